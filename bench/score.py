@@ -1,0 +1,71 @@
+"""Scoring: pure functions over results rows; imports no model library.
+
+The published scorer looks in the reply, on one line, for an opening brace, anything, the key "tool_name" with
+a quoted string, a comma, the key "parameters" and an object that ends at the first two closing braces. It parses the
+whole match as JSON; no match or bad JSON is wrong on both counts. Its quirks (nested objects at the end, swapped
+keys, two braces inside a string) are kept, so that figures compare with published ones.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petool_lite.bench.stats import wilson
+
+_CALL = re.compile(r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\s*\}')
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies in percent over `n` rows, each with its 95 % Wilson interval; engine errors are left out of n."""
+
+    n: int
+    tool_acc: float
+    param_acc: float
+    joint_acc: float
+    tool_ci: tuple[float, float]
+    param_ci: tuple[float, float]
+    joint_ci: tuple[float, float]
+    no_call: int
+    cut_off: int
+    engine_errors: int
+
+
+def published_call(reply: str) -> dict[str, Any] | None:
+    """The call that the published scorer sees in a reply, or None."""
+    match = _CALL.search(reply)
+    if match is None:
+        return None
+    try:
+        call = json.loads(match.group())
+    except (ValueError, RecursionError):
+        return None
+    return call if isinstance(call, dict) and "tool_name" in call and "parameters" in call else None
+
+
+def score_reply(reply: str, gold: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right."""
+    call = published_call(reply)
+    if call is None:
+        return False, False
+    return call["tool_name"] == gold["tool_name"], call["parameters"] == gold["parameters"]
+
+
+def score_rows(rows: Sequence[Mapping[str, Any]]) -> Score:
+    """Score results rows (see bench.run); rows whose engine failed are counted apart."""
+    good = [row for row in rows if row["status"] == "ok"]
+    marks = [score_reply(row["reply"], row["gold"]) for row in good]
+    counts = [sum(tool for tool, _ in marks), sum(param for _, param in marks), sum(all(pair) for pair in marks)]
+    n = len(good)
+    accuracies = [round(100 * count / n, 2) if n else 0.0 for count in counts]
+    intervals = [wilson(count, n) for count in counts]
+    return Score(
+        n,
+        *accuracies,
+        *intervals,
+        no_call=sum(published_call(row["reply"]) is None for row in good),
+        cut_off=sum(row.get("finish") == "length" for row in good),
+        engine_errors=len(rows) - n,
+    )

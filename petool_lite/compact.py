@@ -1,0 +1,71 @@
+"""The compact prompt: petool-lite's own layout of what the published prompt says, in a third of the tokens.
+
+Only the history that bears on the candidates is kept: calls of a candidate's provider, and calls whose words are
+close to a candidate's. A mark before each call tells what the user thought of it, and each candidate
+carries the sum for its provider, so the model need not count. Fixed text comes first and the query last.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+from petool_lite.data.entries import Interaction, Parameter, Prompt, Tool, provider
+
+_HEAD = (
+    "Call the one tool that does what the user asks and that this user prefers.\n"
+    'Reply with one line: {"tool_name": ..., "parameters": {...}}\n'
+)
+_LEGEND = {
+    "rating": "Earlier calls, + liked, - disliked:",
+    "preferred": "Earlier calls, all liked:",
+    "chronological": "Earlier calls, the latest liked most:",
+}
+_CLOSE = 0.5  # share of a candidate's words that a call must have to count as functionally close
+
+
+def compact_prompt(prompt: Prompt, setting: str, kept: Sequence[Interaction] | None = None) -> str:
+    """The system message for `prompt`; `kept` replaces its history where some had to go for length."""
+    related = related_history(prompt) if kept is None else kept
+    calls = [f"{_mark(item)} {item.call.to_json()}" for item in related] or ["none that bears on these tools"]
+    lines = [_LEGEND[setting], *calls, "Tools:", *(_tool(tool, prompt) for tool in prompt.tools)]
+    return _HEAD + "\n".join(lines)
+
+
+def related_history(prompt: Prompt) -> tuple[Interaction, ...]:
+    """The interactions that bear on the candidates, in their order."""
+    providers = {provider(tool.name) for tool in prompt.tools}
+    words = [_words(tool.name) for tool in prompt.tools]
+
+    def bears(item: Interaction) -> bool:
+        if provider(item.call.tool_name) in providers:
+            return True
+        own = _words(item.call.tool_name)
+        return any(len(own & other) >= _CLOSE * len(other) for other in words if other)
+
+    return tuple(item for item in prompt.history if bears(item))
+
+
+def _words(tool_name: str) -> set[str]:
+    """The words of the last part of a tool name."""
+    api = tool_name.split(">.<")[-1]
+    return set(re.findall(r"[a-z0-9]{2,}", re.sub(r"([a-z])([A-Z])", r"\1 \2", api).lower()))
+
+
+def _mark(item: Interaction) -> str:
+    return {1: "+", 0: "-", None: "*"}[item.rating]
+
+
+def _tool(tool: Tool, prompt: Prompt) -> str:
+    own = [item.rating for item in prompt.history if provider(item.call.tool_name) == provider(tool.name)]
+    if any(rating is not None for rating in own):
+        tally = f"(+{own.count(1)} -{own.count(0)})"
+    else:
+        tally = f"(*{len(own)})"
+    parameters = [_parameter(item, "!") for item in tool.required] + [_parameter(item, "?") for item in tool.optional]
+    return f"{tool.name} {tally} {tool.description.strip()} [{', '.join(parameters)}]"
+
+
+def _parameter(parameter: Parameter, mark: str) -> str:
+    default = "" if parameter.default in ("", None) else f"={json.dumps(parameter.default, ensure_ascii=False)}"
+    about = f": {parameter.description.strip()}" if parameter.description.strip() else ""
+    return f"{parameter.name}{mark} {parameter.type}{default}{about}"

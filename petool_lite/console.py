@@ -1,0 +1,91 @@
+"""All talking to the terminal: talk goes to stderr, data to stdout. Other modules emit Progress and know no terminal."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from petool_lite.errors import PetoolError
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+# (stage, done, total, note): a total of 0 is a message without a bar
+Report = Callable[[str, int, int, str], None]
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    """A Report that says nothing."""
+
+
+def say(text: str) -> None:
+    """One line of talk."""
+    stderr.print(text, markup=False)
+
+
+def fail(error: PetoolError) -> None:
+    """One red line and a hint."""
+    stderr.print(f"error: {error.message}", style="red", markup=False, soft_wrap=True)
+    if error.hint:
+        stderr.print(f"hint: {error.hint}", style="dim", markup=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on one line of stdout."""
+    print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
+    """A table on stdout; the first column is left-aligned, the others right."""
+    table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    stdout.print(table)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Yield a Report that draws one bar with the time left for each stage, on stderr."""
+    bars = Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=stderr,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int, note: str) -> None:
+        if total == 0:
+            bars.console.print(stage, style="dim", markup=False)
+            return
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, note=note)
+            if not stderr.is_terminal:
+                stderr.print(f"{stage}: {total} to do", markup=False)
+        bars.update(tasks[stage], completed=done, total=total, note=note)
+        if not stderr.is_terminal and done == total:
+            stderr.print(f"{stage}: done {note}", markup=False)
+
+    if stderr.is_terminal:
+        with bars:
+            yield report
+    else:
+        yield report

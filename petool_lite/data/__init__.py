@@ -1,0 +1,1 @@
+"""PEToolBench data: typed entries, the files they come in, and the demo's generated ones."""

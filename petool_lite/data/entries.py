@@ -1,0 +1,267 @@
+"""Typed PEToolBench entries and the parser of the published forms; nothing here touches a file.
+
+A published prompt is kept as its own text, cut into head, history, middle, tools and tail. The two JSON
+arrays are found by decoding, not by matching sentences, so a reworded prompt parses just as well, and
+joining the pieces gives back the text byte for byte.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from petool_lite.errors import PetoolError
+
+SETTINGS = ("rating", "preferred", "chronological")
+_PROMPT_FIELD = {
+    "rating": "instruction_ratings",
+    "preferred": "instruction_preferred",
+    "chronological": "instruction_chronological",
+}
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One declared parameter of a tool; `type` is the published word, such as STRING or NUMBER."""
+
+    name: str
+    type: str
+    description: str
+    default: Any
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A candidate tool; `name` is `<category>.<provider>.<api>`."""
+
+    name: str
+    description: str
+    required: tuple[Parameter, ...]
+    optional: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of one tool, as the model is to write it."""
+
+    tool_name: str
+    parameters: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """The one-line JSON reply in the published key order."""
+        return json.dumps({"tool_name": self.tool_name, "parameters": dict(self.parameters)}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One earlier call of the user; `rating` is 1, 0 or None (settings without ratings); `text` its JSON as found."""
+
+    instruction: str
+    call: ToolCall
+    rating: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A published system prompt in pieces; `history_text` and `tools_text` are the arrays as they stand there."""
+
+    head: str
+    history: tuple[Interaction, ...]
+    history_text: str
+    middle: str
+    tools: tuple[Tool, ...]
+    tools_text: str
+    tail: str
+
+    @property
+    def text(self) -> str:
+        """The whole prompt."""
+        return f"{self.head}{self.history_text}{self.middle}{self.tools_text}{self.tail}"
+
+    def with_history(self, kept: Sequence[Interaction]) -> "Prompt":
+        """The same prompt with only the `kept` interactions, each in its original text."""
+        text = "[" + ", ".join(item.text for item in kept) + "]"
+        return replace(self, history=tuple(kept), history_text=text)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One user request: the query, a system prompt for each setting at hand, and the right call if known."""
+
+    id: str
+    query: str
+    prompts: Mapping[str, Prompt]
+    gold: ToolCall | None
+    function: str | None
+
+    def prompt(self, setting: str) -> Prompt:
+        """The prompt of `setting`; raises PetoolError if this entry has none."""
+        if setting not in self.prompts:
+            have = ", ".join(self.prompts)
+            raise PetoolError(f"entry {self.id} has no prompt for the setting {setting}", f"it has: {have}")
+        return self.prompts[setting]
+
+
+def provider(tool_name: str) -> str:
+    """`<category>.<provider>.<api>` -> provider; the name itself where it has another form."""
+    parts = tool_name.split(">.<")
+    return parts[1] if len(parts) >= 3 else tool_name
+
+
+class _Fault(Exception):
+    """A field that is not as expected; carries the field's path inside the entry."""
+
+    def __init__(self, field: str, expected: str) -> None:
+        super().__init__(f"{field}: expected {expected}")
+
+
+def _get(value: Any, key: str, kind: type | tuple[type, ...], where: str, expected: str) -> Any:
+    field = f"{where}.{key}" if where else key
+    if not isinstance(value, Mapping) or key not in value:
+        raise _Fault(field, f"{expected}, found nothing")
+    found = value[key]
+    if not isinstance(found, kind) or (isinstance(found, bool) and kind is int):
+        raise _Fault(field, f"{expected}, found {type(found).__name__}")
+    return found
+
+
+def _call(value: Any, where: str) -> ToolCall:
+    name = _get(value, "tool_name", str, where, "a tool name")
+    return ToolCall(name, _get(value, "parameters", dict, where, "an object of parameters"))
+
+
+def _parameters(value: Any, key: str, where: str) -> tuple[Parameter, ...]:
+    rows = _get(value, key, list, where, "a list of parameters")
+    return tuple(
+        Parameter(
+            name=_get(row, "name", str, f"{where}.{key}[{index}]", "a parameter name"),
+            type=_get(row, "type", str, f"{where}.{key}[{index}]", "a parameter type"),
+            description=str(row.get("description", "")),
+            default=row.get("default", ""),
+        )
+        for index, row in enumerate(rows)
+    )
+
+
+def _tool(value: Any, where: str) -> Tool:
+    return Tool(
+        name=_get(value, "tool_name", str, where, "a tool name"),
+        description=str(value.get("tool_description", "")),
+        required=_parameters(value, "required_parameters", where),
+        optional=_parameters(value, "optional_parameters", where),
+    )
+
+
+def _arrays(text: str) -> Iterator[tuple[int, int, list[Any]]]:
+    """Every outermost JSON array of objects (or empty array) in `text`: start, end, value."""
+    position = text.find("[")
+    while position >= 0:
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            end = position + 1
+        else:
+            if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+                yield position, end, value
+        position = text.find("[", end)
+
+
+def _item_texts(text: str) -> list[str]:
+    """The texts of the items of a JSON array, as they stand in it."""
+    texts = []
+    position = 1
+    while True:
+        while text[position] in " \t\r\n,":
+            position += 1
+        if text[position] == "]":
+            return texts
+        _, end = _DECODER.raw_decode(text, position)
+        texts.append(text[position:end])
+        position = end
+
+
+def _parse_prompt(text: str, where: str) -> Prompt:
+    history: tuple[int, int, list[Any]] | None = None
+    tools: tuple[int, int, list[Any]] | None = None
+    for start, end, value in _arrays(text):
+        if value and all("required_parameters" in item for item in value):
+            tools = start, end, value
+            break
+        if history is None and all("tool_call" in item for item in value):
+            history = start, end, value
+    if history is None:
+        raise _Fault(where, "a JSON array of earlier calls before the tools")
+    if tools is None:
+        raise _Fault(where, "a JSON array of tools after the earlier calls")
+    history_text = text[history[0] : history[1]]
+    interactions = []
+    for index, (row, row_text) in enumerate(zip(history[2], _item_texts(history_text), strict=True)):
+        spot = f"{where}.history[{index}]"
+        call = _call(_get(row, "tool_call", dict, spot, "an object"), f"{spot}.tool_call")
+        rating = _get(row, "rating", int, spot, "0 or 1") if "rating" in row else None
+        if rating not in (0, 1, None):
+            raise _Fault(f"{spot}.rating", f"0 or 1, found {rating}")
+        interactions.append(Interaction(_get(row, "instruction", str, spot, "a text"), call, rating, row_text))
+    return Prompt(
+        head=text[: history[0]],
+        history=tuple(interactions),
+        history_text=history_text,
+        middle=text[history[1] : tools[0]],
+        tools=tuple(_tool(row, f"{where}.tools[{index}]") for index, row in enumerate(tools[2])),
+        tools_text=text[tools[0] : tools[1]],
+        tail=text[tools[1] :],
+    )
+
+
+def _output_call(row: Mapping[str, Any], key: str) -> ToolCall:
+    text = _get(row, key, str, "", "the answer, a JSON tool call")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Fault(key, f"a JSON tool call ({error})") from error
+    return _call(value, key)
+
+
+def _parse(row: Any, setting: str, index: int) -> Entry:
+    if not isinstance(row, Mapping):
+        raise _Fault("the entry", "an object")
+    if "input" in row:  # a training row (output) or a preference row (chosen)
+        prompt = _parse_prompt(_get(row, "instruction", str, "", "the system prompt"), "instruction")
+        gold = _output_call(row, "chosen" if "chosen" in row else "output")
+        return Entry(
+            str(row.get("entry_id", index)), _get(row, "input", str, "", "a text"), {setting: prompt}, gold, None
+        )
+    prompts = {
+        name: _parse_prompt(_get(row, field, str, "", "the system prompt"), field)
+        for name, field in _PROMPT_FIELD.items()
+        if field in row
+    }
+    if not prompts:
+        raise _Fault(_PROMPT_FIELD[setting], "the system prompt, found nothing")
+    gold = _call(row["api_call_ground_truth"], "api_call_ground_truth") if "api_call_ground_truth" in row else None
+    function = row.get("func")
+    return Entry(
+        id=str(row.get("entry_id", index)),
+        query=_get(row, "query", str, "", "a text"),
+        prompts=prompts,
+        gold=gold,
+        function=None if function is None else str(function),
+    )
+
+
+def parse_entry(row: Any, setting: str, source: str, index: int) -> Entry:
+    """Parse one published test entry, training row or preference row.
+
+    `setting` says which prompt a training row holds, and which one a test entry must hold. Raises PetoolError that
+    names `source`, the entry and the field.
+    """
+    try:
+        entry = _parse(row, setting, index)
+    except _Fault as fault:
+        identity = row.get("entry_id") if isinstance(row, Mapping) else None
+        label = f"entry {index}" + (f" (entry_id {identity})" if identity is not None else "")
+        raise PetoolError(f"{source}, {label}, {fault}", "the file is not in a PEToolBench format") from None
+    entry.prompt(setting)
+    return entry

@@ -1,0 +1,220 @@
+"""Recipes: one frozen dataclass tree owns every setting, its default and its one-line meaning.
+
+A recipe is strict TOML: unknown keys, wrong types and values out of range are reported together.
+Order of precedence: --set on the command line, then the recipe file, then the defaults here.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from petool_lite.data.entries import SETTINGS
+from petool_lite.errors import USAGE, PetoolError
+from petool_lite.prompt import OVERLENGTH, STYLES
+
+
+def _setting(default: Any, doc: str, choices: Sequence[str] = (), least: float | None = None) -> Any:
+    factory = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
+    return field(**factory, metadata={"doc": doc, "choices": tuple(choices), "least": least})
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which base model, in which precision, at which length."""
+
+    base: str = _setting("smollm2-135m", "base model: smollm2-135m (embedded), a directory, a .gguf file or a hub id")
+    precision: str = _setting("bf16", "base weights in training: nf4 (double quantization) or bf16", ("nf4", "bf16"))
+    max_tokens: int = _setting(8192, "longest row, prompt and answer, in tokens", least=16)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is learned from, and how it is laid out."""
+
+    train: str = _setting("demo:train:320", "training entries: a file, demo:train:COUNT or hub:OWNER/NAME/FILE")
+    setting: str = _setting("rating", "what the history tells: rating, preferred or chronological", SETTINGS)
+    style: str = _setting("published", "prompt: published as it stands, or compact, petool-lite's own layout", STYLES)
+    limit: int = _setting(0, "train on the first N entries only; 0 takes all", least=0)
+    overlength: str = _setting("trim-history", "rows longer than max_tokens; answers are never cut", OVERLENGTH)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter."""
+
+    r: int = _setting(32, "rank of the adapter", least=1)
+    alpha: int = _setting(64, "scale of the adapter, divided by r", least=1)
+    dropout: float = _setting(0.0, "dropout on the adapter's input; any value but 0 gives up fused kernels", least=0)
+    targets: list[str] = _setting(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers that get one"
+    )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The optimizer and its steps."""
+
+    epochs: float = _setting(1.0, "passes over the data", least=0)
+    max_steps: int = _setting(0, "stop after N optimizer steps; 0 means the epochs decide", least=0)
+    learning_rate: float = _setting(1e-4, "peak learning rate", least=0)
+    schedule: str = _setting("cosine", "learning rate over time", ("cosine", "linear", "constant_with_warmup"))
+    warmup_ratio: float = _setting(0.01, "share of the steps that warm up", least=0)
+    batch_size: int = _setting(1, "rows a micro-step", least=1)
+    accumulate: int = _setting(32, "micro-steps an optimizer step", least=1)
+    optimizer: str = _setting(
+        "adamw_torch",
+        "as transformers names it; paged ones need a GPU",
+        ("adamw_torch", "adamw_8bit", "paged_adamw_32bit"),
+    )
+    weight_decay: float = _setting(0.0, "decoupled weight decay", least=0)
+    clip_norm: float = _setting(1.0, "clip the gradient to this norm", least=0)
+    checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
+    save_every: int = _setting(0, "write a checkpoint every N steps; 0 writes one at the end", least=0)
+    seed: int = _setting(0, "seed of adapter, data order and dropout", least=0)
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What the trained model is scored on."""
+
+    data: str = _setting("demo:test:40", "entries that `bench` scores when --data is not given")
+    max_reply_tokens: int = _setting(256, "longest reply in tokens", least=1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a run, by section."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = field(default_factory=DataSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    bench: BenchSettings = field(default_factory=BenchSettings)
+
+
+def settings() -> Iterator[tuple[str, type, dict[str, Any], Any]]:
+    """Every setting as (section.key, type, metadata, default)."""
+    for section in fields(Recipe):
+        kind = get_type_hints(Recipe)[section.name]
+        assert is_dataclass(kind)
+        hints, defaults = get_type_hints(kind), kind()
+        for item in fields(kind):
+            yield f"{section.name}.{item.name}", hints[item.name], dict(item.metadata), getattr(defaults, item.name)
+
+
+def builtin_recipes() -> dict[str, str]:
+    """Shipped recipes: name -> text."""
+    folder = resources.files("petool_lite.recipes")
+    files = sorted((item for item in folder.iterdir() if item.name.endswith(".toml")), key=lambda item: item.name)
+    return {item.name.removesuffix(".toml"): item.read_text() for item in files}
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
+    """Read a recipe by path or shipped name and apply `key=value` overrides; return its name and the settings.
+
+    Raises PetoolError that lists every problem, each with the nearest known key.
+    """
+    name, text = _recipe_text(source)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PetoolError(f"{source} is not valid TOML: {error}", "see `petool-lite recipes show demo`") from error
+    values, problems = _flatten(table)
+    for override in overrides:
+        key, equals, raw = override.partition("=")
+        if not equals:
+            raise PetoolError(f"--set {override}: expected key=value", "such as --set train.epochs=2", USAGE)
+        values[key.strip()] = _override_value(key.strip(), raw.strip())
+    return name, _build(values, problems, source)
+
+
+def _recipe_text(source: str) -> tuple[str, str]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.stem, path.read_text()
+    shipped = builtin_recipes()
+    # "recipes/rating.toml" means the shipped one when no such file lies in the current folder
+    if path.stem in shipped and str(path) in (path.stem, f"recipes/{path.stem}.toml"):
+        return path.stem, shipped[path.stem]
+    raise PetoolError(f"no such recipe: {source}", f"give a file, or one of: {', '.join(shipped)}")
+
+
+def _flatten(table: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    values, problems = {}, []
+    for section, content in table.items():
+        if isinstance(content, dict):
+            values.update({f"{section}.{key}": value for key, value in content.items()})
+        else:
+            problems.append(f"{section} stands outside a section such as [train]")
+    return values, problems
+
+
+def _override_value(key: str, raw: str) -> Any:
+    kinds = {name: kind for name, kind, _, _ in settings()}
+    if kinds.get(key) is str:
+        return raw.strip("\"'")
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
+    known = {name: (kind, metadata) for name, kind, metadata, _ in settings()}
+    chosen: dict[str, dict[str, Any]] = {section.name: {} for section in fields(Recipe)}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            problems.append(f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+            continue
+        kind, metadata = known[key]
+        problem = _problem(value, kind, metadata)
+        if problem:
+            problems.append(f"{key}: {problem}")
+        section, _, item = key.partition(".")
+        chosen[section][item] = float(value) if kind is float and isinstance(value, int) else value
+    if problems:
+        raise PetoolError(f"{source}: " + "; ".join(problems), "`petool-lite recipes keys` lists all settings")
+    hints = get_type_hints(Recipe)
+    return Recipe(**{section: hints[section](**content) for section, content in chosen.items()})
+
+
+def _problem(value: Any, kind: Any, metadata: dict[str, Any]) -> str:
+    if kind == list[str]:
+        good = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
+        return "" if good else f"expected a list of names, found {value!r}"
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        return f"expected {kind.__name__}, found {value!r}"
+    if metadata["choices"] and value not in metadata["choices"]:
+        return f"expected one of {', '.join(metadata['choices'])}, found {value!r}"
+    if metadata["least"] is not None and not value >= metadata["least"]:
+        return f"expected at least {metadata['least']}, found {value!r}"
+    return ""
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML, every setting written out with its meaning."""
+    lines = []
+    for section in fields(recipe):
+        content = getattr(recipe, section.name)
+        lines.append(f"[{section.name}]")
+        lines += [
+            f"# {item.metadata['doc']}\n{item.name} = {_toml(getattr(content, item.name))}" for item in fields(content)
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)

@@ -1,0 +1,134 @@
+"""Run directories: made, found and described here. The manifest is written last, so its presence means complete."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from petool_lite.errors import PetoolError
+
+_PACKAGES = (
+    "petool-lite",
+    "unsloth",
+    "unsloth_zoo",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "tokenizers",
+    "llama-cpp-python",
+    "gguf",
+)
+
+
+def runs_root() -> Path:
+    """Folder that holds the runs: $PETOOL_LITE_RUNS, else ./runs."""
+    return Path(os.environ.get("PETOOL_LITE_RUNS") or "runs")
+
+
+@contextmanager
+def draft(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write to; it becomes `target` on success and is removed on any failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.parent / f".{target.name}.{secrets.token_hex(4)}.draft"
+    try:
+        yield path
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        elif target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    finally:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a whole text file, never half of one."""
+    with draft(target) as path:
+        path.write_text(text)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write a whole JSON file, never half of one."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def create_run(name: str) -> Path:
+    """Make a new run directory, `<name>-<date>-<time>`; a number is added where that is taken."""
+    stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    root = runs_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            path = root / (stamp if number == 1 else f"{stamp}-{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+    except OSError as error:
+        raise PetoolError(
+            f"cannot write to {root}: {error.strerror}", "set PETOOL_LITE_RUNS to another folder"
+        ) from error
+    raise PetoolError(f"no free run name for {stamp}")
+
+
+def is_complete(run: Path) -> bool:
+    """Whether the run has its manifest."""
+    return (run / "manifest.json").is_file()
+
+
+def list_runs() -> list[Path]:
+    """All run directories, the newest last."""
+    root = runs_root()
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if path.is_dir() and (path / "recipe.toml").is_file()]
+    return sorted(found, key=lambda path: (path / "recipe.toml").stat().st_mtime)
+
+
+def find_run(name: str | None) -> Path:
+    """A complete run by path or name, or the newest complete one for None; raises PetoolError if there is none."""
+    if name is None:
+        complete = [path for path in list_runs() if is_complete(path)]
+        if not complete:
+            raise PetoolError(f"no complete run in {runs_root()}", "train one first: petool-lite train demo")
+        return complete[-1]
+    path = next((path for path in (Path(name).expanduser(), runs_root() / name) if path.is_dir()), None)
+    if path is None:
+        raise PetoolError(f"no such run: {name}", "`petool-lite runs list` shows them")
+    if not is_complete(path):
+        raise PetoolError(f"the run {path} is not finished", f"finish it: petool-lite train --resume {path}")
+    return path
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a complete run."""
+    try:
+        manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise PetoolError(f"cannot read {run}/manifest.json: {error}", "train again, or give another run") from error
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a result."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
