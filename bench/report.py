@@ -72,7 +72,11 @@ def print_report(document: Mapping[str, Any]) -> None:
     if document["partial"]:
         notes.append(f"PARTIAL: not all {total} entries")
     for variant in document["variants"]:
-        for key, words in (("engine_errors", "engine errors, not scored"), ("history_trimmed", "prompts lost history")):
+        for key, words in (
+            ("engine_errors", "engine errors, not scored"),
+            ("history_trimmed", "prompts lost old history"),
+            ("too_long", "prompts exceed its context, scored as wrong"),
+        ):
             if variant[key]:
                 notes.append(f"{variant['name']}: {variant[key]} {words}")
     print_table(f"{document['data']['source']}, {document['setting']}", columns, rows, "; ".join(notes))

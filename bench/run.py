@@ -23,32 +23,32 @@ def generate_results(
 ) -> None:
     """Write one row an entry to `target`: entry, gold, reply, status, tokens and times.
 
-    An entry longer than the model's context loses old history, counted in the row. A failure of the engine is a
-    row with the status "engine_error", never a wrong answer.
+    An entry longer than the model's context loses old history, counted in the row; one that is too long even then
+    has the status "too_long" and scores as wrong. A failure of the engine is "engine_error", never a wrong answer.
     """
     with LlamaModel(variant.model, vocab_only=True) as vocabulary:
         style = variant.style or vocabulary.metadata.get("petool_lite.prompt_style", _UNKNOWN_STYLE)
-        room = vocabulary.train_ctx - max_reply_tokens
         chat = vocabulary.chat()
-        layout = Layout(setting, style, room)
-        prompts = [_fitted(prompt_ids(chat, entry, layout)) for entry in dataset.entries]
-    longest = max(len(ids) for ids, _ in prompts)
+        layout = Layout(setting, style, vocabulary.train_ctx - max_reply_tokens)
+        prompts = [prompt_ids(chat, entry, layout) for entry in dataset.entries]
+    longest = max((len(prompt[0]) for prompt in prompts if prompt), default=0)
     stage = f"bench {variant.name}"
     report(stage, 0, len(prompts), "")
-    with draft(target) as path, path.open("w") as file:
-        with LlamaModel(variant.model, n_ctx=longest + max_reply_tokens) as model:
-            for number, (entry, (ids, dropped)) in enumerate(zip(dataset.entries, prompts, strict=True), 1):
-                row = _row(model, entry, ids, max_reply_tokens)
-                row |= {"variant": variant.name, "setting": setting, "style": style, "history_dropped": dropped}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                report(
-                    stage, number, len(prompts), f"{len(ids) / max(row.get('prefill_s', 0), 1e-9):.0f} tokens/s read"
-                )
+    with (
+        draft(target) as path,
+        path.open("w") as file,
+        LlamaModel(variant.model, n_ctx=longest + max_reply_tokens) as model,
+    ):
+        for number, (entry, prompt) in enumerate(zip(dataset.entries, prompts, strict=True), 1):
+            ids, dropped = prompt or ([], 0)
+            row = _row(model, entry, ids, max_reply_tokens)
+            row |= {"variant": variant.name, "setting": setting, "style": style, "history_dropped": dropped}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            report(stage, number, len(prompts), _speed(row))
 
 
-def _fitted(found: tuple[list[int], int] | None) -> tuple[list[int], int]:
-    assert found is not None  # only the policy "drop" gives None, and bench trims
-    return found
+def _speed(row: dict[str, Any]) -> str:
+    return f"{row['prompt_tokens'] / row['prefill_s']:.0f} tokens/s read" if row["status"] == "ok" else row["status"]
 
 
 def _row(model: LlamaModel, entry: Entry, ids: list[int], max_reply_tokens: int) -> dict[str, Any]:
@@ -60,6 +60,8 @@ def _row(model: LlamaModel, entry: Entry, ids: list[int], max_reply_tokens: int)
         "gold": {"tool_name": gold.tool_name, "parameters": dict(gold.parameters)},
         "prompt_tokens": len(ids),
     }
+    if not ids:
+        return row | {"status": "too_long", "seconds": 0.0}
     try:
         reply = model.generate(ids, max_reply_tokens)
     except PetoolError as error:
@@ -84,7 +86,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             good = isinstance(row["gold"]["tool_name"], str) and isinstance(row["gold"]["parameters"], dict)
-            good = good and (row["status"] != "ok" or isinstance(row["reply"], str))
+            good = good and (row["status"] in ("too_long", "engine_error") or isinstance(row["reply"], str))
         except (ValueError, KeyError, TypeError):
             good = False
         if not good:

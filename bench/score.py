@@ -30,6 +30,7 @@ class Score:
     joint_ci: tuple[float, float]
     no_call: int
     cut_off: int
+    too_long: int
     engine_errors: int
 
 
@@ -55,8 +56,8 @@ def score_reply(reply: str, gold: Mapping[str, Any]) -> tuple[bool, bool]:
 
 def score_rows(rows: Sequence[Mapping[str, Any]]) -> Score:
     """Score results rows (see bench.run); rows whose engine failed are counted apart."""
-    good = [row for row in rows if row["status"] == "ok"]
-    marks = [score_reply(row["reply"], row["gold"]) for row in good]
+    good = [row for row in rows if row["status"] != "engine_error"]
+    marks = [score_reply(row.get("reply", ""), row["gold"]) for row in good]
     counts = [sum(tool for tool, _ in marks), sum(param for _, param in marks), sum(all(pair) for pair in marks)]
     n = len(good)
     accuracies = [round(100 * count / n, 2) if n else 0.0 for count in counts]
@@ -65,7 +66,8 @@ def score_rows(rows: Sequence[Mapping[str, Any]]) -> Score:
         n,
         *accuracies,
         *intervals,
-        no_call=sum(published_call(row["reply"]) is None for row in good),
+        no_call=sum(published_call(row.get("reply", "")) is None for row in good),
         cut_off=sum(row.get("finish") == "length" for row in good),
+        too_long=sum(row["status"] == "too_long" for row in good),
         engine_errors=len(rows) - n,
     )

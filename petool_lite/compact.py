@@ -57,10 +57,8 @@ def _mark(item: Interaction) -> str:
 
 def _tool(tool: Tool, prompt: Prompt) -> str:
     own = [item.rating for item in prompt.history if provider(item.call.tool_name) == provider(tool.name)]
-    if any(rating is not None for rating in own):
-        tally = f"(+{own.count(1)} -{own.count(0)})"
-    else:
-        tally = f"(*{len(own)})"
+    rated = any(rating is not None for rating in own)
+    tally = f"(+{own.count(1)} -{own.count(0)})" if rated else f"(*{len(own)})"
     parameters = [_parameter(item, "!") for item in tool.required] + [_parameter(item, "?") for item in tool.optional]
     return f"{tool.name} {tally} {tool.description.strip()} [{', '.join(parameters)}]"
 

@@ -1,4 +1,4 @@
-"""All talking to the terminal: talk goes to stderr, data to stdout. Other modules emit Progress and know no terminal."""
+"""All talking to the terminal: talk on stderr, data on stdout. Other modules call a Report and know no terminal."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -123,8 +123,8 @@ def _drop_order(prompt: Prompt, history: Sequence[Interaction]) -> list[Interact
 def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> tuple[list[int], int] | None:
     """Ids of an entry's prompt, and how many history items were left out so that prompt + `reserve` fit.
 
-    None means that the entry is too long and the layout says "drop". Tools, query and answer are never cut: an
-    entry that does not fit without any history raises PetoolError, as "error" does for any that is too long.
+    None means that the entry is too long: under "drop" as it stands, under "trim-history" even without any history,
+    since tools, query and answer are never cut. Callers count and name such entries. "error" raises PetoolError.
     """
     prompt = entry.prompt(layout.setting)
     history = related_history(prompt) if layout.style == "compact" else prompt.history
@@ -157,16 +157,11 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> tu
             best, high = (ids, count), count - 1
         else:
             low = count + 1
-    if best is None:
-        raise PetoolError(
-            f"entry {entry.id} does not fit {layout.max_tokens} tokens even without history",
-            "raise model.max_tokens; tools, query and answer are never cut",
-        )
     return best
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:
-    """A training row of at most `layout.max_tokens` ids; None if it was too long and dropped. Needs a gold answer."""
+    """A training row of at most `layout.max_tokens` ids; None if it is too long. Needs a gold answer."""
     if entry.gold is None:
         raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs api_call_ground_truth or output")
     answer = [*chat.encode(entry.gold.to_json()), chat.eos_id]

@@ -5,9 +5,11 @@ only, and the output head runs for those positions only: in PEToolBench they are
 """
 
 import json
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,13 @@ def plan(recipe: Recipe, report: Report = silent) -> tuple[Base, Chat, Dataset, 
     kept = [row for row in rows if row is not None]
     if not kept:
         raise PetoolError("no row fits model.max_tokens", "raise it")
+    dropped = [entry.id for entry, row in zip(data.entries, rows, strict=True) if row is None]
+    if dropped:
+        names = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
+        why = f"longer than {recipe.model.max_tokens} tokens" + (
+            " even without history" if recipe.data.overlength == "trim-history" else ""
+        )
+        report(f"{len(dropped)} of {len(rows)} rows left out, {why}: entries {names}", 0, 0, "")
     lengths = sorted(len(row.ids) for row in kept)
     summary = {
         "rows": len(rows),
@@ -82,12 +91,14 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     if resume is None:
         write_text(run / "recipe.toml", to_toml(recipe))
     report(f"loading {base.name} through Unsloth", 0, 0, "")
-    model, tokenizer = _load(recipe, base)
-    trainer = _trainer(recipe, model, tokenizer, rows, run, summary["steps"], report)
-    checkpoint = _newest_checkpoint(run) if resume else None
-    trained_from = time.time()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.time() - trained_from
+    with _log_to(run / "train.log") as log:
+        with redirect_stderr(log):
+            model, tokenizer = _load(recipe, base)
+        trainer = _trainer(recipe, model, tokenizer, rows, run, summary["steps"], report)
+        checkpoint = _newest_checkpoint(run) if resume else None
+        trained_from = time.time()
+        _fit(trainer, checkpoint)
+        seconds = time.time() - trained_from
     with draft(run / "adapter") as folder:
         model.save_pretrained(str(folder))
         _name_base(folder, base)
@@ -110,6 +121,27 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
         },
     )
     return run
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[Any]:
+    """Libraries print banners and advice to stdout, which is for data here: keep it in the run's train.log instead."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # warns about torchao's enums at import
+    with path.open("a") as log, redirect_stdout(log):
+        yield log
+
+
+def _fit(trainer: Any, checkpoint: Path | None) -> None:
+    import torch
+
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise PetoolError(
+            f"out of GPU memory: {str(error).splitlines()[0]}",
+            "set train.checkpointing=true, model.precision=nf4, train.batch_size=1 or a smaller model.max_tokens",
+            MACHINE,
+        ) from error
 
 
 def _name_base(adapter: Path, base: Base) -> None:

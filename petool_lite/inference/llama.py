@@ -61,7 +61,7 @@ class LlamaModel:
             )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.metadata = self._read_metadata()
-        self.n_ctx = n_ctx or int(llama_cpp.llama_model_n_ctx_train(self._model))
+        self.n_ctx = n_ctx or self.train_ctx
         if not vocab_only:
             self._open_context(threads or default_threads())
 
@@ -110,7 +110,8 @@ class LlamaModel:
     @property
     def train_ctx(self) -> int:
         """The context length that the model was made for, in tokens."""
-        return int(self._lib.llama_model_n_ctx_train(self._model))
+        architecture = self.metadata.get("general.architecture", "")
+        return int(self.metadata.get(f"{architecture}.context_length", 0))
 
     def chat(self) -> Chat:
         """How this model talks, from the file's own metadata."""

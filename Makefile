@@ -1,0 +1,34 @@
+# make demo: train, export and bench a small model on this CPU.  make test: the test suite.
+# Both make their own .venv first (see requirements/install.sh).
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train, export and bench a 135M model on this CPU (about 10 minutes after installing)"
+	@echo "make test    the test suite"
+	@echo "make check   lint, format and types"
+	@echo "make clean   remove .venv (runs are kept)"
+
+.venv/ready: requirements/install.sh requirements/torch.txt requirements/lock.txt requirements/llama.txt requirements/test.txt pyproject.toml
+	@bash requirements/install.sh
+
+demo: .venv/ready
+	@echo "1/3 train SmolLM2-135M on 320 generated entries" >&2
+	@$(BIN)/petool-lite train demo
+	@echo "2/3 merge, quantize and check" >&2
+	@$(BIN)/petool-lite export --gguf q4_k_m
+	@echo "3/3 score base and tuned model on functions that training never saw" >&2
+	@$(BIN)/petool-lite bench
+
+test: .venv/ready
+	@$(BIN)/python -m pytest
+
+check: .venv/ready
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@cd $$(mktemp -d) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p petool_lite
+
+clean:
+	rm -rf .venv build *.egg-info

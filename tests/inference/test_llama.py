@@ -1,0 +1,58 @@
+"""Real decodes: the AMX guard, greedy and repeatable replies, clear failures."""
+
+import pytest
+
+from petool_lite.base import embedded_gguf
+from petool_lite.errors import PetoolError
+from petool_lite.inference.llama import LlamaModel
+
+
+@pytest.fixture(scope="module")
+def model():
+    with LlamaModel(embedded_gguf(), n_ctx=1024) as loaded:
+        yield loaded
+
+
+def test_a_real_prompt_decodes_without_a_crash(model) -> None:
+    """On AMX machines this killed the process before `use_extra_bufts` was turned off; 600 tokens span two batches."""
+    ids = model.encode("The capital of France is Paris. " * 90)[:600]
+    reply = model.generate(ids, 8)
+    assert len(ids) == 600
+    assert len(reply.ids) == 8
+    assert reply.prefill_s > 0
+    assert reply.decode_s > 0
+
+
+def test_greedy_replies_are_sensible_and_repeat(model) -> None:
+    ids = model.encode("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+    first, second = model.generate(ids, 32), model.generate(ids, 32)
+    assert "Paris" in first.text
+    assert (first.text, first.finish) == (second.text, second.finish)
+    assert first.finish == "stop"
+    assert "<|im_end|>" not in first.text
+
+
+def test_a_reply_that_reaches_the_limit_says_so(model) -> None:
+    assert model.generate(model.encode("Once upon a time"), 3).finish == "length"
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(model) -> None:
+    with pytest.raises(PetoolError, match="1020 prompt tokens and 8 for the reply exceed the context of 1024"):
+        model.generate([1] * 1020, 8)
+
+
+def test_text_survives_encode_and_decode(model) -> None:
+    text = 'naïve {"a": 1}\n\t日本 👋 12345'
+    assert model.decode(model.encode(text)) == text
+
+
+def test_what_is_no_gguf_is_refused(tmp_path) -> None:
+    other, cut = tmp_path / "other.gguf", tmp_path / "cut.gguf"
+    other.write_bytes(b"PK\x03\x04 a zip file")
+    cut.write_bytes(embedded_gguf().read_bytes()[:1_000_000])
+    with pytest.raises(PetoolError, match="not a GGUF file"):
+        LlamaModel(other)
+    with pytest.raises(PetoolError, match="cannot load"):
+        LlamaModel(cut)
+    with pytest.raises(PetoolError, match="no such file"):
+        LlamaModel(tmp_path / "gone.gguf")

@@ -1,0 +1,82 @@
+"""The command line as a user meets it: quick help, exit codes, one clear line for what is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom petool_lite.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'unsloth', 'llama_cpp', 'numpy', 'rich', 'transformers') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "petool-lite train demo" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "nowhere.toml"], 1, "no such recipe: nowhere.toml"),
+        (["train", "demo", "--set", "train.epoch=2"], 1, "did you mean train.epochs"),
+        (["train", "demo", "--set", "data.train=gone.json"], 1, "no such data file: gone.json"),
+        (["train", "demo", "--set", "model.base=gone/"], 1, "base model not found"),
+        (["train", "demo", "--set", "model.base=some.gguf"], 1, "no such file: some.gguf"),
+        (["train"], 2, "give a RECIPE"),
+        (["train", "--resume", "gone"], 1, "no such run: gone"),
+        (["train", "rating"], 3, "needs a GPU"),
+        (["export", "--run", "gone"], 1, "no such run: gone"),
+        (["bench", "--run", "gone"], 1, "no such run: gone"),
+        (["bench", "--model", "gone.gguf"], 1, "no such file: gone.gguf"),
+        (["bench", "--variants", "fast"], 2, "unknown variant"),
+        (["bench", "--setting", "other"], 2, "'other' is not one of"),
+        (["bench", "score", "gone.jsonl"], 1, "no such results file"),
+        (["recipes", "show", "gone"], 2, "no such recipe"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(command, tmp_path, arguments, code, said) -> None:
+    import os
+
+    environment = os.environ | {"PETOOL_LITE_RUNS": str(tmp_path / "runs")}
+    result = command(*arguments, cwd=tmp_path, env=environment)
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_file_and_data_of_the_wrong_kind(command, tmp_path) -> None:
+    (tmp_path / "notes.gguf").write_text("hello")
+    (tmp_path / "data.json").write_text('[{"query": "q"}]')
+    result = command("bench", "--model", "notes.gguf", cwd=tmp_path)
+    assert (result.returncode, "not a GGUF file" in result.stderr) == (1, True)
+    result = command("train", "demo", "--set", "data.train=data.json", cwd=tmp_path)
+    assert (result.returncode, "data.json, entry 0, instruction_ratings" in result.stderr) == (1, True)
+
+
+def test_recipes_can_be_listed_shown_and_copied(command, tmp_path) -> None:
+    listed = json.loads(command("recipes", "list", "--json").stdout)
+    assert {"demo", "rating"} <= set(listed)
+    assert command("recipes", "copy", "demo", "mine.toml", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "mine.toml").read_text() == command("recipes", "show", "demo").stdout
+    again = command("recipes", "copy", "demo", "mine.toml", cwd=tmp_path)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+    assert "train.epochs" in json.loads(command("recipes", "keys", "--json").stdout)
+
+
+def test_doctor_decodes_for_real(command) -> None:
+    facts = json.loads(command("doctor", "--json").stdout)
+    assert facts["llama_cpp"]["works"] is True
+    assert facts["llama_cpp"]["prefill_tokens_per_s"] > 0
+
+
+def test_a_dry_run_counts_and_loads_no_model(command, tmp_path) -> None:
+    result = command("train", "demo", "--dry-run", "--json", "--set", "data.train=demo:train:12")
+    plan = json.loads(result.stdout.splitlines()[-1])
+    assert (plan["rows"], plan["kept"], plan["steps"]) == (12, 12, 3)
+    assert 0 < plan["loss_tokens"] < plan["tokens"] / 5

@@ -1,0 +1,107 @@
+"""The renderer: golden ids, one BOS, and answers that are never cut."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from petool_lite.data.demo import generate
+from petool_lite.data.entries import parse_entry
+from petool_lite.data.files import load_dataset
+from petool_lite.errors import PetoolError
+from petool_lite.inference.llama import LlamaModel
+from petool_lite.prompt import Layout, chat_from_directory, example, prompt_ids, render
+
+GOLDEN = Path(__file__).parent / "golden" / "smollm2.json"
+
+
+def entry(index: int = 0):
+    return parse_entry(generate("test", index + 1)[index], "rating", "demo", index)
+
+
+@pytest.mark.parametrize("style", ["published", "compact"])
+def test_token_ids_are_the_golden_ones(smollm2, style) -> None:
+    """Fails when a prompt changes in any way: models that are out there were trained on these ids."""
+    row = example(chat_from_directory(smollm2.directory), entry(), Layout("rating", style, 8192))
+    assert [row.answer_start, list(row.ids)] == json.loads(GOLDEN.read_text())[style]
+
+
+def test_the_loss_mask_covers_the_answer_and_the_end_token(smollm2) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    row = example(chat, entry(), Layout("rating", "published", 8192))
+    with LlamaModel(smollm2.gguf, vocab_only=True) as model:
+        assert model.decode(row.ids[row.answer_start :]) == entry().gold.to_json() + "<|im_end|>"
+        assert model.decode(row.ids[: row.answer_start]).endswith("<|im_start|>assistant\n")
+
+
+def test_llama_cpp_gives_the_same_ids(smollm2) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    texts = [
+        "naïve 12345 café",
+        "x = {\n\t'a': 1.50}\n\n\n",
+        "日本語 👋 Ω",
+        "  two  spaces ",
+        "<|im_start|>user\nhi<|im_end|>",
+    ]
+    with LlamaModel(smollm2.gguf, vocab_only=True) as model:
+        other = model.chat()
+        assert (other.template, other.eos_id, other.bos_token) == (chat.template, chat.eos_id, chat.bos_token)
+        for text in texts:
+            assert other.encode(text) == chat.encode(text)
+
+
+def test_published_entries_have_the_same_ids_in_llama_cpp(smollm2, open_entries) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    layout = Layout("rating", "published", 8192)
+    with LlamaModel(smollm2.gguf, vocab_only=True) as model:
+        for item in load_dataset(str(open_entries), "rating", limit=40).entries:
+            assert prompt_ids(model.chat(), item, layout) == prompt_ids(chat, item, layout)
+
+
+def test_a_llama_3_prompt_has_one_bos_and_a_fixed_date(llama3_tokenizer) -> None:
+    chat = chat_from_directory(llama3_tokenizer)
+    row = example(chat, entry(), Layout("rating", "published", 8192))
+    bos = chat.encode("<|begin_of_text|>")
+    assert len(bos) == 1
+    assert row.ids.count(bos[0]) == 1
+    assert row.ids[0] == bos[0]
+    assert "26 Jul 2024" in render(chat, [{"role": "user", "content": "hi"}])
+    assert row.ids[-1] == chat.eos_id
+
+
+@pytest.mark.parametrize("style", ["published", "compact"])
+def test_a_long_row_loses_old_history_and_nothing_else(smollm2, style) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    whole = example(chat, entry(), Layout("rating", style, 8192))
+    room = len(whole.ids) - 1
+    row = example(chat, entry(), Layout("rating", style, room))
+    assert len(row.ids) <= room
+    assert row.history_dropped == 1
+    assert row.ids[row.answer_start :] == whole.ids[whole.answer_start :]
+    prompt = entry().prompt("rating")
+    assert prompt.history[0].call.to_json() not in chat_text(smollm2, row)
+    for tool in prompt.tools:
+        assert tool.name in chat_text(smollm2, row)
+    assert entry().query in chat_text(smollm2, row)
+
+
+def chat_text(base, row) -> str:
+    with LlamaModel(base.gguf, vocab_only=True) as model:
+        return model.decode(row.ids)
+
+
+def test_the_other_policies_for_long_rows(smollm2) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    assert example(chat, entry(), Layout("rating", "published", 100, "drop")) is None
+    with pytest.raises(PetoolError, match=r"has \d+ tokens, more than 100"):
+        example(chat, entry(), Layout("rating", "published", 100, "error"))
+    assert example(chat, entry(), Layout("rating", "published", 100)) is None  # even without history
+
+
+def test_compact_is_a_third_shorter_on_published_entries(smollm2, open_entries) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    entries = load_dataset(str(open_entries), "rating", limit=60).entries
+    layouts = [Layout("rating", style, 100_000) for style in ("published", "compact")]
+    long, short = (statistics.median(len(prompt_ids(chat, item, layout)[0]) for item in entries) for layout in layouts)
+    assert short < 0.67 * long

@@ -1,0 +1,72 @@
+"""Recipes are strict, complete and read by the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from petool_lite.errors import PetoolError
+from petool_lite.recipe import Recipe, builtin_recipes, load_recipe, settings, to_toml
+
+CODE = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_every_shipped_recipe_loads_and_survives_a_round_trip(name, tmp_path) -> None:
+    _, recipe = load_recipe(name)
+    (tmp_path / "copy.toml").write_text(to_toml(recipe))
+    assert load_recipe(str(tmp_path / "copy.toml"))[1] == recipe
+
+
+def test_rating_is_the_published_recipe() -> None:
+    _, recipe = load_recipe("recipes/rating.toml")
+    assert recipe.model.base == "meta-llama/Llama-3.2-3B-Instruct"
+    assert (recipe.model.precision, recipe.model.max_tokens) == ("nf4", 8192)
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (32, 64, 0.1)
+    assert recipe.lora.targets == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    train = recipe.train
+    assert (train.epochs, train.learning_rate, train.schedule, train.warmup_ratio) == (2, 1e-4, "cosine", 0.01)
+    assert (train.batch_size, train.accumulate, train.optimizer) == (1, 32, "paged_adamw_32bit")
+    assert (train.weight_decay, train.clip_norm, train.checkpointing) == (0.001, 0.3, True)
+
+
+def test_all_problems_are_reported_together(tmp_path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(
+        'stray = 1\n[train]\nlearning_rat = 1\nepochs = "two"\n[lora]\nr = 0\n[model]\nprecision = "int3"\n'
+    )
+    with pytest.raises(PetoolError) as error:
+        load_recipe(str(path))
+    for part in (
+        "stray",
+        "did you mean train.learning_rate",
+        "train.epochs",
+        "lora.r",
+        "model.precision: expected one of nf4",
+    ):
+        assert part in error.value.message
+
+
+def test_the_command_line_beats_the_file() -> None:
+    _, recipe = load_recipe("demo", ["train.epochs=3", "data.train=some/file.json", "lora.targets=['q_proj']"])
+    assert (recipe.train.epochs, recipe.data.train, recipe.lora.targets) == (3.0, "some/file.json", ["q_proj"])
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "train.epoch=2", "train.epochs=many", "lora.dropout=true"])
+def test_a_bad_override_is_refused(override) -> None:
+    with pytest.raises(PetoolError):
+        load_recipe("demo", [override])
+
+
+def test_every_setting_is_read_by_some_code() -> None:
+    files = [*CODE.glob("petool_lite/**/*.py"), *CODE.glob("export/*.py"), *CODE.glob("bench/*.py")]
+    code = "\n".join(file.read_text() for file in files if file.name != "recipe.py")
+    code = code.replace("settings = recipe.train", "")
+    for name, *_ in settings():
+        key = name.split(".")[1]
+        assert re.search(rf"(recipe\.\w+|settings)\.{key}\b", code), f"no code reads {name}"
+
+
+def test_every_setting_has_a_meaning() -> None:
+    assert all(about["doc"] for _, _, about, _ in settings())
+    assert load_recipe("demo")[1] != Recipe()

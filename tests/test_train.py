@@ -1,0 +1,156 @@
+"""The whole road through the real command line with a tiny model, and the loss itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from petool_lite.train import answer_loss, collate, steps
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model, smollm2) -> Path:
+    return tiny_model(smollm2.directory)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, command, tmp_path_factory) -> Path:
+    """A complete run of 6 steps on the tiny model, trained through Unsloth."""
+    root = tmp_path_factory.mktemp("road")
+    result = command("train", "demo", *settings(tiny), "--json", cwd=root, env=environment(root))
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 1, "stdout is data: nothing but the JSON document"
+    return Path(json.loads(result.stdout)["run"])
+
+
+def settings(tiny: Path) -> list[str]:
+    pairs = [f"model.base={tiny}", "data.train=demo:train:24", "train.learning_rate=1e-2", "train.save_every=2"]
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+def environment(root: Path) -> dict[str, str]:
+    return os.environ | {"PETOOL_LITE_RUNS": str(root / "runs")}
+
+
+def test_a_run_explains_itself(trained, tiny) -> None:
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["data"]["kept"] == 24
+    assert manifest["base"]["name"] == str(tiny)
+    assert manifest["versions"]["unsloth"]
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert all(row["grad_norm"] > 0 for row in rows)
+    assert {path.name for path in trained.iterdir()} >= {"recipe.toml", "checkpoints", "adapter", "train.log"}
+
+
+def test_any_peft_user_can_load_the_adapter(trained, tiny) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(model, trained / "adapter")
+    assert any("lora_B" in name and parameter.abs().max() > 0 for name, parameter in tuned.named_parameters())
+
+
+def test_export_then_bench_through_the_command_line(trained, command) -> None:
+    root = trained.parent.parent
+    result = command("export", "--run", trained, "--gguf", "q4_k_m,f16", "--json", cwd=root)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout.splitlines()[-1])
+    assert document["merged_tensors"] == 14
+    assert document["checks"]["q4_k_m"]["prompts_with_equal_ids"] == 50
+    assert [Path(path).name for path in document["paths"]] == ["model.q4_k_m.gguf", "model.f16.gguf"]
+    left = {path.name for path in (trained / "export").iterdir()}
+    assert left == {"model.q4_k_m.gguf", "model.f16.gguf", "export.json"}
+
+    result = command("bench", "--run", trained, "--limit", "2", "--json", cwd=root)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["partial"] is True
+    assert [variant["name"] for variant in report["variants"]] == ["base-q4_k_m", "tuned-q4_k_m"]
+    wanted = {"name", "engine", "n", "tool_acc", "param_acc", "joint_acc", "seconds"}
+    for variant in report["variants"]:
+        assert wanted <= set(variant)
+        assert (variant["n"], variant["style"], variant["engine_errors"]) == (2, "compact", 0)
+    scored = command("bench", "score", report["variants"][1]["results"], "--json")
+    assert json.loads(scored.stdout)["tool_acc"] == report["variants"][1]["tool_acc"]
+
+
+def test_real_entries_are_scored(trained, command, open_entries) -> None:
+    model = command("export", "--run", trained, "--gguf", "q8_0").stdout.strip()
+    result = command(
+        "bench", "--model", model, "--data", open_entries, "--setting", "rating", "--limit", "3", "--json",
+        cwd=trained.parent.parent, env=environment(trained.parent.parent),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert (report["data"]["total"], report["variants"][0]["n"]) == (753, 3)
+
+
+def test_a_killed_run_is_unfinished_and_resumes_to_the_same_weights(trained, tiny, command, tmp_path) -> None:
+    """kill -9 after the first checkpoint; the resumed run's adapter equals the uninterrupted one's."""
+    from safetensors.torch import load_file
+
+    line = [sys.executable, "-m", "petool_lite", "train", "demo", *settings(tiny)]
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("runs/*/checkpoints/checkpoint-2/trainer_state.json")) and time.time() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = next(tmp_path.glob("runs/*"))
+    assert not (run / "manifest.json").exists()
+    assert not (run / "adapter").exists()
+    refused = command("export", "--run", run, cwd=tmp_path)
+    assert (refused.returncode, "not finished" in refused.stderr) == (1, True)
+
+    result = command("train", "--resume", run, cwd=tmp_path, env=environment(tmp_path))
+    assert result.returncode == 0, result.stderr
+    whole, resumed = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (trained, run))
+    assert whole.keys() == resumed.keys()
+    assert all((whole[name] - resumed[name]).abs().max() < 1e-6 for name in whole)
+
+
+def test_the_loss_is_that_of_the_whole_model_on_answer_tokens(tiny) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    rows = [
+        {"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, -100, -100, 9, 10]},
+        {"input_ids": [11, 12, 13, 14], "labels": [-100, 12, 13, 14]},
+    ]
+    batch = collate(rows, pad_id=0)
+    ours, count = answer_loss(model, batch["input_ids"], batch["labels"])
+    ours.backward()
+    gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = sum(
+            model(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss * answers
+            for row, answers in zip(rows, (2, 3), strict=True)
+        )
+    whole.backward()
+    assert count == 5
+    assert ours.item() == pytest.approx(whole.item(), rel=1e-2)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.nn.functional.cosine_similarity(gradient[name].flatten(), parameter.grad.flatten(), 0) > 0.999
+
+
+def test_steps_are_counted_as_the_trainer_does() -> None:
+    from petool_lite.recipe import load_recipe
+
+    _, recipe = load_recipe("rating")
+    assert steps(recipe, 9000) == 2 * 282  # 281.25 updates an epoch
+    assert steps(load_recipe("rating", ["train.max_steps=10"])[1], 9000) == 10
