@@ -58,14 +58,20 @@ def score_rows(rows: Sequence[Mapping[str, Any]]) -> Score:
     """Score results rows (see bench.run); rows whose engine failed are counted apart."""
     good = [row for row in rows if row["status"] != "engine_error"]
     marks = [score_reply(row.get("reply", ""), row["gold"]) for row in good]
-    counts = [sum(tool for tool, _ in marks), sum(param for _, param in marks), sum(all(pair) for pair in marks)]
-    n = len(good)
-    accuracies = [round(100 * count / n, 2) if n else 0.0 for count in counts]
-    intervals = [wilson(count, n) for count in counts]
+    tool, param = sum(pair[0] for pair in marks), sum(pair[1] for pair in marks)
+    joint, n = sum(all(pair) for pair in marks), len(good)
+
+    def percent(count: int) -> float:
+        return round(100 * count / n, 2) if n else 0.0
+
     return Score(
-        n,
-        *accuracies,
-        *intervals,
+        n=n,
+        tool_acc=percent(tool),
+        param_acc=percent(param),
+        joint_acc=percent(joint),
+        tool_ci=wilson(tool, n),
+        param_ci=wilson(param, n),
+        joint_ci=wilson(joint, n),
         no_call=sum(published_call(row.get("reply", "")) is None for row in good),
         cut_off=sum(row.get("finish") == "length" for row in good),
         too_long=sum(row["status"] == "too_long" for row in good),

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
     if path.is_dir():
         _check_directory(path)
         return Base(name, path.resolve(), None)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise PetoolError(
             f"base model not found: {name}",
             f'give a directory, a .gguf file, a hub id "owner/name", or "{EMBEDDED}"',

@@ -217,7 +217,7 @@ def export(run: str | None, types: str, as_json: bool) -> None:
 @click.option("--out", default=None, metavar="DIR", help="Where results go; the run's bench folder if not given.")
 @as_json
 @click.pass_context
-def bench(context: click.Context, **options: Any) -> None:
+def bench(context: click.Context, /, **options: Any) -> None:
     """Score GGUF files on PEToolBench entries with llama.cpp on this CPU."""
     if context.invoked_subcommand is not None:
         return

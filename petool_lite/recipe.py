@@ -7,7 +7,7 @@ Order of precedence: --set on the command line, then the recipe file, then the d
 import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -99,10 +99,9 @@ class Recipe:
 def settings() -> Iterator[tuple[str, type, dict[str, Any], Any]]:
     """Every setting as (section.key, type, metadata, default)."""
     for section in fields(Recipe):
-        kind = get_type_hints(Recipe)[section.name]
-        assert is_dataclass(kind)
-        hints, defaults = get_type_hints(kind), kind()
-        for item in fields(kind):
+        defaults = getattr(Recipe(), section.name)
+        hints = get_type_hints(type(defaults))
+        for item in fields(defaults):
             yield f"{section.name}.{item.name}", hints[item.name], dict(item.metadata), getattr(defaults, item.name)
 
 

@@ -29,7 +29,7 @@ def trained(tiny, command, tmp_path_factory) -> Path:
 
 
 def settings(tiny: Path) -> list[str]:
-    pairs = [f"model.base={tiny}", "data.train=demo:train:24", "train.learning_rate=1e-2", "train.save_every=2"]
+    pairs = [f"model.base={tiny}", "data.train=demo:train:24", "train.learning_rate=2e-3", "train.save_every=2"]
     return [part for pair in pairs for part in ("--set", pair)]
 
 

@@ -170,7 +170,7 @@ def _arrays(text: str) -> Iterator[tuple[int, int, list[Any]]]:
 
 def _item_texts(text: str) -> list[str]:
     """The texts of the items of a JSON array, as they stand in it."""
-    texts = []
+    texts: list[str] = []
     position = 1
     while True:
         while text[position] in " \t\r\n,":
@@ -240,13 +240,13 @@ def _parse(row: Any, setting: str, index: int) -> Entry:
     }
     if not prompts:
         raise _Fault(_PROMPT_FIELD[setting], "the system prompt, found nothing")
-    gold = _call(row["api_call_ground_truth"], "api_call_ground_truth") if "api_call_ground_truth" in row else None
+    answer = _call(row["api_call_ground_truth"], "api_call_ground_truth") if "api_call_ground_truth" in row else None
     function = row.get("func")
     return Entry(
         id=str(row.get("entry_id", index)),
         query=_get(row, "query", str, "", "a text"),
         prompts=prompts,
-        gold=gold,
+        gold=answer,
         function=None if function is None else str(function),
     )
 
