@@ -2,13 +2,14 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: help demo test check bench-data clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train, export and bench a 135M model on this CPU (about 10 minutes after installing)"
 	@echo "make test    the test suite"
 	@echo "make check   lint, format and types"
+	@echo "make bench-data  time and memory of preparing 9,000 training rows"
 	@echo "make clean   remove .venv (runs are kept)"
 
 .venv/ready: requirements/install.sh requirements/torch.txt requirements/lock.txt requirements/llama.txt requirements/test.txt pyproject.toml
@@ -32,6 +33,9 @@ check: .venv/ready
 	@copy=$$(mktemp -d) && $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation \
 		--target $$copy . && rm -rf build && cd $$copy && MYPYPATH=$$copy $(CURDIR)/$(BIN)/mypy \
 		--python-executable $(CURDIR)/$(BIN)/python --config-file $(CURDIR)/pyproject.toml -p petool_lite; code=$$?; rm -rf $$copy; exit $$code
+
+bench-data: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.speed prepare
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -40,7 +40,7 @@ def _variant(variant: Variant, results: Path, rows: list[dict[str, Any]]) -> dic
         "name": variant.name,
         "engine": variant.engine,
         "model": str(variant.model),
-        "model_bytes": variant.model.stat().st_size,
+        "model_bytes": variant.bytes,
         "style": rows[0]["style"],
         **asdict(score_rows(rows)),
         "history_trimmed": sum(row["history_dropped"] > 0 for row in rows),
@@ -68,7 +68,9 @@ def print_report(document: Mapping[str, Any]) -> None:
         for variant in document["variants"]
     ]
     columns = ["variant", "n", "tool % (95 %)", "parameters % (95 %)", "both % (95 %)", "s/call", "MB"]
-    notes = ["published scorer, greedy, llama.cpp on this CPU"]
+    engines = {"llama.cpp": "llama.cpp on this CPU", "transformers": "transformers on this GPU"}
+    used = dict.fromkeys(engines[variant["engine"]] for variant in document["variants"])
+    notes = ["published scorer, greedy, " + ", ".join(used)]
     if document["partial"]:
         notes.append(f"PARTIAL: not all {total} entries")
     for variant in document["variants"]:

@@ -2,17 +2,18 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.variants import Variant
+from petool_lite.bench.variants import GPU, Variant
 
 from petool_lite.console import Report
 from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset
 from petool_lite.errors import PetoolError
-from petool_lite.inference.llama import LlamaModel
-from petool_lite.prompt import Layout, prompt_ids
+from petool_lite.inference.llama import LlamaModel, Reply
+from petool_lite.prompt import Chat, Layout, chat_from_directory, prompt_ids
 from petool_lite.runs import draft
 
 _UNKNOWN_STYLE = "published"
@@ -26,55 +27,97 @@ def generate_results(
     An entry longer than the model's context loses old history, counted in the row; one that is too long even then
     has the status "too_long" and scores as wrong. A failure of the engine is "engine_error", never a wrong answer.
     """
-    with LlamaModel(variant.model, vocab_only=True) as vocabulary:
-        style = variant.style or vocabulary.metadata.get("petool_lite.prompt_style", _UNKNOWN_STYLE)
-        chat = vocabulary.chat()
-        layout = Layout(setting, style, vocabulary.train_ctx - max_reply_tokens)
-        prompts = [prompt_ids(chat, entry, layout) for entry in dataset.entries]
-    longest = max((len(prompt[0]) for prompt in prompts if prompt), default=0)
+    engine = _gpu_replies if variant.engine == GPU else _llama_replies
     stage = f"bench {variant.name}"
-    report(stage, 0, len(prompts), "")
-    with (
-        draft(target) as path,
-        path.open("w") as file,
-        LlamaModel(variant.model, n_ctx=longest + max_reply_tokens) as model,
-    ):
-        for number, (entry, prompt) in enumerate(zip(dataset.entries, prompts, strict=True), 1):
-            ids, dropped = prompt or ([], 0)
-            row = _row(model, entry, ids, max_reply_tokens)
-            row |= {"variant": variant.name, "setting": setting, "style": style, "history_dropped": dropped}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            report(stage, number, len(prompts), _speed(row))
+    total = len(dataset.entries)
+    report(stage, 0, total, "")
+    rows: dict[int, dict[str, Any]] = {}
+    for index, row in engine(variant, dataset, setting, max_reply_tokens):
+        rows[index] = _identity(dataset.entries[index]) | row | {"variant": variant.name, "setting": setting}
+        report(stage, len(rows), total, _speed(row))
+    with draft(target) as path, path.open("w") as file:
+        for index in range(total):
+            file.write(json.dumps(rows[index], ensure_ascii=False) + "\n")
 
 
-def _speed(row: dict[str, Any]) -> str:
-    return f"{row['prompt_tokens'] / row['prefill_s']:.0f} tokens/s read" if row["status"] == "ok" else row["status"]
-
-
-def _row(model: LlamaModel, entry: Entry, ids: list[int], max_reply_tokens: int) -> dict[str, Any]:
-    started = time.perf_counter()
+def _identity(entry: Entry) -> dict[str, Any]:
     gold = entry.gold
     assert gold is not None  # checked before any model was loaded
-    row: dict[str, Any] = {
-        "entry_id": entry.id,
-        "gold": {"tool_name": gold.tool_name, "parameters": dict(gold.parameters)},
-        "prompt_tokens": len(ids),
-    }
-    if not ids:
-        return row | {"status": "too_long", "seconds": 0.0}
-    try:
-        reply = model.generate(ids, max_reply_tokens)
-    except PetoolError as error:
-        return row | {"status": "engine_error", "error": error.message, "seconds": time.perf_counter() - started}
-    return row | {
+    return {"entry_id": entry.id, "gold": {"tool_name": gold.tool_name, "parameters": dict(gold.parameters)}}
+
+
+def _fitted(
+    chat: Chat, dataset: Dataset, layout: Layout
+) -> tuple[dict[int, list[int]], Iterator[tuple[int, dict[str, Any]]], dict[int, int]]:
+    """Prompts that fit by entry index, finished rows for those that do not, and how much history each lost."""
+    found = {index: prompt_ids(chat, entry, layout) for index, entry in enumerate(dataset.entries)}
+    fits = {index: fitted[0] for index, fitted in found.items() if fitted}
+    facts = {"status": "too_long", "prompt_tokens": 0, "seconds": 0.0, "style": layout.style, "history_dropped": 0}
+    misfits = ((index, dict(facts)) for index, fitted in found.items() if not fitted)
+    return fits, misfits, {index: fitted[1] for index, fitted in found.items() if fitted}
+
+
+def _llama_replies(
+    variant: Variant, dataset: Dataset, setting: str, max_reply_tokens: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    with LlamaModel(variant.model, vocab_only=True) as vocabulary:
+        style = variant.style or vocabulary.metadata.get("petool_lite.prompt_style", _UNKNOWN_STYLE)
+        layout = Layout(setting, style, vocabulary.train_ctx - max_reply_tokens)
+        fits, misfits, dropped = _fitted(vocabulary.chat(), dataset, layout)
+    yield from misfits
+    longest = max((len(ids) for ids in fits.values()), default=0)
+    with LlamaModel(variant.model, n_ctx=longest + max_reply_tokens) as model:
+        for index, ids in fits.items():
+            facts = {"style": style, "history_dropped": dropped[index]}
+            started = time.perf_counter()
+            try:
+                reply = model.generate(ids, max_reply_tokens)
+            except PetoolError as error:
+                seconds = round(time.perf_counter() - started, 4)
+                failure = {
+                    "status": "engine_error",
+                    "error": error.message,
+                    "prompt_tokens": len(ids),
+                    "seconds": seconds,
+                }
+                yield index, failure | facts
+            else:
+                yield index, _row(reply) | facts
+
+
+def _gpu_replies(
+    variant: Variant, dataset: Dataset, setting: str, max_reply_tokens: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    from petool_lite.inference.gpu import GpuModel
+
+    chat = chat_from_directory(variant.model)
+    config = json.loads((variant.model / "config.json").read_text())
+    style = variant.style or _UNKNOWN_STYLE
+    layout = Layout(setting, style, config["max_position_embeddings"] - max_reply_tokens)
+    fits, misfits, dropped = _fitted(chat, dataset, layout)
+    yield from misfits
+    indexes = list(fits)
+    model = GpuModel(variant.model, variant.adapter)
+    for place, reply in model.generate(list(fits.values()), max_reply_tokens, chat.eos_id, chat.decode):
+        index = indexes[place]
+        yield index, _row(reply) | {"style": style, "history_dropped": dropped[index]}
+
+
+def _row(reply: Reply) -> dict[str, Any]:
+    return {
         "status": "ok",
         "reply": reply.text,
         "reply_tokens": len(reply.ids),
         "finish": reply.finish,
+        "prompt_tokens": reply.prompt_tokens,
         "prefill_s": round(reply.prefill_s, 4),
         "decode_s": round(reply.decode_s, 4),
-        "seconds": round(time.perf_counter() - started, 4),
+        "seconds": round(reply.prefill_s + reply.decode_s, 4),
     }
+
+
+def _speed(row: dict[str, Any]) -> str:
+    return f"{row['prompt_tokens'] / row['prefill_s']:.0f} tokens/s read" if row.get("prefill_s") else ""
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

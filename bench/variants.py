@@ -5,21 +5,33 @@ from pathlib import Path
 
 from petool_lite.export import export_base
 
+from petool_lite.base import resolve_base
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import Recipe
 
-VARIANTS = ("base", "tuned")
+GPU = "transformers"
+VARIANTS = ("base", "tuned", "tuned-gpu")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A GGUF file on llama.cpp; `style` overrides the prompt style in the file's metadata (None: as recorded)."""
+    """A GGUF file on llama.cpp, or a base directory with an adapter on a GPU.
+
+    `style` overrides the prompt style in a GGUF file's metadata (None: as recorded there).
+    """
 
     name: str
     model: Path
     style: str | None = None
     engine: str = "llama.cpp"
+    adapter: Path | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights on disk."""
+        files = self.model.glob("*.safetensors") if self.model.is_dir() else [self.model]
+        return sum(file.stat().st_size for file in files)
 
 
 def tuned_file(run: Path, type_name: str | None = None) -> Path:
@@ -32,14 +44,17 @@ def tuned_file(run: Path, type_name: str | None = None) -> Path:
 
 
 def run_variants(run: Path, recipe: Recipe, names: list[str], report: Report) -> list[Variant]:
-    """The variants of a run: the untouched base in the same GGUF type, on the same prompts, and the tuned file."""
-    tuned = tuned_file(run)
-    type_name = tuned.name.split(".")[1]
-    variants = []
-    for name in names:
-        if name == "base":
-            model = export_base(recipe.model.base, type_name, report)
-            variants.append(Variant(f"base-{type_name}", model, recipe.data.style))
-        else:
-            variants.append(Variant(f"tuned-{type_name}", tuned))
-    return variants
+    """The variants of a run: the untouched base in the same GGUF type, the tuned file, the adapter on a GPU."""
+    gguf = [name for name in names if name != "tuned-gpu"]
+    tuned = tuned_file(run) if gguf else run
+    type_name = tuned.name.split(".")[1] if gguf else ""
+    made = {
+        "base": lambda: Variant(
+            f"base-{type_name}", export_base(recipe.model.base, type_name, report), recipe.data.style
+        ),
+        "tuned": lambda: Variant(f"tuned-{type_name}", tuned),
+        "tuned-gpu": lambda: Variant(
+            "tuned-bf16-gpu", resolve_base(recipe.model.base).directory, recipe.data.style, GPU, run / "adapter"
+        ),
+    }
+    return [made[name]() for name in names]

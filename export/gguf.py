@@ -78,7 +78,7 @@ def write_gguf(base: Base, adapter: Adapter | None, extra: dict[str, str], targe
             weight = permute(weight, config[heads])
         raw = weight if weight.dim() == 1 else weight.to(torch.bfloat16).view(torch.uint8)
         writer.write_tensor_data(raw.contiguous().numpy())
-        report("merging", number, len(tensors), name.removeprefix("model."))
+        report("merging" if adapter else "writing the base as GGUF", number, len(tensors), name.removeprefix("model."))
     writer.close()
     return changed
 

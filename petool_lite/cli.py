@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from petool_lite.cli_data import as_json, data
 from petool_lite.errors import USAGE, PetoolError
 
-as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")
 run_option = click.option(
     "--run", default=None, metavar="RUN", help="A run's folder or name; the newest complete one if not given."
 )
@@ -138,14 +138,14 @@ def _shipped(name: str) -> str:
 def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool) -> None:
     """Train RECIPE (a file or a shipped name) into a new run directory."""
     from petool_lite import train as verb
-    from petool_lite.console import progress, say
+    from petool_lite.console import progress, say, silent
     from petool_lite.recipe import load_recipe
     from petool_lite.runs import read_manifest
 
     name, settings, folder = _recipe_or_resume(load_recipe, recipe, overrides, resume)
     with progress() as report:
         if dry_run:
-            summary = verb.plan(settings, report)[-1]
+            summary = verb.plan(settings, report if as_json else silent)[-1].summary
             _show("the plan", summary, as_json)
             return
         run = verb.train(name, settings, report, folder)
@@ -272,6 +272,9 @@ def bench_score(results: str, as_json: bool) -> None:
     from petool_lite.bench.score import score_rows
 
     _show(results, asdict(score_rows(read_results(Path(results)))), as_json)
+
+
+main.add_command(data)
 
 
 @main.group()

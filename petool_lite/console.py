@@ -1,7 +1,7 @@
 """All talking to the terminal: talk on stderr, data on stdout. Other modules call a Report and know no terminal."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from petool_lite.errors import PetoolError
 
@@ -47,6 +48,13 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False), flush=True)
 
 
+def facts_text(title: str, facts: Mapping[str, Any]) -> str:
+    """A narrow two-column table as text, for talk."""
+    width = max(len(key) for key in facts)
+    lines = [f"  {key.replace('_', ' '):<{width}}  {value:>12,}" for key, value in facts.items()]
+    return "\n".join([f"{title}:", *lines])
+
+
 def print_table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
     """A table on stdout; the first column is left-aligned, the others right."""
     table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
@@ -54,6 +62,25 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], caption: 
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
+    stdout.print(table)
+
+
+def print_loss_mask(row: Mapping[str, Any]) -> None:
+    """A training row: the prompt plain, each token that carries loss on green, in two shades to show their borders."""
+    text = Text(row["prompt"], style="dim")
+    for number, token in enumerate(row["answer"]):
+        text.append(token, style="black on green" if number % 2 else "black on bright_green")
+    stdout.print(text, soft_wrap=True)
+    dropped = f", {row['history_dropped']} earlier calls left out" if row["history_dropped"] else ""
+    say(f"entry {row['entry_id']}: {row['prompt_tokens']:,} prompt tokens, {row['loss_tokens']} with loss{dropped}")
+
+
+def print_columns(texts: Mapping[str, str]) -> None:
+    """Texts side by side under their titles."""
+    table = Table(expand=True)
+    for title in texts:
+        table.add_column(title, ratio=1, overflow="fold")
+    table.add_row(*(Text(text) for text in texts.values()))
     stdout.print(table)
 
 

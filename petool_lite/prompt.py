@@ -6,8 +6,9 @@ the loss mask is a position, never a search for marker text, and inference sees 
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,23 @@ from petool_lite.errors import PetoolError
 _DATE = "26 Jul 2024"
 OVERLENGTH = ("trim-history", "drop", "error")
 STYLES = ("published", "compact")
+_BATCH = 128  # rows tokenized together
 
 
 @dataclass(frozen=True)
 class Chat:
     """How one model talks: its tokenizer (no special token is added, those in the text are read), template and end."""
 
-    encode: Callable[[str], list[int]]
+    encode_batch: Callable[[list[str]], list[list[int]]]
     template: str
     bos_token: str
     eos_token: str
     eos_id: int
+    decode: Callable[[list[int]], str] | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text."""
+        return self.encode_batch([text])[0]
 
     @property
     def template_sha256(self) -> str:
@@ -42,7 +49,7 @@ class Example:
     """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token."""
 
     entry_id: str
-    ids: tuple[int, ...]
+    ids: list[int]
     answer_start: int
     history_dropped: int
 
@@ -62,11 +69,14 @@ def chat_from_directory(directory: Path) -> Chat:
     if eos is None or eos_id is None:
         raise PetoolError(f"no end token in {directory}/tokenizer_config.json", "eos_token must name a known token")
     return Chat(
-        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        encode_batch=lambda texts: [
+            found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ],
         template=template,
         bos_token=_token_text(config.get("bos_token")) or "",
         eos_token=eos,
         eos_id=eos_id,
+        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
     )
 
 
@@ -74,9 +84,9 @@ def _token_text(value: Any) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
 
-def render(chat: Chat, messages: Sequence[dict[str, str]]) -> str:
-    """The text up to where the answer starts, by the model's own template in a sandbox."""
-    from jinja2 import TemplateError
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """The template in a sandbox; compiled once, since that takes as long as tokenizing a prompt."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
@@ -86,8 +96,15 @@ def render(chat: Chat, messages: Sequence[dict[str, str]]) -> str:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals.update(raise_exception=refuse, strftime_now=lambda form: _DATE)
+    return environment.from_string(template)
+
+
+def render(chat: Chat, messages: Sequence[dict[str, str]]) -> str:
+    """The text up to where the answer starts, by the model's own template."""
+    from jinja2 import TemplateError
+
     try:
-        return environment.from_string(chat.template).render(
+        text: str = _compiled(chat.template).render(
             messages=list(messages),
             bos_token=chat.bos_token,
             eos_token=chat.eos_token,
@@ -96,6 +113,7 @@ def render(chat: Chat, messages: Sequence[dict[str, str]]) -> str:
         )
     except TemplateError as error:
         raise PetoolError(f"the model's chat template does not work: {error}") from error
+    return text
 
 
 @dataclass(frozen=True)
@@ -108,10 +126,20 @@ class Layout:
     overlength: str = "trim-history"
 
 
-def _system(prompt: Prompt, layout: Layout, kept: Sequence[Interaction]) -> str:
+def _history(entry: Entry, layout: Layout) -> tuple[Interaction, ...]:
+    """The interactions that the prompt style shows."""
+    prompt = entry.prompt(layout.setting)
+    return related_history(prompt) if layout.style == "compact" else prompt.history
+
+
+def prompt_text(chat: Chat, entry: Entry, layout: Layout, kept: Sequence[Interaction] | None = None) -> str:
+    """The rendered chat up to where the answer starts; `kept` replaces the history where some had to go."""
+    prompt = entry.prompt(layout.setting)
     if layout.style == "compact":
-        return compact_prompt(prompt, layout.setting, kept)
-    return prompt.text if len(kept) == len(prompt.history) else prompt.with_history(kept).text
+        system = compact_prompt(prompt, layout.setting, kept)
+    else:
+        system = prompt.text if kept is None else prompt.with_history(kept).text
+    return render(chat, [{"role": "system", "content": system}, {"role": "user", "content": entry.query}])
 
 
 def _drop_order(prompt: Prompt, history: Sequence[Interaction]) -> list[Interaction]:
@@ -120,23 +148,8 @@ def _drop_order(prompt: Prompt, history: Sequence[Interaction]) -> list[Interact
     return sorted(history, key=lambda item: provider(item.call.tool_name) in candidates)
 
 
-def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> tuple[list[int], int] | None:
-    """Ids of an entry's prompt, and how many history items were left out so that prompt + `reserve` fit.
-
-    None means that the entry is too long: under "drop" as it stands, under "trim-history" even without any history,
-    since tools, query and answer are never cut. Callers count and name such entries. "error" raises PetoolError.
-    """
-    prompt = entry.prompt(layout.setting)
-    history = related_history(prompt) if layout.style == "compact" else prompt.history
-
-    def ids_with(kept: Sequence[Interaction]) -> list[int]:
-        messages = [
-            {"role": "system", "content": _system(prompt, layout, kept)},
-            {"role": "user", "content": entry.query},
-        ]
-        return chat.encode(render(chat, messages))
-
-    ids = ids_with(history)
+def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int) -> tuple[list[int], int] | None:
+    """Apply the policy for long rows to a prompt's `ids`; see `prompt_ids`."""
     room = layout.max_tokens - reserve
     if len(ids) <= room:
         return ids, 0
@@ -147,12 +160,13 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> tu
             f"entry {entry.id} has {len(ids) + reserve} tokens, more than {layout.max_tokens}",
             'raise model.max_tokens, or set data.overlength = "trim-history"',
         )
-    order = _drop_order(prompt, history)
+    history = _history(entry, layout)
+    order = _drop_order(entry.prompt(layout.setting), history)
     low, high, best = 1, len(order), None
     while low <= high:  # the fewest items to drop so that the rest fits
         count = (low + high) // 2
         gone = {id(item) for item in order[:count]}
-        ids = ids_with([item for item in history if id(item) not in gone])
+        ids = chat.encode(prompt_text(chat, entry, layout, [item for item in history if id(item) not in gone]))
         if len(ids) <= room:
             best, high = (ids, count), count - 1
         else:
@@ -160,13 +174,33 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> tu
     return best
 
 
+def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> tuple[list[int], int] | None:
+    """Ids of an entry's prompt, and how many history items were left out so that prompt + `reserve` fit.
+
+    None means that the entry is too long: under "drop" as it stands, under "trim-history" even without any history,
+    since tools, query and answer are never cut. Callers count and name such entries. "error" raises PetoolError.
+    """
+    return _fit(chat, entry, layout, chat.encode(prompt_text(chat, entry, layout)), reserve)
+
+
+def examples(chat: Chat, entries: Sequence[Entry], layout: Layout) -> Iterator[Example | None]:
+    """Training rows of at most `layout.max_tokens` ids, in order; None for an entry that is too long.
+
+    Tokenizes in batches, which uses every core. Raises PetoolError for an entry without a gold answer.
+    """
+    for start in range(0, len(entries), _BATCH):
+        batch = entries[start : start + _BATCH]
+        answers = []
+        for entry in batch:
+            if entry.gold is None:
+                raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
+            answers.append(entry.gold.to_json())
+        encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch] + answers)
+        for entry, ids, answer in zip(batch, encoded, encoded[len(batch) :], strict=False):
+            fitted = _fit(chat, entry, layout, ids, reserve=len(answer) + 1)
+            yield Example(entry.id, [*fitted[0], *answer, chat.eos_id], len(fitted[0]), fitted[1]) if fitted else None
+
+
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:
-    """A training row of at most `layout.max_tokens` ids; None if it is too long. Needs a gold answer."""
-    if entry.gold is None:
-        raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs api_call_ground_truth or output")
-    answer = [*chat.encode(entry.gold.to_json()), chat.eos_id]
-    fitted = prompt_ids(chat, entry, layout, reserve=len(answer))
-    if fitted is None:
-        return None
-    ids, dropped = fitted
-    return Example(entry.id, (*ids, *answer), len(ids), dropped)
+    """The training row of one entry; see `examples`."""
+    return next(examples(chat, [entry], layout))

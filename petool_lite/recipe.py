@@ -39,6 +39,11 @@ class DataSettings:
     setting: str = _setting("rating", "what the history tells: rating, preferred or chronological", SETTINGS)
     style: str = _setting("published", "prompt: published as it stands, or compact, petool-lite's own layout", STYLES)
     limit: int = _setting(0, "train on the first N entries only; 0 takes all", least=0)
+    skip_bad: bool = _setting(False, "leave out broken entries and count them, instead of refusing the file")
+    shuffle_copies: int = _setting(0, "extra copies of each entry with the candidates in another order", least=0)
+    counterfactual: bool = _setting(False, "add the user who likes the other equal provider, where the answer is sure")
+    history_queries: int = _setting(0, "earlier calls of an entry to turn into training queries, at most", least=0)
+    held_out: str = _setting("", "test entries whose functions no made row may teach; needed with history_queries")
     overlength: str = _setting("trim-history", "rows longer than max_tokens; answers are never cut", OVERLENGTH)
 
 

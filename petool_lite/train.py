@@ -15,52 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.base import Base, resolve_base
-from petool_lite.console import Report, silent
-from petool_lite.data.files import Dataset, load_dataset
+from petool_lite.console import Report, facts_text, silent
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.prompt import Chat, Example, Layout, chat_from_directory, example
+from petool_lite.prepare import Prepared, prepare
+from petool_lite.prompt import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, to_toml
 from petool_lite.runs import create_run, draft, versions, write_json, write_text
 
 _IGNORED = -100  # label of a token without loss, as torch's cross entropy has it
 
 
-def plan(recipe: Recipe, report: Report = silent) -> tuple[Base, Chat, Dataset, list[Example], dict[str, Any]]:
-    """Everything that is checked and counted before a model is loaded; the last item is a summary in numbers."""
+def plan(recipe: Recipe, report: Report = silent) -> tuple[Base, Chat, Prepared]:
+    """Everything that is checked and counted before a model is loaded."""
     check_machine(recipe)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
     chat = chat_from_directory(base.directory)
-    data = load_dataset(recipe.data.train, recipe.data.setting, recipe.data.limit)
-    layout = Layout(recipe.data.setting, recipe.data.style, recipe.model.max_tokens, recipe.data.overlength)
-    rows = []
-    for index, entry in enumerate(data.entries, 1):
-        rows.append(example(chat, entry, layout))
-        if index % 20 == 0 or index == len(data.entries):
-            report("tokenizing", index, len(data.entries), "")
-    kept = [row for row in rows if row is not None]
-    if not kept:
-        raise PetoolError("no row fits model.max_tokens", "raise it")
-    dropped = [entry.id for entry, row in zip(data.entries, rows, strict=True) if row is None]
-    if dropped:
-        names = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
-        why = f"longer than {recipe.model.max_tokens} tokens" + (
-            " even without history" if recipe.data.overlength == "trim-history" else ""
-        )
-        report(f"{len(dropped)} of {len(rows)} rows left out, {why}: entries {names}", 0, 0, "")
-    lengths = sorted(len(row.ids) for row in kept)
-    summary = {
-        "rows": len(rows),
-        "kept": len(kept),
-        "trimmed": sum(row.history_dropped > 0 for row in kept),
-        "dropped": len(rows) - len(kept),
-        "tokens_median": lengths[len(lengths) // 2],
-        "tokens_p95": lengths[int(len(lengths) * 0.95)],
-        "tokens_max": lengths[-1],
-        "tokens": sum(lengths),
-        "loss_tokens": sum(len(row.ids) - row.answer_start for row in kept),
-        "steps": steps(recipe, len(kept)),
-    }
-    return base, chat, data, kept, summary
+    prepared = prepare(recipe, base, chat, report)
+    prepared.summary["steps"] = steps(recipe, prepared.summary["kept"])
+    report(facts_text("training rows", prepared.summary), 0, 0, "")
+    if prepared.left_out:
+        names = ", ".join(prepared.left_out[:5]) + (", ..." if len(prepared.left_out) > 5 else "")
+        why = f"more than {recipe.model.max_tokens} tokens"
+        if recipe.data.overlength == "trim-history":
+            why += " even without history (tools and answers are never cut)"
+        report(f"left out, {why}: entries {names}", 0, 0, "")
+    return base, chat, prepared
 
 
 def steps(recipe: Recipe, rows: int) -> int:
@@ -86,7 +65,7 @@ def check_machine(recipe: Recipe) -> None:
 def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | None = None) -> Path:
     """Train `recipe` and return the complete run directory; `resume` continues an unfinished one."""
     started = time.time()
-    base, chat, data, rows, summary = plan(recipe, report)
+    base, chat, prepared = plan(recipe, report)
     run = resume or create_run(name)
     if resume is None:
         write_text(run / "recipe.toml", to_toml(recipe))
@@ -94,7 +73,7 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     with _log_to(run / "train.log") as log:
         with redirect_stderr(log):
             model, tokenizer = _load(recipe, base)
-        trainer = _trainer(recipe, model, tokenizer, rows, run, summary["steps"], report)
+        trainer = _trainer(recipe, model, tokenizer, prepared, run, report)
         checkpoint = _newest_checkpoint(run) if resume else None
         trained_from = time.time()
         _fit(trainer, checkpoint)
@@ -108,7 +87,7 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
             "name": name,
             "recipe": asdict(recipe),
             "base": {"name": base.name, "directory": str(base.directory), "gguf": base.gguf and str(base.gguf)},
-            "data": {"source": data.source, "sha256": data.sha256, "entries": len(data.entries), **summary},
+            "data": {"source": recipe.data.train, "sha256": prepared.data_sha256, **prepared.summary},
             "template_sha256": chat.template_sha256,
             "prompt_style": recipe.data.style,
             "setting": recipe.data.setting,
@@ -199,8 +178,8 @@ def _newest_checkpoint(run: Path) -> Path | None:
     return max(folders, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Any]:
-    """Pad rows on the right into (rows, longest) tensors of input_ids and labels.
+def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
+    """Pad rows (`input_ids`, `answer_start`) on the right into (rows, longest) tensors of input_ids and labels.
 
     No attention mask: attention is causal, so the padding at the end is never seen by a real token.
     """
@@ -210,8 +189,9 @@ def collate(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Any]
     ids = torch.full((len(rows), longest), pad_id)
     labels = torch.full((len(rows), longest), _IGNORED)
     for index, row in enumerate(rows):
-        ids[index, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-        labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
+        start, end = row["answer_start"], len(row["input_ids"])
+        ids[index, :end] = torch.tensor(row["input_ids"])
+        labels[index, start:end] = ids[index, start:end]
     return {"input_ids": ids, "labels": labels}
 
 
@@ -263,12 +243,11 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
     )
 
 
-def _trainer(
-    recipe: Recipe, model: Any, tokenizer: Any, rows: list[Example], run: Path, total: int, report: Report
-) -> Any:
-    from datasets import Dataset as HubDataset
+def _trainer(recipe: Recipe, model: Any, tokenizer: Any, prepared: Prepared, run: Path, report: Report) -> Any:
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
     from trl import SFTTrainer
+
+    total = prepared.summary["steps"]
 
     class AnswerTrainer(SFTTrainer):
         """SFTTrainer whose loss is `answer_loss`, each answer token of an update weighing the same."""
@@ -315,20 +294,11 @@ def _trainer(
                 file.write(json.dumps(row) + "\n")
             report("training", state.global_step, total, f"loss {loss:.3f}, {row['tokens_per_s']:.0f} tokens/s")
 
-    table = HubDataset.from_list(
-        [
-            {
-                "input_ids": list(row.ids),
-                "labels": [_IGNORED] * row.answer_start + list(row.ids[row.answer_start :]),
-            }
-            for row in rows
-        ]
-    )
     trainer = AnswerTrainer(
         model=model,
         processing_class=tokenizer,
         args=_arguments(recipe, run, total),
-        train_dataset=table,
+        train_dataset=prepared.table,
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
         callbacks=[Record()],
     )

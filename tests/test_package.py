@@ -54,10 +54,11 @@ def test_the_wheel_holds_its_parts_and_no_stray_name(empty_environment) -> None:
 
 
 LAYERS = [  # a module may import from its own row and the rows below
-    ["cli", "__main__"],
+    ["cli", "cli_data", "__main__"],
     ["bench", "train", "doctor"],
     ["export"],
     ["inference"],
+    ["prepare", "inspect_data"],
     ["recipe"],
     ["prompt"],
     ["compact"],

@@ -64,7 +64,7 @@ def test_every_setting_is_read_by_some_code() -> None:
     code = code.replace("settings = recipe.train", "")
     for name, *_ in settings():
         key = name.split(".")[1]
-        assert re.search(rf"(recipe\.\w+|settings)\.{key}\b", code), f"no code reads {name}"
+        assert re.search(rf"(recipe\.\w+|settings|data)\.{key}\b", code), f"no code reads {name}"
 
 
 def test_every_setting_has_a_meaning() -> None:

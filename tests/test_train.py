@@ -127,8 +127,8 @@ def test_the_loss_is_that_of_the_whole_model_on_answer_tokens(tiny) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
     model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     rows = [
-        {"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, -100, -100, 9, 10]},
-        {"input_ids": [11, 12, 13, 14], "labels": [-100, 12, 13, 14]},
+        {"input_ids": [5, 6, 7, 8, 9, 10], "answer_start": 4},
+        {"input_ids": [11, 12, 13, 14], "answer_start": 1},
     ]
     batch = collate(rows, pad_id=0)
     ours, count = answer_loss(model, batch["input_ids"], batch["labels"])
@@ -137,8 +137,11 @@ def test_the_loss_is_that_of_the_whole_model_on_answer_tokens(tiny) -> None:
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         whole = sum(
-            model(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss * answers
-            for row, answers in zip(rows, (2, 3), strict=True)
+            model(
+                torch.tensor([row["input_ids"]]), labels=torch.tensor([[-100] * start + row["input_ids"][start:]])
+            ).loss
+            * answers
+            for row, start, answers in zip(rows, (4, 1), (2, 3), strict=True)
         )
     whole.backward()
     assert count == 5

@@ -85,16 +85,30 @@ class Prompt:
         text = "[" + ", ".join(item.text for item in kept) + "]"
         return replace(self, history=tuple(kept), history_text=text)
 
+    @property
+    def tool_texts(self) -> tuple[str, ...]:
+        """The JSON text of each candidate, as found; decoded anew at every call."""
+        return tuple(_item_texts(self.tools_text))
+
+    def with_tools(self, kept: Sequence[tuple[Tool, str]]) -> "Prompt":
+        """The same prompt with these candidates in this order, each with its JSON text."""
+        text = "[" + ", ".join(item_text for _, item_text in kept) + "]"
+        return replace(self, tools=tuple(tool for tool, _ in kept), tools_text=text)
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One user request: the query, a system prompt for each setting at hand, and the right call if known."""
+    """One user request: the query, a system prompt for each setting at hand, and the right call if known.
+
+    `equal_tools` names the other candidates that do the right tool's function; None where the file does not tell.
+    """
 
     id: str
     query: str
     prompts: Mapping[str, Prompt]
     gold: ToolCall | None
     function: str | None
+    equal_tools: tuple[str, ...] | None = None
 
     def prompt(self, setting: str) -> Prompt:
         """The prompt of `setting`; raises PetoolError if this entry has none."""
@@ -224,6 +238,18 @@ def _output_call(row: Mapping[str, Any], key: str) -> ToolCall:
     return _call(value, key)
 
 
+def _equal_tools(row: Mapping[str, Any], prompt: Prompt, gold: ToolCall | None) -> tuple[str, ...] | None:
+    """The candidates among `apis_same_func`; None where that extra field is absent or has another form."""
+    listed = row.get("apis_same_func")
+    if gold is None or not isinstance(listed, list):
+        return None
+    parts = ("category_name", "tool_name", "api_name")
+    if not all(isinstance(item, Mapping) and all(part in item for part in parts) for item in listed):
+        return None
+    same = {"<{category_name}>.<{tool_name}>.<{api_name}>".format_map(item) for item in listed} - {gold.tool_name}
+    return tuple(tool.name for tool in prompt.tools if tool.name in same)
+
+
 def _parse(row: Any, setting: str, index: int) -> Entry:
     if not isinstance(row, Mapping):
         raise _Fault("the entry", "an object")
@@ -248,6 +274,7 @@ def _parse(row: Any, setting: str, index: int) -> Entry:
         prompts=prompts,
         gold=answer,
         function=None if function is None else str(function),
+        equal_tools=_equal_tools(row, next(iter(prompts.values())), answer),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import SETTINGS, Entry, parse_entry
+from petool_lite.data.fetch import fetch
 from petool_lite.errors import USAGE, PetoolError
 
 FORMS = "a .json, .jsonl or zipped .json file, demo:train:COUNT, demo:test:COUNT, or hub:OWNER/NAME/FILE"
@@ -23,12 +24,29 @@ class Dataset:
     sha256: str
     entries: tuple[Entry, ...]
     total: int
+    bad: tuple[str, ...] = ()
 
 
-def load_dataset(source: str, setting: str, limit: int = 0) -> Dataset:
+def source_sha256(source: str) -> str:
+    """SHA-256 of a source's bytes, without parsing them."""
+    if source.startswith("demo:"):
+        return hashlib.sha256(json.dumps(_demo_rows(source)).encode()).hexdigest()
+    with _path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _path(source: str) -> Path:
+    path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
+    if not path.is_file():
+        raise PetoolError(f"no such data file: {source}", f"give {FORMS}")
+    return path
+
+
+def load_dataset(source: str, setting: str, limit: int = 0, skip_bad: bool = False) -> Dataset:
     """Read and parse `source` (see FORMS); a `limit` above 0 keeps the first entries only.
 
-    Raises PetoolError that names the file, the entry and the field.
+    A broken entry raises PetoolError that names the file, the entry and the field; with `skip_bad` it is left out and
+    its message kept in `bad`.
     """
     if setting not in SETTINGS:
         raise PetoolError(f"unknown setting: {setting}", f"one of: {', '.join(SETTINGS)}", USAGE)
@@ -36,21 +54,34 @@ def load_dataset(source: str, setting: str, limit: int = 0) -> Dataset:
     if not rows:
         raise PetoolError(f"no entries in {source}", "expected a list of PEToolBench entries")
     chosen = rows[:limit] if limit > 0 else rows
-    entries = tuple(parse_entry(row, setting, source, index) for index, row in enumerate(chosen))
-    identities = [entry.id for entry in entries]
-    if len(set(identities)) != len(identities):
-        twice = next(identity for identity in identities if identities.count(identity) > 1)
-        raise PetoolError(f"{source}: entry_id {twice} occurs more than once", "every entry needs an id of its own")
-    return Dataset(source, digest, entries, len(rows))
+    entries, bad, seen = [], [], set()
+    for index, row in enumerate(chosen):
+        try:
+            entry = parse_entry(row, setting, source, index)
+            if entry.id in seen:
+                raise PetoolError(
+                    f"{source}: entry_id {entry.id} occurs more than once", "every entry needs its own id"
+                )
+        except PetoolError as error:
+            if not skip_bad:
+                raise
+            bad.append(error.message)
+            continue
+        seen.add(entry.id)
+        entries.append(entry)
+    return Dataset(source, digest, tuple(entries), len(rows), tuple(bad))
+
+
+def raw_rows(source: str) -> list[Any]:
+    """The entries of `source` as they stand there, unparsed."""
+    return _read(source)[0]
 
 
 def _read(source: str) -> tuple[list[Any], str]:
     if source.startswith("demo:"):
         rows = _demo_rows(source)
         return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
-    if not path.is_file():
-        raise PetoolError(f"no such data file: {source}", f"give {FORMS}")
+    path = _path(source)
     raw = path.read_bytes()
     return _decode(_unzip(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
 
@@ -64,18 +95,10 @@ def _demo_rows(source: str) -> list[Any]:
 
 
 def _hub_file(source: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
     parts = source.removeprefix("hub:").split("/", 2)
     if len(parts) != 3:
         raise PetoolError(f"unknown hub file: {source}", "write hub:OWNER/NAME/FILE")
-    try:
-        return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
-    except Exception as error:  # the hub client raises many kinds; each means the same to the user
-        raise PetoolError(
-            f"cannot download {source} ({type(error).__name__})",
-            "check the network, or give a local copy: --set data.train=/path/to/file.json",
-        ) from error
+    return fetch("/".join(parts[:2]), [parts[2]])[0].path
 
 
 def _unzip(raw: bytes, path: Path) -> bytes:

@@ -120,7 +120,13 @@ class LlamaModel:
             raise PetoolError("the GGUF file has no chat template", "export it again from an instruct model")
         eos = self._lib.llama_vocab_eos(self._vocab)
         bos = self._lib.llama_vocab_bos(self._vocab)
-        return Chat(self.encode, template, self._token_text(bos), self._token_text(eos), eos)
+        return Chat(
+            lambda texts: [self.encode(text) for text in texts],
+            template,
+            self._token_text(bos),
+            self._token_text(eos),
+            eos,
+        )
 
     def _token_text(self, token: int) -> str:
         text = self._lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""

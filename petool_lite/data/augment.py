@@ -1,0 +1,316 @@
+"""More training entries from the same ones, made only where the label stays certain.
+
+Three kinds: the candidates in another order; the counterfactual user, who rates the other way round and so wants the
+other provider; an earlier liked call turned into a request. In the published entries a user likes or dislikes a
+provider as a whole, the right tool is never among the earlier calls, and no functionally equal tool comes from a
+liked provider; the made entries keep to that.
+"""
+
+import json
+import random
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from petool_lite.data.entries import Entry, Interaction, Parameter, Prompt, Tool, ToolCall, provider
+from petool_lite.data.splits import api_words, function_words
+from petool_lite.errors import PetoolError
+
+_MADE = re.compile(r"\+(shuffle|swap|history)\d*$")
+_RATING = re.compile(r'"rating"\s*:\s*([01])')
+_JSON_TYPES: Mapping[str, tuple[type, ...]] = {"STRING": (str,), "ENUM": (str,), "NUMBER": (int, float), "BOOLEAN": ()}
+
+
+@dataclass(frozen=True)
+class CatalogTool:
+    """A tool that some entry offers, and its JSON text there.
+
+    `equal`: tools that an entry lists as doing the same function. `rivals`: other tools of the catalog that may do it,
+    being listed so or of the same category and api words. `function`: as in an entry that has it as an answer.
+    """
+
+    tool: Tool
+    text: str
+    function: str | None
+    equal: frozenset[str]
+    rivals: tuple[str, ...]
+
+
+def build_catalog(entries: Sequence[Entry], setting: str) -> dict[str, CatalogTool]:
+    """Every candidate of `entries`, by name; the first text of a tool is kept."""
+    functions: dict[str, str | None] = {}
+    families: dict[str, set[str]] = {}
+    texts: dict[str, tuple[Tool, str]] = {}
+    for entry in entries:
+        prompt = entry.prompt(setting)
+        if any(tool.name not in texts for tool in prompt.tools):
+            for tool, text in zip(prompt.tools, prompt.tool_texts, strict=True):
+                texts.setdefault(tool.name, (tool, text))
+        if entry.gold is not None:
+            family = {entry.gold.tool_name, *(entry.equal_tools or ())}
+            for name in family:
+                functions.setdefault(name, entry.function)
+                families.setdefault(name, set()).update(family)
+    alike: dict[str, set[str]] = {}
+    for name in texts:
+        alike.setdefault(function_words(name), set()).add(name)
+    catalog = {}
+    for name, (tool, text) in texts.items():
+        equal = frozenset(families.get(name, set()) - {name})
+        rivals = sorted((equal | alike[function_words(name)]) & texts.keys() - {name})
+        catalog[name] = CatalogTool(tool, text, functions.get(name), equal, tuple(rivals))
+    return catalog
+
+
+def balance(history: Sequence[Interaction], name: str) -> int:
+    """Likes minus dislikes of the calls of the provider of tool `name`; a call without a rating counts as liked."""
+    own = provider(name)
+    return sum(-1 if item.rating == 0 else 1 for item in history if provider(item.call.tool_name) == own)
+
+
+def shuffled(entry: Entry, rng: random.Random) -> Entry:
+    """The same entry with the candidates of every prompt in another order."""
+    prompts = {}
+    for setting, prompt in entry.prompts.items():
+        pairs = list(zip(prompt.tools, prompt.tool_texts, strict=True))
+        rng.shuffle(pairs)
+        prompts[setting] = prompt.with_tools(pairs)
+    return replace(entry, prompts=prompts)
+
+
+def counterfactual(entry: Entry, rng: random.Random) -> Entry | None:
+    """The user who rates the right tool's provider and that of an equal candidate the other way round; or None.
+
+    Every rating of the two providers is inverted and the equal candidate becomes the answer, with the same parameters.
+    Its own calls leave the history, as the published histories never hold the right tool. Only the rating prompt is
+    kept: the histories of the others belong to the old answer. None where no equal candidate gives an entry that
+    `validate` accepts, or where a gold parameter is not declared alike by both tools. Where the file does not tell
+    which candidates are equal, only one of the same category and api words whose provider is disliked is taken.
+    """
+    swaps = _swaps(entry)
+    return rng.choice(swaps) if swaps else None
+
+
+def history_queries(
+    entry: Entry,
+    catalog: Mapping[str, CatalogTool],
+    rng: random.Random,
+    limit: int,
+    *,
+    setting: str = "rating",
+    barred: Collection[str] = (),
+) -> list[Entry]:
+    """Up to `limit` earlier liked calls as requests of their own, each of another tool; those that pass `validate`.
+
+    The called tool comes from `catalog` and stands where the old right tool stood; all its calls leave the history.
+    Its rivals in the catalog whose providers are liked less stand where the old tool's equals stood, as far as there
+    are any, the least liked first: without them nothing but the function would tell the answer. Another candidate that
+    may do the function stays only if its provider is liked less. Parameters must fit the declared names and types.
+    Nothing is made in the chronological setting, which does not tell the liked calls, nor of a tool whose
+    `function_words` are in `barred`.
+    """
+    prompt = entry.prompt(setting)
+    if setting == "chronological" or entry.gold is None:
+        return []
+    texts = prompt.tool_texts
+    liked = [item for item in prompt.history if item.rating != 0 and item.call.tool_name in catalog]
+    rng.shuffle(liked)
+    made: dict[str, Entry] = {}
+    for item in liked:
+        name = item.call.tool_name
+        if len(made) >= limit:
+            break
+        if name in made or function_words(name) in barred:
+            continue
+        asked = _asked(replace(entry, id=f"{entry.id}+history{len(made)}"), setting, texts, item, catalog)
+        if asked is not None and _fault(asked, setting) is None:
+            made[name] = asked
+    return list(made.values())
+
+
+def validate(entry: Entry, setting: str) -> None:
+    """Raise PetoolError if `entry` cannot be right for training in `setting`.
+
+    Every entry: the right tool is named by exactly one candidate; the gold parameters are declared by it and hold
+    every required one. An entry whose id says that `augment` made it, outside the chronological setting (rivals are
+    the `equal_tools` and, except for a shuffled entry, also all candidates with the same api words; see `balance`):
+    a shuffled one has no rival whose provider's balance is above that of the right tool's; a swapped one or one made
+    from the history has no rival at or above it, and no call of the right tool in its history; the latter also has a
+    balance above 0.
+    """
+    fault = _fault(entry, setting)
+    if fault is not None:
+        raise PetoolError(f"entry {entry.id}: {fault}", "such an entry teaches a wrong answer; leave it out")
+
+
+def augment(
+    entries: Sequence[Entry],
+    setting: str,
+    shuffle: int,
+    counterfactual: bool,
+    history: int,
+    seed: int,
+    *,
+    barred: Collection[str] = (),
+) -> list[Entry]:
+    """The entries themselves, then the made ones: ids "7+shuffle1", "7+swap", "7+history0", entry by entry.
+
+    `shuffle` copies in another order, one counterfactual, at most `history` requests from the history of each. What
+    is made of an entry depends on `seed`, its id and, for the history, the candidates of all `entries`; an entry that
+    cannot be augmented adds nothing. `barred`: see `history_queries`; give `answer_functions(test)` there.
+    """
+    result = list(entries)
+    catalog = build_catalog(entries, setting) if history > 0 else {}
+    for entry in entries:
+        draw = f"{seed} {entry.id}"
+        for number in range(1, shuffle + 1):
+            copy = shuffled(entry, random.Random(f"{draw} shuffle{number}"))
+            copy = replace(copy, id=f"{entry.id}+shuffle{number}")
+            if _fault(copy, setting) is None:
+                result.append(copy)
+        if counterfactual and setting == "rating" and (swaps := _swaps(entry)):
+            result.append(random.Random(f"{draw} swap").choice(swaps))
+        if history > 0:
+            rng = random.Random(f"{draw} history")
+            result += history_queries(entry, catalog, rng, history, setting=setting, barred=barred)
+    return result
+
+
+def _swaps(entry: Entry) -> list[Entry]:
+    """Every counterfactual of the entry that `validate` accepts, in the order of the candidates."""
+    prompt = entry.prompts.get("rating")
+    if prompt is None or entry.gold is None:
+        return []
+    made = [_swapped(entry, entry.gold, prompt, tool) for tool in prompt.tools]
+    return [swap for swap in made if swap is not None and _fault(swap, "rating") is None]
+
+
+def _swapped(entry: Entry, gold: ToolCall, prompt: Prompt, tool: Tool) -> Entry | None:
+    """The counterfactual with `tool` as the answer, its label unchecked."""
+    old = next((other for other in prompt.tools if other.name == gold.tool_name), None)
+    if old is None or provider(old.name) == provider(tool.name) or not _declared_alike(gold.parameters, old, tool):
+        return None
+    if not _may_equal(entry, old.name, tool.name):
+        return None
+    if entry.equal_tools is None and balance(prompt.history, tool.name) >= 0:
+        return None  # unlisted tools alike in name often do something else, but never where the provider is disliked
+    both = {provider(old.name), provider(tool.name)}
+    kept = [item for item in prompt.history if item.call.tool_name != tool.name]
+    history = [_inverted(item) if provider(item.call.tool_name) in both else item for item in kept]
+    return replace(
+        entry,
+        id=f"{entry.id}+swap",
+        prompts={"rating": prompt.with_history(history)},
+        gold=ToolCall(tool.name, gold.parameters),
+        equal_tools=entry.equal_tools and tuple(old.name if name == tool.name else name for name in entry.equal_tools),
+    )
+
+
+def _inverted(item: Interaction) -> Interaction:
+    """The interaction with the other rating; its text differs in that digit alone."""
+    rating = 1 - (item.rating or 0)
+    wanted = {**json.loads(item.text), "rating": rating}
+    # A parameter or a quoted text may hold the same words; the user's own rating is the one that gives `wanted`.
+    for match in reversed(list(_RATING.finditer(item.text))):
+        text = f"{item.text[: match.start(1)]}{rating}{item.text[match.end(1) :]}"
+        if json.loads(text) == wanted:
+            return replace(item, rating=rating, text=text)
+    raise PetoolError(f"no rating in the interaction {item.text[:80]}", "the file is not in a PEToolBench format")
+
+
+def _asked(
+    entry: Entry, setting: str, texts: Sequence[str], item: Interaction, catalog: Mapping[str, CatalogTool]
+) -> Entry | None:
+    """`entry` with the request of `item` in place of its own, its label unchecked."""
+    prompt = entry.prompt(setting)
+    names = [tool.name for tool in prompt.tools]
+    called = catalog[item.call.tool_name]
+    name = called.tool.name
+    if name in names or entry.gold is None or not _typed(item.call, called.tool):
+        return None
+    old, words = entry.gold.tool_name, api_words(name)
+    history = [other for other in prompt.history if other.call.tool_name != name]
+    likes = {rival: balance(history, rival) for rival in (name, *names, *called.rivals)}
+    free = [rival for rival in called.rivals if rival not in names and likes[rival] < likes[name]]
+    rivals = iter(sorted(free, key=likes.__getitem__))
+    kept: list[tuple[Tool, str]] = []
+    for tool, text in zip(prompt.tools, texts, strict=True):
+        rival = next(rivals, None) if _may_equal(entry, old, tool.name) else None
+        if tool.name == old:
+            kept.append((called.tool, called.text))
+        elif rival is not None:
+            kept.append((catalog[rival].tool, catalog[rival].text))
+        elif likes[tool.name] < likes[name] or (tool.name not in called.equal and api_words(tool.name) != words):
+            kept.append((tool, text))
+    return Entry(
+        id=entry.id,
+        query=item.instruction,
+        prompts={setting: prompt.with_history(history).with_tools(kept)},
+        gold=item.call,
+        function=called.function,
+        equal_tools=tuple(tool.name for tool, _ in kept if tool.name in called.equal) if called.equal else None,
+    )
+
+
+def _may_equal(entry: Entry, gold: str, name: str) -> bool:
+    """Whether candidate `name` does the function of the right tool `gold`, or has its category and api words."""
+    if name == gold:
+        return False
+    return function_words(name) == function_words(gold) if entry.equal_tools is None else name in entry.equal_tools
+
+
+def _fault(entry: Entry, setting: str) -> str | None:
+    """What `validate` finds wrong, in words."""
+    if entry.gold is None:
+        return "it has no right answer"
+    prompt = entry.prompt(setting)
+    name = entry.gold.tool_name
+    named = [tool for tool in prompt.tools if tool.name == name]
+    if len(named) != 1:
+        return f"{len(named)} candidates are named {name}"
+    declared = _declared(named[0])
+    extra = [key for key in entry.gold.parameters if key not in declared]
+    missing = [item.name for item in named[0].required if item.name not in entry.gold.parameters]
+    if extra or missing:
+        return f"parameters not declared: {extra}, required but missing: {missing}"
+    made = _MADE.search(entry.id)
+    if made is None or setting == "chronological":
+        return None
+    return _label_fault(prompt, name, entry.equal_tools or (), made[1])
+
+
+def _label_fault(prompt: Prompt, name: str, equal: Collection[str], kind: str) -> str | None:
+    likes = balance(prompt.history, name)
+    others = [tool.name for tool in prompt.tools if tool.name != name]
+    if kind == "shuffle":
+        above = [other for other in others if other in equal and balance(prompt.history, other) > likes]
+        return f"liked more than the right tool: {above}" if above else None
+    if any(item.call.tool_name == name for item in prompt.history):
+        return "the right tool is in the history"
+    words = api_words(name)
+    rivals = [other for other in others if other in equal or api_words(other) == words]
+    level = [rival for rival in rivals if balance(prompt.history, rival) >= likes]
+    if level:
+        return f"liked no less than the right tool: {level}"
+    return "the right tool's provider is not liked" if kind == "history" and likes <= 0 else None
+
+
+def _declared(tool: Tool) -> dict[str, Parameter]:
+    return {item.name: item for item in (*tool.required, *tool.optional)}
+
+
+def _declared_alike(parameters: Mapping[str, object], old: Tool, new: Tool) -> bool:
+    """Whether both tools declare each parameter with the same type and `new` requires no other."""
+    before, after = _declared(old), _declared(new)
+    alike = all(key in before and key in after and before[key].type == after[key].type for key in parameters)
+    return alike and all(item.name in parameters for item in new.required)
+
+
+def _typed(call: ToolCall, tool: Tool) -> bool:
+    """Whether the values are of the declared types, as far as those are common ones; true and false are BOOLEAN."""
+    types = {item.name: item.type.upper() for item in (*tool.required, *tool.optional)}
+    return all(
+        types[key] == "BOOLEAN" if isinstance(value, bool) else isinstance(value, _JSON_TYPES.get(types[key], object))
+        for key, value in call.parameters.items()
+        if key in types
+    )

@@ -1,0 +1,152 @@
+"""Splits by function: a test of preference is only fair on functions that training never asked for.
+
+The published entries repeat themselves: users differ, requests do not. A random split would put the same query on both
+sides, so whole groups of related entries are dealt out instead, and `leaks` says what two sides still share.
+"""
+
+import random
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from petool_lite.data.entries import Entry
+from petool_lite.errors import USAGE, PetoolError
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What two sets of entries have in common of one kind: how many values, and the first few of them."""
+
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What training and test share: functions, tools that are a right answer in both, and identical queries."""
+
+    functions: Shared
+    gold_tools: Shared
+    queries: Shared
+
+    def __bool__(self) -> bool:
+        """Whether anything is shared."""
+        return bool(self.functions.count or self.gold_tools.count or self.queries.count)
+
+
+def api_words(tool_name: str) -> frozenset[str]:
+    """The words of the last part of a tool name, camel case cut; that part itself where it has no word."""
+    api = tool_name.split(">.<")[-1].rstrip(">")
+    words = re.findall(r"[a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", api).lower())
+    return frozenset(words or [api])
+
+
+def function_words(tool_name: str) -> str:
+    """Category and words of the api: stands for the function where a file does not number its functions."""
+    category = tool_name.split(">.<")[0].lstrip("<")
+    return f"{category}: {' '.join(sorted(api_words(tool_name)))}"
+
+
+def function_groups(entries: Sequence[Entry]) -> list[int]:
+    """A group number for each entry; entries tied by any chain of ties have the same number, counted from 0.
+
+    Tied are entries with the same function, the same right tool or the same query (apart from space and case). An
+    entry without a function is tied to every entry whose right tool has its category and its api words.
+    """
+    keys = _function_keys(entries, entries)
+    parent = list(range(len(entries)))
+    first: dict[str, int] = {}
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for index, entry in enumerate(entries):
+        for key in (*keys[index], *_gold_keys(entry), f"query {_plain(entry.query)}"):
+            parent[root(index)] = root(first.setdefault(key, index))
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(root(index), len(numbers)) for index in range(len(entries))]
+
+
+def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
+    """Deal the groups of `function_groups` to `count` folds: ascending indices into `entries`, every index in one fold.
+
+    The largest group goes first, each to the smallest fold so far; `seed` breaks the ties. Raises PetoolError when
+    there are fewer groups than folds.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, group in enumerate(function_groups(entries)):
+        groups.setdefault(group, []).append(index)
+    if not 1 <= count <= len(groups):
+        raise PetoolError(
+            f"cannot make {count} folds of {len(groups)} functions", "every fold needs a function of its own", USAGE
+        )
+    rng = random.Random(f"folds-{seed}")
+    dealt = list(groups.values())
+    rng.shuffle(dealt)
+    dealt.sort(key=len, reverse=True)
+    result: list[list[int]] = [[] for _ in range(count)]
+    for members in dealt:
+        smallest = min(len(fold) for fold in result)
+        rng.choice([fold for fold in result if len(fold) == smallest]).extend(members)
+    return [sorted(fold) for fold in result]
+
+
+def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> Leaks:
+    """What `test` shares with `train`.
+
+    A function without a number is compared by category and api words, queries apart from space and case.
+    """
+    both = [*train, *test]
+    train_keys = {key for keys in _function_keys(train, both) for key in keys}
+    test_keys = {key for keys in _function_keys(test, both) for key in keys}
+    train_queries = {_plain(entry.query) for entry in train}
+    return Leaks(
+        functions=_shared(train_keys & test_keys),
+        gold_tools=_shared(_gold_tools(train) & _gold_tools(test)),
+        queries=_shared({entry.query for entry in test if _plain(entry.query) in train_queries}),
+    )
+
+
+def answer_functions(entries: Sequence[Entry]) -> frozenset[str]:
+    """`function_words` of every right tool and its equals: what data made for training must not answer."""
+    names = _gold_tools(entries) | {name for entry in entries for name in entry.equal_tools or ()}
+    return frozenset(function_words(name) for name in names)
+
+
+def _function_keys(entries: Sequence[Entry], scope: Sequence[Entry]) -> list[list[str]]:
+    """The functions of each entry; words count only where some entry of `scope` has nothing but words."""
+    loose = {words for entry in scope if entry.function is None for words in _gold_words(entry)}
+    return [
+        [
+            *([] if entry.function is None else [f"function {entry.function}"]),
+            *(words for words in _gold_words(entry) if words in loose),
+        ]
+        for entry in entries
+    ]
+
+
+def _gold_words(entry: Entry) -> Iterator[str]:
+    if entry.gold is not None:
+        yield function_words(entry.gold.tool_name)
+
+
+def _gold_keys(entry: Entry) -> Iterator[str]:
+    if entry.gold is not None:
+        yield f"tool {entry.gold.tool_name}"
+
+
+def _gold_tools(entries: Sequence[Entry]) -> set[str]:
+    return {entry.gold.tool_name for entry in entries if entry.gold is not None}
+
+
+def _plain(query: str) -> str:
+    return " ".join(query.lower().split())
+
+
+def _shared(values: Collection[str]) -> Shared:
+    return Shared(len(values), tuple(sorted(values)[:_EXAMPLES]))

@@ -1,0 +1,92 @@
+"""Looking at data before training on it: figures of a source, faults and leaks, and what a model sees of an entry."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from petool_lite.data.entries import SETTINGS, Entry, provider
+from petool_lite.data.files import Dataset
+from petool_lite.errors import PetoolError
+from petool_lite.prompt import STYLES, Chat, Example, Layout, prompt_ids
+
+_NO_LIMIT = 10**9  # tokens
+
+
+def stats(dataset: Dataset, setting: str, chat: Chat) -> dict[str, Any]:
+    """Figures of a source in one setting; prompt lengths in tokens of `chat`'s tokenizer, for every prompt style."""
+    entries = dataset.entries
+    prompts = [entry.prompt(setting) for entry in entries]
+    ratings = Counter(item.rating for prompt in prompts for item in prompt.history)
+    rated = ratings[0] + ratings[1]
+    found = {
+        "entries": len(entries),
+        "of": dataset.total,
+        "bad": len(dataset.bad),
+        "with_answer": sum(entry.gold is not None for entry in entries),
+        "functions": len({entry.function for entry in entries if entry.function is not None}),
+        "candidates": _spread([len(prompt.tools) for prompt in prompts]),
+        "history": _spread([len(prompt.history) for prompt in prompts]),
+        "liked_percent": round(100 * ratings[1] / rated, 1) if rated else None,
+        "history_of_candidates_providers": _spread([_bearing(prompt) for prompt in prompts]),
+    }
+    for style in STYLES:
+        layout = Layout(setting, style, _NO_LIMIT)
+        found[f"tokens_{style}"] = _spread([len(fitted[0]) for e in entries if (fitted := prompt_ids(chat, e, layout))])
+    return found
+
+
+def _bearing(prompt: Any) -> int:
+    providers = {provider(tool.name) for tool in prompt.tools}
+    return sum(provider(item.call.tool_name) in providers for item in prompt.history)
+
+
+def _spread(values: Sequence[int]) -> dict[str, float]:
+    ordered = sorted(values) or [0]
+    return {
+        "median": statistics.median(ordered),
+        "p95": ordered[int(len(ordered) * 0.95)],
+        "max": ordered[-1],
+    }
+
+
+def faults(entry: Entry, setting: str) -> list[str]:
+    """What is odd about an entry's answer, as short sentences; an empty list for a sound one."""
+    if entry.gold is None:
+        return ["no answer"]
+    matching = [tool for tool in entry.prompt(setting).tools if tool.name == entry.gold.tool_name]
+    if len(matching) != 1:
+        return [f"the answer's tool is offered {len(matching)} times"]
+    declared = {parameter.name for parameter in (*matching[0].required, *matching[0].optional)}
+    given = set(entry.gold.parameters)
+    found = [f"the answer gives {name}, which its tool does not declare" for name in sorted(given - declared)]
+    missing = [parameter.name for parameter in matching[0].required if parameter.name not in given]
+    return found + [f"the answer lacks the required {name}" for name in missing]
+
+
+def preview(chat: Chat, row: Example) -> dict[str, Any]:
+    """The pieces that a coloured view needs: prompt text and each answer token as text."""
+    if chat.decode is None:
+        raise PetoolError("this tokenizer cannot turn ids into text")
+    answer = [chat.decode([token]) for token in row.ids[row.answer_start :]]
+    return {
+        "entry_id": row.entry_id,
+        "prompt_tokens": row.answer_start,
+        "loss_tokens": len(answer),
+        "history_dropped": row.history_dropped,
+        "prompt": chat.decode(row.ids[: row.answer_start]),
+        "answer": answer,
+    }
+
+
+def three_prompts(chat: Chat, entry: Entry, style: str) -> Mapping[str, tuple[int, str]]:
+    """For every setting that the entry has: tokens and text of its prompt."""
+    if chat.decode is None:
+        raise PetoolError("this tokenizer cannot turn ids into text")
+    shown = {}
+    for setting in SETTINGS:
+        if setting in entry.prompts:
+            fitted = prompt_ids(chat, entry, Layout(setting, style, _NO_LIMIT))
+            if fitted:
+                shown[setting] = (len(fitted[0]), chat.decode(fitted[0]))
+    return shown

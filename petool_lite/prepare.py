@@ -1,0 +1,168 @@
+"""From a recipe's data to token ids on disk, once: parsed, augmented, fitted, tokenized, cached by content.
+
+The cache is an Arrow file that the trainer maps into memory. Its key covers everything that decides an id: the
+data's bytes, tokenizer, template, layout, augmentation and the version of this code's output.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from petool_lite.base import Base, cache_root, file_sha256
+from petool_lite.console import Report, silent
+from petool_lite.data.augment import augment
+from petool_lite.data.entries import Entry
+from petool_lite.data.files import load_dataset, source_sha256
+from petool_lite.data.splits import answer_functions
+from petool_lite.errors import PetoolError
+from petool_lite.prompt import Chat, Example, Layout, examples
+from petool_lite.recipe import Recipe
+from petool_lite.runs import draft, write_json
+
+_VERSION = 1  # raise it when the same inputs give other rows
+_CHUNK = 512  # rows in memory at once
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped."""
+
+    table: Any
+    summary: dict[str, Any]
+    left_out: tuple[str, ...]
+    data_sha256: str
+
+
+def prepare(recipe: Recipe, base: Base, chat: Chat, report: Report = silent) -> Prepared:
+    """Read, fit and tokenize the recipe's training data, or map what an earlier call left in the cache.
+
+    Raises PetoolError for bad data, or if no row fits `model.max_tokens`.
+    """
+    digest = source_sha256(recipe.data.train)
+    folder = cache_root() / "prepared" / _key(recipe, base, chat, digest)
+    if not (folder / "summary.json").is_file():
+        with draft(folder) as work:
+            work.mkdir()
+            _write(recipe, chat, work, report)
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    found = json.loads((folder / "summary.json").read_text())
+    if not found["summary"]["kept"]:
+        raise PetoolError(f"no row fits {recipe.model.max_tokens} tokens", "raise model.max_tokens")
+    return Prepared(Dataset.from_file(str(folder / "rows.arrow")), found["summary"], tuple(found["left_out"]), digest)
+
+
+def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
+    facts = {
+        "version": _VERSION,
+        "data": digest,
+        "held_out": source_sha256(recipe.data.held_out) if recipe.data.held_out else "",
+        "settings": asdict(recipe.data) | {"train": "", "held_out": ""},  # the bytes matter, not where they lie
+        "max_tokens": recipe.model.max_tokens,
+        "seed": recipe.train.seed,
+        "tokenizer": file_sha256(base.directory / "tokenizer.json"),
+        "template": chat.template_sha256,
+        "tokens": [chat.bos_token, chat.eos_token],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
+    data = recipe.data
+    report("reading the training data", 0, 0, "")
+    dataset = load_dataset(data.train, data.setting, data.limit, skip_bad=data.skip_bad)
+    held_out = load_dataset(data.held_out, data.setting).entries if data.held_out else ()
+    entries = augment(
+        dataset.entries,
+        data.setting,
+        data.shuffle_copies,
+        data.counterfactual,
+        data.history_queries,
+        recipe.train.seed,
+        barred=answer_functions(held_out),
+    )
+    layout = Layout(data.setting, data.style, recipe.model.max_tokens, data.overlength)
+    counts = Counts(entries=len(dataset.entries), rows=len(entries), bad=len(dataset.bad))
+    _write_rows(folder / "rows.arrow", entries, chat, layout, counts, report)
+    write_json(folder / "summary.json", {"summary": counts.summary(), "left_out": counts.left_out})
+
+
+class Counts:
+    """Tallies over the rows: how many came in, were kept, trimmed or left out, and how long they are in tokens."""
+
+    def __init__(self, entries: int, rows: int, bad: int) -> None:
+        self.entries, self.rows, self.bad = entries, rows, bad
+        self.lengths: list[int] = []
+        self.loss_tokens = self.trimmed = 0
+        self.left_out: list[str] = []
+
+    def add(self, entry: Entry, row: Example | None) -> None:
+        """Count one row; None is one that is too long."""
+        if row is None:
+            self.left_out.append(entry.id)
+            return
+        self.lengths.append(len(row.ids))
+        self.loss_tokens += len(row.ids) - row.answer_start
+        self.trimmed += row.history_dropped > 0
+
+    def summary(self) -> dict[str, Any]:
+        """The table that is shown before training."""
+        lengths = sorted(self.lengths) or [0]
+        return {
+            "entries": self.entries,
+            "bad_entries": self.bad,
+            "rows": self.rows,
+            "kept": len(self.lengths),
+            "trimmed": self.trimmed,
+            "left_out": len(self.left_out),
+            "tokens_median": lengths[len(lengths) // 2],
+            "tokens_p95": lengths[int(len(lengths) * 0.95)],
+            "tokens_max": lengths[-1],
+            "tokens": sum(lengths),
+            "loss_tokens": self.loss_tokens,
+        }
+
+
+def _write_rows(
+    path: Path, entries: Sequence[Entry], chat: Chat, layout: Layout, counts: Counts, report: Report
+) -> None:
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [
+            ("entry_id", pa.string()),
+            ("input_ids", pa.list_(pa.int32())),
+            ("answer_start", pa.int32()),
+            ("history_dropped", pa.int32()),
+        ]
+    )
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for chunk in _chunks(examples(chat, entries, layout), entries, counts, report):
+            columns = [
+                pa.array([row.entry_id for row in chunk], pa.string()),
+                pa.array([row.ids for row in chunk], pa.list_(pa.int32())),
+                pa.array([row.answer_start for row in chunk], pa.int32()),
+                pa.array([row.history_dropped for row in chunk], pa.int32()),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _chunks(
+    rows: Iterator[Example | None], entries: Sequence[Entry], counts: Counts, report: Report
+) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
+    for number, (entry, row) in enumerate(zip(entries, rows, strict=True), 1):
+        counts.add(entry, row)
+        if row is not None:
+            chunk.append(row)
+        if number % 100 == 0 or number == len(entries):
+            report("tokenizing", number, len(entries), "")
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    yield chunk

@@ -1,0 +1,74 @@
+"""Preparing: same rows as one by one, cached by content, nothing vanishes uncounted."""
+
+import json
+
+import pytest
+
+from petool_lite.base import cache_root
+from petool_lite.data.demo import generate
+from petool_lite.data.files import load_dataset
+from petool_lite.errors import PetoolError
+from petool_lite.prepare import prepare
+from petool_lite.prompt import Layout, chat_from_directory, example
+from petool_lite.recipe import load_recipe
+
+
+def prepared(smollm2, *overrides):
+    return prepare(load_recipe("demo", overrides)[1], smollm2, chat_from_directory(smollm2.directory))
+
+
+def test_rows_are_those_of_the_renderer(smollm2) -> None:
+    found = prepared(smollm2, "data.train=demo:train:150")
+    chat = chat_from_directory(smollm2.directory)
+    layout = Layout("rating", "compact", 1024)
+    for entry, row in zip(load_dataset("demo:train:150", "rating").entries, found.table, strict=True):
+        wanted = example(chat, entry, layout)
+        assert (row["input_ids"], row["answer_start"], row["entry_id"]) == (wanted.ids, wanted.answer_start, entry.id)
+    assert found.summary["rows"] == found.summary["kept"] == 150
+    assert found.summary["tokens"] == sum(len(row["input_ids"]) for row in found.table)
+
+
+def test_the_second_time_comes_from_the_cache_and_a_change_does_not(smollm2, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "rows.json"
+    rows = generate("train", 5)
+    path.write_text(json.dumps(rows))
+    first = prepared(smollm2, f"data.train={path}")
+
+    def refuse(*_, **__):
+        raise AssertionError("parsed again")
+
+    monkeypatch.setattr("petool_lite.prepare.load_dataset", refuse)
+    again = prepared(smollm2, f"data.train={path}")
+    assert again.table.to_list() == first.table.to_list()
+    assert (again.summary, again.data_sha256) == (first.summary, first.data_sha256)
+    for change in ("data.style=published", "model.max_tokens=512", "data.shuffle_copies=1", "train.seed=1"):
+        with pytest.raises(AssertionError, match="parsed again"):
+            prepared(smollm2, f"data.train={path}", change)
+    path.write_text(json.dumps(rows[:4]))
+    with pytest.raises(AssertionError, match="parsed again"):
+        prepared(smollm2, f"data.train={path}")
+    assert not list((cache_root() / "prepared").glob(".*.draft"))
+
+
+def test_long_and_broken_rows_are_counted(smollm2, tmp_path) -> None:
+    rows = generate("train", 6)
+    rows[2]["query"] = None
+    rows[3]["query"] = "very " * 2000
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(PetoolError, match=r"rows.json, entry 2 .*query"):
+        prepared(smollm2, f"data.train={path}")
+    found = prepared(smollm2, f"data.train={path}", "data.skip_bad=true")
+    summary = found.summary
+    assert (summary["entries"], summary["bad_entries"], summary["kept"], summary["left_out"]) == (5, 1, 4, 1)
+    assert found.left_out == (str(rows[3]["entry_id"]),)
+
+
+def test_augmentation_adds_rows_and_keeps_the_originals(smollm2) -> None:
+    plain = prepared(smollm2, "data.train=demo:train:20")
+    more = prepared(smollm2, "data.train=demo:train:20", "data.shuffle_copies=2", "data.counterfactual=true")
+    assert more.summary["entries"] == 20
+    assert more.summary["rows"] == 20 + 40 + 20
+    assert more.table.select(range(20)).to_list() == plain.table.to_list()
+    rating = prepared(smollm2, "data.train=demo:train:20", "data.style=published").summary
+    assert rating["rows"] == 20
