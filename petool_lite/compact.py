@@ -2,7 +2,7 @@
 
 Only the history that bears on the candidates is kept: calls of a candidate's provider, and calls whose words are
 close to a candidate's. A mark before each call tells what the user thought of it, and each candidate
-carries the sum for its provider, so the model need not count. Fixed text comes first and the query last.
+carries the verdict on its provider, so the model need not count. Fixed text comes first and the query last.
 """
 
 import json
@@ -56,11 +56,24 @@ def _mark(item: Interaction) -> str:
 
 
 def _tool(tool: Tool, prompt: Prompt) -> str:
-    own = [item.rating for item in prompt.history if provider(item.call.tool_name) == provider(tool.name)]
-    rated = any(rating is not None for rating in own)
-    tally = f"(+{own.count(1)} -{own.count(0)})" if rated else f"(*{len(own)})"
+    # What the user thinks and what the tool does come before its name: a causal model that copies the name can then
+    # read both from the name's own tokens.
     parameters = [_parameter(item, "!") for item in tool.required] + [_parameter(item, "?") for item in tool.optional]
-    return f"{tool.name} {tally} {tool.description.strip()} [{', '.join(parameters)}]"
+    about = " ".join(tool.description.split()) or "-"
+    return f"{_verdict(tool, prompt)} | {about} | {tool.name} | {'; '.join(parameters) or '-'}"
+
+
+def _verdict(tool: Tool, prompt: Prompt) -> str:
+    """What the history says of a candidate's provider, as one word and the counts behind it."""
+    used = [index for index, item in enumerate(prompt.history) if provider(item.call.tool_name) == provider(tool.name)]
+    if not used:
+        return "unknown"
+    ratings = [prompt.history[index].rating for index in used]
+    if None in ratings:
+        return f"used {len(used)}, {len(prompt.history) - used[-1]} back"
+    likes, dislikes = ratings.count(1), ratings.count(0)
+    word = "liked" if likes > dislikes else "disliked" if likes < dislikes else "mixed"
+    return f"{word} +{likes}-{dislikes}"
 
 
 def _parameter(parameter: Parameter, mark: str) -> str:

@@ -7,10 +7,10 @@ liked provider; the made entries keep to that.
 """
 
 import json
-import random
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
 from petool_lite.data.entries import Entry, Interaction, Parameter, Prompt, Tool, ToolCall, provider
 from petool_lite.data.splits import api_words, function_words
@@ -19,6 +19,7 @@ from petool_lite.errors import PetoolError
 _MADE = re.compile(r"\+(shuffle|swap|history)\d*$")
 _RATING = re.compile(r'"rating"\s*:\s*([01])')
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {"STRING": (str,), "ENUM": (str,), "NUMBER": (int, float), "BOOLEAN": ()}
+Catalog = Mapping[str, "CatalogTool"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class CatalogTool:
 
 def build_catalog(entries: Sequence[Entry], setting: str) -> dict[str, CatalogTool]:
     """Every candidate of `entries`, by name; the first text of a tool is kept."""
-    functions: dict[str, str | None] = {}
-    families: dict[str, set[str]] = {}
+    families: dict[str, tuple[str | None, set[str]]] = {}
+    alike: dict[str, set[str]] = {}
     texts: dict[str, tuple[Tool, str]] = {}
     for entry in entries:
         prompt = entry.prompt(setting)
@@ -49,16 +50,14 @@ def build_catalog(entries: Sequence[Entry], setting: str) -> dict[str, CatalogTo
         if entry.gold is not None:
             family = {entry.gold.tool_name, *(entry.equal_tools or ())}
             for name in family:
-                functions.setdefault(name, entry.function)
-                families.setdefault(name, set()).update(family)
-    alike: dict[str, set[str]] = {}
+                families.setdefault(name, (entry.function, set()))[1].update(family)
     for name in texts:
         alike.setdefault(function_words(name), set()).add(name)
     catalog = {}
     for name, (tool, text) in texts.items():
-        equal = frozenset(families.get(name, set()) - {name})
-        rivals = sorted((equal | alike[function_words(name)]) & texts.keys() - {name})
-        catalog[name] = CatalogTool(tool, text, functions.get(name), equal, tuple(rivals))
+        function, family = families.get(name, (None, set()))
+        rivals = sorted((family | alike[function_words(name)]) & texts.keys() - {name})
+        catalog[name] = CatalogTool(tool, text, function, frozenset(family - {name}), tuple(rivals))
     return catalog
 
 
@@ -68,7 +67,7 @@ def balance(history: Sequence[Interaction], name: str) -> int:
     return sum(-1 if item.rating == 0 else 1 for item in history if provider(item.call.tool_name) == own)
 
 
-def shuffled(entry: Entry, rng: random.Random) -> Entry:
+def shuffled(entry: Entry, rng: Random) -> Entry:
     """The same entry with the candidates of every prompt in another order."""
     prompts = {}
     for setting, prompt in entry.prompts.items():
@@ -78,7 +77,7 @@ def shuffled(entry: Entry, rng: random.Random) -> Entry:
     return replace(entry, prompts=prompts)
 
 
-def counterfactual(entry: Entry, rng: random.Random) -> Entry | None:
+def counterfactual(entry: Entry, rng: Random) -> Entry | None:
     """The user who rates the right tool's provider and that of an equal candidate the other way round; or None.
 
     Every rating of the two providers is inverted and the equal candidate becomes the answer, with the same parameters.
@@ -92,13 +91,7 @@ def counterfactual(entry: Entry, rng: random.Random) -> Entry | None:
 
 
 def history_queries(
-    entry: Entry,
-    catalog: Mapping[str, CatalogTool],
-    rng: random.Random,
-    limit: int,
-    *,
-    setting: str = "rating",
-    barred: Collection[str] = (),
+    entry: Entry, catalog: Catalog, rng: Random, limit: int, *, setting: str = "rating", barred: Collection[str] = ()
 ) -> list[Entry]:
     """Up to `limit` earlier liked calls as requests of their own, each of another tool; those that pass `validate`.
 
@@ -118,9 +111,7 @@ def history_queries(
     made: dict[str, Entry] = {}
     for item in liked:
         name = item.call.tool_name
-        if len(made) >= limit:
-            break
-        if name in made or function_words(name) in barred:
+        if len(made) >= limit or name in made or function_words(name) in barred:
             continue
         asked = _asked(replace(entry, id=f"{entry.id}+history{len(made)}"), setting, texts, item, catalog)
         if asked is not None and _fault(asked, setting) is None:
@@ -134,9 +125,8 @@ def validate(entry: Entry, setting: str) -> None:
     Every entry: the right tool is named by exactly one candidate; the gold parameters are declared by it and hold
     every required one. An entry whose id says that `augment` made it, outside the chronological setting (rivals are
     the `equal_tools` and, except for a shuffled entry, also all candidates with the same api words; see `balance`):
-    a shuffled one has no rival whose provider's balance is above that of the right tool's; a swapped one or one made
-    from the history has no rival at or above it, and no call of the right tool in its history; the latter also has a
-    balance above 0.
+    a shuffled one has no rival above the right tool in balance; a swapped one or one made from the history has none at
+    or above it and no call of the right tool in its history; the latter also has a balance above 0.
     """
     fault = _fault(entry, setting)
     if fault is not None:
@@ -164,14 +154,13 @@ def augment(
     for entry in entries:
         draw = f"{seed} {entry.id}"
         for number in range(1, shuffle + 1):
-            copy = shuffled(entry, random.Random(f"{draw} shuffle{number}"))
-            copy = replace(copy, id=f"{entry.id}+shuffle{number}")
+            copy = replace(shuffled(entry, Random(f"{draw} shuffle{number}")), id=f"{entry.id}+shuffle{number}")
             if _fault(copy, setting) is None:
                 result.append(copy)
         if counterfactual and setting == "rating" and (swaps := _swaps(entry)):
-            result.append(random.Random(f"{draw} swap").choice(swaps))
+            result.append(Random(f"{draw} swap").choice(swaps))
         if history > 0:
-            rng = random.Random(f"{draw} history")
+            rng = Random(f"{draw} history")
             result += history_queries(entry, catalog, rng, history, setting=setting, barred=barred)
     return result
 
@@ -179,7 +168,7 @@ def augment(
 def _swaps(entry: Entry) -> list[Entry]:
     """Every counterfactual of the entry that `validate` accepts, in the order of the candidates."""
     prompt = entry.prompts.get("rating")
-    if prompt is None or entry.gold is None:
+    if prompt is None or entry.gold is None or any(item.rating is None for item in prompt.history):
         return []
     made = [_swapped(entry, entry.gold, prompt, tool) for tool in prompt.tools]
     return [swap for swap in made if swap is not None and _fault(swap, "rating") is None]
@@ -218,9 +207,7 @@ def _inverted(item: Interaction) -> Interaction:
     raise PetoolError(f"no rating in the interaction {item.text[:80]}", "the file is not in a PEToolBench format")
 
 
-def _asked(
-    entry: Entry, setting: str, texts: Sequence[str], item: Interaction, catalog: Mapping[str, CatalogTool]
-) -> Entry | None:
+def _asked(entry: Entry, setting: str, texts: Sequence[str], item: Interaction, catalog: Catalog) -> Entry | None:
     """`entry` with the request of `item` in place of its own, its label unchecked."""
     prompt = entry.prompt(setting)
     names = [tool.name for tool in prompt.tools]
@@ -235,7 +222,7 @@ def _asked(
     rivals = iter(sorted(free, key=likes.__getitem__))
     kept: list[tuple[Tool, str]] = []
     for tool, text in zip(prompt.tools, texts, strict=True):
-        rival = next(rivals, None) if _may_equal(entry, old, tool.name) else None
+        rival = next(rivals, None) if tool.name != old and _may_equal(entry, old, tool.name) else None
         if tool.name == old:
             kept.append((called.tool, called.text))
         elif rival is not None:
@@ -253,9 +240,7 @@ def _asked(
 
 
 def _may_equal(entry: Entry, gold: str, name: str) -> bool:
-    """Whether candidate `name` does the function of the right tool `gold`, or has its category and api words."""
-    if name == gold:
-        return False
+    """Whether `name` does the function of the right tool `gold`; where none is listed, by category and api words."""
     return function_words(name) == function_words(gold) if entry.equal_tools is None else name in entry.equal_tools
 
 
@@ -268,8 +253,7 @@ def _fault(entry: Entry, setting: str) -> str | None:
     named = [tool for tool in prompt.tools if tool.name == name]
     if len(named) != 1:
         return f"{len(named)} candidates are named {name}"
-    declared = _declared(named[0])
-    extra = [key for key in entry.gold.parameters if key not in declared]
+    extra = sorted(entry.gold.parameters.keys() - _declared(named[0]).keys())
     missing = [item.name for item in named[0].required if item.name not in entry.gold.parameters]
     if extra or missing:
         return f"parameters not declared: {extra}, required but missing: {missing}"
@@ -287,8 +271,7 @@ def _label_fault(prompt: Prompt, name: str, equal: Collection[str], kind: str) -
         return f"liked more than the right tool: {above}" if above else None
     if any(item.call.tool_name == name for item in prompt.history):
         return "the right tool is in the history"
-    words = api_words(name)
-    rivals = [other for other in others if other in equal or api_words(other) == words]
+    rivals = [other for other in others if other in equal or api_words(other) == api_words(name)]
     level = [rival for rival in rivals if balance(prompt.history, rival) >= likes]
     if level:
         return f"liked no less than the right tool: {level}"

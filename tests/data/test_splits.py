@@ -1,0 +1,106 @@
+"""Folds never share a function, and what two sets share is found and named."""
+
+from dataclasses import replace
+
+import pytest
+
+from petool_lite.data.demo import generate
+from petool_lite.data.entries import Entry, ToolCall, parse_entry
+from petool_lite.data.files import load_dataset
+from petool_lite.data.splits import answer_functions, api_words, folds, function_groups, function_words, leaks
+from petool_lite.errors import PetoolError
+
+
+def demo(split: str = "train", count: int = 120) -> list[Entry]:
+    return [parse_entry(row, "rating", "demo", index) for index, row in enumerate(generate(split, count))]
+
+
+def check_folds(entries, count: int) -> None:
+    dealt = folds(entries, count, seed=3)
+    assert sorted(index for fold in dealt for index in fold) == list(range(len(entries)))
+    assert dealt == folds(entries, count, seed=3)
+    assert dealt != folds(entries, count, seed=4)
+    groups = function_groups(entries)
+    largest = max(groups.count(group) for group in set(groups))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= largest
+    for fold in dealt:
+        test = [entries[index] for index in fold]
+        train = [entries[index] for other in dealt if other is not fold for index in other]
+        assert {entry.function for entry in test}.isdisjoint(entry.function for entry in train)
+        assert not leaks(train, test)
+
+
+def test_demo_folds_share_nothing() -> None:
+    check_folds(demo(), 4)
+
+
+def test_demo_folds_share_nothing_when_functions_have_no_number() -> None:
+    entries = [replace(entry, function=None) for entry in demo()]
+    dealt = folds(entries, 3, seed=0)
+    parts = [[entries[index] for index in fold] for fold in dealt]
+    words = [{function_words(entry.gold.tool_name) for entry in part} for part in parts]
+    assert sum(map(len, words)) == len(set.union(*words))
+    assert not leaks(parts[0], [*parts[1], *parts[2]])
+
+
+def test_published_folds_share_nothing(open_entries) -> None:
+    entries = load_dataset(str(open_entries), "rating").entries
+    for count in (2, 5, 10):
+        check_folds(entries, count)
+    assert max(map(len, folds(entries, 5, seed=0))) - min(map(len, folds(entries, 5, seed=0))) <= 2
+
+
+def test_a_chain_of_ties_is_one_group() -> None:
+    base = demo(count=1)[0]
+
+    def entry(function: str | None, tool: str, query: str) -> Entry:
+        return replace(base, function=function, gold=ToolCall(tool, {}), query=query)
+
+    entries = [
+        entry("1", "<A>.<P>.<one>", "a"),
+        entry("2", "<A>.<Q>.<two>", "b"),
+        entry("1", "<A>.<Q>.<two>", "c"),
+        entry("3", "<A>.<R>.<other>", "d"),
+        entry("4", "<A>.<R>.<more>", " D "),
+        entry(None, "<A>.<S>.<getTwo>", "e"),
+        entry(None, "<A>.<T>.<get_two>", "f"),
+        entry(None, "<B>.<T>.<get_two>", "g"),
+    ]
+    assert function_groups(entries) == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert function_groups([entries[1], entry(None, "<A>.<S>.<Two>", "e")]) == [0, 0]
+
+
+def test_planted_leaks_are_found() -> None:
+    train, test = demo("train"), demo("test")
+    assert not leaks(train, test)
+    spy = test[0]
+    same_function = replace(train[0], function=spy.function)
+    assert leaks([*train, same_function], test).functions.examples == (f"function {spy.function}",)
+    same_gold = replace(train[0], gold=spy.gold)
+    assert leaks([*train, same_gold], test).gold_tools.examples == (spy.gold.tool_name,)
+    same_query = leaks([*train, replace(train[0], query=f"  {spy.query.upper()}")], test).queries
+    assert same_query.count == 1
+    assert same_query.examples == (spy.query,)
+    unnumbered = replace(train[0], function=None, gold=ToolCall(spy.gold.tool_name.replace("_", "-"), {}))
+    assert leaks([*train, unnumbered], test).functions.count == 1
+
+
+def test_every_fold_needs_a_function() -> None:
+    with pytest.raises(PetoolError, match="folds"):
+        folds(demo(count=3), 4, seed=0)
+    with pytest.raises(PetoolError, match="folds"):
+        folds([], 1, seed=0)
+
+
+def test_words_of_a_tool_name() -> None:
+    assert api_words("<Data>.<Azure>.<GetPastEvents>") == {"get", "past", "events"}
+    assert api_words("<Data>.<X>.</>") == {"/"}
+    assert function_words("<Data>.<Azure>.<GetPastEvents>") == function_words("<Data>.<Power BI>.<get past events>")
+    assert function_words("<Data>.<Azure>.<Get>") != function_words("<Sports>.<Azure>.<Get>")
+
+
+def test_answers_include_the_equal_tools(open_entries) -> None:
+    entries = load_dataset(str(open_entries), "rating", limit=50).entries
+    known = answer_functions(entries)
+    for entry in entries:
+        assert {function_words(name) for name in (entry.gold.tool_name, *entry.equal_tools)} <= known
