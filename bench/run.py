@@ -2,18 +2,18 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.variants import GPU, Variant
 
-from petool_lite.console import Report
+from petool_lite.console import Report, facts_text
 from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel, Reply
-from petool_lite.prompt import Chat, Layout, chat_from_directory, prompt_ids
+from petool_lite.prompt import Chat, Layout, chat_from_directory, prompt_ids, spread
 from petool_lite.runs import draft
 
 _UNKNOWN_STYLE = "published"
@@ -30,9 +30,8 @@ def generate_results(
     engine = _gpu_replies if variant.engine == GPU else _llama_replies
     stage = f"bench {variant.name}"
     total = len(dataset.entries)
-    report(stage, 0, total, "")
     rows: dict[int, dict[str, Any]] = {}
-    for index, row in engine(variant, dataset, setting, max_reply_tokens):
+    for index, row in engine(variant, dataset, setting, max_reply_tokens, report):
         rows[index] = _identity(dataset.entries[index]) | row | {"variant": variant.name, "setting": setting}
         report(stage, len(rows), total, _speed(row))
     with draft(target) as path, path.open("w") as file:
@@ -47,23 +46,31 @@ def _identity(entry: Entry) -> dict[str, Any]:
 
 
 def _fitted(
-    chat: Chat, dataset: Dataset, layout: Layout
+    chat: Chat, dataset: Dataset, layout: Layout, report: Report
 ) -> tuple[dict[int, list[int]], Iterator[tuple[int, dict[str, Any]]], dict[int, int]]:
     """Prompts that fit by entry index, finished rows for those that do not, and how much history each lost."""
     found = {index: prompt_ids(chat, entry, layout) for index, entry in enumerate(dataset.entries)}
     fits = {index: fitted[0] for index, fitted in found.items() if fitted}
+    report(facts_text("prompts", _lengths(found)), 0, 0, "")
     facts = {"status": "too_long", "prompt_tokens": 0, "seconds": 0.0, "style": layout.style, "history_dropped": 0}
     misfits = ((index, dict(facts)) for index, fitted in found.items() if not fitted)
     return fits, misfits, {index: fitted[1] for index, fitted in found.items() if fitted}
 
 
+def _lengths(found: Mapping[int, tuple[list[int], int] | None]) -> dict[str, int]:
+    """The table that is shown before scoring."""
+    fits = [fitted for fitted in found.values() if fitted]
+    counts = {"entries": len(found), "trimmed": sum(lost > 0 for _, lost in fits), "too_long": len(found) - len(fits)}
+    return counts | {f"tokens_{name}": value for name, value in spread([len(ids) for ids, _ in fits]).items()}
+
+
 def _llama_replies(
-    variant: Variant, dataset: Dataset, setting: str, max_reply_tokens: int
+    variant: Variant, dataset: Dataset, setting: str, max_reply_tokens: int, report: Report
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     with LlamaModel(variant.model, vocab_only=True) as vocabulary:
         style = variant.style or vocabulary.metadata.get("petool_lite.prompt_style", _UNKNOWN_STYLE)
         layout = Layout(setting, style, vocabulary.train_ctx - max_reply_tokens)
-        fits, misfits, dropped = _fitted(vocabulary.chat(), dataset, layout)
+        fits, misfits, dropped = _fitted(vocabulary.chat(), dataset, layout, report)
     yield from misfits
     longest = max((len(ids) for ids in fits.values()), default=0)
     with LlamaModel(variant.model, n_ctx=longest + max_reply_tokens) as model:
@@ -86,7 +93,7 @@ def _llama_replies(
 
 
 def _gpu_replies(
-    variant: Variant, dataset: Dataset, setting: str, max_reply_tokens: int
+    variant: Variant, dataset: Dataset, setting: str, max_reply_tokens: int, report: Report
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     from petool_lite.inference.gpu import GpuModel
 
@@ -94,7 +101,7 @@ def _gpu_replies(
     config = json.loads((variant.model / "config.json").read_text())
     style = variant.style or _UNKNOWN_STYLE
     layout = Layout(setting, style, config["max_position_embeddings"] - max_reply_tokens)
-    fits, misfits, dropped = _fitted(chat, dataset, layout)
+    fits, misfits, dropped = _fitted(chat, dataset, layout, report)
     yield from misfits
     indexes = list(fits)
     model = GpuModel(variant.model, variant.adapter)

@@ -6,10 +6,10 @@ carries the verdict on its provider, so the model need not count. Fixed text com
 """
 
 import json
-import re
 from collections.abc import Sequence
 
 from petool_lite.data.entries import Interaction, Parameter, Prompt, Tool, provider
+from petool_lite.data.splits import api_words
 
 _HEAD = (
     "Call the one tool that does what the user asks and that this user prefers.\n"
@@ -34,21 +34,15 @@ def compact_prompt(prompt: Prompt, setting: str, kept: Sequence[Interaction] | N
 def related_history(prompt: Prompt) -> tuple[Interaction, ...]:
     """The interactions that bear on the candidates, in their order."""
     providers = {provider(tool.name) for tool in prompt.tools}
-    words = [_words(tool.name) for tool in prompt.tools]
+    words = [api_words(tool.name) for tool in prompt.tools]
 
     def bears(item: Interaction) -> bool:
         if provider(item.call.tool_name) in providers:
             return True
-        own = _words(item.call.tool_name)
-        return any(len(own & other) >= _CLOSE * len(other) for other in words if other)
+        own = api_words(item.call.tool_name)
+        return any(len(own & other) >= _CLOSE * len(other) for other in words)
 
     return tuple(item for item in prompt.history if bears(item))
-
-
-def _words(tool_name: str) -> set[str]:
-    """The words of the last part of a tool name."""
-    api = tool_name.split(">.<")[-1]
-    return set(re.findall(r"[a-z0-9]{2,}", re.sub(r"([a-z])([A-Z])", r"\1 \2", api).lower()))
 
 
 def _mark(item: Interaction) -> str:

@@ -1,14 +1,13 @@
 """Looking at data before training on it: figures of a source, faults and leaks, and what a model sees of an entry."""
 
-import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from petool_lite.data.entries import SETTINGS, Entry, provider
 from petool_lite.data.files import Dataset
 from petool_lite.errors import PetoolError
-from petool_lite.prompt import STYLES, Chat, Example, Layout, prompt_ids
+from petool_lite.prompt import STYLES, Chat, Example, Layout, prompt_ids, spread
 
 _NO_LIMIT = 10**9  # tokens
 
@@ -25,29 +24,20 @@ def stats(dataset: Dataset, setting: str, chat: Chat) -> dict[str, Any]:
         "bad": len(dataset.bad),
         "with_answer": sum(entry.gold is not None for entry in entries),
         "functions": len({entry.function for entry in entries if entry.function is not None}),
-        "candidates": _spread([len(prompt.tools) for prompt in prompts]),
-        "history": _spread([len(prompt.history) for prompt in prompts]),
+        "candidates": spread([len(prompt.tools) for prompt in prompts]),
+        "history": spread([len(prompt.history) for prompt in prompts]),
         "liked_percent": round(100 * ratings[1] / rated, 1) if rated else None,
-        "history_of_candidates_providers": _spread([_bearing(prompt) for prompt in prompts]),
+        "history_of_candidates_providers": spread([_bearing(prompt) for prompt in prompts]),
     }
     for style in STYLES:
         layout = Layout(setting, style, _NO_LIMIT)
-        found[f"tokens_{style}"] = _spread([len(fitted[0]) for e in entries if (fitted := prompt_ids(chat, e, layout))])
+        found[f"tokens_{style}"] = spread([len(fitted[0]) for e in entries if (fitted := prompt_ids(chat, e, layout))])
     return found
 
 
 def _bearing(prompt: Any) -> int:
     providers = {provider(tool.name) for tool in prompt.tools}
     return sum(provider(item.call.tool_name) in providers for item in prompt.history)
-
-
-def _spread(values: Sequence[int]) -> dict[str, float]:
-    ordered = sorted(values) or [0]
-    return {
-        "median": statistics.median(ordered),
-        "p95": ordered[int(len(ordered) * 0.95)],
-        "max": ordered[-1],
-    }
 
 
 def faults(entry: Entry, setting: str) -> list[str]:

@@ -18,7 +18,7 @@ from petool_lite.data.entries import Entry
 from petool_lite.data.files import load_dataset, source_sha256
 from petool_lite.data.splits import answer_functions
 from petool_lite.errors import PetoolError
-from petool_lite.prompt import Chat, Example, Layout, examples
+from petool_lite.prompt import Chat, Example, Layout, examples, spread
 from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, write_json
 
@@ -112,7 +112,6 @@ class Counts:
 
     def summary(self) -> dict[str, Any]:
         """The table that is shown before training."""
-        lengths = sorted(self.lengths) or [0]
         return {
             "entries": self.entries,
             "bad_entries": self.bad,
@@ -120,10 +119,8 @@ class Counts:
             "kept": len(self.lengths),
             "trimmed": self.trimmed,
             "left_out": len(self.left_out),
-            "tokens_median": lengths[len(lengths) // 2],
-            "tokens_p95": lengths[int(len(lengths) * 0.95)],
-            "tokens_max": lengths[-1],
-            "tokens": sum(lengths),
+            **{f"tokens_{name}": value for name, value in spread(self.lengths).items()},
+            "tokens": sum(self.lengths),
             "loss_tokens": self.loss_tokens,
         }
 

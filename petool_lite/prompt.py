@@ -84,6 +84,12 @@ def _token_text(value: Any) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
 
+def spread(lengths: Sequence[int]) -> dict[str, int]:
+    """Median, 95 % point and maximum of some lengths; zeros for none."""
+    ordered = sorted(lengths) or [0]
+    return {"median": ordered[len(ordered) // 2], "p95": ordered[int(len(ordered) * 0.95)], "max": ordered[-1]}
+
+
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Any:
     """The template in a sandbox; compiled once, since that takes as long as tokenizing a prompt."""

@@ -7,6 +7,7 @@ only, and the output head runs for those positions only: in PEToolBench they are
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -69,6 +70,26 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     run = resume or create_run(name)
     if resume is None:
         write_text(run / "recipe.toml", to_toml(recipe))
+    try:
+        _train_into(run, name, recipe, base, chat, prepared, started, report, resume is not None)
+    except PetoolError:
+        if _newest_checkpoint(run) is None:
+            shutil.rmtree(run)  # nothing to resume from
+        raise
+    return run
+
+
+def _train_into(
+    run: Path,
+    name: str,
+    recipe: Recipe,
+    base: Base,
+    chat: Chat,
+    prepared: Prepared,
+    started: float,
+    report: Report,
+    resume: bool,
+) -> None:
     report(f"loading {base.name} through Unsloth", 0, 0, "")
     with _log_to(run / "train.log") as log:
         with redirect_stderr(log):
@@ -99,7 +120,6 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
             "final_loss": trainer.last_loss,
         },
     )
-    return run
 
 
 @contextmanager
@@ -154,13 +174,22 @@ def _load(recipe: Recipe, base: Base) -> tuple[Any, Any]:
     from unsloth import FastLanguageModel  # must come before transformers and trl
 
     import torch
+    from safetensors import SafetensorError
 
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        str(base.directory),
-        max_seq_length=recipe.model.max_tokens,
-        dtype=torch.bfloat16,
-        load_in_4bit=recipe.model.precision == "nf4",
-    )
+    try:
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            str(base.directory),
+            max_seq_length=recipe.model.max_tokens,
+            dtype=torch.bfloat16,
+            load_in_4bit=recipe.model.precision == "nf4",
+        )
+    except torch.OutOfMemoryError as error:
+        raise PetoolError(
+            f"the base {base.name} does not fit the GPU's memory", "set model.precision=nf4", MACHINE
+        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PetoolError(f"the base {base.name} does not load: {first_line}", "get the model again") from error
     model = FastLanguageModel.get_peft_model(
         model,
         r=recipe.lora.r,

@@ -1,6 +1,5 @@
 """Shared fixtures: an isolated cache and run folder, the embedded base, and a tiny random model of its shape."""
 
-import json
 import os
 import subprocess
 import sys
@@ -72,49 +71,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def llama3_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama3_tokenizer() -> Path:
     """A small tokenizer built like Llama 3's: same splitting rule, same kind of special tokens, own vocabulary."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    from petool_lite.data.demo import generate
-
-    words = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(words), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    texts = [row["instruction_ratings"] for row in generate("train", 200)]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet))
-    special = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|pad|>"]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A",
-        pair="<|begin_of_text|> $A <|begin_of_text|>:1 $B:1",
-        special_tokens=[("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))],
-    )
-    target = tmp_path_factory.mktemp("llama3-tokenizer")
-    tokenizer.save(str(target / "tokenizer.json"))
-    template = (
-        "{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + "
-        "'<|end_header_id|>\\n\\n' + (date_string if loop.first else '') + message['content'] | trim + '<|eot_id|>' }}"
-        "{%- endfor %}{%- if add_generation_prompt %}"
-        "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
-    )
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|begin_of_text|>",
-        "eos_token": "<|eot_id|>",
-        "pad_token": "<|pad|>",
-        "chat_template": template,
-    }
-    (target / "tokenizer_config.json").write_text(json.dumps(config))
-    return target
+    return Path(__file__).parent / "golden" / "llama3"
 
 
 @pytest.fixture(scope="session")

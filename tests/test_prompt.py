@@ -13,7 +13,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.prompt import Layout, chat_from_directory, example, prompt_ids, render
 
-GOLDEN = Path(__file__).parent / "golden" / "smollm2.json"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def entry(index: int = 0):
@@ -21,10 +21,12 @@ def entry(index: int = 0):
 
 
 @pytest.mark.parametrize("style", ["published", "compact"])
-def test_token_ids_are_the_golden_ones(smollm2, style) -> None:
+@pytest.mark.parametrize("model", ["smollm2", "llama3"])
+def test_token_ids_are_the_golden_ones(smollm2, llama3_tokenizer, style, model) -> None:
     """Fails when a prompt changes in any way: models that are out there were trained on these ids."""
-    row = example(chat_from_directory(smollm2.directory), entry(), Layout("rating", style, 8192))
-    assert [row.answer_start, list(row.ids)] == json.loads(GOLDEN.read_text())[style]
+    directory = {"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[model]
+    row = example(chat_from_directory(directory), entry(), Layout("rating", style, 8192))
+    assert [row.answer_start, row.ids] == json.loads((GOLDEN / f"{model}.json").read_text())[style]
 
 
 def test_the_loss_mask_covers_the_answer_and_the_end_token(smollm2) -> None:

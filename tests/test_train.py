@@ -119,6 +119,27 @@ def test_a_killed_run_is_unfinished_and_resumes_to_the_same_weights(trained, tin
     assert all((whole[name] - resumed[name]).abs().max() < 1e-6 for name in whole)
 
 
+def test_damaged_weights_are_one_clear_line_and_leave_no_run(tiny, command, tmp_path) -> None:
+    import shutil
+
+    shutil.copytree(tiny, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = command("train", "demo", *settings(tmp_path / "cut"), cwd=tmp_path, env=environment(tmp_path))
+    assert (result.returncode, "does not load" in result.stderr) == (1, True), result.stderr
+    assert "Traceback" not in result.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_nf4_trains_on_a_cpu_too(tiny, command, tmp_path) -> None:
+    """The same code as on a GPU: 4-bit base through bitsandbytes, LoRA on top."""
+    nf4 = ["--set", "model.precision=nf4", "--set", "train.max_steps=2", "--json"]
+    result = command("train", "demo", *settings(tiny), *nf4, cwd=tmp_path, env=environment(tmp_path))
+    assert result.returncode == 0, result.stderr
+    rows = (Path(tmp_path / json.loads(result.stdout)["run"]) / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+
+
 def test_the_loss_is_that_of_the_whole_model_on_answer_tokens(tiny) -> None:
     import torch
     from peft import LoraConfig, get_peft_model

@@ -84,7 +84,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(st.data())
 def test_a_mutated_entry_gives_a_clear_error_or_an_entry(data) -> None:
     row = copy.deepcopy(generate("train", 1)[0])
