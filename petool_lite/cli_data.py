@@ -103,17 +103,17 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in faults(e, setting)]
     odd += [message for dataset in sets for message in dataset.bad]
     leaked = asdict(leaks(sets[0].entries, sets[1].entries)) if len(sets) == 2 else {}
-    found = {"entries": [len(dataset.entries) for dataset in sets], "faults": odd, "leaks": leaked}
+    total = sum(len(dataset.entries) for dataset in sets)
     if as_json:
-        print_json(found)
+        print_json({"entries": [len(dataset.entries) for dataset in sets], "faults": odd, "leaks": leaked})
     else:
         for line in [*odd, *_leak_lines(leaked)]:
             click.echo(line)
     trouble = len(odd) + len(_leak_lines(leaked))
     if trouble:
-        raise PetoolError(f"{trouble} problems in {sum(found['entries'])} entries", "they are listed on stdout")
+        raise PetoolError(f"{trouble} problems in {total} entries", "they are listed on stdout")
     if not as_json:
-        click.echo(f"{sum(found['entries'])} entries, no faults" + (", no leaks" if other else ""))
+        click.echo(f"{total} entries, no faults" + (", no leaks" if other else ""))
 
 
 def _leak_lines(leaked: dict[str, Any]) -> list[str]:

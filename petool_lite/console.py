@@ -56,10 +56,11 @@ def facts_text(title: str, facts: Mapping[str, Any]) -> str:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
-    """A table on stdout; the first column is left-aligned, the others right."""
+    """A table on stdout; columns of numbers are right-aligned."""
     table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        numbers = bool(rows) and all(row[index][:1].isdigit() for row in rows)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     stdout.print(table)

@@ -79,6 +79,8 @@ def test_export_then_bench_through_the_command_line(trained, command) -> None:
     for variant in report["variants"]:
         assert wanted <= set(variant)
         assert (variant["n"], variant["style"], variant["engine_errors"]) == (2, "compact", 0)
+    gpu = command("bench", "--run", trained, "--variants", "tuned-gpu", cwd=root)
+    assert (gpu.returncode, "need a GPU" in gpu.stderr) == (3, True) or gpu.returncode == 0, gpu.stderr
     scored = command("bench", "score", report["variants"][1]["results"], "--json")
     assert json.loads(scored.stdout)["tool_acc"] == report["variants"][1]["tool_acc"]
 
