@@ -71,6 +71,18 @@ def _verdict(tool: Tool, prompt: Prompt) -> str:
 
 
 def _parameter(parameter: Parameter, mark: str) -> str:
-    default = "" if parameter.default in ("", None) else f"={json.dumps(parameter.default, ensure_ascii=False)}"
-    about = f": {parameter.description.strip()}" if parameter.description.strip() else ""
-    return f"{parameter.name}{mark} {parameter.type}{default}{about}"
+    default = "" if parameter.default in ("", None) else f"={_default(parameter)}"
+    about = " ".join(parameter.description.split())
+    return f"{parameter.name}{mark} {parameter.type}{default}" + (f": {about}" if about else "")
+
+
+def _default(parameter: Parameter) -> str:
+    """The default as it would stand in a call: the data writes every one as text, also of numbers and booleans."""
+    if isinstance(parameter.default, str) and parameter.type.upper() in ("NUMBER", "BOOLEAN"):
+        try:
+            value = json.loads(parameter.default.lower())
+        except ValueError:
+            value = None
+        if isinstance(value, (bool, int, float)):
+            return json.dumps(value)
+    return json.dumps(parameter.default, ensure_ascii=False)

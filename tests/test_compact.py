@@ -1,0 +1,58 @@
+"""The compact layout: what stands in it and where."""
+
+import json
+
+from petool_lite.compact import compact_prompt, related_history
+from petool_lite.data.demo import generate
+from petool_lite.data.entries import parse_entry, provider
+
+
+def made(**parameter):
+    """A demo entry whose first candidate declares one more, optional parameter."""
+    row = generate("test", 1)[0]
+    tools = json.loads(row["apis_candidate"])
+    declared = {"name": "page", "type": "NUMBER", "description": "", "default": "", **parameter}
+    changed = [{**tools[0], "optional_parameters": [declared]}, *tools[1:]]
+    text = row["instruction_ratings"].replace(json.dumps(tools), json.dumps(changed))
+    return parse_entry({**row, "instruction_ratings": text}, "rating", "demo", 0).prompt("rating")
+
+
+def tool_lines(prompt):
+    return compact_prompt(prompt, "rating").split("Tools:\n")[1].splitlines()
+
+
+def test_each_candidate_has_one_line_with_the_verdict_before_its_name() -> None:
+    prompt = made(description="first line\nsecond  line")
+    lines = tool_lines(prompt)
+    assert len(lines) == len(prompt.tools)
+    assert lines[0].endswith("page? NUMBER: first line second line")
+    for line, tool in zip(lines, prompt.tools, strict=True):
+        ratings = [i.rating for i in prompt.history if provider(i.call.tool_name) == provider(tool.name)]
+        assert line.startswith("liked +" if 1 in ratings else "disliked +")
+        assert f"| {tool.name} |" in line
+
+
+def test_defaults_stand_in_their_declared_type() -> None:
+    for kind, default, shown in (
+        ("NUMBER", "1", "=1"),
+        ("NUMBER", "2.5", "=2.5"),
+        ("NUMBER", "one", '="one"'),
+        ("BOOLEAN", "True", "=true"),
+        ("STRING", "1", '="1"'),
+        ("NUMBER", "", ""),
+    ):
+        assert tool_lines(made(type=kind, default=default))[0].endswith(f"page? {kind}{shown}")
+
+
+def test_history_of_other_providers_and_functions_is_left_out() -> None:
+    prompt = made()
+    other = generate("train", 50)
+    strangers = [
+        item
+        for index, row in enumerate(other)
+        for item in parse_entry(row, "rating", "demo", index).prompt("rating").history
+        if provider(item.call.tool_name) not in {provider(tool.name) for tool in prompt.tools}
+    ]
+    mixed = prompt.with_history([*strangers[:5], *prompt.history, *strangers[5:9]])
+    assert related_history(mixed) == prompt.history
+    assert compact_prompt(mixed, "rating") == compact_prompt(prompt, "rating")
