@@ -14,7 +14,7 @@ from typing import Any
 
 from petool_lite.bench.stats import wilson
 
-_CALL = re.compile(r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\s*\}')
+_CALL = re.compile(r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\}')
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,15 @@ def facts_text(title: str, facts: Mapping[str, Any]) -> str:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
     """A table on stdout; columns of numbers are right-aligned."""
-    table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         numbers = bool(rows) and all(row[index][:1].isdigit() for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    stdout.print(table)
+    for part in (Text(title, style="bold"), table, Text(caption, style="dim")):
+        if str(part):
+            stdout.print(part, soft_wrap=not isinstance(part, Table))
 
 
 def print_loss_mask(row: Mapping[str, Any]) -> None:

@@ -31,11 +31,22 @@ def test_one_reply(reply, marks) -> None:
     assert score_reply(reply, GOLD) == marks
 
 
-def test_an_object_ends_at_the_first_two_braces() -> None:
-    nested = {"tool_name": "t", "parameters": {"a": {"b": 1}, "c": 2}}
-    assert score_reply(json.dumps(nested), nested) == (False, False) or score_reply(json.dumps(nested), nested)
-    text = {"tool_name": "t", "parameters": {"a": "}}", "c": 2}}
-    assert score_reply(json.dumps(text), text) == (False, False)
+@pytest.mark.parametrize(
+    ("parameters", "marks"),
+    [
+        ({"a": {"b": 1}, "c": 2}, (True, True)),
+        ({"c": 2, "a": {"b": 1}}, (False, False)),
+        ({"a": "}}", "c": 2}, (False, False)),
+        ({}, (True, True)),
+    ],
+)
+def test_an_object_ends_at_the_first_two_braces(parameters, marks) -> None:
+    call = {"tool_name": "t", "parameters": parameters}
+    assert score_reply(json.dumps(call), call) == marks
+
+
+def test_a_space_between_the_last_braces_is_no_match() -> None:
+    assert score_reply(GOOD[:-1] + " }", GOLD) == (False, False)
 
 
 def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
