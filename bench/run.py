@@ -30,6 +30,7 @@ def generate_results(
     engine = _gpu_replies if variant.engine == GPU else _llama_replies
     stage = f"bench {variant.name}"
     total = len(dataset.entries)
+    report(stage, 0, total, "")
     rows: dict[int, dict[str, Any]] = {}
     for index, row in engine(variant, dataset, setting, max_reply_tokens, report):
         rows[index] = _identity(dataset.entries[index]) | row | {"variant": variant.name, "setting": setting}

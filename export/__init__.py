@@ -6,6 +6,7 @@ No network, no compiler, no checkout of llama.cpp: the quantizer is the one insi
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ def export_run(run: Path, types: list[str], report: Report = silent) -> tuple[li
     }
     folder = run / "export"
     targets = {name: folder / f"model.{name}.gguf" for name in types}
-    merged = _write(base, adapter, extra, targets, report)
-    checks = {name: verify(path, base, report) for name, path in targets.items()}
+    checks: dict[str, dict[str, Any]] = {}
+
+    def check(name: str, path: Path) -> None:
+        checks[name] = verify(path, base, report)
+
+    merged = _write(base, adapter, extra, targets, report, check)
     exports = [Export(name, path, path.stat().st_size, file_sha256(path)) for name, path in targets.items()]
     document = {
         "base": base.name,
@@ -83,8 +88,18 @@ def _weights_identity(directory: Path) -> str:
     return hashlib.sha256(repr((str(directory), facts)).encode()).hexdigest()[:16]
 
 
-def _write(base: Base, adapter: Adapter | None, extra: dict[str, str], targets: dict[str, Path], report: Report) -> int:
-    """Write every target through one temporary 16-bit file; return how many tensors the adapter changed."""
+def _write(
+    base: Base,
+    adapter: Adapter | None,
+    extra: dict[str, str],
+    targets: dict[str, Path],
+    report: Report,
+    check: Callable[[str, Path], None] = lambda name, path: None,
+) -> int:
+    """Write every target through one temporary 16-bit file; return how many tensors the adapter changed.
+
+    A file gets its final name only after `check(type, path)` has passed.
+    """
     unknown = [name for name in targets if name not in TYPES]
     if unknown:
         raise PetoolError(f"unknown GGUF type: {', '.join(unknown)}", f"one of: {', '.join(TYPES)}", FAILED)
@@ -104,6 +119,7 @@ def _write(base: Base, adapter: Adapter | None, extra: dict[str, str], targets: 
             report("quantizing", number, len(targets), name)
             with draft(target) as path:
                 quantize(merged_file, path, name)
+                check(name, path)
             report("quantizing", number + 1, len(targets), name)
     return changed
 

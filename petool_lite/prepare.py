@@ -1,7 +1,7 @@
 """From a recipe's data to token ids on disk, once: parsed, augmented, fitted, tokenized, cached by content.
 
 The cache is an Arrow file that the trainer maps into memory. Its key covers everything that decides an id: the
-data's bytes, tokenizer, template, layout, augmentation and the version of this code's output.
+data's bytes, tokenizer, template, layout, augmentation and the code that renders.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ from petool_lite.prompt import Chat, Example, Layout, examples, spread
 from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, write_json
 
-_VERSION = 1  # raise it when the same inputs give other rows
+# The code that decides token ids: a change to any of these files makes cached rows stale.
+_RENDERERS = ("prompt.py", "compact.py", "prepare.py", "data/entries.py", "data/augment.py", "data/splits.py")
 _CHUNK = 512  # rows in memory at once
 
 
@@ -59,7 +60,7 @@ def prepare(recipe: Recipe, base: Base, chat: Chat, report: Report = silent) -> 
 
 def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
     facts = {
-        "version": _VERSION,
+        "code": [file_sha256(Path(__file__).parent / name) for name in _RENDERERS],
         "data": digest,
         "held_out": source_sha256(recipe.data.held_out) if recipe.data.held_out else "",
         "settings": asdict(recipe.data) | {"train": "", "held_out": ""},  # the bytes matter, not where they lie

@@ -73,7 +73,7 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     try:
         _train_into(run, name, recipe, base, chat, prepared, started, report, resume is not None)
     except PetoolError:
-        if _newest_checkpoint(run) is None:
+        if resume is None and _newest_checkpoint(run) is None:
             shutil.rmtree(run)  # nothing to resume from
         raise
     return run

@@ -44,6 +44,10 @@ def test_the_second_time_comes_from_the_cache_and_a_change_does_not(smollm2, tmp
     for change in ("data.style=published", "model.max_tokens=512", "data.shuffle_copies=1", "train.seed=1"):
         with pytest.raises(AssertionError, match="parsed again"):
             prepared(smollm2, f"data.train={path}", change)
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="parsed again"):
+        # another renderer: without it in the key, old rows would train a model that inference never asks that way
+        patch.setattr("petool_lite.prepare._RENDERERS", ("compact.py",))
+        prepared(smollm2, f"data.train={path}")
     path.write_text(json.dumps(rows[:4]))
     with pytest.raises(AssertionError, match="parsed again"):
         prepared(smollm2, f"data.train={path}")

@@ -171,6 +171,17 @@ def test_a_foreign_or_damaged_adapter_is_refused(tiny_model, llama3_tokenizer, t
         load_adapter(tmp_path / "wide")
 
 
+def test_a_file_that_fails_its_check_never_gets_its_name(tiny_model, llama3_tokenizer, tmp_path) -> None:
+    def refuse(name, path) -> None:
+        assert path.stat().st_size > 0
+        raise PetoolError(f"{name} is wrong")
+
+    base = resolve_base(str(tiny_model(llama3_tokenizer)))
+    with pytest.raises(PetoolError, match="q8_0 is wrong"):
+        _write(base, None, {}, {"q8_0": tmp_path / "out" / "a.gguf"}, quiet, refuse)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_full_disk_is_said_before_anything_is_written(smollm2, tmp_path, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
