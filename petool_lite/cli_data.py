@@ -95,12 +95,12 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     from dataclasses import asdict
 
     from petool_lite.console import print_json
+    from petool_lite.data.augment import answer_faults
     from petool_lite.data.files import load_dataset
     from petool_lite.data.splits import leaks
-    from petool_lite.inspect_data import faults
 
     sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name]
-    odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in faults(e, setting)]
+    odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e, setting)]
     odd += [message for dataset in sets for message in dataset.bad]
     leaked = asdict(leaks(sets[0].entries, sets[1].entries)) if len(sets) == 2 else {}
     total = sum(len(dataset.entries) for dataset in sets)

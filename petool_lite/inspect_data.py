@@ -40,20 +40,6 @@ def _bearing(prompt: Any) -> int:
     return sum(provider(item.call.tool_name) in providers for item in prompt.history)
 
 
-def faults(entry: Entry, setting: str) -> list[str]:
-    """What is odd about an entry's answer, as short sentences; an empty list for a sound one."""
-    if entry.gold is None:
-        return ["no answer"]
-    matching = [tool for tool in entry.prompt(setting).tools if tool.name == entry.gold.tool_name]
-    if len(matching) != 1:
-        return [f"the answer's tool is offered {len(matching)} times"]
-    declared = {parameter.name for parameter in (*matching[0].required, *matching[0].optional)}
-    given = set(entry.gold.parameters)
-    found = [f"the answer gives {name}, which its tool does not declare" for name in sorted(given - declared)]
-    missing = [parameter.name for parameter in matching[0].required if parameter.name not in given]
-    return found + [f"the answer lacks the required {name}" for name in missing]
-
-
 def preview(chat: Chat, row: Example) -> dict[str, Any]:
     """The pieces that a coloured view needs: prompt text and each answer token as text."""
     if chat.decode is None:

@@ -244,19 +244,31 @@ def _may_equal(entry: Entry, gold: str, name: str) -> bool:
     return function_words(name) == function_words(gold) if entry.equal_tools is None else name in entry.equal_tools
 
 
+def answer_faults(entry: Entry, setting: str) -> list[str]:
+    """What is wrong with the answer of any entry, made or published, as short sentences; empty for a sound one."""
+    if entry.gold is None:
+        return ["no answer"]
+    named = [tool for tool in entry.prompt(setting).tools if tool.name == entry.gold.tool_name]
+    if len(named) != 1:
+        return [f"the answer's tool is offered {len(named)} times"]
+    extra = sorted(entry.gold.parameters.keys() - _declared(named[0]).keys())
+    missing = [item.name for item in named[0].required if item.name not in entry.gold.parameters]
+    found = [f"the answer gives {name}, which its tool does not declare" for name in extra]
+    return found + [f"the answer lacks the required {name}" for name in missing]
+
+
 def _fault(entry: Entry, setting: str) -> str | None:
     """What `validate` finds wrong, in words."""
     if entry.gold is None:
         return "it has no right answer"
     prompt = entry.prompt(setting)
     name = entry.gold.tool_name
-    named = [tool for tool in prompt.tools if tool.name == name]
-    if len(named) != 1:
-        return f"{len(named)} candidates are named {name}"
-    extra = sorted(entry.gold.parameters.keys() - _declared(named[0]).keys())
-    missing = [item.name for item in named[0].required if item.name not in entry.gold.parameters]
-    if extra or missing:
-        return f"parameters not declared: {extra}, required but missing: {missing}"
+    named = sum(tool.name == name for tool in prompt.tools)
+    if named != 1:
+        return f"{named} candidates are named {name}"
+    wrong = answer_faults(entry, setting)
+    if wrong:
+        return f"parameters not declared, or required but missing: {'; '.join(wrong)}"
     made = _MADE.search(entry.id)
     if made is None or setting == "chronological":
         return None
