@@ -43,7 +43,11 @@ class DataSettings:
     shuffle_copies: int = _setting(0, "extra copies of each entry with the candidates in another order", least=0)
     counterfactual: bool = _setting(False, "add the user who likes the other equal provider, where the answer is sure")
     history_queries: int = _setting(0, "earlier calls of an entry to turn into training queries, at most", least=0)
-    held_out: str = _setting("", "test entries whose functions no made row may teach; needed with history_queries")
+    renamed_copies: int = _setting(0, "copies of each entry with other provider and api names and values", least=0)
+    described_queries: int = _setting(0, "requests made from descriptions of catalog tools, an entry", least=0)
+    held_out: str = _setting(
+        "", "test entries whose functions no made row may teach; for history_queries and described_queries"
+    )
     overlength: str = _setting("trim-history", "rows longer than max_tokens; answers are never cut", OVERLENGTH)
 
 
