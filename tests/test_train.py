@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from petool_lite.train import answer_loss, collate, steps
+from petool_lite.train.microstep import answer_loss, collate
+from petool_lite.train.plan import steps
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,53 @@
+"""A base with a fresh LoRA adapter, through Unsloth. The only module that imports unsloth."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from petool_lite.base import Base
+from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.recipe import Recipe
+
+
+def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
+    """The recipe's base with an adapter on it, and its tokenizer; raises PetoolError if it does not load."""
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from unsloth import FastLanguageModel  # must come before transformers and trl
+
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            str(base.directory),
+            max_seq_length=recipe.model.max_tokens,
+            dtype=torch.bfloat16,
+            load_in_4bit=recipe.model.precision == "nf4",
+        )
+    except torch.OutOfMemoryError as error:
+        raise PetoolError(
+            f"the base {base.name} does not fit the GPU's memory", "set model.precision=nf4", MACHINE
+        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PetoolError(f"the base {base.name} does not load: {first_line}", "get the model again") from error
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules=recipe.lora.targets,
+        use_gradient_checkpointing="unsloth" if recipe.train.checkpointing else False,
+        random_state=recipe.train.seed,
+    )
+    return model, tokenizer
+
+
+def name_base(adapter: Path, base: Base) -> None:
+    """Write the recipe's name of the base into a saved adapter, where PEFT puts the cache directory."""
+    config_file = adapter / "adapter_config.json"
+    config = json.loads(config_file.read_text())
+    config["base_model_name_or_path"] = base.name
+    config_file.write_text(json.dumps(config, indent=2))
