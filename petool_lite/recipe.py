@@ -79,6 +79,11 @@ class TrainSettings:
     clip_norm: float = _setting(1.0, "clip the gradient to this norm", least=0)
     checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
     save_every: int = _setting(0, "write a checkpoint every N steps; 0 writes one at the end", least=0)
+    eval_every: int = _setting(0, "score replies on eval_data every N steps, keep the best adapter; 0 never", least=0)
+    eval_data: str = _setting("", "held-out entries for eval_every, written as data.train is")
+    eval_rows: int = _setting(100, "score the first N entries of eval_data only; 0 takes all", least=0)
+    early_stop: int = _setting(0, "stop after N evaluations in a row without a better one; 0 never", least=0)
+    report_to: str = _setting("", "trackers to tell as well, with commas: tensorboard, wandb, mlflow, ...")
     seed: int = _setting(0, "seed of adapter, data order and dropout", least=0)
 
 

@@ -1,5 +1,7 @@
 """The training loop of one run: model and trainer, the adapter it leaves, and the manifest that completes it."""
 
+import os
+import shutil
 import time
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
@@ -13,10 +15,22 @@ from petool_lite.prepare import Prepared
 from petool_lite.prompt import Chat
 from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, versions, write_json
-from petool_lite.train.checkpoints import newest_checkpoint
+from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
+from petool_lite.train.evaluation import Exam, Mark, best_adapter, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
-from petool_lite.train.model import load_model, name_base
-from petool_lite.train.records import device_name, log_to, peak_memory_gb, recorder
+from petool_lite.train.model import load_model, save_adapter
+from petool_lite.train.records import (
+    Progress,
+    check_reporters,
+    cut_after,
+    device_name,
+    draw_curve,
+    log_to,
+    peak_memory_gb,
+    recorder,
+    resumed_progress,
+)
+from petool_lite.train.stop import Stop, stopper
 
 
 @dataclass(frozen=True)
@@ -29,32 +43,71 @@ class Job:
     base: Base
     chat: Chat
     prepared: Prepared
+    exam: Exam | None
     started: float
     report: Report
     resume: bool
 
 
-def train_into(job: Job) -> None:
-    """Train, save the adapter, then the manifest; raises PetoolError."""
+def train_into(job: Job, stop: Stop) -> None:
+    """Train, save the adapter, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
+    checkpoint, progress, exams = _continued(job)
     job.report(f"loading {job.base.name} through Unsloth", 0, 0, "")
     with log_to(job.run / "train.log") as log:
         with redirect_stderr(log):
             model, tokenizer = load_model(job.recipe, job.base)
-        trainer, record = _trainer(job, model, tokenizer)
-        checkpoint = newest_checkpoint(job.run) if job.resume else None
-        trained_from = time.time()
-        _fit(trainer, checkpoint)
-        seconds = time.time() - trained_from
-    with draft(job.run / "adapter") as folder:
-        model.save_pretrained(str(folder))
-        name_base(folder, job.base)
-    figures = {
-        "seconds": {"train": round(seconds, 2), "all": round(time.time() - job.started, 2)},
-        "tokens_per_s": round(trainer.tokens_seen / seconds, 1),
-        "peak_memory_gb": round(peak_memory_gb(), 3),
-        "final_loss": record.last_loss,
-    }
-    write_json(job.run / "manifest.json", _identity(job) | figures)
+            trainer = _trainer(job, model, tokenizer, progress, exams, stop)
+        _fit(trainer, checkpoint, stop)
+    draw_curve(job.run)
+    state = trainer.state
+    if stop.caught and not progress.stopped_early and state.global_step < state.max_steps:
+        raise PetoolError(
+            f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved",
+            f"continue: petool-lite train --resume {job.run}",
+            stop.exit_code,
+        )
+    best = _save(job, model)
+    write_json(
+        job.run / "manifest.json",
+        _identity(job)
+        | {
+            "steps": state.global_step,
+            "adapter_step": best.step if best else state.global_step,
+            "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
+            "seconds": {
+                "train": round(progress.seconds, 2),
+                "evaluation": round(progress.exam_seconds, 2),
+                "all": round(time.time() - job.started, 2),
+            },
+            "tokens_per_s": round(progress.tokens / progress.seconds, 1),
+            "peak_memory_gb": round(peak_memory_gb(), 3),
+            "final_loss": progress.last_loss,
+        },
+    )
+    shutil.rmtree(job.run / "best", ignore_errors=True)
+
+
+def _continued(job: Job) -> tuple[Path | None, Progress, list[dict[str, Any]]]:
+    """The checkpoint to go on from, and what metrics.jsonl and eval.jsonl hold up to there."""
+    if not job.resume:
+        return None, Progress(), []
+    remove_drafts(job.run, job.report)
+    checkpoint = newest_checkpoint(job.run)
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    job.report(f"continuing {job.run} after step {step}", 0, 0, "")
+    rows = cut_after(job.run / "metrics.jsonl", step, job.report)
+    return checkpoint, resumed_progress(rows), cut_after(job.run / "eval.jsonl", step, job.report)
+
+
+def _save(job: Job, model: Any) -> Mark | None:
+    """Write the run's adapter: the best evaluated one, whose mark is returned, or the last one."""
+    best = best_mark(job.run) if job.exam else None
+    with disk_errors(job.run, "adapter"), draft(job.run / "adapter") as folder:
+        if best is None:
+            save_adapter(model, folder, job.base)
+        else:
+            shutil.copytree(best_adapter(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
+    return best
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -73,10 +126,11 @@ def _identity(job: Job) -> dict[str, Any]:
     }
 
 
-def _fit(trainer: Any, checkpoint: Path | None) -> None:
+def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
     import torch
 
     try:
+        stop.graceful = True
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise PetoolError(
@@ -84,6 +138,8 @@ def _fit(trainer: Any, checkpoint: Path | None) -> None:
             "set train.checkpointing=true, model.precision=nf4, train.batch_size=1 or a smaller model.max_tokens",
             MACHINE,
         ) from error
+    finally:
+        stop.graceful = False
 
 
 def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
@@ -106,10 +162,10 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would hide such a loss; Guarded looks once an update
         save_strategy="steps",
         save_steps=settings.save_every or total,
-        save_total_limit=2,
-        report_to="none",
+        report_to=check_reporters(settings.report_to) or "none",
         disable_tqdm=True,
         max_length=None,
         packing=False,
@@ -118,20 +174,27 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
     )
 
 
-def _trainer(job: Job, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """The trainer of a job and its recorder."""
+def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: list[dict[str, Any]], stop: Stop) -> Any:
+    """The trainer of a job with its callbacks."""
     from transformers import PrinterCallback, ProgressCallback
 
+    class Trainer(Guarded, answer_trainer()):  # type: ignore[misc]
+        pass
+
     total = job.prepared.summary["steps"]
-    record = recorder(job.run, total, job.report)
-    trainer = answer_trainer()(
+    own = [recorder(job.run, total, progress, job.report), stopper(stop, job.report)]
+    if job.exam:
+        own.insert(1, examiner(job.run, job.base, job.exam, job.recipe.train, exams, progress, job.report))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
+    trainer = Trainer(
         model=model,
         processing_class=tokenizer,
         args=_arguments(job.recipe, job.run, total),
         train_dataset=job.prepared.table,
-        callbacks=[record],
+        callbacks=own,
     )
-    record.trainer = trainer
+    for callback in own:
+        callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    return trainer, record
+    return trainer

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,29 @@ def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def name_base(adapter: Path, base: Base) -> None:
-    """Write the recipe's name of the base into a saved adapter, where PEFT puts the cache directory."""
-    config_file = adapter / "adapter_config.json"
+def save_adapter(model: Any, folder: Path, base: Base) -> None:
+    """Write the trained adapter in PEFT's format, under the recipe's name of the base, where PEFT puts the cache."""
+    model.save_pretrained(str(folder), selected_adapters=["default"])
+    config_file = folder / "adapter_config.json"
     config = json.loads(config_file.read_text())
     config["base_model_name_or_path"] = base.name
     config_file.write_text(json.dumps(config, indent=2))
+
+
+@contextmanager
+def generating(model: Any) -> Iterator[None]:
+    """Switch a model in training over to generating and back; every mode and flag of its modules is put back."""
+    from unsloth import FastLanguageModel
+
+    kept = [(module, module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()]
+    cached = model.config.use_cache
+    FastLanguageModel.for_inference(model)
+    try:
+        yield
+    finally:
+        FastLanguageModel.for_training(model)
+        model.config.use_cache = cached
+        for module, training, checkpointing in kept:
+            module.training = training
+            if checkpointing is not None:
+                module.gradient_checkpointing = checkpointing

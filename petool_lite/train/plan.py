@@ -6,11 +6,15 @@ from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.prepare import Prepared, prepare
 from petool_lite.prompt import Chat, chat_from_directory
 from petool_lite.recipe import Recipe
+from petool_lite.train.evaluation import check_exam
+from petool_lite.train.records import check_reporters
 
 
 def plan(recipe: Recipe, report: Report = silent) -> tuple[Base, Chat, Prepared]:
     """Base, chat and rows of a recipe, counted and told; no model is loaded."""
     check_machine(recipe)
+    check_reporters(recipe.train.report_to)
+    check_exam(recipe)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
