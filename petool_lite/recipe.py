@@ -28,6 +28,7 @@ class ModelSettings:
 
     base: str = _setting("smollm2-135m", "base model: smollm2-135m (embedded), a directory, a .gguf file or a hub id")
     precision: str = _setting("bf16", "base weights in training: nf4 (double quantization) or bf16", ("nf4", "bf16"))
+    adapter: str = _setting("", "train on from this adapter, a run or an adapter folder; empty makes a fresh one")
     max_tokens: int = _setting(8192, "longest row, prompt and answer, in tokens", least=16)
 
 
@@ -63,6 +64,10 @@ class LoraSettings:
 class TrainSettings:
     """The optimizer and its steps."""
 
+    objective: str = _setting(
+        "sft", "sft: write the right call; dpo: prefer it to a wrong one, from model.adapter on", ("sft", "dpo")
+    )
+    beta: float = _setting(0.1, "dpo: how strongly the model is held to the adapter it starts from", least=0)
     epochs: float = _setting(1.0, "passes over the data", least=0)
     max_steps: int = _setting(0, "stop after N optimizer steps; 0 means the epochs decide", least=0)
     learning_rate: float = _setting(1e-4, "peak learning rate", least=0)

@@ -19,6 +19,7 @@ from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoin
 from petool_lite.train.evaluation import Exam, Mark, best_adapter, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
 from petool_lite.train.model import load_model, save_adapter
+from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import (
     Progress,
     check_reporters,
@@ -143,50 +144,50 @@ def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
 
 
 def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
-    from trl import SFTConfig
+    from trl import DPOConfig, SFTConfig
 
     settings = recipe.train
-    return SFTConfig(
-        output_dir=str(run / "checkpoints"),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=max(1, round(total * settings.warmup_ratio)) if settings.warmup_ratio else 0,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip_norm,
-        optim=settings.optimizer,
-        bf16=True,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would hide such a loss; Guarded looks once an update
-        save_strategy="steps",
-        save_steps=settings.save_every or total,
-        report_to=check_reporters(settings.report_to) or "none",
-        disable_tqdm=True,
-        max_length=None,
-        packing=False,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
+    common = {
+        "output_dir": str(run / "checkpoints"),
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": max(1, round(total * settings.warmup_ratio)) if settings.warmup_ratio else 0,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.clip_norm,
+        "optim": settings.optimizer,
+        "bf16": True,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would hide such a loss; Guarded looks once an update
+        "save_strategy": "steps",
+        "save_steps": settings.save_every or total,
+        "report_to": check_reporters(settings.report_to) or "none",
+        "disable_tqdm": True,
+        "max_length": None,
+        "remove_unused_columns": False,
+    }
+    if settings.objective == "dpo":
+        return DPOConfig(**common, beta=settings.beta)
+    return SFTConfig(**common, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
 
 
 def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: list[dict[str, Any]], stop: Stop) -> Any:
     """The trainer of a job with its callbacks."""
     from transformers import PrinterCallback, ProgressCallback
 
-    class Trainer(Guarded, answer_trainer()):  # type: ignore[misc]
-        pass
+    kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer()
 
     total = job.prepared.summary["steps"]
     own = [recorder(job.run, total, progress, job.report), stopper(stop, job.report)]
     if job.exam:
         own.insert(1, examiner(job.run, job.base, job.exam, job.recipe.train, exams, progress, job.report))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
-    trainer = Trainer(
+    trainer: Any = type("Trainer", (Guarded, kind), {})(
         model=model,
         processing_class=tokenizer,
         args=_arguments(job.recipe, job.run, total),

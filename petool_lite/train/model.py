@@ -10,6 +10,7 @@ from typing import Any
 from petool_lite.base import Base
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.recipe import Recipe
+from petool_lite.train.start import WEIGHTS, start_adapter
 
 
 def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
@@ -44,7 +45,27 @@ def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
         use_gradient_checkpointing="unsloth" if recipe.train.checkpointing else False,
         random_state=recipe.train.seed,
     )
+    adapter = start_adapter(recipe)
+    if adapter is not None:
+        _load_adapter(model, adapter)
     return model, tokenizer
+
+
+def _load_adapter(model: Any, folder: Path) -> None:
+    """Put the weights of a saved adapter in place of the fresh ones; every tensor on either side must have its pair."""
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: Any = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise PetoolError(f"the adapter {folder} does not fit the base: {first_line}", "give its own base") from error
+    absent = [name for name in found.missing_keys if "lora_" in name]
+    if absent or found.unexpected_keys:
+        odd = [*absent, *found.unexpected_keys][0]
+        raise PetoolError(f"the adapter {folder} does not fit the base: {odd}", "give the base it was trained on")
 
 
 def save_adapter(model: Any, folder: Path, base: Base) -> None:

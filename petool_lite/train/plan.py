@@ -8,6 +8,7 @@ from petool_lite.prompt import Chat, chat_from_directory
 from petool_lite.recipe import Recipe
 from petool_lite.train.evaluation import check_exam
 from petool_lite.train.records import check_reporters
+from petool_lite.train.start import check_start
 
 
 def plan(recipe: Recipe, report: Report = silent) -> tuple[Base, Chat, Prepared]:
@@ -15,6 +16,7 @@ def plan(recipe: Recipe, report: Report = silent) -> tuple[Base, Chat, Prepared]
     check_machine(recipe)
     check_reporters(recipe.train.report_to)
     check_exam(recipe)
+    check_start(recipe, report)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)

@@ -12,6 +12,7 @@ from petool_lite.prepare import Prepared
 from petool_lite.recipe import Recipe
 from petool_lite.runs import versions, write_json
 from petool_lite.train.checkpoints import newest_checkpoint
+from petool_lite.train.start import WEIGHTS, start_adapter
 
 # Settings that change nothing in the adapter: they may differ when a run is continued.
 _FREE = ("train.save_every", "train.report_to", "bench.")
@@ -21,12 +22,14 @@ _OTHER_PACKAGES = ("llama-cpp-python", "gguf")
 
 def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dict[str, Any]]:
     """Everything that decides a run's adapter: recipe, data, base and versions, each as name -> value."""
+    adapter = start_adapter(recipe)
     sections = asdict(recipe).items()
     return {
         "recipe": {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()},
         "data": {
             "sha256 of the source": prepared.data_sha256,
             "sha256 of the token ids": file_sha256(Path(prepared.table.cache_files[0]["filename"])),
+            **({"sha256 of the first adapter": file_sha256(adapter / WEIGHTS)} if adapter else {}),
         },
         "base": {path.name: path.stat().st_size for path in sorted(base.directory.glob("*.safetensors"))},
         "versions": {name: found for name, found in versions().items() if name not in _OTHER_PACKAGES},
