@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,8 @@ from petool_lite.errors import PetoolError
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
+_LOG_SECONDS = 60  # between two lines of a stage where stderr is a file
+
 # (stage, done, total, note): a total of 0 is a message without a bar
 Report = Callable[[str, int, int, str], None]
 
@@ -34,6 +37,12 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
 def say(text: str) -> None:
     """One line of talk."""
     stderr.print(text, markup=False)
+
+
+def show_cursor() -> None:
+    """Give the terminal its cursor back, which a bar hides, before the process may be gone at any moment."""
+    if stderr.is_terminal:
+        stderr.show_cursor(True)
 
 
 def fail(error: PetoolError) -> None:
@@ -99,12 +108,14 @@ def progress() -> Iterator[Report]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
         console=stderr,
+        speed_estimate_period=900,  # an optimizer step on a GPU takes many seconds: the default forgets it too soon
     )
     tasks: dict[str, TaskID] = {}
+    told: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int, note: str) -> None:
         if total == 0:
-            bars.console.print(stage, style="dim", markup=False)
+            bars.console.print(stage, style="dim", markup=False, soft_wrap=True)
             return
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total, note=note)
@@ -113,6 +124,11 @@ def progress() -> Iterator[Report]:
         bars.update(tasks[stage], completed=done, total=total, note=note)
         if not stderr.is_terminal and done == total:
             stderr.print(f"{stage}: done {note}", markup=False)
+        elif not stderr.is_terminal and monotonic() - told.setdefault(stage, monotonic()) > _LOG_SECONDS:
+            told[stage] = monotonic()
+            left = bars.tasks[tasks[stage]].time_remaining
+            when = f"{left / 60:.0f} min left, " if left is not None else ""
+            stderr.print(f"{stage}: {done} of {total}, {when}{note}", markup=False, soft_wrap=True)
 
     if stderr.is_terminal:
         with bars:

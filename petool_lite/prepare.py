@@ -13,7 +13,7 @@ from typing import Any
 
 from petool_lite.base import Base, cache_root, file_sha256
 from petool_lite.console import Report, silent
-from petool_lite.data.augment import Amounts, augment
+from petool_lite.data.augment import Amounts, augment, with_rejected
 from petool_lite.data.entries import Entry
 from petool_lite.data.files import load_dataset, source_sha256
 from petool_lite.data.splits import answer_functions
@@ -30,7 +30,10 @@ _CHUNK = 512  # rows in memory at once
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped."""
+    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped.
+
+    For DPO also rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse.
+    """
 
     table: Any
     summary: dict[str, Any]
@@ -67,6 +70,7 @@ def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
         "settings": asdict(recipe.data) | {"train": "", "held_out": ""},  # the bytes matter, not where they lie
         "max_tokens": recipe.model.max_tokens,
         "seed": recipe.train.seed,
+        "objective": recipe.train.objective,
         "tokenizer": file_sha256(base.directory / "tokenizer.json"),
         "template": chat.template_sha256,
         "tokens": [chat.bos_token, chat.eos_token],
@@ -92,10 +96,18 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
         recipe.train.seed,
         barred=answer_functions(held_out),
     )
+    pairs = recipe.train.objective == "dpo"
+    rows = with_rejected(entries, data.setting, recipe.train.seed) if pairs else entries
+    if not rows:
+        raise PetoolError(
+            f"{data.train} gives no pair of a right and a wrong answer",
+            "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
+        )
     layout = Layout(data.setting, data.style, recipe.model.max_tokens, data.overlength)
     counts = Counts(entries=len(dataset.entries), rows=len(entries), bad=len(dataset.bad))
-    _write_rows(folder / "rows.arrow", entries, chat, layout, counts, report)
-    write_json(folder / "summary.json", {"summary": counts.summary(), "left_out": counts.left_out})
+    _write_rows(folder / "rows.arrow", rows, chat, layout, counts, report, pairs)
+    unpaired = {"without_pair": len(entries) - len(rows)} if pairs else {}
+    write_json(folder / "summary.json", {"summary": counts.summary() | unpaired, "left_out": counts.left_out})
 
 
 class Counts:
@@ -132,27 +144,28 @@ class Counts:
 
 
 def _write_rows(
-    path: Path, entries: Sequence[Entry], chat: Chat, layout: Layout, counts: Counts, report: Report
+    path: Path, entries: Sequence[Entry], chat: Chat, layout: Layout, counts: Counts, report: Report, pairs: bool
 ) -> None:
     import pyarrow as pa
 
-    schema = pa.schema(
-        [
-            ("entry_id", pa.string()),
-            ("input_ids", pa.list_(pa.int32())),
-            ("answer_start", pa.int32()),
-            ("history_dropped", pa.int32()),
-        ]
-    )
+    columns = [
+        ("entry_id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("answer_start", pa.int32()),
+        ("history_dropped", pa.int32()),
+    ]
+    schema = pa.schema([*columns, ("rejected_ids", pa.list_(pa.int32()))] if pairs else columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for chunk in _chunks(examples(chat, entries, layout), entries, counts, report):
-            columns = [
-                pa.array([row.entry_id for row in chunk], pa.string()),
-                pa.array([row.ids for row in chunk], pa.list_(pa.int32())),
-                pa.array([row.answer_start for row in chunk], pa.int32()),
-                pa.array([row.history_dropped for row in chunk], pa.int32()),
+        for chunk in _chunks(examples(chat, entries, layout, pairs), entries, counts, report):
+            values: list[list[Any]] = [
+                [row.entry_id for row in chunk],
+                [row.ids for row in chunk],
+                [row.answer_start for row in chunk],
+                [row.history_dropped for row in chunk],
+                [row.rejected for row in chunk],
             ]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            arrays = [pa.array(column, field.type) for column, field in zip(values, schema, strict=False)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
 def _chunks(

@@ -46,12 +46,16 @@ class Chat:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token."""
+    """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token.
+
+    `rejected`: in rows that were asked for as pairs, the ids of the wrong answer with its end token.
+    """
 
     entry_id: str
     ids: list[int]
     answer_start: int
     history_dropped: int
+    rejected: tuple[int, ...] = ()
 
 
 def chat_from_directory(directory: Path) -> Chat:
@@ -189,10 +193,11 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> tu
     return _fit(chat, entry, layout, chat.encode(prompt_text(chat, entry, layout)), reserve)
 
 
-def examples(chat: Chat, entries: Sequence[Entry], layout: Layout) -> Iterator[Example | None]:
+def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool = False) -> Iterator[Example | None]:
     """Training rows of at most `layout.max_tokens` ids, in order; None for an entry that is too long.
 
-    Tokenizes in batches, which uses every core. Raises PetoolError for an entry without a gold answer.
+    With `pairs` each entry needs a `rejected` answer, and the prompt fits with either answer. Tokenizes in batches,
+    which uses every core. Raises PetoolError for an entry without a gold answer.
     """
     for start in range(0, len(entries), _BATCH):
         batch = entries[start : start + _BATCH]
@@ -202,9 +207,12 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout) -> Iterator[E
                 raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
             answers.append(entry.gold.to_json())
         encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch] + answers)
-        for entry, ids, answer in zip(batch, encoded, encoded[len(batch) :], strict=False):
-            fitted = _fit(chat, entry, layout, ids, reserve=len(answer) + 1)
-            yield Example(entry.id, [*fitted[0], *answer, chat.eos_id], len(fitted[0]), fitted[1]) if fitted else None
+        wrong = chat.encode_batch([entry.rejected or "" for entry in batch]) if pairs else [[]] * len(batch)
+        for entry, ids, answer, other in zip(batch, encoded, encoded[len(batch) :], wrong, strict=False):
+            fitted = _fit(chat, entry, layout, ids, reserve=max(len(answer), len(other)) + 1)
+            rejected = (*other, chat.eos_id) if pairs else ()
+            row = fitted and [*fitted[0], *answer, chat.eos_id]
+            yield Example(entry.id, row, len(fitted[0]), fitted[1], rejected) if fitted and row else None
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:

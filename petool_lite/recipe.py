@@ -28,6 +28,7 @@ class ModelSettings:
 
     base: str = _setting("smollm2-135m", "base model: smollm2-135m (embedded), a directory, a .gguf file or a hub id")
     precision: str = _setting("bf16", "base weights in training: nf4 (double quantization) or bf16", ("nf4", "bf16"))
+    adapter: str = _setting("", "train on from this adapter, a run or an adapter folder; empty makes a fresh one")
     max_tokens: int = _setting(8192, "longest row, prompt and answer, in tokens", least=16)
 
 
@@ -67,6 +68,10 @@ class LoraSettings:
 class TrainSettings:
     """The optimizer and its steps."""
 
+    objective: str = _setting(
+        "sft", "sft: write the right call; dpo: prefer it to a wrong one, from model.adapter on", ("sft", "dpo")
+    )
+    beta: float = _setting(0.1, "dpo: how strongly the model is held to the adapter it starts from", least=0)
     epochs: float = _setting(1.0, "passes over the data", least=0)
     max_steps: int = _setting(0, "stop after N optimizer steps; 0 means the epochs decide", least=0)
     learning_rate: float = _setting(1e-4, "peak learning rate", least=0)
@@ -83,6 +88,11 @@ class TrainSettings:
     clip_norm: float = _setting(1.0, "clip the gradient to this norm", least=0)
     checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
     save_every: int = _setting(0, "write a checkpoint every N steps; 0 writes one at the end", least=0)
+    eval_every: int = _setting(0, "score replies on eval_data every N steps, keep the best adapter; 0 never", least=0)
+    eval_data: str = _setting("", "held-out entries for eval_every, written as data.train is")
+    eval_rows: int = _setting(100, "score the first N entries of eval_data only; 0 takes all", least=0)
+    early_stop: int = _setting(0, "stop after N evaluations in a row without a better one; 0 never", least=0)
+    report_to: str = _setting("", "trackers to tell as well, with commas: tensorboard, wandb, mlflow, ...")
     seed: int = _setting(0, "seed of adapter, data order and dropout", least=0)
 
 

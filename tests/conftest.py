@@ -1,5 +1,6 @@
 """Shared fixtures: an isolated cache and run folder, the embedded base, and a tiny random model of its shape."""
 
+import json
 import os
 import subprocess
 import sys
@@ -85,3 +86,36 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(line, capture_output=True, text=True, timeout=280, **options)
 
     return run
+
+
+def own_runs(root: Path) -> dict[str, str]:
+    """Variables for a process whose runs lie under `root`."""
+    return os.environ | {"PETOOL_LITE_RUNS": str(root / "runs")}
+
+
+def tiny_settings(tiny: Path) -> list[str]:
+    """Options that make of the demo recipe 10 steps on a tiny model, with dropout, so that random numbers matter."""
+    pairs = [
+        f"model.base={tiny}",
+        "data.train=demo:train:20",
+        "train.batch_size=2",
+        "train.learning_rate=2e-3",
+        "train.save_every=5",
+    ]
+    return [part for pair in [*pairs, "lora.dropout=0.1"] for part in ("--set", pair)]
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model, smollm2) -> Path:
+    return tiny_model(smollm2.directory)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, command, tmp_path_factory) -> Path:
+    """A complete run of 10 steps on the tiny model, trained through Unsloth without interruption or evaluation."""
+    root = tmp_path_factory.mktemp("road")
+    tracker = ["--set", "train.report_to=tensorboard"]
+    result = command("train", "demo", *tiny_settings(tiny), *tracker, "--json", cwd=root, env=own_runs(root))
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 1, "stdout is data: nothing but the JSON document"
+    return Path(json.loads(result.stdout)["run"])

@@ -121,6 +121,43 @@ def history_queries(
     return list(made.values())
 
 
+def wrong_providers(entry: Entry, setting: str) -> list[ToolCall]:
+    """The right call made of each equal candidate of another provider that the user likes less: sure to be wrong.
+
+    Equal as for `counterfactual`: listed by the entry, or, where the file does not list, of the same category and api
+    words and from a provider that the user dislikes. The parameters must be declared alike. In the chronological
+    setting, where ratings are not told, only listed candidates are taken.
+    """
+    prompt, gold = entry.prompt(setting), entry.gold
+    right = next((tool for tool in prompt.tools if gold is not None and tool.name == gold.tool_name), None)
+    if gold is None or right is None:
+        return []
+    listed, likes = entry.equal_tools is not None, balance(prompt.history, right.name)
+    ceiling = likes if listed else min(likes, 0)
+    return [
+        ToolCall(tool.name, gold.parameters)
+        for tool in prompt.tools
+        if provider(tool.name) != provider(right.name)
+        and _may_equal(entry, right.name, tool.name)
+        and _declared_alike(gold.parameters, right, tool)
+        and (balance(prompt.history, tool.name) < ceiling if setting != "chronological" else listed)
+    ]
+
+
+def with_rejected(entries: Sequence[Entry], setting: str, seed: int) -> list[Entry]:
+    """The entries that have a wrong answer to reject: their own, or one drawn from `wrong_providers`.
+
+    Left out are entries without one, and those whose own wrong answer is the right one.
+    """
+    result = []
+    for entry in entries:
+        if entry.rejected is None and (wrong := wrong_providers(entry, setting)):
+            entry = replace(entry, rejected=Random(f"{seed} {entry.id} rejected").choice(wrong).to_json())
+        if entry.rejected is not None and entry.gold is not None and entry.rejected != entry.gold.to_json():
+            result.append(entry)
+    return result
+
+
 def validate(entry: Entry, setting: str) -> None:
     """Raise PetoolError if `entry` cannot be right for training in `setting`.
 
@@ -228,6 +265,7 @@ def _swapped(entry: Entry, gold: ToolCall, prompt: Prompt, tool: Tool) -> Entry 
         id=f"{entry.id}+swap",
         prompts={"rating": prompt.with_history(history)},
         gold=ToolCall(tool.name, gold.parameters),
+        rejected=None,
         equal_tools=entry.equal_tools and tuple(old.name if name == tool.name else name for name in entry.equal_tools),
     )
 

@@ -101,6 +101,8 @@ class Entry:
     """One user request: the query, a system prompt for each setting at hand, and the right call if known.
 
     `equal_tools` names the other candidates that do the right tool's function; None where the file does not tell.
+    `rejected` is the wrong answer of a preference row: one that is a call in the form of `ToolCall.to_json`, like the
+    right one, any other as it stands.
     """
 
     id: str
@@ -109,6 +111,7 @@ class Entry:
     gold: ToolCall | None
     function: str | None
     equal_tools: tuple[str, ...] | None = None
+    rejected: str | None = None
 
     def prompt(self, setting: str) -> Prompt:
         """The prompt of `setting`; raises PetoolError if this entry has none."""
@@ -238,6 +241,16 @@ def _output_call(row: Mapping[str, Any], key: str) -> ToolCall:
     return _call(value, key)
 
 
+def _rejected(row: Mapping[str, Any]) -> str | None:
+    if "rejected" not in row:
+        return None
+    text = _get(row, "rejected", str, "", "the wrong answer, a text").strip()
+    try:
+        return _call(json.loads(text), "rejected").to_json()
+    except (ValueError, RecursionError, _Fault):
+        return str(text)
+
+
 def _equal_tools(row: Mapping[str, Any], prompt: Prompt, gold: ToolCall | None) -> tuple[str, ...] | None:
     """The candidates among `apis_same_func`; None where that extra field is absent or has another form."""
     listed = row.get("apis_same_func")
@@ -257,7 +270,12 @@ def _parse(row: Any, setting: str, index: int) -> Entry:
         prompt = _parse_prompt(_get(row, "instruction", str, "", "the system prompt"), "instruction")
         gold = _output_call(row, "chosen" if "chosen" in row else "output")
         return Entry(
-            str(row.get("entry_id", index)), _get(row, "input", str, "", "a text"), {setting: prompt}, gold, None
+            id=str(row.get("entry_id", index)),
+            query=_get(row, "input", str, "", "a text"),
+            prompts={setting: prompt},
+            gold=gold,
+            function=None,
+            rejected=_rejected(row),
         )
     prompts = {
         name: _parse_prompt(_get(row, field, str, "", "the system prompt"), field)

@@ -3,8 +3,10 @@
 import json
 
 import pytest
-from petool_lite.bench.score import score_reply, score_rows
+from petool_lite.bench.score import score_rows
 from petool_lite.bench.stats import wilson
+
+from petool_lite.scorer import score_reply
 
 GOLD = {"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x", "n": 2}}
 GOOD = json.dumps(GOLD)

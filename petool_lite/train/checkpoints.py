@@ -1,0 +1,138 @@
+"""Checkpoints of a run: whole or absent, the newest kept, what --resume continues from."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from petool_lite.console import Report
+from petool_lite.errors import PetoolError
+
+_KEPT = 2
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the most steps, or None. A half-written one has another name: see `Guarded`."""
+    found = _checkpoints(run / "checkpoints")
+    return found[-1] if found else None
+
+
+def remove_drafts(run: Path, report: Report) -> None:
+    """Delete what a killed run left half written, and say so."""
+    for path in [*run.glob("checkpoints/.*.draft"), *run.glob(".*.draft"), *run.glob("best/.*.draft")]:
+        report(f"removing the half-written {path.name.removeprefix('.').split('.')[0]}", 0, 0, "")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _sync_tree(folder: Path) -> None:
+    """Have the disk hold every file of `folder` and the names in it, before the folder gets its own name."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(run: Path, what: str) -> Iterator[None]:
+    """Turn the failure to write `what` into `run` into a PetoolError that says what is left to continue from."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the disk's own error
+        kept = newest_checkpoint(run)
+        resume = f"make room, then: petool-lite train --resume {run} (continues from {kept and kept.name})"
+        raise PetoolError(
+            f"cannot write {run / what}: {str(error).strip().splitlines()[0]}; "
+            f"{shutil.disk_usage(run).free / 1e9:.1f} GB are free",
+            resume if kept else "make room, or set PETOOL_LITE_RUNS to a larger disk, and train again",
+        ) from error
+
+
+class Guarded:
+    """Mixin in front of a trainer class: checkpoints are whole or absent, and a loss that is not finite ends the run.
+
+    A checkpoint is written as `.checkpoint-N.draft/checkpoint-N` and renamed when the disk has it all, so a kill at any
+    moment leaves the one before. Every row needs an `entry_id`: it names the rows of the update that went wrong, before
+    the optimizer has taken that update in.
+    """
+
+    args: Any
+    state: Any
+    accelerator: Any
+    _draft: Path | None = None
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        collate = self.data_collator  # type: ignore[has-type]
+        self.data_collator = lambda rows: {**collate(rows), "entry_ids": [row["entry_id"] for row in rows]}
+        self._update: list[tuple[list[str], Any]] = []
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """One micro-step; remembers its rows and its loss, on the device."""
+        names = inputs.pop("entry_ids")
+        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        self._update.append((names, loss.detach()))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # Called once an update, after the last backward and before the optimizer: one transfer for all micro-steps.
+        import torch
+
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        losses = torch.stack([loss.float() for _, loss in self._update])
+        bad = ~torch.isfinite(losses)
+        if bool(bad.any()) or not torch.isfinite(torch.as_tensor(norm)):
+            self._not_finite(losses, bad.tolist(), float(norm))
+        self._update.clear()
+        return norm
+
+    def _not_finite(self, losses: Any, bad: list[bool], norm: float) -> None:
+        rows = [row for index, (names, _) in enumerate(self._update) if bad[index] or not any(bad) for row in names]
+        raise PetoolError(
+            f"not finite in step {self.state.global_step + 1}: loss {float(losses.sum()):g}, gradient norm {norm:g}; "
+            f"entries {', '.join(rows)}",
+            "look at these entries (petool-lite data preview), or lower train.learning_rate; the step was not taken",
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._draft) if self._draft else str(super()._get_output_dir(trial))  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        self._draft = folder / f".{name}.draft"
+        try:
+            with disk_errors(folder.parent, f"checkpoints/{name}"):
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    self._publish(folder, name, self._draft / name)
+                self.accelerator.wait_for_everyone()
+        finally:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            self._draft = None
+
+    @staticmethod
+    def _publish(folder: Path, name: str, draft: Path) -> None:
+        # A frozen reference adapter comes from the recipe, and its folder here would hide the trained one from PEFT.
+        shutil.rmtree(draft / "ref", ignore_errors=True)
+        _sync_tree(draft)
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+        draft.rename(folder / name)
+        _sync(folder)
+        for old in _checkpoints(folder)[:-_KEPT]:
+            shutil.rmtree(old)

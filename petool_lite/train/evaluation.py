@@ -1,0 +1,243 @@
+"""Evaluation by generation while training: greedy tool calls on held-out entries, and the best adapter so far.
+
+An evaluation leaves training as it was: random numbers, modes and flags are put back, so the losses of a run are the
+same with and without it.
+"""
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from petool_lite.base import Base
+from petool_lite.console import Report
+from petool_lite.data.entries import ToolCall
+from petool_lite.data.files import load_dataset, source_sha256
+from petool_lite.errors import PetoolError
+from petool_lite.prompt import Chat, Layout, prompt_ids
+from petool_lite.recipe import Recipe, TrainSettings
+from petool_lite.runs import draft, write_json
+from petool_lite.scorer import score_reply
+from petool_lite.train.checkpoints import disk_errors
+from petool_lite.train.model import generating, save_adapter
+from petool_lite.train.records import Progress, append_row
+
+_STAGE = "evaluating"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Held-out prompts as token ids with their right calls; entries too long for the model count as wrong.
+
+    `batch_tokens` bounds the prompt tokens that are padded and read together, `reply_tokens` one reply.
+    """
+
+    prompts: tuple[list[int], ...]
+    golds: tuple[ToolCall, ...]
+    too_long: int
+    chat: Chat
+    batch_tokens: int
+    reply_tokens: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The result of one evaluation: accuracies in percent over `n` entries, by the published scorer."""
+
+    step: int
+    n: int
+    tool_acc: float
+    param_acc: float
+    joint_acc: float
+    seconds: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What makes an adapter better: joint accuracy, then tool accuracy."""
+        return self.joint_acc, self.tool_acc
+
+
+def check_exam(recipe: Recipe) -> None:
+    """Refuse settings of the evaluation that do not fit together, or data that is not there."""
+    settings = recipe.train
+    if settings.eval_every and not settings.eval_data:
+        raise PetoolError("train.eval_every needs entries to score", "--set train.eval_data=FILE or demo:test:40")
+    if settings.early_stop and not settings.eval_every:
+        raise PetoolError("train.early_stop needs evaluations", "--set train.eval_every=STEPS")
+    if settings.eval_every and recipe.model.max_tokens <= recipe.bench.max_reply_tokens:
+        raise PetoolError("bench.max_reply_tokens leaves no room for a prompt", "raise model.max_tokens")
+    if settings.eval_every:
+        source_sha256(settings.eval_data)
+
+
+def load_exam(recipe: Recipe, chat: Chat, report: Report) -> Exam | None:
+    """The recipe's held-out entries, rendered as training renders them; None where nothing is to be evaluated."""
+    settings = recipe.train
+    if not settings.eval_every:
+        return None
+    dataset = load_dataset(settings.eval_data, recipe.data.setting, settings.eval_rows)
+    reply = recipe.bench.max_reply_tokens
+    layout = Layout(recipe.data.setting, recipe.data.style, recipe.model.max_tokens)
+    prompts, golds = [], []
+    for entry in dataset.entries:
+        if entry.gold is None:
+            raise PetoolError(f"{settings.eval_data}: entry {entry.id} has no right answer", "use a labelled file")
+        fitted = prompt_ids(chat, entry, layout, reserve=reply)
+        if fitted is not None:
+            prompts.append(fitted[0])
+            golds.append(entry.gold)
+    too_long = len(dataset.entries) - len(prompts)
+    more = f", {too_long} of them too long for {recipe.model.max_tokens} tokens" if too_long else ""
+    report(f"evaluating on {len(dataset.entries)} entries every {settings.eval_every} steps{more}", 0, 0, "")
+    return Exam(tuple(prompts), tuple(golds), too_long, chat, recipe.model.max_tokens, reply)
+
+
+def evaluate(exam: Exam, model: Any, step: int, report: Report) -> Mark:
+    """Greedy replies of `model` as it stands, scored; the model, its modes and all random numbers stay as they were."""
+    started = time.perf_counter()
+    total = len(exam.prompts)
+    report(_STAGE, 0, total, f"step {step}")
+    tool = param = joint = done = 0
+    with _same_randomness(), generating(model):
+        for batch in _batches(exam.prompts, exam.batch_tokens):
+            replies = _replies(model, [exam.prompts[index] for index in batch], exam)
+            for index, reply in zip(batch, replies, strict=True):
+                marks = score_reply(reply, asdict(exam.golds[index]))
+                tool, param, joint = tool + marks[0], param + marks[1], joint + all(marks)
+            done += len(batch)
+            report(_STAGE, done, total, f"step {step}, joint {100 * joint / done:.1f} %")
+    n = total + exam.too_long
+    tool_acc, param_acc, joint_acc = (round(100 * count / n, 2) for count in (tool, param, joint))
+    return Mark(step, n, tool_acc, param_acc, joint_acc, round(time.perf_counter() - started, 2))
+
+
+def _batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of prompts of similar length, the longest first; each batch pads to at most `batch_tokens`, or is one."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    while order:
+        size = max(1, batch_tokens // len(prompts[order[0]]))
+        yield order[:size]
+        del order[:size]
+
+
+def _replies(model: Any, prompts: Sequence[Sequence[int]], exam: Exam) -> list[str]:
+    import torch
+
+    end = exam.chat.eos_id
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), end)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    device = model.device
+    # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+        output = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=exam.reply_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    assert exam.chat.decode is not None  # a chat from a directory has one
+    found = [row[: row.index(end)] if end in row else row for row in output[:, longest:].tolist()]
+    return [exam.chat.decode(row) for row in found]
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    import numpy
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        yield
+    random.setstate(python_state)
+    numpy.random.set_state(numpy_state)
+
+
+def best_mark(run: Path) -> Mark | None:
+    """The mark of the adapter kept in `run`/best, or None."""
+    marks = [Mark(**json.loads(path.read_text())) for path in run.glob("best/step-*/eval.json")]
+    return max(marks, key=lambda mark: (mark.rank, mark.step), default=None)
+
+
+def best_adapter(run: Path, mark: Mark) -> Path:
+    """Folder of the kept adapter that got `mark`."""
+    return run / "best" / f"step-{mark.step}"
+
+
+def examiner(
+    run: Path,
+    base: Base,
+    exam: Exam,
+    settings: TrainSettings,
+    rows: Sequence[dict[str, Any]],
+    progress: Progress,
+    report: Report,
+) -> Any:
+    """A trainer callback: evaluates every `eval_every` steps and at the end, keeps the best adapter, stops early.
+
+    `rows` are the evaluations of a resumed run before its checkpoint. Its `trainer` is to be set to the trainer it
+    serves. `progress` is told the time that evaluations took, and whether one ended the training.
+    """
+    from transformers import TrainerCallback
+
+    class Examine(TrainerCallback):
+        trainer: Any
+        marks = tuple(Mark(**row) for row in rows)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            # At the step's own log line, so that it comes before the checkpoint of the same step.
+            due = state.global_step % settings.eval_every == 0 or state.global_step == state.max_steps
+            if not logs or "loss" not in logs or not due:
+                return
+            mark = evaluate(exam, self.trainer.model, state.global_step, report)
+            progress.exam_seconds += mark.seconds
+            self.marks = (*self.marks, mark)
+            append_row(run / "eval.jsonl", asdict(mark))
+            best = best_mark(run)
+            if best is None or mark.rank >= best.rank:  # of equals the one that has learned longer
+                _keep(run, base, mark, self.trainer.model)
+                best = mark
+            report(_told(mark, best), 0, 0, "")
+            self.trainer.log({f"eval_{key}": getattr(mark, key) for key in ("tool_acc", "param_acc", "joint_acc")})
+            waited = _waited(self.marks)
+            if settings.early_stop and waited >= settings.early_stop and state.global_step < state.max_steps:
+                progress.stopped_early = control.should_training_stop = True
+                report(f"stopping early: {waited} evaluations in a row brought nothing better", 0, 0, "")
+
+    return Examine()
+
+
+def _waited(marks: Sequence[Mark]) -> int:
+    """How many evaluations have passed since the one that was better than all before it."""
+    ranks = [mark.rank for mark in marks]
+    return len(ranks) - 1 - ranks.index(max(ranks))
+
+
+def _told(mark: Mark, best: Mark) -> str:
+    kept = "the best so far" if mark.step == best.step else f"the best is step {best.step}'s {best.joint_acc:.1f} %"
+    return (
+        f"step {mark.step}: tool {mark.tool_acc:.1f} %, parameters {mark.param_acc:.1f} %, "
+        f"joint {mark.joint_acc:.1f} % of {mark.n} in {mark.seconds:.0f} s; {kept}"
+    )
+
+
+def _keep(run: Path, base: Base, mark: Mark, model: Any) -> None:
+    """Save the adapter with its mark, then drop the one before."""
+    target = best_adapter(run, mark)
+    with disk_errors(run, f"best/{target.name}"), draft(target) as folder:
+        save_adapter(model, folder, base)
+        write_json(folder / "eval.json", asdict(mark))
+    for other in run.glob("best/step-*"):
+        if other != target:
+            shutil.rmtree(other)

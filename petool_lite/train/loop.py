@@ -1,0 +1,201 @@
+"""The training loop of one run: model and trainer, the adapter it leaves, and the manifest that completes it."""
+
+import os
+import shutil
+import time
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from petool_lite.base import Base
+from petool_lite.console import Report
+from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.prepare import Prepared
+from petool_lite.prompt import Chat
+from petool_lite.recipe import Recipe
+from petool_lite.runs import draft, versions, write_json
+from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
+from petool_lite.train.evaluation import Exam, Mark, best_adapter, best_mark, examiner
+from petool_lite.train.microstep import answer_trainer
+from petool_lite.train.model import load_model, save_adapter
+from petool_lite.train.preference import preference_trainer
+from petool_lite.train.records import (
+    Progress,
+    check_reporters,
+    cut_after,
+    device_name,
+    draw_curve,
+    log_to,
+    peak_memory_gb,
+    recorder,
+    resumed_progress,
+)
+from petool_lite.train.stop import Stop, stopper
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to train: where it lies, what it trains on, when it began (epoch seconds), and who hears of it."""
+
+    name: str
+    run: Path
+    recipe: Recipe
+    base: Base
+    chat: Chat
+    prepared: Prepared
+    exam: Exam | None
+    started: float
+    report: Report
+    resume: bool
+
+
+def train_into(job: Job, stop: Stop) -> None:
+    """Train, save the adapter, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
+    checkpoint, progress, exams = _continued(job)
+    job.report(f"loading {job.base.name} through Unsloth", 0, 0, "")
+    with log_to(job.run / "train.log") as log:
+        with redirect_stderr(log):
+            model, tokenizer = load_model(job.recipe, job.base)
+            trainer = _trainer(job, model, tokenizer, progress, exams, stop)
+        _fit(trainer, checkpoint, stop)
+    draw_curve(job.run)
+    state = trainer.state
+    if stop.caught and not progress.stopped_early and state.global_step < state.max_steps:
+        raise PetoolError(
+            f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved",
+            f"continue: petool-lite train --resume {job.run}",
+            stop.exit_code,
+        )
+    best = _save(job, model)
+    write_json(
+        job.run / "manifest.json",
+        _identity(job)
+        | {
+            "steps": state.global_step,
+            "adapter_step": best.step if best else state.global_step,
+            "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
+            "seconds": {
+                "train": round(progress.seconds, 2),
+                "evaluation": round(progress.exam_seconds, 2),
+                "all": round(time.time() - job.started, 2),
+            },
+            "tokens_per_s": round(progress.tokens / progress.seconds, 1),
+            "peak_memory_gb": round(peak_memory_gb(), 3),
+            "final_loss": progress.last_loss,
+        },
+    )
+    shutil.rmtree(job.run / "best", ignore_errors=True)
+
+
+def _continued(job: Job) -> tuple[Path | None, Progress, list[dict[str, Any]]]:
+    """The checkpoint to go on from, and what metrics.jsonl and eval.jsonl hold up to there."""
+    if not job.resume:
+        return None, Progress(), []
+    remove_drafts(job.run, job.report)
+    checkpoint = newest_checkpoint(job.run)
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    job.report(f"continuing {job.run} after step {step}", 0, 0, "")
+    rows = cut_after(job.run / "metrics.jsonl", step, job.report)
+    return checkpoint, resumed_progress(rows), cut_after(job.run / "eval.jsonl", step, job.report)
+
+
+def _save(job: Job, model: Any) -> Mark | None:
+    """Write the run's adapter: the best evaluated one, whose mark is returned, or the last one."""
+    best = best_mark(job.run) if job.exam else None
+    with disk_errors(job.run, "adapter"), draft(job.run / "adapter") as folder:
+        if best is None:
+            save_adapter(model, folder, job.base)
+        else:
+            shutil.copytree(best_adapter(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
+    return best
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What the run was made from, for its manifest."""
+    base, data = job.base, job.recipe.data
+    return {
+        "name": job.name,
+        "recipe": asdict(job.recipe),
+        "base": {"name": base.name, "directory": str(base.directory), "gguf": base.gguf and str(base.gguf)},
+        "data": {"source": data.train, "sha256": job.prepared.data_sha256, **job.prepared.summary},
+        "template_sha256": job.chat.template_sha256,
+        "prompt_style": data.style,
+        "setting": data.setting,
+        "device": device_name(),
+        "versions": versions(),
+    }
+
+
+def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
+    import torch
+
+    try:
+        stop.graceful = True
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise PetoolError(
+            f"out of GPU memory: {str(error).splitlines()[0]}",
+            "set train.checkpointing=true, model.precision=nf4, train.batch_size=1 or a smaller model.max_tokens",
+            MACHINE,
+        ) from error
+    finally:
+        stop.graceful = False
+
+
+def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
+    from trl import DPOConfig, SFTConfig
+
+    settings = recipe.train
+    common = {
+        "output_dir": str(run / "checkpoints"),
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": max(1, round(total * settings.warmup_ratio)) if settings.warmup_ratio else 0,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.clip_norm,
+        "optim": settings.optimizer,
+        "bf16": True,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would hide such a loss; Guarded looks once an update
+        "save_strategy": "steps",
+        "save_steps": settings.save_every or total,
+        "report_to": check_reporters(settings.report_to) or "none",
+        "disable_tqdm": True,
+        "max_length": None,
+        "remove_unused_columns": False,
+    }
+    if settings.objective == "dpo":
+        return DPOConfig(**common, beta=settings.beta)
+    return SFTConfig(**common, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
+
+
+def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: list[dict[str, Any]], stop: Stop) -> Any:
+    """The trainer of a job with its callbacks."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer()
+
+    total = job.prepared.summary["steps"]
+    own = [recorder(job.run, total, progress, job.report), stopper(stop, job.report)]
+    if job.exam:
+        own.insert(1, examiner(job.run, job.base, job.exam, job.recipe.train, exams, progress, job.report))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
+    trainer: Any = type("Trainer", (Guarded, kind), {})(
+        model=model,
+        processing_class=tokenizer,
+        args=_arguments(job.recipe, job.run, total),
+        train_dataset=job.prepared.table,
+        callbacks=own,
+    )
+    for callback in own:
+        callback.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer

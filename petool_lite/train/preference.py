@@ -1,0 +1,43 @@
+"""DPO: the model prefers the right call to a wrong one, measured against the adapter that it starts from.
+
+TRL keeps a frozen copy of the starting adapter beside the trained one as its reference (not the bare base, which would
+undo the first stage). The prompts' and answers' ids come from the same renderer as the first stage's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def pair_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, list[int]]]:
+    """Prepared rows as TRL's collator of preference data takes them: prompt_ids, chosen_ids, rejected_ids."""
+    return [
+        {
+            "prompt_ids": list(row["input_ids"][: row["answer_start"]]),
+            "chosen_ids": list(row["input_ids"][row["answer_start"] :]),
+            "rejected_ids": list(row["rejected_ids"]),
+        }
+        for row in rows
+    ]
+
+
+def preference_trainer() -> Any:
+    """The class PreferenceTrainer; made in a function because trl is slow to import."""
+    from trl import DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    class PreferenceTrainer(DPOTrainer):
+        """DPOTrainer on rows that are token ids already."""
+
+        def __init__(self, **arguments: Any) -> None:
+            collate = DataCollatorForPreference(pad_token_id=arguments["processing_class"].pad_token_id)
+            super().__init__(data_collator=lambda rows: collate(pair_rows(rows)), **arguments)
+
+        def _prepare_dataset(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+            return dataset  # TRL would render and tokenize text here, by other rules than `prompt`
+
+        @property
+        def tokens_seen(self) -> int:
+            """Tokens read since the start: each prompt twice, with either answer."""
+            return int(self._total_train_tokens)
+
+    return PreferenceTrainer

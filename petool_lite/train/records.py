@@ -1,0 +1,177 @@
+"""What a run leaves to read: metrics.jsonl, its picture, the live view, the machine's figures, the libraries' talk."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from petool_lite.console import Report
+from petool_lite.errors import PetoolError
+from petool_lite.runs import draft, write_text
+
+# The trainer's names of trackers -> packages, one of which each needs. Asking transformers would import it before
+# unsloth, which has to come first.
+_TRACKERS = {
+    "tensorboard": ("tensorboardX", "tensorboard"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+    "comet_ml": ("comet_ml",),
+    "clearml": ("clearml",),
+    "swanlab": ("swanlab",),
+    "dvclive": ("dvclive",),
+}
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[Any]:
+    """Libraries print banners and advice to stdout, which is for data here: keep it in the run's train.log instead."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # warns about torchao's enums at import
+    with path.open("a") as log, redirect_stdout(log):
+        yield log
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU with its threads."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def peak_memory_gb() -> float:
+    """Peak memory of this process in GiB: allocated on the GPU, or resident on a CPU."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def check_reporters(names: str) -> list[str]:
+    """The comma-separated `train.report_to` as a list; raises PetoolError for a tracker that is unknown or not here."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in _TRACKERS:
+            raise PetoolError(f"train.report_to: unknown tracker {name}", f"one of: {', '.join(_TRACKERS)}")
+        if not any(find_spec(package) for package in _TRACKERS[name]):
+            raise PetoolError(
+                f"train.report_to: {name} is not installed", f"pip install {_TRACKERS[name][0]}, or leave it out"
+            )
+    return wanted
+
+
+def cut_after(path: Path, step: int, report: Report) -> list[dict[str, Any]]:
+    """Keep the rows of a .jsonl file up to `step`, say how many went, and return them; a torn last line goes too."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # the process was killed while it wrote
+        if row["step"] <= step:
+            kept.append(row)
+    if len(kept) < len(lines):
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        report(f"{path.name}: {len(lines) - len(kept)} lines after step {step} cut, they come again", 0, 0, "")
+    return kept
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line to a .jsonl file."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+@dataclass
+class Progress:
+    """How far a run is: figures of the steps so far; a resumed run goes on from those before it."""
+
+    seconds: float = 0.0  # without evaluations
+    tokens: int = 0
+    last_loss: float | None = None
+    exam_seconds: float = 0.0  # of this process
+    stopped_early: bool = False
+
+
+def resumed_progress(rows: list[dict[str, Any]]) -> Progress:
+    """The Progress at the end of some metrics rows."""
+    return Progress(rows[-1]["seconds"], rows[-1]["tokens"], rows[-1]["loss"]) if rows else Progress()
+
+
+def recorder(run: Path, total: int, progress: Progress, report: Report) -> Any:
+    """A trainer callback that appends metrics.jsonl, updates `progress` and reports it.
+
+    Its `trainer` is to be set to the trainer it serves, whose `tokens_seen` counts from its own start.
+    """
+    from transformers import TrainerCallback
+
+    class Record(TrainerCallback):
+        trainer: Any
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.started, self.before = time.time(), (progress.seconds, progress.tokens)
+            report("training", state.global_step, total, "")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if not logs or "loss" not in logs or not state.is_world_process_zero:
+                return
+            seconds = time.time() - self.started - progress.exam_seconds
+            tokens = self.trainer.tokens_seen
+            progress.seconds, progress.tokens = self.before[0] + seconds, self.before[1] + tokens
+            progress.last_loss = float(logs["loss"])
+            row = {
+                "step": state.global_step,
+                "loss": progress.last_loss,
+                "learning_rate": float(logs["learning_rate"]),
+                "grad_norm": float(logs["grad_norm"]),
+                "seconds": round(progress.seconds, 3),
+                "tokens": progress.tokens,
+                "tokens_per_s": round(tokens / seconds, 1),
+                "peak_memory_gb": round(peak_memory_gb(), 3),
+                **{key: float(value) for key, value in logs.items() if key.startswith("rewards/")},
+            }
+            append_row(run / "metrics.jsonl", row)
+            report("training", state.global_step, total, _note(row))
+
+    return Record()
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    margin = f"margin {row['rewards/margins']:.3f}, " if "rewards/margins" in row else ""
+    return (
+        f"loss {row['loss']:.3f}, {margin}lr {row['learning_rate']:.1e}, {row['tokens_per_s']:,.0f} tokens/s, "
+        f"peak {row['peak_memory_gb']:.1f} GB"
+    )
+
+
+def draw_curve(run: Path) -> None:
+    """Write loss.png: loss and learning rate by step, and joint accuracy where the run was evaluated."""
+    import matplotlib
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores_file = run / "eval.jsonl"
+    scores = [json.loads(line) for line in scores_file.read_text().splitlines()] if scores_file.is_file() else []
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (top, below) = pyplot.subplots(2, sharex=True, figsize=(8, 5), height_ratios=(3, 1), layout="constrained")
+    steps = [row["step"] for row in rows]
+    top.plot(steps, [row["loss"] for row in rows], color="tab:blue", linewidth=1, label="loss")
+    top.set(ylabel="loss", title=run.name)
+    below.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray", linewidth=1)
+    below.set(xlabel="step", ylabel="learning rate")
+    if scores:
+        right = top.twinx()
+        right.plot([row["step"] for row in scores], [row["joint_acc"] for row in scores], "o-", color="tab:orange")
+        right.set(ylabel="joint accuracy, %", ylim=(0, 100))
+    with draft(run / "loss.png") as path:
+        figure.savefig(path, dpi=120, format="png")
+    pyplot.close(figure)

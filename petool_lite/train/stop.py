@@ -1,0 +1,80 @@
+"""Ctrl-C and SIGTERM: the first finishes the step and saves, the second leaves at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from petool_lite.console import Report, show_cursor
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Which signal asked to stop, if any; `graceful` is set while a training loop looks at it after every step."""
+
+    caught: signal.Signals | None = None
+    graceful = False
+
+    @property
+    def name(self) -> str:
+        """The signal as a user calls it."""
+        return "Ctrl-C" if self.caught == signal.SIGINT else "SIGTERM"
+
+    @property
+    def exit_code(self) -> int:
+        """What shells report for a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self.caught or signal.SIGINT)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Catch both signals until the block ends; outside a graceful part they raise KeyboardInterrupt.
+
+    After the first one the system's own handling is back, so that a second one ends the process whatever it does.
+    Does nothing in a thread, where Python takes no signals.
+    """
+    stop = Stop()
+
+    def handle(number: int, frame: object) -> None:
+        stop.caught = signal.Signals(number)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        if not stop.graceful:
+            raise KeyboardInterrupt
+        show_cursor()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopper(stop: Stop, report: Report) -> Any:
+    """A trainer callback that ends the training after a signal, with a checkpoint of the step just done."""
+    from transformers import TrainerCallback
+
+    class Stopper(TrainerCallback):
+        told = False
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if stop.caught and not self.told:
+                self.told = True
+                report(
+                    f"{stop.name}: finishing step {state.global_step + 1}, then saving; again to leave at once",
+                    0,
+                    0,
+                    "",
+                )
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if stop.caught:
+                control.should_save = control.should_training_stop = True
+
+    return Stopper()

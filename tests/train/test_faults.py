@@ -1,0 +1,166 @@
+"""A run survives signals, kills and a full disk, goes on as if nothing had been, and stops at numbers that are not."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import own_runs, tiny_settings
+
+from petool_lite.errors import PetoolError
+from petool_lite.train.checkpoints import newest_checkpoint
+from petool_lite.train.resume import check_resume, write_start
+
+EVALUATED = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=9"]
+OVERRIDES = [part for pair in EVALUATED for part in ("--set", pair)]
+
+
+def start(root: Path, *arguments: str | Path) -> subprocess.Popen:
+    line = [sys.executable, "-m", "petool_lite", "train", *map(str, arguments)]
+    return subprocess.Popen(line, cwd=root, env=own_runs(root), stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen, seen: Callable[[], bool]) -> None:
+    deadline = time.time() + 200
+    while not seen() and time.time() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def rows_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny, command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """Stopped by SIGTERM, continued on a full disk, continued and killed after step 5, continued to the end.
+
+    It is evaluated on the way, too. Returns the run and what each process said.
+    """
+    root = tmp_path_factory.mktemp("interrupted")
+    said = {}
+    process = start(root, "demo", *tiny_settings(tiny), *OVERRIDES)
+    wait_for(process, lambda: any(root.glob("runs/*/metrics.jsonl")))
+    process.send_signal(signal.SIGTERM)
+    said["stopped"] = f"{process.communicate()[1]}exit {process.returncode}"
+    run = next(root.glob("runs/*"))
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    full = command("train", "--resume", run, cwd=root, env=own_runs(root), preexec_fn=small_files)
+    said["full"] = f"{full.stderr}exit {full.returncode}"
+    said["kept"] = newest_checkpoint(run).name
+
+    process = start(root, "--resume", run)
+    wait_for(process, lambda: (run / "checkpoints" / "checkpoint-5").is_dir() and len(rows_of(run)) > 5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    half = run / "checkpoints" / ".checkpoint-10.draft" / "checkpoint-10"  # as a kill in the middle of a save leaves it
+    shutil.copytree(run / "checkpoints" / "checkpoint-5", half)
+    (half / "optimizer.pt").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    exported = command("export", "--run", run, cwd=root)
+    said["unfinished"] = f"{exported.stderr}exit {exported.returncode}"
+
+    last = command("train", "--resume", run, cwd=root, env=own_runs(root))
+    said["last"] = f"{last.stderr}exit {last.returncode}"
+    return run, said
+
+
+def test_it_ends_with_the_very_numbers_of_an_uninterrupted_run(trained, interrupted) -> None:
+    from safetensors.torch import load_file
+
+    run, said = interrupted
+    assert said["last"].endswith("exit 0"), said["last"]
+    for key in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
+        assert [row[key] for row in rows_of(run)] == [row[key] for row in rows_of(trained)], key
+    whole, resumed = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (trained, run))
+    assert whole.keys() == resumed.keys()
+    assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+def test_every_ending_says_what_to_do(interrupted) -> None:
+    run, said = interrupted
+    assert "stopped by SIGTERM after step" in said["stopped"]
+    assert f"petool-lite train --resume {run}" in said["stopped"].replace("\n", "")
+    assert said["stopped"].endswith("exit 143")
+    assert "cannot write" in said["full"]
+    assert f"continues from {said['kept']}" in said["full"]
+    assert said["full"].endswith("exit 1")
+    assert "not finished" in said["unfinished"]
+    assert "removing the half-written checkpoint-10" in said["last"]
+    assert "lines after step 5 cut" in said["last"]
+    assert not any("Traceback" in text for text in said.values())
+    assert {path.name for path in (run / "checkpoints").glob("*-*")} == {"checkpoint-5", "checkpoint-10"}
+
+
+def test_the_evaluated_steps_are_recorded_once(interrupted) -> None:
+    run, _ = interrupted
+    marks = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert [mark["step"] for mark in marks] == [6, 10]
+    assert all(mark["n"] == 2 for mark in marks)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["evaluation"]["best"] in marks
+    assert manifest["adapter_step"] == manifest["evaluation"]["best"]["step"] == 10  # of equals the last
+    assert not (run / "best").exists()
+
+
+def test_a_loss_that_is_not_finite_names_the_rows_of_its_step(tiny, command, tmp_path) -> None:
+    wild = ["--set", "train.learning_rate=1e30", "--set", "train.accumulate=2"]
+    result = command("train", "demo", *tiny_settings(tiny), *wild, cwd=tmp_path, env=own_runs(tmp_path))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    message = next(line for line in result.stderr.splitlines() if line.startswith("error: not finite in step"))
+    names = message.rpartition("entries ")[2].split(", ")
+    assert len(names) == len(set(names)) in (2, 4)  # the micro-steps of the update, or those whose loss it was
+    assert {int(name) for name in names} <= set(range(20))
+    run = next(tmp_path.glob("runs/*"))
+    assert len(rows_of(run)) == int(message.split("step ")[1].split(":")[0]) - 1, "the step was not taken"
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(tiny, tmp_path) -> None:
+    process = start(tmp_path, "demo", *tiny_settings(tiny))
+    wait_for(process, lambda: any(tmp_path.glob("runs/*/resume.json")))
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert (process.returncode, "before the first step" in said) == (130, True), said
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(interrupted, command, tmp_path) -> None:
+    run = tmp_path / "again"
+    shutil.copytree(interrupted[0], run, ignore=shutil.ignore_patterns("manifest.json"))
+    changes = ["--set", "lora.dropout=0.2", "--set", "train.save_every=3", "--set", "bench.data=demo:test:9"]
+    result = command("train", "--resume", run, *changes, cwd=tmp_path)
+    assert result.returncode == 1
+    error = next(line for line in result.stderr.splitlines() if line.startswith("error:"))
+    assert error.endswith("was started with something else: recipe lora.dropout was 0.1, is 0.2")
+
+
+def test_changed_data_and_versions_are_refused_with_the_difference(tmp_path) -> None:
+    facts = {"recipe": {}, "data": {"sha256 of the source": "a" * 64}, "base": {}, "versions": {"torch": "2.13.0"}}
+    write_start(tmp_path, facts)
+    check_resume(tmp_path, facts)
+    now = facts | {"data": {"sha256 of the source": "b" * 64}, "versions": {"torch": "2.14.0", "trl": "1.15.0"}}
+    with pytest.raises(PetoolError) as error:
+        check_resume(tmp_path, now)
+    for part in ("source was aaaaaaaaaaaa..., is bbbbbb", "torch was 2.13.0, is 2.14.0", "trl was absent, is 1.15.0"):
+        assert part in error.value.message
+
+
+def test_a_checkpoint_without_known_start_is_refused(tmp_path) -> None:
+    facts = {"recipe": {}, "data": {}, "base": {}, "versions": {}}
+    check_resume(tmp_path, facts)  # killed before the first checkpoint: nothing to contradict
+    (tmp_path / "resume.json").unlink()
+    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    with pytest.raises(PetoolError, match=r"no resume\.json"):
+        check_resume(tmp_path, facts)
