@@ -1,15 +1,18 @@
-"""The compact prompt: petool-lite's own layout of what the published prompt says, in a third of the tokens.
+"""The compact prompt: petool-lite's own layout of what the published prompt says, in a fraction of the tokens.
 
-Only the history that bears on the candidates is kept: calls of a candidate's provider, and calls whose words are
-close to a candidate's. A mark before each call tells what the user thought of it, and each candidate
-carries the verdict on its provider, so the model need not count. Fixed text comes first and the query last.
+Only the history that bears on the candidates is kept, by name: calls of a candidate's provider, and calls whose words
+are close to a candidate's. Candidates for the same job stand together (see `jobs`), the job on which the user's
+likes decide first, and in it the candidate that the user should like best; each carries the verdict on its provider,
+so the model need not count. Fixed text comes first and the query last.
 """
 
 import json
+import re
 from collections.abc import Sequence
 
 from petool_lite.data.entries import Interaction, Parameter, Prompt, Tool, provider
 from petool_lite.data.splits import api_words
+from petool_lite.jobs import Job, jobs, standing
 
 _HEAD = (
     "Call the one tool that does what the user asks and that this user prefers.\n"
@@ -21,13 +24,17 @@ _LEGEND = {
     "chronological": "Earlier calls, the latest liked most:",
 }
 _CLOSE = 0.5  # share of a candidate's words that a call must have to count as functionally close
+_LONGEST = 300  # characters of a description; what follows in the data is examples and lists of allowed values
 
 
 def compact_prompt(prompt: Prompt, setting: str, kept: Sequence[Interaction] | None = None) -> str:
     """The system message for `prompt`; `kept` replaces its history where some had to go for length."""
     related = related_history(prompt) if kept is None else kept
-    calls = [f"{_mark(item)} {item.call.to_json()}" for item in related] or ["none that bears on these tools"]
-    lines = [_LEGEND[setting], *calls, "Tools:", *(_tool(tool, prompt) for tool in prompt.tools)]
+    calls = [f"{_mark(item)} {item.call.tool_name}" for item in related] or ["none that bears on these tools"]
+    lines = [_LEGEND[setting], *calls, "Tools, those for the same job together:"]
+    for number, job in enumerate(jobs(prompt, setting), 1):
+        lines.append(f"job {number}")
+        lines += [_tool(tool, prompt, job, setting) for tool in job.tools]
     return _HEAD + "\n".join(lines)
 
 
@@ -45,26 +52,35 @@ def related_history(prompt: Prompt) -> tuple[Interaction, ...]:
     return tuple(item for item in prompt.history if bears(item))
 
 
+def shortened(prompt: Prompt) -> int:
+    """How many descriptions of the candidates and their parameters the compact prompt cuts, each marked with "..."."""
+    parameters = [item for tool in prompt.tools for item in (*tool.required, *tool.optional)]
+    texts = [tool.description for tool in prompt.tools] + [item.description for item in parameters]
+    return sum(len(" ".join(text.split())) > _LONGEST for text in texts)
+
+
 def _mark(item: Interaction) -> str:
     return {1: "+", 0: "-", None: "*"}[item.rating]
 
 
-def _tool(tool: Tool, prompt: Prompt) -> str:
+def _tool(tool: Tool, prompt: Prompt, job: Job, setting: str) -> str:
     # What the user thinks and what the tool does come before its name: a causal model that copies the name can then
     # read both from the name's own tokens.
     parameters = [_parameter(item, "!") for item in tool.required] + [_parameter(item, "?") for item in tool.optional]
-    about = " ".join(tool.description.split()) or "-"
-    return f"{_verdict(tool, prompt)} | {about} | {tool.name} | {'; '.join(parameters) or '-'}"
+    best = " best" if job.decided and tool is job.tools[0] else ""
+    about = _short(tool.description) or "-"
+    return f"{_verdict(tool, prompt, setting)}{best} | {about} | {tool.name} | {'; '.join(parameters) or '-'}"
 
 
-def _verdict(tool: Tool, prompt: Prompt) -> str:
+def _verdict(tool: Tool, prompt: Prompt, setting: str) -> str:
     """What the history says of a candidate's provider, as one word and the counts behind it."""
     used = [index for index, item in enumerate(prompt.history) if provider(item.call.tool_name) == provider(tool.name)]
     if not used:
         return "unknown"
     ratings = [prompt.history[index].rating for index in used]
     if None in ratings:
-        return f"used {len(used)}, {len(prompt.history) - used[-1]} back"
+        left = "left, " if standing(prompt, tool.name, setting) < 0 else ""
+        return f"{left}used {len(used)}, {len(prompt.history) - used[-1]} back"
     likes, dislikes = ratings.count(1), ratings.count(0)
     word = "liked" if likes > dislikes else "disliked" if likes < dislikes else "mixed"
     return f"{word} +{likes}-{dislikes}"
@@ -72,8 +88,14 @@ def _verdict(tool: Tool, prompt: Prompt) -> str:
 
 def _parameter(parameter: Parameter, mark: str) -> str:
     default = "" if parameter.default in ("", None) else f"={_default(parameter)}"
-    about = " ".join(parameter.description.split())
+    about = _short(parameter.description)
     return f"{parameter.name}{mark} {parameter.type}{default}" + (f": {about}" if about else "")
+
+
+def _short(text: str) -> str:
+    """A description on one line, cut with "..." after a whole word."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else re.sub(r"\s+\S*$", "", line[:_LONGEST]) + "..."
 
 
 def _default(parameter: Parameter) -> str:

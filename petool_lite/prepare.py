@@ -23,7 +23,15 @@ from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, write_json
 
 # The code that decides token ids: a change to any of these files makes cached rows stale.
-_RENDERERS = ("prompt.py", "compact.py", "prepare.py", "data/entries.py", "data/augment.py", "data/splits.py")
+_RENDERERS = (
+    "prompt.py",
+    "compact.py",
+    "jobs.py",
+    "prepare.py",
+    "data/entries.py",
+    "data/augment.py",
+    "data/splits.py",
+)
 _RENDERERS += ("data/rename.py", "data/described.py")
 _CHUNK = 512  # rows in memory at once
 
@@ -116,7 +124,7 @@ class Counts:
     def __init__(self, entries: int, rows: int, bad: int) -> None:
         self.entries, self.rows, self.bad = entries, rows, bad
         self.lengths: list[int] = []
-        self.loss_tokens = self.trimmed = 0
+        self.loss_tokens = self.trimmed = self.shortened = 0
         self.left_out: list[str] = []
 
     def add(self, entry: Entry, row: Example | None) -> None:

@@ -79,7 +79,9 @@ class TrainSettings:
     warmup_ratio: float = _setting(0.01, "share of the steps that warm up", least=0)
     batch_size: int = _setting(1, "rows an optimizer step, as recipes state it: batch_size x accumulate", least=1)
     accumulate: int = _setting(32, "times batch_size: rows an optimizer step", least=1)
-    token_budget: int = _setting(16384, "tokens a micro-step: rows are packed up to it; more memory, more speed", least=1)
+    token_budget: int = _setting(
+        0, "tokens a micro-step: rows are packed up to it; 0 means 16384 on a GPU, 2048 on a CPU", least=0
+    )
     optimizer: str = _setting(
         "adamw_torch",
         "as transformers names it; paged ones need a GPU",

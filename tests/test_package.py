@@ -62,6 +62,7 @@ LAYERS = [  # a module may import from its own row and the rows below
     ["recipe"],
     ["prompt"],
     ["compact"],
+    ["jobs"],
     ["data", "base", "runs", "console", "llama_log", "scorer"],
     ["errors", "recipes", "__init__"],
 ]

@@ -131,6 +131,21 @@ def test_rows_share_micro_steps_up_to_the_budget() -> None:
     assert sorted(index for members in groups for index in members) == list(range(6))
 
 
+def test_packed_rows_train_like_single_ones(tiny, command, tmp_path) -> None:
+    """Loss and gradient of each update agree between one row a micro-step and all of them packed, through Unsloth."""
+    runs = []
+    for budget in ("1", "16384"):
+        settings = ["--set", f"train.token_budget={budget}", "--set", "train.max_steps=3", "--json"]
+        result = command("train", "demo", *tiny_settings(tiny), *settings, cwd=tmp_path, env=own_runs(tmp_path))
+        assert result.returncode == 0, result.stderr
+        metrics = tmp_path / json.loads(result.stdout)["run"] / "metrics.jsonl"
+        runs.append([json.loads(line) for line in metrics.read_text().splitlines()])
+    for single, packed in zip(*runs, strict=True):
+        assert packed["tokens"] == single["tokens"]
+        assert packed["loss"] == pytest.approx(single["loss"], rel=5e-3)
+        assert packed["grad_norm"] == pytest.approx(single["grad_norm"], rel=3e-2)
+
+
 def test_steps_are_counted_as_the_trainer_does() -> None:
     from petool_lite.recipe import load_recipe
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from petool_lite.data.described import Words, described, spoken_values
-from petool_lite.data.entries import Entry, Interaction, Parameter, Prompt, Tool, ToolCall, provider
+from petool_lite.data.entries import Entry, Interaction, Parameter, Prompt, Tool, ToolCall, balance, provider
 from petool_lite.data.rename import all_providers, renamed
 from petool_lite.data.splits import api_words, function_words
 from petool_lite.errors import PetoolError
@@ -61,12 +61,6 @@ def build_catalog(entries: Sequence[Entry], setting: str) -> dict[str, CatalogTo
         rivals = sorted((family | alike[function_words(name)]) & texts.keys() - {name})
         catalog[name] = CatalogTool(tool, text, function, frozenset(family - {name}), tuple(rivals))
     return catalog
-
-
-def balance(history: Sequence[Interaction], name: str) -> int:
-    """Likes minus dislikes of the calls of the provider of tool `name`; a call without a rating counts as liked."""
-    own = provider(name)
-    return sum(-1 if item.rating == 0 else 1 for item in history if provider(item.call.tool_name) == own)
 
 
 def shuffled(entry: Entry, rng: Random) -> Entry:

@@ -18,13 +18,46 @@ from petool_lite.data.splits import api_words, function_words
 
 _MOST_WORDS = 24  # of a description that becomes a query
 _LEADS = re.compile(
-    r"^(this|the) (endpoint|api|call|operation|method|function)('s)?( is used to| allows you to| lets you| will| can)? ",
+    r"^(this|the) (endpoint|api|call|operation|method|function)( is used to| allows you to| lets you| will| can)? ",
     re.IGNORECASE,
 )
 _THIRD_PERSON = {"gets": "get", "fetches": "fetch", "lists": "list", "searches": "search", "finds": "find"}
 _TO_GET = ("returns", "return", "provides", "provide", "retrieves", "gives", "shows", "displays", "grabs", "retuns")
 _VERBS = frozenset(
-    ["get", "fetch", "list", "search", "find", "retrieve", "show", "check", "create", "delete", "update", "add", "remove", "convert", "generate", "send", "download", "upload", "calculate", "compute", "translate", "validate", "verify", "query", "know", "see", "look", "read", "detect", "analyze", "extract", "log"]
+    [
+        "get",
+        "fetch",
+        "list",
+        "search",
+        "find",
+        "retrieve",
+        "show",
+        "check",
+        "create",
+        "delete",
+        "update",
+        "add",
+        "remove",
+        "convert",
+        "generate",
+        "send",
+        "download",
+        "upload",
+        "calculate",
+        "compute",
+        "translate",
+        "validate",
+        "verify",
+        "query",
+        "know",
+        "see",
+        "look",
+        "read",
+        "detect",
+        "analyze",
+        "extract",
+        "log",
+    ]
 )
 _ASKED = ("I want to {}", "I want to {}", "I want to {}", "I need to {}", "{}", "Please {}", "Can you {}?", "to {}")
 _NAMED = ("with {} {}", "for {} {}", "with the {} '{}'", "{} {}", "with {} = {}", "using {} {}")

@@ -127,6 +127,12 @@ def provider(tool_name: str) -> str:
     return parts[1] if len(parts) >= 3 else tool_name
 
 
+def balance(history: Sequence[Interaction], name: str) -> int:
+    """Likes minus dislikes of the calls of the provider of tool `name`; a call without a rating counts as liked."""
+    own = provider(name)
+    return sum(-1 if item.rating == 0 else 1 for item in history if provider(item.call.tool_name) == own)
+
+
 class _Fault(Exception):
     """A field that is not as expected; carries the field's path inside the entry."""
 

@@ -1,4 +1,4 @@
-"""Copies of an entry under other names: providers, api spellings and copied values change, what the user likes does not.
+"""Copies of an entry under other names: providers, api spellings and values change, what the user likes does not.
 
 A file of entries repeats a few right tools many times, so a small model learns their names by heart and then invents
 names for tools it never saw. Where every copy has names of its own, the only way to be right is to read and copy.

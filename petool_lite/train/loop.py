@@ -19,7 +19,7 @@ from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoin
 from petool_lite.train.evaluation import Exam, Mark, best_adapter, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
 from petool_lite.train.model import load_model, save_adapter
-from petool_lite.train.plan import rows_a_device
+from petool_lite.train.plan import rows_a_device, token_budget
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import (
     Progress,
@@ -191,7 +191,7 @@ def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: li
     """The trainer of a job with its callbacks."""
     from transformers import PrinterCallback, ProgressCallback
 
-    kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer(job.recipe.train.token_budget)
+    kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer(token_budget(job.recipe))
 
     total = job.prepared.summary["steps"]
     own = [recorder(job.run, total, progress, job.report), stopper(stop, job.report)]

@@ -49,6 +49,13 @@ def rows_a_device(recipe: Recipe, devices: int) -> int:
     return rows // devices
 
 
+def token_budget(recipe: Recipe) -> int:
+    """Tokens a micro-step. A GPU needs many to be worth its kernel launches; a CPU only wastes masked attention."""
+    import torch
+
+    return recipe.train.token_budget or (16384 if torch.cuda.is_available() else 2048)
+
+
 def check_machine(recipe: Recipe) -> None:
     """Refuse a recipe that this machine cannot run, before anything is loaded."""
     import torch

@@ -9,7 +9,6 @@ import pytest
 from petool_lite.data.augment import (
     Amounts,
     augment,
-    balance,
     build_catalog,
     counterfactual,
     history_queries,
@@ -17,11 +16,10 @@ from petool_lite.data.augment import (
     validate,
 )
 from petool_lite.data.demo import generate
-from petool_lite.data.entries import Entry, ToolCall, parse_entry, provider
+from petool_lite.data.entries import Entry, ToolCall, balance, parse_entry, provider
 from petool_lite.data.files import load_dataset
 from petool_lite.data.splits import answer_functions, api_words, folds, function_words, leaks
 from petool_lite.errors import PetoolError
-
 
 EVERY = Amounts(shuffle=1, counterfactual=True, history=2, renamed=2, described=2)
 

@@ -1,0 +1,115 @@
+"""Which candidates do the same job, and which of those the user's history speaks for; from their texts alone.
+
+Two candidates do the same job if their api names, descriptions and parameter names are alike. In the published rating
+entries some candidate for the asked job is always disliked, and often the history knows no other for it: the user
+then wants the one that is most like it, from somebody else.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from petool_lite.data.entries import Prompt, Tool, balance, provider
+
+_ALIKE = 0.6  # likeness from which on two tools do the same job: 100 % of the listed equals of the open entries
+_WEIGHTS = (0.5, 0.35, 0.15)  # of api words, description words and parameter names
+_PROVIDER = 0.1  # among equals, for a provider of a similar name: services of one family resemble each other most
+# words that say nothing of a job
+_LIGHT = frozenset("get list return data info information endpoint api v1 v2".split())  # noqa: SIM905
+_LIGHT |= frozenset("all the a an of for by to and in with from this that is are on it".split())  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class Job:
+    """Candidates for one job, the one to prefer first; `decided` where the history tells them apart."""
+
+    tools: tuple[Tool, ...]
+    decided: bool
+
+
+@dataclass(frozen=True)
+class _Traits:
+    api: frozenset[str]
+    about: frozenset[str]
+    parameters: frozenset[str]
+    provider: frozenset[str]
+
+
+def standing(prompt: Prompt, name: str, setting: str) -> int:
+    """How the history speaks for the provider of tool `name`: above 0 for it, below 0 against it, 0 if it never occurs.
+
+    Likes minus dislikes, or the number of calls where there are no ratings. In the chronological setting a provider
+    last called in the first third of the history was left for another: that counts against it.
+    """
+    if setting != "chronological":
+        return balance(prompt.history, name)
+    own = provider(name)
+    used = [index for index, item in enumerate(prompt.history) if provider(item.call.tool_name) == own]
+    return 0 if not used else 1 if 3 * (used[-1] + 1) > len(prompt.history) else -1
+
+
+def jobs(prompt: Prompt, setting: str) -> list[Job]:
+    """The candidates of a prompt by job: decided jobs first, otherwise in the order of the prompt.
+
+    Within a decided job the provider of the best standing comes first; among equals the tool most like the least
+    liked. A tool belongs to a job if it is alike enough to one tool of it.
+    """
+    tools = prompt.tools
+    traits = [_traits(tool) for tool in tools]
+    scores = [standing(prompt, tool.name, setting) for tool in tools]
+    made = []
+    for members in _clusters(traits):
+        worst = min(scores[index] for index in members)
+        decided = any(scores[index] > worst for index in members)
+        if decided:
+            low = [traits[index] for index in members if scores[index] == worst]
+            members = sorted(members, key=lambda index: (-scores[index], -_nearness(traits[index], low)))
+        made.append(Job(tuple(tools[index] for index in members), decided))
+    return sorted(made, key=lambda job: not job.decided)
+
+
+def _clusters(traits: Sequence[_Traits]) -> list[list[int]]:
+    """Indices of tools linked by any chain of likenesses, ascending."""
+    found: list[list[int]] = []
+    for index, own in enumerate(traits):
+        linked = [members for members in found if any(_likeness(own, traits[other]) >= _ALIKE for other in members)]
+        found = [members for members in found if members not in linked]
+        found.append(sorted([index, *(other for members in linked for other in members)]))
+    return sorted(found)
+
+
+def _traits(tool: Tool) -> _Traits:
+    api = _words(tool.name.split(">.<")[-1])
+    return _Traits(
+        api=api - _LIGHT or api,
+        about=_words(tool.description[:400]) - _LIGHT,
+        parameters=frozenset(item.name.lower() for item in (*tool.required, *tool.optional)),
+        provider=_words(provider(tool.name)),
+    )
+
+
+def _words(text: str) -> frozenset[str]:
+    """Lower-case words, camel case cut, a plural s taken off."""
+    split = re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()
+    return frozenset(
+        word[:-1] if word.endswith("s") and len(word) > 3 else word for word in re.findall(r"[^\W_]+", split)
+    )
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    """Shared words, as twice their number divided by that of all words (Dice); 0 where there are none."""
+    return 2 * len(one & other) / max(1, len(one) + len(other))
+
+
+def _likeness(one: _Traits, other: _Traits) -> float:
+    """0 to 1: the weighted overlap of what both say of themselves."""
+    pairs = [(_WEIGHTS[0], one.api, other.api)]
+    if one.about and other.about:
+        pairs.append((_WEIGHTS[1], one.about, other.about))
+    if one.parameters or other.parameters:
+        pairs.append((_WEIGHTS[2], one.parameters, other.parameters))
+    return sum(weight * _overlap(first, second) for weight, first, second in pairs) / sum(pair[0] for pair in pairs)
+
+
+def _nearness(own: _Traits, low: Sequence[_Traits]) -> float:
+    return max(_likeness(own, other) + _PROVIDER * _overlap(own.provider, other.provider) for other in low)
