@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.base import Base, cache_root, file_sha256
+from petool_lite.compact import shortened
 from petool_lite.console import Report, silent
 from petool_lite.data.augment import Amounts, augment, with_rejected
 from petool_lite.data.entries import Entry
@@ -112,7 +113,7 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
             "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
         )
     layout = Layout(data.setting, data.style, recipe.model.max_tokens, data.overlength)
-    counts = Counts(entries=len(dataset.entries), rows=len(entries), bad=len(dataset.bad))
+    counts = Counts(entries=len(dataset.entries), rows=len(entries), bad=len(dataset.bad), layout=layout)
     _write_rows(folder / "rows.arrow", rows, chat, layout, counts, report, pairs)
     unpaired = {"without_pair": len(entries) - len(rows)} if pairs else {}
     write_json(folder / "summary.json", {"summary": counts.summary() | unpaired, "left_out": counts.left_out})
@@ -121,8 +122,8 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
 class Counts:
     """Tallies over the rows: how many came in, were kept, trimmed or left out, and how long they are in tokens."""
 
-    def __init__(self, entries: int, rows: int, bad: int) -> None:
-        self.entries, self.rows, self.bad = entries, rows, bad
+    def __init__(self, entries: int, rows: int, bad: int, layout: Layout) -> None:
+        self.entries, self.rows, self.bad, self.layout = entries, rows, bad, layout
         self.lengths: list[int] = []
         self.loss_tokens = self.trimmed = self.shortened = 0
         self.left_out: list[str] = []
@@ -135,6 +136,8 @@ class Counts:
         self.lengths.append(len(row.ids))
         self.loss_tokens += len(row.ids) - row.answer_start
         self.trimmed += row.history_dropped > 0
+        if self.layout.style == "compact":
+            self.shortened += shortened(entry.prompt(self.layout.setting)) > 0
 
     def summary(self) -> dict[str, Any]:
         """The table that is shown before training."""
@@ -144,6 +147,7 @@ class Counts:
             "rows": self.rows,
             "kept": len(self.lengths),
             "trimmed": self.trimmed,
+            "descriptions_cut": self.shortened,
             "left_out": len(self.left_out),
             **{f"tokens_{name}": value for name, value in spread(self.lengths).items()},
             "tokens": sum(self.lengths),

@@ -1,8 +1,9 @@
 """The compact layout: what stands in it and where."""
 
 import json
+import re
 
-from petool_lite.compact import compact_prompt, related_history
+from petool_lite.compact import compact_prompt, related_history, shortened
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import parse_entry, provider
 
@@ -18,18 +19,41 @@ def made(**parameter):
 
 
 def tool_lines(prompt):
-    return compact_prompt(prompt, "rating").split("Tools:\n")[1].splitlines()
+    """The candidates' lines, in the order of the prompt's candidates."""
+    lines = compact_prompt(prompt, "rating").splitlines()
+    return [next(line for line in lines if f"| {tool.name} |" in line) for tool in prompt.tools]
 
 
 def test_each_candidate_has_one_line_with_the_verdict_before_its_name() -> None:
     prompt = made(description="first line\nsecond  line")
     lines = tool_lines(prompt)
-    assert len(lines) == len(prompt.tools)
     assert lines[0].endswith("page? NUMBER: first line second line")
     for line, tool in zip(lines, prompt.tools, strict=True):
         ratings = [i.rating for i in prompt.history if provider(i.call.tool_name) == provider(tool.name)]
         assert line.startswith("liked +" if 1 in ratings else "disliked +")
         assert f"| {tool.name} |" in line
+
+
+def test_tools_for_the_same_job_stand_together_and_the_preferred_one_first() -> None:
+    prompt = made()
+    text = compact_prompt(prompt, "rating")
+    sections = re.split(r"^job \d+$", text, flags=re.MULTILINE)[1:]
+    assert sum(section.count(" | ") for section in sections) == 3 * len(prompt.tools)
+    decided = [section.strip().splitlines() for section in sections if " best | " in section]
+    assert decided
+    for lines in decided:
+        assert lines[0].startswith("liked +")
+        assert " best | " in lines[0]
+        assert all(line.startswith("disliked +") for line in lines[1:])
+        assert len({line.split(">.<")[2].split(">")[0] for line in lines}) == 1  # one api, several providers
+    assert " best | " not in compact_prompt(prompt.with_history([]), "rating")
+
+
+def test_a_long_description_is_cut_in_sight_and_counted() -> None:
+    prompt = made(description="word " * 100)
+    assert tool_lines(prompt)[0].endswith(("word " * 60).strip() + "...")
+    assert shortened(prompt) == 1
+    assert shortened(made()) == 0
 
 
 def test_defaults_stand_in_their_declared_type() -> None:

@@ -202,9 +202,10 @@ def augment(
         if amounts.history > 0:
             rng = Random(f"{draw} history")
             own += history_queries(entry, catalog, rng, amounts.history, setting=setting, barred=barred)
+        sources = list(own)
         for number in range(amounts.renamed):
             rng = Random(f"{draw} renamed{number}")
-            source = own[number % len(own)]
+            source = sources[number % len(sources)]
             copy = renamed(shuffled(source, rng), setting, rng, providers)
             own.append(replace(copy, id=f"{source.id}+renamed{number}"))
         own += _described(entry, setting, amounts.described, jobs, words, providers, Random(f"{draw} described"))

@@ -52,15 +52,17 @@ def check_augmented(entries, setting: str) -> list[Entry]:
     assert result == augment(entries, setting, EVERY, seed=5)
     assert result != augment(entries, setting, EVERY, seed=6)
     assert len({entry.id for entry in result}) == len(result)
-    by_id = {entry.id: entry for entry in entries}
+    by_id = {entry.id: entry for entry in result}
     for entry in result[len(entries) :]:
         validate(entry, setting)
         check_text(entry, setting)
-        origin = by_id[entry.id.rpartition("+")[0]]
-        if "+swap" in entry.id:
-            check_swap(origin, entry)
-        elif "+history" in entry.id:
-            check_asked(origin, entry, setting)
+        origin, kind = entry.id.rpartition("+")[0], entry.id.rpartition("+")[2].rstrip("0123456789")
+        if kind == "swap":
+            check_swap(by_id[origin], entry)
+        elif kind == "history":
+            check_asked(by_id[origin], entry, setting)
+        elif kind == "renamed":
+            check_renamed(by_id[origin], entry, setting)
     return result[len(entries) :]
 
 
@@ -99,13 +101,36 @@ def check_asked(origin: Entry, asked: Entry, setting: str) -> None:
         assert positions[0].index(origin.gold.tool_name) == positions[1].index(asked.gold.tool_name)
 
 
+def check_renamed(origin: Entry, copy: Entry, setting: str) -> None:
+    """Every provider has become another one, with the user's likes; what is asked is as before."""
+    old, new = origin.prompt(setting), copy.prompt(setting)
+    names = {}
+    for before, after in zip(old.history, new.history, strict=True):
+        assert (before.rating, before.call.parameters) == (after.rating, after.call.parameters)
+        assert names.setdefault(provider(before.call.tool_name), provider(after.call.tool_name)) == provider(
+            after.call.tool_name
+        )
+    assert len(set(names.values())) == len(names)
+    assert sorted(tool.description for tool in old.tools) == sorted(tool.description for tool in new.tools)
+    assert balance(old.history, origin.gold.tool_name) == balance(new.history, copy.gold.tool_name)
+    assert origin.gold.parameters.keys() == copy.gold.parameters.keys()
+    for key, value in copy.gold.parameters.items():
+        if value != origin.gold.parameters[key]:
+            assert str(value) in copy.query
+            assert str(value) not in origin.query
+
+
 def test_demo_entries_in_every_setting() -> None:
     made = check_augmented(demo(), "rating")
     kinds = [entry.id.rpartition("+")[2] for entry in made]
     assert kinds.count("shuffle1") == kinds.count("swap") == 60
     for setting in ("preferred", "chronological"):
         made = check_augmented(demo(setting), setting)
-        assert {entry.id.rpartition("+")[2] for entry in made} == {"shuffle1"}  # one liked call cannot be spared
+        assert {entry.id.rpartition("+")[2].rstrip("0123456789") for entry in made} == {
+            "shuffle",
+            "renamed",
+            "described",
+        }  # one liked call cannot be spared for a query
 
 
 @pytest.mark.parametrize("setting", ["rating", "preferred", "chronological"])
@@ -117,6 +142,9 @@ def test_published_entries_in_every_setting(published, setting) -> None:
     assert kinds.count("shuffle") == 753
     assert kinds.count("swap") == (578 if setting == "rating" else 0)
     assert (kinds.count("history") > 1000) == (setting != "chronological")
+    assert kinds.count("renamed") == 1506
+    # preferred users often call equal providers equally often, and then a made answer would not be certain
+    assert kinds.count("described") > (500 if setting == "preferred" else 1200)
 
 
 def test_the_best_liked_provider_of_the_right_function_is_the_published_answer(published) -> None:
