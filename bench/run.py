@@ -12,6 +12,7 @@ from petool_lite.console import Report, facts_text
 from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset
 from petool_lite.errors import PetoolError
+from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.prompt import Chat, Layout, chat_from_directory, prompt_ids, spread
 from petool_lite.runs import draft
@@ -33,7 +34,8 @@ def generate_results(
     report(stage, 0, total, "")
     rows: dict[int, dict[str, Any]] = {}
     for index, row in engine(variant, dataset, setting, max_reply_tokens, report):
-        rows[index] = _identity(dataset.entries[index]) | row | {"variant": variant.name, "setting": setting}
+        facts = {"variant": variant.name, "setting": setting, "decoding": variant.decoding}
+        rows[index] = _identity(dataset.entries[index]) | row | facts
         report(stage, len(rows), total, _speed(row))
     with draft(target) as path, path.open("w") as file:
         for index in range(total):
@@ -75,11 +77,13 @@ def _llama_replies(
     yield from misfits
     longest = max((len(ids) for ids in fits.values()), default=0)
     with LlamaModel(variant.model, n_ctx=longest + max_reply_tokens) as model:
+        constrainer = model.constrainer() if variant.decoding == "constrained" else None
         for index, ids in fits.items():
             facts = {"style": style, "history_dropped": dropped[index]}
             started = time.perf_counter()
             try:
-                reply = model.generate(ids, max_reply_tokens)
+                tools = dataset.entries[index].prompt(setting).tools
+                reply = model.generate(ids, max_reply_tokens, constrainer.start(tools) if constrainer else None)
             except PetoolError as error:
                 seconds = round(time.perf_counter() - started, 4)
                 failure = {
@@ -105,8 +109,16 @@ def _gpu_replies(
     fits, misfits, dropped = _fitted(chat, dataset, layout, report)
     yield from misfits
     indexes = list(fits)
+    constrain = None
+    if variant.decoding == "constrained":
+        constrainer = Constrainer.from_directory(variant.model, chat.eos_id)
+        tools = {place: dataset.entries[index].prompt(setting).tools for place, index in enumerate(indexes)}
+
+        def constrain(place: int) -> Constraint:
+            return constrainer.start(tools[place])
+
     model = GpuModel(variant.model, variant.adapter)
-    for place, reply in model.generate(list(fits.values()), max_reply_tokens, chat.eos_id, chat.decode):
+    for place, reply in model.generate(list(fits.values()), max_reply_tokens, chat.eos_id, chat.decode, constrain):
         index = indexes[place]
         yield index, _row(reply) | {"style": style, "history_dropped": dropped[index]}
 

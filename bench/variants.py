@@ -1,6 +1,6 @@
 """What can be benched: a model file with the prompt style that it was trained on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from petool_lite.export import export_base
@@ -12,13 +12,15 @@ from petool_lite.recipe import Recipe
 
 GPU = "transformers"
 VARIANTS = ("base", "tuned", "tuned-gpu")
+DECODINGS = ("free", "constrained")
 
 
 @dataclass(frozen=True)
 class Variant:
     """A GGUF file on llama.cpp, or a base directory with an adapter on a GPU.
 
-    `style` overrides the prompt style in a GGUF file's metadata (None: as recorded there).
+    `style` overrides the prompt style in a GGUF file's metadata (None: as recorded there). `decoding` is "free" or
+    "constrained" to calls of the offered tools.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Variant:
     style: str | None = None
     engine: str = "llama.cpp"
     adapter: Path | None = None
+    decoding: str = "free"
 
     @property
     def bytes(self) -> int:
@@ -58,3 +61,10 @@ def run_variants(run: Path, recipe: Recipe, names: list[str], report: Report) ->
         ),
     }
     return [made[name]() for name in names]
+
+
+def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
+    """Each variant with free or constrained decoding, or with "both"; a constrained one says so in its name."""
+    chosen = DECODINGS if decoding == "both" else (decoding,)
+    suffix = {"free": "", "constrained": "-constrained"}
+    return [replace(item, name=item.name + suffix[name], decoding=name) for item in variants for name in chosen]

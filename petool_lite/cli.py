@@ -213,6 +213,13 @@ def export(run: str | None, types: str, as_json: bool) -> None:
 @click.option(
     "--style", type=click.Choice(["published", "compact"]), default=None, help="Override the file's prompt style."
 )
+@click.option(
+    "--decoding",
+    type=click.Choice(["free", "constrained", "both"]),
+    default="both",
+    show_default=True,
+    help="Let the model write anything, or only calls of the offered tools.",
+)
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Score the first N entries only.")
 @click.option("--out", default=None, metavar="DIR", help="Where results go; the run's bench folder if not given.")
 @as_json
@@ -223,10 +230,12 @@ def bench(context: click.Context, /, **options: Any) -> None:
         return
     from petool_lite.bench import bench as verb
     from petool_lite.bench.report import print_report
+    from petool_lite.bench.variants import with_decodings
     from petool_lite.console import print_json, progress, say
 
     with progress() as report:
         variants, data, setting, folder, reply = _bench_inputs(options, report)
+        variants = with_decodings(variants, options["decoding"])
         document = verb(variants, data, setting, folder, options["limit"] or 0, reply, report)
     print_report(document)
     say(f"replies and report: {folder}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from petool_lite.base import Base, cache_root, file_sha256
 from petool_lite.console import Report, silent
-from petool_lite.data.augment import augment, with_rejected
+from petool_lite.data.augment import Amounts, augment, with_rejected
 from petool_lite.data.entries import Entry
 from petool_lite.data.files import load_dataset, source_sha256
 from petool_lite.data.splits import answer_functions
@@ -24,6 +24,7 @@ from petool_lite.runs import draft, write_json
 
 # The code that decides token ids: a change to any of these files makes cached rows stale.
 _RENDERERS = ("prompt.py", "compact.py", "prepare.py", "data/entries.py", "data/augment.py", "data/splits.py")
+_RENDERERS += ("data/rename.py", "data/described.py")
 _CHUNK = 512  # rows in memory at once
 
 
@@ -85,9 +86,13 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     entries = augment(
         dataset.entries,
         data.setting,
-        data.shuffle_copies,
-        data.counterfactual,
-        data.history_queries,
+        Amounts(
+            data.shuffle_copies,
+            data.counterfactual,
+            data.history_queries,
+            data.renamed_copies,
+            data.described_queries,
+        ),
         recipe.train.seed,
         barred=answer_functions(held_out),
     )

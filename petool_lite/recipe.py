@@ -44,7 +44,11 @@ class DataSettings:
     shuffle_copies: int = _setting(0, "extra copies of each entry with the candidates in another order", least=0)
     counterfactual: bool = _setting(False, "add the user who likes the other equal provider, where the answer is sure")
     history_queries: int = _setting(0, "earlier calls of an entry to turn into training queries, at most", least=0)
-    held_out: str = _setting("", "test entries whose functions no made row may teach; needed with history_queries")
+    renamed_copies: int = _setting(0, "copies of each entry with other provider and api names and values", least=0)
+    described_queries: int = _setting(0, "requests made from descriptions of catalog tools, an entry", least=0)
+    held_out: str = _setting(
+        "", "test entries whose functions no made row may teach; for history_queries and described_queries"
+    )
     overlength: str = _setting("trim-history", "rows longer than max_tokens; answers are never cut", OVERLENGTH)
 
 
@@ -73,8 +77,9 @@ class TrainSettings:
     learning_rate: float = _setting(1e-4, "peak learning rate", least=0)
     schedule: str = _setting("cosine", "learning rate over time", ("cosine", "linear", "constant_with_warmup"))
     warmup_ratio: float = _setting(0.01, "share of the steps that warm up", least=0)
-    batch_size: int = _setting(1, "rows a micro-step", least=1)
-    accumulate: int = _setting(32, "micro-steps an optimizer step", least=1)
+    batch_size: int = _setting(1, "rows an optimizer step, as recipes state it: batch_size x accumulate", least=1)
+    accumulate: int = _setting(32, "times batch_size: rows an optimizer step", least=1)
+    token_budget: int = _setting(16384, "tokens a micro-step: rows are packed up to it; more memory, more speed", least=1)
     optimizer: str = _setting(
         "adamw_torch",
         "as transformers names it; paged ones need a GPU",

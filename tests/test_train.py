@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import own_runs, tiny_settings
 
-from petool_lite.train.microstep import answer_loss, collate
+from petool_lite.train.microstep import answer_loss, group, micro_steps
 from petool_lite.train.plan import steps
 
 
@@ -103,8 +103,9 @@ def test_the_loss_is_that_of_the_whole_model_on_answer_tokens(tiny) -> None:
         {"input_ids": [5, 6, 7, 8, 9, 10], "answer_start": 4},
         {"input_ids": [11, 12, 13, 14], "answer_start": 1},
     ]
-    batch = collate(rows, pad_id=0)
-    ours, count = answer_loss(model, batch["input_ids"], batch["labels"])
+    (packed,) = micro_steps(rows, budget=10)
+    assert (packed.lengths, packed.answers.tolist()) == ((6, 4), [9, 10, 12, 13, 14])
+    ours = answer_loss(model, packed)
     ours.backward()
     gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -117,11 +118,17 @@ def test_the_loss_is_that_of_the_whole_model_on_answer_tokens(tiny) -> None:
             for row, start, answers in zip(rows, (4, 1), (2, 3), strict=True)
         )
     whole.backward()
-    assert count == 5
     assert ours.item() == pytest.approx(whole.item(), rel=1e-2)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             assert torch.nn.functional.cosine_similarity(gradient[name].flatten(), parameter.grad.flatten(), 0) > 0.999
+
+
+def test_rows_share_micro_steps_up_to_the_budget() -> None:
+    lengths = [3, 9, 5, 12, 4, 1]
+    groups = group(lengths, 10)
+    assert groups == [[3], [1, 5], [2, 4], [0]]  # 12 alone exceeds the budget; 9 + 1, 5 + 4, 3
+    assert sorted(index for members in groups for index in members) == list(range(6))
 
 
 def test_steps_are_counted_as_the_trainer_does() -> None:

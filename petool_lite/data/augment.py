@@ -12,11 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from petool_lite.data.described import Words, described, spoken_values
 from petool_lite.data.entries import Entry, Interaction, Parameter, Prompt, Tool, ToolCall, provider
+from petool_lite.data.rename import all_providers, renamed
 from petool_lite.data.splits import api_words, function_words
 from petool_lite.errors import PetoolError
 
-_MADE = re.compile(r"\+(shuffle|swap|history)\d*$")
+_MADE = re.compile(r"\+(shuffle|swap|history|renamed|described)\d*$")
 _RATING = re.compile(r'"rating"\s*:\s*([01])')
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {"STRING": (str,), "ENUM": (str,), "NUMBER": (int, float), "BOOLEAN": ()}
 Catalog = Mapping[str, "CatalogTool"]
@@ -170,36 +172,71 @@ def validate(entry: Entry, setting: str) -> None:
         raise PetoolError(f"entry {entry.id}: {fault}", "such an entry teaches a wrong answer; leave it out")
 
 
-def augment(
-    entries: Sequence[Entry],
-    setting: str,
-    shuffle: int,
-    counterfactual: bool,
-    history: int,
-    seed: int,
-    *,
-    barred: Collection[str] = (),
-) -> list[Entry]:
-    """The entries themselves, then the made ones: ids "7+shuffle1", "7+swap", "7+history0", entry by entry.
+@dataclass(frozen=True)
+class Amounts:
+    """How much `augment` makes of each entry, at most."""
 
-    `shuffle` copies in another order, one counterfactual, at most `history` requests from the history of each. What
-    is made of an entry depends on `seed`, its id and, for the history, the candidates of all `entries`; an entry that
+    shuffle: int = 0
+    counterfactual: bool = False
+    history: int = 0
+    renamed: int = 0
+    described: int = 0
+
+
+def augment(
+    entries: Sequence[Entry], setting: str, amounts: Amounts, seed: int, *, barred: Collection[str] = ()
+) -> list[Entry]:
+    """The entries themselves, then the made ones: ids "7+shuffle1", "7+swap", "7+history0", ..., entry by entry.
+
+    Copies with the candidates in another order, one counterfactual, requests from the history, copies under other names
+    (of the entry and of what was made of it, in turn; see `rename`) and requests for catalog tools (see `described`).
+    What is made of an entry depends on `seed`, its id and, but for the first two, all `entries`; an entry that
     cannot be augmented adds nothing. `barred`: see `history_queries`; give `answer_functions(test)` there.
     """
     result = list(entries)
-    catalog = build_catalog(entries, setting) if history > 0 else {}
+    catalog = build_catalog(entries, setting) if amounts.history or amounts.described else {}
+    jobs = [(item.tool, item.text) for name, item in catalog.items() if function_words(name) not in barred]
+    words = spoken_values(entries, setting) if amounts.described else Words(())
+    providers = all_providers(entries, setting) if amounts.renamed or amounts.described else []
     for entry in entries:
         draw = f"{seed} {entry.id}"
-        for number in range(1, shuffle + 1):
-            copy = replace(shuffled(entry, Random(f"{draw} shuffle{number}")), id=f"{entry.id}+shuffle{number}")
-            if _fault(copy, setting) is None:
-                result.append(copy)
-        if counterfactual and setting == "rating" and (swaps := _swaps(entry)):
-            result.append(Random(f"{draw} swap").choice(swaps))
-        if history > 0:
+        own = [entry]
+        for number in range(1, amounts.shuffle + 1):
+            own.append(replace(shuffled(entry, Random(f"{draw} shuffle{number}")), id=f"{entry.id}+shuffle{number}"))
+        if amounts.counterfactual and setting == "rating" and (swaps := _swaps(entry)):
+            own.append(Random(f"{draw} swap").choice(swaps))
+        if amounts.history > 0:
             rng = Random(f"{draw} history")
-            result += history_queries(entry, catalog, rng, history, setting=setting, barred=barred)
+            own += history_queries(entry, catalog, rng, amounts.history, setting=setting, barred=barred)
+        for number in range(amounts.renamed):
+            rng = Random(f"{draw} renamed{number}")
+            source = own[number % len(own)]
+            copy = renamed(shuffled(source, rng), setting, rng, providers)
+            own.append(replace(copy, id=f"{source.id}+renamed{number}"))
+        own += _described(entry, setting, amounts.described, jobs, words, providers, Random(f"{draw} described"))
+        result += [made for made in own[1:] if _fault(made, setting) is None]
     return result
+
+
+def _described(
+    entry: Entry,
+    setting: str,
+    count: int,
+    jobs: Sequence[tuple[Tool, str]],
+    words: Words,
+    providers: Sequence[str],
+    rng: Random,
+) -> list[Entry]:
+    """Up to `count` requests for catalog tools that `validate` accepts, half of them under other names."""
+    made: list[Entry] = []
+    for _ in range(4 * count if jobs else 0):  # many draws do not fit
+        if len(made) == count:
+            break
+        asked = described(replace(entry, id=f"{entry.id}+described{len(made)}"), setting, jobs, words, rng)
+        if asked is None or _fault(asked, setting) is not None:
+            continue
+        made.append(renamed(asked, setting, rng, providers) if rng.random() < 0.5 else asked)
+    return made
 
 
 def _swaps(entry: Entry) -> list[Entry]:
@@ -316,7 +353,7 @@ def _fault(entry: Entry, setting: str) -> str | None:
 def _label_fault(prompt: Prompt, name: str, equal: Collection[str], kind: str) -> str | None:
     likes = balance(prompt.history, name)
     others = [tool.name for tool in prompt.tools if tool.name != name]
-    if kind == "shuffle":
+    if kind in ("shuffle", "renamed"):
         above = [other for other in others if other in equal and balance(prompt.history, other) > likes]
         return f"liked more than the right tool: {above}" if above else None
     if any(item.call.tool_name == name for item in prompt.history):

@@ -1,11 +1,12 @@
 """A base model with its adapter on a GPU through transformers: batches of token ids in, greedy replies out."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.inference.constrain import Constraint, logits_processor
 from petool_lite.inference.llama import Reply
 
 _TOKENS_A_BATCH = 65_536  # prompt tokens padded together; the KV cache of a 3B model takes 7 GB for them
@@ -28,17 +29,24 @@ class GpuModel:
         self._model = model.eval()
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, eos_id: int, decode: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        eos_id: int,
+        decode: Any,
+        constrain: Callable[[int], Constraint] | None = None,
     ) -> Iterator[tuple[int, Reply]]:
         """Yield (index, reply) for every prompt, in batches of similar length; times are those of the batch, shared.
 
-        `decode` turns a list of ids into text. Prompts are padded on the left and the padding is masked.
+        `decode` turns a list of ids into text; `constrain` makes the constraint of the prompt with that index.
+        Prompts are padded on the left and the padding is masked.
         """
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         while order:
             batch = self._take(order, prompts)
             started = time.perf_counter()
-            replies = self._batch([prompts[index] for index in batch], max_tokens, eos_id)
+            constraints = [constrain(index) for index in batch] if constrain else None
+            replies = self._batch([prompts[index] for index in batch], max_tokens, eos_id, constraints)
             share = (time.perf_counter() - started) / len(batch)
             for index, ids in zip(batch, replies, strict=True):
                 ended = eos_id in ids
@@ -54,7 +62,13 @@ class GpuModel:
         del order[-size:]
         return batch
 
-    def _batch(self, prompts: Sequence[Sequence[int]], max_tokens: int, eos_id: int) -> list[list[int]]:
+    def _batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        eos_id: int,
+        constraints: Sequence[Constraint] | None = None,
+    ) -> list[list[int]]:
         import torch
 
         longest = max(len(prompt) for prompt in prompts)
@@ -63,10 +77,12 @@ class GpuModel:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
+        device = self._model.device
         with torch.inference_mode():
             output = self._model.generate(
-                input_ids=ids.cuda(),
-                attention_mask=mask.cuda(),
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                logits_processor=[logits_processor(constraints, longest)] if constraints else None,
                 max_new_tokens=max_tokens,
                 do_sample=False,
                 eos_token_id=eos_id,

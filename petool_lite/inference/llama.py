@@ -15,6 +15,7 @@ from typing import Any
 
 from petool_lite.base import check_gguf
 from petool_lite.errors import PetoolError
+from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.llama_log import first_error, quiet
 from petool_lite.prompt import Chat
 
@@ -23,7 +24,10 @@ _BATCH = 512  # tokens a prefill call, and the widest matrix product
 
 @dataclass(frozen=True)
 class Reply:
-    """A greedy reply: its text and ids without the end token; `finish` is "stop" or "length"; times in seconds."""
+    """A greedy reply: its text and ids without the end token; `finish` is "stop" or "length"; times in seconds.
+
+    `forced_tokens` of the ids were the only ones that a constraint left, and were not sampled.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -31,6 +35,7 @@ class Reply:
     prompt_tokens: int
     prefill_s: float
     decode_s: float
+    forced_tokens: int = 0
 
 
 def default_threads() -> int:
@@ -150,13 +155,18 @@ class LlamaModel:
             pieces.append(buffer.raw[: max(length, 0)])
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def generate(self, ids: Sequence[int], max_tokens: int) -> Reply:
-        """Decode greedily from `ids` until an end token or `max_tokens` new tokens.
+    def constrainer(self) -> Constrainer:
+        """Makes constraints for this model's tokenizer; takes under a second, so keep it."""
+        from llguidance.llamacpp import lltokenizer_from_vocab
+
+        eos = self._lib.llama_vocab_eos(self._vocab)
+        return Constrainer(lltokenizer_from_vocab(self._vocab, eos_token=eos))
+
+    def generate(self, ids: Sequence[int], max_tokens: int, constraint: Constraint | None = None) -> Reply:
+        """Decode greedily from `ids` until an end token or `max_tokens` new tokens, under `constraint` if given.
 
         Raises PetoolError if the prompt and the reply do not fit the context, or the engine fails.
         """
-        import numpy as np
-
         if len(ids) + max_tokens > self.n_ctx:
             raise PetoolError(
                 f"{len(ids)} prompt tokens and {max_tokens} for the reply exceed the context of {self.n_ctx}",
@@ -167,19 +177,36 @@ class LlamaModel:
         for offset in range(0, len(ids), _BATCH):
             self._eval(ids[offset : offset + _BATCH])
         prefilled = time.perf_counter()
-        size = self._lib.llama_vocab_n_tokens(self._vocab)
-        reply: list[int] = []
-        finish = "length"
-        while len(reply) < max_tokens:
-            logits = np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, -1), shape=(size,))
-            token = int(logits.argmax())
-            if self._lib.llama_vocab_is_eog(self._vocab, token):
-                finish = "stop"
-                break
-            reply.append(token)
-            self._eval([token])
+        reply, finish, forced = self._decode(max_tokens, constraint)
         ended = time.perf_counter()
-        return Reply(self.decode(reply), tuple(reply), finish, len(ids), prefilled - started, ended - prefilled)
+        times = (prefilled - started, ended - prefilled)
+        return Reply(self.decode(reply), tuple(reply), finish, len(ids), *times, forced)
+
+    def _decode(self, max_tokens: int, constraint: Constraint | None) -> tuple[list[int], str, int]:
+        """Reply ids without the end token, why it ended, and how many ids were forced."""
+        reply: list[int] = []
+        forced_tokens = 0
+        while len(reply) < max_tokens:
+            forced = constraint.forced() if constraint else []
+            step = (forced or [self._choose(constraint)])[: max_tokens - len(reply)]
+            if constraint:
+                constraint.accept(step)
+            ended = self._lib.llama_vocab_is_eog(self._vocab, step[-1])
+            step = step[:-1] if ended else step
+            reply += step
+            forced_tokens += len(step) if forced else 0
+            if ended:
+                return reply, "stop", forced_tokens
+            if len(reply) < max_tokens:
+                self._eval(step)
+        return reply, "length", forced_tokens
+
+    def _choose(self, constraint: Constraint | None) -> int:
+        import numpy as np
+
+        size = self._lib.llama_vocab_n_tokens(self._vocab)
+        logits = np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, -1), shape=(size,))
+        return constraint.choose(logits) if constraint else int(logits.argmax())
 
     def _eval(self, ids: Sequence[int]) -> None:
         tokens = (self._lib.llama_token * len(ids))(*ids)

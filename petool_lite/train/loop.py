@@ -19,6 +19,7 @@ from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoin
 from petool_lite.train.evaluation import Exam, Mark, best_adapter, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
 from petool_lite.train.model import load_model, save_adapter
+from petool_lite.train.plan import rows_a_device
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import (
     Progress,
@@ -136,7 +137,7 @@ def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
     except torch.OutOfMemoryError as error:
         raise PetoolError(
             f"out of GPU memory: {str(error).splitlines()[0]}",
-            "set train.checkpointing=true, model.precision=nf4, train.batch_size=1 or a smaller model.max_tokens",
+            "set train.checkpointing=true, model.precision=nf4, a smaller train.token_budget or model.max_tokens",
             MACHINE,
         ) from error
     finally:
@@ -151,8 +152,6 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "output_dir": str(run / "checkpoints"),
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
-        "per_device_train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": max(1, round(total * settings.warmup_ratio)) if settings.warmup_ratio else 0,
@@ -172,15 +171,27 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "remove_unused_columns": False,
     }
     if settings.objective == "dpo":
-        return DPOConfig(**common, beta=settings.beta)
-    return SFTConfig(**common, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
+        return DPOConfig(
+            **common,
+            beta=settings.beta,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.accumulate,
+        )
+    return SFTConfig(
+        **common,
+        # a batch is what one device does of an update; AnswerTrainer cuts it into micro-steps
+        per_device_train_batch_size=rows_a_device(recipe, int(os.environ.get("WORLD_SIZE", "1"))),
+        gradient_accumulation_steps=1,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
 
 
 def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: list[dict[str, Any]], stop: Stop) -> Any:
     """The trainer of a job with its callbacks."""
     from transformers import PrinterCallback, ProgressCallback
 
-    kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer()
+    kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer(job.recipe.train.token_budget)
 
     total = job.prepared.summary["steps"]
     own = [recorder(job.run, total, progress, job.report), stopper(stop, job.report)]

@@ -10,6 +10,7 @@ from typing import Any
 from petool_lite.base import Base
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.recipe import Recipe
+from petool_lite.train.attention import use_varlen
 from petool_lite.train.start import WEIGHTS, start_adapter
 
 
@@ -21,7 +22,9 @@ def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
 
     import torch
     from safetensors import SafetensorError
+    from unsloth.utils import attention_dispatch
 
+    print(f"attention of packed rows: {use_varlen(attention_dispatch)}")
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base.directory),

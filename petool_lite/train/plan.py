@@ -35,8 +35,18 @@ def steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of the whole run."""
     if recipe.train.max_steps:
         return recipe.train.max_steps
-    micro = -(-rows // recipe.train.batch_size)
-    return max(1, int(-(-micro // recipe.train.accumulate) * recipe.train.epochs))
+    return max(1, int(-(-rows // (recipe.train.batch_size * recipe.train.accumulate)) * recipe.train.epochs))
+
+
+def rows_a_device(recipe: Recipe, devices: int) -> int:
+    """Rows of an update that each of `devices` takes; raises PetoolError where they cannot share them evenly."""
+    rows = recipe.train.batch_size * recipe.train.accumulate
+    if rows % devices:
+        raise PetoolError(
+            f"{rows} rows an update cannot be shared by {devices} devices",
+            "choose train.batch_size x train.accumulate as a multiple of the devices",
+        )
+    return rows // devices
 
 
 def check_machine(recipe: Recipe) -> None:

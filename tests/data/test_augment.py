@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from petool_lite.data.augment import (
+    Amounts,
     augment,
     balance,
     build_catalog,
@@ -20,6 +21,9 @@ from petool_lite.data.entries import Entry, ToolCall, parse_entry, provider
 from petool_lite.data.files import load_dataset
 from petool_lite.data.splits import answer_functions, api_words, folds, function_words, leaks
 from petool_lite.errors import PetoolError
+
+
+EVERY = Amounts(shuffle=1, counterfactual=True, history=2, renamed=2, described=2)
 
 
 def demo(setting: str = "rating", count: int = 60, split: str = "train") -> list[Entry]:
@@ -44,11 +48,11 @@ def best_liked(entry: Entry) -> list[str]:
 
 def check_augmented(entries, setting: str) -> list[Entry]:
     before = [(entry.id, entry.query, entry.gold.to_json(), entry.prompt(setting).text) for entry in entries]
-    result = augment(entries, setting, shuffle=1, counterfactual=True, history=2, seed=5)
+    result = augment(entries, setting, EVERY, seed=5)
     assert all(mine is theirs for mine, theirs in zip(result, entries, strict=False))
     assert before == [(e.id, e.query, e.gold.to_json(), e.prompt(setting).text) for e in result[: len(entries)]]
-    assert result == augment(entries, setting, shuffle=1, counterfactual=True, history=2, seed=5)
-    assert result != augment(entries, setting, shuffle=1, counterfactual=True, history=2, seed=6)
+    assert result == augment(entries, setting, EVERY, seed=5)
+    assert result != augment(entries, setting, EVERY, seed=6)
     assert len({entry.id for entry in result}) == len(result)
     by_id = {entry.id: entry for entry in entries}
     for entry in result[len(entries) :]:
@@ -187,9 +191,9 @@ def test_history_requests_stay_off_the_test_functions(published) -> None:
     test = [published[index] for index in dealt[0]]
     train = [published[index] for fold in dealt[1:] for index in fold]
     barred = answer_functions(test)
-    made = augment(train, "rating", shuffle=0, counterfactual=True, history=3, seed=0, barred=barred)
+    made = augment(train, "rating", Amounts(shuffle=0, counterfactual=True, history=3), seed=0, barred=barred)
     assert not leaks(made, test)
-    assert leaks(augment(train, "rating", 0, False, 3, 0), test)
+    assert leaks(augment(train, "rating", Amounts(0, False, 3), 0), test)
     assert all(function_words(entry.gold.tool_name) not in barred for entry in made)
 
 
