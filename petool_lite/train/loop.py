@@ -191,10 +191,12 @@ def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: li
     """The trainer of a job with its callbacks."""
     from transformers import PrinterCallback, ProgressCallback
 
-    kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer(job.recipe.train.token_budget)
+    kind = (
+        preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer(job.recipe.train.token_budget)
+    )
 
     total = job.prepared.summary["steps"]
-    own = [recorder(job.run, total, progress, job.report), stopper(stop, job.report)]
+    own = [recorder(job.run, total, progress, job.report), stopper(stop)]
     if job.exam:
         own.insert(1, examiner(job.run, job.base, job.exam, job.recipe.train, exams, progress, job.report))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))

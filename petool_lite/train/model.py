@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +23,7 @@ def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
 
     import torch
     from safetensors import SafetensorError
-    from unsloth.utils import attention_dispatch
 
-    print(f"attention of packed rows: {use_varlen(attention_dispatch)}")
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base.directory),
@@ -39,6 +38,8 @@ def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PetoolError(f"the base {base.name} does not load: {first_line}", "get the model again") from error
+    dispatch = sys.modules.get("unsloth.utils.attention_dispatch")  # on a CPU Unsloth leaves attention to transformers
+    print("attention of packed rows:", use_varlen(dispatch) if dispatch else "transformers")  # to train.log
     model = FastLanguageModel.get_peft_model(
         model,
         r=recipe.lora.r,
