@@ -56,13 +56,25 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def agreed(flag: bool) -> bool:
+    """Whether any process of the run says so; all of them have to ask at the same place. Alone, `flag` itself."""
+    import torch
+
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    found = torch.tensor([int(flag)], device="cuda" if torch.cuda.is_available() else "cpu")
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found.item())
+
+
 def stopper(stop: Stop) -> Any:
     """A trainer callback that ends the training after a signal, with a checkpoint of the step just done."""
     from transformers import TrainerCallback
 
     class Stopper(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if stop.caught:
+            if agreed(stop.caught is not None):
                 control.should_save = control.should_training_stop = True
 
     return Stopper()

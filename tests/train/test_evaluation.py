@@ -100,7 +100,7 @@ def test_a_real_model_gets_better_marks_and_the_best_adapter_stays(command, tmp_
     """SmolLM2 on the demo's entries, evaluated on functions that it never saw."""
     pairs = ["train.eval_every=25", "train.eval_data=demo:test:12", "train.eval_rows=12"]
     overrides = [part for pair in pairs for part in ("--set", pair)]
-    result = command("train", "demo", *overrides, "--json", cwd=tmp_path, env=own_runs(tmp_path))
+    result = command("train", "demo", *overrides, "--json", cwd=tmp_path, env=own_runs(tmp_path), timeout=3000)
     assert result.returncode == 0, result.stderr
     run = Path(json.loads(result.stdout)["run"])
     marks = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
