@@ -100,11 +100,15 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    """The snapshot of a hub model; its config comes first, so that a wrong kind costs no download of weights."""
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
+        _check_config(Path(hf_hub_download(name, "config.json")), name)
         patterns = ["*.safetensors", "*.json", "*.jinja"]
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["original/*"]))
+    except PetoolError:
+        raise
     except Exception as error:  # the hub client raises many kinds; each means the same to the user
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PetoolError(
@@ -115,23 +119,38 @@ def _download(name: str) -> Path:
 
 
 def _check_directory(path: Path) -> None:
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise PetoolError(f"not a model directory: {path}", "config.json is missing")
-    try:
-        config = json.loads(config_file.read_text())
-    except ValueError as error:
-        raise PetoolError(f"not a model directory: {path}", f"config.json is not JSON: {error}") from error
-    kinds = config.get("architectures") or []
-    if kinds != ["LlamaForCausalLM"] or "auto_map" in config:
-        raise PetoolError(
-            f"{path} is not a text model of the Llama family: {', '.join(kinds) or 'no architecture named'}",
-            "petool-lite trains and exports LlamaForCausalLM without remote code",
-        )
+    _check_config(path / "config.json", str(path))
     if not list(path.glob("*.safetensors")):
-        raise PetoolError(f"no safetensors weights in {path}", "pickled weights are not read; convert them first")
+        pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(kind))
+        found = f", only the pickled {pickled[0]}" if pickled else ""
+        raise PetoolError(
+            f"no safetensors weights in {path}{found}",
+            "pickled weights can run code and are not read; get the model as safetensors",
+        )
     if not (path / "tokenizer.json").is_file():
         raise PetoolError(f"no tokenizer.json in {path}", "add the fast tokenizer of the model")
+    _check_config(path / "tokenizer_config.json", str(path), kinds=False)
+
+
+def _check_config(file: Path, name: str, kinds: bool = True) -> None:
+    """Refuse a configuration that is missing or no JSON, wants code of its own, or (`kinds`) is of another model."""
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise PetoolError(f"not a model directory: {name}", f"{file.name} is missing") from error
+    except ValueError as error:
+        raise PetoolError(f"not a model directory: {name}", f"{file.name} is not JSON: {error}") from error
+    if "auto_map" in config:
+        raise PetoolError(
+            f"{name} wants to run code of its own (auto_map in {file.name})",
+            "petool-lite runs no remote code; give a plain model, such as meta-llama/Llama-3.2-3B-Instruct",
+        )
+    found = config.get("architectures") or []
+    if kinds and found != ["LlamaForCausalLM"]:
+        raise PetoolError(
+            f"{name} is not a text model of the Llama family: {', '.join(found) or 'no architecture named'}",
+            "petool-lite trains and exports LlamaForCausalLM",
+        )
 
 
 def file_sha256(path: Path) -> str:

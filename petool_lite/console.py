@@ -1,6 +1,7 @@
 """All talking to the terminal: talk on stderr, data on stdout. Other modules call a Report and know no terminal."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
@@ -39,10 +40,13 @@ def say(text: str) -> None:
     stderr.print(text, markup=False)
 
 
-def show_cursor() -> None:
-    """Give the terminal its cursor back, which a bar hides, before the process may be gone at any moment."""
-    if stderr.is_terminal:
-        stderr.show_cursor(True)
+def say_at_once(text: str) -> None:
+    """One line of talk from a signal handler: past every buffer that the handler may have interrupted.
+
+    A terminal gets its cursor back, which a bar hides: the process may be gone at any moment.
+    """
+    cursor = "\x1b[?25h" if stderr.is_terminal else ""
+    os.write(2, f"\n{cursor}{text}\n".encode())
 
 
 def fail(error: PetoolError) -> None:

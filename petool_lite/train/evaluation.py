@@ -26,6 +26,7 @@ from petool_lite.scorer import score_reply
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.model import generating, save_adapter
 from petool_lite.train.records import Progress, append_row
+from petool_lite.train.stop import agreed
 
 _STAGE = "evaluating"
 
@@ -200,7 +201,16 @@ def examiner(
             due = state.global_step % settings.eval_every == 0 or state.global_step == state.max_steps
             if not logs or "loss" not in logs or not due:
                 return
-            mark = evaluate(exam, self.trainer.model, state.global_step, report)
+            if state.is_world_process_zero:  # the other processes wait
+                self.examine(state.global_step)
+            waited = _waited(self.marks) if self.marks else 0
+            enough = settings.early_stop and waited >= settings.early_stop and state.global_step < state.max_steps
+            if agreed(bool(enough)):
+                progress.stopped_early = control.should_training_stop = True
+                report(f"stopping early: {waited} evaluations in a row brought nothing better", 0, 0, "")
+
+        def examine(self, step: int) -> None:
+            mark = evaluate(exam, self.trainer.model, step, report)
             progress.exam_seconds += mark.seconds
             self.marks = (*self.marks, mark)
             append_row(run / "eval.jsonl", asdict(mark))
@@ -210,10 +220,6 @@ def examiner(
                 best = mark
             report(_told(mark, best), 0, 0, "")
             self.trainer.log({f"eval_{key}": getattr(mark, key) for key in ("tool_acc", "param_acc", "joint_acc")})
-            waited = _waited(self.marks)
-            if settings.early_stop and waited >= settings.early_stop and state.global_step < state.max_steps:
-                progress.stopped_early = control.should_training_stop = True
-                report(f"stopping early: {waited} evaluations in a row brought nothing better", 0, 0, "")
 
     return Examine()
 

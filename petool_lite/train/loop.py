@@ -194,7 +194,7 @@ def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: li
     kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer(token_budget(job.recipe))
 
     total = job.prepared.summary["steps"]
-    own = [recorder(job.run, total, progress, job.report), stopper(stop, job.report)]
+    own = [recorder(job.run, total, progress, job.report), stopper(stop)]
     if job.exam:
         own.insert(1, examiner(job.run, job.base, job.exam, job.recipe.train, exams, progress, job.report))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))

@@ -5,7 +5,7 @@ from petool_lite.console import Report, facts_text, silent
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.prepare import Prepared, prepare
 from petool_lite.prompt import Chat, chat_from_directory
-from petool_lite.recipe import Recipe
+from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
 from petool_lite.train.evaluation import check_exam
 from petool_lite.train.records import check_reporters
 from petool_lite.train.start import check_start
@@ -60,9 +60,15 @@ def check_machine(recipe: Recipe) -> None:
     """Refuse a recipe that this machine cannot run, before anything is loaded."""
     import torch
 
-    if recipe.train.optimizer.startswith("paged") and not torch.cuda.is_available():
+    if _needs_gpu(recipe) and not torch.cuda.is_available():
+        here = [name for name in builtin_recipes() if not _needs_gpu(load_recipe(name)[1])]
         raise PetoolError(
-            f"the optimizer {recipe.train.optimizer} needs a GPU, and torch finds none",
-            "run on a GPU machine; here: petool-lite train demo, or --set train.optimizer=adamw_torch",
+            f"this recipe needs a GPU (for its optimizer {recipe.train.optimizer}), and torch finds none",
+            f"rent one, or run here: petool-lite train {' or '.join(here)}; a small base trains here, slowly, with "
+            "--set train.optimizer=adamw_torch",
             MACHINE,
         )
+
+
+def _needs_gpu(recipe: Recipe) -> bool:
+    return recipe.train.optimizer.startswith("paged")

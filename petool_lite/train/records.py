@@ -121,7 +121,7 @@ def recorder(run: Path, total: int, progress: Progress, report: Report) -> Any:
             report("training", state.global_step, total, "")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            if not logs or "loss" not in logs or not state.is_world_process_zero:
+            if not logs or "loss" not in logs:
                 return
             seconds = time.time() - self.started - progress.exam_seconds
             tokens = self.trainer.tokens_seen
@@ -138,7 +138,8 @@ def recorder(run: Path, total: int, progress: Progress, report: Report) -> Any:
                 "peak_memory_gb": round(peak_memory_gb(), 3),
                 **{key: float(value) for key, value in logs.items() if key.startswith("rewards/")},
             }
-            append_row(run / "metrics.jsonl", row)
+            if state.is_world_process_zero:
+                append_row(run / "metrics.jsonl", row)
             report("training", state.global_step, total, _note(row))
 
     return Record()

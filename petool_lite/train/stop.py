@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from petool_lite.console import Report, show_cursor
+from petool_lite.console import say_at_once
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -43,7 +43,7 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(each, signal.SIG_DFL)
         if not stop.graceful:
             raise KeyboardInterrupt
-        show_cursor()
+        say_at_once(f"{stop.name}: finishing this step, then saving; once more leaves at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -56,25 +56,25 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def stopper(stop: Stop, report: Report) -> Any:
+def agreed(flag: bool) -> bool:
+    """Whether any process of the run says so; all of them have to ask at the same place. Alone, `flag` itself."""
+    import torch
+
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    found = torch.tensor([int(flag)], device="cuda" if torch.cuda.is_available() else "cpu")
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found.item())
+
+
+def stopper(stop: Stop) -> Any:
     """A trainer callback that ends the training after a signal, with a checkpoint of the step just done."""
     from transformers import TrainerCallback
 
     class Stopper(TrainerCallback):
-        told = False
-
-        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if stop.caught and not self.told:
-                self.told = True
-                report(
-                    f"{stop.name}: finishing step {state.global_step + 1}, then saving; again to leave at once",
-                    0,
-                    0,
-                    "",
-                )
-
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if stop.caught:
+            if agreed(stop.caught is not None):
                 control.should_save = control.should_training_stop = True
 
     return Stopper()

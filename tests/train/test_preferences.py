@@ -1,0 +1,147 @@
+"""The second stage: pairs of a right and a wrong call, measured against the adapter that it starts from."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import own_runs, tiny_settings
+
+from petool_lite.data.augment import with_rejected, wrong_providers
+from petool_lite.data.entries import parse_entry, provider
+from petool_lite.data.files import load_dataset
+from petool_lite.prompt import Layout, chat_from_directory, example, examples
+from petool_lite.train.preference import pair_rows
+
+DPO = [
+    "train.objective=dpo", "data.train=demo:train:12", "train.batch_size=1", "train.accumulate=2", "train.max_steps=8",
+    "train.learning_rate=3e-3", "train.warmup_ratio=0", "lora.dropout=0.0", "train.save_every=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def second(trained, tiny, command, tmp_path_factory) -> Path:
+    """A complete DPO run on top of `trained`, its adapter given as a folder."""
+    root = tmp_path_factory.mktemp("second")
+    overrides = [part for pair in [*DPO, f"model.adapter={trained / 'adapter'}"] for part in ("--set", pair)]
+    result = command("train", "demo", *tiny_settings(tiny), *overrides, "--json", cwd=root, env=own_runs(root))
+    assert result.returncode == 0, result.stderr
+    return Path(json.loads(result.stdout)["run"])
+
+
+def test_it_starts_level_with_its_own_start_and_then_prefers_the_right_calls(second) -> None:
+    """At step 1 both answers are as likely as under the first stage's adapter; under the bare base they were not."""
+    rows = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert rows[0]["rewards/margins"] == pytest.approx(0, abs=2e-3)
+    assert min(row["loss"] for row in rows[4:]) < 0.66
+    assert sum(row["rewards/margins"] for row in rows[4:]) / 4 > 0.05
+
+
+def test_its_adapter_is_one_that_peft_loads_and_export_merges(second, trained, tiny, command) -> None:
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(model, second / "adapter")
+    assert list(tuned.peft_config) == ["default"]
+    first, now = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (trained, second))
+    assert first.keys() == now.keys()
+    change = max((now[name] - first[name]).abs().max().item() for name in first)
+    assert 1e-4 < change < 0.1, "a second stage moves the first one's weights a little, and starts from them"
+    result = command("export", "--run", second, "--gguf", "q8_0", "--json", cwd=second.parent.parent)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["merged_tensors"] == 14
+
+
+def test_pairs_have_the_ids_that_the_renderer_gives_each_answer(smollm2) -> None:
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    chat = chat_from_directory(smollm2.directory)
+    layout = Layout("rating", "compact", 1024)
+    entries = with_rejected(load_dataset("demo:train:6", "rating").entries, "rating", seed=0)
+    rows = [
+        {"input_ids": row.ids, "answer_start": row.answer_start, "rejected_ids": row.rejected}
+        for row in examples(chat, entries, layout, pairs=True)
+    ]
+    batch = DataCollatorForPreference(pad_token_id=0)(pair_rows(rows))
+    sides = zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True)
+    found = [(ids[mask == 1].tolist(), int(answer.sum())) for ids, mask, answer in sides]
+    for index, entry in enumerate(entries):
+        call = json.loads(entry.rejected)
+        other = replace(entry.gold, tool_name=call["tool_name"], parameters=call["parameters"])
+        right, wrong = (example(chat, replace(entry, gold=gold), layout) for gold in (entry.gold, other))
+        assert found[index] == (right.ids, len(right.ids) - right.answer_start)
+        assert found[index + len(entries)] == (wrong.ids, len(wrong.ids) - wrong.answer_start)
+
+
+def test_the_made_wrong_call_is_the_right_one_of_a_disliked_equal_provider(open_entries) -> None:
+    entries = load_dataset(str(open_entries), "rating").entries
+    pairs = with_rejected(entries, "rating", seed=0)
+    assert len(pairs) > 100
+    for entry in pairs:
+        wrong = json.loads(entry.rejected)
+        assert wrong["parameters"] == dict(entry.gold.parameters)
+        assert wrong["tool_name"] in (entry.equal_tools or ())
+        assert provider(wrong["tool_name"]) != provider(entry.gold.tool_name)
+    assert pairs == with_rejected(entries, "rating", seed=0)
+
+
+def preference_row(chosen: str, rejected: str) -> dict:
+    entry = load_dataset("demo:train:1", "rating").entries[0]
+    return {"instruction": entry.prompt("rating").text, "input": entry.query, "chosen": chosen, "rejected": rejected}
+
+
+def test_a_preference_row_keeps_its_own_wrong_answer_in_the_right_ones_form() -> None:
+    right = '{"tool_name": "<A>.<b>.<c>", "parameters": {"q": 1}}'
+    spaced = '{"parameters":{"q":2},  "tool_name":"<A>.<b>.<c>"}'
+    parsed = parse_entry(preference_row(right, spaced), "rating", "file", 0)
+    assert parsed.rejected == '{"tool_name": "<A>.<b>.<c>", "parameters": {"q": 2}}'
+    assert parse_entry(preference_row(right, " I cannot. "), "rating", "file", 0).rejected == "I cannot."
+    same = parse_entry(preference_row(right, right.replace(" ", "")), "rating", "file", 0)
+    assert with_rejected([parsed, same], "rating", seed=0) == [parsed]
+
+
+def test_nothing_is_rejected_where_the_user_does_not_tell() -> None:
+    entry = load_dataset("demo:train:1", "rating").entries[0]
+    assert len(wrong_providers(entry, "rating")) == 2
+    silent = replace(entry, prompts={"rating": entry.prompt("rating").with_history([])})
+    assert wrong_providers(silent, "rating") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.adapter=", "needs the adapter of a first one"),
+        ("lora.r=16", "another shape than the recipe"),
+        ("lora.dropout=0.1", "without dropout"),
+        ("model.base=smollm2-135m", "was trained on"),
+        ("model.adapter=nowhere", "no adapter: nowhere"),
+    ],
+)
+def test_a_start_that_cannot_be_right_is_refused_before_loading(trained, tiny, override, message) -> None:
+    from petool_lite.console import silent
+    from petool_lite.errors import PetoolError
+    from petool_lite.recipe import load_recipe
+    from petool_lite.train.plan import plan
+
+    pairs = [*tiny_settings(tiny)[1::2], *DPO, f"model.adapter={trained}", override]
+    with pytest.raises(PetoolError, match=message):
+        plan(load_recipe("demo", pairs)[1], silent)
+
+
+def test_pickled_adapter_weights_are_refused(trained, tiny, tmp_path) -> None:
+    import shutil
+
+    from petool_lite.errors import PetoolError
+    from petool_lite.recipe import load_recipe
+    from petool_lite.train.start import start_adapter
+
+    shutil.copytree(trained / "adapter", tmp_path / "old")
+    (tmp_path / "old" / "adapter_model.safetensors").rename(tmp_path / "old" / "adapter_model.bin")
+    with pytest.raises(PetoolError, match=r"no adapter_model\.safetensors"):
+        start_adapter(load_recipe("demo", [f"model.adapter={tmp_path / 'old'}"])[1])

@@ -1,0 +1,57 @@
+"""Signals: what a second one does, and that all processes of a run stop together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from petool_lite.train.stop import stop_signals
+
+STUBBORN = """
+import time
+from petool_lite.train.stop import stop_signals
+with stop_signals() as stop:
+    stop.graceful = True
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+AGREE = """
+import os, sys
+import torch
+from petool_lite.train.stop import agreed
+torch.distributed.init_process_group("gloo", rank=int(sys.argv[1]), world_size=2)
+print(agreed(False), agreed(sys.argv[1] == "1"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_waits_and_the_second_ends_at_once(number) -> None:
+    line = [sys.executable, "-c", STUBBORN]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(5) == -number
+    assert "once more leaves at once" in process.stderr.read()
+
+
+def test_outside_a_training_loop_it_interrupts_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_one_process_that_stops_stops_all() -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    lines = [[sys.executable, "-c", AGREE, rank] for rank in ("0", "1")]
+    both = [subprocess.Popen(line, env=os.environ | place, stdout=subprocess.PIPE, text=True) for line in lines]
+    assert [process.communicate(timeout=100)[0] for process in both] == ["False True\n"] * 2
