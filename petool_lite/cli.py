@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from petool_lite.cli_call import call, serve
 from petool_lite.cli_data import as_json, data
 from petool_lite.errors import USAGE, PetoolError
 
@@ -42,6 +43,8 @@ def main() -> None:
     petool-lite train demo               a 135M model on this machine, about five minutes
     petool-lite export --gguf q4_k_m     one GGUF file
     petool-lite bench                    base against tuned
+    petool-lite call "..." --tools T.json    one tool call
+    petool-lite serve                    an OpenAI-compatible server
     """
 
 
@@ -284,6 +287,8 @@ def bench_score(results: str, as_json: bool) -> None:
 
 
 main.add_command(data)
+main.add_command(call)
+main.add_command(serve)
 
 
 @main.group()

@@ -25,7 +25,7 @@ def examine() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    from petool_lite.inference.llama import default_threads
+    from petool_lite.inference.settings import default_threads
 
     info = Path("/proc/cpuinfo")
     flags = info.read_text().partition("flags")[2].partition("\n")[0].split() if info.is_file() else []
