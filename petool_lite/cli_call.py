@@ -26,7 +26,8 @@ decoding_option = click.option(
 trim_option = click.option("--trim-history", is_flag=True, help="Let old history go where the prompt is too long.")
 
 
-def _model(name: str | None) -> Path:
+def chosen_model(name: str | None) -> Path:
+    """The named GGUF file, or the newest complete run's smallest export."""
     if name is not None:
         return Path(name).expanduser()
     from petool_lite.bench.variants import tuned_file
@@ -66,7 +67,7 @@ def call(**options: Any) -> None:
     from petool_lite.inference.tool_caller import ToolCaller
 
     request = _request(options)
-    with ToolCaller(_model(options["model"]), options["n_ctx"]) as caller:
+    with ToolCaller(chosen_model(options["model"]), options["n_ctx"]) as caller:
         try:
             reply = _made(caller, request, options)
         except CallFailure as failure:
@@ -174,7 +175,7 @@ def serve(**options: Any) -> None:
     from petool_lite.serve import ServeSettings, run
 
     settings = ServeSettings(
-        model=_model(options["model"]),
+        model=chosen_model(options["model"]),
         host=options["host"],
         port=options["port"],
         api_key=options["api_key"],

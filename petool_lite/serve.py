@@ -152,7 +152,8 @@ def application(desk: Desk) -> Any:
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    model = {"id": desk.settings.model.stem, "object": "model", "created": 0, "owned_by": "petool-lite"}
+    name = desk.settings.model.stem
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "petool-lite"}
 
     async def models(request: Request) -> Any:
         _authorize(request, desk.settings)
@@ -166,7 +167,7 @@ def application(desk: Desk) -> Any:
     async def completions(request: Request) -> Any:
         _authorize(request, desk.settings)
         wanted = engine_request(await _body(request, desk.settings.max_bytes))
-        return await _respond(desk, wanted, model["id"])
+        return await _respond(desk, wanted, name)
 
     async def refuse(request: Request, error: Exception) -> Any:
         assert isinstance(error, _Refusal)

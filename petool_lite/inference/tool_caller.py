@@ -191,9 +191,9 @@ class ToolCaller:
             raise CallFailure(ENGINE, error.message, hint=error.hint) from error
         reply = replace(reply, reused_tokens=min(held, reply.reused_tokens))
         first = before - started + reply.prefill_s
-        call = parse_call(reply.text, tools, reply.finish)
         seconds = time.perf_counter() - started
         saved, warning = self._remember(user, ids[:prefix]) if user is not None else (0, "")
+        call = parse_call(reply.text, tools, reply.finish)
         return CallReply(call, reply, first, seconds, dropped, candidates, saved, warning)
 
     def _watcher(self, options: CallOptions) -> Callable[[list[int]], None] | None:
