@@ -6,6 +6,7 @@ cannot turn off `use_extra_bufts`: on machines with AMX those kernels crash in b
 
 import ctypes
 import os
+import struct
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -261,10 +262,11 @@ class LlamaModel:
         watch: Callable[[list[int]], None] | None,
     ) -> tuple[list[int], str, int]:
         """Reply ids without the end token, why it ended, and how many ids were forced; `reply` is read already."""
-        forced_tokens = len(reply)
+        forced_tokens, base = len(reply), len(self._held) - len(reply)
+        place = -1  # where in the last batch the logits for the next choice are
         while len(reply) < max_tokens:
             forced = constraint.forced() if constraint else []
-            step = (forced or [self._choose(constraint)])[: max_tokens - len(reply)]
+            step = (forced or [self._choose(constraint, place)])[: max_tokens - len(reply)]
             if constraint:
                 constraint.accept(step)
             ended = self._lib.llama_vocab_is_eog(self._vocab, step[-1])
@@ -276,11 +278,53 @@ class LlamaModel:
             if ended:
                 return reply, "stop", forced_tokens
             if len(reply) < max_tokens:
-                self._eval(step)
+                guess = [] if forced else self._guess(base, reply)[: max_tokens - len(reply) - 1]
+                self._eval([*step, *guess], every=bool(guess))
+                place = -1
+                if guess:
+                    place = self._check(guess, constraint)
+                    reply = reply + guess[:place]
+                    self._keep(base + len(reply))
         return reply, "length", forced_tokens
 
-    def _choose(self, constraint: Constraint | None) -> int:
-        logits = self._logits(-1)
+    def _guess(self, base: int, reply: list[int]) -> list[int]:
+        """Ids that followed the reply's last ids in the prompt, most likely if the model copies from there now."""
+        if not self.settings.draft:
+            return []
+        prompt = self._held[:base]
+        for length in (3, 2, 1):
+            tail = reply[-length:]
+            # In bytes, since a search in a list of ids takes longer than choosing a token.
+            found = _as_bytes(prompt).rfind(_as_bytes(tail)) if len(tail) == length else -1
+            if found >= 0 and found % 4 == 0:
+                start = found // 4 + length
+                return prompt[start : start + self.settings.draft]
+        return []
+
+    def _check(self, guess: list[int], constraint: Constraint | None) -> int:
+        """How many ids of a guess are what would have been chosen; the last batch holds one token and the guess."""
+        for place, token in enumerate(guess):
+            forced = constraint.forced() if constraint else []
+            chosen = forced[0] if forced else self._choose(constraint, place)
+            if chosen != token or self._lib.llama_vocab_is_eog(self._vocab, chosen):
+                return place
+            if constraint:
+                constraint.accept([token])
+        return len(guess)
+
+    def step_seconds(self, width: int, repeat: int = 8) -> float:
+        """Mean seconds of one batch of `width` tokens with a choice after each, behind what is held."""
+        length = len(self._held)
+        started = time.perf_counter()
+        for _ in range(repeat):
+            self._eval(self._held[:width], every=True)
+            for place in range(width):
+                self._choose(None, place)
+            self._keep(length)
+        return (time.perf_counter() - started) / repeat
+
+    def _choose(self, constraint: Constraint | None, place: int) -> int:
+        logits = self._logits(place)
         return constraint.choose(logits) if constraint else int(logits.argmax())
 
     def _logits(self, place: int) -> Any:
@@ -328,6 +372,10 @@ class LlamaModel:
             self._keep(0)
             raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
         self._held += ids
+
+
+def _as_bytes(ids: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(ids)}i", *ids)
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ import pytest
 from petool_lite.base import embedded_gguf
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.settings import EngineSettings
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,34 @@ def test_what_is_no_gguf_is_refused(tmp_path) -> None:
         LlamaModel(cut)
     with pytest.raises(PetoolError, match="no such file"):
         LlamaModel(tmp_path / "gone.gguf")
+
+
+def test_guessing_from_the_prompt_changes_nothing_but_the_number_of_batches(model) -> None:
+    # A sure continuation: one token and several go through different kernels, whose logits differ a little.
+    ids = model.encode("a b c d e f g h i j k l m n o p q r s t u v w x y z\n" * 4 + "a b c d e f g")
+    plain = model.generate(ids, 40)
+    batches = []
+    with LlamaModel(embedded_gguf(), n_ctx=1024, settings=EngineSettings(draft=3)) as guessing:
+        evaluate = guessing._eval
+        guessing._eval = lambda *given, **named: (batches.append(len(given[0])), evaluate(*given, **named))
+        guessed = guessing.generate(ids, 40)
+        assert guessing.held == [*ids, *guessed.ids][: len(guessing.held)]
+        limited = guessing.generate(ids, 5)
+    assert guessed.ids == plain.ids
+    assert limited.ids == plain.ids[:5]
+    assert len(batches) < 0.5 * len(plain.ids)
+
+
+def test_a_read_prompt_is_not_read_again_and_a_state_brings_it_back(model) -> None:
+    ids = model.encode("The capital of France is Paris. " * 20 + "The capital of Italy is")
+    fresh = model.generate(ids, 4)
+    again = model.generate(ids, 4, reuse=True)
+    assert (fresh.reused_tokens, again.reused_tokens) == (0, len(ids) - 1)
+    assert again.ids == fresh.ids
+    state = bytes(model.state(100))
+    model.generate(model.encode("Something else."), 2)
+    assert model.restore(ids[:100], memoryview(state))
+    restored = model.generate(ids, 4, reuse=True)
+    assert (restored.reused_tokens, restored.ids) == (100, fresh.ids)
+    assert not model.restore(ids[:100], memoryview(state[:-8]))
+    assert model.generate(ids, 4, reuse=True).ids == fresh.ids
