@@ -65,10 +65,11 @@ def test_guessing_from_the_prompt_takes_fewer_batches_and_chooses_the_same(model
     with LlamaModel(embedded_gguf(), n_ctx=1024, settings=EngineSettings(draft=3)) as guessing:
         evaluate = guessing._eval
         guessing._eval = lambda *given, **named: (batches.append(len(given[0])), evaluate(*given, **named))
-        guessed = guessing.generate(ids, 40)
+        guessed = guessing.generate(ids, 18)
+        count = len(batches)
         assert guessing.held == [*ids, *guessed.ids][: len(guessing.held)]
         assert guessing.generate(ids, 5).ids == guessed.ids[:5]
-    assert len(batches) < 0.5 * len(guessed.ids)
+    assert count < 0.5 * len(guessed.ids)
     # Several tokens in a batch go through other kernels than one, whose logits differ by some tenths at times.
     for place, token in enumerate(guessed.ids):
         model.read([*ids, *guessed.ids[:place]])
