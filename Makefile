@@ -2,7 +2,7 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo test check bench-data clean
+.PHONY: help demo test check bench-data bench-cpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make check   lint, format and types"
 	@echo "make bench-data  time and memory of preparing 9,000 training rows"
+	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  first-token times beside llama-cpp-python's own"
 	@echo "make clean   remove .venv (runs are kept)"
 
 .venv/ready: requirements/install.sh requirements/torch.txt requirements/lock.txt requirements/llama.txt requirements/test.txt pyproject.toml
@@ -36,6 +37,9 @@ check: .venv/ready
 
 bench-data: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.speed prepare
+
+bench-cpu: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.cpu_speed $(MODEL) $(DATA) $(COUNT)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from petool_lite.cli_call import call, chosen_model, model_option, serve
 from petool_lite.cli_data import as_json, data
 from petool_lite.errors import USAGE, PetoolError
 
@@ -42,16 +43,32 @@ def main() -> None:
     petool-lite train demo               a 135M model on this machine, about five minutes
     petool-lite export --gguf q4_k_m     one GGUF file
     petool-lite bench                    base against tuned
+    petool-lite call "..." --tools T.json    one tool call
+    petool-lite serve                    an OpenAI-compatible server
     """
 
 
 @main.command()
+@click.option("--tune", is_flag=True, help="Find the fastest settings for a model here, once, and remember them.")
+@model_option
 @as_json
-def doctor(as_json: bool) -> None:
-    """Show what this machine can do: GPU, llama.cpp's health, disk."""
-    from petool_lite.console import print_json, print_table
+def doctor(tune: bool, model: str | None, as_json: bool) -> None:
+    """Show what this machine can do: GPU, llama.cpp's health, disk. With --tune, make `call` and `serve` faster."""
+    from petool_lite.console import print_json, print_table, progress
     from petool_lite.doctor import examine
+    from petool_lite.doctor import tune as verb
 
+    if tune:
+        with progress() as report:
+            found = verb(chosen_model(model), report)
+        if as_json:
+            print_json(found)
+            return
+        columns = list(found["trials"][0])
+        rows = [[_plain(value) for value in trial.values()] for trial in found["trials"]]
+        print_table(f"trials with {found['model']}", [name.replace("_", " ") for name in columns], rows)
+        click.echo("best: " + _plain(found["settings"]))
+        return
     facts = examine()
     if as_json:
         print_json(facts)
@@ -284,6 +301,8 @@ def bench_score(results: str, as_json: bool) -> None:
 
 
 main.add_command(data)
+main.add_command(call)
+main.add_command(serve)
 
 
 @main.group()

@@ -6,8 +6,10 @@ cannot turn off `use_extra_bufts`: on machines with AMX those kernels crash in b
 
 import ctypes
 import os
+import struct
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,17 +18,20 @@ from typing import Any
 from petool_lite.base import check_gguf
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
+from petool_lite.inference.settings import EngineSettings, default_threads
 from petool_lite.llama_log import first_error, quiet
 from petool_lite.prompt import Chat
 
-_BATCH = 512  # tokens a prefill call, and the widest matrix product
+_BATCH = 2048  # the most tokens in one call of llama_decode
+_KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 
 
 @dataclass(frozen=True)
 class Reply:
     """A greedy reply: its text and ids without the end token; `finish` is "stop" or "length"; times in seconds.
 
-    `forced_tokens` of the ids were the only ones that a constraint left, and were not sampled.
+    `forced_tokens` of the ids were the only ones that a constraint left and were not sampled. `reused_tokens` of the
+    prompt were in the engine's memory already. `prefill_s` is the time to the first choice of a token.
     """
 
     text: str
@@ -36,30 +41,36 @@ class Reply:
     prefill_s: float
     decode_s: float
     forced_tokens: int = 0
-
-
-def default_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    reused_tokens: int = 0
 
 
 class LlamaModel:
     """One loaded GGUF file with one context. Use as a context manager; not safe to share between threads."""
 
-    def __init__(self, path: Path, n_ctx: int = 0, threads: int = 0, vocab_only: bool = False) -> None:
-        """Load `path`; `n_ctx` in tokens, 0 for the model's own length. Raises PetoolError if it does not load."""
+    def __init__(
+        self, path: Path, n_ctx: int = 0, settings: EngineSettings | None = None, vocab_only: bool = False
+    ) -> None:
+        """Load `path`, memory-mapped; `n_ctx` in tokens, 0 for the model's own length.
+
+        Raises PetoolError if it does not load.
+        """
+        # Threads that spin at every barrier make llama.cpp up to a hundred times slower where another program keeps
+        # one core busy; OpenMP reads this when it is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import llama_cpp
 
         check_gguf(path)
         quiet(llama_cpp)
         self._lib = llama_cpp
         self._context: Any = None
+        self._held: list[int] = []  # ids whose keys and values are in the engine's memory
+        self.settings = settings or EngineSettings()
         llama_cpp.llama_backend_init()
-        settings = llama_cpp.llama_model_default_params()
-        settings.use_extra_bufts = False  # AMX kernels may crash, see the module's docstring
-        settings.n_gpu_layers = 0
-        settings.vocab_only = vocab_only
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
+        options = llama_cpp.llama_model_default_params()
+        options.use_extra_bufts = False  # AMX kernels may crash, see the module's docstring
+        options.n_gpu_layers = 0
+        options.vocab_only = vocab_only
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
             raise PetoolError(
                 f"llama.cpp cannot load {path}: {first_error()}", "the file may be damaged; export it again"
@@ -68,16 +79,17 @@ class LlamaModel:
         self.metadata = self._read_metadata()
         self.n_ctx = n_ctx or self.train_ctx
         if not vocab_only:
-            self._open_context(threads or default_threads())
+            self._open_context(self.settings)
 
-    def _open_context(self, threads: int) -> None:
-        settings = self._lib.llama_context_default_params()
-        settings.n_ctx = self.n_ctx
-        settings.n_batch = settings.n_ubatch = _BATCH
-        settings.n_threads = settings.n_threads_batch = threads
-        # Flash attention speeds prefill by a quarter here but halves decode on small models.
-        settings.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._context = self._lib.llama_init_from_model(self._model, settings)
+    def _open_context(self, settings: EngineSettings) -> None:
+        lib, options = self._lib, self._lib.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_ubatch = self.n_ctx, _BATCH, settings.ubatch
+        options.n_threads = settings.threads_decode or default_threads()
+        options.n_threads_batch = settings.threads_prefill or default_threads()
+        on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        options.flash_attn_type = on if settings.flash_attention else off
+        options.type_k = options.type_v = _KV_TYPES[settings.kv_type]
+        self._context = self._lib.llama_init_from_model(self._model, options)
         if not self._context:
             self.close()
             raise PetoolError(f"llama.cpp cannot open a context of {self.n_ctx} tokens: {first_error()}", "use less")
@@ -160,11 +172,20 @@ class LlamaModel:
         from llguidance.llamacpp import lltokenizer_from_vocab
 
         eos = self._lib.llama_vocab_eos(self._vocab)
-        return Constrainer(lltokenizer_from_vocab(self._vocab, eos_token=eos))
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it uses an old name of a function
+            return Constrainer(lltokenizer_from_vocab(self._vocab, eos_token=eos))
 
-    def generate(self, ids: Sequence[int], max_tokens: int, constraint: Constraint | None = None) -> Reply:
+    def generate(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        constraint: Constraint | None = None,
+        reuse: bool = False,
+        watch: Callable[[list[int]], None] | None = None,
+    ) -> Reply:
         """Decode greedily from `ids` until an end token or `max_tokens` new tokens, under `constraint` if given.
 
+        With `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's ids as they grow.
         Raises PetoolError if the prompt and the reply do not fit the context, or the engine fails.
         """
         if len(ids) + max_tokens > self.n_ctx:
@@ -172,44 +193,201 @@ class LlamaModel:
                 f"{len(ids)} prompt tokens and {max_tokens} for the reply exceed the context of {self.n_ctx}",
                 "trim the history or open a larger context",
             )
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
         started = time.perf_counter()
-        for offset in range(0, len(ids), _BATCH):
-            self._eval(ids[offset : offset + _BATCH])
+        # What a constraint forces at the very start is read together with the prompt.
+        head = constraint.forced() if constraint else []
+        head = head[: head.index(constraint.eos_id)] if constraint and constraint.eos_id in head else head
+        if constraint:
+            constraint.accept(head[:max_tokens])
+        reused = self.read([*ids, *head[:max_tokens]], reuse)
         prefilled = time.perf_counter()
-        reply, finish, forced = self._decode(max_tokens, constraint)
+        reply, finish, forced = self._decode(head[:max_tokens], max_tokens, constraint, watch)
         ended = time.perf_counter()
         times = (prefilled - started, ended - prefilled)
-        return Reply(self.decode(reply), tuple(reply), finish, len(ids), *times, forced)
+        return Reply(self.decode(reply), tuple(reply), finish, len(ids), *times, forced, reused)
 
-    def _decode(self, max_tokens: int, constraint: Constraint | None) -> tuple[list[int], str, int]:
-        """Reply ids without the end token, why it ended, and how many ids were forced."""
-        reply: list[int] = []
-        forced_tokens = 0
+    def read(self, ids: Sequence[int], reuse: bool = True) -> int:
+        """Read `ids` so that the next token can be chosen; returns how many of them the memory held already."""
+        shared = min(common_length(self._held, ids), len(ids) - 1) if reuse else 0
+        self._keep(shared)
+        step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
+        for offset in range(shared, len(ids), step):
+            self._eval(ids[offset : offset + step])
+        return shared
+
+    def _keep(self, length: int) -> None:
+        """Drop all but the first `length` ids from memory."""
+        memory = self._lib.llama_get_memory(self._context)
+        if length == 0 or not self._lib.llama_memory_seq_rm(memory, 0, length, -1):
+            self._lib.llama_memory_clear(memory, True)
+            length = 0
+        del self._held[length:]
+
+    def state(self, length: int) -> memoryview:
+        """The engine's state after the first `length` ids in memory; the others are dropped."""
+        if not 0 < length <= len(self._held):
+            raise PetoolError(f"no state after {length} tokens: the memory holds {len(self._held)}")
+        self._keep(length)
+        size = self._lib.llama_state_seq_get_size(self._context, 0)
+        buffer = (ctypes.c_uint8 * size)()
+        written = self._lib.llama_state_seq_get_data(self._context, buffer, size, 0)
+        if written != size:
+            raise PetoolError(f"llama.cpp gave {written} of {size} bytes of its state")
+        return memoryview(buffer).cast("B")
+
+    def restore(self, ids: Sequence[int], data: memoryview) -> bool:
+        """Put a state of `state` back, as read after `ids`; False if the engine refuses it, and the memory is empty."""
+        import numpy as np
+
+        self._keep(0)
+        address = np.frombuffer(data, dtype=np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        taken = self._lib.llama_state_seq_set_data(self._context, address, data.nbytes, 0)
+        top = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._context), 0)
+        if taken != data.nbytes or top != len(ids) - 1:
+            self._keep(0)
+            return False
+        self._held = list(ids)
+        return True
+
+    @property
+    def held(self) -> Sequence[int]:
+        """The ids in the engine's memory."""
+        return self._held
+
+    def _decode(
+        self,
+        reply: list[int],
+        max_tokens: int,
+        constraint: Constraint | None,
+        watch: Callable[[list[int]], None] | None,
+    ) -> tuple[list[int], str, int]:
+        """Reply ids without the end token, why it ended, and how many ids were forced; `reply` is read already."""
+        forced_tokens, base = len(reply), len(self._held) - len(reply)
+        place = -1  # where in the last batch the logits for the next choice are
         while len(reply) < max_tokens:
             forced = constraint.forced() if constraint else []
-            step = (forced or [self._choose(constraint)])[: max_tokens - len(reply)]
+            step = (forced or [self._choose(constraint, place)])[: max_tokens - len(reply)]
             if constraint:
                 constraint.accept(step)
             ended = self._lib.llama_vocab_is_eog(self._vocab, step[-1])
             step = step[:-1] if ended else step
-            reply += step
+            reply = reply + step
             forced_tokens += len(step) if forced else 0
+            if watch:
+                watch(reply)
             if ended:
                 return reply, "stop", forced_tokens
             if len(reply) < max_tokens:
-                self._eval(step)
+                guess = [] if forced else self._guess(base, reply)[: max_tokens - len(reply) - 1]
+                self._eval([*step, *guess], every=bool(guess))
+                place = -1
+                if guess:
+                    place = self._check(guess, constraint)
+                    reply = reply + guess[:place]
+                    self._keep(base + len(reply))
         return reply, "length", forced_tokens
 
-    def _choose(self, constraint: Constraint | None) -> int:
+    def _guess(self, base: int, reply: list[int]) -> list[int]:
+        """Ids that followed the reply's last ids in the prompt, most likely if the model copies from there now."""
+        if not self.settings.draft:
+            return []
+        prompt = self._held[:base]
+        for length in (3, 2, 1):
+            tail = reply[-length:]
+            # In bytes, since a search in a list of ids takes longer than choosing a token.
+            found = _as_bytes(prompt).rfind(_as_bytes(tail)) if len(tail) == length else -1
+            if found >= 0 and found % 4 == 0:
+                start = found // 4 + length
+                return prompt[start : start + self.settings.draft]
+        return []
+
+    def _check(self, guess: list[int], constraint: Constraint | None) -> int:
+        """How many ids of a guess are what would have been chosen; the last batch holds one token and the guess."""
+        for place, token in enumerate(guess):
+            forced = constraint.forced() if constraint else []
+            chosen = forced[0] if forced else self._choose(constraint, place)
+            if chosen != token or self._lib.llama_vocab_is_eog(self._vocab, chosen):
+                return place
+            if constraint:
+                constraint.accept([token])
+        return len(guess)
+
+    def step_seconds(self, width: int, repeat: int = 8) -> float:
+        """Mean seconds of one batch of `width` tokens with a choice after each, behind what is held."""
+        length = len(self._held)
+        started = time.perf_counter()
+        for _ in range(repeat):
+            self._eval(self._held[:width], every=True)
+            for place in range(width):
+                self._choose(None, place)
+            self._keep(length)
+        return (time.perf_counter() - started) / repeat
+
+    def _choose(self, constraint: Constraint | None, place: int) -> int:
+        logits = self._logits(place)
+        return constraint.choose(logits) if constraint else int(logits.argmax())
+
+    def _logits(self, place: int) -> Any:
+        """Logits after the token at `place` of the last batch, shape (vocabulary,); valid until the next batch."""
         import numpy as np
 
         size = self._lib.llama_vocab_n_tokens(self._vocab)
-        logits = np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, -1), shape=(size,))
-        return constraint.choose(logits) if constraint else int(logits.argmax())
+        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), shape=(size,))
 
-    def _eval(self, ids: Sequence[int]) -> None:
-        tokens = (self._lib.llama_token * len(ids))(*ids)
-        code = self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(tokens, len(ids)))
+    def log_likelihoods(self, ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
+        """The natural logarithm of each choice's probability as the continuation of `ids`; none of them is kept.
+
+        Choices that share a beginning share its reading. Raises PetoolError if the engine fails.
+        """
+        self.read(ids)
+        first = _log_softmax(self._logits(-1))
+        found, path, rows = {}, list[int](), [first]
+        for choice in sorted({tuple(choice) for choice in choices}):
+            shared = min(common_length(path, choice), len(choice) - 1, len(rows) - 1)
+            self._keep(len(ids) + shared)
+            path, rows = list(choice), rows[: shared + 1]
+            if fresh := path[shared:-1]:  # what follows the last token does not matter
+                self._eval(fresh, every=True)
+                rows += [_log_softmax(self._logits(place)) for place in range(len(fresh))]
+            found[choice] = float(sum(row[token] for row, token in zip(rows, path, strict=True)))
+        self._keep(len(ids))
+        return [found[tuple(choice)] for choice in choices]
+
+    def _eval(self, ids: Sequence[int], every: bool = False) -> None:
+        """Read `ids` after what is held; logits of the last one, or of `every` one, can be had then."""
+        lib, count = self._lib, len(ids)
+        batch = lib.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for place, token in enumerate(ids):
+                batch.token[place] = token
+                batch.pos[place] = len(self._held) + place
+                batch.n_seq_id[place] = 1
+                batch.seq_id[place][0] = 0
+                batch.logits[place] = every or place == count - 1
+            code = lib.llama_decode(self._context, batch)
+        finally:
+            lib.llama_batch_free(batch)
         if code != 0:
+            self._keep(0)
             raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
+        self._held += ids
+
+
+def _as_bytes(ids: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(ids)}i", *ids)
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences share at their start."""
+    for place, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return place
+    return min(len(one), len(other))
+
+
+def _log_softmax(logits: Any) -> Any:
+    import numpy as np
+
+    top = logits.max()
+    return logits - (top + np.log(np.exp(logits - top).sum()))

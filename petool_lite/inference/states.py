@@ -1,0 +1,147 @@
+"""What the engine has read for a user, kept on disk, so that a returning user's prompt is not read again.
+
+There is one file a user. It holds a key (model hash, context size, KV type, library version), the token ids that were
+read, the engine's state after them and a checksum. A file that is damaged, foreign or of another key is ignored and
+written anew. Files are readable by their owner only; the least recently used go first when all exceed a limit.
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from petool_lite.base import cache_root
+from petool_lite.runs import draft
+
+_MAGIC = b"petool-lite state 1\n"
+_SIZES = struct.Struct("<III")  # bytes of the key, number of ids, bytes of padding before the state
+_CHECK = 16  # bytes of the checksum at the end
+_ALIGN = 64
+DEFAULT_LIMIT = 4 * 2**30  # bytes of all files together
+_STALE = 3600  # seconds after which a half-written file of a killed process is removed
+
+
+@dataclass(frozen=True)
+class StateKey:
+    """What must be equal for a state to be of use."""
+
+    model_sha256: str
+    n_ctx: int
+    kv_type: str
+    flash_attention: bool
+    library: str
+
+
+@dataclass(frozen=True)
+class State:
+    """The ids that were read and the engine's state after them, in mapped memory: valid inside `open_state` only."""
+
+    ids: list[int]
+    data: memoryview
+
+
+class StateStore:
+    """The users' files under one folder."""
+
+    def __init__(self, root: Path | None = None, limit: int = DEFAULT_LIMIT) -> None:
+        """`root` is made if absent (the cache's `users` if None); `limit` in bytes for all files together."""
+        self.root = root or cache_root() / "users"
+        self.limit = limit
+
+    def path(self, user: str) -> Path:
+        """The file of a user; its name tells nothing of the user's."""
+        return self.root / f"{hashlib.sha256(user.encode()).hexdigest()[:40]}.state"
+
+    @contextlib.contextmanager
+    def open(self, user: str, key: StateKey) -> Iterator[State | None]:
+        """Yield the user's state if a sound one with this key is there, else None."""
+        with contextlib.ExitStack() as stack:
+            found = None
+            with contextlib.suppress(OSError, ValueError, struct.error):
+                found = _read(self.path(user), key, stack)
+            if found is not None:
+                with contextlib.suppress(OSError):
+                    os.utime(self.path(user))  # least recently used goes first
+            yield found
+
+    def save(self, user: str, key: StateKey, ids: Sequence[int], data: memoryview) -> int:
+        """Write the user's file in one step and make room for it; returns its bytes, 0 if it alone exceeds the limit.
+
+        A reader sees the old file or the new one; so does the next start after a crash. Raises OSError.
+        """
+        head = json.dumps(asdict(key)).encode()
+        size = len(_MAGIC) + _SIZES.size + len(head) + 4 * len(ids) + data.nbytes + _CHECK
+        if size + _ALIGN > self.limit:
+            return 0
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_room(size, self.path(user))
+        with draft(self.path(user)) as path, open(path, "wb", opener=_private) as file:
+            check = _checksum()
+            padding = -(len(_MAGIC) + _SIZES.size + len(head) + 4 * len(ids)) % _ALIGN
+            sizes = _SIZES.pack(len(head), len(ids), padding)
+            raw_ids = struct.pack(f"<{len(ids)}i", *ids)
+            for part in (_MAGIC, sizes, head, raw_ids, b"\0" * padding, data):
+                check.update(part)
+                file.write(part)
+            file.write(check.digest())
+        return size + padding
+
+    def forget(self, user: str) -> None:
+        """Remove the user's file, if any."""
+        self.path(user).unlink(missing_ok=True)
+
+    def _make_room(self, size: int, keep: Path) -> None:
+        for path in self.root.glob(".*.draft"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE:
+                    path.unlink()
+        files = []
+        for path in self.root.glob("*.state"):
+            with contextlib.suppress(OSError):  # another process removed it
+                facts = path.stat()
+                files.append((facts.st_mtime, facts.st_size, path))
+        total = size + sum(item[1] for item in files if item[2] != keep)
+        for _, freed, path in sorted(item for item in files if item[2] != keep):
+            if total <= self.limit:
+                return
+            path.unlink(missing_ok=True)
+            total -= freed
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _checksum() -> Any:
+    import xxhash  # 10 GB/s: a 3B model's state of 3,000 tokens has 340 MB
+
+    return xxhash.xxh3_128()
+
+
+def _read(path: Path, key: StateKey, stack: contextlib.ExitStack) -> State | None:
+    file = stack.enter_context(path.open("rb"))
+    facts = os.fstat(file.fileno())
+    if hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & 0o077):
+        return None  # another user's, or one that others may have written to
+    mapped = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    view = stack.enter_context(memoryview(mapped))
+    start = len(_MAGIC) + _SIZES.size
+    if len(view) < start + _CHECK or view[: len(_MAGIC)] != _MAGIC:
+        return None
+    head, count, padding = _SIZES.unpack_from(view, len(_MAGIC))
+    body = start + head + 4 * count + padding
+    if body > len(view) - _CHECK or json.loads(bytes(view[start : start + head])) != asdict(key):
+        return None
+    check = _checksum()
+    check.update(view[:-_CHECK])
+    if check.digest() != bytes(view[-_CHECK:]):
+        return None
+    ids = list(struct.unpack_from(f"<{count}i", view, start + head))
+    return State(ids, stack.enter_context(view[body:-_CHECK]))
