@@ -1,80 +1,37 @@
-"""`export`: adapter + base -> merged weights -> GGUF -> quantized files, then checked.
+"""`export`: adapter + base -> GGUF files in one pass over the base, then checked.
 
-No network, no compiler, no checkout of llama.cpp: the quantizer is the one inside llama-cpp-python.
+No network, no compiler, no checkout of llama.cpp, no 16-bit copy of the model: weights are quantized as they are
+merged, by the C functions inside llama-cpp-python.
 """
 
-import shutil
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-from petool_lite.export.gguf import write_gguf
-from petool_lite.export.merge import Adapter, load_adapter
-from petool_lite.export.quantize import TYPES, quantize
-from petool_lite.export.verify import verify
+from petool_lite.export.merge import Adapter, check_fit
+from petool_lite.export.stream import Change, Source, bytes_needed, check_disk, plan, write_files
+from petool_lite.export.tensor_types import TYPES
+from petool_lite.export.weights import find_tensors
 
 from petool_lite.base import Base, cache_root, file_sha256, resolve_base
 from petool_lite.console import Report, silent
-from petool_lite.errors import FAILED, PetoolError
-from petool_lite.runs import draft, read_manifest, versions, write_json
+from petool_lite.errors import PetoolError
+from petool_lite.runs import draft
 
-_WORK = ".merge-"  # folder of the 16-bit file between merge and quantizing
-
-__all__ = ["TYPES", "Export", "export_base", "export_run"]
-
-
-@dataclass(frozen=True)
-class Export:
-    """One finished file: its type, path, size in bytes and SHA-256."""
-
-    type: str
-    path: Path
-    bytes: int
-    sha256: str
-
-
-def export_run(run: Path, types: list[str], report: Report = silent) -> tuple[list[Export], dict[str, Any]]:
-    """Write model.<type>.gguf for each type into the run's export folder; return them and export.json's content."""
-    started = time.time()
-    manifest = read_manifest(run)
-    base = resolve_base(manifest["base"]["name"], lambda text: report(text, 0, 0, ""))
-    adapter = load_adapter(run / "adapter")
-    extra = {
-        "petool_lite.prompt_style": manifest["prompt_style"],
-        "petool_lite.setting": manifest["setting"],
-        "petool_lite.version": versions().get("petool-lite", "unknown"),
-    }
-    folder = run / "export"
-    targets = {name: folder / f"model.{name}.gguf" for name in types}
-    checks: dict[str, dict[str, Any]] = {}
-
-    def check(name: str, path: Path) -> None:
-        checks[name] = verify(path, base, report)
-
-    merged = _write(base, adapter, extra, targets, report, check)
-    exports = [Export(name, path, path.stat().st_size, file_sha256(path)) for name, path in targets.items()]
-    document = {
-        "base": base.name,
-        "merged_tensors": merged,
-        "files": [{"type": e.type, "file": e.path.name, "bytes": e.bytes, "sha256": e.sha256} for e in exports],
-        "checks": checks,
-        "versions": versions(),
-        "seconds": round(time.time() - started, 2),
-    }
-    write_json(folder / "export.json", document)
-    return exports, document
+__all__ = ["TYPES", "export_base", "load_source", "write_targets"]
 
 
 def export_base(base_name: str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
+    check_types([type_name])
     base = resolve_base(base_name, lambda text: report(text, 0, 0, ""))
     identity = file_sha256(base.gguf)[:16] if base.gguf else _weights_identity(base.directory)
     target = cache_root() / "exports" / f"{base.directory.name}-{identity}.{type_name}.gguf"
     if not target.is_file():
-        _write(base, None, {}, {type_name: target}, report)
+        write_targets(load_source(base), {type_name: target}, {}, report)
     return target
 
 
@@ -88,54 +45,65 @@ def _weights_identity(directory: Path) -> str:
     return hashlib.sha256(repr((str(directory), facts)).encode()).hexdigest()[:16]
 
 
-def _write(
-    base: Base,
-    adapter: Adapter | None,
-    extra: dict[str, str],
-    targets: dict[str, Path],
-    report: Report,
-    check: Callable[[str, Path], None] = lambda name, path: None,
-) -> int:
-    """Write every target through one temporary 16-bit file; return how many tensors the adapter changed.
+def check_types(types: list[str]) -> None:
+    """Raise PetoolError for a GGUF type that petool-lite does not write."""
+    unknown = [name for name in types if name not in TYPES]
+    if unknown or not types:
+        raise PetoolError(f"unknown GGUF type: {', '.join(unknown) or 'none given'}", f"one of: {', '.join(TYPES)}")
 
-    A file gets its final name only after `check(type, path)` has passed.
+
+def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False) -> Source:
+    """The base's tensors, checked to be whole and to fit the adapter."""
+    config = json.loads((base.directory / "config.json").read_text())
+    tensors = find_tensors(base.directory, config)
+    if adapter is not None:
+        check_fit(adapter, tensors, base.name)
+    return Source(base, config, tensors, adapter, nf4=nf4)
+
+
+def write_targets(
+    source: Source,
+    targets: dict[str, Path],
+    extra: dict[str, str],
+    report: Report = silent,
+    check: Callable[[dict[str, Path]], None] = lambda paths: None,
+) -> dict[str, Change]:
+    """Write a GGUF file for each type in `targets`, all in one folder; return how each adapted tensor changed.
+
+    No file gets its final name before all are written and `check` has passed on them.
     """
-    unknown = [name for name in targets if name not in TYPES]
-    if unknown:
-        raise PetoolError(f"unknown GGUF type: {', '.join(unknown)}", f"one of: {', '.join(TYPES)}", FAILED)
     folder = next(iter(targets.values())).parent
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    _check_disk(base, folder, len(targets))
-    with tempfile.TemporaryDirectory(prefix=_WORK, dir=folder) as work:
-        merged_file = Path(work) / "merged.bf16.gguf"
-        changed = write_gguf(base, adapter, extra, merged_file, report)
-        if adapter and changed != len(adapter.modules):
+    with _only_writer(folder), ExitStack() as drafts:
+        check_disk(folder, bytes_needed(plan(source, list(targets))))
+        paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
+        changes = write_files(source, paths, extra, _cores(), report)
+        still = [name for name, change in changes.items() if not change.changed]
+        if still:
             raise PetoolError(
-                f"{changed} tensors changed, but the adapter has {len(adapter.modules)} modules",
+                f"{len(changes) - len(still)} tensors changed, but the adapter has {len(changes)} modules: "
+                f"{still[0]} did not",
                 "the adapter is untrained, or belongs to another base",
             )
-        for number, (name, target) in enumerate(targets.items()):
-            report("quantizing", number, len(targets), name)
-            with draft(target) as path:
-                quantize(merged_file, path, name)
-                check(name, path)
-            report("quantizing", number + 1, len(targets), name)
-    return changed
+        check(paths)
+    return changes
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """What a killed export left behind in `folder`."""
-    for leftover in [*folder.glob(".*.draft"), *folder.glob(f"{_WORK}*")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder against other exports, and remove what a killed one left in it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PetoolError(f"another export is writing to {folder}", "wait for it to end") from error
+        for leftover in folder.glob(".*.draft"):
+            leftover.unlink()
+        yield
+    finally:
+        os.close(handle)
 
 
-def _check_disk(base: Base, folder: Path, targets: int) -> None:
-    weights = sum(file.stat().st_size for file in base.directory.glob("*.safetensors"))
-    needed = weights + targets * weights  # an upper bound: a quantized file is smaller than its source
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise PetoolError(
-            f"{folder} has {free / 2**30:.1f} GiB free, the export may need {needed / 2**30:.1f}",
-            "free some space, or move the run to a larger disk",
-        )
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
