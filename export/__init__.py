@@ -7,21 +7,160 @@ merged, by the C functions inside llama-cpp-python.
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from petool_lite.export.merge import Adapter, check_fit
+from petool_lite.export.card import card
+from petool_lite.export.imatrix import importance
+from petool_lite.export.lora import write_lora
+from petool_lite.export.merge import Adapter, check_fit, load_adapter
+from petool_lite.export.modelfile import modelfile
 from petool_lite.export.stream import Change, Source, bytes_needed, check_disk, plan, write_files
 from petool_lite.export.tensor_types import TYPES
+from petool_lite.export.verify import (
+    LEVELS,
+    Trial,
+    agreement,
+    prepare_trial,
+    reference_logits,
+    run_file,
+    shortfalls,
+    verify_answers,
+    verify_ids,
+)
 from petool_lite.export.weights import find_tensors
 
 from petool_lite.base import Base, cache_root, file_sha256, resolve_base
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
-from petool_lite.runs import draft
+from petool_lite.recipe import load_recipe
+from petool_lite.runs import draft, read_manifest, versions, write_json, write_text
 
-__all__ = ["TYPES", "export_base", "load_source", "write_targets"]
+__all__ = ["LEVELS", "MERGE_BASES", "TYPES", "Options", "export_base", "export_run", "load_source", "write_targets"]
+
+MERGE_BASES = ("bf16", "nf4")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export: GGUF types, which base weights to merge into, importance matrix, LoRA file, how much to check."""
+
+    types: tuple[str, ...]
+    merge_base: str = "bf16"
+    imatrix: bool = False
+    lora: bool = False
+    level: str = "full"
+
+
+def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
+    """Write the run's export folder: model.<type>.gguf, Modelfile, README.md, export.json; return export.json's content.
+
+    With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. Raises PetoolError and leaves no new
+    model file if a check fails.
+    """
+    started = time.time()
+    check_types(list(options.types))
+    manifest = read_manifest(run)
+    recipe = load_recipe(str(run / "recipe.toml"))[1]
+    base = resolve_base(manifest["base"]["name"], lambda text: report(text, 0, 0, ""))
+    adapter = load_adapter(run / "adapter")
+    if adapter.base_name and adapter.base_name != base.name:
+        raise PetoolError(
+            f"the adapter was trained on {adapter.base_name}, the run names {base.name}",
+            "the adapter belongs to another base model",
+        )
+    source = load_source(base, adapter, options.merge_base == "nf4")
+    folder = run / "export"
+    if options.imatrix:
+        source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
+    trial = prepare_trial(base, recipe)
+    targets = {name: folder / f"model.{name}.gguf" for name in options.types}
+    checks: dict[str, dict[str, Any]] = {}
+    wanted: list[Any] = []  # the merged model's own logits, for every file that is compared with it
+
+    def check(paths: dict[str, Path]) -> None:
+        checks.update(verify_ids(paths, base, trial, report))
+        if options.level == "full":
+            wanted.extend(reference_logits(source, trial, report))
+            found = verify_answers(paths, wanted, trial, recipe.bench.max_reply_tokens, report)
+            checks.update({name: checks[name] | figures for name, figures in found.items()})
+
+    seconds = {"start": round(time.time() - started, 2)}
+    changes = write_targets(source, targets, _own_keys(manifest, options), report, check, seconds)
+    if options.lora:
+        with draft(folder / "lora.gguf") as work:
+            write_lora(work, adapter, source.config, _own_keys(manifest, options))
+            checks["lora"] = _check_lora(work, base, options.types[0], trial, wanted, report) if wanted else {}
+    document = _document(run, base, options, changes, targets, checks)
+    document["checked_on"] = trial.source
+    document["seconds"] = {**seconds, "all": round(time.time() - started, 2)}
+    write_text(folder / "Modelfile", modelfile(targets[options.types[0]], base, recipe.model.max_tokens))
+    write_text(folder / "README.md", card(run, base, manifest, document))
+    write_json(folder / "export.json", document)
+    return document
+
+
+def _own_keys(manifest: dict[str, Any], options: Options) -> dict[str, str]:
+    """Keys that only petool-lite's files have; inference reads the prompt style from them."""
+    return {
+        "petool_lite.prompt_style": manifest["prompt_style"],
+        "petool_lite.setting": manifest["setting"],
+        "petool_lite.version": versions().get("petool-lite", "unknown"),
+        "petool_lite.merge_base": options.merge_base,
+    }
+
+
+def _document(
+    run: Path,
+    base: Base,
+    options: Options,
+    changes: dict[str, Change],
+    targets: dict[str, Path],
+    checks: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The content of export.json but for times."""
+    paths = [*targets.values(), *([run / "export" / "lora.gguf"] if options.lora else [])]
+    delta, weights = (sum(getattr(change, name) for change in changes.values()) for name in ("delta", "base"))
+    return {
+        "base": base.name,
+        "merge_base": options.merge_base,
+        "imatrix": "imatrix.gguf" if options.imatrix else None,
+        "adapter_sha256": file_sha256(run / "adapter" / "adapter_model.safetensors"),
+        "adapted_modules": len(changes),
+        "merged_tensors": sum(change.changed for change in changes.values()),
+        "relative_change": (delta / weights) ** 0.5,
+        "files": [
+            {
+                "type": "lora" if path.name == "lora.gguf" else path.name.split(".")[1],
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+            for path in paths
+        ],
+        "checks": checks,
+        "versions": versions(),
+    }
+
+
+def _check_lora(
+    path: Path, base: Base, type_name: str, trial: Trial, wanted: list[Any], report: Report
+) -> dict[str, Any]:
+    """Compare a base file + LoRA in llama.cpp with the merged model in transformers; raises PetoolError if they differ."""
+    base_file = export_base(base.name, type_name, report)
+    outcomes = run_file(base_file, trial, 0, report, f"base {type_name} + LoRA", path)
+    figures = {
+        "base_file": base_file.name,
+        "against_transformers": agreement(wanted, [outcome.logits for outcome in outcomes]),
+    }
+    faults = shortfalls(type_name, figures)
+    if faults:
+        raise PetoolError(f"the LoRA file is not right: {'; '.join(faults)}", "this is a fault of the export")
+    return figures
 
 
 def export_base(base_name: str, type_name: str, report: Report = silent) -> Path:
@@ -67,17 +206,20 @@ def write_targets(
     extra: dict[str, str],
     report: Report = silent,
     check: Callable[[dict[str, Path]], None] = lambda paths: None,
+    seconds: dict[str, float] | None = None,
 ) -> dict[str, Change]:
     """Write a GGUF file for each type in `targets`, all in one folder; return how each adapted tensor changed.
 
-    No file gets its final name before all are written and `check` has passed on them.
+    No file gets its final name before all are written and `check` has passed on them. Times go into `seconds`.
     """
     folder = next(iter(targets.values())).parent
     folder.mkdir(parents=True, exist_ok=True)
     with _only_writer(folder), ExitStack() as drafts:
         check_disk(folder, bytes_needed(plan(source, list(targets))))
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
+        started = time.time()
         changes = write_files(source, paths, extra, _cores(), report)
+        written = time.time()
         still = [name for name, change in changes.items() if not change.changed]
         if still:
             raise PetoolError(
@@ -86,6 +228,8 @@ def write_targets(
                 "the adapter is untrained, or belongs to another base",
             )
         check(paths)
+        if seconds is not None:
+            seconds |= {"write": round(written - started, 2), "check": round(time.time() - written, 2)}
     return changes
 
 

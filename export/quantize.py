@@ -47,7 +47,7 @@ def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:
     """Float32 `weights` (rows, columns; contiguous torch tensor) as the bytes of `type_name`, a numpy uint8 array.
 
     `importance` is a float32 numpy array of length columns, or None. The C code releases Python's lock, so threads
-    run side by side. Raises PetoolError if a value is not finite.
+    run side by side. Raises PetoolError if the result is not valid by llama.cpp's own check.
     """
     import numpy as np
     from gguf import GGMLQuantizationType
@@ -59,5 +59,5 @@ def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:
     hint = None if importance is None else importance.ctypes.data
     size = library.ggml_quantize_chunk(kind, weights.data_ptr(), target.ctypes.data, 0, rows, columns, hint)
     if size != target.size or not library.ggml_validate_row_data(kind, target.ctypes.data, size):
-        raise PetoolError("the weights hold values that are not finite", "the base or the adapter is damaged")
+        raise PetoolError(f"quantizing to {type_name} gave damaged blocks", "the base or the adapter is damaged")
     return target

@@ -5,6 +5,7 @@ and nothing in 16 bits is written unless it was asked for.
 """
 
 import errno
+import math
 import os
 import shutil
 from collections import deque
@@ -203,10 +204,10 @@ def _submit(
             weight = _merge(weight, source.adapter, tensor.name, first, change)
         if heads:
             weight = permute(weight, heads * (last - first) // tensor.rows)
-        try:
-            _write(targets, name, weight.contiguous(), first, importance)
-        except PetoolError as error:
-            raise PetoolError(f"{tensor.name}: {error.message}", error.hint) from error
+        # a sum shows any NaN or infinity in one pass; the quantizer itself would hide some
+        if not math.isfinite(float(weight.sum())):
+            raise PetoolError(f"{tensor.name} holds values that are not finite", "the base or the adapter is damaged")
+        _write(targets, name, weight.contiguous(), first, importance)
 
     return [pool.submit(work, first, min(first + step, tensor.rows)) for first in range(0, tensor.rows, step)]
 
