@@ -8,7 +8,6 @@ Each step runs in a process of its own, so that its peak memory is that step's. 
 PEFT's merge in bfloat16, llama.cpp's converter, llama.cpp's quantizer.
 """
 
-import json
 import os
 import shutil
 import subprocess

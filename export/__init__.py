@@ -150,7 +150,7 @@ def _document(
 def _check_lora(
     path: Path, base: Base, type_name: str, trial: Trial, wanted: list[Any], report: Report
 ) -> dict[str, Any]:
-    """Compare a base file + LoRA in llama.cpp with the merged model in transformers; raises PetoolError if they differ."""
+    """Compare base file + LoRA in llama.cpp with the merged model; raises PetoolError if they differ too much."""
     base_file = export_base(base.name, type_name, report)
     outcomes = run_file(base_file, trial, 0, report, f"base {type_name} + LoRA", path)
     figures = {

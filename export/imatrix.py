@@ -42,7 +42,8 @@ def importance(source: Source, run: Path, recipe: Recipe, path: Path, report: Re
 
 def _identity(source: Source, run: Path, recipe: Recipe) -> str:
     facts = [file_sha256(run / "recipe.toml"), file_sha256(run / "adapter" / "adapter_model.safetensors")]
-    return hashlib.sha256(repr([facts, str(source.base.directory), source.nf4, recipe.data, TOKENS]).encode()).hexdigest()
+    facts += [str(source.base.directory), str(source.nf4), str(recipe.data), str(TOKENS)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
 def _spread(rows: Any) -> list[list[int]]:

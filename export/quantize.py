@@ -54,7 +54,7 @@ def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:
 
     rows, columns = weights.shape
     kind = int(GGMLQuantizationType[type_name])
-    target = np.empty(tensor_bytes(type_name, rows, columns), np.uint8)
+    target: Any = np.empty(tensor_bytes(type_name, rows, columns), np.uint8)
     library = _library()
     hint = None if importance is None else importance.ctypes.data
     size = library.ggml_quantize_chunk(kind, weights.data_ptr(), target.ctypes.data, 0, rows, columns, hint)

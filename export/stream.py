@@ -216,7 +216,8 @@ class _Once:
     """The 4-bit round trip of one tensor, made by the thread that needs it first."""
 
     def __init__(self, reader: Reader, tensor: Tensor) -> None:
-        self._reader, self._tensor, self._lock, self._weight = reader, tensor, Lock(), None
+        self._reader, self._tensor, self._lock = reader, tensor, Lock()
+        self._weight: Any = None
 
     def rows(self, first: int, last: int) -> Any:
         from petool_lite.export.nf4 import round_trip

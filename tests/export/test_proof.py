@@ -103,7 +103,9 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
     assert len(sums) == 2 * 7
     seen = {}
     layer = tuned[2].model.layers[1]
-    handle = layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.setdefault("x", []).append(args[0]))
+    handle = layer.mlp.down_proj.register_forward_pre_hook(
+        lambda module, inputs: seen.setdefault("x", []).append(inputs[0])
+    )
     with torch.no_grad():
         for row in ids:
             tuned[2](torch.tensor([row]))
