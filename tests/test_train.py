@@ -36,14 +36,14 @@ def test_any_peft_user_can_load_the_adapter(trained, tiny) -> None:
 
 def test_export_then_bench_through_the_command_line(trained, command) -> None:
     root = trained.parent.parent
-    result = command("export", "--run", trained, "--gguf", "q4_k_m,f16", "--json", cwd=root)
+    result = command("export", "--run", trained, "--gguf", "q4_k_m,f16", "--verify", "quick", "--json", cwd=root)
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout.splitlines()[-1])
     assert document["merged_tensors"] == 14
     assert document["checks"]["q4_k_m"]["prompts_with_equal_ids"] == 50
     assert [Path(path).name for path in document["paths"]] == ["model.q4_k_m.gguf", "model.f16.gguf"]
     left = {path.name for path in (trained / "export").iterdir()}
-    assert left == {"model.q4_k_m.gguf", "model.f16.gguf", "export.json"}
+    assert left == {"model.q4_k_m.gguf", "model.f16.gguf", "export.json", "Modelfile", "README.md"}
 
     result = command("bench", "--run", trained, "--limit", "2", "--json", cwd=root)
     assert result.returncode == 0, result.stderr
@@ -61,7 +61,7 @@ def test_export_then_bench_through_the_command_line(trained, command) -> None:
 
 
 def test_real_entries_are_scored(trained, command, open_entries) -> None:
-    model = command("export", "--run", trained, "--gguf", "q8_0").stdout.strip()
+    model = command("export", "--run", trained, "--gguf", "q8_0", "--verify", "quick").stdout.strip()
     result = command(
         "bench", "--model", model, "--data", open_entries, "--setting", "rating", "--limit", "3", "--json",
         cwd=trained.parent.parent, env=own_runs(trained.parent.parent),

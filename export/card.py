@@ -1,0 +1,92 @@
+"""The model card beside an export: base, data, recipe, scores, hashes, licence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from petool_lite.base import Base, gguf_fields, open_gguf
+
+_HEAD = """---
+base_model: {base}
+license: {licence}
+library_name: gguf
+tags: [tool-calling, petool-lite, gguf]
+---
+
+# {name}
+
+{base}, tuned by petool-lite {version} to answer with one call of the tool that its user prefers ({setting} setting,
+prompt style `{style}`). It expects the prompts that petool-lite renders and is not meant for general chat.
+"""
+
+
+def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, Any]) -> str:
+    """The card's text, Markdown with a YAML head. `document` is the content of export.json."""
+    parts = [
+        _HEAD.format(
+            base=base.name,
+            licence=licence(base) or "other",
+            name=run.name,
+            version=document["versions"].get("petool-lite", "unknown"),
+            setting=manifest["setting"],
+            style=manifest["prompt_style"],
+        )
+    ]
+    if not licence(base):
+        parts.append("The base names no licence; see where it came from.\n")
+    rows = [f"| {item['file']} | {item['bytes'] / 1e6:,.0f} MB | `{item['sha256']}` |" for item in document["files"]]
+    parts.append("\n".join(["## Files", "", "| file | size | SHA-256 |", "| --- | ---: | --- |", *rows, ""]))
+    parts.append(_checks(document))
+    parts.append(_scores(run))
+    data = manifest["data"]
+    parts.append(
+        "## Training\n\n"
+        f"{data['kept']:,} rows from `{data['source']}` (SHA-256 `{data['sha256']}`), {data['tokens']:,} tokens; "
+        f"adapter SHA-256 `{document['adapter_sha256']}`, merged into the base as "
+        f"{'dequantized NF4' if document['merge_base'] == 'nf4' else 'the base stores it'}. The recipe:\n\n"
+        f"```toml\n{(run / 'recipe.toml').read_text().strip()}\n```\n"
+    )
+    return "\n".join(parts)
+
+
+def licence(base: Base) -> str:
+    """The base's licence as its GGUF or its own card names it, or an empty string."""
+    import gguf
+
+    if base.gguf:
+        return str(gguf_fields(open_gguf(base.gguf)).get("general.license", ""))
+    named = gguf.Metadata.load(None, base.directory).license
+    return ", ".join(named) if isinstance(named, list) else named or ""
+
+
+def _checks(document: dict[str, Any]) -> str:
+    lines = [
+        "## Checks",
+        "",
+        f"{document['merged_tensors']} tensors changed by the adapter, by {document['relative_change']:.2%} in norm.",
+        "",
+        "| file type | prompts with equal ids | replies that stop | top-1 as transformers | KL to transformers, nats |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in document["checks"].items():
+        ids = found.get("prompts_with_equal_ids", "")
+        stopped = f"{found['replies_stopped']} of {found['replies']}" if "replies" in found else ""
+        against = found.get("against_transformers")
+        figures = f"{against['top1']:.4f} | {against['kl']:.3g}" if against else "not run | not run"
+        lines.append(f"| {name} | {ids} | {stopped} | {figures} |")
+    return "\n".join([*lines, ""])
+
+
+def _scores(run: Path) -> str:
+    file = run / "bench" / "report.json"
+    if not file.is_file():
+        return "## Scores\n\nNot scored yet: `petool-lite bench`, then export again.\n"
+    report = json.loads(file.read_text())
+    rows = [
+        f"| {item['name']} | {item['n']} | {item['tool_acc']:.1f} % | "
+        f"{item['param_acc']:.1f} % | {item['joint_acc']:.1f} % |"
+        for item in report["variants"]
+    ]
+    head = ["| file | n | tool | parameters | both |", "| --- | ---: | ---: | ---: | ---: |"]
+    source = report.get("data", {}).get("source", "")
+    return "\n".join(["## Scores", "", f"On `{source}`, published scorer.", "", *head, *rows, ""])

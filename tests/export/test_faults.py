@@ -1,0 +1,194 @@
+"""What can go wrong in an export is one clear line and leaves no file, not even a half one."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from petool_lite.export import export_base, load_source, write_targets
+from petool_lite.export.merge import load_adapter
+
+from petool_lite.base import resolve_base
+from petool_lite.errors import PetoolError
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model, llama3_tokenizer):
+    return tiny_model(llama3_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def adapter(small, make_adapter, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    make_adapter(small, folder)
+    return folder
+
+
+def refused(directory, adapter, tmp_path) -> PetoolError:
+    """The error of exporting to tmp_path/out, which must stay empty."""
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    with pytest.raises(PetoolError) as error:
+        source = load_source(resolve_base(str(directory)), load_adapter(adapter) if adapter else None)
+        write_targets(source, {"q4_k_m": out / "model.q4_k_m.gguf"}, {})
+    assert list(out.iterdir()) == []
+    assert error.value.exit_code == 1
+    assert error.value.hint
+    return error.value
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_model, llama3_tokenizer, small, make_adapter, tmp_path) -> None:
+    make_adapter(tiny_model(llama3_tokenizer, intermediate_size=768), tmp_path / "wide")
+    make_adapter(tiny_model(llama3_tokenizer, num_hidden_layers=3), tmp_path / "deep")
+    for name in ("wide", "deep"):
+        assert "another base" in refused(small, tmp_path / name, tmp_path).hint
+
+
+def test_an_adapter_that_changes_nothing_is_refused(small, make_adapter, tmp_path) -> None:
+    make_adapter(small, tmp_path / "idle", scale=0.0)
+    assert "untrained" in refused(small, tmp_path / "idle", tmp_path).hint
+    make_adapter(small, tmp_path / "faint", scale=1e-30)
+    assert "0 tensors changed, but the adapter has 14" in refused(small, tmp_path / "faint", tmp_path).message
+
+
+def test_an_adapter_with_trained_embeddings_is_refused(small, make_adapter, adapter, tmp_path) -> None:
+    make_adapter(small, tmp_path / "saved", modules_to_save=["embed_tokens"])
+    assert "trained embeddings" in refused(small, tmp_path / "saved", tmp_path).message
+    make_adapter(small, tmp_path / "lora", target_modules=["q_proj", "embed_tokens"])
+    assert "trained embeddings" in refused(small, tmp_path / "lora", tmp_path).message
+    shutil.copytree(tmp_path / "saved", tmp_path / "hidden")  # the settings do not say so, the weights do
+    shutil.copy(adapter / "adapter_config.json", tmp_path / "hidden")
+    assert "trained embeddings" in refused(small, tmp_path / "hidden", tmp_path).message
+
+
+@pytest.mark.parametrize("key", ["use_dora", "alpha_pattern", "bias"])
+def test_an_adapter_that_is_more_than_lora_is_refused(small, adapter, tmp_path, key) -> None:
+    shutil.copytree(adapter, tmp_path / "other")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    value = {"use_dora": True, "alpha_pattern": {"q_proj": 4}, "bias": "all"}[key]
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+    assert key in refused(small, tmp_path / "other", tmp_path).message
+
+
+def test_a_damaged_adapter_is_refused(small, adapter, tmp_path) -> None:
+    for name, harm in {
+        "cut": lambda file: file.write_bytes(file.read_bytes()[:500]),
+        "gone": lambda file: file.unlink(),
+        "garbage": lambda file: file.write_bytes(b"hello" * 100),
+    }.items():
+        shutil.copytree(adapter, tmp_path / name)
+        harm(tmp_path / name / "adapter_model.safetensors")
+        assert "adapter" in refused(small, tmp_path / name, tmp_path).message
+    shutil.copytree(adapter, tmp_path / "settings")
+    (tmp_path / "settings" / "adapter_config.json").write_text("{")
+    assert "damaged adapter" in refused(small, tmp_path / "settings", tmp_path).message
+
+
+def test_a_damaged_base_is_refused(small, adapter, tmp_path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(small / "model.safetensors")
+
+    def changed(name):
+        shutil.copytree(small, tmp_path / name)
+        return tmp_path / name / "model.safetensors"
+
+    file = changed("truncated")
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "damaged weights" in refused(file.parent, adapter, tmp_path).message
+    file = changed("corrupted")
+    file.write_bytes(b"\xff" * 64 + file.read_bytes()[64:])
+    assert "damaged weights" in refused(file.parent, adapter, tmp_path).message
+    file = changed("incomplete")
+    save_file({name: value for name, value in weights.items() if "layers.1.mlp.up" not in name}, file)
+    found = refused(file.parent, adapter, tmp_path)
+    assert "model.layers.1.mlp.up_proj.weight is missing" in found.message
+    file = changed("not finite")
+    broken = weights["model.layers.1.mlp.up_proj.weight"].clone()
+    broken[3, 5] = torch.nan
+    save_file(weights | {"model.layers.1.mlp.up_proj.weight": broken}, file)
+    found = refused(file.parent, adapter, tmp_path)
+    assert "model.layers.1.mlp.up_proj.weight holds values that are not finite" in found.message
+
+
+def test_a_missing_shard_is_named(small, tmp_path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(small).save_pretrained(tmp_path / "shards", max_shard_size="1MB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(small / name, tmp_path / "shards")
+    shards = sorted((tmp_path / "shards").glob("*.safetensors"))
+    assert len(shards) > 2
+    shards[1].unlink()
+    assert f"{shards[1].name} is missing" in refused(tmp_path / "shards", None, tmp_path).message
+
+
+def test_an_unknown_type_is_named(command, small) -> None:
+    with pytest.raises(PetoolError, match="unknown GGUF type: q9_z"):
+        export_base(str(small), "q9_z")
+
+
+def test_a_full_disk_is_said_before_anything_is_written(small, tmp_path, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert "GiB free, the export needs" in refused(small, None, tmp_path).message
+
+
+@pytest.mark.parametrize("function", ["posix_fallocate", "pwrite"])
+def test_a_disk_that_fills_up_is_cleaned_up(small, tmp_path, monkeypatch, function) -> None:
+    real, calls = getattr(os, function), []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) > (5 if function == "pwrite" else 0):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, function, full)
+    assert "the disk is full" in refused(small, None, tmp_path).message
+
+
+def test_a_file_that_fails_its_check_never_gets_its_name(small, tmp_path) -> None:
+    def refuse(paths) -> None:
+        assert [path.stat().st_size > 0 for path in paths.values()] == [True, True]
+        raise PetoolError("q8_0 is wrong")
+
+    targets = {name: tmp_path / "out" / f"{name}.gguf" for name in ("f16", "q8_0")}
+    with pytest.raises(PetoolError, match="q8_0 is wrong"):
+        write_targets(load_source(resolve_base(str(small))), targets, {}, check=refuse)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from petool_lite.export import load_source, write_targets
+from petool_lite.base import resolve_base
+def slow(stage, done, total, note):
+    import time
+    print(done, flush=True)
+    time.sleep(0.5)
+write_targets(load_source(resolve_base(sys.argv[1])), {"q4_k_m": Path(sys.argv[2])}, {}, slow)
+"""
+
+
+def test_a_killed_export_leaves_no_file_under_its_name_and_can_be_run_again(small, tmp_path) -> None:
+    target = tmp_path / "out" / "model.q4_k_m.gguf"
+    line = [sys.executable, "-c", _KILLED, str(small), str(target)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "1"
+    assert [path.suffix for path in target.parent.iterdir()] == [".draft"]
+    with pytest.raises(PetoolError, match="another export is writing"):
+        write_targets(load_source(resolve_base(str(small))), {"q4_k_m": target}, {})
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+    time.sleep(0.1)
+    write_targets(load_source(resolve_base(str(small))), {"q4_k_m": target}, {})
+    assert list(target.parent.iterdir()) == [target]

@@ -1,0 +1,91 @@
+"""Whole files equal what llama.cpp's own quantizer writes from the same merged weights, byte for byte."""
+
+import pytest
+from petool_lite.export import load_source, write_targets
+from petool_lite.export.gguf import file_order, gguf_name, permute
+from petool_lite.export.merge import load_adapter
+from petool_lite.export.tensor_types import TYPES, Architecture, choose_types
+
+from petool_lite.base import gguf_fields, open_gguf, resolve_base
+
+
+def float32_gguf(model, like, config, target) -> None:
+    """Write `model` (transformers) as a float32 GGUF with the keys of the file `like`: the quantizer's input."""
+    import gguf
+
+    reader = open_gguf(like)
+    writer = gguf.GGUFWriter(target, "llama")
+    for key, value in gguf_fields(reader).items():
+        if key not in ("general.architecture", "general.file_type", "general.quantization_version"):
+            kinds = reader.fields[key].types
+            writer.add_key_value(key, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
+    writer.add_file_type(0)
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            query = name.endswith("q_proj.weight")
+            weight = permute(weight, config.num_attention_heads if query else config.num_key_value_heads)
+        tensors[gguf_name(name)] = weight.float().contiguous().numpy()
+    for name in sorted(tensors, key=file_order):
+        writer.add_tensor(name, tensors[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+SHAPES = {
+    "tied, grouped heads": {"num_hidden_layers": 9},
+    "untied": {"num_hidden_layers": 3, "tie_word_embeddings": False},
+    "narrow rows fall back": {"hidden_size": 192, "intermediate_size": 288, "num_attention_heads": 3,
+                              "num_key_value_heads": 3, "head_dim": 64},
+    "four heads a group": {"num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_type_is_what_the_quantizer_writes(
+    tiny_model, llama3_tokenizer, make_adapter, llama_quantize, tmp_path, shape
+) -> None:
+    directory = tiny_model(llama3_tokenizer, **SHAPES[shape])
+    model = make_adapter(directory, tmp_path / "adapter").merge_and_unload()
+    source = load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter"))
+    ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
+    write_targets(source, ours, {"petool_lite.setting": "rating"})
+    float32_gguf(model, ours["bf16"], model.config, tmp_path / "f32.gguf")
+    for name, path in ours.items():
+        wanted = llama_quantize(tmp_path / "f32.gguf", tmp_path / "wanted.gguf", name)
+        assert path.read_bytes() == wanted.read_bytes(), name
+
+
+def test_a_base_from_gguf_is_what_the_quantizer_writes(smollm2, llama_quantize, tmp_path) -> None:
+    ours = {name: tmp_path / f"{name}.gguf" for name in ("bf16", "q4_k_m")}
+    write_targets(load_source(smollm2), ours, {})
+    wanted = llama_quantize(ours["bf16"], tmp_path / "wanted.gguf", "q4_k_m")
+    assert ours["q4_k_m"].read_bytes() == wanted.read_bytes()
+
+
+@pytest.mark.parametrize("file_type", TYPES)
+@pytest.mark.parametrize("has_imatrix", [False, True])
+def test_the_mixture_of_a_large_model(file_type, has_imatrix) -> None:
+    # Llama-3.2-3B: 28 layers, of which 14 get more bits in q4_k_m
+    model = Architecture(layers=28, heads=24, key_value_heads=8, tied=True)
+    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm")
+    columns = {f"blk.{layer}.{name}.weight": 8192 if name == "ffn_down" else 3072
+               for layer in range(28) for name in names}  # fmt: skip
+    columns |= {"token_embd.weight": 3072, "output_norm.weight": 3072, "rope_freqs.weight": 64}
+    types = choose_types(columns, file_type, model, has_imatrix)
+    assert {types[name] for name in columns if "norm" in name or "rope" in name} == {"F32"}
+    down = [types[f"blk.{layer}.ffn_down.weight"] for layer in range(28)]
+    value = [types[f"blk.{layer}.attn_v.weight"] for layer in range(28)]
+    embedding = types["token_embd.weight"]
+    expected = {
+        "q4_k_m": ("Q6_K", 14, 14), "q5_k_m": ("Q6_K", 14, 14), "q4_k_s": ("Q6_K", 3, 4), "q5_k_s": ("Q6_K", 0, 0),
+        "q6_k": ("Q6_K", 0, 0), "q8_0": ("Q8_0", 0, 0), "f16": ("F16", 0, 0), "bf16": ("BF16", 0, 0),
+        "iq4_xs": ("Q6_K", 0 if has_imatrix else 3, 0), "q4_0": ("Q6_K", 3 if has_imatrix else 0, 0),
+    }  # fmt: skip
+    default = types["blk.0.attn_q.weight"]
+    found = (embedding, sum(kind != default for kind in down), sum(kind != default for kind in value))
+    assert found == expected[file_type]
