@@ -14,6 +14,7 @@ from petool_lite.data.files import Dataset
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama import LlamaModel, Reply
+from petool_lite.inference.parse import failure
 from petool_lite.prompt import Chat, Layout, chat_from_directory, prompt_ids, spread
 from petool_lite.runs import draft
 
@@ -27,6 +28,7 @@ def generate_results(
 
     An entry longer than the model's context loses old history, counted in the row; one that is too long even then
     has the status "too_long" and scores as wrong. A failure of the engine is "engine_error", never a wrong answer.
+    `failure` names what keeps a reply from being a valid call (inference.parse); scoring does not look at it.
     """
     engine = _gpu_replies if variant.engine == GPU else _llama_replies
     stage = f"bench {variant.name}"
@@ -80,21 +82,21 @@ def _llama_replies(
         constrainer = model.constrainer() if variant.decoding == "constrained" else None
         for index, ids in fits.items():
             facts = {"style": style, "history_dropped": dropped[index]}
+            tools = dataset.entries[index].prompt(setting).tools
             started = time.perf_counter()
             try:
-                tools = dataset.entries[index].prompt(setting).tools
                 reply = model.generate(ids, max_reply_tokens, constrainer.start(tools) if constrainer else None)
             except PetoolError as error:
                 seconds = round(time.perf_counter() - started, 4)
-                failure = {
+                broken = {
                     "status": "engine_error",
                     "error": error.message,
                     "prompt_tokens": len(ids),
                     "seconds": seconds,
                 }
-                yield index, failure | facts
+                yield index, broken | facts
             else:
-                yield index, _row(reply) | facts
+                yield index, _row(reply) | facts | {"failure": failure(reply.text, tools, reply.finish)}
 
 
 def _gpu_replies(
@@ -120,7 +122,9 @@ def _gpu_replies(
     model = GpuModel(variant.model, variant.adapter)
     for place, reply in model.generate(list(fits.values()), max_reply_tokens, chat.eos_id, chat.decode, constrain):
         index = indexes[place]
-        yield index, _row(reply) | {"style": style, "history_dropped": dropped[index]}
+        offered = dataset.entries[index].prompt(setting).tools
+        facts = {"style": style, "history_dropped": dropped[index]}
+        yield index, _row(reply) | facts | {"failure": failure(reply.text, offered, reply.finish)}
 
 
 def _row(reply: Reply) -> dict[str, Any]:
