@@ -57,7 +57,7 @@ class Options:
 
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
-    """Write the run's export folder: model.<type>.gguf, Modelfile, README.md, export.json; return export.json's content.
+    """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
 
     With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. Raises PetoolError and leaves no new
     model file if a check fails.
