@@ -77,7 +77,7 @@ def export_run(run: Path, options: Options, report: Report = silent) -> dict[str
     folder = run / "export"
     if options.imatrix:
         source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
-    trial = prepare_trial(base, recipe)
+    trial = prepare_trial(base, recipe, report)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
     checks: dict[str, dict[str, Any]] = {}
     wanted: list[Any] = []  # the merged model's own logits, for every file that is compared with it

