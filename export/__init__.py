@@ -57,7 +57,7 @@ class Options:
 
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
-    """Write the run's export folder: model.<type>.gguf, Modelfile, README.md, export.json; return export.json's content.
+    """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
 
     With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. Raises PetoolError and leaves no new
     model file if a check fails.
@@ -77,7 +77,7 @@ def export_run(run: Path, options: Options, report: Report = silent) -> dict[str
     folder = run / "export"
     if options.imatrix:
         source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
-    trial = prepare_trial(base, recipe)
+    trial = prepare_trial(base, recipe, report)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
     checks: dict[str, dict[str, Any]] = {}
     wanted: list[Any] = []  # the merged model's own logits, for every file that is compared with it

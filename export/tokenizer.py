@@ -1,6 +1,7 @@
 """Tokenizer metadata for a base in Hugging Face format: byte-level BPE as llama.cpp's converter writes it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def add_tokenizer(writer: Any, directory: Path, vocab_size: int) -> None:
     """Add tokens, types, merges, special ids and the chat template of `directory` to a GGUF writer."""
     import gguf
 
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of separators, which a causal model has not
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
     if tokenizer["model"].get("type") != "BPE":
         raise PetoolError(f"tokenizer type {tokenizer['model'].get('type')} is not supported", "BPE is")

@@ -41,15 +41,16 @@ class Trial:
     source: str
 
 
-def prepare_trial(base: Base, recipe: Recipe) -> Trial:
+def prepare_trial(base: Base, recipe: Recipe, report: Report) -> Trial:
     """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing."""
     chat = chat_from_directory(base.directory)
     layout = Layout(recipe.data.setting, recipe.data.style, recipe.model.max_tokens)
     try:
         entries: Sequence[Entry] = load_dataset(recipe.bench.data, layout.setting, _CONSIDERED).entries
         name = recipe.bench.data
-    except PetoolError:  # a run may be exported where its test data is not
+    except PetoolError as error:  # a run may be exported where its test data is not
         entries, name = (), f"demo:test:{PROMPTS}"
+        report(f"checking with generated entries, since {error.message}", 0, 0, "")
     demo = [
         parse_entry(row, layout.setting, "demo", index)
         for index, row in enumerate(generate("test", PROMPTS) if len(entries) < PROMPTS else [])

@@ -237,3 +237,17 @@ def test_an_adapter_that_names_another_base_is_refused(run, tmp_path) -> None:
         export_run(tmp_path / "run", Options(("q8_0",)))
     with pytest.raises(PetoolError, match="unknown GGUF type: q9"):
         export_run(tmp_path / "run", Options(("q9",)))
+
+
+def test_export_through_the_command_line(run, command) -> None:
+    result = command("export", "--run", run, "--gguf", "Q8_0", "--lora-gguf", "--verify", "quick")
+    assert result.returncode == 0, result.stderr
+    assert [line.rpartition("/")[2] for line in result.stdout.splitlines()] == ["model.q8_0.gguf", "lora.gguf"]
+    assert "q8_0: " in result.stderr
+    assert "50 prompts with equal ids" in result.stderr
+    for noise in ("Failed to load", "Unknown separator", "Warning"):
+        assert noise not in result.stderr
+    result = command("export", "--run", run, "--gguf", "q9", "--json")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "unknown GGUF type: q9" in result.stderr
+    assert "Traceback" not in result.stderr

