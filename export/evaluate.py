@@ -12,7 +12,7 @@ from typing import Any
 
 from petool_lite.base import check_gguf
 from petool_lite.errors import PetoolError
-from petool_lite.inference.llama import default_threads
+from petool_lite.inference.settings import default_threads
 from petool_lite.llama_log import first_error, quiet
 
 _BATCH = 512

@@ -31,9 +31,10 @@ _RENDERERS = (
     "prepare.py",
     "data/entries.py",
     "data/augment.py",
+    "data/described.py",
+    "data/rename.py",
     "data/splits.py",
 )
-_RENDERERS += ("data/rename.py", "data/described.py")
 _CHUNK = 512  # rows in memory at once
 
 
