@@ -23,7 +23,7 @@ demo: .venv/ready
 	@echo "2/3 merge, quantize and check" >&2
 	@$(BIN)/petool-lite export --gguf q4_k_m
 	@echo "3/3 score base and tuned model on functions that training never saw" >&2
-	@$(BIN)/petool-lite bench
+	@$(BIN)/petool-lite bench --decoding free
 
 test: .venv/ready
 	@$(BIN)/python -m pytest

@@ -49,7 +49,8 @@ def test_export_then_bench_through_the_command_line(trained, command) -> None:
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["partial"] is True
-    assert [variant["name"] for variant in report["variants"]] == ["base-q4_k_m", "tuned-q4_k_m"]
+    names = ["base-q4_k_m", "base-q4_k_m-constrained", "tuned-q4_k_m", "tuned-q4_k_m-constrained"]
+    assert [variant["name"] for variant in report["variants"]] == names
     wanted = {"name", "engine", "n", "tool_acc", "param_acc", "joint_acc", "seconds"}
     for variant in report["variants"]:
         assert wanted <= set(variant)
