@@ -32,8 +32,9 @@ _RENDERERS = (
     "data/entries.py",
     "data/augment.py",
     "data/splits.py",
+    "data/rename.py",
+    "data/described.py",
 )
-_RENDERERS += ("data/rename.py", "data/described.py")
 _CHUNK = 512  # rows in memory at once
 
 
