@@ -34,6 +34,8 @@ _RENDERERS = (
     "data/described.py",
     "data/rename.py",
     "data/splits.py",
+    "data/rename.py",
+    "data/described.py",
 )
 _CHUNK = 512  # rows in memory at once
 

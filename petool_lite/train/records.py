@@ -165,14 +165,16 @@ def draw_curve(run: Path) -> None:
 
     figure, (top, below) = pyplot.subplots(2, sharex=True, figsize=(8, 5), height_ratios=(3, 1), layout="constrained")
     steps = [row["step"] for row in rows]
-    top.plot(steps, [row["loss"] for row in rows], color="tab:blue", linewidth=1, label="loss")
-    top.set(ylabel="loss", title=run.name)
+    top.plot(steps, [row["loss"] for row in rows], color="tab:blue", linewidth=1)
+    top.set_title(run.name)
+    top.set_ylabel("loss", color="tab:blue")
     below.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray", linewidth=1)
     below.set(xlabel="step", ylabel="learning rate")
     if scores:
         right = top.twinx()
         right.plot([row["step"] for row in scores], [row["joint_acc"] for row in scores], "o-", color="tab:orange")
-        right.set(ylabel="joint accuracy, %", ylim=(0, 100))
+        right.set_ylabel("joint accuracy, %", color="tab:orange")
+        right.set_ylim(-3, 103)
     with draft(run / "loss.png") as path:
         figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)

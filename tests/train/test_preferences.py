@@ -58,6 +58,16 @@ def test_its_adapter_is_one_that_peft_loads_and_export_merges(second, trained, t
     assert json.loads(result.stdout.splitlines()[-1])["merged_tensors"] == 14
 
 
+def test_its_checkpoint_holds_the_trained_adapter_alone(second) -> None:
+    """A folder of the reference in it would make the trainer restore that and leave the trained one fresh."""
+    from safetensors.torch import load_file
+
+    checkpoint = second / "checkpoints" / "checkpoint-8"
+    assert [path for path in checkpoint.iterdir() if path.is_dir()] == []
+    saved, final = (load_file(path / "adapter_model.safetensors") for path in (checkpoint, second / "adapter"))
+    assert all((saved[name] == final[name]).all() for name in final)
+
+
 def test_pairs_have_the_ids_that_the_renderer_gives_each_answer(smollm2) -> None:
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
