@@ -12,6 +12,7 @@ from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint, logits_processor, value_rule, written_default
 from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.parse import failure
 from petool_lite.prompt import Chat, chat_from_directory
 
 REAL_LLAMA3 = Path("/work/lab/package/models")
@@ -93,6 +94,30 @@ def test_the_same_with_a_llama3_tokenizer(open_entries) -> None:
         ids = tokenizer.encode(entry.gold.to_json(), add_special_tokens=False).ids
         failed = walk(constrainer.start(entry.prompt("rating").tools), [*ids, 128009])
         assert (failed is not None) == misdeclared(entry), failed
+
+
+def replies_by_chance(constrainer, chat, entries) -> list[str | None]:
+    """What is wrong with replies whose every token is drawn at random from the allowed ones; None for valid calls."""
+    random = np.random.default_rng(0)
+    found = []
+    for entry in entries:
+        tools = entry.prompt("rating").tools
+        constraint, ids = constrainer.start(tools), []
+        while not constraint.finished and len(ids) < 20_000:
+            step = constraint.forced()
+            if not step:
+                allowed = np.flatnonzero(np.unpackbits(constraint.bits(), bitorder="little"))
+                step = [int(random.choice(allowed))]
+            constraint.accept(step)
+            ids += step
+        found.append(failure(chat.decode(ids[:-1]), tools, "stop" if constraint.finished else "length"))
+    return found
+
+
+def test_even_chance_can_only_write_valid_calls(open_entries, constrainer, chat) -> None:
+    """No model is needed to know what the constraint lets through; all 753 were tried once, here every 25th."""
+    entries = load_dataset(str(open_entries), "rating").entries[::25]
+    assert replies_by_chance(constrainer, chat, entries) == [None] * len(entries)
 
 
 WEATHER = tool(
