@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import own_runs, tiny_settings
 
 REPOSITORY = Path(__file__).parent.parent
 OPEN_ENTRIES = REPOSITORY.parent / "shared" / "petoolbench" / "user_entries_open.json.zip"
@@ -86,23 +87,6 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(line, capture_output=True, text=True, **{"timeout": 280, **options})
 
     return run
-
-
-def own_runs(root: Path) -> dict[str, str]:
-    """Variables for a process whose runs lie under `root`."""
-    return os.environ | {"PETOOL_LITE_RUNS": str(root / "runs")}
-
-
-def tiny_settings(tiny: Path) -> list[str]:
-    """Options that make of the demo recipe 10 steps on a tiny model, with dropout, so that random numbers matter."""
-    pairs = [
-        f"model.base={tiny}",
-        "data.train=demo:train:20",
-        "train.batch_size=2",
-        "train.learning_rate=2e-3",
-        "train.save_every=5",
-    ]
-    return [part for pair in [*pairs, "lora.dropout=0.1"] for part in ("--set", pair)]
 
 
 @pytest.fixture(scope="session")

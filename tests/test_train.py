@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import own_runs, tiny_settings
+from support import own_runs, tiny_settings
 
 from petool_lite.train.microstep import answer_loss, group, micro_steps
 from petool_lite.train.plan import steps

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import own_runs, tiny_settings
+from support import own_runs, tiny_settings
 
 from petool_lite.errors import PetoolError
 from petool_lite.train.checkpoints import newest_checkpoint

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import own_runs, tiny_settings
+from support import own_runs, tiny_settings
 
 from petool_lite.data.augment import with_rejected, wrong_providers
 from petool_lite.data.entries import parse_entry, provider
