@@ -117,7 +117,7 @@ def test_rope_factors_follow_the_published_rule() -> None:
     ("config", "said"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "Llama family"),
-        ({"architectures": ["LlamaForCausalLM"], "auto_map": {}}, "Llama family"),
+        ({"architectures": ["LlamaForCausalLM"], "auto_map": {}}, "code of its own"),
         ({"architectures": ["LlamaForCausalLM"]}, "no safetensors"),
     ],
 )

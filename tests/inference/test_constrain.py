@@ -234,7 +234,7 @@ def _lowest_bit(constraint: Constraint) -> int:
 
 
 def test_llama_cpp_replies_are_valid_calls_even_from_an_untrained_model(open_entries) -> None:
-    entries = load_dataset(str(open_entries), "rating", limit=3).entries
+    entries = load_dataset(str(open_entries), "rating", limit=1).entries
     with LlamaModel(embedded_gguf(), n_ctx=1024) as model:
         maker = model.constrainer()
         for entry in entries:
