@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train, export and bench a 135M model on this CPU (about 10 minutes after installing)"
+	@echo "make demo    train, export and bench a 135M model on this CPU (about 7 minutes after installing)"
 	@echo "make test    the test suite"
 	@echo "make check   lint, format and types"
 	@echo "make bench-data  time and memory of preparing 9,000 training rows"
