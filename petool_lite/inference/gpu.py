@@ -12,6 +12,19 @@ from petool_lite.inference.llama import Reply
 _TOKENS_A_BATCH = 65_536  # prompt tokens padded together; the KV cache of a 3B model takes 7 GB for them
 
 
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Any, Any]:
+    """Prompts as one tensor (prompts, longest), padded on the left as generation needs it, and its attention mask."""
+    import torch
+
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
 class GpuModel:
     """A model in bfloat16, its adapter merged in memory. Raises PetoolError where there is no GPU."""
 
@@ -71,12 +84,8 @@ class GpuModel:
     ) -> list[list[int]]:
         import torch
 
-        longest = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), longest), eos_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+        ids, mask = left_padded(prompts, eos_id)
+        longest = ids.shape[1]
         device = self._model.device
         with torch.inference_mode():
             output = self._model.generate(

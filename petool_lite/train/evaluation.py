@@ -19,6 +19,7 @@ from petool_lite.console import Report
 from petool_lite.data.entries import ToolCall
 from petool_lite.data.files import load_dataset, source_sha256
 from petool_lite.errors import PetoolError
+from petool_lite.inference.gpu import left_padded
 from petool_lite.prompt import Chat, Layout, prompt_ids
 from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import draft, write_json
@@ -130,12 +131,7 @@ def _replies(model: Any, prompts: Sequence[Sequence[int]], exam: Exam) -> list[s
     import torch
 
     end = exam.chat.eos_id
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), end)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
+    ids, mask = left_padded(prompts, end)
     device = model.device
     # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
@@ -148,7 +144,7 @@ def _replies(model: Any, prompts: Sequence[Sequence[int]], exam: Exam) -> list[s
             pad_token_id=end,
         )
     assert exam.chat.decode is not None  # a chat from a directory has one
-    found = [row[: row.index(end)] if end in row else row for row in output[:, longest:].tolist()]
+    found = [row[: row.index(end)] if end in row else row for row in output[:, ids.shape[1] :].tolist()]
     return [exam.chat.decode(row) for row in found]
 
 
