@@ -2,17 +2,24 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo test check bench-data bench-cpu bench-export clean
+.PHONY: help demo test test-faults fuzz check audit docs reference bench-data bench-cpu bench-call bench-gpu bench-generate bench-export bench-serve clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train, export and bench a 135M model on this CPU (about 7 minutes after installing)"
 	@echo "make test    the test suite"
-	@echo "make check   lint, format and types"
+	@echo "make test-faults  kills, full disks, odd clocks at length (KILLS=20); docs/reliability.md"
+	@echo "make fuzz    over 100,000 hostile recipes, entries, replies, files and requests"
+	@echo "make check   lint, format, types, reference pages, secrets and known vulnerabilities"
+	@echo "make docs    the documentation as a site in site/ (make reference: its generated pages)"
 	@echo "make bench-data  time and memory of preparing 9,000 training rows"
 	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  first-token times beside llama-cpp-python's own"
+	@echo "make bench-call MODEL=M.gguf DATA=entries.json  seconds an entry of bench beside those of call"
+	@echo "make bench-generate BASE=model/ DATA=entries.json  the bench's GPU generation beside transformers' generate"
+	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
+	@echo "make bench-serve MODEL=M.gguf  50 clients for 2 minutes, then with the engine killed 10 times"
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
-	@echo "make clean   remove .venv (runs are kept)"
+	@echo "make clean   remove what was installed and built (runs are kept)"
 
 .venv/ready: requirements/install.sh requirements/torch.txt requirements/lock.txt requirements/llama.txt requirements/test.txt pyproject.toml
 	@bash requirements/install.sh
@@ -26,22 +33,64 @@ demo: .venv/ready
 	@$(BIN)/petool-lite bench --decoding free
 
 test: .venv/ready
-	@# two at a time: on two cores 243 s instead of 348
+	@# two at a time: on two cores about a third less time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: .venv/ready
+KILLS ?= 20
+test-faults: .venv/ready
+	@OMP_NUM_THREADS=1 PETOOL_LITE_KILLS=$(KILLS) $(BIN)/python -m pytest -s -m faults tests/faults
+
+fuzz: .venv/ready
+	@PETOOL_LITE_FUZZ=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
+
+audit: .venv/ready
+	@bash requirements/audit.sh
+
+check: .venv/ready audit
+	@# the golden tokenizers are tables of words
+	@git ls-files -z | grep -zv '^tests/golden/' | xargs -0 $(BIN)/detect-secrets-hook
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python docs/make_reference.py --check
 	@# mypy sees the mapped folders export, bench and recipes only where the package is really installed
 	@copy=$$(mktemp -d) && $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation \
 		--target $$copy . && rm -rf build && cd $$copy && MYPYPATH=$$copy $(CURDIR)/$(BIN)/mypy \
 		--python-executable $(CURDIR)/$(BIN)/python --config-file $(CURDIR)/pyproject.toml -p petool_lite; code=$$?; rm -rf $$copy; exit $$code
+
+.PHONY: docs reference
+# Has an environment of its own: what builds the site is not needed to use petool-lite.
+docs: .venv-docs/ready
+	@# not --quiet: that would silence the warnings that --strict turns into a failure
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --clean
+	@echo "open site/index.html, or with search: python3 -m http.server -d site" >&2
+
+.venv-docs/ready: requirements/docs.txt
+	@python3 -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/docs.txt
+	@touch $@
+
+reference: .venv/ready
+	@$(BIN)/python docs/make_reference.py
 
 bench-data: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.speed prepare
 
 bench-cpu: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.cpu_speed $(MODEL) $(DATA) $(COUNT)
+
+bench-call: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.call_speed $(MODEL) $(DATA) $(COUNT)
+
+# For a base with random weights add OPTIONS=--fixed: replies as long as the right answers.
+bench-generate: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.gpu_speed $(BASE) $(DATA) $(OPTIONS)
+
+bench-gpu: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.train_speed $(BASE) $(DATA) --document docs/performance.md
+
+bench-serve: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.serve_load $(MODEL)
+
 # The reference converter lives in a folder of its own: it brings another gguf package along.
 EXPORT_WORK ?= /tmp/petool-lite-bench-export
 bench-export: .venv/ready
@@ -53,4 +102,4 @@ bench-export: .venv/ready
 	@rm -rf $(EXPORT_WORK)
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-docs site build *.egg-info

@@ -1,45 +1,68 @@
-"""`bench`: generate greedy replies with llama.cpp into results files, then score them."""
+"""`bench`: generate greedy replies into results files, then score them and write the report."""
 
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from petool_lite.bench.report import build_report
-from petool_lite.bench.run import generate_results, read_results
-from petool_lite.bench.score import Score, score_rows
-from petool_lite.bench.variants import Variant
-
+from petool_lite.base import check_gguf
 from petool_lite.console import Report, silent
-from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
-from petool_lite.runs import write_json
+from petool_lite.runs import locked
 
-__all__ = ["Score", "Variant", "bench", "read_results", "score_rows"]
+if TYPE_CHECKING:
+    from petool_lite.bench.run import Task
+    from petool_lite.bench.variants import Variant
+
+__all__ = ["bench", "generate"]
+
+INTERRUPTED = 130
 
 
-def bench(
-    variants: list[Variant],
-    data: str,
-    setting: str,
-    folder: Path,
-    limit: int = 0,
-    max_reply_tokens: int = 256,
-    report: Report = silent,
-) -> dict[str, Any]:
-    """Run every variant over the same entries, write results-<variant>.jsonl and report.json; return the report.
+def bench(variants: "list[Variant]", task: "Task", folder: Path, report: Report = silent) -> dict[str, Any]:
+    """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report.
 
-    Raises PetoolError for entries without gold answers, an unknown setting or a model that does not load.
+    Rows that an earlier run left are kept. Raises PetoolError for entries without right answers, results of other
+    work in the folder, or a model that does not load.
     """
-    started = time.time()
-    dataset = load_dataset(data, setting, limit)
-    unanswered = next((entry.id for entry in dataset.entries if entry.gold is None), None)
-    if unanswered is not None:
-        raise PetoolError(f"{data}: entry {unanswered} has no right answer to score against", "use a labelled file")
-    scored = []
+    from petool_lite.bench.report import write_report
+    from petool_lite.bench.variants import LLAMA
+
     for variant in variants:
-        results = folder / f"results-{variant.name}.jsonl"
-        generate_results(variant, dataset, setting, max_reply_tokens, results, report)
-        scored.append((variant, results, read_results(results)))
-    document = build_report(scored, dataset, setting, time.time() - started)
-    write_json(folder / "report.json", document)
-    return document
+        if variant.engine == LLAMA and variant.model is not None:
+            check_gguf(variant.model)  # before the folder is made
+    task.entries()
+    check_neighbours(variants, task, folder)
+    with locked(folder):
+        generate(variants, task, folder, report)
+        return write_report(folder)
+
+
+def check_neighbours(variants: "list[Variant]", task: "Task", folder: Path) -> None:
+    """Raise PetoolError for other results in the folder that the report could not hold beside these."""
+    from petool_lite.bench.results import load_results
+
+    own = {f"results-{variant.name}.jsonl" for variant in variants}
+    for path in sorted(folder.glob("results-*.jsonl")):
+        if path.name in own:
+            continue
+        meta = load_results(path).meta
+        if meta["setting"] == task.setting and meta["data"]["sha256"] != task.dataset.sha256:
+            raise PetoolError(
+                f"{path} was made from other data: {meta['data']['source']}, not {task.dataset.source}",
+                "give another --out, or take that file away",
+            )
+
+
+def generate(variants: "list[Variant]", task: "Task", folder: Path, report: Report = silent) -> None:
+    """Only the results files. Ctrl-C ends it with what is done kept, as a PetoolError with exit code 130."""
+    from petool_lite.bench.engines import GpuEngine
+    from petool_lite.bench.run import generate_results
+
+    task.entries()
+    engine = GpuEngine()
+    try:
+        for variant in variants:
+            generate_results(variant, task, folder / f"results-{variant.name}.jsonl", engine, report)
+    except KeyboardInterrupt:
+        raise PetoolError(
+            f"stopped; the replies so far are in {folder}", "the same command goes on from here", INTERRUPTED
+        ) from None

@@ -19,8 +19,9 @@ from petool_lite.data.demo import generate
 ROWS, TOKENS = 9_000, 5_900  # the published training file: rows, mean tokens of one
 
 
-def training_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Training rows of the published form: demo entries with a history of about TOKENS SmolLM2 tokens."""
+def training_rows(count: int, seed: int = 0, calls_a_row: tuple[int, int] = (98, 124)) -> list[dict[str, str]]:
+    """Training rows of the published form: demo entries with a history of about TOKENS SmolLM2 tokens, or of as many
+    calls as are asked for (least, most)."""
     rng = random.Random(seed)
     pool = generate("train", 2_000)
     calls = [call for row in pool for call in _history(row["instruction_ratings"])]
@@ -28,7 +29,7 @@ def training_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     for index in range(count):
         row = pool[index % len(pool)]
         text = row["instruction_ratings"]
-        history = json.dumps(rng.choices(calls, k=rng.randint(98, 124)))
+        history = json.dumps(rng.choices(calls, k=rng.randint(*calls_a_row)))
         start = text.index("[")
         end = start + json.JSONDecoder().raw_decode(text[start:])[1]
         answer = json.dumps(row["api_call_ground_truth"])

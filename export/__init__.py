@@ -4,7 +4,6 @@ No network, no compiler, no checkout of llama.cpp, no 16-bit copy of the model: 
 merged, by the C functions inside llama-cpp-python.
 """
 
-import fcntl
 import json
 import os
 import time
@@ -38,7 +37,7 @@ from petool_lite.base import Base, cache_root, file_sha256, resolve_base
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import load_recipe
-from petool_lite.runs import draft, read_manifest, versions, write_json, write_text
+from petool_lite.runs import draft, locked, read_manifest, versions, write_json, write_text
 
 __all__ = ["LEVELS", "MERGE_BASES", "TYPES", "Options", "export_base", "export_run", "load_source", "write_targets"]
 
@@ -59,11 +58,16 @@ class Options:
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
 
-    With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. Raises PetoolError and leaves no new
-    model file if a check fails.
+    With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. export.json goes first and comes last:
+    while it is there, it tells of the files beside it. A check that fails raises PetoolError; no new file is left then.
     """
-    started = time.time()
     check_types(list(options.types))
+    with _only_writer(run / "export"):
+        return _export_run(run, options, report)
+
+
+def _export_run(run: Path, options: Options, report: Report) -> dict[str, Any]:
+    started = time.time()
     manifest = read_manifest(run)
     recipe = load_recipe(str(run / "recipe.toml"))[1]
     base = resolve_base(manifest["base"]["name"], lambda text: report(text, 0, 0, ""))
@@ -88,9 +92,10 @@ def export_run(run: Path, options: Options, report: Report = silent) -> dict[str
             wanted.extend(reference_logits(source, trial, report))
             found = verify_answers(paths, wanted, trial, recipe.bench.max_reply_tokens, report)
             checks.update({name: checks[name] | figures for name, figures in found.items()})
+        (folder / "export.json").unlink(missing_ok=True)
 
     seconds = {"start": round(time.time() - started, 2)}
-    changes = write_targets(source, targets, _own_keys(manifest, options), report, check, seconds)
+    changes = _write_targets(source, targets, _own_keys(manifest, options), report, check, seconds)
     if options.lora:
         with draft(folder / "lora.gguf") as work:
             write_lora(work, adapter, source.config, _own_keys(manifest, options))
@@ -108,6 +113,7 @@ def _own_keys(manifest: dict[str, Any], options: Options) -> dict[str, str]:
     """Keys that only petool-lite's files have; inference reads the prompt style from them."""
     return {
         "petool_lite.prompt_style": manifest["prompt_style"],
+        **({"petool_lite.prompt_layout": str(manifest["prompt_layout"])} if "prompt_layout" in manifest else {}),
         "petool_lite.setting": manifest["setting"],
         "petool_lite.version": versions().get("petool-lite", "unknown"),
         "petool_lite.merge_base": options.merge_base,
@@ -206,15 +212,25 @@ def write_targets(
     extra: dict[str, str],
     report: Report = silent,
     check: Callable[[dict[str, Path]], None] = lambda paths: None,
-    seconds: dict[str, float] | None = None,
 ) -> dict[str, Change]:
     """Write a GGUF file for each type in `targets`, all in one folder; return how each adapted tensor changed.
 
-    No file gets its final name before all are written and `check` has passed on them. Times go into `seconds`.
+    No file gets its final name before all are written and `check` has passed on them.
     """
+    with _only_writer(next(iter(targets.values())).parent):
+        return _write_targets(source, targets, extra, report, check, {})
+
+
+def _write_targets(
+    source: Source,
+    targets: dict[str, Path],
+    extra: dict[str, str],
+    report: Report,
+    check: Callable[[dict[str, Path]], None],
+    seconds: dict[str, float],
+) -> dict[str, Change]:
     folder = next(iter(targets.values())).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_writer(folder), ExitStack() as drafts:
+    with ExitStack() as drafts:
         check_disk(folder, bytes_needed(plan(source, list(targets))))
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
         started = time.time()
@@ -228,25 +244,17 @@ def write_targets(
                 "the adapter is untrained, or belongs to another base",
             )
         check(paths)
-        if seconds is not None:
-            seconds |= {"write": round(written - started, 2), "check": round(time.time() - written, 2)}
+        seconds |= {"write": round(written - started, 2), "check": round(time.time() - written, 2)}
     return changes
 
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder against other exports, and remove what a killed one left in it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PetoolError(f"another export is writing to {folder}", "wait for it to end") from error
+    with locked(folder):
         for leftover in folder.glob(".*.draft"):
             leftover.unlink()
         yield
-    finally:
-        os.close(handle)
 
 
 def _cores() -> int:

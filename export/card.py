@@ -37,7 +37,7 @@ def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, An
     rows = [f"| {item['file']} | {item['bytes'] / 1e6:,.0f} MB | `{item['sha256']}` |" for item in document["files"]]
     parts.append("\n".join(["## Files", "", "| file | size | SHA-256 |", "| --- | ---: | --- |", *rows, ""]))
     parts.append(_checks(document))
-    parts.append(_scores(run))
+    parts.append(scores(run))
     data = manifest["data"]
     parts.append(
         "## Training\n\n"
@@ -77,16 +77,19 @@ def _checks(document: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _scores(run: Path) -> str:
+def scores(run: Path) -> str:
+    """The scores section: what bench found for this run, or that it has not run yet."""
     file = run / "bench" / "report.json"
     if not file.is_file():
         return "## Scores\n\nNot scored yet: `petool-lite bench`, then export again.\n"
     report = json.loads(file.read_text())
+    if report.get("schema") != 2:
+        return "## Scores\n\nScored by an earlier version: `petool-lite bench`, then export again.\n"
     rows = [
-        f"| {item['name']} | {item['n']} | {item['tool_acc']:.1f} % | "
+        f"| {item['name']}{' (partial)' if item['partial'] else ''} | {item['n']} | {item['tool_acc']:.1f} % | "
         f"{item['param_acc']:.1f} % | {item['joint_acc']:.1f} % |"
         for item in report["variants"]
     ]
     head = ["| file | n | tool | parameters | both |", "| --- | ---: | ---: | ---: | ---: |"]
-    source = report.get("data", {}).get("source", "")
-    return "\n".join(["## Scores", "", f"On `{source}`, published scorer.", "", *head, *rows, ""])
+    source = ", ".join(f"`{item['source']}` ({item['setting']})" for item in report["data"])
+    return "\n".join(["## Scores", "", f"On {source}, published scorer.", "", *head, *rows, ""])

@@ -7,13 +7,13 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from petool_lite.base import check_gguf
 from petool_lite.errors import PetoolError
-from petool_lite.inference.settings import default_threads
-from petool_lite.llama_log import first_error, quiet
+from petool_lite.inference.llama_open import Closing, open_context, open_model
+from petool_lite.inference.settings import EngineSettings
+from petool_lite.llama_log import first_error
 
 _BATCH = 512
 
@@ -27,39 +27,25 @@ class Outcome:
     stopped: bool
 
 
-class Evaluator:
+class Evaluator(Closing):
     """One loaded file with one context of `n_ctx` tokens. Use as a context manager."""
 
     def __init__(self, path: Path, n_ctx: int, lora: Path | None = None) -> None:
         """Load `path`; raises PetoolError if it, or the LoRA file, does not load."""
-        import llama_cpp
-
-        check_gguf(path)
-        quiet(llama_cpp)
-        self._lib = llama_cpp
-        llama_cpp.llama_backend_init()
-        settings = llama_cpp.llama_model_default_params()
-        settings.use_extra_bufts = False  # AMX kernels may crash, see petool_lite.inference.llama
-        settings.n_gpu_layers = 0
         self._context: Any = None
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
-        if not self._model:
-            raise PetoolError(f"llama.cpp cannot load {path}: {first_error()}", "this is a fault of the export")
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self._size = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        context = llama_cpp.llama_context_default_params()
-        context.n_ctx = n_ctx
-        context.n_batch = context.n_ubatch = _BATCH
-        context.n_threads = context.n_threads_batch = default_threads()
-        context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._context = llama_cpp.llama_init_from_model(self._model, context)
-        if not self._context:
+        self._lib, self._model = open_model(path)
+        self._vocab = self._lib.llama_model_get_vocab(self._model)
+        self._size = self._lib.llama_vocab_n_tokens(self._vocab)
+        try:
+            self._context = open_context(self._lib, self._model, n_ctx, EngineSettings(ubatch=_BATCH))
+        except PetoolError:
             self.close()
-            raise PetoolError(f"llama.cpp cannot open a context of {n_ctx} tokens: {first_error()}")
+            raise
         if lora is not None:
             self._apply(lora)
 
     def _apply(self, lora: Path) -> None:
+        check_gguf(lora)
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
         if not adapter:
             self.close()
@@ -68,14 +54,6 @@ class Evaluator:
         if self._lib.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0)) != 0:
             self.close()
             raise PetoolError(f"llama.cpp cannot apply {lora}: {first_error()}", "this is a fault of the export")
-
-    def __enter__(self) -> "Evaluator":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model and its adapters; calling it again does nothing."""

@@ -16,6 +16,7 @@ from petool_lite.base import BLOCK_TENSORS
 from petool_lite.errors import PetoolError
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+_LONGEST_NAME = 100  # characters; a file system's own limit is 255 bytes
 _INDEX = "model.safetensors.index.json"
 
 
@@ -74,9 +75,11 @@ def _files(directory: Path) -> list[Path]:
         return sorted(directory.glob("*.safetensors"))
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PetoolError(f"damaged index: {index} ({error})", "get the base model again") from error
     for name in names:
+        if not isinstance(name, str) or Path(name).name != name or len(name) > _LONGEST_NAME:
+            raise PetoolError(f"{index} names a file outside its folder: {str(name)[:200]}", "get the base model again")
         if not (directory / name).is_file():
             raise PetoolError(f"incomplete weights: {directory / name} is missing", "get the base model again")
     return [directory / name for name in names]
@@ -97,6 +100,8 @@ def _tensors_of(file: Path) -> Iterator[Tensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        if not 1 <= len(entry["shape"]) <= 2 or 0 in entry["shape"]:
+            raise PetoolError(f"{name} in {file} has the shape {entry['shape']}", "give a model of the Llama family")
         if entry["dtype"] not in _BYTES:
             raise PetoolError(
                 f"{name} in {file} has the type {entry['dtype']}", "give the base in bfloat16, float16 or float32"

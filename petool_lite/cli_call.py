@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from petool_lite.cli_data import as_json
+from petool_lite.cli_data import SETTING, as_json
 from petool_lite.errors import USAGE, PetoolError
 
 model_option = click.option(
@@ -50,7 +50,7 @@ def chosen_model(name: str | None) -> Path:
 @click.option(
     "--user", default=None, metavar="NAME", help="Keep what was read for this user on disk for the next call."
 )
-@click.option("--setting", type=click.Choice(["rating", "preferred", "chronological"]), default=None)
+@click.option("--setting", type=SETTING, default=None, help="What the history tells; the file's own if not given.")
 @decoding_option
 @trim_option
 @context_option

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
+from petool_lite.data.entries import SETTINGS
 from petool_lite.errors import PetoolError
 
 as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")
-setting_option = click.option(
-    "--setting", type=click.Choice(["rating", "preferred", "chronological"]), default="rating", show_default=True
-)
+SETTING = click.Choice(SETTINGS)
+setting_option = click.option("--setting", type=SETTING, default="rating", show_default=True, help="Which prompt.")
 base_option = click.option(
     "--base", default="smollm2-135m", show_default=True, help="Whose tokenizer counts: a base model, as in recipes."
 )
@@ -61,7 +61,7 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, folder: str |
 def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> None:
     """Figures of SOURCE: entries, candidates, history, ratings, tokens in each prompt style."""
     from petool_lite.base import resolve_base
-    from petool_lite.console import print_json, print_table
+    from petool_lite.console import print_facts, print_json
     from petool_lite.data.files import load_dataset
     from petool_lite.inspect_data import stats as verb
     from petool_lite.prompt import chat_from_directory
@@ -71,14 +71,7 @@ def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> 
     if as_json:
         print_json(found)
         return
-    rows = [[key.replace("_", " "), _plain(value)] for key, value in found.items()]
-    print_table(f"{source}, {setting}", ["", ""], rows)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item:,.0f}" for key, item in value.items())
-    return "-" if value is None else f"{value:,}"
+    print_facts(f"{source}, {setting}", found)
 
 
 @data.command()

@@ -2,8 +2,8 @@
 
 Only the history that bears on the candidates is kept, by name: calls of a candidate's provider, and calls whose words
 are close to a candidate's. Candidates for the same job stand together (see `jobs`), the job on which the user's
-likes decide first, and in it the candidate that the user should like best; each carries the verdict on its provider,
-so the model need not count. Fixed text comes first and the query last.
+likes decide first; each carries the verdict on its provider, so the model need not count. Fixed text comes first, then
+what changes with the query: the query itself and, in full once more, the candidate that history and query speak for.
 """
 
 import json
@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 
 from petool_lite.data.entries import Interaction, Parameter, Prompt, Tool, provider
+from petool_lite.data.jobs import jobs, likeliest, standing
 from petool_lite.data.splits import api_words
-from petool_lite.jobs import Job, jobs, standing
 
 _HEAD = (
     "Call the one tool that does what the user asks and that this user prefers.\n"
@@ -24,7 +24,8 @@ _LEGEND = {
     "chronological": "Earlier calls, the latest liked most:",
 }
 _CLOSE = 0.5  # share of a candidate's words that a call must have to count as functionally close
-_LONGEST = 300  # characters of a description; what follows in the data is examples and lists of allowed values
+_LISTED = 150  # characters of a description in the list of candidates
+_LONGEST = 400  # and where a tool stands in full; what follows in the data is examples and lists of allowed values
 
 
 def compact_prompt(prompt: Prompt, setting: str, kept: Sequence[Interaction] | None = None) -> str:
@@ -34,8 +35,17 @@ def compact_prompt(prompt: Prompt, setting: str, kept: Sequence[Interaction] | N
     lines = [_LEGEND[setting], *calls, "Tools, those for the same job together:"]
     for number, job in enumerate(jobs(prompt, setting), 1):
         lines.append(f"job {number}")
-        lines += [_tool(tool, prompt, job, setting) for tool in job.tools]
+        lines += [_tool(tool, prompt, setting) for tool in job.tools]
     return _HEAD + "\n".join(lines)
+
+
+def compact_query(prompt: Prompt, query: str, setting: str) -> str:
+    """The user message: the query, and the candidate that `likeliest` finds, so that the model need not search for it.
+
+    It stands close to the answer on purpose: a small model copies names and defaults better over a short distance.
+    """
+    tool = likeliest(prompt, query, setting)
+    return f"{query}\nLikely: {_tool(tool, prompt, setting, in_full=True)}"
 
 
 def related_history(prompt: Prompt) -> tuple[Interaction, ...]:
@@ -53,23 +63,21 @@ def related_history(prompt: Prompt) -> tuple[Interaction, ...]:
 
 
 def shortened(prompt: Prompt) -> int:
-    """How many descriptions of the candidates and their parameters the compact prompt cuts, each marked with "..."."""
-    parameters = [item for tool in prompt.tools for item in (*tool.required, *tool.optional)]
-    texts = [tool.description for tool in prompt.tools] + [item.description for item in parameters]
-    return sum(len(" ".join(text.split())) > _LONGEST for text in texts)
+    """How many descriptions of the candidates the compact prompt cuts in its list, each marked with "..."."""
+    return sum(len(" ".join(tool.description.split())) > _LISTED for tool in prompt.tools)
 
 
 def _mark(item: Interaction) -> str:
     return {1: "+", 0: "-", None: "*"}[item.rating]
 
 
-def _tool(tool: Tool, prompt: Prompt, job: Job, setting: str) -> str:
+def _tool(tool: Tool, prompt: Prompt, setting: str, in_full: bool = False) -> str:
     # What the user thinks and what the tool does come before its name: a causal model that copies the name can then
-    # read both from the name's own tokens.
-    parameters = [_parameter(item, "!") for item in tool.required] + [_parameter(item, "?") for item in tool.optional]
-    best = " best" if job.decided and tool is job.tools[0] else ""
-    about = _short(tool.description) or "-"
-    return f"{_verdict(tool, prompt, setting)}{best} | {about} | {tool.name} | {'; '.join(parameters) or '-'}"
+    # read both from the name's own tokens. A parameter has its type and default only where the tool stands in full.
+    parameters = [(item, "!") for item in tool.required] + [(item, "?") for item in tool.optional]
+    said = [_parameter(item, mark) if in_full else item.name + mark for item, mark in parameters]
+    about = _short(tool.description, _LONGEST if in_full else _LISTED) or "-"
+    return f"{_verdict(tool, prompt, setting)} | {about} | {tool.name} | {'; '.join(said) or '-'}"
 
 
 def _verdict(tool: Tool, prompt: Prompt, setting: str) -> str:
@@ -88,14 +96,14 @@ def _verdict(tool: Tool, prompt: Prompt, setting: str) -> str:
 
 def _parameter(parameter: Parameter, mark: str) -> str:
     default = "" if parameter.default in ("", None) else f"={_default(parameter)}"
-    about = _short(parameter.description)
+    about = _short(parameter.description, _LONGEST)
     return f"{parameter.name}{mark} {parameter.type}{default}" + (f": {about}" if about else "")
 
 
-def _short(text: str) -> str:
-    """A description on one line, cut with "..." after a whole word."""
+def _short(text: str, longest: int) -> str:
+    """A description on one line of at most `longest` characters, cut with "..." after a whole word."""
     line = " ".join(text.split())
-    return line if len(line) <= _LONGEST else re.sub(r"\s+\S*$", "", line[:_LONGEST]) + "..."
+    return line if len(line) <= longest else re.sub(r"\s+\S*$", "", line[:longest]) + "..."
 
 
 def _default(parameter: Parameter) -> str:

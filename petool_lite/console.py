@@ -22,8 +22,9 @@ from rich.text import Text
 
 from petool_lite.errors import PetoolError
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+# Texts are shown as they are: without this a source such as demo:train:320 would get a picture of a tram
+stderr = Console(stderr=True, highlight=False, emoji=False, markup=False)
+stdout = Console(highlight=False, emoji=False, markup=False)
 
 _LOG_SECONDS = 60  # between two lines of a stage where stderr is a file
 
@@ -36,8 +37,8 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
 
 
 def say(text: str) -> None:
-    """One line of talk."""
-    stderr.print(text, markup=False)
+    """One line of talk, whatever its length: an address or a path that is broken in two is of no use."""
+    stderr.print(text, soft_wrap=True)
 
 
 def say_at_once(text: str) -> None:
@@ -51,9 +52,9 @@ def say_at_once(text: str) -> None:
 
 def fail(error: PetoolError) -> None:
     """One red line and a hint."""
-    stderr.print(f"error: {error.message}", style="red", markup=False, soft_wrap=True)
+    stderr.print(f"error: {error.message}", style="red", soft_wrap=True)
     if error.hint:
-        stderr.print(f"hint: {error.hint}", style="dim", markup=False, soft_wrap=True)
+        stderr.print(f"hint: {error.hint}", style="dim", soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
@@ -69,8 +70,8 @@ def facts_text(title: str, facts: Mapping[str, Any]) -> str:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
-    """A table on stdout; columns of numbers are right-aligned."""
-    table = Table()
+    """A table on stdout; columns of numbers are right-aligned, a head without any name is left out."""
+    table = Table(show_header=any(columns))
     for index, column in enumerate(columns):
         numbers = bool(rows) and all(row[index][:1].isdigit() for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
@@ -79,6 +80,20 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], caption: 
     for part in (Text(title, style="bold"), table, Text(caption, style="dim")):
         if str(part):
             stdout.print(part, soft_wrap=not isinstance(part, Table))
+
+
+def plain(value: Any) -> str:
+    """A value in words: counts with separators, yes, no and none, the items of a dictionary after their names."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {plain(item)}" for key, item in value.items())
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def print_facts(title: str, facts: Mapping[str, Any]) -> None:
+    """A table of two columns on stdout: what, and its value in words."""
+    print_table(title, ["", ""], [[key.replace("_", " "), plain(value)] for key, value in facts.items()])
 
 
 def print_loss_mask(row: Mapping[str, Any]) -> None:
@@ -104,13 +119,13 @@ def print_columns(texts: Mapping[str, str]) -> None:
 def progress() -> Iterator[Report]:
     """Yield a Report that draws one bar with the time left for each stage, on stderr."""
     bars = Progress(
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=stderr,
         speed_estimate_period=900,  # an optimizer step on a GPU takes many seconds: the default forgets it too soon
     )
@@ -119,20 +134,20 @@ def progress() -> Iterator[Report]:
 
     def report(stage: str, done: int, total: int, note: str) -> None:
         if total == 0:
-            bars.console.print(stage, style="dim", markup=False, soft_wrap=True)
+            bars.console.print(stage, style="dim", soft_wrap=True)
             return
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total, note=note)
             if not stderr.is_terminal:
-                stderr.print(f"{stage}: {total} to do", markup=False)
+                stderr.print(f"{stage}: {total} to do")
         bars.update(tasks[stage], completed=done, total=total, note=note)
         if not stderr.is_terminal and done == total:
-            stderr.print(f"{stage}: done {note}", markup=False)
+            stderr.print(f"{stage}: done {note}")
         elif not stderr.is_terminal and monotonic() - told.setdefault(stage, monotonic()) > _LOG_SECONDS:
             told[stage] = monotonic()
             left = bars.tasks[tasks[stage]].time_remaining
             when = f"{left / 60:.0f} min left, " if left is not None else ""
-            stderr.print(f"{stage}: {done} of {total}, {when}{note}", markup=False, soft_wrap=True)
+            stderr.print(f"{stage}: {done} of {total}, {when}{note}", soft_wrap=True)
 
     if stderr.is_terminal:
         with bars:

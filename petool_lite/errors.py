@@ -1,4 +1,4 @@
-"""The one error type that commands turn into a red line, a hint and an exit code."""
+"""The one error type that commands turn into a red line, a hint and an exit code; nothing is caught here."""
 
 FAILED, USAGE, MACHINE = 1, 2, 3
 
@@ -15,3 +15,16 @@ class PetoolError(Exception):
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
+
+
+def missing_package(error: ModuleNotFoundError) -> PetoolError:
+    """What to tell a user whose installation lacks a package: a plain one calls, serves and scores only."""
+    name = (error.name or str(error)).partition(".")[0]
+    if name == "petool_lite":
+        raise error  # a module of our own: that is a fault, and its traceback is wanted
+    return PetoolError(
+        f"the package {name} is not installed",
+        'training and export need: pip install "petool-lite[train]"; where pip finds no versions that fit together: '
+        "bash requirements/install.sh in a checkout",
+        MACHINE,
+    )

@@ -1,7 +1,7 @@
 """Looking at data before training on it: figures of a source, faults and leaks, and what a model sees of an entry."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from petool_lite.data.entries import SETTINGS, Entry, provider
@@ -40,29 +40,33 @@ def _bearing(prompt: Any) -> int:
     return sum(provider(item.call.tool_name) in providers for item in prompt.history)
 
 
-def preview(chat: Chat, row: Example) -> dict[str, Any]:
-    """The pieces that a coloured view needs: prompt text and each answer token as text."""
+def _decoder(chat: Chat) -> Callable[[list[int]], str]:
     if chat.decode is None:
         raise PetoolError("this tokenizer cannot turn ids into text")
-    answer = [chat.decode([token]) for token in row.ids[row.answer_start :]]
+    return chat.decode
+
+
+def preview(chat: Chat, row: Example) -> dict[str, Any]:
+    """The pieces that a coloured view needs: prompt text and each answer token as text."""
+    decode = _decoder(chat)
+    answer = [decode([token]) for token in row.ids[row.answer_start :]]
     return {
         "entry_id": row.entry_id,
         "prompt_tokens": row.answer_start,
         "loss_tokens": len(answer),
         "history_dropped": row.history_dropped,
-        "prompt": chat.decode(row.ids[: row.answer_start]),
+        "prompt": decode(row.ids[: row.answer_start]),
         "answer": answer,
     }
 
 
 def three_prompts(chat: Chat, entry: Entry, style: str) -> Mapping[str, tuple[int, str]]:
     """For every setting that the entry has: tokens and text of its prompt."""
-    if chat.decode is None:
-        raise PetoolError("this tokenizer cannot turn ids into text")
+    decode = _decoder(chat)
     shown = {}
     for setting in SETTINGS:
         if setting in entry.prompts:
             fitted = prompt_ids(chat, entry, Layout(setting, style, _NO_LIMIT))
             if fitted:
-                shown[setting] = (len(fitted[0]), chat.decode(fitted[0]))
+                shown[setting] = (len(fitted[0]), decode(fitted[0]))
     return shown

@@ -25,17 +25,17 @@ from petool_lite.runs import draft, write_json
 
 # The code that decides token ids: a change to any of these files makes cached rows stale.
 _RENDERERS = (
-    "prompt.py",
-    "compact.py",
-    "jobs.py",
     "prepare.py",
+    "prompt.py",
+    "template.py",
+    "compact.py",
     "data/entries.py",
-    "data/augment.py",
-    "data/described.py",
-    "data/rename.py",
+    "data/jobs.py",
     "data/splits.py",
+    "data/augment.py",
     "data/rename.py",
     "data/described.py",
+    "data/spoken.py",
 )
 _CHUNK = 512  # rows in memory at once
 

@@ -6,21 +6,25 @@ the loss mask is a position, never a search for marker text, and inference sees 
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from petool_lite.compact import compact_prompt, related_history
+from petool_lite.compact import compact_prompt, compact_query, related_history
 from petool_lite.data.entries import Entry, Interaction, Prompt, provider
 from petool_lite.errors import PetoolError
+from petool_lite.template import render_template
 
 # Llama-3.x templates print today's date unless told otherwise; a fixed one keeps prompts the same every day.
 _DATE = "26 Jul 2024"
 OVERLENGTH = ("trim-history", "drop", "error")
 STYLES = ("published", "compact")
+# Counts up when a style's ids change (a golden test tells): a model knows only the layout that it was trained on.
+LAYOUTS = {"published": 1, "compact": 2}
 _BATCH = 128  # rows tokenized together
+_CONTROL = re.compile(r"<\|[^|<>\s]{1,64}\|>")  # how chat models write their control tokens
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,21 @@ def chat_from_directory(directory: Path) -> Chat:
     )
 
 
+def recorded_style(style: str | None, layout: object) -> str | None:
+    """The prompt style that a model names, None for none, after checking that it learned today's layout of it.
+
+    Models from before layouts were counted record none; only the published style is still the same as then. Raises
+    PetoolError for another layout.
+    """
+    wanted = LAYOUTS.get(style or "")
+    if wanted is None or str(layout) == str(wanted) or (layout is None and wanted == 1):
+        return style
+    raise PetoolError(
+        f"the model learned layout {layout or 'unknown'} of the {style} prompt, this version writes layout {wanted}",
+        "train it again, or run it with the version of petool-lite that made it",
+    )
+
+
 def _token_text(value: Any) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
@@ -94,36 +113,28 @@ def spread(lengths: Sequence[int]) -> dict[str, int]:
     return {"median": ordered[len(ordered) // 2], "p95": ordered[int(len(ordered) * 0.95)], "max": ordered[-1]}
 
 
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> Any:
-    """The template in a sandbox; compiled once, since that takes as long as tokenizing a prompt."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _inert(text: str, chat: Chat) -> str:
+    """`text` with control tokens that somebody wrote into it broken up, so that they are read as text.
 
-    def refuse(message: str) -> None:
-        raise PetoolError(f"the chat template refuses these messages: {message}")
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals.update(raise_exception=refuse, strftime_now=lambda form: _DATE)
-    return environment.from_string(template)
+    A query or a tool's description could otherwise end its own message and begin another one. A word joiner (U+2060)
+    behind the first character does it for every tokenizer; text without such tokens stays as it is.
+    """
+    for token in {chat.bos_token, chat.eos_token, *_CONTROL.findall(text)} - {""}:
+        text = text.replace(token, f"{token[0]}\u2060{token[1:]}")
+    return text
 
 
 def render(chat: Chat, messages: Sequence[dict[str, str]]) -> str:
-    """The text up to where the answer starts, by the model's own template."""
-    from jinja2 import TemplateError
-
-    try:
-        text: str = _compiled(chat.template).render(
-            messages=list(messages),
-            bos_token=chat.bos_token,
-            eos_token=chat.eos_token,
-            add_generation_prompt=True,
-            date_string=_DATE,
-        )
-    except TemplateError as error:
-        raise PetoolError(f"the model's chat template does not work: {error}") from error
-    return text
+    """The text up to where the answer starts, by the model's own template; control tokens in messages become text."""
+    return render_template(
+        chat.template,
+        lambda form: _DATE,
+        messages=[{**message, "content": _inert(message["content"], chat)} for message in messages],
+        bos_token=chat.bos_token,
+        eos_token=chat.eos_token,
+        add_generation_prompt=True,
+        date_string=_DATE,
+    )
 
 
 @dataclass(frozen=True)
@@ -145,11 +156,12 @@ def _history(entry: Entry, layout: Layout) -> tuple[Interaction, ...]:
 def prompt_text(chat: Chat, entry: Entry, layout: Layout, kept: Sequence[Interaction] | None = None) -> str:
     """The rendered chat up to where the answer starts; `kept` replaces the history where some had to go."""
     prompt = entry.prompt(layout.setting)
+    query = entry.query
     if layout.style == "compact":
-        system = compact_prompt(prompt, layout.setting, kept)
+        system, query = compact_prompt(prompt, layout.setting, kept), compact_query(prompt, query, layout.setting)
     else:
         system = prompt.text if kept is None else prompt.with_history(kept).text
-    return render(chat, [{"role": "system", "content": system}, {"role": "user", "content": entry.query}])
+    return render(chat, [{"role": "system", "content": system}, {"role": "user", "content": query}])
 
 
 def _drop_order(prompt: Prompt, history: Sequence[Interaction]) -> list[Interaction]:

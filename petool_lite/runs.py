@@ -1,9 +1,12 @@
 """Run directories: made, found and described here. The manifest is written last, so its presence means complete."""
 
+import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -63,6 +66,59 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write a whole JSON file, never half of one."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other commands that write to it; raises PetoolError that names the one that does.
+
+    The kernel holds the lock on `folder`/.lock and lets go when this process ends, however it ends; the file's text
+    only says who to name. Under torchrun the first process holds it for all.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    handle = _lock(folder)
+    try:
+        os.truncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()} {_own_command()}\n".encode(), 0)
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    path = folder / ".lock"
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise PetoolError(
+                f"cannot write to {folder}: {error.strerror}", "check its permissions and disk"
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = os.pread(handle, 500, 0).decode("utf-8", "replace").strip()
+            os.close(handle)
+            pid, _, command = who.partition(" ")
+            other = f"process {pid} ({command})" if command else "another process"
+            raise PetoolError(f"{other} is writing to {folder}", "wait for it to end, or stop it") from error
+        try:
+            same = os.stat(path).st_ino == os.fstat(handle).st_ino
+        except FileNotFoundError:
+            same = False
+        if same:
+            return handle
+        os.close(handle)  # whoever held it has just removed it
+
+
+def _own_command() -> str:
+    name = Path(sys.argv[0]).name
+    words = ["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]]
+    return " ".join(shlex.quote(word) for word in words)[:400]
 
 
 def create_run(name: str) -> Path:

@@ -11,24 +11,44 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_CALL = re.compile(r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\}')
+_PATTERN = r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\}'
+_CALL = re.compile(_PATTERN)
+_SPANNING = re.compile(_PATTERN, re.DOTALL)
 
 
-def published_call(reply: str) -> dict[str, Any] | None:
-    """The call that the published scorer sees in a reply, or None."""
-    match = _CALL.search(reply)
-    if match is None:
-        return None
+def published_call(reply: str, spanning: bool = False) -> dict[str, Any] | None:
+    """The call that the published scorer sees in a reply, or None.
+
+    With `spanning` the match may span lines, as in the scorer of the published 3B result.
+    """
+    # A reply that runs in circles must not take seconds: skip one without the parts in their order, and try the first
+    # brace of each line only, because a match from a later brace of the line is one from the first as well.
+    name = reply.find('"tool_name":')
+    parameters = reply.find('"parameters":', name)
+    start = reply.find("{") if name >= 0 and 0 <= parameters < reply.rfind("}}") else -1
+    while start >= 0:
+        match = (_SPANNING if spanning else _CALL).match(reply, start)
+        if match is not None:
+            return _call(match.group())
+        line_end = -1 if spanning else reply.find("\n", start)
+        start = reply.find("{", line_end) if line_end >= 0 else -1
+    return None
+
+
+def _call(text: str) -> dict[str, Any] | None:
     try:
-        call = json.loads(match.group())
+        call = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return call if isinstance(call, dict) and "tool_name" in call and "parameters" in call else None
 
 
-def score_reply(reply: str, gold: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right."""
-    call = published_call(reply)
+def score_reply(reply: str, gold: Mapping[str, Any], spanning: bool = False) -> tuple[bool, bool]:
+    """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right.
+
+    Values are compared as Python does: 1, 1.0 and true are equal.
+    """
+    call = published_call(reply, spanning)
     if call is None:
         return False, False
     return call["tool_name"] == gold["tool_name"], call["parameters"] == gold["parameters"]

@@ -19,9 +19,14 @@ from typing import Any
 
 from petool_lite.base import check_gguf
 from petool_lite.console import say
+from petool_lite.data.entries import nested_beyond
 from petool_lite.errors import FAILED, USAGE, PetoolError
 from petool_lite.inference.tool_caller import REPLY_TOKENS
 from petool_lite.inference.worker import Engine, EngineOptions, Event
+
+_HEAD_S, _BODY_S = 10, 60  # seconds in which the head of a connection's first request, and a request's body, arrive
+_CONNECTIONS = 512  # at once; more are answered 503
+_DEEPEST = 64  # levels of nesting in a request
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,30 @@ def run(settings: ServeSettings) -> None:
         try:
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             say(f"serving {settings.model.name} at http://{host}:{listener.getsockname()[1]}/v1 (Ctrl-C ends)")
-            config = uvicorn.Config(application(desk), log_level="warning", timeout_graceful_shutdown=3)
+            config = uvicorn.Config(
+                application(desk),
+                http=_patient_protocol(),
+                log_level="warning",
+                timeout_graceful_shutdown=3,
+                limit_concurrency=_CONNECTIONS,
+            )
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:
             say("stopped")
         finally:
             desk.engine.stop()
+
+
+def _patient_protocol() -> Any:
+    """uvicorn's HTTP, but a connection that sends no whole request head in time is closed."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):  # type: ignore[misc]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(_HEAD_S, lambda: transport.close() if self.scope is None else None)
+
+    return Protocol
 
 
 class Desk:
@@ -98,49 +121,55 @@ class Desk:
         self.settings = settings
         self.engine = Engine(EngineOptions(settings.model, settings.n_ctx, settings.decoding, settings.trim_history))
         self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()  # held here, or they might be collected while they run
         self.present = 0  # requests that run or wait
 
     async def events(self, request: dict[str, Any]) -> AsyncIterator[Event]:
-        """Events of one request, see `Engine.ask`. Raises _Refusal where the queue is full or the wait too long."""
+        """Events of one request, see `Engine.ask`. Raises _Refusal where the queue is full or the wait too long.
+
+        A client that reads slowly, or has gone, keeps nobody waiting: the engine's events are kept for it.
+        """
         if self.present > self.settings.queue:
             raise _Refusal(429, "the queue is full; try again later", "rate_limit_error")
         self.present += 1
+        found = asyncio.Queue[Event | _Refusal | None]()
+        task = asyncio.create_task(self._served(request, found))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        while (event := await found.get()) is not None:
+            if isinstance(event, _Refusal):
+                raise event
+            yield event
+
+    async def _served(self, request: dict[str, Any], found: "asyncio.Queue[Event | _Refusal | None]") -> None:
         deadline = time.monotonic() + self.settings.timeout_s
         try:
             try:
                 await asyncio.wait_for(self._turn.acquire(), self.settings.timeout_s)
             except TimeoutError:
-                raise _Refusal(504, "the request waited longer than the server allows", "timeout") from None
+                found.put_nowait(_Refusal(504, "the request waited longer than the server allows", "timeout"))
+                return
             try:
-                async for event in self._ask(request, deadline):
-                    yield event
+                await self._ask(request, deadline, found)
             finally:
                 self._turn.release()
         finally:
             self.present -= 1
+            found.put_nowait(None)
 
-    async def _ask(self, request: dict[str, Any], deadline: float) -> AsyncIterator[Event]:
+    async def _ask(self, request: dict[str, Any], deadline: float, found: "asyncio.Queue[Any]") -> None:
         """Run the engine's blocking calls on a thread, to the end even where the client has gone."""
-        loop, found = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
-
-        def put(event: Event | None) -> None:
-            loop.call_soon_threadsafe(found.put_nowait, event)
+        loop = asyncio.get_running_loop()
 
         def work() -> None:
             try:
                 for event in self.engine.ask(request, deadline):
-                    put(event)
+                    loop.call_soon_threadsafe(found.put_nowait, event)
             except PetoolError as error:  # it died and cannot be started again
-                put(("failed", {"kind": "engine_error", "message": error.message}))
-            finally:
-                put(None)
+                failed: Event = ("failed", {"kind": "engine_error", "message": error.message})
+                loop.call_soon_threadsafe(found.put_nowait, failed)
 
-        task = asyncio.create_task(asyncio.to_thread(work))
-        try:
-            while (event := await found.get()) is not None:
-                yield event
-        finally:
-            await asyncio.shield(task)
+        await asyncio.to_thread(work)
 
 
 def application(desk: Desk) -> Any:
@@ -199,18 +228,30 @@ async def _body(request: Any, limit: int) -> dict[str, Any]:
     # JSON only: a browser asks before it sends that type across sites, and is not answered.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise _Refusal(415, "expected Content-Type: application/json")
+    try:
+        async with asyncio.timeout(_BODY_S):
+            raw = await _received(request, limit)
+    except TimeoutError:
+        raise _Refusal(408, f"the request did not arrive within {_BODY_S} s") from None
+    try:
+        body = json.loads(raw.decode("utf-8"))
+        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is no text that can be passed on
+    except (ValueError, RecursionError) as error:
+        raise _Refusal(400, f"the request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise _Refusal(400, "the request is not a JSON object")
+    if nested_beyond(body, _DEEPEST):
+        raise _Refusal(400, f"the request is nested more than {_DEEPEST} levels deep")
+    return body
+
+
+async def _received(request: Any, limit: int) -> bytes:
     raw = bytearray()
     async for part in request.stream():
         raw += part
         if len(raw) > limit:
             raise _Refusal(413, f"the request exceeds {limit:,} bytes")
-    try:
-        body = json.loads(bytes(raw))
-    except (ValueError, RecursionError) as error:
-        raise _Refusal(400, f"the request is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise _Refusal(400, "the request is not a JSON object")
-    return body
+    return bytes(raw)
 
 
 def engine_request(body: dict[str, Any]) -> dict[str, Any]:
@@ -225,9 +266,11 @@ def engine_request(body: dict[str, Any]) -> dict[str, Any]:
     choice = body.get("tool_choice")
     if choice == "none" or not body.get("tools"):
         raise _Refusal(400, "this model answers with a tool call and nothing else: give tools, and no tool_choice none")
-    only = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
+    only = _object(choice, "tool_choice.function").get("name") if isinstance(choice, dict) else None
+    if not isinstance(only, str | None):
+        raise _Refusal(400, "tool_choice.function.name: expected a name")
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or REPLY_TOKENS
-    if not isinstance(limit, int) or limit < 1 or body.get("n", 1) != 1:
+    if not isinstance(limit, int) or not 1 <= limit <= 2**31 or body.get("n", 1) != 1:
         raise _Refusal(400, "expected max_completion_tokens of at least 1, and n of 1")
     user = body.get("user")
     return {
@@ -239,15 +282,23 @@ def engine_request(body: dict[str, Any]) -> dict[str, Any]:
         "only": only,
         "reply_tokens": limit,
         "stream": bool(body.get("stream")),
-        "stream_usage": bool((body.get("stream_options") or {}).get("include_usage")),
+        "stream_usage": bool(_object(body, "stream_options").get("include_usage")),
         "unread_messages": len(messages) - 1,
     }
+
+
+def _object(holder: dict[str, Any], path: str) -> dict[str, Any]:
+    """The object under the last part of `path`; an empty one where there is none."""
+    found = holder.get(path.rpartition(".")[2]) or {}
+    if not isinstance(found, dict):
+        raise _Refusal(400, f"{path}: expected an object")
+    return found
 
 
 def _text(message: dict[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     if not isinstance(content, str):
         raise _Refusal(400, "messages: expected a text as content")
     return content

@@ -59,6 +59,40 @@ def test_a_model_file_and_data_of_the_wrong_kind(command, tmp_path) -> None:
     assert (result.returncode, "data.json, entry 0, instruction_ratings" in result.stderr) == (1, True)
 
 
+def test_without_arguments_it_says_what_to_do_next(command, tmp_path) -> None:
+    import os
+
+    runs = tmp_path / "runs"
+    environment = os.environ | {"PETOOL_LITE_RUNS": str(runs)}
+
+    def said() -> str:
+        result = command(env=environment, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert len(result.stdout.splitlines()) == 5
+        assert "petool-lite --help" in result.stdout
+        return result.stdout
+
+    assert "petool-lite train demo" in said()
+    assert not runs.exists()
+    run = runs / "demo-1"
+    (run / "export").mkdir(parents=True)
+    (run / "recipe.toml").touch()
+    assert f"petool-lite train --resume {run}" in said()
+    (run / "manifest.json").touch()
+    assert "trained, not exported" in said()
+    (run / "export" / "model.q4_k_m.gguf").touch()
+    assert "petool-lite call" in said()
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_fault_with_a_traceback() -> None:
+    from petool_lite.errors import missing_package
+
+    lost = ModuleNotFoundError("No module named 'petool_lite.gone'", name="petool_lite.gone")
+    with pytest.raises(ModuleNotFoundError):
+        missing_package(lost)
+    assert "torch is not installed" in missing_package(ModuleNotFoundError(name="torch._C")).message
+
+
 def test_recipes_can_be_listed_shown_and_copied(command, tmp_path) -> None:
     listed = json.loads(command("recipes", "list", "--json").stdout)
     assert {"demo", "rating"} <= set(listed)

@@ -48,7 +48,8 @@ def test_preview_shows_the_loss_mask_and_the_three_prompts(command) -> None:
     shown = json.loads(command("data", "preview", "demo", "--entry", "2", "--json").stdout)
     row = generate("train", 3)[2]
     assert "".join(shown["answer"]) == json.dumps(row["api_call_ground_truth"]) + "<|im_end|>"
-    assert shown["prompt"].endswith(row["query"] + "<|im_end|>\n<|im_start|>assistant\n")
+    assert f"<|im_start|>user\n{row['query']}\nLikely: " in shown["prompt"]
+    assert shown["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
     plain = command("data", "preview", "demo")
     assert "with loss" in plain.stderr
     assert "<|im_end|>" in plain.stdout

@@ -2,8 +2,9 @@
 
 import json
 import re
+from dataclasses import replace
 
-from petool_lite.compact import compact_prompt, related_history, shortened
+from petool_lite.compact import compact_prompt, compact_query, related_history, shortened
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import parse_entry, provider
 
@@ -18,6 +19,13 @@ def made(**parameter):
     return parse_entry({**row, "instruction_ratings": text}, "rating", "demo", 0).prompt("rating")
 
 
+def in_full(prompt, query="page"):
+    """What follows the query: the likeliest candidate with its whole declaration."""
+    first, last = compact_query(prompt, query, "rating").split("\nLikely: ")
+    assert first == query
+    return last
+
+
 def tool_lines(prompt):
     """The candidates' lines, in the order of the prompt's candidates."""
     lines = compact_prompt(prompt, "rating").splitlines()
@@ -27,11 +35,21 @@ def tool_lines(prompt):
 def test_each_candidate_has_one_line_with_the_verdict_before_its_name() -> None:
     prompt = made(description="first line\nsecond  line")
     lines = tool_lines(prompt)
-    assert lines[0].endswith("page? NUMBER: first line second line")
+    assert lines[0].endswith("; page?")
     for line, tool in zip(lines, prompt.tools, strict=True):
         ratings = [i.rating for i in prompt.history if provider(i.call.tool_name) == provider(tool.name)]
         assert line.startswith("liked +" if 1 in ratings else "disliked +")
         assert f"| {tool.name} |" in line
+
+
+def test_after_the_query_stands_the_candidate_that_history_and_query_speak_for_in_full() -> None:
+    for index, row in enumerate(generate("test", 20)):
+        entry = parse_entry(row, "rating", "demo", index)
+        last = in_full(entry.prompt("rating"), entry.query)
+        assert last.startswith("liked +")
+        assert f"| {entry.gold.tool_name} |" in last
+        parameter = next(iter(entry.gold.parameters))
+        assert re.search(rf"\| {parameter}! (STRING|NUMBER)$", last)
 
 
 def test_tools_for_the_same_job_stand_together_and_the_preferred_one_first() -> None:
@@ -39,21 +57,20 @@ def test_tools_for_the_same_job_stand_together_and_the_preferred_one_first() -> 
     text = compact_prompt(prompt, "rating")
     sections = re.split(r"^job \d+$", text, flags=re.MULTILINE)[1:]
     assert sum(section.count(" | ") for section in sections) == 3 * len(prompt.tools)
-    decided = [section.strip().splitlines() for section in sections if " best | " in section]
+    decided = [lines for section in sections if len(lines := section.strip().splitlines()) > 1]
     assert decided
     for lines in decided:
         assert lines[0].startswith("liked +")
-        assert " best | " in lines[0]
         assert all(line.startswith("disliked +") for line in lines[1:])
         assert len({line.split(">.<")[2].split(">")[0] for line in lines}) == 1  # one api, several providers
-    assert " best | " not in compact_prompt(prompt.with_history([]), "rating")
 
 
 def test_a_long_description_is_cut_in_sight_and_counted() -> None:
-    prompt = made(description="word " * 100)
-    assert tool_lines(prompt)[0].endswith(("word " * 60).strip() + "...")
-    assert shortened(prompt) == 1
-    assert shortened(made()) == 0
+    prompt = made()
+    first = replace(prompt.tools[0], description="word " * 100)
+    long = replace(prompt, tools=(first, *prompt.tools[1:]))
+    assert f"| {('word ' * 30).strip()}... |" in compact_prompt(long, "rating")
+    assert (shortened(prompt), shortened(long)) == (0, 1)
 
 
 def test_defaults_stand_in_their_declared_type() -> None:
@@ -65,7 +82,9 @@ def test_defaults_stand_in_their_declared_type() -> None:
         ("STRING", "1", '="1"'),
         ("NUMBER", "", ""),
     ):
-        assert tool_lines(made(type=kind, default=default))[0].endswith(f"page? {kind}{shown}")
+        prompt = made(type=kind, default=default, description="first\n second")
+        alone = replace(prompt, tools=prompt.tools[:1])
+        assert in_full(alone).endswith(f"page? {kind}{shown}: first second")
 
 
 def test_history_of_other_providers_and_functions_is_left_out() -> None:

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pytest
+
 from petool_lite import ToolCaller
 from petool_lite.base import embedded_gguf
 from petool_lite.inference import settings as module
@@ -28,6 +30,7 @@ def test_what_was_remembered_is_used_and_a_changed_file_is_not_mistaken(tmp_path
     assert tuned_settings(file) == EngineSettings()
 
 
+@pytest.mark.slow
 def test_doctor_tunes_and_says_what_it_measured(command, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("petool_lite.doctor._PROMPT", 64)
     monkeypatch.setattr("petool_lite.doctor._REPLY", 4)

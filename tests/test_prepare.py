@@ -76,3 +76,23 @@ def test_augmentation_adds_rows_and_keeps_the_originals(smollm2) -> None:
     assert more.table.select(range(20)).to_list() == plain.table.to_list()
     rating = prepared(smollm2, "data.train=demo:train:20", "data.style=published").summary
     assert rating["rows"] == 20
+
+
+def test_the_cache_knows_all_code_that_makes_rows() -> None:
+    """What prompt and augment import, however far down, is part of the key: else old rows outlive a change."""
+    import ast
+    from pathlib import Path
+
+    from petool_lite import prepare
+
+    folder = Path(prepare.__file__).parent
+    found, waiting = {"prepare.py"}, ["prompt.py", "data/augment.py"]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name == "errors.py":
+            continue
+        found.add(name)
+        nodes = ast.walk(ast.parse((folder / name).read_text()))
+        modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        waiting += [m.removeprefix("petool_lite.").replace(".", "/") + ".py" for m in modules if "petool_lite." in m]
+    assert sorted(prepare._RENDERERS) == sorted(found)

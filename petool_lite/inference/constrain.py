@@ -7,7 +7,7 @@ cannot be built, or a token that it refuses, raises PetoolError; nothing falls b
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,34 +234,3 @@ class Constrainer:
     def start(self, tools: Sequence[Tool]) -> Constraint:
         """The constraint of one reply; raises PetoolError if it cannot be built."""
         return Constraint(self._tokenizer, tools)
-
-
-def logits_processor(constraints: Sequence[Constraint], prompt_length: int) -> Callable[[Any, Any], Any]:
-    """A processor for transformers' generate: `constraints[i]` holds row i's reply, prompts are padded on the left.
-
-    Takes ids of shape (rows, length) and logits of shape (rows, vocabulary); a row that has ended gets its end token.
-    """
-    import numpy as np
-    import torch
-
-    seen = prompt_length
-
-    def process(ids: Any, logits: Any) -> Any:
-        nonlocal seen
-        fresh, seen = ids[:, seen:].tolist(), ids.shape[1]
-        rows = np.zeros((len(constraints), (logits.shape[1] + 7) // 8), dtype=np.uint8)
-        for row, constraint, tokens in zip(rows, constraints, fresh, strict=True):
-            if not constraint.finished:
-                constraint.accept(tokens)
-            forced = [constraint.eos_id] if constraint.finished else constraint.forced()
-            if forced:
-                row[forced[0] // 8] = 1 << (forced[0] % 8)
-            else:
-                bits = constraint.bits()[: row.size]  # the head may be padded beyond the tokenizer's ids
-                row[: bits.size] = bits
-        shifts = torch.arange(8, device=logits.device, dtype=torch.uint8)
-        bits = torch.from_numpy(rows).to(logits.device)
-        allowed = ((bits.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, : logits.shape[1]].bool()
-        return logits.masked_fill(~allowed, float("-inf"))
-
-    return process

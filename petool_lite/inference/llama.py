@@ -1,29 +1,20 @@
-"""A GGUF model on the CPU through llama.cpp's C interface: tokenize, greedy decode, timings.
-
-The only module that imports llama_cpp for inference. It uses the C interface because the high-level class
-cannot turn off `use_extra_bufts`: on machines with AMX those kernels crash in builds by some compilers.
-"""
+"""A GGUF model on the CPU through llama.cpp's C interface: tokenize, greedy decode, timings."""
 
 import ctypes
-import os
-import struct
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from petool_lite.base import check_gguf
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.settings import EngineSettings, default_threads
-from petool_lite.llama_log import first_error, quiet
+from petool_lite.inference.llama_open import Closing, open_context, open_model
+from petool_lite.inference.sequences import as_bytes, common_length, exact_start
+from petool_lite.inference.settings import EngineSettings
+from petool_lite.llama_log import first_error
 from petool_lite.prompt import Chat
-
-_BATCH = 2048  # the most tokens in one call of llama_decode
-_KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Reply:
     reused_tokens: int = 0
 
 
-class LlamaModel:
+class LlamaModel(Closing):
     """One loaded GGUF file with one context. Use as a context manager; not safe to share between threads."""
 
     def __init__(
@@ -54,53 +45,20 @@ class LlamaModel:
 
         Raises PetoolError if it does not load.
         """
-        # Threads that spin at every barrier make llama.cpp up to a hundred times slower where another program keeps
-        # one core busy; OpenMP reads this when it is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        import llama_cpp
-
-        check_gguf(path)
-        quiet(llama_cpp)
-        self._lib = llama_cpp
         self._context: Any = None
         self._held: list[int] = []  # ids whose keys and values are in the engine's memory
         self.settings = settings or EngineSettings()
-        llama_cpp.llama_backend_init()
-        options = llama_cpp.llama_model_default_params()
-        options.use_extra_bufts = False  # AMX kernels may crash, see the module's docstring
-        options.n_gpu_layers = 0
-        options.vocab_only = vocab_only
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
-        if not self._model:
-            raise PetoolError(
-                f"llama.cpp cannot load {path}: {first_error()}", "the file may be damaged; export it again"
-            )
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.exact_reuse = False  # see `read`
+        self._lib, self._model = open_model(path, vocab_only)
+        self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.metadata = self._read_metadata()
         self.n_ctx = n_ctx or self.train_ctx
         if not vocab_only:
-            self._open_context(self.settings)
-
-    def _open_context(self, settings: EngineSettings) -> None:
-        lib, options = self._lib, self._lib.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = self.n_ctx, _BATCH, settings.ubatch
-        options.n_threads = settings.threads_decode or default_threads()
-        options.n_threads_batch = settings.threads_prefill or default_threads()
-        on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        options.flash_attn_type = on if settings.flash_attention else off
-        options.type_k = options.type_v = _KV_TYPES[settings.kv_type]
-        self._context = self._lib.llama_init_from_model(self._model, options)
-        if not self._context:
-            self.close()
-            raise PetoolError(f"llama.cpp cannot open a context of {self.n_ctx} tokens: {first_error()}", "use less")
-
-    def __enter__(self) -> "LlamaModel":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            try:
+                self._context = open_context(self._lib, self._model, self.n_ctx, self.settings)
+            except PetoolError:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Free the model; calling it again does nothing."""
@@ -167,6 +125,11 @@ class LlamaModel:
             pieces.append(buffer.raw[: max(length, 0)])
         return b"".join(pieces).decode("utf-8", "replace")
 
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end a reply."""
+        count = self._lib.llama_vocab_n_tokens(self._vocab)
+        return frozenset(token for token in range(count) if self._lib.llama_vocab_is_eog(self._vocab, token))
+
     def constrainer(self) -> Constrainer:
         """Makes constraints for this model's tokenizer; takes under a second, so keep it."""
         from llguidance.llamacpp import lltokenizer_from_vocab
@@ -207,12 +170,20 @@ class LlamaModel:
         return Reply(self.decode(reply), tuple(reply), finish, len(ids), *times, forced, reused)
 
     def read(self, ids: Sequence[int], reuse: bool = True) -> int:
-        """Read `ids` so that the next token can be chosen; returns how many of them the memory held already."""
-        shared = min(common_length(self._held, ids), len(ids) - 1) if reuse else 0
-        self._keep(shared)
+        """Read `ids` so that the next token can be chosen; returns how many of them the memory held already.
+
+        With `exact_reuse` set, the logits are those of a reading from the start, to the bit: matrix products of few
+        rows round otherwise than those of many, so no part is shorter than it would be there, or than FEW_ROWS.
+        """
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
-        for offset in range(shared, len(ids), step):
-            self._eval(ids[offset : offset + step])
+        shared = min(common_length(self._held, ids), len(ids) - 1) if reuse else 0
+        shared = exact_start(shared, len(ids), step) if self.exact_reuse else shared
+        self._keep(shared)
+        offset = shared
+        while offset < len(ids):
+            end = offset // step * step + step if self.exact_reuse else offset + step
+            self._eval(ids[offset:end])
+            offset = min(end, len(ids))
         return shared
 
     def _keep(self, length: int) -> None:
@@ -295,7 +266,7 @@ class LlamaModel:
         for length in (3, 2, 1):
             tail = reply[-length:]
             # In bytes, since a search in a list of ids takes longer than choosing a token.
-            found = _as_bytes(prompt).rfind(_as_bytes(tail)) if len(tail) == length else -1
+            found = as_bytes(prompt).rfind(as_bytes(tail)) if len(tail) == length else -1
             if found >= 0 and found % 4 == 0:
                 start = found // 4 + length
                 return prompt[start : start + self.settings.draft]
@@ -372,18 +343,6 @@ class LlamaModel:
             self._keep(0)
             raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
         self._held += ids
-
-
-def _as_bytes(ids: Sequence[int]) -> bytes:
-    return struct.pack(f"<{len(ids)}i", *ids)
-
-
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences share at their start."""
-    for place, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return place
-    return min(len(one), len(other))
 
 
 def _log_softmax(logits: Any) -> Any:

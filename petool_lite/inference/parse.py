@@ -1,6 +1,6 @@
 """The strict reading of a reply: one call of an offered tool with its declared parameters, or a failure with a name.
 
-Scoring does not use it: the published scorer has rules of its own (bench.score).
+`read_call` is also what the strict score of `bench` reads; the published scorer has rules of its own (scorer).
 """
 
 import json
@@ -25,14 +25,21 @@ class CallFailure(PetoolError):
         self.reply = reply
 
 
-def parse_call(reply: str, tools: Sequence[Tool], finish: str = "stop") -> ToolCall:
-    """The call that `reply` consists of; raises CallFailure. `finish` is the engine's, "stop" or "length"."""
+def read_call(reply: str, finish: str = "stop") -> ToolCall:
+    """The call that the whole of `reply` consists of, of whatever tool; raises CallFailure for any other form."""
     if finish == "length":
         raise CallFailure(CUT_OFF, f"the reply reached its limit: ...{reply[-60:]}", reply, "allow a longer reply")
     value = _object(reply)
     name, parameters = value.get("tool_name"), value.get("parameters")
     if set(value) != {"tool_name", "parameters"} or not isinstance(name, str) or not isinstance(parameters, dict):
         raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
+    return ToolCall(name, parameters)
+
+
+def parse_call(reply: str, tools: Sequence[Tool], finish: str = "stop") -> ToolCall:
+    """The call that `reply` consists of; raises CallFailure. `finish` is the engine's, "stop" or "length"."""
+    call = read_call(reply, finish)
+    name, parameters = call.tool_name, call.parameters
     tool = next((item for item in tools if item.name == name), None)
     if tool is None:
         raise CallFailure(UNKNOWN_TOOL, f"the reply calls a tool that was not offered: {name}", reply)
@@ -42,7 +49,7 @@ def parse_call(reply: str, tools: Sequence[Tool], finish: str = "stop") -> ToolC
     extra = sorted(set(parameters) - {item.name for item in tool.required + tool.optional})
     if extra:
         raise CallFailure(EXTRA_PARAMETER, f"{name} declares no {', '.join(extra)}", reply)
-    return ToolCall(name, parameters)
+    return call
 
 
 def failure(reply: str, tools: Sequence[Tool], finish: str) -> str | None:

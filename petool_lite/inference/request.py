@@ -4,14 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from petool_lite.data.entries import SETTINGS, Entry, parse_entry, provider
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.data.entries import PROMPT_FIELD, Entry, check_setting, parse_entry, provider
+from petool_lite.errors import PetoolError
 
-_FIELD = {
-    "rating": "instruction_ratings",
-    "preferred": "instruction_preferred",
-    "chronological": "instruction_chronological",
-}
 # JSON schema's words for types as the published data has them; the data knows no integers apart from numbers.
 _TYPES = {
     "string": "STRING",
@@ -29,8 +24,7 @@ def request_entry(query: str, tools: Any, history: Any, setting: str) -> Entry:
     Its prompt has the structure of a published one but not its wording, so it suits the compact style only.
     Raises PetoolError that names the field that is not as expected.
     """
-    if setting not in SETTINGS:
-        raise PetoolError(f"unknown setting: {setting}", f"one of: {', '.join(SETTINGS)}", USAGE)
+    check_setting(setting)
     if not isinstance(tools, list) or not tools:
         raise PetoolError("tools: expected a list of at least one tool", "objects with tool_name, ...")
     if not isinstance(history, list):
@@ -38,15 +32,18 @@ def request_entry(query: str, tools: Any, history: Any, setting: str) -> Entry:
     for name, items, key in (("tools", tools, "required_parameters"), ("history", history, "tool_call")):
         for index, item in enumerate(items):
             if not isinstance(item, Mapping) or key not in item:
-                raise PetoolError(f"{name}[{index}]: expected an object with {key}", "see the README's example")
+                raise PetoolError(
+                    f"{name}[{index}]: expected an object with {key}",
+                    "the README shows both lists; a whole published entry goes to --request",
+                )
     text = f"{json.dumps(history)}\n{json.dumps(tools)}"
-    return parse_entry({"query": query, _FIELD[setting]: text}, setting, "the request", 0)
+    return parse_entry({"query": query, PROMPT_FIELD[setting]: text}, setting, "the request", 0)
 
 
 def published_entry(row: Mapping[str, Any], setting: str) -> Entry:
     """An entry from a published test entry, or from a training row with or without its answer. Raises PetoolError."""
     if "instruction" in row:
-        row = {"query": row.get("query", row.get("input")), _FIELD[setting]: row["instruction"]}
+        row = {"query": row.get("query", row.get("input")), PROMPT_FIELD[setting]: row["instruction"]}
     return parse_entry(row, setting, "the request", 0)
 
 
@@ -77,6 +74,8 @@ def _from_openai(tool: Any, index: int) -> dict[str, Any]:
     if not isinstance(properties, Mapping) or not all(isinstance(item, Mapping) for item in properties.values()):
         raise PetoolError(f"tools[{index}].function.parameters.properties: expected an object of schemas")
     required = schema.get("required") or []
+    if not isinstance(required, list):
+        raise PetoolError(f"tools[{index}].function.parameters.required: expected a list of names")
     rows = {name: _parameter(name, item) for name, item in properties.items()}
     return {
         "tool_name": function["name"],

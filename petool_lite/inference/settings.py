@@ -55,11 +55,12 @@ def model_sha256(path: Path) -> str:
 
 
 def _tuned_file(model: Path) -> Path:
-    machine = f"{platform.machine()} {_cpu_name()} {default_threads()} {library_version()} {model_sha256(model)}"
+    machine = f"{platform.machine()} {cpu_name()} {default_threads()} {library_version()} {model_sha256(model)}"
     return cache_root() / "tuned" / f"{hashlib.sha256(machine.encode()).hexdigest()[:32]}.json"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.is_file() else ""
     return text.partition("model name")[2].partition("\n")[0].lstrip("\t :") or platform.processor()
@@ -76,5 +77,5 @@ def tuned_settings(model: Path) -> EngineSettings:
 def remember_settings(model: Path, settings: EngineSettings) -> Path:
     """Keep `settings` for this model file on this machine; returns the file."""
     target = _tuned_file(model)
-    write_json(target, {"settings": asdict(settings), "model": str(model), "cpu": _cpu_name()})
+    write_json(target, {"settings": asdict(settings), "model": str(model), "cpu": cpu_name()})
     return target

@@ -12,17 +12,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from petool_lite.data.entries import Entry, ToolCall
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.inference.llama import LlamaModel, Reply, common_length
+from petool_lite.inference.llama import LlamaModel, Reply
+from petool_lite.inference.llama_open import Closing
 from petool_lite.inference.parse import ENGINE, CallFailure, parse_call
 from petool_lite.inference.request import choose_setting, ratings_of, request_entry
+from petool_lite.inference.sequences import common_length
 from petool_lite.inference.settings import EngineSettings, library_version, model_sha256, tuned_settings
 from petool_lite.inference.states import StateKey, StateStore
-from petool_lite.prompt import Layout, prompt_ids, prompt_text
+from petool_lite.prompt import Layout, prompt_ids, prompt_text, recorded_style
 
 DECODINGS = ("constrained", "free", "likelihood")
 DEFAULT_CONTEXT = 8192  # tokens; a model made for less has less
@@ -99,7 +100,7 @@ class _Memory:
     saved: dict[str, list[int]] = field(default_factory=dict)
 
 
-class ToolCaller:
+class ToolCaller(Closing):
     """A loaded model that answers with calls. Use as a context manager; not safe to share between threads."""
 
     def __init__(
@@ -121,7 +122,8 @@ class ToolCaller:
         self._chat = self._model.chat()
         self._constrainer = self._model.constrainer()
         metadata = self._model.metadata
-        self.style = style or metadata.get("petool_lite.prompt_style") or "compact"
+        own = (metadata.get("petool_lite.prompt_style"), metadata.get("petool_lite.prompt_layout"))
+        self.style = style or recorded_style(*own) or "compact"
         self.trained_setting = metadata.get("petool_lite.setting")
         self._memory = _Memory(store or StateStore())
 
@@ -129,14 +131,6 @@ class ToolCaller:
     def n_ctx(self) -> int:
         """The context's size in tokens: prompt and reply together."""
         return self._model.n_ctx
-
-    def __enter__(self) -> "ToolCaller":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model."""
@@ -160,7 +154,7 @@ class ToolCaller:
         if self.style == "published":
             raise PetoolError(
                 "this model was trained on the published prompt, whose wording comes with an entry",
-                "give a whole entry (--entry), or a model trained on the compact prompt",
+                "give a whole entry (--request), or a model trained on the compact prompt",
             )
         return self.call_entry(request_entry(query, list(tools), list(history), setting), user, options)
 

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from petool_lite.console import say
 from petool_lite.errors import PetoolError
 from petool_lite.inference.parse import CallFailure
 from petool_lite.inference.request import published_entry, tools_from_openai
@@ -114,7 +115,15 @@ def _work(pipe: Connection, options: EngineOptions) -> None:
             request = pipe.recv()
         except (EOFError, OSError):
             return  # the server is gone
-        pipe.send(_answer(caller, request, options, pipe))
+        try:
+            event = _answer(caller, request, options, pipe)
+        except Exception as error:  # no request may end the process; the text of the error may be the user's
+            say(f"a request failed in the engine: {type(error).__name__}")
+            event = "failed", {"kind": "engine_error", "message": f"the engine failed ({type(error).__name__})"}
+        try:
+            pipe.send(event)
+        except OSError:
+            return  # the server is gone
 
 
 def _answer(caller: ToolCaller, request: dict[str, Any], options: EngineOptions, pipe: Connection) -> Event:

@@ -1,58 +1,66 @@
-"""Attention over packed rows where no compiled package helps: torch's own variable-length kernel under Unsloth's path.
+"""Causal attention of packed rows, forward and backward, without a compiled package: torch's own flash kernel."""
 
-flash-attn and xformers do not load beside every torch. Unsloth then calls attention once a row, or uses torch's
-variable-length kernel, but that only from torch 2.12 on, which knows grouped heads. Torch 2.11 has the same kernel
-without them, so here the key and value heads are repeated before it.
-"""
-
+from dataclasses import dataclass
 from typing import Any
 
 
-def use_varlen(dispatch: Any) -> str:
-    """Give `dispatch` (unsloth.utils.attention_dispatch) torch's kernel where it has none; the name of what it uses."""
+@dataclass(frozen=True)
+class Bounds:
+    """Where the rows of a micro-step begin and end: `queries` and `keys` (rows + 1, int32) on the device, their
+    lengths on the host. A row's queries are its last tokens."""
+
+    queries: Any
+    keys: Any
+    query_lengths: tuple[int, ...]
+    key_lengths: tuple[int, ...]
+
+
+def attend(query: Any, key: Any, value: Any, bounds: Bounds, scale: float) -> tuple[Any, Any]:
+    """Attention of (tokens, heads, size), keys and values with fewer heads; and what `attend_backward` needs of it."""
     import torch
 
-    if dispatch.HAS_FLASH_ATTENTION:
-        return "flash-attn"
-    if dispatch.HAS_XFORMERS:
-        return "xformers"
-    if not torch.cuda.is_available():
-        return "sdpa, row by row"
-    if dispatch._TORCH_VARLEN_ATTN is None and _kernel() is not None:
-        dispatch._TORCH_VARLEN_ATTN = varlen_attention
-    return "sdpa, row by row" if dispatch._TORCH_VARLEN_ATTN is None else "torch varlen"
+    if not query.is_cuda:
+        return _reference(query, key, value, bounds, scale), None
+    out, sums, state, unused, _ = torch.ops.aten._flash_attention_forward(
+        query, key, value, bounds.queries, bounds.keys, max(bounds.query_lengths), max(bounds.key_lengths),
+        0.0, True, False, scale=scale,
+    )  # fmt: skip
+    return out, (sums, state, unused)
 
 
-def varlen_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    starts_q: Any,
-    starts_k: Any,
-    longest_q: int,
-    longest_k: int,
-    *,
-    scale: float | None,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> Any:
-    """Attention of packed rows (tokens, heads, head size) whose bounds are `starts_*` (rows + 1); the interface of
-    `torch.nn.attention.varlen.varlen_attn` in torch 2.12."""
-    kernel = _kernel()
-    if enable_gqa and query.shape[1] != key.shape[1]:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
-    return kernel(
-        query, key, value, starts_q, starts_k, longest_q, longest_k, scale=scale, window_size=tuple(window_size)
-    )
+def attend_backward(
+    gradient: Any, query: Any, key: Any, value: Any, out: Any, kept: Any, bounds: Bounds, scale: float
+) -> tuple[Any, Any, Any]:
+    """Gradients of query, key and value; `kept` is the second result of `attend`."""
+    import torch
+
+    if not query.is_cuda:
+        with torch.enable_grad():
+            q, k, v = (item.detach().requires_grad_() for item in (query, key, value))
+            dq, dk, dv = torch.autograd.grad(_reference(q, k, v, bounds, scale), (q, k, v), gradient)
+        return dq, dk, dv
+    sums, state, unused = kept
+    dq, dk, dv = torch.ops.aten._flash_attention_backward(
+        gradient, query, key, value, out, sums, bounds.queries, bounds.keys,
+        max(bounds.query_lengths), max(bounds.key_lengths), 0.0, True, state, unused, scale=scale,
+    )  # fmt: skip
+    return dq, dk, dv
 
 
-def _kernel() -> Any:
-    """torch's `varlen_attn` with `window_size` (torch 2.11), or None."""
-    import inspect
+def _reference(query: Any, key: Any, value: Any, bounds: Bounds, scale: float) -> Any:
+    """Row by row through scaled_dot_product_attention."""
+    import torch
 
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+    parts = []
+    keys, values = key.split(bounds.key_lengths), value.split(bounds.key_lengths)
+    for q, k, v in zip(query.split(bounds.query_lengths), keys, values, strict=True):
+        mask = None
+        if len(q) != len(k):
+            mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                *(item.transpose(0, 1)[None] for item in (q, k, v)),
+                attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True,
+            )[0].transpose(0, 1)
+        )  # fmt: skip
+    return torch.cat(parts)

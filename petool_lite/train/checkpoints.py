@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
+from petool_lite.train.devices import together
 
 _KEPT = 2
 
@@ -52,7 +53,11 @@ def disk_errors(run: Path, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the disk's own error
+    except PetoolError:
+        raise
+    except Exception as error:  # torch, safetensors and tokenizers wrap the disk's own error, the last in a plain one
+        if not isinstance(error, OSError | RuntimeError | SafetensorError) and "(os error " not in str(error):
+            raise
         kept = newest_checkpoint(run)
         resume = f"make room, then: petool-lite train --resume {run} (continues from {kept and kept.name})"
         raise PetoolError(
@@ -79,13 +84,13 @@ class Guarded:
         super().__init__(**arguments)
         collate = self.data_collator  # type: ignore[has-type]
         self.data_collator = lambda rows: {**collate(rows), "entry_ids": [row["entry_id"] for row in rows]}
-        self._update: list[tuple[list[str], Any]] = []
+        self._update: list[tuple[Sequence[str], Any, Any]] = []
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        """One micro-step; remembers its rows and its loss, on the device."""
+        """One step of the trainer; remembers the rows of its micro-steps and their losses, on the device."""
         names = inputs.pop("entry_ids")
         loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        self._update.append((names, loss.detach()))
+        self._update += getattr(self, "parts", ((names, loss.detach(), loss.detach()),))
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -93,18 +98,24 @@ class Guarded:
         import torch
 
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        losses = torch.stack([loss.float() for _, loss in self._update])
-        bad = ~torch.isfinite(losses)
-        if bool(bad.any()) or not torch.isfinite(torch.as_tensor(norm)):
-            self._not_finite(losses, bad.tolist(), float(norm))
+        figures = torch.stack([torch.stack([loss.float(), reached.float()]) for _, loss, reached in self._update])
+        if not bool(torch.isfinite(figures).all()) or not torch.isfinite(torch.as_tensor(norm)):
+            self._not_finite(figures, float(norm))
         self._update.clear()
         return norm
 
-    def _not_finite(self, losses: Any, bad: list[bool], norm: float) -> None:
-        rows = [row for index, (names, _) in enumerate(self._update) if bad[index] or not any(bad) for row in names]
+    def _not_finite(self, figures: Any, norm: float) -> None:
+        """Raise for the micro-steps whose loss is not finite, or else for the first after which the gradient is not."""
+        import torch
+
+        loss_bad, reached_bad = (~torch.isfinite(figures)).T.tolist()
+        first = reached_bad.index(True) if True in reached_bad else None
+        bad = [number for number, found in enumerate(loss_bad) if found] or ([] if first is None else [first])
+        rows = [row for number in bad for row in self._update[number][0]]
+        rows = together(rows) or [row for names, _, _ in self._update for row in names]
         raise PetoolError(
-            f"not finite in step {self.state.global_step + 1}: loss {float(losses.sum()):g}, gradient norm {norm:g}; "
-            f"entries {', '.join(rows)}",
+            f"not finite in step {self.state.global_step + 1}: loss {float(figures[:, 0].sum()):g}, gradient norm "
+            f"{norm:g}; entries {', '.join(rows)}",
             "look at these entries (petool-lite data preview), or lower train.learning_rate; the step was not taken",
         )
 

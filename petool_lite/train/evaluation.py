@@ -25,9 +25,9 @@ from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import draft, write_json
 from petool_lite.scorer import score_reply
 from petool_lite.train.checkpoints import disk_errors
+from petool_lite.train.devices import agreed
 from petool_lite.train.model import generating, save_adapter
 from petool_lite.train.records import Progress, append_row
-from petool_lite.train.stop import agreed
 
 _STAGE = "evaluating"
 
@@ -105,7 +105,7 @@ def evaluate(exam: Exam, model: Any, step: int, report: Report) -> Mark:
     total = len(exam.prompts)
     report(_STAGE, 0, total, f"step {step}")
     tool = param = joint = done = 0
-    with _same_randomness(), generating(model):
+    with same_randomness(), generating(model):
         for batch in _batches(exam.prompts, exam.batch_tokens):
             replies = _replies(model, [exam.prompts[index] for index in batch], exam)
             for index, reply in zip(batch, replies, strict=True):
@@ -149,7 +149,8 @@ def _replies(model: Any, prompts: Sequence[Sequence[int]], exam: Exam) -> list[s
 
 
 @contextmanager
-def _same_randomness() -> Iterator[None]:
+def same_randomness() -> Iterator[None]:
+    """Put all random number generators back as they were."""
     import numpy
     import torch
 

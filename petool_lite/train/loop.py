@@ -3,24 +3,25 @@
 import os
 import shutil
 import time
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base
 from petool_lite.console import Report
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.prepare import Prepared
-from petool_lite.prompt import Chat
+from petool_lite.prompt import LAYOUTS
 from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, versions, write_json
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
+from petool_lite.train.devices import count, first_then_others, is_first
 from petool_lite.train.evaluation import Exam, Mark, best_adapter, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
 from petool_lite.train.model import load_model, save_adapter
-from petool_lite.train.plan import rows_a_device, token_budget
+from petool_lite.train.plan import Plan, rows_a_device
 from petool_lite.train.preference import preference_trainer
+from petool_lite.train.proof import prove
 from petool_lite.train.records import (
     Progress,
     check_reporters,
@@ -41,10 +42,7 @@ class Job:
 
     name: str
     run: Path
-    recipe: Recipe
-    base: Base
-    chat: Chat
-    prepared: Prepared
+    planned: Plan
     exam: Exam | None
     started: float
     report: Report
@@ -53,28 +51,38 @@ class Job:
 
 def train_into(job: Job, stop: Stop) -> None:
     """Train, save the adapter, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
-    checkpoint, progress, exams = _continued(job)
-    job.report(f"loading {job.base.name} through Unsloth", 0, 0, "")
-    with log_to(job.run / "train.log") as log:
+    checkpoint, progress, exams = first_then_others(lambda: _continued(job))
+    job.report(f"loading {job.planned.base.name} through Unsloth", 0, 0, "")
+    with log_to(job.run / "train.log" if is_first() else Path(os.devnull)) as log:
         with redirect_stderr(log):
-            model, tokenizer = load_model(job.recipe, job.base)
+            model, tokenizer = load_model(job.planned.recipe, job.planned.base)
             trainer = _trainer(job, model, tokenizer, progress, exams, stop)
-        _fit(trainer, checkpoint, stop)
-    draw_curve(job.run)
+        with memory_errors():
+            if job.planned.forecast is not None:
+                prove(job.run, job.planned, trainer, job.exam, job.report)
+            _fit(trainer, checkpoint, stop)
     state = trainer.state
+    if is_first():
+        draw_curve(job.run)
     if stop.caught and not progress.stopped_early and state.global_step < state.max_steps:
         raise PetoolError(
             f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved",
             f"continue: petool-lite train --resume {job.run}",
             stop.exit_code,
         )
+    if is_first():
+        _complete(job, model, state.global_step, progress)
+
+
+def _complete(job: Job, model: Any, step: int, progress: Progress) -> None:
+    """Write the adapter, then the manifest."""
     best = _save(job, model)
     write_json(
         job.run / "manifest.json",
         _identity(job)
         | {
-            "steps": state.global_step,
-            "adapter_step": best.step if best else state.global_step,
+            "steps": step,
+            "adapter_step": best.step if best else step,
             "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
             "seconds": {
                 "train": round(progress.seconds, 2),
@@ -83,6 +91,7 @@ def train_into(job: Job, stop: Stop) -> None:
             },
             "tokens_per_s": round(progress.tokens / progress.seconds, 1),
             "peak_memory_gb": round(peak_memory_gb(), 3),
+            "predicted": job.planned.forecast and asdict(job.planned.forecast),
             "final_loss": progress.last_loss,
         },
     )
@@ -106,7 +115,7 @@ def _save(job: Job, model: Any) -> Mark | None:
     best = best_mark(job.run) if job.exam else None
     with disk_errors(job.run, "adapter"), draft(job.run / "adapter") as folder:
         if best is None:
-            save_adapter(model, folder, job.base)
+            save_adapter(model, folder, job.planned.base)
         else:
             shutil.copytree(best_adapter(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
     return best
@@ -114,14 +123,15 @@ def _save(job: Job, model: Any) -> Mark | None:
 
 def _identity(job: Job) -> dict[str, Any]:
     """What the run was made from, for its manifest."""
-    base, data = job.base, job.recipe.data
+    base, data = job.planned.base, job.planned.recipe.data
     return {
         "name": job.name,
-        "recipe": asdict(job.recipe),
+        "recipe": asdict(job.planned.recipe),
         "base": {"name": base.name, "directory": str(base.directory), "gguf": base.gguf and str(base.gguf)},
-        "data": {"source": data.train, "sha256": job.prepared.data_sha256, **job.prepared.summary},
-        "template_sha256": job.chat.template_sha256,
+        "data": {"source": data.train, "sha256": job.planned.prepared.data_sha256, **job.planned.prepared.summary},
+        "template_sha256": job.planned.chat.template_sha256,
         "prompt_style": data.style,
+        "prompt_layout": LAYOUTS[data.style],
         "setting": data.setting,
         "device": device_name(),
         "versions": versions(),
@@ -129,19 +139,27 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
-    import torch
-
     try:
         stop.graceful = True
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        stop.graceful = False
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn memory that is too little into a PetoolError with what would take less."""
+    import torch
+
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise PetoolError(
             f"out of GPU memory: {str(error).splitlines()[0]}",
-            "set train.checkpointing=true, model.precision=nf4, a smaller train.token_budget or model.max_tokens",
+            "set a smaller train.token_budget, train.checkpointing=true, model.precision=nf4 or a smaller "
+            "model.max_tokens; --dry-run shows what each takes",
             MACHINE,
         ) from error
-    finally:
-        stop.graceful = False
 
 
 def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
@@ -169,18 +187,21 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "disable_tqdm": True,
         "max_length": None,
         "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
+        "ddp_timeout": 7200,  # seconds; the others wait while the first evaluates
     }
     if settings.objective == "dpo":
         return DPOConfig(
             **common,
             beta=settings.beta,
             per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulate,
+            gradient_accumulation_steps=rows_a_device(recipe, count()) // settings.batch_size,
         )
     return SFTConfig(
         **common,
-        # a batch is what one device does of an update; AnswerTrainer cuts it into micro-steps
-        per_device_train_batch_size=rows_a_device(recipe, int(os.environ.get("WORLD_SIZE", "1"))),
+        # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-steps
+        per_device_train_batch_size=settings.batch_size * settings.accumulate,
         gradient_accumulation_steps=1,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -191,20 +212,26 @@ def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: li
     """The trainer of a job with its callbacks."""
     from transformers import PrinterCallback, ProgressCallback
 
-    kind = preference_trainer() if job.recipe.train.objective == "dpo" else answer_trainer(token_budget(job.recipe))
+    recipe = job.planned.recipe
+    kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer(recipe)
 
-    total = job.prepared.summary["steps"]
+    total = job.planned.prepared.summary["steps"]
     own = [recorder(job.run, total, progress, job.report), stopper(stop)]
     if job.exam:
-        own.insert(1, examiner(job.run, job.base, job.exam, job.recipe.train, exams, progress, job.report))
+        own.insert(
+            1, examiner(job.run, job.planned.base, job.exam, job.planned.recipe.train, exams, progress, job.report)
+        )
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
     trainer: Any = type("Trainer", (Guarded, kind), {})(
         model=model,
         processing_class=tokenizer,
-        args=_arguments(job.recipe, job.run, total),
-        train_dataset=job.prepared.table,
+        args=_arguments(job.planned.recipe, job.run, total),
+        train_dataset=job.planned.prepared.table,
         callbacks=own,
     )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # TRL rounds them to bfloat16 over a 4-bit base; small steps would be lost
+            parameter.data = parameter.data.float()
     for callback in own:
         callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)

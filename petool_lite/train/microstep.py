@@ -11,19 +11,27 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from petool_lite.recipe import Recipe
+from petool_lite.train.stack import Stack, unsuited
+
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class MicroStep:
-    """Packed rows: `ids` and `positions` (1, tokens), `lengths` of the rows, and for the `answers` (1-d) `where` they
-    are predicted from, as indices into the tokens."""
+    """Packed rows: `ids` and `positions` (tokens), `lengths` of the rows, and for the `answers` (1-d) `where` they
+    are predicted from, as indices into the tokens, how many each row has, and which `entries` the rows are of.
+
+    A row's last token predicts nothing and is not read.
+    """
 
     ids: Any
     positions: Any
     lengths: tuple[int, ...]
     where: Any
     answers: Any
+    answer_lengths: tuple[int, ...]
+    entries: tuple[str, ...] = ()
 
 
 def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -57,18 +65,45 @@ def micro_steps(rows: Sequence[Row], budget: int) -> list[MicroStep]:
         answers: list[int] = []
         for row in (rows[index] for index in members):
             own, start, offset = row["input_ids"], row["answer_start"], len(ids)
-            ids += own
-            positions += range(len(own))
+            ids += own[:-1]
+            positions += range(len(own) - 1)
             where += range(offset + start - 1, offset + len(own) - 1)
             answers += own[start:]
-        lengths = tuple(len(rows[index]["input_ids"]) for index in members)
-        pair = torch.tensor([ids, positions])
-        steps.append(MicroStep(pair[:1], pair[1:], lengths, torch.tensor(where), torch.tensor(answers)))
+        lengths = tuple(len(rows[index]["input_ids"]) - 1 for index in members)
+        counts = tuple(len(rows[index]["input_ids"]) - rows[index]["answer_start"] for index in members)
+        parts = (torch.tensor(ids), torch.tensor(positions), lengths, torch.tensor(where), torch.tensor(answers))
+        entries = tuple(str(rows[index].get("entry_id", index)) for index in members)
+        steps.append(MicroStep(*parts, counts, entries))
     return steps
 
 
-def answer_loss(model: Any, step: MicroStep) -> Any:
-    """Cross entropy summed over the answer tokens of a micro-step; a PEFT model of the Llama family."""
+def shares(lengths: Sequence[int], devices: int) -> list[list[int]]:
+    """Indices of an update's rows for each device, so that their tokens are about the same: the longest row first,
+    each to the device with the fewest tokens so far."""
+    found: list[list[int]] = [[] for _ in range(devices)]
+    tokens = [0] * devices
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        device = tokens.index(min(tokens))
+        found[device].append(index)
+        tokens[device] += lengths[index]
+    return found
+
+
+def answer_loss(stack: Stack, step: MicroStep, seed: int) -> Any:
+    """Cross entropy summed over the answer tokens of a micro-step; `seed` decides what dropout drops."""
+    import torch
+
+    device = stack.norm.weight.device
+    ids, positions, where, answers = (
+        item.to(device, non_blocking=True) for item in (step.ids, step.positions, step.where, step.answers)
+    )
+    rows, last = stack.rows(positions, step.lengths, where, step.answer_lengths, seed)
+    logits = stack.logits(stack.forward(ids, rows, last))
+    return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
+
+
+def model_loss(model: Any, step: MicroStep) -> Any:
+    """The same through the forward pass that Unsloth gave a PEFT model, for models that `layers` does not compute."""
     import torch
 
     device = next(model.parameters()).device
@@ -77,52 +112,88 @@ def answer_loss(model: Any, step: MicroStep) -> Any:
     if len(step.lengths) > 1:
         # Unsloth reads the lengths, and on the host, where they cost no wait for the GPU; transformers the positions.
         packed = {
-            "position_ids": step.positions.to(device, non_blocking=True),
+            "position_ids": step.positions[None].to(device, non_blocking=True),
             "packed_seq_lengths": torch.tensor(step.lengths, dtype=torch.int32),
         }
     causal = model.get_base_model()
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        hidden = causal.model(input_ids=ids, use_cache=False, **packed).last_hidden_state
+        hidden = causal.model(input_ids=ids[None], use_cache=False, **packed).last_hidden_state
         logits = causal.lm_head(hidden[0].index_select(0, where))
     return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
 
 
-def answer_trainer(budget: int) -> Any:
-    """The class AnswerTrainer for micro-steps of `budget` tokens; made in a function because trl is slow to import."""
+def answer_trainer(recipe: Recipe) -> Any:
+    """The class AnswerTrainer for a recipe with a token budget; made in a function because trl is slow to import."""
     import torch
+    from accelerate.data_loader import prepare_data_loader
     from trl import SFTTrainer
 
+    settings = recipe.train
+
     class AnswerTrainer(SFTTrainer):
-        """SFTTrainer whose batch is all rows of an update on this device, taken in packed micro-steps."""
+        """SFTTrainer whose batch is all rows of an update, of which each device takes its share in packed micro-steps.
+
+        `parts` are the micro-steps of the last update: entry ids, loss, and the gradient's norm after it.
+        """
 
         tokens_seen = 0
+        parts: tuple[tuple[tuple[str, ...], Any, Any], ...] = ()
 
         def __init__(self, **arguments: Any) -> None:
             super().__init__(data_collator=self.collate, **arguments)
-            # the loss is divided by the items of the whole update, which the trainer counts only for models that say so
-            self.model_accepts_loss_kwargs = True
+            model, config = self.model, self.model.get_base_model().config.to_dict()
+            other = unsuited(config)
+            print("layers:", f"Unsloth's, for {other}" if other else "petool-lite's own")  # to train.log
+            float8 = recipe.model.precision == "fp8"
+            stack = self.stack = None if other else Stack(model, settings.checkpointing, float8, settings.offload)
+            plain = model.forward
 
-        @staticmethod
-        def collate(rows: Sequence[Row]) -> dict[str, Any]:
-            steps = micro_steps(rows, budget)
-            return {"steps": steps, "shift_labels": torch.cat([step.answers for step in steps])}
+            def forward(*inputs: Any, answer_step: MicroStep | None = None, seed: int = 0, **options: Any) -> Any:
+                if answer_step is None:
+                    return plain(*inputs, **options)
+                return answer_loss(stack, answer_step, seed) if stack else model_loss(model, answer_step)
+
+            # several devices' gradients are averaged for what runs through the wrapped model's forward only
+            model.forward = forward
+
+        def get_train_dataloader(self) -> Any:
+            """Whole updates, the same on every device."""
+            options = {"batch_size": self._train_batch_size, "sampler": self._get_train_sampler(self.train_dataset)}
+            loader = torch.utils.data.DataLoader(self.train_dataset, collate_fn=self.data_collator, **options)
+            seeded = {"use_seedable_sampler": True, "data_seed": self.args.data_seed}
+            return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False, **seeded)
+
+        def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
+            """This device's micro-steps of an update, and what the whole update holds."""
+            lengths = [len(row["input_ids"]) for row in rows]
+            own = shares(lengths, self.accelerator.num_processes)[self.accelerator.process_index]
+            return {
+                "steps": micro_steps([rows[index] for index in own or [0]], settings.token_budget),
+                "spare": not own,  # fewer rows than devices: this one computes along, for nothing
+                "tokens": sum(lengths),
+                "answers": sum(length - row["answer_start"] for length, row in zip(lengths, rows, strict=True)),
+            }
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             """Forward and backward of every micro-step; returns this device's share of the update's mean loss."""
             model.train()
-            steps = inputs["steps"]
-            items = num_items_in_batch if num_items_in_batch is not None else len(inputs["shift_labels"])
-            inner = self.accelerator.unwrap_model(model)
-            total = None
+            if self.stack:
+                self.stack.refresh()
+            steps, accelerator = inputs["steps"], self.accelerator
+            # gradients are averaged over the devices, and answers are counted over all of them
+            scale = 0.0 if inputs["spare"] else accelerator.num_processes / inputs["answers"]
+            tuned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            parts = []
             for number, step in enumerate(steps, 1):
-                # several devices average their gradients once an update, after the last micro-step
-                waits = nullcontext() if number == len(steps) else self.accelerator.no_sync(model)
-                with waits:
-                    # gradients are averaged over the devices and items are counted over all of them
-                    loss = answer_loss(inner, step) / items * self.accelerator.num_processes
-                    self.accelerator.backward(loss)
-                total = loss.detach() if total is None else total + loss.detach()
-                self.tokens_seen += sum(step.lengths)
-            return total
+                seed = int(torch.randint(2**31, ())) + 7919 * accelerator.process_index
+                # several devices exchange their gradients once an update, after the last micro-step
+                with nullcontext() if number == len(steps) else accelerator.no_sync(model):
+                    loss = model(answer_step=step, seed=seed) * scale
+                    accelerator.backward(loss)
+                norms = torch._foreach_norm([parameter.grad for parameter in tuned])
+                parts.append((step.entries, loss.detach(), torch.stack(norms).sum()))
+            self.parts = tuple(parts)
+            self.tokens_seen += inputs["tokens"]
+            return torch.stack([loss for _, loss, _ in parts]).sum()
 
     return AnswerTrainer

@@ -11,8 +11,8 @@ from typing import Any
 from petool_lite.base import Base
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.recipe import Recipe
-from petool_lite.train.attention import use_varlen
 from petool_lite.train.start import WEIGHTS, start_adapter
+from petool_lite.train.varlen import use_varlen
 
 
 def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
@@ -39,7 +39,8 @@ def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PetoolError(f"the base {base.name} does not load: {first_line}", "get the model again") from error
     dispatch = sys.modules.get("unsloth.utils.attention_dispatch")  # on a CPU Unsloth leaves attention to transformers
-    print("attention of packed rows:", use_varlen(dispatch) if dispatch else "transformers")  # to train.log
+    if dispatch:
+        print("Unsloth's attention of packed rows:", use_varlen(dispatch))  # to train.log
     model = FastLanguageModel.get_peft_model(
         model,
         r=recipe.lora.r,

@@ -1,4 +1,7 @@
-"""Everything that is checked and counted before a model is loaded."""
+"""Everything that is checked, counted and chosen before a model is loaded."""
+
+from dataclasses import dataclass, replace
+from typing import Any
 
 from petool_lite.base import Base, resolve_base
 from petool_lite.console import Report, facts_text, silent
@@ -6,14 +9,92 @@ from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.prepare import Prepared, prepare
 from petool_lite.prompt import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
+from petool_lite.train.devices import count
 from petool_lite.train.evaluation import check_exam
+from petool_lite.train.planner import (
+    CPU_BUDGET,
+    OTHER_BUDGET,
+    Forecast,
+    Load,
+    Room,
+    chosen,
+    dimensions,
+    forecasts,
+    measured_rates,
+    picked,
+    read_config,
+    resolved,
+    table,
+)
 from petool_lite.train.records import check_reporters
+from petool_lite.train.stack import unsuited
 from petool_lite.train.start import check_start
 
 
-def plan(recipe: Recipe, report: Report = silent) -> tuple[Base, Chat, Prepared]:
-    """Base, chat and rows of a recipe, counted and told; no model is loaded."""
+@dataclass(frozen=True)
+class Plan:
+    """A run before its model is loaded: the recipe with what was chosen written into it, and what that will take on
+    the GPU (None on a CPU and for dpo)."""
+
+    recipe: Recipe
+    base: Base
+    chat: Chat
+    prepared: Prepared
+    forecast: Forecast | None
+
+
+def plan(recipe: Recipe, report: Report = silent) -> Plan:
+    """Check and count a recipe's rows and choose how to train; no model is loaded."""
     check_machine(recipe)
+    base, chat, prepared = _counted(recipe, report)
+    other = unsuited(read_config(base.directory))
+    if other and (recipe.model.precision == "fp8" or recipe.train.offload):
+        raise PetoolError(
+            f"{base.name} has {other}, which fp8 and offload do not know",
+            "--set model.precision=bf16 --set train.offload=false",
+        )
+    if not _gpu() or other:
+        budget = OTHER_BUDGET if _gpu() else CPU_BUDGET
+        return Plan(with_budget(recipe, budget), base, chat, prepared, None)
+    if recipe.train.objective == "dpo":
+        return Plan(recipe, base, chat, prepared, None)
+    best = chosen(dimensions(base.directory), recipe, load_of(prepared), measured_rates(), room_here())
+    choice = best.choice
+    report(
+        f"chosen: {choice.precision} base, checkpointing {'on' if choice.checkpointing else 'off'}, offload "
+        f"{'on' if choice.offload else 'off'}, "
+        f"{choice.token_budget:,} tokens a micro-step; predicted peak {best.peak_gb:.1f} GiB, "
+        f"{best.tokens_per_s:,} tokens/s",
+        0,
+        0,
+        "",
+    )
+    return Plan(resolved(recipe, choice), base, chat, prepared, best)
+
+
+def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
+    """The rows' counts, and every way to train with predicted memory and, where there is a GPU, speed.
+
+    `lean`, `auto` and `chosen` are the ways that these values of train.memory and the recipe itself would take; None
+    where nothing fits. Needs no GPU; without one the memory of `lean` is that of any 8 GB card.
+    """
+    base, _, prepared = _counted(recipe, report)
+    model, load = dimensions(base.directory), load_of(prepared)
+    rates, room = (measured_rates(), room_here()) if _gpu() else (None, Room(float("inf"), float("inf")))
+    found = forecasts(model, recipe, load, rates)
+    picks = {memory: picked(found, recipe, memory, room) for memory in ("lean", "auto")}
+    mine = picks[recipe.train.memory] if _gpu() else None
+    rows: dict[str, Any] = {name: pick and table([pick])[0] for name, pick in (*picks.items(), ("chosen", mine))}
+    return {
+        **prepared.summary,
+        "gpu": _gpu_facts(),
+        "choices": table(found),
+        **(rows if rates else {**rows, "auto": None}),
+    }
+
+
+def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
+    """Base, chat and rows of a recipe, checked, counted and told."""
     check_reporters(recipe.train.report_to)
     check_exam(recipe)
     check_start(recipe, report)
@@ -31,6 +112,45 @@ def plan(recipe: Recipe, report: Report = silent) -> tuple[Base, Chat, Prepared]
     return base, chat, prepared
 
 
+def load_of(prepared: Prepared) -> Load:
+    """Lengths of the prepared rows."""
+    import pyarrow.compute
+
+    lengths = pyarrow.compute.list_value_length(prepared.table.data.column("input_ids")).to_pylist()
+    return Load(tuple(lengths), prepared.summary["loss_tokens"] / prepared.summary["tokens"])
+
+
+def with_budget(recipe: Recipe, tokens: int) -> Recipe:
+    """The recipe with `tokens` a micro-step unless it says how many."""
+    budget = recipe.train.token_budget or tokens
+    return replace(recipe, train=replace(recipe.train, token_budget=budget))
+
+
+def room_here() -> Room:
+    """Free memory of the current GPU, and a third of the machine's memory for each of its processes."""
+    import os
+
+    import torch
+
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Room(float(torch.cuda.mem_get_info()[0]), whole / 3 / count())
+
+
+def _gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _gpu_facts() -> dict[str, Any] | None:
+    import torch
+
+    if not _gpu():
+        return None
+    free, total = (round(size / 2**30, 1) for size in torch.cuda.mem_get_info())
+    return {"name": torch.cuda.get_device_name(), "memory_gb": total, "free_gb": free}
+
+
 def steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of the whole run."""
     if recipe.train.max_steps:
@@ -41,34 +161,30 @@ def steps(recipe: Recipe, rows: int) -> int:
 def rows_a_device(recipe: Recipe, devices: int) -> int:
     """Rows of an update that each of `devices` takes; raises PetoolError where they cannot share them evenly."""
     rows = recipe.train.batch_size * recipe.train.accumulate
-    if rows % devices:
+    if rows % (devices * recipe.train.batch_size):
         raise PetoolError(
             f"{rows} rows an update cannot be shared by {devices} devices",
-            "choose train.batch_size x train.accumulate as a multiple of the devices",
+            "choose train.accumulate as a multiple of the devices",
         )
     return rows // devices
 
 
-def token_budget(recipe: Recipe) -> int:
-    """Tokens a micro-step. A GPU needs many to be worth its kernel launches; a CPU only wastes masked attention."""
-    import torch
-
-    return recipe.train.token_budget or (16384 if torch.cuda.is_available() else 2048)
-
-
 def check_machine(recipe: Recipe) -> None:
     """Refuse a recipe that this machine cannot run, before anything is loaded."""
-    import torch
-
-    if _needs_gpu(recipe) and not torch.cuda.is_available():
+    if _needs_gpu(recipe) and not _gpu():
         here = [name for name in builtin_recipes() if not _needs_gpu(load_recipe(name)[1])]
+        why = f"for its optimizer {recipe.train.optimizer}" if _paged(recipe) else "for its float8 base"
         raise PetoolError(
-            f"this recipe needs a GPU (for its optimizer {recipe.train.optimizer}), and torch finds none",
+            f"this recipe needs a GPU ({why}), and torch finds none",
             f"rent one, or run here: petool-lite train {' or '.join(here)}; a small base trains here, slowly, with "
-            "--set train.optimizer=adamw_torch",
+            "--set train.optimizer=adamw_torch; --dry-run tells what a GPU would need",
             MACHINE,
         )
 
 
 def _needs_gpu(recipe: Recipe) -> bool:
+    return _paged(recipe) or recipe.model.precision == "fp8"
+
+
+def _paged(recipe: Recipe) -> bool:
     return recipe.train.optimizer.startswith("paged")

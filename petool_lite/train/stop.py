@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from petool_lite.console import say_at_once
+from petool_lite.train.devices import agreed, is_first
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -43,7 +44,8 @@ def stop_signals() -> Iterator[Stop]:
             signal.signal(each, signal.SIG_DFL)
         if not stop.graceful:
             raise KeyboardInterrupt
-        say_at_once(f"{stop.name}: finishing this step, then saving; once more leaves at once")
+        if is_first():
+            say_at_once(f"{stop.name}: finishing this step, then saving; once more leaves at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -54,18 +56,6 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def agreed(flag: bool) -> bool:
-    """Whether any process of the run says so; all of them have to ask at the same place. Alone, `flag` itself."""
-    import torch
-
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return flag
-    found = torch.tensor([int(flag)], device="cuda" if torch.cuda.is_available() else "cpu")
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return bool(found.item())
 
 
 def stopper(stop: Stop) -> Any:

@@ -78,6 +78,7 @@ def test_one_process_keeps_what_it_has_read_and_keeps_users_apart(fresh) -> None
     assert len({reply.reply.ids for reply in replies}) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_ignored_and_written_anew(fresh, store) -> None:
     first = fresh().call(QUERY, TOOLS, HISTORY, user="ann")
     path = store.path("ann")
@@ -90,6 +91,7 @@ def test_a_damaged_file_is_ignored_and_written_anew(fresh, store) -> None:
     assert again.saved_bytes == first.saved_bytes
 
 
+@pytest.mark.slow
 def test_a_state_of_another_context_size_is_not_used(fresh) -> None:
     fresh().call(QUERY, TOOLS, HISTORY, user="ann")
     assert fresh(n_ctx=1536).call(QUERY, TOOLS, HISTORY, user="ann").reply.reused_tokens == 0

@@ -165,3 +165,35 @@ def test_a_checkpoint_without_known_start_is_refused(tmp_path) -> None:
     (tmp_path / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{}")
     with pytest.raises(PetoolError, match=r"no resume\.json"):
         check_resume(tmp_path, facts)
+
+
+@pytest.mark.parametrize(
+    ("losses", "reached", "named"),
+    [
+        ((1.0, float("nan"), 1.0), (1.0, float("nan"), float("nan")), "c, d"),
+        ((1.0, 1.0, 1.0), (1.0, float("inf"), float("inf")), "c, d"),  # a finite loss, its gradient not
+        ((1.0, 1.0, 1.0), (1.0, 2.0, 3.0), "a, b, c, d, e"),  # only the clipped norm overflowed
+    ],
+)
+def test_only_the_rows_of_the_bad_micro_step_are_named(losses, reached, named) -> None:
+    import torch
+
+    from petool_lite.train.checkpoints import Guarded
+
+    class Norms:
+        def _get_grad_norm(self, model, grad_norm=None):
+            return torch.tensor(float("nan"))
+
+    class Trainer(Guarded, Norms):
+        def __init__(self) -> None:
+            self.state = type("State", (), {"global_step": 4})()
+
+    trainer = Trainer()
+    rows = (("a", "b"), ("c", "d"), ("e",))
+    trainer._update = [
+        (*part,) for part in zip(rows, map(torch.tensor, losses), map(torch.tensor, reached), strict=True)
+    ]
+    with pytest.raises(PetoolError) as error:
+        trainer._get_grad_norm(None)
+    assert error.value.message.endswith(f"entries {named}")
+    assert "step 5" in error.value.message

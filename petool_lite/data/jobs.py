@@ -2,18 +2,22 @@
 
 Two candidates do the same job if their api names, descriptions and parameter names are alike. In the published rating
 entries some candidate for the asked job is always disliked, and often the history knows no other for it: the user
-then wants the one that is most like it, from somebody else.
+then wants the one that is most like it, from somebody else. `likeliest` says which, with the query's help.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 from petool_lite.data.entries import Prompt, Tool, balance, provider
 
 _ALIKE = 0.6  # likeness from which on two tools do the same job: 100 % of the listed equals of the open entries
 _WEIGHTS = (0.5, 0.35, 0.15)  # of api words, description words and parameter names
 _PROVIDER = 0.1  # among equals, for a provider of a similar name: services of one family resemble each other most
+_LIKENESS = (
+    12  # what likeness to a disliked candidate weighs in `likeliest` against each other sign; 8 to 16 differ by 1 %
+)
 # words that say nothing of a job
 _LIGHT = frozenset("get list return data info information endpoint api v1 v2".split())  # noqa: SIM905
 _LIGHT |= frozenset("all the a an of for by to and in with from this that is are on it".split())  # noqa: SIM905
@@ -33,6 +37,7 @@ class _Traits:
     about: frozenset[str]
     parameters: frozenset[str]
     provider: frozenset[str]
+    asked: frozenset[str]  # words of the parameters' names and descriptions
 
 
 def standing(prompt: Prompt, name: str, setting: str) -> int:
@@ -68,6 +73,42 @@ def jobs(prompt: Prompt, setting: str) -> list[Job]:
     return sorted(made, key=lambda job: not job.decided)
 
 
+def likeliest(prompt: Prompt, query: str, setting: str) -> Tool:
+    """The candidate that history and query speak for together; the first of equals.
+
+    A disliked candidate tells the job, and the one most like it from another provider is wanted. Between near equals
+    decide, each with the same weight: a liked provider, how much of the query stands in the api's name, in name and
+    description, and in the parameters, and a provider of the disliked one's family. Where nothing is disliked, a tool
+    that is the only one for its job is unlikely: a preference is between tools for the same job.
+    """
+    tools = prompt.tools
+    scores = [standing(prompt, tool.name, setting) for tool in tools]
+    traits = [_traits(tool) for tool in tools]
+    low = [own for own, score in zip(traits, scores, strict=True) if score < 0]
+    shared = {index for members in _clusters(traits) if len(members) > 1 for index in members} if not low else set()
+    texts = ([own.api for own in traits], [own.api | own.about for own in traits], [own.asked for own in traits])
+    covered = [_coverage(_words(query) - _LIGHT, bags) for bags in texts]
+
+    def sign(index: int) -> float:
+        own = traits[index]
+        alike = [_likeness(own, other) for other in low]
+        near = [other for other, likeness in zip(low, alike, strict=True) if likeness >= _ALIKE]
+        family = max((_overlap(own.provider, other.provider) for other in near), default=0.0)
+        asked = sum(shares[index] for shares in covered)
+        return _LIKENESS * max(alike, default=0.0) + (scores[index] > 0) + family + asked + (index in shared)
+
+    wanted = [index for index, score in enumerate(scores) if score >= 0]
+    return tools[max(wanted or range(len(tools)), key=sign)]
+
+
+def _coverage(query: frozenset[str], bags: Sequence[frozenset[str]]) -> list[float]:
+    """The share of the query's words that each bag holds, rare words weighing more; words that no bag holds are out."""
+    known = [word for word in query if any(word in bag for bag in bags)]
+    weights = {word: log((len(bags) + 1) / (sum(word in bag for bag in bags) + 0.5)) for word in known}
+    total = sum(weights.values())
+    return [sum(weights[word] for word in known if word in bag) / total if total else 0.0 for bag in bags]
+
+
 def _clusters(traits: Sequence[_Traits]) -> list[list[int]]:
     """Indices of tools linked by any chain of likenesses, ascending."""
     found: list[list[int]] = []
@@ -85,6 +126,9 @@ def _traits(tool: Tool) -> _Traits:
         about=_words(tool.description[:400]) - _LIGHT,
         parameters=frozenset(item.name.lower() for item in (*tool.required, *tool.optional)),
         provider=_words(provider(tool.name)),
+        asked=frozenset().union(
+            *(_words(f"{item.name} {item.description[:100]}") for item in (*tool.required, *tool.optional))
+        ),
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from petool_lite.data.entries import Interaction, Parameter, Prompt, Tool, ToolCall
 from petool_lite.data.files import load_dataset
-from petool_lite.jobs import jobs, standing
+from petool_lite.data.jobs import jobs, likeliest, standing
 
 
 def tool(name: str, description: str, *parameters: str) -> Tool:
@@ -62,3 +62,21 @@ def test_on_the_published_entries_the_first_tool_is_mostly_the_answer(open_entri
         assert set(entry.equal_tools) <= {item.name for item in family.tools}
         first += made[0].tools[0].name == entry.gold.tool_name
     assert first / len(entries) > right
+
+
+def test_likeliest_is_what_resembles_the_disliked_and_answers_the_query() -> None:
+    disliked = prompt(("<W>.<Rain>.<x>", 0), tools=WEATHER)
+    assert likeliest(disliked, "Search songs by title", "rating").name == "<W>.<Rain Pro>.<forecast>"
+    liked = prompt(("<W>.<Rain>.<x>", 0), ("<W>.<Sun>.<y>", 1), tools=WEATHER)
+    assert likeliest(liked, "weather forecast of a city", "rating").name == "<W>.<Sun>.<getForecast>"
+    # without any history the query alone tells
+    assert (
+        likeliest(prompt(tools=WEATHER), "weather forecast of a city", "rating").name == "<W>.<Rain>.<Weather Forecast>"
+    )
+    assert likeliest(prompt(("<W>.<Rain>.<x>", 0), tools=WEATHER[2:3]), "weather", "rating") is WEATHER[2]  # none else
+
+
+def test_likeliest_is_right_for_nine_of_ten_published_entries(open_entries) -> None:
+    entries = load_dataset(str(open_entries), "rating").entries
+    right = [likeliest(entry.prompt("rating"), entry.query, "rating").name == entry.gold.tool_name for entry in entries]
+    assert sum(right) == 685

@@ -1,0 +1,67 @@
+"""Rules without a model, which say what an accuracy means: what chance, the first place or the likes alone reach.
+
+They answer with a call of a candidate: its required parameters, each with its declared default. None takes the
+query's values, so their parameter accuracy says how often defaults are the answer.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+
+from petool_lite.data.entries import Entry, Parameter, Tool, ToolCall, balance
+from petool_lite.data.jobs import jobs, likeliest
+
+Rule = Callable[[Entry, str], Tool]
+
+
+def _random(entry: Entry, setting: str) -> Tool:
+    """A candidate drawn by the entry's id, so that every shard and every run draws the same."""
+    seed = hashlib.sha256(entry.id.encode()).hexdigest()
+    return random.Random(seed).choice(entry.prompt(setting).tools)
+
+
+def _first(entry: Entry, setting: str) -> Tool:
+    return entry.prompt(setting).tools[0]
+
+
+def _liked(entry: Entry, setting: str) -> Tool:
+    """The first candidate of the provider with the most likes less dislikes in the history."""
+    prompt = entry.prompt(setting)
+    return max(prompt.tools, key=lambda tool: balance(prompt.history, tool.name))
+
+
+def _history(entry: Entry, setting: str) -> Tool:
+    """The first candidate of the first job, as the compact prompt lists them; the query is not read."""
+    return jobs(entry.prompt(setting), setting)[0].tools[0]
+
+
+def _likely(entry: Entry, setting: str) -> Tool:
+    """The candidate that the compact prompt repeats after the query: history and query speak for it."""
+    return likeliest(entry.prompt(setting), entry.query, setting)
+
+
+RULES: dict[str, Rule] = {
+    "rule-random": _random,
+    "rule-first": _first,
+    "rule-liked": _liked,
+    "rule-history": _history,
+    "rule-likely": _likely,
+}
+
+
+def rule_call(name: str, entry: Entry, setting: str) -> ToolCall:
+    """What the rule of that name answers."""
+    tool = RULES[name](entry, setting)
+    return ToolCall(tool.name, {item.name: _default(item) for item in tool.required})
+
+
+def _default(parameter: Parameter) -> object:
+    """A default as a call writes it; the data declares those of numbers and booleans as text."""
+    if isinstance(parameter.default, str) and parameter.type.upper() in ("NUMBER", "BOOLEAN"):
+        try:
+            value: object = json.loads(parameter.default.lower())
+        except ValueError:
+            return parameter.default
+        return value if isinstance(value, bool | int | float) else parameter.default
+    return parameter.default

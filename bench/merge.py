@@ -1,0 +1,126 @@
+"""Shards of one bench, made on several GPUs or machines, as one: every row in the order of the data, nothing twice."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from petool_lite.bench.results import Results, load_results, meta_path
+
+from petool_lite.errors import USAGE, PetoolError
+from petool_lite.runs import write_json, write_text
+
+# What shards of one bench have in common, in the words of a refusal; machines and times are their own.
+_SAME = {
+    "variant": "variant",
+    "engine": "engine",
+    "decoding": "decoding",
+    "style": "prompt style",
+    "setting": "setting",
+    "model_sha256": "model",
+    "limit": "limit",
+    "max_reply_tokens": "reply limit",
+    "versions": "versions",
+    "commit": "commit",
+}
+
+
+def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
+    """Where shard i of n keeps its results under `folder`."""
+    return folder / f"shard-{shard[0]}-of-{shard[1]}"
+
+
+def merge_shards(folders: Sequence[Path], target: Path) -> list[Path]:
+    """Write each results file of the shards in `folders` as one into `target`; returns the files.
+
+    Raises PetoolError, and writes nothing, for a shard that is absent, double or unfinished, and for shards that were
+    made from other data, another model, other settings or other versions.
+    """
+    if target.resolve() in [folder.resolve() for folder in folders]:
+        raise PetoolError(f"{target} is one of the shards", "give another --out", USAGE)
+    names: dict[str, None] = {}
+    for folder in folders:
+        found = sorted(path.name for path in folder.glob("results-*.jsonl"))
+        if not found:
+            raise PetoolError(f"no results-<variant>.jsonl in {folder}", "give the folders of finished shards")
+        names |= dict.fromkeys(found)
+    merged = {name: _merged(name, folders) for name in names}
+    paths = []
+    for name, (rows, meta) in merged.items():
+        path = target / name
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json(meta_path(path), meta)
+        paths.append(path)
+    return paths
+
+
+def _merged(name: str, folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    absent = [str(folder) for folder in folders if not (folder / name).is_file()]
+    if absent:
+        raise PetoolError(f"{', '.join(absent)} has no {name}", "every shard needs the same variants")
+    parts = [load_results(folder / name) for folder in folders]
+    _check(parts)
+    rows = sorted((row for part in parts for row in part.rows), key=lambda row: int(row["index"]))
+    return rows, _meta([part.meta for part in parts])
+
+
+def _check(parts: Sequence[Results]) -> None:
+    first, owners = parts[0], dict[int, Results]()
+    count = (first.meta.get("shard") or [0, 1])[1]
+    for part in parts:
+        shard = part.meta.get("shard")
+        if shard is None:
+            raise PetoolError(f"{part.path} is no shard", "shards come from bench --shard i/n")
+        if shard[1] != count:
+            raise PetoolError(
+                f"{part.path} is shard {shard[0]}/{shard[1]}, {first.path} one of {count}", "they are of other work"
+            )
+        if shard[0] in owners:
+            raise PetoolError(f"{part.path} and {owners[shard[0]].path} are both shard {shard[0]}/{count}", "give one")
+        owners[shard[0]] = part
+        if not part.meta["complete"] or len(part.rows) != part.meta["entries"]:
+            raise PetoolError(
+                f"{part.path} is not finished: {len(part.rows)} of {part.meta['entries']} entries", "run it again"
+            )
+        _check_same(part, first)
+    missing = sorted(set(range(count)) - set(owners))
+    if missing:
+        raise PetoolError(f"{first.path.name}: shards {missing} of {count} are missing", "give all shards")
+    wrong = [row for number, part in owners.items() for row in part.rows if row["index"] % count != number]
+    if wrong:
+        raise PetoolError(f"entry {wrong[0]['entry_id']} stands in another shard than its own", "run that shard again")
+
+
+def _check_same(part: Results, first: Results) -> None:
+    hint = "shards of one bench need the same data, model and settings"
+    if part.meta["data"]["sha256"] != first.meta["data"]["sha256"]:
+        sources = part.meta["data"]["source"], first.meta["data"]["source"]
+        raise PetoolError(f"{part.path} and {first.path} have another data set: {sources[0]}, {sources[1]}", hint)
+    for key, word in _SAME.items():
+        if part.meta.get(key) != first.meta.get(key):
+            raise PetoolError(f"{part.path} and {first.path} have another {word}", hint)
+
+
+def _meta(metas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The meta of all shards: seconds of work together, the highest peak, and the machines that differ."""
+    gpus = [meta["gpu"] for meta in metas if meta.get("gpu")]
+    machines = [meta["machine"] for meta in metas]
+    gpu = None
+    if gpus:
+        gpu = {
+            "batch": min(item["batch"] for item in gpus),
+            "flips": sum(item["flips"] for item in gpus),
+            "flips_checked": sum(item["flips_checked"] for item in gpus),
+            "tokens_per_s": round(sum(item["tokens_per_s"] for item in gpus) / len(gpus), 1),
+            "memory_gb": max(item.get("memory_gb", 0.0) for item in gpus),
+        }
+    return metas[0] | {
+        "shard": None,
+        "shards": len(metas),
+        "entries": sum(meta["entries"] for meta in metas),
+        "started": min(meta["started"] for meta in metas),
+        "seconds": round(sum(meta["seconds"] for meta in metas), 2),
+        "peak_memory_gb": max((meta["peak_memory_gb"] or 0.0 for meta in metas), default=None),
+        "machines": [item for place, item in enumerate(machines) if item not in machines[:place]],
+        "gpu": gpu,
+    }

@@ -1,0 +1,119 @@
+"""What `train_speed` runs in processes of their own: petool-lite's ways one after the other, and one peer."""
+
+OURS = """
+import gc, json, os, sys, time
+import torch
+from petool_lite.errors import PetoolError
+from petool_lite.recipe import load_recipe
+from petool_lite.train import train
+
+started = float(os.environ["BENCH_STARTED"])
+for number, way in enumerate(json.loads(sys.argv[1])):
+    if number and time.time() > float(os.environ["BENCH_LIMIT"]):
+        break
+    first = []
+
+    def report(stage, done, total, note):
+        if stage == "training" and done == 1 and not first:
+            first.append(time.time() - started)
+        if total == 0:
+            print(stage, file=sys.stderr)
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    begun = time.time()
+    try:
+        run = train("bench", load_recipe("rating", way["settings"])[1], report)
+    except PetoolError as error:
+        print(way["name"], error.message, error.hint, file=sys.stderr)
+        continue
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    manifest = json.loads((run / "manifest.json").read_text())
+    chosen = manifest["recipe"]
+    settings = chosen["train"]
+    way_text = [chosen["model"]["precision"], "checkpointing" if settings["checkpointing"] else "all kept"]
+    way_text += ["offload"] * settings["offload"] + [f"{settings['token_budget']:,} tokens"]
+    seconds = rows[-1]["seconds"] - rows[0]["seconds"]
+    print("RESULT", json.dumps({
+        "name": "petool-lite, " + way["name"], "way": ", ".join(way_text),
+        "tokens_per_s": (rows[-1]["tokens"] - rows[0]["tokens"]) / seconds, "peak_gb": manifest["peak_memory_gb"],
+        "held_before_gb": round(held, 2),
+        "predicted": manifest["predicted"], "first_step_s": None if number else round(first[0], 1),
+        "seconds": round(time.time() - begun, 1), "losses": [round(row["loss"], 4) for row in rows],
+        "mean_tokens": manifest["data"]["tokens"] / manifest["data"]["kept"],
+    }), flush=True)
+"""
+
+PEER = """
+import json, sys, time
+told = json.loads(sys.argv[1])
+if told["engine"] == "unsloth":
+    from unsloth import FastLanguageModel
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+gpu = torch.cuda.is_available()
+targets = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+shape = {"r": 32, "lora_alpha": 64, "lora_dropout": told.get("dropout", 0.1), "target_modules": targets}
+if told["engine"] == "unsloth":
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        told["base"], max_seq_length=8192, load_in_4bit=True, dtype=torch.bfloat16)
+    model = FastLanguageModel.get_peft_model(
+        model, use_gradient_checkpointing="unsloth", random_state=told.get("seed", 0), **shape)
+else:
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    torch.manual_seed(told.get("seed", 0))
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                  bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        told["base"], dtype=torch.bfloat16, device_map={"": 0 if gpu else "cpu"}, quantization_config=four_bit,
+        attn_implementation="sdpa")
+    tokenizer = AutoTokenizer.from_pretrained(told["base"])
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **shape))
+
+rows = json.loads(open(told["data"]).read())
+table = Dataset.from_list([{"input_ids": row["ids"], "start": row["start"]} for row in rows])
+seen = []
+
+def collate(batch):
+    row, = batch
+    ids = torch.tensor([row["input_ids"]])
+    labels = ids.clone()
+    labels[0, : row["start"]] = -100
+    seen.append(ids.numel())
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+class Clock(TrainerCallback):
+    marks = []
+    def on_step_end(self, *_, **__):
+        if gpu:
+            torch.cuda.synchronize()
+        self.marks.append((time.time(), len(seen)))
+
+settings = {"learning_rate": 1e-4, "warmup_steps": 1, "optim": "paged_adamw_32bit" if gpu else "adamw_torch"}
+settings |= told.get("settings", {})
+trainer = SFTTrainer(
+    model=model, processing_class=tokenizer, train_dataset=table, data_collator=collate, callbacks=[Clock()],
+    args=SFTConfig(
+        output_dir=told.get("out", "/tmp/petool-lite-peer"), per_device_train_batch_size=1, bf16=True,
+        gradient_accumulation_steps=told["rows"], max_steps=told["updates"], logging_steps=1, report_to="none",
+        max_grad_norm=0.3, weight_decay=0.001, save_strategy="no", max_length=None, remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not gpu, seed=told.get("seed", 0),
+        gradient_checkpointing=told["engine"] == "hf", **settings))
+trainer.train()
+(begin, first), (end, last) = Clock.marks[0], Clock.marks[told["updates"] - 1]
+# what is collated ahead of an update is at most one row off
+tokens = sum(seen[first:last])
+print("RESULT", json.dumps({
+    "name": told["name"], "tokens_per_s": tokens / (end - begin), "seconds": round(end - begin, 1),
+    "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0,
+    "losses": [round(float(log["loss"]), 4) for log in trainer.state.log_history if "loss" in log]}), flush=True)
+if told.get("save"):
+    model.save_pretrained(told["save"])
+"""

@@ -1,0 +1,190 @@
+"""Tokens/s and peak memory of training on one GPU: petool-lite in its ways, and what others do on the same rows.
+
+    python -m petool_lite.bench.train_speed BASE DATA [--seconds 900] [--document docs/performance.md]
+
+BASE is a model directory, DATA a file of PEToolBench entries. The peers are Transformers + PEFT + TRL + bitsandbytes,
+and Unsloth as its notebooks use it, with the published settings, one row a micro-step, the same token ids. Each update
+but the first, which compiles kernels, is timed. With --document the table replaces the one between its markers.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petool_lite.bench.speed import training_rows
+from petool_lite.bench.train_scripts import OURS, PEER
+
+from petool_lite.base import resolve_base
+from petool_lite.console import print_json, print_table, say
+from petool_lite.prepare import prepare
+from petool_lite.prompt import chat_from_directory
+from petool_lite.recipe import load_recipe
+from petool_lite.runs import versions, write_text
+
+_BEGIN, _END = "<!-- bench-gpu -->", "<!-- /bench-gpu -->"
+_PLAIN = ("lora.dropout=0.0",)
+_SMALL = ("train.memory=lean", "train.offload=true", "train.token_budget=8192")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train: its name, settings beyond those of the recipe, updates, and whether all rows have 8k tokens."""
+
+    name: str
+    settings: tuple[str, ...]
+    updates: int
+    dense: bool = False
+
+
+WAYS = (
+    Way("lean, as published (dropout 0.1)", (), 4),
+    Way("auto", (*_PLAIN, "train.memory=auto"), 4),
+    Way("lean", _PLAIN, 4),
+    Way("lean, rows of 8k tokens", (*_PLAIN, "train.accumulate=12"), 3, dense=True),
+    Way("4 GB card", (*_PLAIN, *_SMALL), 3),
+    Way("lean, all on the GPU", (*_PLAIN, "train.token_budget=8192"), 3),
+    Way(
+        "lean, rows of 8k tokens, all on the GPU", (*_PLAIN, "train.accumulate=12", "train.token_budget=8192"), 3, True
+    ),
+    Way("fp8 base", (*_PLAIN, "train.memory=auto", "model.precision=fp8"), 4),
+)
+
+
+def peers(rows: int) -> list[dict[str, Any]]:
+    """What the peers are told: `rows` an update."""
+    return [
+        {"name": "Transformers + PEFT + TRL", "engine": "hf", "updates": 2, "rows": rows},
+        {"name": "Unsloth as its notebooks use it", "engine": "unsloth", "updates": 3, "rows": rows},
+    ]
+
+
+def measure(base: str, data: str, seconds: float, extra: Sequence[str]) -> list[dict[str, Any]]:
+    """Run every way and both peers, one process after the other; no new one of ours after 55 % of `seconds`."""
+    begun = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        dense = work / "dense.json"
+        dense.write_text(json.dumps(training_rows(36, calls_a_row=(190, 200))))
+        common = [f"model.base={base}", *extra]
+        _rows(work / "rows.json", [*common, f"data.train={data}"], 48)
+        ours = [
+            {"name": way.name, "settings": [*common, f"data.train={dense if way.dense else data}", *way.settings,
+             f"train.max_steps={way.updates}"]}
+            for way in WAYS
+        ]  # fmt: skip
+        limit = 0.55 * seconds
+        environment = {"PETOOL_LITE_RUNS": str(work / "runs"), "BENCH_STARTED": repr(time.time())}
+        environment["BENCH_LIMIT"] = repr(begun + limit)
+        found = _results([sys.executable, "-c", OURS, json.dumps(ours)], seconds, environment)
+        for peer in peers(16):
+            told = {**peer, "base": base, "data": str(work / "rows.json")}
+            left = max(30.0, begun + seconds - time.time())
+            found += _results([sys.executable, "-c", PEER, json.dumps(told)], left, {})
+    return found
+
+
+def _rows(path: Path, settings: Sequence[str], count: int) -> None:
+    """The first rows' token ids for the peers; also fills the cache that ours reads, as a second run would find it."""
+    _, recipe = load_recipe("rating", settings)
+    base = resolve_base(recipe.model.base)
+    table = prepare(recipe, base, chat_from_directory(base.directory)).table
+    rows = [table[index] for index in range(min(count, len(table)))]
+    path.write_text(json.dumps([{"ids": list(row["input_ids"]), "start": row["answer_start"]} for row in rows]))
+
+
+def _results(line: list[str], seconds: float, environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Lines that start with RESULT, as they come; what fails or takes too long is told and left out."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+        try:
+            code = subprocess.run(
+                line, stdout=out, stderr=log, env=os.environ | dict(environment), timeout=seconds
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+            say(f"stopped after {seconds:.0f} s")
+        out.seek(0)
+        rows = [row for row in out.read().splitlines() if row.startswith("RESULT ")]
+        log.seek(0)
+        say("\n".join(rows) if code == 0 else "\n".join([*rows, log.read()[-3000:]]))
+    return [json.loads(row.removeprefix("RESULT ")) for row in rows]
+
+
+def table_rows(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of the table, as text."""
+    slowest = next((item["tokens_per_s"] for item in found if item["name"].startswith("Transformers")), None)
+    rows = []
+    for item in found:
+        predicted = item.get("predicted") or {}
+        rows.append(
+            [
+                item["name"],
+                item.get("way", "one row a micro-step"),
+                f"{item['tokens_per_s']:,.0f}",
+                f"{item['tokens_per_s'] / slowest:.1f}" if slowest else "-",
+                f"{item['peak_gb']:.2f}",
+                f"{predicted['tokens_per_s']:,} / {predicted['peak_gb']:.2f}" if predicted else "-",
+                f"{item['first_step_s']:.0f}" if item.get("first_step_s") else "-",
+            ]
+        )
+    return rows
+
+
+_COLUMNS = ["", "how", "tokens/s", "ratio", "peak GiB", "predicted", "s to first step"]
+
+
+def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
+    """The table with its machine, versions, date and command."""
+    import torch
+
+    packages = ("torch", "transformers", "unsloth", "trl", "peft", "bitsandbytes")
+    held = ", ".join(f"{name} {version}" for name, version in versions().items() if name in packages)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    lines = [
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, one {device}, Python {platform.python_version()},",
+        f"{held}. One run of each; the first update of each is left out. Peak is what torch had allocated; predicted",
+        "(tokens/s, GiB) before anything was loaded.",
+        "",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        *("| " + " | ".join(row) + " |" for row in table_rows(found)),
+    ]
+    return "\n".join(lines)
+
+
+def replaced(document: str, text: str) -> str:
+    """`document` with `text` between the markers."""
+    before, begin, rest = document.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"the document has no {_BEGIN} ... {_END}")
+    return f"{before}{_BEGIN}\n{text}\n{_END}{after}"
+
+
+def main() -> None:
+    """Run the comparison; print a table and one JSON line, and write the document where one is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base")
+    parser.add_argument("data")
+    parser.add_argument("--seconds", type=float, default=900.0)
+    parser.add_argument("--document", type=Path, default=None)
+    parser.add_argument("--set", action="append", default=[], dest="extra", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    found = measure(options.base, options.data, options.seconds, options.extra)
+    print_table("training on one GPU", _COLUMNS, table_rows(found))
+    print_json({"benchmark": "train", "date": time.strftime("%Y-%m-%d"), "versions": versions(), "results": found})
+    if options.document:
+        command = f"make bench-gpu BASE={Path(options.base).name} DATA={Path(options.data).name}"
+        write_text(options.document, replaced(options.document.read_text(), as_markdown(found, command)))
+
+
+if __name__ == "__main__":
+    main()

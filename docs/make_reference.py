@@ -1,0 +1,175 @@
+"""The reference pages, made from the program: `python docs/make_reference.py` writes, `--check` fails if one is stale.
+
+commands.md comes from the click commands, recipe.md from the settings dataclasses, messages.md from the PetoolErrors in
+the source. Nothing about an option, a setting or a message is written by hand a second time.
+"""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "docs" / "reference"
+CODE = ("petool_lite", "export", "bench")
+VARIES = "…"
+_CODES = {"USAGE": "2", "MACHINE": "3"}
+_NOTE = "<!-- Made by docs/make_reference.py; `make reference` writes it anew. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """File name -> Markdown of every generated page."""
+    return {"commands.md": commands_page(), "recipe.md": recipe_page(), "messages.md": messages_page()}
+
+
+def commands_page() -> str:
+    """Every command with its usage, help and options."""
+    from petool_lite.cli import main
+
+    parts = [
+        "# Commands\n",
+        "Every command also takes `--help`. `--json` ends stdout with one JSON document on one line.\n",
+    ]
+    for path, command in walk(main, "petool-lite"):
+        context = click.Context(command, info_name=path)
+        usage = " ".join([path, *command.collect_usage_pieces(context)])
+        parts += [f"## {path}\n", f"```\n{usage}\n```\n", _help(command)]
+        records = [item.get_help_record(context) for item in command.params if isinstance(item, click.Option)]
+        rows = [(f"`{names}`", text) for names, text in filter(None, records)]
+        if rows:
+            parts.append(_table(("option", "meaning"), rows))
+    return _NOTE + "\n".join(parts)
+
+
+def walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    """The command and all below it, each with the words that call it."""
+    yield path, command
+    for name, child in sorted(getattr(command, "commands", {}).items()):
+        yield from walk(child, f"{path} {name}")
+
+
+def _help(command: click.Command) -> str:
+    blocks = []
+    for block in inspect.cleandoc(command.help or "").split("\n\n"):
+        if block.startswith("\b"):  # click's mark: keep these lines as they are
+            blocks.append("```\n" + block.strip("\b\n ") + "\n```")
+        else:
+            blocks.append(" ".join(block.split()))
+    return "\n\n".join(blocks) + "\n"
+
+
+def recipe_page() -> str:
+    """Every setting of a recipe, by section."""
+    from petool_lite.recipe import Recipe, settings
+
+    parts = [
+        "# Recipe settings\n",
+        "A recipe is a TOML file with these sections; what it leaves out has the default. `--set section.key=value` on",
+        "the command line comes before the recipe. An unknown key, a wrong type or a value out of range is refused,",
+        "all of them together, before anything is loaded. `petool-lite recipes keys` prints the same list.\n",
+    ]
+    sections = {name: type(value) for name, value in vars(Recipe()).items()}
+    for section, kind in sections.items():
+        rows = [
+            (f"`{key.partition('.')[2]}`", _kind(hint, about), f"`{_value(default)}`", about["doc"])
+            for key, hint, about, default in settings()
+            if key.startswith(f"{section}.")
+        ]
+        parts += [f"## [{section}]\n", f"{kind.__doc__}\n", _table(("key", "type", "default", "meaning"), rows)]
+    return _NOTE + "\n".join(parts)
+
+
+def _kind(hint: Any, about: dict[str, Any]) -> str:
+    if about["choices"]:
+        return ", ".join(f"`{item}`" for item in about["choices"])
+    name = {str: "text", int: "integer", float: "number", bool: "true or false"}.get(hint, "list of names")
+    return name if about["least"] is None else f"{name} ≥ {about['least']:g}"
+
+
+def _value(default: Any) -> str:
+    import json
+
+    if isinstance(default, list):
+        return ", ".join(default)
+    return json.dumps(default) if isinstance(default, str | bool) else f"{default:g}"
+
+
+def messages_page() -> str:
+    """Every expected failure in the source: its message, the hint, the exit code."""
+    parts = [
+        "# All error messages\n",
+        f"Every expected failure with what to do about it; `{VARIES}` stands for what varies. The frequent ones are",
+        "explained in [troubleshooting](../troubleshooting.md). An error with a traceback is a fault of petool-lite.\n",
+    ]
+    rows = sorted({(f"`{message}`", hint, code) for message, hint, code in messages()})
+    parts.append(_table(("message", "hint", "exit code"), rows))
+    return _NOTE + "\n".join(parts)
+
+
+def messages() -> Iterator[tuple[str, str, str]]:
+    """(message, hint, exit code) of each PetoolError in the source, with VARIES in place of values."""
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "PetoolError":
+                    message, hint = [*(_template(argument) for argument in node.args[:2]), "", ""][:2]
+                    if message.strip(VARIES):
+                        yield message, hint, _exit_code(node)
+
+
+def _exit_code(call: ast.Call) -> str:
+    for given in [*call.args[2:], *(item.value for item in call.keywords)]:
+        if isinstance(given, ast.Attribute) and given.attr == "exit_code":
+            return "130, 143"
+        if isinstance(given, ast.Name) and given.id in _CODES:
+            return _CODES[given.id]
+    return "1"
+
+
+def _template(node: ast.expr) -> str:
+    """The text of a string expression; every part that is not written out becomes VARIES."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(part) for part in node.values).replace(VARIES * 2, VARIES)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return (_template(node.left) + _template(node.right)).replace(VARIES * 2, VARIES)
+    return VARIES
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """One line; in plain text a < is escaped, between backquotes it stands for itself."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
+
+
+def main() -> int:
+    """Write the pages, or with --check name those that are stale."""
+    made = pages()
+    stale = [name for name, text in made.items() if not _same(TARGET / name, text)]
+    if sys.argv[1:] == ["--check"]:
+        for name in stale:
+            print(f"docs/reference/{name} is stale: run `make reference`", file=sys.stderr)
+        return 1 if stale else 0
+    TARGET.mkdir(exist_ok=True)
+    for name in stale:
+        (TARGET / name).write_text(made[name])
+        print(f"docs/reference/{name}")
+    return 0
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text() == text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""How a request says the value of a parameter: a value for a declaration, and the words that ask for it.
+
+What real requests do, counted on the calls of the open entries whose tools are declared: values stand in the request
+(365 of 498 that are given), or are the default though the request is silent (48), or empty because it only says that
+there is one (49), or an example of the description (about 10); page numbers come as ordinals too, countries and
+languages by name.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from petool_lite.data.entries import Parameter
+from petool_lite.data.rename import scrambled
+
+_NUMBERS = ("NUMBER", "INTEGER")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_COUNTRIES = {
+    "US": "the United States", "GB": "the United Kingdom", "CA": "Canada", "DE": "Germany", "FR": "France",
+    "IT": "Italy", "ES": "Spain", "AU": "Australia", "JP": "Japan", "BR": "Brazil", "IN": "India", "MX": "Mexico",
+    "NL": "the Netherlands", "SE": "Sweden", "SG": "Singapore", "PL": "Poland", "CH": "Switzerland", "TR": "Turkey",
+}  # fmt: skip
+_LANGUAGES = {
+    "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
+    "nl": "Dutch", "ja": "Japanese", "ko": "Korean", "ru": "Russian", "tr": "Turkish", "pl": "Polish",
+}  # fmt: skip
+_HOME = {"en": "US", "de": "DE", "fr": "FR", "es": "ES", "it": "IT", "pt": "BR", "nl": "NL", "ja": "JP"}
+_CODE = re.compile(r"(?P<head>lang_)?(?P<language>[a-z]{2})(?P<joint>[-_])(?P<country>[A-Z]{2})|(lang_)?[a-zA-Z]{2}")
+_CHOICES = re.compile(r"[Oo]ne of the following\s*:\s*([\w\-|]+)")
+_EXAMPLE = re.compile(r"(?:e\.g\.|[Ee]x(?:ample)?\s*:)\s*(?:'([^']{2,40})'|([\w./\-]{2,40}))")
+_PLAIN = ("with {name} {value}", "with the {name} '{value}'", "for {name} {value}", "{name} {value}",
+          "using the {name} {value}", "with {name} = {value}", "with {name} set to {value}")  # fmt: skip
+# What a parameter is, by its name or the start of its description, and how requests ask for it.
+_PAGE = re.compile(r"^page( (no|number|index|num))?$|^current page$|\bpage (index|number)\b")
+_SAID: Sequence[tuple[re.Pattern[str], Sequence[str]]] = [
+    (_PAGE, ("on page {value}", "on the {nth} page", "and on the {nth} page", "page {value}", "from page {value}")),
+    (
+        re.compile(r"limit|size|count|^num$|per page|\brows\b|number of (items|results|records|entries)"),
+        (
+            "with a limit of {value}",
+            "with {value} results",
+            "limited to {value}",
+            "and get {value} results",
+            "with {value} items per page",
+            "with {value} items per response",
+        ),
+    ),
+    (re.compile(r"^(sort|order)|sort by|sorting"), ("sorted by {value}", "sorted by '{value}'", "ordered by {value}")),
+    (re.compile(r"offset|^start|^skip"), ("with an offset of {value}", "starting from {value}", "with {name} {value}")),
+    (re.compile(r"^min"), ("with a {name} of {value}", "from {value}", "with {name} {value}")),
+    (re.compile(r"^max"), ("with a {name} of {value}", "up to {value}", "with {name} {value}")),
+    (
+        re.compile(r"^(q|query|keywords?|search|term|text|phrase|search term)$"),
+        ("for '{value}'", "for the {name} '{value}'", "about {value}", "matching '{value}'", "related to '{value}'"),
+    ),
+    (re.compile(r"date|^day$"), ("for the date {value}", "on {value}", "on the date {value}")),
+    (
+        re.compile(r"\b(id|sku|code|upc|barcode)$"),
+        ("with ID {value}", "with the {name} {value}", "with {name} '{value}'"),
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A value and the words that ask for it; no words where the request is silent about it."""
+
+    value: Any
+    words: str
+
+
+def spoken(item: Parameter, required: bool, values: Sequence[str], rng: Random) -> Spoken | None:
+    """A value for the parameter as a request would ask for it, `values` being texts that real requests named.
+
+    None where the call goes without it: an optional one that nobody mentions, or a required one of an uncommon type.
+    """
+    silent = rng.random()
+    default = "" if item.default is None else str(item.default)
+    name = " ".join(split(item.name))
+    if not required and silent < (0.4 if default else 0.75):
+        return None
+    if required and default and silent < 0.15:
+        return Spoken(_typed(item, default), "")
+    if item.type.upper() == "STRING" and not default and rng.random() < 0.5:
+        example = _example(item) if required else ""
+        if example is not None:  # the request only says that there is one
+            return Spoken(
+                example, f"{rng.choice(('with a specific', 'with a given', 'and a specific', 'for a'))} {name}"
+            )
+    if item.type.upper() == "BOOLEAN":
+        return _flag(item, name, rng)
+    coded = _coded(item, name, default, rng)
+    if coded is not None:
+        return coded
+    value = _value(item, default, values, rng)
+    return None if value is None else Spoken(value, _words(item, name, value, rng))
+
+
+def split(name: str) -> list[str]:
+    """The lower-case words of a name in any spelling."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)] or [name]
+
+
+def _typed(item: Parameter, default: str) -> Any:
+    if item.type.upper() in _NUMBERS and re.fullmatch(r"-?[0-9]{1,12}", default):
+        return int(default)
+    return (
+        default.lower() == "true"
+        if item.type.upper() == "BOOLEAN" and default.lower() in ("true", "false")
+        else default
+    )
+
+
+def _example(item: Parameter) -> str | None:
+    found = _EXAMPLE.search(item.description)
+    return None if found is None else found.group(1) or found.group(2).rstrip(".")
+
+
+def _flag(item: Parameter, name: str, rng: Random) -> Spoken | None:
+    """A request names a flag to have it on, or, of one that is on by default, off."""
+    on = str(item.default).lower() != "true" or rng.random() < 0.5
+    text = f"with {name}" if on and rng.random() < 0.5 else name if on else f"without {name}"
+    return Spoken(on, text)
+
+
+def _coded(item: Parameter, name: str, default: str, rng: Random) -> Spoken | None:
+    """A country or language whose default is a code, asked for by its name."""
+    found = _CODE.fullmatch(default)
+    kind = (
+        "language"
+        if re.search(r"lang|locale|\blr\b|\bhl\b", name)
+        else "country"
+        if re.search(r"countr|region|\bgl\b|store|market", name)
+        else ""
+    )
+    if found is None or not kind:
+        return None
+    language, country = rng.choice(sorted(_HOME)), rng.choice(sorted(_COUNTRIES))
+    if found.group("joint"):
+        code = f"{found.group('head') or ''}{language}{found.group('joint')}{_HOME[language]}"
+        said = rng.choice((_LANGUAGES[language], code))
+        return Spoken(code, rng.choice(("in {}", "in {} language", "with language {}")).format(said))
+    if kind == "language":
+        language = rng.choice(sorted(_LANGUAGES))
+        code = f"{'lang_' if default.startswith('lang_') else ''}{language}"
+        said = rng.choice((_LANGUAGES[language], _LANGUAGES[language], language))
+        return Spoken(
+            code if not default.isupper() else code.upper(),
+            rng.choice(("in {}", "in {} language", "written in {}")).format(said),
+        )
+    said = rng.choice((_COUNTRIES[country], _COUNTRIES[country], country))
+    return Spoken(
+        country if default.isupper() else country.lower(), rng.choice(("in {}", "from {}", "for {}")).format(said)
+    )
+
+
+def _value(item: Parameter, default: str, values: Sequence[str], rng: Random) -> Any:
+    """A value of the parameter's type: its default, one like it, a listed choice or one that a real request named."""
+    kind = item.type.upper()
+    if kind in _NUMBERS:
+        if re.fullmatch(r"[0-9]{1,12}", default):
+            small = int(default) <= 10
+            if rng.random() < 0.3:
+                return int(default)
+            return (
+                rng.randrange(0 if default == "0" else 1, 11)
+                if small and rng.random() < 0.6
+                else int(scrambled(default, rng))
+            )
+        return rng.randrange(1, 10 ** rng.randrange(1, 6))
+    if kind not in ("STRING", "ENUM"):
+        return _typed(item, default) if default else None
+    choices = _CHOICES.search(item.description)
+    if choices and rng.random() < 0.7:
+        return rng.choice(choices.group(1).strip("|").split("|"))
+    if default and rng.random() < 0.6:
+        return default if rng.random() < 0.5 or len(default) > 60 else scrambled(default, rng)
+    if kind == "ENUM":
+        return default or None
+    return rng.choice(values) if values else None
+
+
+def _words(item: Parameter, name: str, value: Any, rng: Random) -> str:
+    """The words for a value: by what name or description say it is, or plainly with the name."""
+    about = item.description[:60].lower()
+    forms = next((forms for kind, forms in _SAID if kind.search(name) or (about and kind.search(about))), _PLAIN)
+    form = rng.choice(forms if rng.random() < 0.85 or "{nth}" in "".join(forms) else _PLAIN)
+    nth = _ORDINALS[value - 1] if isinstance(value, int) and 1 <= value <= 10 else None
+    if "{nth}" in form and nth is None:
+        form = "on page {value}"
+    return form.format(name=name, value=value, nth=nth)

@@ -1,0 +1,241 @@
+"""Is a GGUF file what its header says? Checked before any C code sees it, with every number bounded by the file.
+
+Layout (GGUF versions 2 and 3, little-endian): magic, version, tensor count, key count; keys with typed values; tensor
+infos (name, dimensions, type, offset); padding; tensor data. llama.cpp reads the same fields with fewer bounds: a
+length, count or offset that the file cannot hold may end the process or claim all memory there.
+"""
+
+import math
+import mmap
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from petool_lite.errors import PetoolError
+
+MAGIC = b"GGUF"
+_STRING, _ARRAY, _BOOL = 8, 9, 7
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
+_LAYERS, _EXPERTS = 512, 512  # what llama.cpp has room for
+_WIDEST = 1 << 24  # of any length or width that a model states
+_NAME = 63  # bytes of a tensor's name in llama.cpp
+_DIMENSIONS = 4
+_KEPT = 1 << 10  # bytes of a text value that is looked at
+_POSITIVE = (
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "rope.dimension_count",
+)
+
+_RANGES = {"attention.layer_norm_rms_epsilon": 1.0, "attention.layer_norm_epsilon": 1.0, "rope.freq_base": 1e12}
+
+
+class _Damage(Exception):
+    """What of the header cannot be."""
+
+
+def check_gguf(path: Path) -> None:
+    """Raise PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree."""
+    if not path.is_file():
+        raise PetoolError(f"no such file: {path}", "give the path of a .gguf file")
+    try:
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
+        facts = path.stat()
+        fault = _fault(path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+    except OSError as error:
+        raise PetoolError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
+    if fault:
+        raise PetoolError(f"damaged GGUF file: {path} ({fault})", "get or export the file again")
+
+
+@lru_cache(maxsize=16)
+def _fault(path: Path, size: int, time: int, inode: int) -> str:
+    """What is wrong with the file, or nothing; found once for each state of it."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            _check(_Cursor(data))
+        except _Damage as damage:
+            return str(damage)
+    return ""
+
+
+class _Cursor:
+    """A place in the file that cannot leave it."""
+
+    def __init__(self, data: Any) -> None:
+        self.data, self.size, self.place = data, len(data), 4
+
+    def skip(self, count: int) -> int:
+        """Move on by `count` bytes; where they start."""
+        start = self.place
+        if count > self.size - start:
+            raise _Damage(f"it ends inside its header, at byte {self.size:,}")
+        self.place = start + count
+        return start
+
+    def number(self, letter: str) -> Any:
+        """The number of struct's type `letter` here."""
+        return struct.unpack_from(f"<{letter}", self.data, self.skip(struct.calcsize(letter)))[0]
+
+    def text(self) -> bytes:
+        """The text here; of a long one only the beginning."""
+        length = self.number("Q")
+        start = self.skip(length)
+        return bytes(self.data[start : start + min(length, _KEPT)])
+
+    def count(self, what: str, least: int) -> int:
+        """A number of items of at least `least` bytes each, which the rest of the file must have room for."""
+        found: int = self.number("Q")
+        if found > (self.size - self.place) // least:
+            raise _Damage(f"{found:,} {what} do not fit into {self.size:,} bytes")
+        return found
+
+    def texts(self, count: int, distinct: bool) -> None:
+        """Move over `count` texts; with `distinct` no two may be equal."""
+        seen: set[bytes] = set()
+        data, place, size, read = self.data, self.place, self.size, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if size - place < 8:
+                raise _Damage("it ends inside a list of texts")
+            start = place + 8
+            place = start + read(data, place)[0]
+            if place > size:
+                raise _Damage("a text is longer than the file")
+            if distinct:
+                seen.add(data[start:place])
+        if distinct and len(seen) < count:
+            raise _Damage("a token occurs twice")
+        self.place = place
+
+
+def _check(cursor: _Cursor) -> None:
+    version = cursor.number("I")
+    if version not in (2, 3):
+        raise _Damage(f"version {version}; 2 and 3 are known, in little-endian order")
+    tensors = cursor.count("tensors", 8 + 4 + 8 + 4 + 8)
+    keys = cursor.count("keys", 8 + 4 + 1)
+    values, lengths = _values(cursor, keys)
+    _check_values(values, lengths)
+    alignment = values.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        raise _Damage(f"general.alignment is {alignment!r}")
+    _check_tensors(cursor, tensors, alignment)
+
+
+def _values(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """Single values by key, and the lengths of arrays by key."""
+    values: dict[str, Any] = {}
+    lengths: dict[str, int] = {}
+    for _ in range(count):
+        try:
+            key = cursor.text().decode()
+        except UnicodeDecodeError:
+            raise _Damage("a key is not UTF-8 text") from None
+        if key in values or key in lengths:
+            raise _Damage(f"the key {key[:60]!r} occurs twice")
+        kind = cursor.number("I")
+        if kind == _ARRAY:
+            lengths[key] = _array(cursor, key)
+        elif kind == _STRING:
+            values[key] = cursor.text()
+        elif kind in _SCALARS:
+            values[key] = cursor.number(_SCALARS[kind])
+        else:
+            raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
+        if kind == _BOOL and values[key] > 1:
+            raise _Damage(f"{key[:60]!r} is neither true nor false")
+    return values, lengths
+
+
+def _array(cursor: _Cursor, key: str) -> int:
+    kind = cursor.number("I")
+    if kind == _STRING:
+        count = cursor.count("texts", 8)
+        cursor.texts(count, key == "tokenizer.ggml.tokens")
+    elif kind in _SCALARS:
+        size = struct.calcsize(_SCALARS[kind])
+        count = cursor.count("numbers", size)
+        cursor.skip(count * size)
+    else:
+        raise _Damage(f"{key[:60]!r} is an array of the type {kind}")
+    return count
+
+
+def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
+    """Refuse numbers that llama.cpp divides by, allocates for or indexes with, where they cannot be."""
+    architecture = values.get("general.architecture", b"")
+    if not isinstance(architecture, bytes):
+        raise _Damage("general.architecture is no text")
+    prefix = architecture.decode("utf-8", "replace")
+    limits = {name: (1, _WIDEST) for name in _POSITIVE} | {"block_count": (1, _LAYERS), "expert_count": (0, _EXPERTS)}
+    for name, (least, most) in limits.items():
+        found = values.get(f"{prefix}.{name}", least)
+        if not isinstance(found, int) or not least <= found <= most:
+            raise _Damage(f"{prefix}.{name} is {found!r}")
+    for name, highest in _RANGES.items():
+        found = values.get(f"{prefix}.{name}", highest)
+        if not isinstance(found, float) or not 0 <= found <= highest:
+            raise _Damage(f"{prefix}.{name} is {found!r}")
+    heads, width = values.get(f"{prefix}.attention.head_count", 1), values.get(f"{prefix}.embedding_length", _WIDEST)
+    if heads > width:
+        raise _Damage(f"{heads} heads share a width of {width}")
+    tokens = lengths.get("tokenizer.ggml.tokens")
+    for name in ("scores", "token_type"):
+        if tokens is not None and lengths.get(f"tokenizer.ggml.{name}", tokens) != tokens:
+            raise _Damage(f"{tokens:,} tokens, but {lengths[f'tokenizer.ggml.{name}']:,} of their {name}")
+    for key, value in values.items():
+        if tokens is None or not key.startswith("tokenizer.ggml.") or not key.endswith("_token_id"):
+            continue
+        # 2^32 - 1, or -1, says that there is no such token
+        if not isinstance(value, int) or not (-1 <= value < tokens or value == 0xFFFFFFFF):
+            raise _Damage(f"{key} is {value!r} of {tokens:,} tokens")
+
+
+def _check_tensors(cursor: _Cursor, count: int, alignment: int) -> None:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
+    names: set[bytes] = set()
+    place = end = 0  # of the next tensor and of the last one's data, from where the data starts
+    for _ in range(count):
+        name = cursor.text()
+        shown = repr(name[:60].decode("utf-8", "replace"))
+        if len(name) > _NAME or name in names:
+            raise _Damage(f"the tensor name {shown} occurs twice" if name in names else f"a tensor is called {shown}")
+        names.add(name)
+        size = _tensor_bytes(cursor, shown, sizes)
+        offset = cursor.number("Q")
+        if offset != place:
+            raise _Damage(f"the tensor {shown} starts at {offset:,}, not at {place:,}")
+        end = place + size
+        if end > cursor.size:
+            raise _Damage(f"the tensor {shown} is longer than the file")
+        place = end + -end % alignment
+    whole = cursor.place + -cursor.place % alignment + end
+    if count and whole > cursor.size:
+        raise _Damage(f"it should have {whole:,} bytes and has {cursor.size:,}")
+
+
+def _tensor_bytes(cursor: _Cursor, shown: str, sizes: dict[int, tuple[int, int]]) -> int:
+    """Size of the tensor whose dimensions and type stand here."""
+    dimensions = cursor.number("I")
+    if not 1 <= dimensions <= _DIMENSIONS:
+        raise _Damage(f"the tensor {shown} has {dimensions} dimensions")
+    shape = [cursor.number("Q") for _ in range(dimensions)]
+    kind = cursor.number("I")
+    if kind not in sizes:
+        raise _Damage(f"the tensor {shown} has the unknown type {kind}")
+    block, width = sizes[kind]
+    elements = math.prod(shape)
+    if not elements or shape[0] % block:
+        raise _Damage(f"the tensor {shown} has the shape {shape}")
+    return int(elements // block * width)

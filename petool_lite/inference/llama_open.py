@@ -1,0 +1,72 @@
+"""Opening a GGUF file in llama.cpp and a context over it: the one place that loads the library for running models.
+
+It uses the C interface because the high-level class cannot turn off `use_extra_bufts`: on machines with AMX those
+kernels crash in builds by some compilers.
+"""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from petool_lite.base import check_gguf
+from petool_lite.errors import PetoolError
+from petool_lite.inference.settings import EngineSettings, default_threads
+from petool_lite.llama_log import first_error, quiet
+
+_BATCH = 2048  # the most tokens in one call of llama_decode
+_KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
+
+
+class Closing:
+    """What holds C memory until `close`: a `with` block calls it."""
+
+    def close(self) -> None:
+        """Free what is held; calling it again does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_model(path: Path, vocab_only: bool = False) -> tuple[Any, Any]:
+    """The library and the loaded model, memory-mapped, on the CPU; free it with `llama_model_free`.
+
+    Raises PetoolError if it does not load.
+    """
+    # Threads that spin at every barrier make llama.cpp up to a hundred times slower where another program keeps
+    # one core busy; OpenMP reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import llama_cpp
+
+    check_gguf(path)
+    quiet(llama_cpp)
+    llama_cpp.llama_backend_init()
+    options = llama_cpp.llama_model_default_params()
+    options.use_extra_bufts = False  # AMX kernels may crash, see the module's docstring
+    options.n_gpu_layers = 0
+    options.vocab_only = vocab_only
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+    if not model:
+        raise PetoolError(f"llama.cpp cannot load {path}: {first_error()}", "the file may be damaged; export it again")
+    return llama_cpp, model
+
+
+def open_context(lib: Any, model: Any, n_ctx: int, settings: EngineSettings) -> Any:
+    """A context of `n_ctx` tokens; free it with `llama_free`. Raises PetoolError if there is no room for it."""
+    options = lib.llama_context_default_params()
+    options.n_ctx, options.n_batch, options.n_ubatch = n_ctx, _BATCH, settings.ubatch
+    options.n_threads = settings.threads_decode or default_threads()
+    options.n_threads_batch = settings.threads_prefill or default_threads()
+    on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    options.flash_attn_type = on if settings.flash_attention else off
+    options.type_k = options.type_v = _KV_TYPES[settings.kv_type]
+    context = lib.llama_init_from_model(model, options)
+    if not context:
+        raise PetoolError(f"llama.cpp cannot open a context of {n_ctx} tokens: {first_error()}", "use less")
+    return context

@@ -1,0 +1,126 @@
+"""Chat templates, which come with a model from somebody else: rendered in a sandbox that bounds what they may cost.
+
+Beyond jinja's sandbox, which keeps a template from Python's inner parts: each turn of a loop and each call is counted,
+numbers cannot grow without end, and the memory that the process may take is limited while a template runs.
+"""
+
+import contextlib
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from petool_lite.errors import PetoolError
+
+_LONGEST = 1 << 18  # characters of a template; Llama 3's has 3,800
+_STEPS = 200_000  # turns of loops, and calls, of one rendering
+_SECONDS = 3.0
+_MEMORY = 1 << 30  # bytes beyond what the process has when a rendering starts
+# What faulty expressions of a template raise beside jinja's own errors.
+_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError)
+_REPEAT = 100_000  # of a text or list by *, and of a number that is handed to a method or filter
+
+
+class _Limits:
+    """What one rendering has used up."""
+
+    def __init__(self) -> None:
+        self.steps, self.end = 0, monotonic() + _SECONDS
+
+    def step(self) -> None:
+        """Count one turn or call."""
+        self.steps += 1
+        if self.steps > _STEPS or monotonic() > self.end:
+            raise PetoolError("the chat template does not come to an end", "get the model from a source that you trust")
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """The template and its environment; compiled once, since that takes as long as tokenizing a prompt."""
+    from jinja2 import nodes
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if len(template) > _LONGEST:
+        raise PetoolError(f"the chat template has {len(template):,} characters, more than {_LONGEST:,}")
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(["*", "**"])
+        limits = _Limits()
+
+        def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            tree = super()._parse(source, name, filename)
+            for loop in tree.find_all(nodes.For):
+                loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+            return tree
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [item for item in (left, right) if isinstance(item, int)]
+            plain = all(isinstance(item, int | float) for item in (left, right))
+            if operator == "**" or any(abs(item) > (1 << 62 if plain else _REPEAT) for item in sizes):
+                raise SecurityError(f"{operator} with such a number")
+            return super().call_binop(context, operator, left, right)
+
+        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+            __self.limits.step()
+            if any(isinstance(item, int) and abs(item) > _REPEAT for item in (*args, *kwargs.values())):
+                raise SecurityError("a call with such a number")
+            return super().call(__context, __obj, *args, **kwargs)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["counted"] = lambda items: _counted(items, environment)
+    del environment.globals["lipsum"]
+    return environment, environment.from_string(template)
+
+
+def _counted(items: Iterable[Any], environment: Any) -> Iterator[Any]:
+    for item in items:
+        environment.limits.step()
+        yield item
+
+
+@contextlib.contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Let the process take _MEMORY more and not more, where the system can say what it has (Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + _MEMORY
+    if soft != resource.RLIM_INFINITY and soft <= wanted:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def render_template(template: str, date: Callable[[str], str], **values: Any) -> str:
+    """The text that `template` makes of `values`; `date` is its strftime_now. Not for two threads at once.
+
+    Raises PetoolError for a template that is faulty, refuses the messages, or takes more time or memory than any needs.
+    """
+    from jinja2 import TemplateError
+
+    def refuse(message: str) -> None:
+        raise PetoolError(f"the chat template refuses these messages: {message}")
+
+    try:
+        with _bounded_memory():
+            environment, compiled = _compiled(template)
+            environment.limits = _Limits()
+            text: str = compiled.render(**values, raise_exception=refuse, strftime_now=date)
+    except (MemoryError, OverflowError) as error:
+        raise PetoolError("the chat template takes too much memory", "get the model from a source you trust") from error
+    except _FAULTS as error:
+        lines = str(error).splitlines()
+        raise PetoolError(f"the model's chat template does not work: {lines[0] if lines else error!r}") from error
+    except TemplateError as error:
+        raise PetoolError(f"the model's chat template does not work: {error}") from error
+    return text

@@ -1,0 +1,80 @@
+"""Several processes of one run, one for each GPU, as torchrun or accelerate start them; alone, none of this matters.
+
+The first process makes the run directory, reads the data first, writes and reports; the others follow it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def count() -> int:
+    """Processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process writes and reports."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the other processes for the time of the block."""
+    if count() == 1:
+        yield
+        return
+    import torch
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.cuda.is_available())
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def first_then_others(make: Callable[[], Any]) -> Any:
+    """Call `make` in the first process, then in the others, which find on the disk what the first left there."""
+    if count() == 1:
+        return make()
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        return make()
+
+
+def from_first(value: Any) -> Any:
+    """The first process's `value`, in every process."""
+    if count() == 1:
+        return value
+    import torch
+
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def together(items: list[Any]) -> list[Any]:
+    """The items of all processes; all of them have to ask at the same place."""
+    if count() == 1:
+        return items
+    import torch
+
+    found: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(found, items)
+    return [item for part in found for item in part]
+
+
+def agreed(flag: bool) -> bool:
+    """Whether any process of the run says so; all of them have to ask at the same place. Alone, `flag` itself."""
+    import torch
+
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    found = torch.tensor([int(flag)], device="cuda" if torch.cuda.is_available() else "cpu")
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found.item())

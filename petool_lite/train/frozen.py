@@ -1,0 +1,127 @@
+"""Frozen base weights of one or several linears that read the same input, side by side as one matrix.
+
+Three kinds: bfloat16; NF4, unpacked to bfloat16 for each use into memory that all layers share; float8 (e4m3), for
+GPUs that multiply in it.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+
+class Bf16:
+    """One bfloat16 matrix (outputs, inputs); the modules' own weights become views of it."""
+
+    def __init__(self, linears: Sequence[Any]) -> None:
+        import torch
+
+        weights = [linear.weight for linear in linears]
+        if len(weights) == 1:
+            self.matrix = weights[0].data
+            return
+        self.matrix = torch.cat([weight.data for weight in weights])
+        start = 0
+        for weight in weights:
+            weight.data = self.matrix[start : start + len(weight)]
+            start += len(weight)
+
+    def forward(self, x: Any) -> Any:
+        """x W^T."""
+        return x @ self.matrix.T
+
+    def backward(self, gradient: Any) -> Any:
+        """gradient W."""
+        return gradient @ self.matrix
+
+
+class Nf4:
+    """Packed 4-bit matrices of bitsandbytes."""
+
+    def __init__(self, linears: Sequence[Any]) -> None:
+        self.weights = [(linear.weight.data, linear.weight.quant_state) for linear in linears]
+        self.rows = [state.shape[0] for _, state in self.weights]
+        self.columns = self.weights[0][1].shape[1]
+
+    def matrix(self) -> Any:
+        """The weights as bfloat16 (outputs, inputs), valid until the next call for a matrix of this size."""
+        scratch = _scratch(sum(self.rows), self.columns, self.weights[0][0].device)
+        if scratch.owner is not self:
+            start = 0
+            for (packed, state), rows in zip(self.weights, self.rows, strict=True):
+                _unpack(packed, state, scratch.matrix[start : start + rows])
+                start += rows
+            scratch.owner = self
+        return scratch.matrix
+
+    def forward(self, x: Any) -> Any:
+        """x W^T."""
+        return x @ self.matrix().T
+
+    def backward(self, gradient: Any) -> Any:
+        """gradient W."""
+        return gradient @ self.matrix()
+
+
+class Float8:
+    """Float8 matrices with a scale a row, one for each direction; what they multiply is rounded to float8 as well."""
+
+    def __init__(self, linears: Sequence[Any]) -> None:
+        import torch
+
+        from petool_lite.train.kernels import quantized_rows
+
+        whole = torch.cat([linear.weight.data for linear in linears])
+        self.ahead, self.ahead_scale = quantized_rows(whole)
+        self.back, self.back_scale = quantized_rows(whole.T.contiguous())
+
+    def forward(self, x: Any) -> Any:
+        """x W^T."""
+        return _scaled(x, self.ahead, self.ahead_scale)
+
+    def backward(self, gradient: Any) -> Any:
+        """gradient W."""
+        return _scaled(gradient, self.back, self.back_scale)
+
+
+def _scaled(x: Any, matrix: Any, scale: Any) -> Any:
+    import torch
+
+    from petool_lite.train.kernels import quantized_rows
+
+    short, own = quantized_rows(x)
+    if not x.is_cuda:
+        return ((short.float() * own[:, None]) @ (matrix.float() * scale[:, None]).T).to(x.dtype)
+    return torch._scaled_mm(
+        short, matrix.T, scale_a=own[:, None], scale_b=scale[None, :], out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+class _Scratch:
+    """Memory for one unpacked matrix, and whose weights lie in it."""
+
+    owner: Any = None
+
+    def __init__(self, rows: int, columns: int, device: Any) -> None:
+        import torch
+
+        self.matrix = torch.empty(rows, columns, dtype=torch.bfloat16, device=device)
+
+
+@cache
+def _scratch(rows: int, columns: int, device: Any) -> _Scratch:
+    return _Scratch(rows, columns, device)
+
+
+def _unpack(packed: Any, state: Any, result: Any) -> None:
+    if packed.is_cuda and state.nested and state.blocksize == 64 and state.state2.blocksize == 256:
+        from petool_lite.train.triton_kernels import unpacked_nf4
+
+        count = result.numel() // 2
+        unpacked_nf4[(-(-count // 1024),)](
+            packed, state.code, state.state2.code, state.absmax, state.state2.absmax, state.offset, result, count,
+            BLOCK=1024,
+        )  # fmt: skip
+        return
+    from bitsandbytes.functional import dequantize_4bit
+
+    result.copy_(dequantize_4bit(packed, state).to(result.dtype))

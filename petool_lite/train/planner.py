@@ -1,0 +1,367 @@
+"""What a run will take on a GPU: peak memory and tokens/s of each way to train, predicted before anything is loaded.
+
+Memory follows from what `layers` keeps and allocates; speed from the arithmetic of a step and three rates of the GPU,
+which are measured in half a second. docs/performance.md has the predictions beside what was measured.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.recipe import Recipe
+from petool_lite.train.layers import CHUNK
+
+LEAN = 8 * 2**30  # bytes of the card that memory = "lean" has to fit
+_CONTEXT = 0.6 * 2**30  # CUDA's own memory and what the allocator cannot use, of a small card
+_SHARE = 0.9  # of the free memory, for memory = "auto"
+_BUDGETS = (8192, 16384, 32768, 65536)
+_AN_UPDATE = 0.15  # seconds: optimizer, clipping, records
+CPU_BUDGET = 2048  # on a CPU longer micro-steps gain nothing
+OTHER_BUDGET = 16384  # on a GPU, for a model whose layers are Unsloth's: nothing is predicted for those
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of a Llama model, from its config.json."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    key_heads: int
+    size: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of a layer's linears."""
+        own, keys = self.heads * self.size, self.key_heads * self.size
+        return {
+            "q_proj": (own, self.hidden),
+            "k_proj": (keys, self.hidden),
+            "v_proj": (keys, self.hidden),
+            "o_proj": (self.hidden, own),
+            "gate_proj": (self.inner, self.hidden),
+            "up_proj": (self.inner, self.hidden),
+            "down_proj": (self.hidden, self.inner),
+        }
+
+    def weights(self, *names: str) -> int:
+        """Weights of a layer's linears, of all or of the named ones."""
+        return sum(a * b for name, (a, b) in self.linears.items() if not names or name in names)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to train."""
+
+    precision: str
+    checkpointing: bool
+    offload: bool
+    token_budget: int
+
+    @property
+    def numerics(self) -> tuple[str, bool]:
+        """What lean leaves as the recipe has it."""
+        return self.precision, self.checkpointing
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a GPU does a second: operations in bfloat16 and float8 products and in attention, bytes moved within it and
+    to the machine's memory."""
+
+    products: float
+    products8: float
+    attention: float
+    moved: float
+    copied: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """The rows: their lengths in tokens, and the share of tokens that are answers."""
+
+    lengths: tuple[int, ...]
+    answers: float
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A choice with its peak memory in GiB, on the GPU and pinned in the machine, and tokens a second where the GPU's
+    rates are known."""
+
+    choice: Choice
+    peak_gb: float
+    host_gb: float
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that are free on the GPU, and that may be pinned in the machine's memory."""
+
+    gpu: float
+    host: float
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """A model's config.json."""
+    found: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    return found
+
+
+def dimensions(directory: Path) -> Dimensions:
+    """Sizes of the model in `directory`."""
+    config = read_config(directory)
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    return Dimensions(
+        hidden,
+        config["intermediate_size"],
+        config["num_hidden_layers"],
+        heads,
+        config.get("num_key_value_heads") or heads,
+        config.get("head_dim") or hidden // heads,
+        config["vocab_size"],
+        bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def peak_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, optimizer: bool = True) -> float:
+    """Predicted peak of allocated GPU memory; without the `optimizer`'s state where a step has not been taken yet."""
+    tokens = step_tokens(recipe, choice, load)
+    kept = model.layers * tokens * _kept(model, recipe, choice)
+    work = max(
+        _attention_work(model) * tokens,
+        _mlp_work(model, choice, tokens),
+        tokens * load.answers * model.vocabulary * 16,  # logits: bfloat16 and float32, and their gradients
+    )
+    ahead = 6 * 2 * model.hidden * tokens if choice.offload else 0  # on their way to the machine's memory and back
+    return _resident(model, recipe, choice, optimizer) + kept + work + ahead
+
+
+def step_tokens(recipe: Recipe, choice: Choice, load: Load) -> int:
+    """Tokens of the largest micro-step."""
+    update = sorted(load.lengths)[-recipe.train.batch_size * recipe.train.accumulate :]
+    return min(max(choice.token_budget, load.longest), sum(update))
+
+
+def host_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load) -> float:
+    """The machine's memory that a choice with offload takes."""
+    a_token = 2 * (2 * model.hidden + model.heads * model.size)
+    return 1.1 * model.layers * a_token * step_tokens(recipe, choice, load) if choice.offload else 0
+
+
+def _resident(model: Dimensions, recipe: Recipe, choice: Choice, optimizer: bool) -> float:
+    """Base, adapters with gradients, optimizer state, and the memory that 4-bit weights are unpacked into."""
+    a_weight = {"nf4": 0.5 + 1 / 64 + 4 / 64 / 256, "bf16": 2.0, "fp8": 4.0}[choice.precision]
+    embedding = model.vocabulary * model.hidden * (2 if model.tied else 4)
+    unpacked = 0
+    if choice.precision == "nf4":
+        linears = model.linears
+        rows = [linears[name][0] for name in ("q_proj", "k_proj", "v_proj")]
+        shapes = {(sum(rows), model.hidden), (rows[0], model.hidden), (2 * rows[1], model.hidden), linears["o_proj"]}
+        shapes |= {(2 * model.inner, model.hidden), linears["down_proj"]}
+        unpacked = sum(2 * a * b for a, b in shapes)
+    tuned = _adapter_weights(model, recipe)
+    state = 8 if optimizer and not recipe.train.optimizer.startswith("paged") else 0
+    return model.layers * model.weights() * a_weight + embedding + unpacked + tuned * (10 + state)
+
+
+def _adapter_weights(model: Dimensions, recipe: Recipe) -> int:
+    shapes = [model.linears[name] for name in recipe.lora.targets if name in model.linears]
+    return model.layers * recipe.lora.r * sum(a + b for a, b in shapes)
+
+
+def _kept(model: Dimensions, recipe: Recipe, choice: Choice) -> float:
+    """Bytes that a layer keeps of a token until its backward pass."""
+    own, keys = model.heads * model.size, model.key_heads * model.size
+    ranks = recipe.lora.r * len([name for name in recipe.lora.targets if name in model.linears])
+    always = (0 if choice.offload else 2 * 2 * model.hidden + 2 * own) + 4 * model.heads + 8 + 2 * ranks
+    return always if choice.checkpointing else always + 2 * (own + 2 * keys) + 4 * model.inner
+
+
+def _attention_work(model: Dimensions) -> float:
+    """Bytes a token in the backward pass of attention: heads and their gradients, the kernel's float32 sums and keys
+    and values expanded to all heads, gradients around it."""
+    own, keys = model.heads * model.size, model.key_heads * model.size
+    return 2 * 2 * (own + 2 * keys) + 4 * own + 2 * 2 * own + 2 * own + 2 * model.hidden
+
+
+def _mlp_work(model: Dimensions, choice: Choice, tokens: int) -> float:
+    at_once = min(tokens, CHUNK) if choice.checkpointing else tokens
+    return at_once * (4 * model.inner * choice.checkpointing + 4 * model.inner) + tokens * 2 * 3 * model.hidden
+
+
+def tokens_per_s(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, rates: Rates) -> float:
+    """Predicted tokens a second, over whole updates."""
+    share = (model.layers - 1) / model.layers  # the last layer works for the answers alone
+    weights = model.layers * model.weights() * share
+    again = model.layers * model.weights("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") * share
+    products = rates.products8 if choice.precision == "fp8" else rates.products
+    seconds = 2 * (2 * weights + again * choice.checkpointing) / products
+    seconds += 2 * (3 + choice.checkpointing) * _adapter_weights(model, recipe) / (rates.products / 2)
+    squares = sum(length**2 for length in load.lengths) / sum(load.lengths)
+    seconds += 3.5 * 2 * model.heads * model.size * squares * model.layers * share / rates.attention
+    moved = 2 * (30 * model.hidden + 24 * model.inner) * (1.3 if choice.checkpointing else 1)
+    seconds += model.layers * moved * (1 + (recipe.lora.dropout > 0)) / rates.moved
+    if choice.offload:
+        seconds = max(
+            1.02 * seconds, 2 * model.layers * 2 * (2 * model.hidden + model.heads * model.size) / rates.copied
+        )
+    a_step = 0.02 + (choice.precision == "nf4") * 2 * 2.5 * model.layers * model.weights() / rates.moved
+    update = sum(load.lengths) / len(load.lengths) * recipe.train.batch_size * recipe.train.accumulate
+    steps = -(-update // max(choice.token_budget * 0.97, load.longest))
+    return 1 / (seconds + (steps * a_step + _AN_UPDATE) / update)
+
+
+def forecasts(model: Dimensions, recipe: Recipe, load: Load, rates: Rates | None) -> list[Forecast]:
+    """Every way to train, the recipe's precision first."""
+    kinds = ["fp8"] if recipe.model.precision == "fp8" else ["nf4", "bf16"]
+    kinds.sort(key=lambda kind: kind != recipe.model.precision)
+    budgets = [recipe.train.token_budget] if recipe.train.token_budget else list(_BUDGETS)
+    ways = [(True, True), (True, False), (False, False)]  # checkpointing, offload
+    choices = [Choice(kind, *way, budget) for kind in kinds for way in ways for budget in budgets]
+    return [
+        Forecast(
+            choice,
+            round(peak_bytes(model, recipe, choice, load) / 2**30, 2),
+            round(host_bytes(model, recipe, choice, load) / 2**30, 2),
+            round(tokens_per_s(model, recipe, choice, load, rates)) if rates else None,
+        )
+        for choice in choices
+        # a budget beyond all rows of an update is the same as the one before
+        if choice.token_budget == budgets[0] or choice.token_budget < 2 * step_tokens(recipe, choice, load)
+    ]
+
+
+def picked(found: Sequence[Forecast], recipe: Recipe, memory: str, room: Room) -> Forecast | None:
+    """What `memory` means among the forecasts: lean keeps precision and checkpointing as the recipe has them and fits
+    a card of 8 GB, with what takes less memory among ways of about the same speed; auto is the fastest of all that
+    fits, whatever the base; None where nothing does."""
+    limit = room.gpu * _SHARE if memory == "auto" else min(LEAN - _CONTEXT, room.gpu * _SHARE)
+    own = (recipe.model.precision, recipe.train.checkpointing)
+    fits = [
+        item
+        for item in found
+        if item.peak_gb * 2**30 <= limit
+        and item.host_gb * 2**30 <= room.host
+        and (memory == "auto" or item.choice.numerics == own)
+    ]
+    best = max((item.tokens_per_s or 0 for item in fits), default=0)
+    near = [item for item in fits if (item.tokens_per_s or 0) >= (1 if memory == "auto" else 0.97) * best]
+    return min(near, key=lambda item: (item.host_gb, item.peak_gb), default=None)
+
+
+def resolved(recipe: Recipe, choice: Choice) -> Recipe:
+    """The recipe with a choice written into it."""
+    return replace(
+        recipe,
+        model=replace(recipe.model, precision=choice.precision),
+        train=replace(
+            recipe.train,
+            checkpointing=choice.checkpointing,
+            offload=choice.offload,
+            token_budget=choice.token_budget,
+        ),
+    )
+
+
+def chosen(model: Dimensions, recipe: Recipe, load: Load, rates: Rates, room: Room) -> Forecast:
+    """The way to train in `room`; raises PetoolError (exit code 3) where the recipe's does not fit, with the setting
+    that would.
+
+    A recipe with a token budget is taken as it is. Where nothing lean fits 8 GB, the smallest is taken that fits here.
+    """
+    found = forecasts(model, recipe, load, rates)
+    own = Choice(*_numerics(recipe), recipe.train.offload, recipe.train.token_budget)
+    mine = [item for item in found if item.choice.numerics == own.numerics]
+    if recipe.train.token_budget:
+        best = next(item for item in mine if item.choice == own)
+    else:
+        best = picked(found, recipe, recipe.train.memory, room) or min(mine, key=lambda item: item.peak_gb)
+    if best.peak_gb * 2**30 <= room.gpu:
+        return best
+    raise PetoolError(
+        f"this recipe needs about {best.peak_gb:.1f} GiB of GPU memory, {room.gpu / 2**30:.1f} GiB are free",
+        _way_out(model, recipe, load, room),
+        MACHINE,
+    )
+
+
+def _numerics(recipe: Recipe) -> tuple[str, bool]:
+    return recipe.model.precision, recipe.train.checkpointing
+
+
+def _way_out(model: Dimensions, recipe: Recipe, load: Load, room: Room) -> str:
+    """The setting that would fit."""
+    plain = replace(recipe, train=replace(recipe.train, token_budget=0))
+    largest_first = sorted(forecasts(model, plain, load, None), key=lambda item: -item.peak_gb)
+    for item in largest_first:
+        if item.peak_gb * 2**30 <= room.gpu * _SHARE and item.host_gb * 2**30 <= room.host:
+            return "would fit: " + _as_options(item.choice)
+    for tokens in (4096, 2048, 1024, 512):
+        short = Load(tuple(min(length, tokens) for length in load.lengths), load.answers)
+        choice = Choice("nf4", True, True, tokens)
+        if peak_bytes(model, plain, choice, short) <= room.gpu * _SHARE:
+            return f"would fit: {_as_options(choice)} --set model.max_tokens={tokens}; or take a smaller base"
+    return "take a smaller base, or a GPU with more memory"
+
+
+def _as_options(choice: Choice) -> str:
+    values = {
+        "model.precision": choice.precision,
+        "train.checkpointing": str(choice.checkpointing).lower(),
+        "train.offload": str(choice.offload).lower(),
+        "train.token_budget": choice.token_budget,
+    }
+    return " ".join(f"--set {key}={value}" for key, value in values.items())
+
+
+def measured_rates() -> Rates:
+    """Rates of the current GPU, in half a second."""
+    import torch
+
+    from petool_lite.train.attention import Bounds, attend
+
+    def seconds(work: Any, times: int = 8) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        work()
+        begin.record()
+        for _ in range(times):
+            work()
+        end.record()
+        torch.cuda.synchronize()
+        return float(begin.elapsed_time(end)) / 1000 / times
+
+    numbers = {"device": "cuda", "dtype": torch.bfloat16}
+    a, b = torch.randn(4096, 4096, **numbers), torch.randn(8192, 4096, **numbers)
+    products = 2 * 4096 * 4096 * 8192 / seconds(lambda: a @ b.T)
+    copied = torch.empty_like(b)
+    moved = 2 * b.nbytes / seconds(lambda: copied.copy_(b))
+    q, length = torch.randn(4096, 16, 128, **numbers), 4096
+    ends = torch.tensor([0, length], dtype=torch.int32, device="cuda")
+    bounds = Bounds(ends, ends, (length,), (length,))
+    attention = 2 * 16 * 128 * length**2 / seconds(lambda: attend(q, q, q, bounds, 0.1))
+    there = torch.empty(b.shape, dtype=b.dtype, pin_memory=True)
+    copied_out = b.nbytes / seconds(lambda: there.copy_(b, non_blocking=True))
+    # what whole updates reached of such short measurements, by twelve runs of a 3B model on one H200: products among
+    # other work run slower (less power is left), attention over many heads faster
+    return Rates(0.85 * products, 1.45 * products, 1.35 * attention, moved, copied_out)
+
+
+def table(found: Sequence[Forecast]) -> list[dict[str, Any]]:
+    """Forecasts as plain rows."""
+    return [
+        {**asdict(item.choice), "peak_gb": item.peak_gb, "host_gb": item.host_gb, "tokens_per_s": item.tokens_per_s}
+        for item in found
+    ]

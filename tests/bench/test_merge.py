@@ -1,0 +1,122 @@
+"""Shards and their merge, by hand and as processes of torchrun."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from petool_lite.bench.engines import GpuEngine
+from petool_lite.bench.merge import merge_shards, shard_folder
+from petool_lite.bench.results import load_folder
+from petool_lite.bench.run import Task, generate_results
+from petool_lite.bench.variants import Variant, rule_variants
+
+from petool_lite.console import silent
+from petool_lite.data.files import load_dataset
+from petool_lite.errors import PetoolError
+
+TIMES = ("prefill_s", "decode_s", "seconds", "cold", "cached_tokens")
+
+
+def lines_of(path: Path) -> list[str]:
+    """The file's lines in the order of the data, without times and what was reused."""
+    rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+    rows.sort(key=lambda row: row["index"])
+    return [json.dumps({key: value for key, value in row.items() if key not in TIMES}) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_files, tmp_path_factory) -> Path:
+    """A folder with everything and three shards of 7 entries, by a model and by a rule."""
+    root = tmp_path_factory.mktemp("shards")
+    task = Task(load_dataset("demo:test:7", "rating"), "rating", 8)
+    variants = [Variant("tiny", tiny_files["q4_k_m"], "compact"), *rule_variants(["rule-random"])]
+    for shard in (None, (0, 3), (1, 3), (2, 3)):
+        folder = root / "whole" if shard is None else shard_folder(root, shard)
+        for variant in variants:
+            target = folder / f"results-{variant.name}.jsonl"
+            generate_results(variant, replace(task, shard=shard), target, GpuEngine(), silent)
+    return root
+
+
+def parts(root: Path) -> list[Path]:
+    return [shard_folder(root, (place, 3)) for place in range(3)]
+
+
+def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
+    merge_shards(parts(shards)[::-1], tmp_path / "merged")
+    for name in ("results-tiny.jsonl", "results-rule-random.jsonl"):
+        assert lines_of(tmp_path / "merged" / name) == lines_of(shards / "whole" / name)
+        rows = (tmp_path / "merged" / name).read_text().split("\n")
+        assert [json.loads(row)["index"] for row in rows if row] == list(range(7))
+    merged, whole = load_folder(tmp_path / "merged"), load_folder(shards / "whole")
+    for one, other in zip(merged, whole, strict=True):
+        for key in ("variant", "entries", "complete", "model_sha256", "data", "shard", "limit", "max_reply_tokens"):
+            assert one.meta[key] == other.meta[key]
+        assert one.meta["shards"] == 3
+
+
+def changed(root: Path, tmp_path: Path, place: int, name: str = "results-tiny.meta.json", **values) -> list[Path]:
+    """Copies of the shards, with other values in one meta file."""
+    import shutil
+
+    found = []
+    for number, folder in enumerate(parts(root)):
+        found.append(Path(shutil.copytree(folder, tmp_path / f"s{number}")))
+    file = found[place] / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"complete": False}, "s1/results-tiny.jsonl is not finished: 2 of 2 entries"),
+        ({"entries": 3}, "is not finished: 2 of 3 entries"),
+        ({"shard": [0, 3]}, "are both shard 0/3"),
+        ({"shard": [1, 4]}, "is shard 1/4"),
+        ({"shard": None}, "is no shard"),
+        ({"model_sha256": "0" * 64}, "another model"),
+        ({"max_reply_tokens": 9}, "another reply limit"),
+        ({"commit": "other"}, "another commit"),
+        ({"data": {"source": "other.json", "sha256": "0" * 64, "total": 7}}, "another data set: other.json"),
+    ],
+)
+def test_shards_that_do_not_fit_are_named_and_nothing_is_written(shards, tmp_path, values, words) -> None:
+    folders = changed(shards, tmp_path, 1, **values)
+    with pytest.raises(PetoolError, match=words):
+        merge_shards(folders, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_absent_shards_and_variants_are_named(shards, tmp_path) -> None:
+    with pytest.raises(PetoolError, match=r"shards \[1\] of 3 are missing"):
+        merge_shards([parts(shards)[0], parts(shards)[2]], tmp_path / "merged")
+    folders = changed(shards, tmp_path, 0)
+    (folders[2] / "results-tiny.jsonl").unlink()
+    with pytest.raises(PetoolError, match=r"s2 has no results-tiny\.jsonl"):
+        merge_shards(folders, tmp_path / "merged")
+    with pytest.raises(PetoolError, match="is one of the shards"):
+        merge_shards(folders, folders[0])
+
+
+def test_the_processes_of_torchrun_share_the_work_and_the_first_reports(tiny_files, tmp_path) -> None:
+    line = ["-m", "petool_lite", "bench", "--model", str(tiny_files["f16"]), "--style", "compact", "--data"]
+    line += ["demo:test:5", "--variants", "rules", "--decoding", "constrained", "--json"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run([*launcher, *line, "--out", str(tmp_path / "two")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert {variant["n"] for variant in report["variants"]} == {5}
+    name = f"results-{tiny_files['f16'].stem}-constrained.jsonl"
+    one = subprocess.run([sys.executable, *line, "--out", str(tmp_path / "one")], capture_output=True, text=True)
+    assert one.returncode == 0, one.stderr
+    assert lines_of(tmp_path / "two" / name) == lines_of(tmp_path / "one" / name)
+
+
+@pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/2"])
+def test_a_shard_is_two_numbers(command, shard) -> None:
+    result = command("bench", "--shard", shard)
+    assert (result.returncode, "is no shard" in result.stderr) == (2, True)

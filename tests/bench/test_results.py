@@ -1,0 +1,199 @@
+"""Results files that are cut, mixed, foreign or nonsense: named in one line, never a traceback."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from petool_lite.bench.html import html_report
+from petool_lite.bench.markdown import markdown_report
+from petool_lite.bench.report import build_report, score_results, write_report
+from petool_lite.bench.results import load_folder, load_results, load_rows
+from support_bench import meta, row, write_results
+
+from petool_lite.data.files import load_dataset
+from petool_lite.errors import PetoolError
+
+ENTRIES = load_dataset("demo:test:4", "rating").entries
+
+
+def rows(**more) -> list[dict]:
+    return [row(entry, index, entry.gold.to_json(), **more) for index, entry in enumerate(ENTRIES)]
+
+
+def test_rows_come_back_in_the_order_of_the_data(tmp_path) -> None:
+    path = write_results(tmp_path, rows()[::-1])
+    found = load_results(path)
+    assert [item["index"] for item in found.rows] == [0, 1, 2, 3]
+    assert (found.cut_line, found.name) == (False, "tuned")
+
+
+def test_a_last_line_cut_in_the_middle_is_left_out_and_said(tmp_path, command) -> None:
+    path = write_results(tmp_path, rows())
+    path.write_bytes(path.read_bytes()[:-70])
+    found, cut = load_rows(path)
+    assert (len(found), cut) == (3, True)
+    result = command("bench", "score", path)
+    assert result.returncode == 0
+    assert "last line was cut" in result.stderr
+    document = write_report(tmp_path)
+    assert document["variants"][0]["cut_line"]
+    assert document["variants"][0]["partial"] == ["3 of 4 entries so far"]
+    assert "the last line of results-tuned.jsonl was cut" in (tmp_path / "report.md").read_text().replace("\\", "")
+
+
+def test_a_reply_may_hold_any_line_end_of_unicode(tmp_path) -> None:
+    made = rows()
+    made[0]["reply"] = "one\u2028two\u0085three\x0bfour"
+    path = write_results(tmp_path, made)
+    assert load_rows(path)[0][0]["reply"] == made[0]["reply"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r[1].pop("gold"), "line 2: no gold answer"),
+        (lambda r: r[1].update(gold=None), "line 2: no gold answer"),
+        (lambda r: r[1].update(gold={"tool_name": 3, "parameters": {}}), "line 2: gold.tool_name is no text"),
+        (lambda r: r[2].pop("schema"), "line 3: schema 1, this petool-lite reads 2"),
+        (lambda r: r[2].update(schema=3), "line 3: schema 3, this petool-lite reads 2"),
+        (lambda r: r[3].update(entry_id=r[0]["entry_id"]), f"line 4: entry {ENTRIES[0].id} was on line 1 already"),
+        (lambda r: r[3].update(setting="preferred"), "line 4: setting preferred, but rating above"),
+        (lambda r: r[3].update(style="published"), "line 4: style published, but compact above"),
+        (lambda r: r[3].update(variant="base"), "line 4: variant base, but tuned above"),
+        (lambda r: r[0].update(status="done"), "line 1: unknown status done"),
+        (lambda r: r[0].update(seconds=-1), "line 1: seconds is no amount"),
+        (lambda r: r[0].update(seconds=float("nan")), "line 1: seconds is no amount"),
+        (lambda r: r[0]["facts"].pop("offered"), "line 1: no facts.offered"),
+        (lambda r: r[0].pop("reply"), "line 1: no reply"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path, change, said) -> None:
+    made = rows()
+    change(made)
+    path = tmp_path / "results-tuned.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in made))
+    with pytest.raises(PetoolError) as caught:
+        load_rows(path)
+    assert caught.value.message == f"{path}, {said}" or said in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_broken_line_before_the_last_is_refused(tmp_path) -> None:
+    path = write_results(tmp_path, rows())
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([lines[0], lines[1][:50], *lines[2:]]))
+    with pytest.raises(PetoolError, match="line 2: not JSON"):
+        load_rows(path)
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(PetoolError, match="line 1: not UTF-8"):
+        load_rows(path)
+    path.write_text("")
+    with pytest.raises(PetoolError, match="has no result"):
+        load_rows(path)
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path) -> None:
+    write_results(tmp_path, rows())
+    other = {"source": "other.json", "sha256": "ff" * 32, "total": 4}
+    path = write_results(tmp_path, rows(variant="base"), data=other)
+    with pytest.raises(PetoolError, match=r"made from demo:test:40.*other.json: other data"):
+        load_folder(tmp_path)
+    made = rows(variant="base")
+    made[2]["gold"]["parameters"] = {"else": 1}
+    write_results(tmp_path, made)
+    with pytest.raises(PetoolError, match=f"differ in the right answer of entry {ENTRIES[2].id}"):
+        load_folder(tmp_path)
+    path.with_name("results-base.meta.json").unlink()
+    with pytest.raises(PetoolError, match=r"has no results-base\.meta\.json beside it"):
+        load_results(path)
+    path.with_name("results-base.meta.json").write_text(json.dumps(meta(rows(), entries=4)))
+    with pytest.raises(PetoolError, match="variant is tuned, its rows say base"):
+        load_results(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = sorted(rows()[0])
+FACTS = sorted(rows()[0]["facts"])
+
+
+def report_of(folder) -> dict:
+    """The report in all its forms, as write_report makes them, without waiting for a disk."""
+    scored = [score_results(item) for item in load_folder(folder)]
+    document = build_report(scored)
+    json.dumps(document, ensure_ascii=False).encode()
+    (markdown_report(document) + html_report(document, scored)).encode()
+    return document
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_line_is_scored_or_refused_in_words(tmp_path, data) -> None:
+    """Rows with values of any kind in any place, and lines that are anything: a report or a PetoolError."""
+    made = rows()
+    for item in made[: data.draw(st.integers(1, 2))]:
+        for _ in range(data.draw(st.integers(1, 2))):
+            place = data.draw(st.sampled_from(["row", "facts", "parameters", "reply"]))
+            value = data.draw(JSON)
+            if place == "row":
+                item[data.draw(st.sampled_from(KEYS))] = value
+            elif place == "facts" and isinstance(item.get("facts"), dict):
+                item["facts"][data.draw(st.sampled_from(FACTS))] = value
+            elif place == "parameters" and isinstance(item.get("gold"), dict):
+                item["gold"]["parameters"] = {"q": value}
+            else:
+                call = {"tool_name": "t", "parameters": value}
+                item["reply"] = data.draw(st.text()) + json.dumps(call) + data.draw(st.sampled_from(["", "}", "\n"]))
+    path = write_results(tmp_path, rows())
+    lines = [json.dumps(item).encode() for item in made]
+    if data.draw(st.booleans()):
+        lines.insert(data.draw(st.integers(0, 4)), data.draw(st.binary(max_size=20)))
+    path.write_bytes(b"\n".join(lines) + data.draw(st.sampled_from([b"", b"\n"])))
+    try:
+        document = report_of(tmp_path)
+    except PetoolError as error:
+        assert error.message
+    else:
+        assert document["variants"][0]["rows"] >= 1
+
+
+@pytest.mark.parametrize(
+    "deep", ["[" * 5000 + "]" * 5000, '{"a":' * 600 + "1" + "}" * 600, '{"a":' * 150 + "1" + "}" * 150]
+)
+def test_gold_nested_without_end_is_refused(tmp_path, deep) -> None:
+    path = write_results(tmp_path, rows())
+    text = path.read_text().split("\n")[0]
+    path.write_text(text.replace('"parameters": {', '"parameters": {"deep": ' + deep + ", ", 1) + "\n")
+    with pytest.raises(PetoolError, match="line 1: "):
+        load_rows(path)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(sorted(meta(rows()))), JSON, min_size=1, max_size=3), st.booleans(), JSON)
+def test_any_meta_file_is_used_or_refused_in_words(tmp_path, changes, inside, value) -> None:
+    made = meta(rows()) | changes
+    if inside and isinstance(made["machine"], dict):
+        made["machine"] = dict.fromkeys(("device", "cpu", "cores"), value)
+        made["versions"] = {"petool-lite": value}
+        made["gpu"] = dict.fromkeys(("batch", "flips", "flips_checked", "tokens_per_s"), value)
+    path = write_results(tmp_path, rows())
+    path.with_name("results-tuned.meta.json").write_text(json.dumps(made))
+    try:
+        report_of(tmp_path)
+    except PetoolError as error:
+        assert error.message
+
+
+def test_a_variant_that_was_only_begun_is_left_out_and_said(tmp_path) -> None:
+    write_results(tmp_path, rows())
+    (tmp_path / "results-base.jsonl").write_text("")
+    document = write_report(tmp_path)
+    assert (document["empty"], document["partial"]) == (["results-base.jsonl"], True)
+    assert "results-base.jsonl has no reply yet" in (tmp_path / "report.md").read_text().replace("\\", "")
+    (tmp_path / "results-tuned.jsonl").write_text("")
+    with pytest.raises(PetoolError, match="no result in"):
+        write_report(tmp_path)

@@ -1,0 +1,43 @@
+"""How made requests say their parameters: the words and the value always belong together."""
+
+from random import Random
+
+from petool_lite.data.entries import Parameter
+from petool_lite.data.spoken import spoken
+
+
+def many(item: Parameter, required: bool = True) -> list:
+    found = [spoken(item, required, ("Oslo", "jazz"), Random(seed)) for seed in range(300)]
+    return [value for value in found if value is not None]
+
+
+def test_pages_come_as_numbers_and_as_ordinals() -> None:
+    made = many(Parameter("number", "NUMBER", "The page index for paging purpose", "1"))
+    assert {"on the second page", "and on the second page"} & {item.words for item in made}
+    assert all(item.value == 2 for item in made if "second" in item.words)
+    assert all(str(item.value) in item.words for item in made if item.words and "page" not in item.words)
+
+
+def test_countries_and_languages_are_asked_for_by_name_and_written_as_the_default_is() -> None:
+    countries = many(Parameter("country", "STRING", "", "us"))
+    assert {item.value for item in countries if "Canada" in item.words} == {"ca"}
+    languages = many(Parameter("lr", "STRING", "", "lang_en"))
+    assert {item.value for item in languages if "French" in item.words} == {"lang_fr"}
+    assert {item.value for item in many(Parameter("lang", "STRING", "", "en-SG")) if "German" in item.words} == {
+        "de-DE"
+    }
+
+
+def test_what_the_request_leaves_out_is_the_default_or_absent() -> None:
+    url = Parameter("url", "STRING", "", "https://example.org/a")
+    silent = [item for item in many(url) if not item.words]
+    assert silent
+    assert {item.value for item in silent} == {"https://example.org/a"}
+    assert len(many(Parameter("filter", "STRING", "", ""), required=False)) < 120
+
+
+def test_a_value_that_is_only_announced_is_empty_or_the_example() -> None:
+    path = many(Parameter("path", "STRING", "File path e.g. '/folder/file.ext'", ""))
+    assert "/folder/file.ext" in {item.value for item in path if "specific path" in item.words}
+    version = many(Parameter("versionId", "STRING", "File version ID", ""), required=False)
+    assert {item.value for item in version if "specific version id" in item.words} == {""}

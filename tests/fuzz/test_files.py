@@ -1,0 +1,240 @@
+"""GGUF, safetensors and state files of any content: read, or refused by a PetoolError before C code sees them."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from petool_lite.export.weights import find_tensors, open_weights
+from support_fuzz import FACTOR, cases, text, value
+
+from petool_lite.base import gguf_fields, open_gguf, resolve_base
+from petool_lite.errors import PetoolError
+from petool_lite.gguf_header import check_gguf
+from petool_lite.inference.states import StateKey, StateStore
+
+LOAD = """
+import sys
+from pathlib import Path
+from petool_lite.errors import PetoolError
+from petool_lite.inference.llama import LlamaModel
+for name in sys.stdin.read().split():
+    print(name, flush=True)
+    try:
+        with LlamaModel(Path(name), n_ctx=64) as model:
+            model.generate(model.encode("ab"), 2)
+    except PetoolError:
+        pass
+print("end")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def sound(folder) -> bytes:
+    """A whole Llama of 60 KB in GGUF that llama.cpp loads and runs."""
+    import gguf
+    import numpy as np
+
+    path = folder / "sound.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    width, hidden = 32, 64
+    tokens = [bytes([b]).decode("latin-1") if 33 <= b < 127 else chr(256 + b) for b in range(256)] + ["ab", "<|end|>"]
+    writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(width // 2)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 257 + [3])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(257)
+    writer.add_chat_template("{{ messages[0].content }}")
+    random = np.random.default_rng(0)
+    shapes = {"token_embd": (len(tokens), width), "output_norm": (width,), "blk.0.attn_norm": (width,)}
+    shapes |= {f"blk.0.attn_{name}": (width, width) for name in ("q", "k", "v", "output")}
+    shapes |= {"blk.0.ffn_norm": (width,), "blk.0.ffn_gate": (hidden, width), "blk.0.ffn_up": (hidden, width)}
+    shapes |= {"blk.0.ffn_down": (width, hidden)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32) * 0.1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    check_gguf(path)
+    return path.read_bytes()
+
+
+NUMBERS = [0, 1, 2, 3, 7, 31, 63, 255, 257, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1]
+HEADER = 11_000  # bytes before the tensors' data, about
+change = st.one_of(
+    st.tuples(st.just("byte"), st.integers(0, HEADER), st.integers(0, 255)),
+    st.tuples(st.just("u32"), st.integers(0, HEADER), st.sampled_from(NUMBERS)),
+    st.tuples(st.just("u64"), st.integers(0, HEADER), st.sampled_from(NUMBERS)),
+    st.tuples(st.just("near"), st.integers(0, 40), st.sampled_from(NUMBERS)),
+    st.tuples(st.just("key"), st.integers(0, 30), st.sampled_from(NUMBERS)),
+    st.tuples(st.just("cut"), st.integers(0, 70_000), st.just(0)),
+    st.tuples(st.just("drop"), st.integers(4, HEADER), st.integers(1, 9)),
+)
+
+
+def damaged(raw: bytes, changes: list[tuple[str, int, int]]) -> bytes:
+    """The file with some numbers, bytes or lengths changed; "key" changes the value of a key of the model."""
+    found = bytearray(raw)
+    for kind, place, number in changes:
+        if kind == "key":
+            spots = [index for index in range(len(found) - 8) if found[index : index + 6] == b"llama."][:12]
+            if not spots:
+                continue
+            spot = spots[place % len(spots)]
+            place = spot + struct.unpack_from("<Q", found, spot - 8)[0] + 4
+            kind = "u32"
+        if kind == "cut":
+            del found[place:]
+        elif kind == "drop":
+            del found[place : place + number]
+        elif kind == "byte" and place < len(found):
+            found[place] = number
+        elif kind in ("u32", "near") and place + 4 <= len(found):
+            struct.pack_into("<I", found, place, number & 0xFFFFFFFF)
+        elif kind == "u64" and place + 8 <= len(found):
+            struct.pack_into("<Q", found, place, number)
+    return bytes(found)
+
+
+ACCEPTED: list[Path] = []
+
+
+@cases(700)
+@given(changes=st.lists(change, min_size=1, max_size=3))
+def test_any_gguf_is_read_or_refused(folder, sound, changes) -> None:
+    path = folder / "any.gguf"
+    path.unlink(missing_ok=True)  # a file of its own each time: what was found of one is remembered
+    path.write_bytes(damaged(sound, changes))
+    try:
+        gguf_fields(open_gguf(path))
+    except PetoolError:
+        return
+    if len(ACCEPTED) < 60 * FACTOR:
+        ACCEPTED.append(path.rename(folder / f"accepted{len(ACCEPTED)}.gguf"))
+
+
+def test_what_is_accepted_does_not_crash_llama_cpp() -> None:
+    """After the test above: each file that passed is loaded and run in another process."""
+    assert ACCEPTED or FACTOR == 1
+    left = [str(path) for path in ACCEPTED]
+    crashed = []
+    while left:
+        quiet = os.environ | {"GGML_NO_BACKTRACE": "1"}
+        line = [sys.executable, "-c", LOAD]
+        done = subprocess.run(line, input="\n".join(left), capture_output=True, text=True, env=quiet)
+        seen = done.stdout.split()
+        if seen and seen[-1] == "end":
+            break
+        crashed.append((seen[-1] if seen else "none", done.returncode, done.stderr[-300:]))
+        left = left[len(seen) :]
+    assert not crashed, crashed
+
+
+@pytest.fixture(scope="module")
+def weights(folder) -> tuple[bytes, dict]:
+    """A whole safetensors file of one layer, and its configuration."""
+    import torch
+    from safetensors.torch import save
+
+    names = ["input_layernorm", "post_attention_layernorm"]
+    names += [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    tensors = {f"model.layers.0.{name}.weight": torch.ones(4, 4) for name in names}
+    tensors |= {"model.embed_tokens.weight": torch.ones(8, 4), "model.norm.weight": torch.ones(4)}
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "tie_word_embeddings": True}
+    return save(tensors), config
+
+
+@cases(400)
+@given(changes=st.lists(st.tuples(st.integers(0, 1600), st.integers(0, 255)), max_size=4), cut=st.integers(0, 3000))
+def test_any_safetensors_file_is_read_or_refused(folder, weights, changes, cut) -> None:
+    raw, config = bytearray(weights[0]), weights[1]
+    for place, number in changes:
+        raw[place % len(raw)] = number
+    place = folder / "base"
+    place.mkdir(exist_ok=True)
+    (place / "model.safetensors").write_bytes(raw if cut > 2000 else raw[: len(raw) - cut])
+    try:
+        tensors = find_tensors(place, config)
+        with open_weights(tensors) as reader:
+            for tensor in tensors:
+                reader.whole(tensor)
+    except PetoolError:
+        return
+
+
+@cases(150)
+@given(
+    config=st.one_of(
+        value,
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "architectures": st.one_of(value, st.just(["LlamaForCausalLM"])),
+                "num_hidden_layers": value,
+                "auto_map": value,
+            },
+        ),
+    ),
+    index=st.one_of(value, st.fixed_dictionaries({"weight_map": st.dictionaries(text, text, max_size=2)})),
+)
+def test_any_model_directory_is_read_or_refused(folder, weights, config, index) -> None:
+    place = folder / "directory"
+    place.mkdir(exist_ok=True)
+    (place / "model.safetensors").write_bytes(weights[0])
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    (place / "tokenizer.json").write_text("{}")
+    (place / "tokenizer_config.json").write_text(json.dumps(index))
+    try:
+        resolve_base(str(place))
+        find_tensors(place, {"num_hidden_layers": 1} | config)
+    except PetoolError:
+        return
+
+
+def test_an_index_cannot_name_files_elsewhere(folder, weights) -> None:
+    place = folder / "elsewhere"
+    (place / "inside").mkdir(parents=True)
+    (place / "model.safetensors").write_bytes(weights[0])
+    for name in ("../model.safetensors", str(place / "model.safetensors")):
+        (place / "inside" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(PetoolError, match="outside its folder"):
+            find_tensors(place / "inside", weights[1])
+
+
+@cases(200)
+@given(changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3), cut=st.integers(0, 300))
+def test_any_state_file_is_used_whole_or_not_at_all(folder, changes, cut) -> None:
+    store, key = StateStore(folder / "users"), StateKey("a" * 64, 2048, "f16", False, "1")
+    path = store.path("ann")
+    path.unlink(missing_ok=True)
+    store.save("ann", key, [1, 2, 3], memoryview(bytes(range(64))))
+    assert path.stat().st_mode & 0o777 == 0o600
+    raw = bytearray(path.read_bytes())
+    whole = bytes(raw)
+    for place, number in changes:
+        raw[place % len(raw)] = number
+    path.write_bytes(raw if cut > 200 else raw[: len(raw) - cut])
+    with store.open("ann", key) as state:
+        assert state is None or (path.read_bytes() == whole and state.ids == [1, 2, 3])

@@ -1,0 +1,144 @@
+"""Requests of any content: an answer or a refusal from the server, never a 500, and nothing of them in its log."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support_fuzz import cases, deep, scalar, text, value
+
+from petool_lite.base import embedded_gguf
+from petool_lite.serve import _Refusal, engine_request
+
+TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {"properties": {"a": {"type": "string"}}}}}]
+ASK = [{"role": "user", "content": "secretwordofthequery"}]
+message = st.one_of(
+    value, st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]), "content": value})
+)
+schema = st.fixed_dictionaries({}, optional={"properties": value, "required": value, "type": value})
+tool = st.one_of(
+    value, st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": text, "parameters": schema})})
+)
+body = st.fixed_dictionaries(
+    {},
+    optional={
+        "messages": st.one_of(value, st.just(ASK), st.lists(message, max_size=3)),
+        "tools": st.one_of(value, st.just(TOOLS), st.lists(tool, max_size=2)),
+        "tool_choice": st.one_of(value, st.fixed_dictionaries({"function": value})),
+        "max_tokens": scalar,
+        "n": scalar,
+        "user": value,
+        "history": value,
+        "stream": scalar,
+        "stream_options": value,
+    },
+)
+
+
+@cases(500)
+@given(found=body)
+def test_any_body_is_understood_or_refused(found) -> None:
+    try:
+        wanted = engine_request(found)
+    except _Refusal as refusal:
+        assert refusal.status == 400
+        return
+    assert isinstance(wanted["query"], str)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "stderr"
+    line = [sys.executable, "-m", "petool_lite", "serve", "--model", str(embedded_gguf()), "--port", "0"]
+    with log.open("w") as file:
+        process = subprocess.Popen([*line, "--context", "1024"], stderr=file)
+        deadline = time.time() + 100
+        while not (found := re.search(r"http://127.0.0.1:(\d+)", log.read_text())) and time.time() < deadline:
+            time.sleep(0.1)
+        yield int(found[1]), process, log
+        process.kill()
+        process.wait()
+
+
+def exchange(port: int, raw: bytes, more: bool = False) -> bytes:
+    """What the server says to these bytes, whatever they are."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(raw)
+        if not more:
+            connection.shutdown(socket.SHUT_WR)
+        said = b""
+        try:
+            while part := connection.recv(65536):
+                said += part
+        except ConnectionResetError:
+            pass
+        return said
+
+
+def post(port: int, raw: bytes, head: bytes = b"") -> tuple[int, bytes]:
+    start = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    said = exchange(port, start + head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw, True)
+    return int(said.split()[1]) if said.startswith(b"HTTP/1.1 ") else 0, said
+
+
+SMALL = {"max_tokens": 2}
+
+
+@cases(60)
+@given(found=body)
+def test_any_body_gets_an_answer_from_the_server(server, found) -> None:
+    status, said = post(server[0], json.dumps(found | SMALL).encode())
+    assert status in (200, 400), said
+
+
+@cases(60)
+@given(
+    raw=st.one_of(
+        st.binary(max_size=200), text.map(lambda t: f"GET /{t} HTTP/1.1\r\nHost: {t}\r\n\r\n".encode("utf-8", "ignore"))
+    )
+)
+def test_any_bytes_leave_the_server_well(server, raw) -> None:
+    said = exchange(server[0], raw)
+    assert not said or said.startswith(b"HTTP/1.1 "), said
+    assert not re.match(rb"HTTP/1.1 5", said), said
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        json.dumps(deep(200)).encode(),
+        b"[" * 100_000,
+        b'{"messages": [{"role": "user", "content": "\\ud800"}], "tools": []}',
+        json.dumps({"messages": ASK, "tools": TOOLS * 1000}).encode(),
+        json.dumps({"messages": ASK, "tools": TOOLS, "history": [deep(60)] * 50}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": "a " * 500_000}], "tools": TOOLS}).encode(),
+        json.dumps({"messages": ASK, "tools": TOOLS, "max_tokens": 10**30}).encode(),
+        b"\xff\xfe{}",
+    ],
+)
+def test_a_hostile_body_is_refused(server, raw) -> None:
+    status, said = post(server[0], raw)
+    assert status == 400, said
+
+
+@pytest.mark.slow
+def test_a_client_that_sends_nothing_more_is_let_go(server) -> None:
+    started = time.time()
+    with socket.create_connection(("127.0.0.1", server[0]), timeout=60) as connection:
+        connection.sendall(b"POST /v1/chat")
+        assert connection.recv(100) == b""
+    assert 5 < time.time() - started < 30
+
+
+def test_the_log_tells_nothing_of_requests(server) -> None:
+    port, process, log = server
+    assert post(port, json.dumps({"messages": ASK, "tools": TOOLS} | SMALL).encode())[0] == 200
+    assert process.poll() is None
+    said = log.read_text()
+    assert "secretwordofthequery" not in said
+    assert "Traceback" not in said, said[-2000:]

@@ -1,0 +1,63 @@
+"""Results files made in tests: real entries, replies as a test wants them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from petool_lite.data.entries import Entry, provider
+from petool_lite.data.jobs import jobs
+
+
+def facts(entry: Entry, setting: str = "rating") -> dict[str, Any]:
+    """What docs/bench.md calls facts, from an entry."""
+    prompt, gold = entry.prompt(setting), entry.gold
+    same = next(job for job in jobs(prompt, setting) if gold.tool_name in {tool.name for tool in job.tools})
+    tool = next(tool for tool in prompt.tools if tool.name == gold.tool_name)
+    ratings = [call.rating for call in prompt.history if provider(call.call.tool_name) == provider(gold.tool_name)]
+    parameters = (*tool.required, *tool.optional)
+    return {
+        "offered": [item.name for item in prompt.tools],
+        "same_job": [item.name for item in same.tools],
+        "declared": [item.name for item in parameters],
+        "history_length": len(prompt.history),
+        "liked_share": sum(rating or 0 for rating in ratings) / len(ratings) if ratings else None,
+        "defaults": {item.name: item.default for item in parameters},
+    }
+
+
+def row(entry: Entry, index: int, reply: str, **more) -> dict[str, Any]:
+    """A results row of schema 2."""
+    gold = {"tool_name": entry.gold.tool_name, "parameters": dict(entry.gold.parameters)}
+    made = {
+        "schema": 2, "index": index, "entry_id": entry.id, "setting": "rating", "variant": "tuned",
+        "engine": "llama.cpp", "decoding": "free", "style": "compact", "status": "ok",
+        "prompt_sha256": hashlib.sha256(entry.id.encode()).hexdigest(), "prompt_tokens": 700 + index,
+        "reply": reply, "reply_tokens": 30, "finish": "stop", "failure": None, "cached_tokens": 100 * (index > 0),
+        "prefill_s": 0.5, "decode_s": 0.25, "seconds": 0.75 + index / 100, "cold": index == 0, "batch": 1,
+        "history_dropped": 0, "gold": gold, "facts": facts(entry),
+    }  # fmt: skip
+    return made | more
+
+
+def meta(rows: list[dict[str, Any]], **more) -> dict[str, Any]:
+    """The meta file that goes with rows."""
+    same = {key: rows[0][key] for key in ("variant", "engine", "decoding", "style", "setting")}
+    data = {"source": "demo:test:40", "sha256": "ab" * 32, "total": len(rows)}
+    made = {
+        "schema": 2, **same, "model": "model.q4_k_m.gguf", "model_sha256": "cd" * 32, "model_bytes": 105_000_000,
+        "data": data, "limit": None, "shard": None, "entries": len(rows), "complete": True, "max_reply_tokens": 256,
+        "machine": {"device": "cpu", "cpu": "Some CPU", "cores": 2, "host_ram_gb": 24.0}, "commit": "0123abc",
+        "versions": {"petool-lite": "0.1"}, "started": "2026-11-22T22:00:00", "seconds": 33.0,
+        "peak_memory_gb": 0.4, "gpu": None,
+    }  # fmt: skip
+    return made | more
+
+
+def write_results(folder: Path, rows: list[dict[str, Any]], **more) -> Path:
+    """Write rows and meta of one variant; return the results file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"results-{rows[0]['variant']}.jsonl"
+    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in rows))
+    path.with_name(path.stem + ".meta.json").write_text(json.dumps(meta(rows, **more)))
+    return path

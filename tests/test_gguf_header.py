@@ -1,0 +1,97 @@
+"""Each lie of a GGUF header has its own words, and the real file passes."""
+
+import struct
+
+import pytest
+
+from petool_lite.base import embedded_gguf
+from petool_lite.errors import PetoolError
+from petool_lite.gguf_header import check_gguf
+
+
+def text(raw: bytes) -> bytes:
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def u32(key: str, number: int) -> bytes:
+    return text(key.encode()) + struct.pack("<II", 4, number)
+
+
+def strings(key: str, items: list[bytes]) -> bytes:
+    return text(key.encode()) + struct.pack("<IIQ", 9, 8, len(items)) + b"".join(text(item) for item in items)
+
+
+def tensor(name: bytes = b"a", shape: tuple[int, ...] = (8,), kind: int = 0, offset: int = 0) -> bytes:
+    head = text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+    return head + struct.pack("<IQ", kind, offset)
+
+
+def file(keys: list[bytes], tensors: list[bytes], data: int = 32, version: int = 3, **counts: int) -> bytes:
+    head = b"GGUF" + struct.pack("<I", version)
+    head += struct.pack("<QQ", counts.get("said", len(tensors)), counts.get("said_keys", len(keys)))
+    body = head + b"".join(keys) + b"".join(tensors)
+    return body + b"\0" * (-len(body) % 32 + data)
+
+
+LLAMA = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+HUGE = 2**63 + 5
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"GGML1234", "not a GGUF file"),
+        (b"GGUF", "ends inside its header"),
+        (file([], [], version=3 << 24), "little-endian"),
+        (file([], [], version=1), "version 1"),
+        (file([], [], said=HUGE), "tensors do not fit"),
+        (file([], [], said_keys=HUGE), "keys do not fit"),
+        (file([struct.pack("<Q", HUGE) + b"a" * 30], []), "ends inside its header"),
+        (file([text(b"\xff") + struct.pack("<IQ", 4, 0)], []), "not UTF-8"),
+        (file([LLAMA, LLAMA], []), "occurs twice"),
+        (file([text(b"k") + struct.pack("<II", 99, 0)], []), "unknown type 99"),
+        (file([text(b"k") + struct.pack("<IIQ", 9, 9, 1) + b"\0" * 16], []), "array of the type 9"),
+        (file([text(b"k") + struct.pack("<IIQ", 9, 8, HUGE)], []), "texts do not fit"),
+        (file([text(b"k") + struct.pack("<IIQ", 9, 4, 2**61)], []), "numbers do not fit"),
+        (file([text(b"k") + struct.pack("<IIQQ", 9, 8, 1, HUGE)], []), "longer than the file"),
+        (file([text(b"k") + struct.pack("<IB", 7, 2)], []), "neither true nor false"),
+        (file([u32("general.alignment", 0)], []), "alignment"),
+        (file([u32("general.alignment", 33)], []), "alignment"),
+        (file([LLAMA, u32("llama.block_count", 10**9)], []), "block_count is 1000000000"),
+        (file([LLAMA, u32("llama.attention.head_count", 0)], []), "head_count is 0"),
+        (file([LLAMA, u32("llama.embedding_length", 4), u32("llama.attention.head_count", 8)], []), "8 heads"),
+        (file([LLAMA, u32("llama.expert_count", 9999)], []), "expert_count"),
+        (file([strings("tokenizer.ggml.tokens", [b"a", b"a"])], []), "token occurs twice"),
+        (
+            file([strings("tokenizer.ggml.tokens", [b"a", b"b"]), strings("tokenizer.ggml.scores", [b""])], []),
+            "1 of their scores",
+        ),
+        (file([strings("tokenizer.ggml.tokens", [b"a"]), u32("tokenizer.ggml.eos_token_id", 7)], []), "is 7 of 1"),
+        (file([], [tensor(shape=(2**40, 2**40))]), "longer than the file"),
+        (file([], [tensor(shape=(0,))]), "shape"),
+        (file([], [tensor(shape=(1,) * 5)]), "5 dimensions"),
+        (file([], [tensor(kind=12)]), "shape"),
+        (file([], [tensor(kind=77)]), "unknown type 77"),
+        (file([], [tensor(offset=2**60)]), "starts at"),
+        (file([], [tensor(), tensor(offset=32)], data=64), "occurs twice"),
+        (file([], [tensor(name=b"n" * 64)]), "is called"),
+        (file([], [tensor()], data=0), "and has"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(tmp_path, raw, said) -> None:
+    path = tmp_path / "any.gguf"
+    path.write_bytes(raw)
+    with pytest.raises(PetoolError) as error:
+        check_gguf(path)
+    assert said in error.value.message
+
+
+def test_a_whole_file_passes_and_a_cut_one_does_not(tmp_path) -> None:
+    path = tmp_path / "any.gguf"
+    path.write_bytes(file([LLAMA], [tensor(), tensor(b"b", (2, 2), offset=32)], data=48))
+    check_gguf(path)
+    real = embedded_gguf()
+    check_gguf(real)
+    path.write_bytes(real.read_bytes()[:-1])
+    with pytest.raises(PetoolError, match="it should have"):
+        check_gguf(path)

@@ -1,0 +1,38 @@
+"""Two processes on one CPU train as one process does."""
+
+import json
+import sys
+
+import pytest
+from support import own_runs, tiny_settings
+
+
+def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tiny, tmp_path) -> None:
+    """The same losses, gradient norms and adapter but for rounding; rows differ in number and length on both."""
+    import subprocess
+
+    from safetensors.torch import load_file
+
+    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "petool_lite"]
+    plain = ["--set", "lora.dropout=0.0", "--set", "train.max_steps=4", "--set", "train.batch_size=3", "--json"]
+    runs = []
+    for name, line in (("two", module), ("one", [sys.executable, "-m", "petool_lite"])):
+        root = tmp_path / name
+        root.mkdir()
+        variables = own_runs(root) | {"OMP_NUM_THREADS": "1"}
+        line = [*line, "train", "demo", *tiny_settings(tiny), *plain, "--set", "train.token_budget=300"]
+        result = subprocess.run(line, cwd=root, env=variables, capture_output=True, text=True, timeout=250)
+        assert result.returncode == 0, result.stderr
+        documents = [row for row in result.stdout.splitlines() if row.startswith("{")]
+        assert len(documents) == 1, "only the first process reports"
+        runs.append(root / json.loads(documents[0])["run"])
+    assert len(list((tmp_path / "two" / "runs").iterdir())) == 1, "one run directory"
+    two, one = ([json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
+    for mine, alone in zip(two, one, strict=True):
+        assert mine["tokens"] == alone["tokens"]
+        assert mine["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+        assert mine["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-2)
+    mine, alone = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
+    for name, found in mine.items():
+        assert (found - alone[name]).norm() < 0.05 * alone[name].norm() + 1e-3
+    assert {path.name for path in runs[0].iterdir()} == {path.name for path in runs[1].iterdir()}
