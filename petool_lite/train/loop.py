@@ -139,11 +139,8 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
-    try:
-        stop.graceful = True
+    with stop.between_steps():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        stop.graceful = False
 
 
 @contextmanager

@@ -28,6 +28,17 @@ class Stop:
         """What shells report for a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + (self.caught or signal.SIGINT)
 
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """The graceful part. Raises KeyboardInterrupt for an earlier signal: a library may have swallowed its own."""
+        self.graceful = True
+        try:
+            if self.caught:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.graceful = False
+
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:

@@ -1,5 +1,6 @@
 """Signals: what a second one does, and that all processes of a run stop together."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,10 +15,10 @@ STUBBORN = """
 import time
 from petool_lite.train.stop import stop_signals
 with stop_signals() as stop:
-    stop.graceful = True
-    print("ready", flush=True)
-    while True:
-        time.sleep(0.01)
+    with stop.between_steps():
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.01)
 """
 AGREE = """
 import os, sys
@@ -48,6 +49,16 @@ def test_outside_a_training_loop_it_interrupts_and_the_old_handler_comes_back() 
         time.sleep(1)
     assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_a_library_swallowed_stops_before_the_first_step() -> None:
+    with stop_signals() as stop:
+        with contextlib.suppress(BaseException):  # as a library does while it is imported
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        with pytest.raises(KeyboardInterrupt), stop.between_steps():
+            raise AssertionError("a step was taken")
+    assert not stop.graceful
 
 
 def test_one_process_that_stops_stops_all() -> None:
