@@ -135,7 +135,8 @@ def described(entry: Entry, setting: str, source: Material, rng: Random) -> Entr
     family = {gold, *(entry.equal_tools or ())}
     if entry.equal_tools is None:
         family |= {tool.name for tool in prompt.tools if function_words(tool.name) == function_words(gold)}
-    made = {name: _as_offered_by(name, job, rng) for name in family}
+    # sorted: the order of a set differs from process to process, and each takes its random numbers in turn
+    made = {name: _as_offered_by(name, job, rng) for name in sorted(family)}
     kept: list[tuple[Tool, str]] = []
     used = {provider(item.call.tool_name) for item in prompt.history}
     for tool, text in zip(prompt.tools, prompt.tool_texts, strict=True):
@@ -159,7 +160,7 @@ def described(entry: Entry, setting: str, source: Material, rng: Random) -> Entr
         gold=ToolCall(made[gold][0].name, parameters),
         function=f"described {function_words(job.tool.name)}",
         equal_tools=tuple(
-            made[name][0].name for name in family if name != gold and name in {t.name for t in prompt.tools}
+            made[name][0].name for name in sorted(family) if name != gold and name in {t.name for t in prompt.tools}
         ),
     )
 
@@ -171,7 +172,7 @@ def _as_offered_by(name: str, job: Job, rng: Random) -> tuple[Tool, str]:
     fresh = f"{category}>.<{provider(name)}>.<{respelled(api, rng) if rng.random() < 0.5 else api}>"
     description = tool.description
     if rng.random() < 0.25:
-        description = " ".join(sorted(api_words(tool.name), key=api.lower().find)).capitalize() + "."
+        description = " ".join(sorted(sorted(api_words(tool.name)), key=api.lower().find)).capitalize() + "."
     value = {**json.loads(text), "tool_name": fresh, "tool_description": description}
     return replace(tool, name=fresh, description=description), json.dumps(value, ensure_ascii=False)
 

@@ -103,7 +103,7 @@ def likeliest(prompt: Prompt, query: str, setting: str) -> Tool:
 
 def _coverage(query: frozenset[str], bags: Sequence[frozenset[str]]) -> list[float]:
     """The share of the query's words that each bag holds, rare words weighing more; words that no bag holds are out."""
-    known = [word for word in query if any(word in bag for bag in bags)]
+    known = [word for word in sorted(query) if any(word in bag for bag in bags)]
     weights = {word: log((len(bags) + 1) / (sum(word in bag for bag in bags) + 0.5)) for word in known}
     total = sum(weights.values())
     return [sum(weights[word] for word in known if word in bag) / total if total else 0.0 for bag in bags]

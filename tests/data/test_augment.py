@@ -1,6 +1,9 @@
 """Every made entry keeps a label that follows from its history, and the originals stay as they are."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from random import Random
 
@@ -273,3 +276,27 @@ def test_validate_names_what_is_wrong() -> None:
     for words, broken in wrong.items():
         with pytest.raises(PetoolError, match=words):
             validate(broken, "rating")
+
+
+SAME_ROWS = """
+import hashlib
+from petool_lite.data.augment import Amounts, augment
+from petool_lite.data.files import load_dataset
+entries = load_dataset("demo:train:30", "rating").entries
+made = augment(entries, "rating", Amounts(1, True, 2, 1, 4), 0)
+text = "".join(f"{item.id}{item.query}{item.gold}{item.equal_tools}{item.prompt('rating').text}" for item in made)
+print(len(made), hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_every_process_makes_the_same_rows() -> None:
+    """Sets of texts have another order in every process, and rows must not depend on it."""
+    found = set()
+    for seed in ("1", "2", "3"):
+        line = [sys.executable, "-c", SAME_ROWS]
+        made = subprocess.run(
+            line, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        )
+        found.add(made.stdout)
+    assert len(found) == 1
+    assert int(found.pop().split()[0]) > 150
