@@ -104,6 +104,7 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
             data.history_queries,
             data.renamed_copies,
             data.described_queries,
+            data.varied_words,
         ),
         recipe.train.seed,
         barred=answer_functions(held_out),

@@ -51,6 +51,9 @@ class DataSettings:
     history_queries: int = _setting(0, "earlier calls of an entry to turn into training queries, at most", least=0)
     renamed_copies: int = _setting(0, "copies of each entry with other provider and api names and values", least=0)
     described_queries: int = _setting(0, "requests made from descriptions of catalog tools, an entry", least=0)
+    varied_words: bool = _setting(
+        False, "in described_queries: values written as prose writes them, and parameters under other names; a trial"
+    )
     held_out: str = _setting(
         "", "test entries whose functions no made row may teach; for history_queries and described_queries"
     )

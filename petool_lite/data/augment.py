@@ -169,13 +169,14 @@ def validate(entry: Entry, setting: str) -> None:
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much `augment` makes of each entry, at most."""
+    """How much `augment` makes of each entry, at most; `varied`: see `Material`."""
 
     shuffle: int = 0
     counterfactual: bool = False
     history: int = 0
     renamed: int = 0
     described: int = 0
+    varied: bool = False
 
 
 def augment(
@@ -194,6 +195,7 @@ def augment(
     catalog = build_catalog(entries, setting) if amounts.history or amounts.described else {}
     offered = {name: (item.tool, item.text) for name, item in catalog.items()}
     stock = material(entries, setting, offered, barred) if amounts.described else Material((), ())
+    stock = replace(stock, varied=amounts.varied)
     providers = all_providers(entries, setting) if amounts.renamed or amounts.described else []
     for entry in entries:
         draw = f"{seed} {entry.id}"

@@ -19,6 +19,9 @@ from petool_lite.data.splits import api_words, function_words
 from petool_lite.data.spoken import split, spoken
 
 _MOST_WORDS = 24  # of a description that becomes a query
+_RENAMED = 0.4  # share of made requests whose tool has parameters under other names
+_FILLERS = frozenset("the for and are from with that this which you your can will default value purpose".split())  # noqa: SIM905
+_FILLERS |= frozenset("one following field returned must should only not used optional required example".split())  # noqa: SIM905
 _REAL = 0.5  # share of requests taken from the file where it has some for the job
 _LEADS = re.compile(
     r"^(this|the) (endpoint|api|call|operation|method|function)( is used to| allows you to| lets you| will| can)? ",
@@ -76,10 +79,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Material:
-    """What described entries are made of: jobs, and string values that real requests named."""
+    """What described entries are made of: jobs, and string values that real requests named.
+
+    `varied`: parameters may have other names than the tool's own, and requests write values in their own way.
+    """
 
     jobs: Sequence[Job]
     values: Sequence[str]
+    varied: bool = False
 
 
 def material(
@@ -132,6 +139,8 @@ def described(entry: Entry, setting: str, source: Material, rng: Random) -> Entr
         return None
     prompt = entry.prompt(setting)
     gold, job = entry.gold.tool_name, rng.choice(source.jobs)
+    if source.varied and rng.random() < _RENAMED:
+        job = _otherwise_named(job, rng)
     family = {gold, *(entry.equal_tools or ())}
     if entry.equal_tools is None:
         family |= {tool.name for tool in prompt.tools if function_words(tool.name) == function_words(gold)}
@@ -148,7 +157,7 @@ def described(entry: Entry, setting: str, source: Material, rng: Random) -> Entr
     if len(set(names)) < len(names) or any(api_words(tool.name) == words_of_job for tool in strangers):
         return None
     said = job.requests and rng.random() < _REAL
-    asked = rng.choice(job.requests) if said else _request(made[gold][0], source.values, rng)
+    asked = rng.choice(job.requests) if said else _request(made[gold][0], source, rng)
     if asked is None:
         return None
     query, parameters = asked
@@ -165,6 +174,42 @@ def described(entry: Entry, setting: str, source: Material, rng: Random) -> Entr
     )
 
 
+def _otherwise_named(job: Job, rng: Random) -> Job:
+    """The job with some parameters named by words of their descriptions, so that names alone do not tell what is meant.
+
+    Providers name alike things differently: "The page index for paging purpose" is `page` here and `number` there.
+    """
+    tool = job.tool
+    names = {item.name: item.name for item in (*tool.required, *tool.optional)}
+    for item in (*tool.required, *tool.optional):
+        fresh = _name_from(item, rng) if rng.random() < 0.5 else None
+        if fresh is not None and fresh.lower() not in {name.lower() for name in names.values()}:
+            names[item.name] = fresh
+    value = json.loads(job.text)
+    for key in ("required_parameters", "optional_parameters"):
+        value[key] = [{**item, "name": names.get(item["name"], item["name"])} for item in value.get(key) or ()]
+    renamed_tool = replace(
+        tool,
+        required=tuple(replace(item, name=names[item.name]) for item in tool.required),
+        optional=tuple(replace(item, name=names[item.name]) for item in tool.optional),
+    )
+    requests = tuple(
+        (query, {names.get(key, key): given for key, given in parameters.items()}) for query, parameters in job.requests
+    )
+    return Job(renamed_tool, json.dumps(value, ensure_ascii=False), requests)
+
+
+def _name_from(item: Parameter, rng: Random) -> str | None:
+    """One or two words of the description, joined as apis do; None for a description that says too little."""
+    words = [word.lower() for word in re.findall(r"[A-Za-z]{3,12}", item.description[:60])]
+    words = [word for word in words if word not in _FILLERS]
+    if len(words) < 2:
+        return None
+    place = rng.randrange(len(words))
+    taken = words[place : place + rng.choice((1, 1, 2))]
+    return rng.choice(("_".join(taken), taken[0] + "".join(word.capitalize() for word in taken[1:])))
+
+
 def _as_offered_by(name: str, job: Job, rng: Random) -> tuple[Tool, str]:
     """The job's tool under the provider of tool `name`, its api spelled anew and its description whole or not."""
     tool, text = job.tool, job.text
@@ -177,7 +222,7 @@ def _as_offered_by(name: str, job: Job, rng: Random) -> tuple[Tool, str]:
     return replace(tool, name=fresh, description=description), json.dumps(value, ensure_ascii=False)
 
 
-def _request(tool: Tool, values: Sequence[str], rng: Random) -> tuple[str, dict[str, Any]] | None:
+def _request(tool: Tool, source: Material, rng: Random) -> tuple[str, dict[str, Any]] | None:
     """A query for the tool and the parameters it asks for; None where it would need an uncommon type or be too long."""
     said: list[str] = []
     parameters: dict[str, Any] = {}
@@ -185,7 +230,7 @@ def _request(tool: Tool, values: Sequence[str], rng: Random) -> tuple[str, dict[
     for item, required in wanted:
         if not required and len(said) > 3:
             continue
-        found = spoken(item, required, values, rng)
+        found = spoken(item, required, source.values, rng, source.varied)
         if found is None:
             if required:
                 return None

@@ -27,8 +27,17 @@ _LANGUAGES = {
     "nl": "Dutch", "ja": "Japanese", "ko": "Korean", "ru": "Russian", "tr": "Turkish", "pl": "Polish",
 }  # fmt: skip
 _HOME = {"en": "US", "de": "DE", "fr": "FR", "es": "ES", "it": "IT", "pt": "BR", "nl": "NL", "ja": "JP"}
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+           "November", "December")  # fmt: skip
+_DATE = re.compile(  # either order in digits only where the day cannot be a month
+    r"(?P<day>1[3-9]|2[0-9]|3[01])[/.-](?P<month>0?[1-9]|1[0-2])[/.-](?P<year>[12][0-9]{3})"
+    r"|(?P<year2>[12][0-9]{3})-(?P<month2>0[1-9]|1[0-2])-(?P<day2>[0-3][0-9])"
+)
+_LOOSE = 0.5  # share of the values that a reader knows from the declaration and that a request writes in its own way
 _CODE = re.compile(r"(?P<head>lang_)?(?P<language>[a-z]{2})(?P<joint>[-_])(?P<country>[A-Z]{2})|(lang_)?[a-zA-Z]{2}")
 _CHOICES = re.compile(r"[Oo]ne of the following\s*:\s*([\w\-|]+)")
+_LISTED = re.compile(r"[Oo]ne of (?:the following|these)[^|:]{0,20}:?\s*([\w\-]+(?:\|[\w\-]+)+)")
+_BULLETS = re.compile(r"^\s*[-*] `?([\w\-]+)`?\s*$", re.MULTILINE)
 _EXAMPLE = re.compile(r"(?:e\.g\.|[Ee]x(?:ample)?\s*:)\s*(?:'([^']{2,40})'|([\w./\-]{2,40}))")
 _PLAIN = ("with {name} {value}", "with the {name} '{value}'", "for {name} {value}", "{name} {value}",
           "using the {name} {value}", "with {name} = {value}", "with {name} set to {value}")  # fmt: skip
@@ -71,8 +80,10 @@ class Spoken:
     words: str
 
 
-def spoken(item: Parameter, required: bool, values: Sequence[str], rng: Random) -> Spoken | None:
+def spoken(item: Parameter, required: bool, values: Sequence[str], rng: Random, varied: bool = False) -> Spoken | None:
     """A value for the parameter as a request would ask for it, `values` being texts that real requests named.
+
+    `varied`: half of the values that the declaration knows are written as prose writes them, see `loosely`.
 
     None where the call goes without it: an optional one that nobody mentions, or a required one of an uncommon type.
     """
@@ -94,8 +105,8 @@ def spoken(item: Parameter, required: bool, values: Sequence[str], rng: Random) 
     coded = _coded(item, name, default, rng)
     if coded is not None:
         return coded
-    value = _value(item, default, values, rng)
-    return None if value is None else Spoken(value, _words(item, name, value, rng))
+    value = _value(item, default, values, rng, varied)
+    return None if value is None else Spoken(value, _words(item, name, value, rng, varied))
 
 
 def split(name: str) -> list[str]:
@@ -156,7 +167,7 @@ def _coded(item: Parameter, name: str, default: str, rng: Random) -> Spoken | No
     )
 
 
-def _value(item: Parameter, default: str, values: Sequence[str], rng: Random) -> Any:
+def _value(item: Parameter, default: str, values: Sequence[str], rng: Random, varied: bool) -> Any:
     """A value of the parameter's type: its default, one like it, a listed choice or one that a real request named."""
     kind = item.type.upper()
     if kind in _NUMBERS:
@@ -172,9 +183,9 @@ def _value(item: Parameter, default: str, values: Sequence[str], rng: Random) ->
         return rng.randrange(1, 10 ** rng.randrange(1, 6))
     if kind not in ("STRING", "ENUM"):
         return _typed(item, default) if default else None
-    choices = _CHOICES.search(item.description)
+    choices = _choices(item, varied)
     if choices and rng.random() < 0.7:
-        return rng.choice(choices.group(1).strip("|").split("|"))
+        return rng.choice(choices)
     if default and rng.random() < 0.6:
         return default if rng.random() < 0.5 or len(default) > 60 else scrambled(default, rng)
     if kind == "ENUM":
@@ -182,11 +193,53 @@ def _value(item: Parameter, default: str, values: Sequence[str], rng: Random) ->
     return rng.choice(values) if values else None
 
 
-def _words(item: Parameter, name: str, value: Any, rng: Random) -> str:
+def _choices(item: Parameter, varied: bool) -> list[str]:
+    """The values that the description lists; `varied` also as bullets and in less strict sentences."""
+    found = (_LISTED if varied else _CHOICES).search(item.description)
+    if found:
+        return found.group(1).strip("|").split("|")
+    return _BULLETS.findall(item.description) if varied else []
+
+
+def loosely(text: str, rng: Random) -> str:
+    """A text value as a request may write it: a request is prose, and its author did not copy the value.
+
+    Separators become spaces, a list a sentence, capitals come and go, a date in digits has its month by name. Only
+    letters, digits and their order are kept, so a reader can still tell the value from the declaration.
+    """
+    date = _DATE.fullmatch(text)
+    if date:
+        day, month, year = (date[key] or date[f"{key}2"] for key in ("day", "month", "year"))
+        return f"{_nth(int(day))} {_MONTHS[int(month) - 1]} {year}"
+    plain = re.sub(r"\s+", " ", re.sub(r"[\[\]'\"`]", "", text)).strip()
+    plain = re.sub(r"\s*[,|;]\s*", " and ", plain) if re.fullmatch(r"[\w :.\-]+([,|;][\w :.\-]+)+", plain) else plain
+    if re.fullmatch(r"[A-Za-z]+([_\-][A-Za-z]+)+", plain):
+        plain = re.sub(r"[_\-]", " ", plain) if rng.random() < 0.7 else plain
+    elif re.fullmatch(r"[a-z]+([A-Z][a-z]+)+", plain):
+        plain = " ".join(split(plain))
+    if re.fullmatch(r"[a-z][a-z \-]*", plain) and rng.random() < 0.5:
+        plain = plain.title() if rng.random() < 0.7 else plain.capitalize()
+    elif re.fullmatch(r"[A-Z][A-Za-z \-]*", plain) and rng.random() < 0.3:
+        plain = plain.lower()
+    return plain or text
+
+
+def _nth(day: int) -> str:
+    ending = "th" if 10 < day < 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+    return f"{day}{ending}"
+
+
+def _words(item: Parameter, name: str, value: Any, rng: Random, varied: bool) -> str:
     """The words for a value: by what name or description say it is, or plainly with the name."""
     about = item.description[:60].lower()
     forms = next((forms for kind, forms in _SAID if kind.search(name) or (about and kind.search(about))), _PLAIN)
     form = rng.choice(forms if rng.random() < 0.85 or "{nth}" in "".join(forms) else _PLAIN)
+    known = isinstance(value, str) and (value == item.default or value in _choices(item, varied))
+    if varied and known and rng.random() < _LOOSE:
+        said = loosely(value, rng)
+        # without its name only what reads as words: "for rent", not "for 12"
+        form = "{value}" if rng.random() < 0.2 and re.fullmatch(r"[A-Za-z][A-Za-z \-]{3,}", said) else form
+        return form.format(name=name, value=said, nth=None) if "{nth}" not in form else f"{name} {said}"
     nth = _ORDINALS[value - 1] if isinstance(value, int) and 1 <= value <= 10 else None
     if "{nth}" in form and nth is None:
         form = "on page {value}"

@@ -278,6 +278,38 @@ def test_validate_names_what_is_wrong() -> None:
             validate(broken, "rating")
 
 
+def with_descriptions(entry: Entry) -> Entry:
+    """The entry with every parameter of its candidates described in words that are not its name."""
+    prompt, kept = entry.prompt("rating"), []
+    for tool, text in zip(prompt.tools, prompt.tool_texts, strict=True):
+        value = json.loads(text)
+        for item in value["required_parameters"]:
+            item["description"] = "subject wanted by customers"
+        required = tuple(replace(item, description="subject wanted by customers") for item in tool.required)
+        kept.append((replace(tool, required=required), json.dumps(value)))
+    return replace(entry, prompts={"rating": prompt.with_tools(kept)})
+
+
+def test_varied_requests_fit_parameters_that_other_providers_name_otherwise() -> None:
+    entries = [with_descriptions(entry) for entry in demo(count=40)]
+    own = {item.name for entry in entries for tool in entry.prompt("rating").tools for item in tool.required}
+    found = {}
+    for varied in (False, True):
+        made = augment(entries, "rating", replace(EVERY, varied=varied, described=4), 0)
+        asked = [entry for entry in made if "described" in entry.id]
+        assert len(asked) > 40
+        for entry in asked:  # the declaration, its text and the call have the same names
+            validate(entry, "rating")
+            tool = next(tool for tool in entry.prompt("rating").tools if tool.name == entry.gold.tool_name)
+            text = next(
+                text for text in entry.prompt("rating").tool_texts if json.loads(text)["tool_name"] == tool.name
+            )
+            assert [item["name"] for item in json.loads(text)["required_parameters"]] == [i.name for i in tool.required]
+        found[varied] = {name for entry in asked for name in entry.gold.parameters} - own
+    assert not found[False]
+    assert {"subject", "wanted"} & {name.lower() for name in found[True]}
+
+
 SAME_ROWS = """
 import hashlib
 from petool_lite.data.augment import Amounts, augment
