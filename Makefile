@@ -9,7 +9,7 @@ help:
 	@echo "make demo    train, export and bench a 135M model on this CPU (about 7 minutes after installing)"
 	@echo "make test    the test suite"
 	@echo "make test-faults  kills, full disks, odd clocks at length (KILLS=20); docs/reliability.md"
-	@echo "make fuzz    over 100,000 hostile recipes, entries, replies, files and requests"
+	@echo "make fuzz    over 200,000 hostile recipes, entries, replies, files and requests"
 	@echo "make check   lint, format, types, reference pages, secrets and known vulnerabilities"
 	@echo "make docs    the documentation as a site in site/ (make reference: its generated pages)"
 	@echo "make bench-data  time and memory of preparing 9,000 training rows"
@@ -42,6 +42,7 @@ test-faults: .venv/ready
 
 fuzz: .venv/ready
 	@PETOOL_LITE_FUZZ=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
+	@bash tests/fuzz/guided.sh
 
 audit: .venv/ready
 	@bash requirements/audit.sh
