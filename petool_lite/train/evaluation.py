@@ -25,7 +25,7 @@ from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import draft, write_json
 from petool_lite.scorer import score_reply
 from petool_lite.train.checkpoints import disk_errors
-from petool_lite.train.devices import agreed
+from petool_lite.train.devices import agreed, arithmetic
 from petool_lite.train.model import generating, save_adapter
 from petool_lite.train.records import Progress, append_row
 
@@ -133,8 +133,9 @@ def _replies(model: Any, prompts: Sequence[Sequence[int]], exam: Exam) -> list[s
     end = exam.chat.eos_id
     ids, mask = left_padded(prompts, end)
     device = model.device
+    reduced = arithmetic() == torch.bfloat16
     # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=reduced):
         output = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),

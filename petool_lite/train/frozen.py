@@ -1,7 +1,7 @@
 """Frozen base weights of one or several linears that read the same input, side by side as one matrix.
 
-Three kinds: bfloat16; NF4, unpacked to bfloat16 for each use into memory that all layers share; float8 (e4m3), for
-GPUs that multiply in it.
+Three kinds: bfloat16, or float32 on most CPUs; NF4, unpacked for each use into memory that all layers share; float8
+(e4m3), for GPUs that multiply in it.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 
-class Bf16:
-    """One bfloat16 matrix (outputs, inputs); the modules' own weights become views of it."""
+class Plain:
+    """One matrix (outputs, inputs) in the dtype of the model; the modules' own weights become views of it."""
 
     def __init__(self, linears: Sequence[Any]) -> None:
         import torch
@@ -37,14 +37,15 @@ class Bf16:
 class Nf4:
     """Packed 4-bit matrices of bitsandbytes."""
 
-    def __init__(self, linears: Sequence[Any]) -> None:
+    def __init__(self, linears: Sequence[Any], dtype: Any) -> None:
+        self.dtype = dtype
         self.weights = [(linear.weight.data, linear.weight.quant_state) for linear in linears]
         self.rows = [state.shape[0] for _, state in self.weights]
         self.columns = self.weights[0][1].shape[1]
 
     def matrix(self) -> Any:
-        """The weights as bfloat16 (outputs, inputs), valid until the next call for a matrix of this size."""
-        scratch = _scratch(sum(self.rows), self.columns, self.weights[0][0].device)
+        """The weights in `dtype` (outputs, inputs), valid until the next call for a matrix of this size."""
+        scratch = _scratch(sum(self.rows), self.columns, self.dtype, self.weights[0][0].device)
         if scratch.owner is not self:
             start = 0
             for (packed, state), rows in zip(self.weights, self.rows, strict=True):
@@ -101,15 +102,15 @@ class _Scratch:
 
     owner: Any = None
 
-    def __init__(self, rows: int, columns: int, device: Any) -> None:
+    def __init__(self, rows: int, columns: int, dtype: Any, device: Any) -> None:
         import torch
 
-        self.matrix = torch.empty(rows, columns, dtype=torch.bfloat16, device=device)
+        self.matrix = torch.empty(rows, columns, dtype=dtype, device=device)
 
 
 @cache
-def _scratch(rows: int, columns: int, device: Any) -> _Scratch:
-    return _Scratch(rows, columns, device)
+def _scratch(rows: int, columns: int, dtype: Any, device: Any) -> _Scratch:
+    return _Scratch(rows, columns, dtype, device)
 
 
 def _unpack(packed: Any, state: Any, result: Any) -> None:

@@ -83,9 +83,9 @@ def swiglu_backward(gate_up: Any, gradient: Any) -> None:
     if not gate_up.is_cuda:
         gate, up, given = gate_up[:, :width].float(), gate_up[:, width:].float(), gradient.float()
         share = torch.sigmoid(gate)
-        gradient.copy_(gate * share * up)
-        gate_up[:, :width] = (given * up * share * (1 + gate * (1 - share))).to(gate_up.dtype)
-        gate_up[:, width:] = (given * gate * share).to(gate_up.dtype)
+        found = (given * up * share * (1 + gate * (1 - share)), given * gate * share)
+        gradient.copy_(gate * share * up)  # in float32 `given` is the same memory, as `gate` and `up` are below
+        gate_up[:, :width], gate_up[:, width:] = found
         return
     _triton().swiglu_backward[(tokens, -(-width // 1024))](gate_up, gradient, width, BLOCK=1024)
 

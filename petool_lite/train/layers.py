@@ -29,7 +29,7 @@ class Adapter:
 
 @dataclass
 class Projection:
-    """Linears that share an input: frozen weights, and the adapters on some of them, in bfloat16.
+    """Linears that share an input: frozen weights, and the adapters on some of them, in the model's dtype.
 
     `down` is (ranks of all, inputs), the matrices up lie in the adapters. `modules` hold the float32 parameters that
     they are copies of, in the order down, up for each adapter; a loaded checkpoint may replace the parameters.

@@ -15,7 +15,7 @@ from petool_lite.prompt import LAYOUTS
 from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, versions, write_json
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
-from petool_lite.train.devices import count, first_then_others, is_first
+from petool_lite.train.devices import arithmetic, count, first_then_others, is_first
 from petool_lite.train.evaluation import Exam, Mark, best_adapter, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
 from petool_lite.train.model import load_model, save_adapter
@@ -134,6 +134,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "prompt_layout": LAYOUTS[data.style],
         "setting": data.setting,
         "device": device_name(),
+        "arithmetic": str(arithmetic()).removeprefix("torch."),
         "versions": versions(),
     }
 
@@ -160,6 +161,7 @@ def memory_errors() -> Iterator[None]:
 
 
 def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
+    import torch
     from trl import DPOConfig, SFTConfig
 
     settings = recipe.train
@@ -173,7 +175,7 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.clip_norm,
         "optim": settings.optimizer,
-        "bf16": True,
+        "bf16": arithmetic() == torch.bfloat16,
         "seed": settings.seed,
         "data_seed": settings.seed,
         "logging_steps": 1,

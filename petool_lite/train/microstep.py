@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petool_lite.recipe import Recipe
+from petool_lite.train.devices import arithmetic
 from petool_lite.train.stack import Stack, unsuited
 
 Row = Mapping[str, Any]
@@ -116,7 +117,7 @@ def model_loss(model: Any, step: MicroStep) -> Any:
             "packed_seq_lengths": torch.tensor(step.lengths, dtype=torch.int32),
         }
     causal = model.get_base_model()
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arithmetic() == torch.bfloat16):
         hidden = causal.model(input_ids=ids[None], use_cache=False, **packed).last_hidden_state
         logits = causal.lm_head(hidden[0].index_select(0, where))
     return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")

@@ -11,6 +11,7 @@ from typing import Any
 from petool_lite.base import Base
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.recipe import Recipe
+from petool_lite.train.devices import arithmetic
 from petool_lite.train.start import WEIGHTS, start_adapter
 from petool_lite.train.varlen import use_varlen
 
@@ -28,7 +29,7 @@ def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base.directory),
             max_seq_length=recipe.model.max_tokens,
-            dtype=torch.bfloat16,
+            dtype=arithmetic(),
             load_in_4bit=recipe.model.precision == "nf4",
         )
     except torch.OutOfMemoryError as error:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from petool_lite.train.attention import Bounds
-from petool_lite.train.frozen import Bf16, Float8, Nf4
+from petool_lite.train.frozen import Float8, Nf4, Plain
 from petool_lite.train.layers import Adapter, Layer, Packed, Projection, Shape, attention_block, mlp_block
 from petool_lite.train.shelf import Shelf
 
@@ -45,7 +45,7 @@ def inverse_frequencies(config: Mapping[str, Any], size: int) -> Any:
 class Stack:
     """Decoder layers of `model` (PEFT, LoRA) over packed rows.
 
-    The adapters are copied to bfloat16 with `refresh`, once an update; their gradients go to the model's parameters.
+    The adapters are copied to the model's dtype with `refresh`, once an update; gradients go to the model's parameters.
     """
 
     def __init__(self, model: Any, recompute: bool, float8: bool = False, offload: bool = False) -> None:
@@ -82,19 +82,20 @@ class Stack:
 
         bases = [getattr(linear, "base_layer", linear) for linear in linears]
         packed = hasattr(bases[0].weight, "quant_state")
-        frozen = (Nf4 if packed else Float8 if self.float8 else Bf16)(bases)
+        dtype = self.norm.weight.dtype
+        frozen = Nf4(bases, dtype) if packed else (Float8 if self.float8 else Plain)(bases)
         tuned = [linear for linear in linears if hasattr(linear, "lora_A")]
         ranks = [linear.r["default"] for linear in tuned]
         device = bases[0].weight.device
         width = bases[0].in_features
-        down: Any = torch.empty(sum(ranks), width, dtype=torch.bfloat16, device=device) if tuned else None
+        down: Any = torch.empty(sum(ranks), width, dtype=dtype, device=device) if tuned else None
         result = Projection(frozen, [], down, _chance(tuned))
         column = rank = 0
         for offset, (linear, base) in enumerate(zip(linears, bases, strict=True)):
             if linear in tuned:
                 a, b = linear.lora_A["default"], linear.lora_B["default"]
                 where = slice(rank, rank + len(a.weight))
-                up = torch.empty(b.weight.shape, dtype=torch.bfloat16, device=device)
+                up = torch.empty(b.weight.shape, dtype=dtype, device=device)
                 columns = slice(column, column + base.out_features)
                 result.adapters.append(Adapter(columns, where, up, linear.scaling["default"], number + offset))
                 result.modules += [a, b]

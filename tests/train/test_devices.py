@@ -1,10 +1,13 @@
-"""Two processes on one CPU train as one process does."""
+"""What trains: the arithmetic of a processor, and two processes on one CPU, which train as one does."""
 
 import json
 import sys
 
 import pytest
+import torch
 from support import own_runs, tiny_settings
+
+from petool_lite.train.devices import arithmetic
 
 
 def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tiny, tmp_path) -> None:
@@ -45,3 +48,17 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tin
     for name, found in mine.items():
         assert (found - alone[name]).norm() < 0.05 * alone[name].norm() + 1e-3
     assert {path.name for path in runs[0].iterdir()} == {path.name for path in runs[1].iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        ({"amx_bf16": True, "avx2": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, torch.float32),
+    ],
+)
+def test_a_processor_multiplies_in_what_it_has_instructions_for(found, wanted, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert arithmetic.__wrapped__() == wanted

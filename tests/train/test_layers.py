@@ -19,15 +19,15 @@ def small_chunks(monkeypatch) -> None:
     monkeypatch.setattr(layers, "CHUNK", 25)  # so that the MLP is taken in parts
 
 
-def tuned(targets: list[str] = LINEARS, dropout: float = 0.0, **changes: Any) -> Any:
-    """A small PEFT model with bfloat16 base and float32 adapters that are not zero."""
+def tuned(targets: list[str] = LINEARS, dropout: float = 0.0, dtype: Any = torch.bfloat16, **changes: Any) -> Any:
+    """A small PEFT model with a base in `dtype` and float32 adapters that are not zero."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=300, num_key_value_heads=2, tie_word_embeddings=True, **{**shape, **changes})
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).to(dtype)
     settings = {"r": 4, "lora_alpha": 8, "lora_dropout": dropout, "init_lora_weights": False}
     model = get_peft_model(model, LoraConfig(target_modules=targets, **settings))
     for parameter in model.parameters():
@@ -81,6 +81,22 @@ def test_loss_and_gradients_are_those_of_the_plain_model(targets, recompute) -> 
     plain = model_loss(model, step)  # the library's own forward in bfloat16: how far rounding alone gets
     plain.backward()
     assert distance(mine, wanted) < 1.3 * distance(gradients(model), wanted) < 0.03
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("targets", [LINEARS, ["k_proj", "v_proj", "up_proj"]])
+def test_in_float32_they_are_the_same_but_for_the_last_digits(targets, recompute) -> None:
+    model = tuned(targets, dtype=torch.float32)
+    loss, wanted = exact(model)
+    stack = Stack(model, recompute)
+    stack.refresh()
+    total = 0.0
+    for step in micro_steps(rows(), 40):
+        part = answer_loss(stack, step, 0)
+        part.backward()
+        total += part.item()
+    assert total == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(model), wanted) < 1e-5
 
 
 def test_a_wrong_term_would_show(monkeypatch) -> None:
