@@ -170,8 +170,9 @@ def test_imports_point_one_way() -> None:
 
 
 def test_scoring_imports_no_model_library() -> None:
-    modules = "petool_lite.scorer, petool_lite.bench.score, petool_lite.bench.stats"
-    heavy = ("torch", "transformers", "unsloth", "llama_cpp", "llguidance", "numpy", "datasets")
+    parts = ("score", "stats", "report", "compare", "html")
+    modules = ", ".join(["petool_lite.scorer", "petool_lite.cli", *(f"petool_lite.bench.{part}" for part in parts)])
+    heavy = ("torch", "transformers", "unsloth", "llama_cpp", "llguidance", "numpy", "datasets", "gguf")
     code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

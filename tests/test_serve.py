@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from petool_lite.bench.serve_load import engine
 from support import wait_until
 
 from petool_lite.base import embedded_gguf
@@ -63,11 +64,9 @@ class Server:
 
     def engine(self) -> int:
         """The process id of the engine's worker."""
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-                    return int(child)
-        raise AssertionError("no worker")
+        found = engine(self.process.pid)
+        assert found, "no worker"
+        return found
 
     def holds(self, requests: int) -> None:
         """Wait until it has so many requests and has done with them what it can while its engine is stopped."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from petool_lite.bench.engines import GpuEngine
 from petool_lite.bench.run import Task, generate_results
+from petool_lite.bench.store import new_meta, open_store
 from petool_lite.bench.variants import GPU, Variant, rule_variants
 
 from petool_lite.console import silent
@@ -168,13 +169,12 @@ def test_a_folder_of_other_data_is_refused_before_the_work(tmp_path) -> None:
 
 
 def test_two_commands_do_not_write_one_file(tmp_path) -> None:
-    import fcntl
-
-    rule = rule_variants(["rule-first"])[0]
-    with (tmp_path / ".results-rule-first.jsonl.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(PetoolError, match="another bench is writing"):
-            generate_results(rule, task_of(), tmp_path / "results-rule-first.jsonl", GpuEngine(), silent)
+    rule, target = rule_variants(["rule-first"])[0], tmp_path / "results-rule-first.jsonl"
+    meta = new_meta({"variant": "rule-first"})
+    words = rf"process {os.getpid()} \(.*\) is writing to .*/results-rule-first\.jsonl"
+    with open_store(target, meta, set(), False, silent), pytest.raises(PetoolError, match=words):
+        generate_results(rule, task_of(), target, GpuEngine(), silent)
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, "results-rule-first.meta.json"}, "no lock stays"
 
 
 def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tmp_path, command) -> None:

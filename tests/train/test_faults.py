@@ -115,7 +115,7 @@ def test_it_ends_with_the_very_numbers_of_an_uninterrupted_run(trained, interrup
 def test_every_ending_says_what_to_do(interrupted) -> None:
     run, said = interrupted
     assert "SIGTERM: finishing this step" in said["stopped"]
-    assert "stopped by SIGTERM after step 1 of 10" in said["stopped"]
+    assert "stopped by SIGTERM after step 2 of 10" in said["stopped"]  # figures are written when 2 has begun
     assert f"petool-lite train --resume {run}" in said["stopped"].replace("\n", "")
     assert said["stopped"].endswith("exit 143")
     assert "cannot write" in said["full"]
