@@ -43,6 +43,10 @@ class _Damage(Exception):
 
 def check_gguf(path: Path) -> None:
     """Raise PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree."""
+    if path.is_dir():
+        found = sorted([*path.glob("*.gguf"), *path.glob("export/model.*.gguf")])
+        hint = "give a .gguf file; `petool-lite export` makes one of a run, and bench takes a run with --run"
+        raise PetoolError(f"{path} is a folder, not a GGUF file", f"give the file in it: {found[0]}" if found else hint)
     if not path.is_file():
         raise PetoolError(f"no such file: {path}", "give the path of a .gguf file")
     try:
