@@ -143,7 +143,8 @@ def sources() -> list[tuple[str, Path]]:
 def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path} imports without a full name"
             names.add(node.module)
             if node.module == "petool_lite":
                 names |= {f"petool_lite.{alias.name}" for alias in node.names}
@@ -209,6 +210,23 @@ def test_files_stay_short_or_say_why_not() -> None:
         text = path.read_text()
         if len(text.splitlines()) > 400:
             assert "over 400 lines because" in (ast.get_docstring(ast.parse(text)) or ""), path
+
+
+def own_lines(function: ast.AST) -> int:
+    """Lines of a function without those of the functions and classes inside it, at any depth."""
+    inner = [node for node in ast.walk(function) if node is not function and isinstance(node, DEFINITIONS)]
+    numbers = set(range(function.lineno, function.end_lineno + 1))
+    return len(numbers.difference(*(range(node.lineno, node.end_lineno + 1) for node in inner)))
+
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def test_functions_stay_short() -> None:
+    for _, path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert own_lines(node) <= 60, f"{path}: {node.name}"
 
 
 def test_every_module_says_what_belongs_in_it() -> None:
