@@ -90,6 +90,24 @@ def test_the_wheel_calls_and_scores_without_what_trains(empty_environment, tmp_p
     assert "Traceback" not in absent.stderr
 
 
+def test_a_plain_install_runs_a_model(empty_environment, tmp_path) -> None:
+    """A call and a bench with the declared dependencies and theirs, nothing that only the extra `train` brings."""
+    from petool_lite.base import embedded_gguf
+
+    own = ("click", "rich", "markdown_it", "mdurl", "pygments", "jinja2", "markupsafe", "numpy", "numpy.libs")
+    engine = ("llama_cpp", "diskcache", "typing_extensions.py", "llguidance", "tokenizers")
+    variables = linked(tmp_path / "site", *own, *engine) | {"PETOOL_LITE_CACHE": str(tmp_path / "cache")}
+    tool = {"tool_name": "<a>.<b>.<c>", "tool_description": "", "required_parameters": [], "optional_parameters": []}
+    (tmp_path / "tools.json").write_text(json.dumps([tool]))
+    model = ["--model", embedded_gguf()]
+    bench = ["bench", *model, "--data", "demo:test:1", "--decoding", "constrained", "--out", "out"]
+    for line in (["call", "Hello.", "--tools", "tools.json", *model], bench):
+        script = empty_environment / "venv" / "bin" / "petool-lite"
+        result = subprocess.run([script, *line], cwd=tmp_path, env=variables, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
 def test_what_trains_is_an_extra() -> None:
     import tomllib
 
