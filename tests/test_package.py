@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -90,13 +91,27 @@ def test_the_wheel_calls_and_scores_without_what_trains(empty_environment, tmp_p
     assert "Traceback" not in absent.stderr
 
 
+def plain_dependencies() -> set[str]:
+    """What a plain install puts beside petool_lite: names in site-packages of its dependencies and of theirs."""
+    from packaging.requirements import Requirement
+
+    found, waiting, entries = {"petool-lite"}, ["petool-lite"], set()
+    while waiting:
+        own = metadata.distribution(waiting.pop())
+        needs = [Requirement(line) for line in own.requires or []]
+        needed = {need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})} - found
+        found |= needed
+        waiting += sorted(needed)
+        if own.name != "petool-lite":
+            entries |= {file.parts[0] for file in own.files or [] if file.parts[0] not in ("..", "__pycache__")}
+    return entries
+
+
 def test_a_plain_install_runs_a_model(empty_environment, tmp_path) -> None:
     """A call and a bench with the declared dependencies and theirs, nothing that only the extra `train` brings."""
     from petool_lite.base import embedded_gguf
 
-    own = ("click", "rich", "markdown_it", "mdurl", "pygments", "jinja2", "markupsafe", "numpy", "numpy.libs")
-    engine = ("llama_cpp", "diskcache", "typing_extensions.py", "llguidance", "tokenizers")
-    variables = linked(tmp_path / "site", *own, *engine) | {"PETOOL_LITE_CACHE": str(tmp_path / "cache")}
+    variables = linked(tmp_path / "site", *plain_dependencies()) | {"PETOOL_LITE_CACHE": str(tmp_path / "cache")}
     tool = {"tool_name": "<a>.<b>.<c>", "tool_description": "", "required_parameters": [], "optional_parameters": []}
     (tmp_path / "tools.json").write_text(json.dumps([tool]))
     model = ["--model", embedded_gguf()]
