@@ -1,6 +1,5 @@
 """Results files as they are written: a row at a time, continued after a stop, refused where they are of other work."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from petool_lite.bench.results import SCHEMA, load_rows, meta_path
 
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
-from petool_lite.runs import write_json, write_text
+from petool_lite.runs import sole_writer, write_json, write_text
 
 # What must be as before for rows to be added, in the words of a refusal.
 _SAME = {
@@ -61,8 +60,7 @@ def open_store(path: Path, meta: dict[str, Any], wanted: set[int], fresh: bool, 
     A cut last line and failures of the engine are taken out, to be generated again. With `fresh` the file starts over.
     Raises PetoolError where the file was made from other data, another model and so on, or is being written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_writer(path):
+    with sole_writer(path, path.with_name(f".{path.name}.lock")):
         if fresh:
             path.unlink(missing_ok=True)
             meta_path(path).unlink(missing_ok=True)
@@ -77,16 +75,6 @@ def open_store(path: Path, meta: dict[str, Any], wanted: set[int], fresh: bool, 
             yield store
         finally:
             store.close()
-
-
-@contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    with (path.parent / f".{path.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PetoolError(f"another bench is writing {path}", "wait for it, or give another --out") from error
-        yield
 
 
 def _continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:

@@ -221,23 +221,24 @@ def pairs_table(document: Mapping[str, Any]) -> Table:
     return Table("pairs", "Differences on the same entries", columns, rows, notes)
 
 
+def _counts(meanings: Mapping[str, str], counts: Sequence[Mapping[str, int]]) -> tuple[tuple[str, ...], ...]:
+    """A row for each name that occurs: the name, its meaning, and how often each variant has it."""
+    return tuple(
+        (name.replace("_", " "), meaning, *(f"{each[name]:,}" for each in counts))
+        for name, meaning in meanings.items()
+        if any(each[name] for each in counts)
+    )
+
+
 def classes_table(variants: Sequence[Mapping[str, Any]]) -> Table:
     """Error classes; one that occurs nowhere is left out."""
-    rows = tuple(
-        (name.replace("_", " "), CLASSES[name], *(f"{item['classes'][name]:,}" for item in variants))
-        for name in CLASSES
-        if any(item["classes"][name] for item in variants)
-    )
+    rows = _counts(CLASSES, [item["classes"] for item in variants])
     return Table("classes", "What went wrong", ("class", "meaning", *letters(len(variants))), rows, (), 2)
 
 
 def faults_table(variants: Sequence[Mapping[str, Any]]) -> Table:
     """What is wrong with parameters where the tool is right."""
-    rows = tuple(
-        (name.replace("_", " "), FAULTS[name], *(f"{item['parameter_faults'][name]:,}" for item in variants))
-        for name in FAULTS
-        if any(item["parameter_faults"][name] for item in variants)
-    )
+    rows = _counts(FAULTS, [item["parameter_faults"] for item in variants])
     columns = ("fault", "meaning", *letters(len(variants)))
     return Table("faults", "Wrong parameters of the right tool", columns, rows, ("one count a parameter",), 2)
 

@@ -78,7 +78,10 @@ def doctor(tune: bool, model: str | None, as_json: bool) -> None:
     from petool_lite.console import plain, print_facts, print_json, print_table, progress
     from petool_lite.doctor import examine
     from petool_lite.doctor import tune as verb
+    from petool_lite.errors import USAGE, PetoolError
 
+    if model and not tune:
+        raise PetoolError("--model says what --tune tunes for", f"petool-lite doctor --tune --model {model}", USAGE)
     if tune:
         with progress() as report:
             found = verb(chosen_model(model), report)

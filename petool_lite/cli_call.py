@@ -33,7 +33,11 @@ def chosen_model(name: str | None) -> Path:
     from petool_lite.bench.variants import tuned_file
     from petool_lite.runs import find_run
 
-    return tuned_file(find_run(None))
+    try:
+        run = find_run(None)
+    except PetoolError as error:
+        raise PetoolError(error.message, f"{error.hint}; or give --model FILE.gguf") from error
+    return tuned_file(run)
 
 
 @click.command()
@@ -100,6 +104,8 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
 def _read_json(name: str, option: str) -> Any:
     try:
         text = sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8")
+        if not text.strip():
+            raise PetoolError(f"{option}: {'stdin' if name == '-' else name} is empty", "expected JSON, see the README")
         return json.loads(text)
     except OSError as error:
         raise PetoolError(f"{option}: cannot read {name}: {error.strerror}") from error

@@ -34,6 +34,14 @@ _POSITIVE = (
     "rope.dimension_count",
 )
 
+# ggml's types: number -> (weights, bytes) of a block. The package gguf has them too, but not where models only run.
+BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66),
+    17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136),
+    24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54),
+    35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
+}  # fmt: skip
 _RANGES = {"attention.layer_norm_rms_epsilon": 1.0, "attention.layer_norm_epsilon": 1.0, "rope.freq_base": 1e12}
 
 
@@ -43,6 +51,10 @@ class _Damage(Exception):
 
 def check_gguf(path: Path) -> None:
     """Raise PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree."""
+    if path.is_dir():
+        found = sorted([*path.glob("*.gguf"), *path.glob("export/model.*.gguf")])
+        hint = "give a .gguf file; `petool-lite export` makes one of a run, and bench takes a run with --run"
+        raise PetoolError(f"{path} is a folder, not a GGUF file", f"give the file in it: {found[0]}" if found else hint)
     if not path.is_file():
         raise PetoolError(f"no such file: {path}", "give the path of a .gguf file")
     try:
@@ -201,9 +213,6 @@ def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
 
 
 def _check_tensors(cursor: _Cursor, count: int, alignment: int) -> None:
-    from gguf.constants import GGML_QUANT_SIZES
-
-    sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
     names: set[bytes] = set()
     place = end = 0  # of the next tensor and of the last one's data, from where the data starts
     for _ in range(count):
@@ -212,7 +221,7 @@ def _check_tensors(cursor: _Cursor, count: int, alignment: int) -> None:
         if len(name) > _NAME or name in names:
             raise _Damage(f"the tensor name {shown} occurs twice" if name in names else f"a tensor is called {shown}")
         names.add(name)
-        size = _tensor_bytes(cursor, shown, sizes)
+        size = _tensor_bytes(cursor, shown)
         offset = cursor.number("Q")
         if offset != place:
             raise _Damage(f"the tensor {shown} starts at {offset:,}, not at {place:,}")
@@ -225,16 +234,16 @@ def _check_tensors(cursor: _Cursor, count: int, alignment: int) -> None:
         raise _Damage(f"it should have {whole:,} bytes and has {cursor.size:,}")
 
 
-def _tensor_bytes(cursor: _Cursor, shown: str, sizes: dict[int, tuple[int, int]]) -> int:
+def _tensor_bytes(cursor: _Cursor, shown: str) -> int:
     """Size of the tensor whose dimensions and type stand here."""
     dimensions = cursor.number("I")
     if not 1 <= dimensions <= _DIMENSIONS:
         raise _Damage(f"the tensor {shown} has {dimensions} dimensions")
     shape = [cursor.number("Q") for _ in range(dimensions)]
     kind = cursor.number("I")
-    if kind not in sizes:
+    if kind not in BLOCKS:
         raise _Damage(f"the tensor {shown} has the unknown type {kind}")
-    block, width = sizes[kind]
+    block, width = BLOCKS[kind]
     elements = math.prod(shape)
     if not elements or shape[0] % block:
         raise _Damage(f"the tensor {shown} has the shape {shape}")

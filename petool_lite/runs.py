@@ -70,33 +70,40 @@ def write_json(target: Path, value: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other commands that write to it; raises PetoolError that names the one that does.
-
-    The kernel holds the lock on `folder`/.lock and lets go when this process ends, however it ends; the file's text
-    only says who to name. Under torchrun the first process holds it for all.
-    """
+    """Hold `folder` against other commands that write to it, see `sole_writer`; under torchrun the first process
+    holds it for all."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    handle = _lock(folder)
+    with sole_writer(folder, folder / ".lock"):
+        yield
+
+
+@contextmanager
+def sole_writer(target: Path, lock: Path) -> Iterator[None]:
+    """Hold the file or folder `target` by its lock file; raises PetoolError that names the process that holds it.
+
+    The kernel holds the lock and lets go when this process ends, however it ends; the file's text only says who to
+    name.
+    """
+    handle = _lock(target, lock)
     try:
         os.truncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()} {_own_command()}\n".encode(), 0)
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
         os.close(handle)
 
 
-def _lock(folder: Path) -> int:
-    path = folder / ".lock"
+def _lock(target: Path, path: Path) -> int:
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise PetoolError(
-                f"cannot write to {folder}: {error.strerror}", "check its permissions and disk"
+                f"cannot write to {path.parent}: {error.strerror}", "check its permissions and disk"
             ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +112,7 @@ def _lock(folder: Path) -> int:
             os.close(handle)
             pid, _, command = who.partition(" ")
             other = f"process {pid} ({command})" if command else "another process"
-            raise PetoolError(f"{other} is writing to {folder}", "wait for it to end, or stop it") from error
+            raise PetoolError(f"{other} is writing to {target}", "wait for it to end, or stop it") from error
         try:
             same = os.stat(path).st_ino == os.fstat(handle).st_ino
         except FileNotFoundError:

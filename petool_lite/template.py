@@ -9,14 +9,14 @@ import resource
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from time import monotonic
+from time import thread_time
 from typing import Any
 
 from petool_lite.errors import PetoolError
 
 _LONGEST = 1 << 18  # characters of a template; Llama 3's has 3,800
 _STEPS = 200_000  # turns of loops, and calls, of one rendering
-_SECONDS = 3.0
+_SECONDS = 3.0  # of computing: a busy machine refuses no template that another one renders
 _MEMORY = 1 << 30  # bytes beyond what the process has when a rendering starts
 # What faulty expressions of a template raise beside jinja's own errors.
 _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError)
@@ -27,12 +27,12 @@ class _Limits:
     """What one rendering has used up."""
 
     def __init__(self) -> None:
-        self.steps, self.end = 0, monotonic() + _SECONDS
+        self.steps, self.end = 0, thread_time() + _SECONDS
 
     def step(self) -> None:
         """Count one turn or call."""
         self.steps += 1
-        if self.steps > _STEPS or monotonic() > self.end:
+        if self.steps > _STEPS or thread_time() > self.end:
             raise PetoolError("the chat template does not come to an end", "get the model from a source that you trust")
 
 

@@ -84,7 +84,7 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
 
     def run(*arguments: str, **options) -> subprocess.CompletedProcess:
         line = [sys.executable, "-m", "petool_lite", *map(str, arguments)]
-        return subprocess.run(line, capture_output=True, text=True, **{"timeout": 280, **options})
+        return subprocess.run(line, capture_output=True, text=True, **{"timeout": 600, **options})
 
     return run
 

@@ -37,7 +37,7 @@ def variables(root: Path) -> dict[str, str]:
 def finish(root: Path, *arguments: object, extra: dict[str, str] | None = None, **options) -> tuple[int, str]:
     """Run it to its end; the exit code and all it said, through a pipe, which no limit on files cuts off."""
     own = {"cwd": root, "env": variables(root) | (extra or {}), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command_line(arguments), text=True, timeout=280, **own, **options)
+    done = subprocess.run(command_line(arguments), text=True, timeout=600, **own, **options)
     return done.returncode, done.stdout
 
 

@@ -95,3 +95,11 @@ def test_a_whole_file_passes_and_a_cut_one_does_not(tmp_path) -> None:
     path.write_bytes(real.read_bytes()[:-1])
     with pytest.raises(PetoolError, match="it should have"):
         check_gguf(path)
+
+
+def test_the_sizes_of_types_are_those_of_the_format() -> None:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    from petool_lite.gguf_header import BLOCKS
+
+    assert {int(kind): size for kind, size in GGML_QUANT_SIZES.items()} == BLOCKS

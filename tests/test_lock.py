@@ -13,22 +13,24 @@ from petool_lite.errors import PetoolError
 from petool_lite.runs import locked
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from petool_lite.runs import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    line, pipe = [sys.executable, "-c", HOLD, tmp_path / "run"], subprocess.PIPE
+    process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
     process.wait()
+    process.stdin.close()
     process.stdout.close()
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,38 @@ def test_the_wheel_calls_and_scores_without_what_trains(empty_environment, tmp_p
     assert "Traceback" not in absent.stderr
 
 
+def plain_dependencies() -> set[str]:
+    """What a plain install puts beside petool_lite: names in site-packages of its dependencies and of theirs."""
+    from packaging.requirements import Requirement
+
+    found, waiting, entries = {"petool-lite"}, ["petool-lite"], set()
+    while waiting:
+        own = metadata.distribution(waiting.pop())
+        needs = [Requirement(line) for line in own.requires or []]
+        needed = {need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})} - found
+        found |= needed
+        waiting += sorted(needed)
+        if own.name != "petool-lite":
+            entries |= {file.parts[0] for file in own.files or [] if file.parts[0] not in ("..", "__pycache__")}
+    return entries
+
+
+def test_a_plain_install_runs_a_model(empty_environment, tmp_path) -> None:
+    """A call and a bench with the declared dependencies and theirs, nothing that only the extra `train` brings."""
+    from petool_lite.base import embedded_gguf
+
+    variables = linked(tmp_path / "site", *plain_dependencies()) | {"PETOOL_LITE_CACHE": str(tmp_path / "cache")}
+    tool = {"tool_name": "<a>.<b>.<c>", "tool_description": "", "required_parameters": [], "optional_parameters": []}
+    (tmp_path / "tools.json").write_text(json.dumps([tool]))
+    model = ["--model", embedded_gguf()]
+    bench = ["bench", *model, "--data", "demo:test:1", "--decoding", "constrained", "--out", "out"]
+    for line in (["call", "Hello.", "--tools", "tools.json", *model], bench):
+        script = empty_environment / "venv" / "bin" / "petool-lite"
+        result = subprocess.run([script, *line], cwd=tmp_path, env=variables, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
 def test_what_trains_is_an_extra() -> None:
     import tomllib
 
@@ -143,7 +176,8 @@ def sources() -> list[tuple[str, Path]]:
 def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path} imports without a full name"
             names.add(node.module)
             if node.module == "petool_lite":
                 names |= {f"petool_lite.{alias.name}" for alias in node.names}
@@ -170,8 +204,9 @@ def test_imports_point_one_way() -> None:
 
 
 def test_scoring_imports_no_model_library() -> None:
-    modules = "petool_lite.scorer, petool_lite.bench.score, petool_lite.bench.stats"
-    heavy = ("torch", "transformers", "unsloth", "llama_cpp", "llguidance", "numpy", "datasets")
+    parts = ("score", "stats", "report", "compare", "html")
+    modules = ", ".join(["petool_lite.scorer", "petool_lite.cli", *(f"petool_lite.bench.{part}" for part in parts)])
+    heavy = ("torch", "transformers", "unsloth", "llama_cpp", "llguidance", "numpy", "datasets", "gguf")
     code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
@@ -208,6 +243,23 @@ def test_files_stay_short_or_say_why_not() -> None:
         text = path.read_text()
         if len(text.splitlines()) > 400:
             assert "over 400 lines because" in (ast.get_docstring(ast.parse(text)) or ""), path
+
+
+def own_lines(function: ast.AST) -> int:
+    """Lines of a function without those of the functions and classes inside it, at any depth."""
+    inner = [node for node in ast.walk(function) if node is not function and isinstance(node, DEFINITIONS)]
+    numbers = set(range(function.lineno, function.end_lineno + 1))
+    return len(numbers.difference(*(range(node.lineno, node.end_lineno + 1) for node in inner)))
+
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def test_functions_stay_short() -> None:
+    for _, path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert own_lines(node) <= 60, f"{path}: {node.name}"
 
 
 def test_every_module_says_what_belongs_in_it() -> None:

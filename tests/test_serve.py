@@ -13,6 +13,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from petool_lite.bench.serve_load import engine
+from support import wait_until
 
 from petool_lite.base import embedded_gguf
 from petool_lite.inference.worker import Pieces
@@ -24,6 +26,13 @@ TOOLS = [
     {"type": "function", "function": {"name": 'odd "name" {}', "description": "", "parameters": {}}},
 ]
 ASK = [{"role": "user", "content": "How is the weather in Oslo?"}]
+
+
+def asleep(pid: int) -> bool:
+    """Whether every thread of a process waits for something just now; one that waits for a core is not asleep."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    time.sleep(0.005)  # longer than Python lets a thread run when another one wants to
+    return set(states) == {"S"}
 
 
 class Server:
@@ -47,7 +56,7 @@ class Server:
 
     def send(self, request: urllib.request.Request) -> tuple[int, dict]:
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=250) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             text = error.read()
@@ -55,16 +64,19 @@ class Server:
 
     def engine(self) -> int:
         """The process id of the engine's worker."""
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-                    return int(child)
-        raise AssertionError("no worker")
+        found = engine(self.process.pid)
+        assert found, "no worker"
+        return found
+
+    def holds(self, requests: int) -> None:
+        """Wait until it has so many requests and has done with them what it can while its engine is stopped."""
+        wait_until(lambda: self.get("/health")[1]["requests"] == requests, f"{requests} requests")
+        wait_until(lambda: all(asleep(self.process.pid) for _ in range(20)), "no thread of the server runs")
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(20)
+            return self.process.wait(100)
         finally:
             self.process.kill()
             self.process.stderr.close()
@@ -80,7 +92,7 @@ def server():
 @pytest.fixture(scope="module")
 def client(server):
     openai = pytest.importorskip("openai")
-    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=120)  # pragma: allowlist secret
+    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=250)  # pragma: allowlist secret
 
 
 def test_the_official_client_gets_a_tool_call(client) -> None:
@@ -154,9 +166,7 @@ def test_a_full_queue_turns_requests_away_and_health_still_answers(server) -> No
     try:
         for thread in threads:
             thread.start()
-        deadline = time.time() + 20
-        while server.get("/health")[1]["requests"] < 2 and time.time() < deadline:
-            time.sleep(0.05)
+        server.holds(2)
         code, answer = server.post(body)
         assert (code, answer["error"]["type"]) == (429, "rate_limit_error")
     finally:
@@ -173,10 +183,7 @@ def test_a_crash_of_the_engine_costs_one_request(server) -> None:
     body = {"messages": ASK, "tools": TOOLS}
     thread = threading.Thread(target=lambda: answers.append(server.post(body)))
     thread.start()
-    deadline = time.time() + 20
-    while server.get("/health")[1]["requests"] < 1 and time.time() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
+    server.holds(1)
     os.kill(pid, signal.SIGKILL)
     thread.join()
     assert answers[0][0] == 500

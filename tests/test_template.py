@@ -32,10 +32,10 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
     ],
 )
 def test_what_costs_too_much_or_does_not_work_is_refused(template) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(PetoolError, match="chat template"):
         render_template(template, str, messages=[{"role": "user", "content": "a"}])
-    assert time.monotonic() - started < 8
+    assert time.thread_time() - started < 8
 
 
 def test_loops_calls_and_arithmetic_of_real_templates_work() -> None:

@@ -79,8 +79,8 @@ def counterfactual(entry: Entry, rng: Random) -> Entry | None:
 
     Every rating of the two providers is inverted and the equal candidate becomes the answer, with the same parameters.
     Its own calls leave the history, as the published histories never hold the right tool. Only the rating prompt is
-    kept: the histories of the others belong to the old answer. None where no equal candidate gives an entry that
-    `validate` accepts, or where a gold parameter is not declared alike by both tools. Where the file does not tell
+    kept: the histories of the others belong to the old answer. None where no equal candidate gives an entry without
+    a `training_fault`, or where a gold parameter is not declared alike by both tools. Where the file does not tell
     which candidates are equal, only one of the same category and api words whose provider is disliked is taken.
     """
     swaps = _swaps(entry)
@@ -90,7 +90,7 @@ def counterfactual(entry: Entry, rng: Random) -> Entry | None:
 def history_queries(
     entry: Entry, catalog: Catalog, rng: Random, limit: int, *, setting: str = "rating", barred: Collection[str] = ()
 ) -> list[Entry]:
-    """Up to `limit` earlier liked calls as requests of their own, each of another tool; those that pass `validate`.
+    """Up to `limit` earlier liked calls as requests of their own, each of another tool, without a `training_fault`.
 
     The called tool comes from `catalog` and stands where the old right tool stood; all its calls leave the history.
     Its rivals in the catalog whose providers are liked less stand where the old tool's equals stood, as far as there
@@ -111,7 +111,7 @@ def history_queries(
         if len(made) >= limit or name in made or function_words(name) in barred:
             continue
         asked = _asked(replace(entry, id=f"{entry.id}+history{len(made)}"), setting, texts, item, catalog)
-        if asked is not None and _fault(asked, setting) is None:
+        if asked is not None and training_fault(asked, setting) is None:
             made[name] = asked
     return list(made.values())
 
@@ -153,20 +153,6 @@ def with_rejected(entries: Sequence[Entry], setting: str, seed: int) -> list[Ent
     return result
 
 
-def validate(entry: Entry, setting: str) -> None:
-    """Raise PetoolError if `entry` cannot be right for training in `setting`.
-
-    Every entry: the right tool is named by exactly one candidate; the gold parameters are declared by it and hold
-    every required one. An entry whose id says that `augment` made it, outside the chronological setting (rivals are
-    the `equal_tools` and, except for a shuffled entry, also all candidates with the same api words; see `balance`):
-    a shuffled one has no rival above the right tool in balance; a swapped one or one made from the history has none at
-    or above it and no call of the right tool in its history; the latter also has a balance above 0.
-    """
-    fault = _fault(entry, setting)
-    if fault is not None:
-        raise PetoolError(f"entry {entry.id}: {fault}", "such an entry teaches a wrong answer; leave it out")
-
-
 @dataclass(frozen=True)
 class Amounts:
     """How much `augment` makes of each entry, at most; `varied`: see `Material`."""
@@ -186,7 +172,7 @@ def augment(
 
     Copies with the candidates in another order, one counterfactual, requests from the history, copies under other names
     (of the entry and of what was made of it, in turn; see `rename`) and requests for catalog tools (see `described`).
-    Left out is what `validate` refuses and, in the rating setting, any but a shuffled one whose answer is not what
+    Left out is what has a `training_fault` and, in the rating setting, any but a shuffled one whose answer is not what
     history and query speak for (`jobs.likeliest`). What is made of an entry depends on `seed`, its id and, but for the
     first two, all `entries`; an entry that cannot be augmented adds nothing. `barred`: see `history_queries`; give
     `answer_functions(test)` there.
@@ -215,8 +201,8 @@ def augment(
             own.append(replace(copy, id=f"{source.id}+renamed{number}"))
         own += _described(entry, setting, amounts.described, stock, providers, Random(f"{draw} described"))
         copies, made = own[1 : 1 + amounts.shuffle], own[1 + amounts.shuffle :]
-        result += [item for item in copies if _fault(item, setting) is None]
-        result += [item for item in made if _fault(item, setting) is None and _follows(item, setting)]
+        result += [item for item in copies if training_fault(item, setting) is None]
+        result += [item for item in made if training_fault(item, setting) is None and _follows(item, setting)]
     return result
 
 
@@ -235,25 +221,25 @@ def _described(
     providers: Sequence[str],
     rng: Random,
 ) -> list[Entry]:
-    """Up to `count` requests for catalog tools that `validate` accepts, half of them under other names."""
+    """Up to `count` requests for catalog tools without a `training_fault`, half of them under other names."""
     made: list[Entry] = []
     for _ in range(4 * count if stock.jobs else 0):  # many draws do not fit
         if len(made) == count:
             break
         asked = described(replace(entry, id=f"{entry.id}+described{len(made)}"), setting, stock, rng)
-        if asked is None or _fault(asked, setting) is not None:
+        if asked is None or training_fault(asked, setting) is not None:
             continue
         made.append(renamed(asked, setting, rng, providers) if rng.random() < 0.5 else asked)
     return made
 
 
 def _swaps(entry: Entry) -> list[Entry]:
-    """Every counterfactual of the entry that `validate` accepts, in the order of the candidates."""
+    """Every counterfactual of the entry without a `training_fault`, in the order of the candidates."""
     prompt = entry.prompts.get("rating")
     if prompt is None or entry.gold is None or any(item.rating is None for item in prompt.history):
         return []
     made = [_swapped(entry, entry.gold, prompt, tool) for tool in prompt.tools]
-    return [swap for swap in made if swap is not None and _fault(swap, "rating") is None]
+    return [swap for swap in made if swap is not None and training_fault(swap, "rating") is None]
 
 
 def _swapped(entry: Entry, gold: ToolCall, prompt: Prompt, tool: Tool) -> Entry | None:
@@ -340,8 +326,15 @@ def answer_faults(entry: Entry, setting: str) -> list[str]:
     return found + [f"the answer lacks the required {name}" for name in missing]
 
 
-def _fault(entry: Entry, setting: str) -> str | None:
-    """What `validate` finds wrong, in words."""
+def training_fault(entry: Entry, setting: str) -> str | None:
+    """Why `entry` cannot be right for training in `setting`, in words; None if nothing speaks against it.
+
+    Every entry: the right tool is named by exactly one candidate; the gold parameters are declared by it and hold
+    every required one. An entry whose id says that `augment` made it, outside the chronological setting (rivals are
+    the `equal_tools` and, except for a shuffled entry, also all candidates with the same api words; see `balance`):
+    a shuffled one has no rival above the right tool in balance; a swapped one or one made from the history has none at
+    or above it and no call of the right tool in its history; the latter also has a balance above 0.
+    """
     if entry.gold is None:
         return "it has no right answer"
     prompt = entry.prompt(setting)

@@ -133,7 +133,7 @@ def _called(name: str, calls: Sequence[Mapping[str, Any]]) -> tuple[Tool, str]:
 def described(entry: Entry, setting: str, source: Material, rng: Random) -> Entry | None:
     """`entry` with another job in place of its own; None where a draw does not fit.
 
-    Some of the other candidates are exchanged too. The label is unchecked: see `augment.validate`.
+    Some of the other candidates are exchanged too. The label is unchecked: see `augment.training_fault`.
     """
     if entry.gold is None:
         return None

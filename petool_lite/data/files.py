@@ -40,6 +40,8 @@ def source_sha256(source: str) -> str:
 
 def _path(source: str) -> Path:
     path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
+    if path.is_dir():
+        raise PetoolError(f"{source} is a folder, not a data file", f"give {FORMS}")
     if not path.is_file():
         raise PetoolError(f"no such data file: {source}", f"give {FORMS}")
     return path
@@ -54,7 +56,7 @@ def load_dataset(source: str, setting: str, limit: int = 0, skip_bad: bool = Fal
     check_setting(setting)
     rows, digest = _read(source)
     if not rows:
-        raise PetoolError(f"no entries in {source}", "expected a list of PEToolBench entries")
+        raise PetoolError(f"{source} is empty: no entries in it", "expected a list of PEToolBench entries")
     chosen = rows[:limit] if limit > 0 else rows
     entries, bad, seen = [], [], set()
     for index, row in enumerate(chosen):
@@ -131,7 +133,7 @@ def _opened(raw: bytes, path: Path) -> zipfile.ZipFile:
 def _decode(raw: bytes, source: str) -> list[Any]:
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text)
+        value = json.loads(text) if text.strip() else []
     except UnicodeDecodeError as error:
         raise PetoolError(f"{source} is not UTF-8 text (byte {error.start})", f"give {FORMS}") from error
     except RecursionError as error:

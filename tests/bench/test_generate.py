@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from petool_lite.bench.engines import GpuEngine
 from petool_lite.bench.run import Task, generate_results
+from petool_lite.bench.store import new_meta, open_store
 from petool_lite.bench.variants import GPU, Variant, rule_variants
 
 from petool_lite.console import silent
@@ -49,6 +49,23 @@ def whole(tiny_files, tmp_path_factory) -> Path:
     return out / f"results-{tiny_files['f16'].stem}.jsonl"
 
 
+# petool-lite, waiting while its fourth entry is generated
+HELD = """
+import sys
+from petool_lite.cli import main
+from petool_lite.inference.llama import LlamaModel
+generate, calls = LlamaModel.generate, []
+def held(*arguments, **options):
+    calls.append(1)
+    if len(calls) == 4:
+        print("in flight", flush=True)
+        sys.stdin.read()
+    return generate(*arguments, **options)
+LlamaModel.generate = held
+main(sys.argv[1:])
+"""
+
+
 def listens_to_ctrl_c() -> None:
     """Shells start background jobs with Ctrl-C ignored, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -56,21 +73,15 @@ def listens_to_ctrl_c() -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_bench_loses_the_entry_in_flight_and_goes_on(whole, tiny_files, tmp_path, stop) -> None:
-    for attempt in range(10):  # a fast machine may end it before the signal comes
-        line = bench_line(tiny_files["f16"], tmp_path / str(attempt), "--data", DATA)
-        path = tmp_path / str(attempt) / whole.name
-        process = subprocess.Popen(
-            line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listens_to_ctrl_c
-        )
-        until = time.monotonic() + 60
-        while not (path.is_file() and path.read_bytes().count(b"\n") >= 3) and time.monotonic() < until:
-            time.sleep(0.001)
-        process.send_signal(stop)
-        _, told = process.communicate(timeout=60)
-        kept = rows_of(path)
-        if len(kept) < 10:
-            break
-    assert 3 <= len(kept) < 10, "stopped in between"
+    line, path = bench_line(tiny_files["f16"], tmp_path, "--data", DATA), tmp_path / whole.name
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    held = [line[0], "-c", HELD, *line[line.index("bench") :]]
+    process = subprocess.Popen(held, text=True, preexec_fn=listens_to_ctrl_c, **pipes)
+    assert process.stdout.readline() == "in flight\n", process.stderr.read()
+    process.send_signal(stop)
+    _, told = process.communicate(timeout=250)
+    kept = rows_of(path)
+    assert len(kept) == 3
     if stop == signal.SIGINT:
         assert (process.returncode, "the same command goes on from here" in told) == (130, True), told
     meta = json.loads(path.with_name(path.name.replace(".jsonl", ".meta.json")).read_text())
@@ -158,13 +169,12 @@ def test_a_folder_of_other_data_is_refused_before_the_work(tmp_path) -> None:
 
 
 def test_two_commands_do_not_write_one_file(tmp_path) -> None:
-    import fcntl
-
-    rule = rule_variants(["rule-first"])[0]
-    with (tmp_path / ".results-rule-first.jsonl.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(PetoolError, match="another bench is writing"):
-            generate_results(rule, task_of(), tmp_path / "results-rule-first.jsonl", GpuEngine(), silent)
+    rule, target = rule_variants(["rule-first"])[0], tmp_path / "results-rule-first.jsonl"
+    meta = new_meta({"variant": "rule-first"})
+    words = rf"process {os.getpid()} \(.*\) is writing to .*/results-rule-first\.jsonl"
+    with open_store(target, meta, set(), False, silent), pytest.raises(PetoolError, match=words):
+        generate_results(rule, task_of(), target, GpuEngine(), silent)
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, "results-rule-first.meta.json"}, "no lock stays"
 
 
 def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tmp_path, command) -> None:

@@ -16,13 +16,12 @@ from petool_lite.data.augment import (
     counterfactual,
     history_queries,
     shuffled,
-    validate,
+    training_fault,
 )
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import Entry, ToolCall, balance, parse_entry, provider
 from petool_lite.data.files import load_dataset
 from petool_lite.data.splits import answer_functions, api_words, folds, function_words, leaks
-from petool_lite.errors import PetoolError
 
 EVERY = Amounts(shuffle=1, counterfactual=True, history=2, renamed=2, described=2)
 
@@ -57,7 +56,7 @@ def check_augmented(entries, setting: str) -> list[Entry]:
     assert len({entry.id for entry in result}) == len(result)
     by_id = {entry.id: entry for entry in result}
     for entry in result[len(entries) :]:
-        validate(entry, setting)
+        assert training_fault(entry, setting) is None
         check_text(entry, setting)
         origin, kind = entry.id.rpartition("+")[0], entry.id.rpartition("+")[2].rstrip("0123456789")
         if kind == "swap":
@@ -146,7 +145,7 @@ def test_demo_entries_in_every_setting() -> None:
 )
 def test_published_entries_in_every_setting(published, setting) -> None:
     for entry in published:
-        validate(entry, setting)
+        assert training_fault(entry, setting) is None
     made = check_augmented(published, setting)
     kinds = [entry.id.rpartition("+")[2].rstrip("0123456789") for entry in made]
     assert kinds.count("shuffle") == 753
@@ -272,10 +271,9 @@ def test_validate_names_what_is_wrong() -> None:
             },
         ),
     }
-    validate(entry, "rating")
+    assert training_fault(entry, "rating") is None
     for words, broken in wrong.items():
-        with pytest.raises(PetoolError, match=words):
-            validate(broken, "rating")
+        assert words in (training_fault(broken, "rating") or "")
 
 
 def with_descriptions(entry: Entry) -> Entry:
@@ -299,7 +297,7 @@ def test_varied_requests_fit_parameters_that_other_providers_name_otherwise() ->
         asked = [entry for entry in made if "described" in entry.id]
         assert len(asked) > 40
         for entry in asked:  # the declaration, its text and the call have the same names
-            validate(entry, "rating")
+            assert training_fault(entry, "rating") is None
             tool = next(tool for tool in entry.prompt("rating").tools if tool.name == entry.gold.tool_name)
             text = next(
                 text for text in entry.prompt("rating").tool_texts if json.loads(text)["tool_name"] == tool.name

@@ -157,7 +157,7 @@ def call(hub: Hub, tmp_path: Path) -> Call:
         }
         arguments = arguments if "source" in arguments else {"repo": REPO, **arguments}
         line = [sys.executable, "-c", PROGRAM, json.dumps(arguments)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60, env={**os.environ, **settings})
+        done = subprocess.run(line, capture_output=True, text=True, timeout=250, env={**os.environ, **settings})
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer

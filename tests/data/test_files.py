@@ -27,7 +27,14 @@ def test_a_limit_keeps_the_total() -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"\xff\xfe", "not UTF-8"), (b"{", "not JSON"), (b"3", "not a list"), (b"[]", "no entries"), (b"[3]", "entry 0")],
+    [
+        (b"\xff\xfe", "not UTF-8"),
+        (b"{", "not JSON"),
+        (b"3", "not a list"),
+        (b"[]", "is empty"),
+        (b" \n", "is empty"),
+        (b"[3]", "entry 0"),
+    ],
 )
 def test_a_file_of_another_shape_is_refused(tmp_path, content, said) -> None:
     path = tmp_path / "bad.json"

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from petool_lite.export import export_base, load_source, write_targets
@@ -170,25 +169,23 @@ import sys
 from pathlib import Path
 from petool_lite.export import load_source, write_targets
 from petool_lite.base import resolve_base
-def slow(stage, done, total, note):
-    import time
+def held(stage, done, total, note):
     print(done, flush=True)
-    time.sleep(0.5)
-write_targets(load_source(resolve_base(sys.argv[1])), {"q4_k_m": Path(sys.argv[2])}, {}, slow)
+    sys.stdin.readline()
+write_targets(load_source(resolve_base(sys.argv[1])), {"q4_k_m": Path(sys.argv[2])}, {}, held)
 """
 
 
 def test_a_killed_export_leaves_no_file_under_its_name_and_can_be_run_again(small, tmp_path) -> None:
     target = tmp_path / "out" / "model.q4_k_m.gguf"
     line = [sys.executable, "-c", _KILLED, str(small), str(target)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().strip() == "1"
     assert {path.suffix for path in target.parent.iterdir() if path.name != ".lock"} == {".draft"}
     with pytest.raises(PetoolError, match=f"process {process.pid} .* is writing to"):
         write_targets(load_source(resolve_base(str(small))), {"q4_k_m": target}, {})
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not target.exists()
-    time.sleep(0.1)
     write_targets(load_source(resolve_base(str(small))), {"q4_k_m": target}, {})
     assert list(target.parent.iterdir()) == [target]

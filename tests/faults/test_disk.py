@@ -57,14 +57,18 @@ def refused(root: Path, *arguments: object, **options) -> str:
     return line
 
 
+def refused_then_done(exported: Path, root: Path, size: int, verb: str, *options: str) -> None:
+    """The command on a run without its results meets the limit, and without a limit does the whole work."""
+    shutil.copytree(exported, root / "runs" / "one", ignore=shutil.ignore_patterns(verb))
+    refused(root, verb, "--run", "one", *options, preexec_fn=limited(size))
+    code, said = finish(root, verb, "--run", "one", *options)
+    assert code == 0, said
+    assert incomplete(root, running=False) == []
+
+
 @pytest.mark.parametrize("size", [100, 1000])
 def test_a_bench_on_a_full_disk(exported, tmp_path, size) -> None:
-    # other tests bench the same run; their results are of other data
-    shutil.copytree(exported, tmp_path / "runs" / "one", ignore=shutil.ignore_patterns("bench"))
-    refused(tmp_path, "bench", "--run", "one", *DATA, preexec_fn=limited(size))
-    code, said = finish(tmp_path, "bench", "--run", "one", *DATA)
-    assert code == 0, said
-    assert incomplete(tmp_path, running=False) == []
+    refused_then_done(exported, tmp_path, size, "bench", *DATA)
 
 
 @pytest.mark.faults
@@ -89,11 +93,7 @@ def test_training_on_a_full_disk(tiny, tmp_path, size) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("size", [100_000, 10_000_000])
 def test_an_export_on_a_full_disk(exported, tmp_path, size) -> None:
-    shutil.copytree(exported, tmp_path / "runs" / "one", ignore=shutil.ignore_patterns("export"))
-    refused(tmp_path, "export", "--run", "one", *TYPES, preexec_fn=limited(size))
-    code, said = finish(tmp_path, "export", "--run", "one", *TYPES)
-    assert code == 0, said
-    assert incomplete(tmp_path, running=False) == []
+    refused_then_done(exported, tmp_path, size, "export", *TYPES)
 
 
 @pytest.mark.faults

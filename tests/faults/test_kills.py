@@ -6,14 +6,15 @@ import random
 import re
 import shutil
 import signal
-import socket
+import subprocess
 import threading
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
-from support import tiny_settings
+from petool_lite.bench.serve_load import children
+from support import tiny_settings, wait_until
 from support_faults import KILLS, begin, finish, incomplete, kill_at_random
 
 from petool_lite.inference.states import StateStore
@@ -37,6 +38,15 @@ def exported(trained, tmp_path_factory) -> Path:
     return root
 
 
+def run_or_kill(root: Path, command: list[object], longest: float, chance: random.Random) -> bool:
+    """Start a command and kill it at random; whether it came to its end before. No half file is left either way."""
+    process = begin(root, *command)
+    survived = not kill_at_random(process, root, longest, chance)
+    assert not survived or process.returncode == 0, (root / "said").read_text()
+    assert incomplete(root) == []
+    return survived
+
+
 @pytest.mark.faults
 def test_training(tiny, tmp_path) -> None:
     chance, killed, finished = random.Random(SEED), 0, 0
@@ -50,13 +60,8 @@ def test_training(tiny, tmp_path) -> None:
             path.parent for path in tmp_path.glob("runs/*/recipe.toml") if not (path.parent / "manifest.json").exists()
         ]
         line = ["train", "--resume", open_runs[0]] if open_runs else command
-        process = begin(tmp_path, *line)
-        if kill_at_random(process, tmp_path, whole, chance):
-            killed += 1
-        else:
-            assert process.returncode == 0, (tmp_path / "said").read_text()
-            finished += 1
-        assert incomplete(tmp_path) == []
+        survived = run_or_kill(tmp_path, line, whole, chance)
+        killed, finished = killed + (not survived), finished + survived
     for path in list(tmp_path.glob("runs/*/recipe.toml")):
         if not (path.parent / "manifest.json").exists():
             code, said = finish(tmp_path, "train", "--resume", path.parent)
@@ -79,13 +84,8 @@ def test_export(exported, tmp_path) -> None:
     assert finish(tmp_path, *command)[0] == 0
     whole = time.monotonic() - started
     while killed < KILLS:
-        process = begin(tmp_path, *command)
-        if kill_at_random(process, tmp_path, whole, chance):
-            killed += 1
-        else:
-            assert process.returncode == 0, (tmp_path / "said").read_text()
-            finished += 1
-        assert incomplete(tmp_path) == []
+        survived = run_or_kill(tmp_path, command, whole, chance)
+        killed, finished = killed + (not survived), finished + survived
     code, said = finish(tmp_path, *command)
     assert code == 0, said
     assert incomplete(tmp_path, running=False) == []
@@ -105,10 +105,7 @@ def bench_kills(exported, root: Path, kills: int) -> None:
         shutil.rmtree(root / "runs" / "one" / "bench")
         attempts = chance.randint(1, 3)
         for _ in range(attempts):
-            process = begin(root, *command)
-            if kill_at_random(process, root, whole, chance):
-                killed += 1
-            assert incomplete(root) == []
+            killed += not run_or_kill(root, command, whole, chance)
         code, said = finish(root, *command)
         assert code == 0, said
         finished += 1
@@ -135,61 +132,52 @@ def ask(port: int, user: str) -> int:
     address = f"http://127.0.0.1:{port}/v1/chat/completions"
     request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=250) as answer:
             return answer.status
     except OSError:
         return 0
 
 
-def workers_of(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def wait_until(seen, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not seen() and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(seen())
+def ready(process: subprocess.Popen, said: Path) -> int:
+    """The port of a server that has started."""
+    wait_until(lambda: "(Ctrl-C ends)" in said.read_text() or process.poll() is not None, "the server is ready")
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", said.read_text())
+    assert found, said.read_text()
+    return int(found[1])
 
 
 def serve_kills(exported, root: Path, kills: int) -> None:
     chance, answered = random.Random(SEED), 0
     model = next((exported / "runs" / "one" / "export").glob("model.*.gguf"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = 0  # a free one for the first, and its for those that follow
     users = StateStore(root / "cache" / "users")
     for number in range(kills + 1):
         process = begin(root, "serve", "--model", model, "--port", port, "--context", "1024")
-        ready = wait_until(lambda: "serving" in (root / "said").read_text() or process.poll() is not None, 60)  # noqa: B023
-        assert ready, (root / "said").read_text()
-        assert process.poll() is None, (root / "said").read_text()
+        port = ready(process, root / "said")
         if number == kills:
             break
         results: list[int] = []
         callers = [
-            threading.Thread(target=lambda n=n, results=results: results.append(ask(port, f"user{n}")))
+            threading.Thread(target=lambda n=n, port=port, results=results: results.append(ask(port, f"user{n}")))
             for n in range(4)
         ]
         for caller in callers:
             caller.start()
         time.sleep(chance.uniform(0.0, 1.5))
-        children = workers_of(process.pid)
+        workers = children(process.pid)
         process.send_signal(signal.SIGKILL)
         process.wait()
         for caller in callers:
             caller.join()
         answered += results.count(200)
-        assert wait_until(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children), 30), "orphan"  # noqa: B023
+        wait_until(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers), "no orphan")  # noqa: B023
         assert incomplete(root) == []
         assert all(path.stat().st_mode & 0o777 == 0o600 for path in users.root.glob("*.state"))
     assert ask(port, "user0") == 200
     said = (root / "said").read_text()
     assert re.search("Traceback", said) is None, said
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(100) == 0
     told("serve", kills=kills, starts_afterwards=kills, answers_before_a_kill=answered)
 
 

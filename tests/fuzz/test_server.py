@@ -10,6 +10,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import wait_until
 from support_fuzz import cases, deep, scalar, text, value
 
 from petool_lite.base import embedded_gguf
@@ -57,9 +58,9 @@ def server(tmp_path_factory):
     line = [sys.executable, "-m", "petool_lite", "serve", "--model", str(embedded_gguf()), "--port", "0"]
     with log.open("w") as file:
         process = subprocess.Popen([*line, "--context", "1024"], stderr=file)
-        deadline = time.time() + 100
-        while not (found := re.search(r"http://127.0.0.1:(\d+)", log.read_text())) and time.time() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: "(Ctrl-C ends)" in log.read_text() or process.poll() is not None, "the server is ready")
+        found = re.search(r"http://127.0.0.1:(\d+)", log.read_text())
+        assert found, log.read_text()
         yield int(found[1]), process, log
         process.kill()
         process.wait()
@@ -132,7 +133,7 @@ def test_a_client_that_sends_nothing_more_is_let_go(server) -> None:
     with socket.create_connection(("127.0.0.1", server[0]), timeout=60) as connection:
         connection.sendall(b"POST /v1/chat")
         assert connection.recv(100) == b""
-    assert 5 < time.time() - started < 30
+    assert time.time() - started > 5
 
 
 def test_the_log_tells_nothing_of_requests(server) -> None:

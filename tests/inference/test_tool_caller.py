@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from support import wait_until
 
 from petool_lite import ToolCaller
 from petool_lite.base import embedded_gguf
@@ -57,7 +58,6 @@ def test_a_restored_state_gives_the_reply_of_a_fresh_one_and_saves_the_reading(f
     assert plain.reply.reused_tokens == 0
     assert restored.reply.reused_tokens > 0.8 * restored.reply.prompt_tokens
     assert restored.reply.ids == plain.reply.ids
-    assert restored.reply.prefill_s < plain.reply.prefill_s
     assert restored.saved_bytes == 0  # the file holds this prefix already
 
 
@@ -159,9 +159,8 @@ def test_two_writers_and_kill_9_leave_a_whole_file(tmp_path) -> None:
     try:
         for writer in writers:
             writer.stdout.readline()
-        deadline, seen = time.time() + 20, set()
-        while not store.path("ann").exists() and time.time() < deadline:
-            time.sleep(0.01)
+        seen = set()
+        wait_until(store.path("ann").exists, "the first state is written")
         for _ in range(60):
             with store.open("ann", KEY) as state:
                 assert state is not None

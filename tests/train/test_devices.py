@@ -16,7 +16,16 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tin
 
     from safetensors.torch import load_file
 
-    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "petool_lite"]
+    module = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "petool_lite",
+    ]
     plain = ["--set", "lora.dropout=0.0", "--set", "train.max_steps=4", "--set", "train.batch_size=3", "--json"]
     runs = []
     for name, line in (("two", module), ("one", [sys.executable, "-m", "petool_lite"])):
@@ -24,7 +33,7 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tin
         root.mkdir()
         variables = own_runs(root) | {"OMP_NUM_THREADS": "1"}
         line = [*line, "train", "demo", *tiny_settings(tiny), *plain, "--set", "train.token_budget=300"]
-        result = subprocess.run(line, cwd=root, env=variables, capture_output=True, text=True, timeout=250)
+        result = subprocess.run(line, cwd=root, env=variables, capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr
         documents = [row for row in result.stdout.splitlines() if row.startswith("{")]
         assert len(documents) == 1, "only the first process reports"

@@ -6,12 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import own_runs, tiny_settings
+from support import own_runs, tiny_settings, wait_until
 
 from petool_lite.errors import PetoolError
 from petool_lite.train.checkpoints import newest_checkpoint
@@ -21,16 +19,38 @@ EVALUATED = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_rep
 OVERRIDES = [part for pair in EVALUATED for part in ("--set", pair)]
 
 
-def start(root: Path, *arguments: str | Path) -> subprocess.Popen:
-    line = [sys.executable, "-m", "petool_lite", "train", *map(str, arguments)]
-    return subprocess.Popen(line, cwd=root, env=own_runs(root), stderr=subprocess.PIPE, text=True)
+# petool-lite, waiting for a line of stdin where the figures of a step are written: signals come when the test says so.
+HELD = """
+import sys
+from petool_lite.cli import main
+from petool_lite.train import records
+write = records.append_row
+def append_row(path, row):
+    write(path, row)
+    if row["step"] == int(sys.argv[1]):
+        print("held", file=sys.__stdout__, flush=True)
+        sys.stdin.readline()
+records.append_row = append_row
+main(sys.argv[2:])
+"""
 
 
-def wait_for(process: subprocess.Popen, seen: Callable[[], bool]) -> None:
-    deadline = time.time() + 200
-    while not seen() and time.time() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+def start(root: Path, *line: str | Path) -> subprocess.Popen:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *map(str, line)], cwd=root, env=own_runs(root), text=True, **pipes)
+
+
+def held_after(step: int, root: Path, *arguments: str | Path) -> subprocess.Popen:
+    """A training that has taken `step` steps and takes none further until it gets a line."""
+    process = start(root, "-c", HELD, str(step), "train", *arguments)
+    assert process.stdout.readline() == "held\n", process.stderr.read()
+    return process
+
+
+def ended(process: subprocess.Popen) -> str:
+    """The rest of what it says, and how it ends."""
+    with process:
+        return f"{process.stderr.read()}exit {process.wait()}"
 
 
 def rows_of(run: Path) -> list[dict]:
@@ -45,10 +65,15 @@ def interrupted(tiny, command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """
     root = tmp_path_factory.mktemp("interrupted")
     said = {}
-    process = start(root, "demo", *tiny_settings(tiny), *OVERRIDES)
-    wait_for(process, lambda: any(root.glob("runs/*/metrics.jsonl")))
+    process = held_after(1, root, "demo", *tiny_settings(tiny), *OVERRIDES)
     process.send_signal(signal.SIGTERM)
-    said["stopped"] = f"{process.communicate()[1]}exit {process.returncode}"
+    said["stopped"] = ""
+    while "finishing this step" not in said["stopped"]:
+        line = process.stderr.readline()
+        assert line, said["stopped"]
+        said["stopped"] += line
+    print(file=process.stdin, flush=True)
+    said["stopped"] += ended(process)
     run = next(root.glob("runs/*"))
 
     def small_files() -> None:
@@ -58,10 +83,10 @@ def interrupted(tiny, command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     said["full"] = f"{full.stderr}exit {full.returncode}"
     said["kept"] = newest_checkpoint(run).name
 
-    process = start(root, "--resume", run)
-    wait_for(process, lambda: (run / "checkpoints" / "checkpoint-5").is_dir() and len(rows_of(run)) > 5)
+    process = held_after(6, root, "--resume", run)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    ended(process)
+    assert ((run / "checkpoints" / "checkpoint-5").is_dir(), len(rows_of(run))) == (True, 6)
     half = run / "checkpoints" / ".checkpoint-10.draft" / "checkpoint-10"  # as a kill in the middle of a save leaves it
     shutil.copytree(run / "checkpoints" / "checkpoint-5", half)
     (half / "optimizer.pt").unlink()
@@ -90,7 +115,7 @@ def test_it_ends_with_the_very_numbers_of_an_uninterrupted_run(trained, interrup
 def test_every_ending_says_what_to_do(interrupted) -> None:
     run, said = interrupted
     assert "SIGTERM: finishing this step" in said["stopped"]
-    assert "stopped by SIGTERM after step" in said["stopped"]
+    assert "stopped by SIGTERM after step 2 of 10" in said["stopped"]  # figures are written when 2 has begun
     assert f"petool-lite train --resume {run}" in said["stopped"].replace("\n", "")
     assert said["stopped"].endswith("exit 143")
     assert "cannot write" in said["full"]
@@ -128,10 +153,10 @@ def test_a_loss_that_is_not_finite_names_the_rows_of_its_step(tiny, command, tmp
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(tiny, tmp_path) -> None:
-    process = start(tmp_path, "demo", *tiny_settings(tiny))
-    wait_for(process, lambda: any(tmp_path.glob("runs/*/resume.json")))
-    process.send_signal(signal.SIGINT)
-    said = process.communicate()[1]
+    process = start(tmp_path, "-m", "petool_lite", "train", "demo", *tiny_settings(tiny))
+    wait_until(lambda: any(tmp_path.glob("runs/*/resume.json")) or process.poll() is not None, "the run begins")
+    process.send_signal(signal.SIGINT)  # while the libraries are imported, which takes seconds
+    said = ended(process)
     assert (process.returncode, "before the first step" in said) == (130, True), said
     assert list((tmp_path / "runs").iterdir()) == []
 

@@ -24,7 +24,7 @@ AGREE = """
 import os, sys
 import torch
 from petool_lite.train.stop import agreed
-torch.distributed.init_process_group("gloo", rank=int(sys.argv[1]), world_size=2)
+torch.distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
 print(agreed(False), agreed(sys.argv[1] == "1"))
 """
 
@@ -32,14 +32,14 @@ print(agreed(False), agreed(sys.argv[1] == "1"))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_waits_and_the_second_ends_at_once(number) -> None:
     line = [sys.executable, "-c", STUBBORN]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    time.sleep(0.3)
-    assert process.poll() is None
-    process.send_signal(number)
-    assert process.wait(5) == -number
-    assert "once more leaves at once" in process.stderr.read()
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        said = process.stderr.readline() + process.stderr.readline()  # until then a second one would be lost in it
+        assert "once more leaves at once" in said
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(100) == -number
 
 
 def test_outside_a_training_loop_it_interrupts_and_the_old_handler_comes_back() -> None:
@@ -61,8 +61,7 @@ def test_a_signal_that_a_library_swallowed_stops_before_the_first_step() -> None
     assert not stop.graceful
 
 
-def test_one_process_that_stops_stops_all() -> None:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-    lines = [[sys.executable, "-c", AGREE, rank] for rank in ("0", "1")]
-    both = [subprocess.Popen(line, env=os.environ | place, stdout=subprocess.PIPE, text=True) for line in lines]
-    assert [process.communicate(timeout=100)[0] for process in both] == ["False True\n"] * 2
+def test_one_process_that_stops_stops_all(tmp_path) -> None:
+    lines = [[sys.executable, "-c", AGREE, rank, tmp_path / "meeting"] for rank in ("0", "1")]
+    both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for line in lines]
+    assert [process.communicate(timeout=250)[0] for process in both] == ["False True\n"] * 2
