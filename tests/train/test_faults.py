@@ -6,12 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import own_runs, tiny_settings
+from support import own_runs, tiny_settings, wait_for
 
 from petool_lite.errors import PetoolError
 from petool_lite.train.checkpoints import newest_checkpoint
@@ -24,13 +22,6 @@ OVERRIDES = [part for pair in EVALUATED for part in ("--set", pair)]
 def start(root: Path, *arguments: str | Path) -> subprocess.Popen:
     line = [sys.executable, "-m", "petool_lite", "train", *map(str, arguments)]
     return subprocess.Popen(line, cwd=root, env=own_runs(root), stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(process: subprocess.Popen, seen: Callable[[], bool]) -> None:
-    deadline = time.time() + 200
-    while not seen() and time.time() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
 
 
 def rows_of(run: Path) -> list[dict]:
