@@ -259,7 +259,8 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
     if values["train.method"] != "full":
         return []
     found = {
-        "model.precision": values["model.precision"] in ("nf4", "fp8") and "full trains the weights themselves, in bf16",
+        "model.precision": values["model.precision"] in ("nf4", "fp8")
+        and "full trains the weights themselves, in bf16",
         "model.adapter": bool(values["model.adapter"]) and "full has no adapter to train on",
         "train.objective": values["train.objective"] == "dpo" and "dpo needs an adapter, so train.method = lora",
         "train.offload": values["train.offload"] is True and "full keeps activations on the GPU; offload is for lora",

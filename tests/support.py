@@ -31,7 +31,7 @@ def full_settings(tiny: Path) -> list[str]:
         f"model.base={tiny}",
         "data.train=demo:train:20",
         "train.batch_size=2",
-        "train.learning_rate=5e-4",
+        "train.learning_rate=2e-3",
         "train.save_every=5",
     ]
     return [part for pair in pairs for part in ("--set", pair)]

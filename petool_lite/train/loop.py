@@ -50,7 +50,7 @@ class Job:
 
 
 def train_into(job: Job, stop: Stop) -> None:
-    """Train, save what was trained, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
+    """Train, save the result, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
     checkpoint, progress, exams = first_then_others(lambda: _continued(job))
     through = "" if job.planned.recipe.train.method == "full" else " through Unsloth"
     job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
@@ -204,11 +204,21 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-steps
         per_device_train_batch_size=settings.batch_size * settings.accumulate,
         gradient_accumulation_steps=1,
-        # TRL's default is True; with an adapter, petool-lite's layers and Unsloth see to it themselves
-        **({"gradient_checkpointing": settings.checkpointing} if settings.method == "full" else {}),
+        **(_without_unsloth(recipe) if settings.method == "full" else {}),
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+
+
+def _without_unsloth(recipe: Recipe) -> dict[str, Any]:
+    """What Unsloth and petool-lite's layers see to themselves where there is an adapter."""
+    import torch
+
+    return {
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": recipe.train.checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
 
 
 def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: list[dict[str, Any]], stop: Stop) -> Any:

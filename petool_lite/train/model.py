@@ -79,7 +79,9 @@ def _load_whole(base: Base) -> tuple[Any, Any]:
     """Weights in float32, of which forward and backward passes make bfloat16 copies: see `computing`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # every checkpoint would draw one
     offer_to_transformers()
     with _loading(base, "set train.method=lora"):
         model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)

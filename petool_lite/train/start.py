@@ -53,7 +53,8 @@ def start_adapter(recipe: Recipe) -> Path | None:
         whole = run / TRAINED["full"]
         if whole.is_dir():
             raise PetoolError(
-                f"the run {run} has no adapter: all its weights learned", f"--set model.adapter= --set model.base={whole}"
+                f"the run {run} has no adapter: all its weights learned",
+                f"--set model.adapter= --set model.base={whole}",
             )
     if not (path / WEIGHTS).is_file():
         raise PetoolError(f"no {WEIGHTS} in {path}", "pickled weights (.bin) are not read; save it as safetensors")

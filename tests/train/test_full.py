@@ -1,7 +1,8 @@
-"""Full fine-tuning: packed rows are exact, its memory is what autograd keeps, and a run of it survives what others do."""
+"""Full fine-tuning: packed rows are exact, its memory is what autograd keeps, and a run of it survives a kill."""
 
 import copy
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,3 +164,137 @@ def test_predicted_activations_are_what_autograd_keeps(bfloat16, checkpointing) 
         found[count] = sum(held.values())
     of_two = (found[3] - found[1]) / 2 / 256
     assert of_two == pytest.approx(full_costs.kept(SMOLLM2, checkpointing), rel=0.1)
+
+
+def plan(*settings: str) -> Any:
+    return load_recipe("smol-rating", list(settings))[1]
+
+
+LOAD = Load((4000, *(700, 800, 900) * 400), 0.03)
+
+
+def test_memory_is_eighteen_bytes_a_weight_and_what_the_rows_take() -> None:
+    nothing = Load((1,), 0.0)
+    found = {}
+    for name, model, weights in (("135M", SMOLLM2, 134.5e6), ("3B", LLAMA_3B, 3.21e9)):
+        assert full_costs.parameters(model) == pytest.approx(weights, rel=0.01)
+        found[name] = peak_bytes(model, plan(), Choice("bf16", True, False, 2048), nothing)
+        assert 18 <= found[name] / weights < 19, name
+    state = {name: full_costs.resident(SMOLLM2, name) / full_costs.parameters(SMOLLM2) for name in ("", "adamw_8bit")}
+    assert state == {"": 10, "adamw_8bit": 12}
+
+
+def test_the_planner_picks_what_computes_once_and_refuses_a_large_model() -> None:
+    recipe = plan()
+    ways = forecasts(SMOLLM2, recipe, LOAD, None)
+    assert all(way.choice.precision == "bf16" and not way.choice.offload and way.host_gb == 0 for way in ways)
+    assert all(way.tokens_per_s is None for way in ways)
+    roomy = picked(ways, recipe, "auto", Room(140 * GIB, 0))
+    tight = picked(ways, recipe, "auto", Room(5 * GIB, 0))
+    assert (roomy.choice.checkpointing, tight.choice.checkpointing) == (False, True)
+    assert tight.peak_gb <= 4.5
+    lean = picked(ways, recipe, "lean", Room(140 * GIB, 0))
+    assert (lean.choice.checkpointing, lean.peak_gb < 7.4) == (False, True)
+    with pytest.raises(PetoolError, match=r"needs about 5\d\.\d GiB of GPU memory, 24\.0 GiB") as error:
+        chosen(LLAMA_3B, recipe, LOAD, None, Room(24 * GIB, 8 * GIB))
+    assert (error.value.exit_code, "--set train.method=lora" in error.value.hint) == (3, True)
+    with pytest.raises(PetoolError, match="GiB of GPU memory") as error:
+        chosen(SMOLLM2, plan("train.token_budget=32768"), LOAD, None, Room(8 * GIB, 8 * GIB))
+    assert "train.checkpointing" in error.value.hint or "train.token_budget" in error.value.hint
+    fitting = [part.removeprefix("--set ") for part in error.value.hint.removeprefix("would fit: ").split(" --set ")]
+    assert chosen(SMOLLM2, plan(*fitting), LOAD, None, Room(8 * GIB, 8 * GIB)).peak_gb < 8
+
+
+def test_what_does_not_go_together_is_told_at_once() -> None:
+    wrong = ["model.precision=nf4", "model.adapter=runs/a", "train.objective=dpo", "train.offload=true"]
+    with pytest.raises(PetoolError) as error:
+        load_recipe("demo", ["train.method=full", "train.epochs=-1", *wrong])
+    for key in ("train.epochs", "model.precision", "model.adapter", "train.objective", "train.offload"):
+        assert f"{key}: " in error.value.message
+    with pytest.raises(PetoolError, match=r"model\.precision: full trains the weights themselves"):
+        load_recipe("rating", ["train.method=full"])
+    load_recipe("demo", [*wrong])  # each of them goes with an adapter, as far as a recipe can tell
+
+
+def test_a_quantized_base_is_refused(tiny, command, tmp_path) -> None:
+    shutil.copytree(tiny, tmp_path / "base")
+    config = json.loads((tiny / "config.json").read_text()) | {"quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    result = command("train", "demo", *full_settings(tmp_path / "base"), "--dry-run", cwd=tmp_path)
+    assert (result.returncode, "is quantized" in result.stderr) == (1, True), result.stderr
+
+
+def test_a_run_leaves_a_model_that_transformers_loads(trained_full, tiny) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    manifest = json.loads((trained_full / "manifest.json").read_text())
+    assert (manifest["method"], manifest["model_step"], manifest["predicted"]) == ("full", 10, None)
+    left = {"recipe.toml", "resume.json", "manifest.json", "metrics.jsonl", "loss.png", "train.log", "checkpoints"}
+    assert {path.name for path in trained_full.iterdir()} == left | {"model"}
+    losses = [row["loss"] for row in rows_of(trained_full)]
+    assert losses[-1] < losses[0] - 0.5
+    assert "all weights learn" in (trained_full / "train.log").read_text()
+    found, before = (load_file(folder / "model.safetensors") for folder in (trained_full / "model", tiny))
+    assert found.keys() == before.keys()
+    assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
+    assert not any(torch.equal(found[name], before[name]) for name in found), "every tensor learned, embeddings too"
+    masters = load_file(trained_full / "checkpoints" / "checkpoint-10" / "model.safetensors")
+    assert {weight.dtype for weight in masters.values()} == {torch.float32}
+    assert all(torch.equal(masters[name].bfloat16(), found[name]) for name in found)
+    folder = trained_full / "model"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (tiny / name).read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert (
+        AutoTokenizer.from_pretrained(folder)("a b").input_ids == AutoTokenizer.from_pretrained(tiny)("a b").input_ids
+    )
+
+
+def rows_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_and_continued_it_ends_with_the_very_same_model(trained_full, tiny, command, tmp_path) -> None:
+    """With evaluations on the way, which change nothing, and the best model kept."""
+    from safetensors.torch import load_file
+
+    evaluated = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3"]
+    settings = [*full_settings(tiny), *(part for pair in evaluated for part in ("--set", pair))]
+    line = [sys.executable, "-m", "petool_lite", "train", "demo", *settings]
+    process = subprocess.Popen(line, cwd=tmp_path, env=own_runs(tmp_path), stderr=subprocess.PIPE, text=True)
+    wait_for(process, lambda: any(tmp_path.glob("runs/*/checkpoints/checkpoint-5")))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (run,) = tmp_path.glob("runs/*")
+    result = command("train", "--resume", run, cwd=tmp_path, env=own_runs(tmp_path))
+    assert result.returncode == 0, result.stderr
+    for key in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
+        assert [row[key] for row in rows_of(run)] == [row[key] for row in rows_of(trained_full)], key
+    whole, resumed = (load_file(path / "model" / "model.safetensors") for path in (trained_full, run))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["model_step"] == manifest["evaluation"]["best"]["step"] == 10
+    assert not (run / "best").exists()
+    assert {path.name for path in (run / "model").iterdir()} == {
+        path.name for path in (trained_full / "model").iterdir()
+    }
+
+
+def test_a_second_stage_starts_from_the_model_as_its_base(trained_full, command, tmp_path) -> None:
+    line = ["train", "demo", "--set", "data.train=demo:train:4", "--dry-run"]
+    refused = command(*line, "--set", f"model.adapter={trained_full}", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "has no adapter: all its weights learned" in refused.stderr
+    taken = command(*line, "--set", f"model.base={trained_full / 'model'}", cwd=tmp_path)
+    assert taken.returncode == 0, taken.stderr
+
+
+def test_the_dry_run_never_shows_an_adapters_memory(tiny, command, tmp_path) -> None:
+    line = ["train", "demo", "--set", "data.train=demo:train:4", "--dry-run", "--json"]
+    both = [command(*line, "--set", f"train.method={method}", cwd=tmp_path) for method in ("lora", "full")]
+    lora, full = (json.loads(result.stdout)["choices"] for result in both)
+    assert min(way["peak_gb"] for way in full) > 134.5e6 * 18 / GIB
+    assert min(way["peak_gb"] for way in lora) < 1
+    assert all(way["tokens_per_s"] is None for way in full)
