@@ -144,7 +144,8 @@ def computing(model: Any) -> AbstractContextManager[Any]:
     kind = next(model.parameters()).device.type
     here = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     slow = kind == "cpu" and is_whole(model) and not any(found and found() for found in here)
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=not slow)
+    found: AbstractContextManager[Any] = torch.autocast(kind, dtype=torch.bfloat16, enabled=not slow)
+    return found
 
 
 def save_trained(model: Any, folder: Path, base: Base) -> None:
