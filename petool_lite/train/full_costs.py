@@ -25,6 +25,13 @@ def resident(model: "Dimensions", optimizer: str) -> float:
     return parameters(model) * (4 + 4 + 2 + _STATES.get(optimizer, 0))
 
 
+def updating(model: "Dimensions", optimizer: str) -> float:
+    """Bytes while the optimizer steps: nothing is kept of the rows, and AdamW's roots of its second moments come to
+    weights, gradients and state."""
+    roots = 4 if optimizer == "adamw_torch" else 0
+    return parameters(model) * (4 + 4 + _STATES[optimizer] + roots)
+
+
 def kept(model: "Dimensions", checkpointing: bool) -> float:
     """Bytes that a layer keeps of a token: with checkpointing its input, in float32."""
     return 4 * model.hidden if checkpointing else _layer(model)

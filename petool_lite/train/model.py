@@ -41,7 +41,7 @@ def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
     Raises PetoolError if it does not load.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return _load_whole(base) if recipe.train.method == "full" else _load_adapted(recipe, base)
+    return _load_whole(recipe, base) if recipe.train.method == "full" else _load_adapted(recipe, base)
 
 
 def _load_adapted(recipe: Recipe, base: Base) -> tuple[Any, Any]:
@@ -75,7 +75,7 @@ def _load_adapted(recipe: Recipe, base: Base) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _load_whole(base: Base) -> tuple[Any, Any]:
+def _load_whole(recipe: Recipe, base: Base) -> tuple[Any, Any]:
     """Weights in float32, of which forward and backward passes make bfloat16 copies: see `computing`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,6 +88,9 @@ def _load_whole(base: Base) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(base.directory)
         model.set_attn_implementation(PACKED)
         model.to(own_device())
+    model.train()
+    if recipe.train.checkpointing:  # the trainer would do so at the first step, after the proof of the largest one
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
 
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from support import full_settings, own_runs, wait_for
 
+from petool_lite.base import resolve_base
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import load_recipe
 from petool_lite.train import dry_run, full_costs, microstep
 from petool_lite.train.attention import PACKED, offer_to_transformers
 from petool_lite.train.microstep import micro_steps, model_loss
-from petool_lite.train.model import generating
+from petool_lite.train.model import generating, load_model
 from petool_lite.train.planner import Choice, Dimensions, Load, Room, chosen, forecasts, peak_bytes, picked
 
 ROWS = ((20, 12), (9, 1), (33, 30), (17, 16))
@@ -173,13 +174,18 @@ def plan(*settings: str) -> Any:
 LOAD = Load((4000, *(700, 800, 900) * 400), 0.03)
 
 
-def test_memory_is_eighteen_bytes_a_weight_and_what_the_rows_take() -> None:
+def test_memory_is_twenty_bytes_a_weight_or_eighteen_and_what_the_rows_take() -> None:
     nothing = Load((1,), 0.0)
     found = {}
     for name, model, weights in (("135M", SMOLLM2, 134.5e6), ("3B", LLAMA_3B, 3.21e9)):
         assert full_costs.parameters(model) == pytest.approx(weights, rel=0.01)
         found[name] = peak_bytes(model, plan(), Choice("bf16", True, False, 2048), nothing)
-        assert 18 <= found[name] / weights < 19, name
+        assert found[name] / weights == pytest.approx(20, rel=0.01), name
+        both = [
+            peak_bytes(model, plan(), Choice("bf16", False, False, 2048), LOAD, optimizer=flag)
+            for flag in (True, False)
+        ]
+        assert (both[0] - both[1]) / weights == pytest.approx(8, rel=0.01), "what the rows take is the same in both"
     state = {name: full_costs.resident(SMOLLM2, name) / full_costs.parameters(SMOLLM2) for name in ("", "adamw_8bit")}
     assert state == {"": 10, "adamw_8bit": 12}
 
@@ -254,6 +260,30 @@ def test_a_run_leaves_a_model_that_transformers_loads(trained_full, tiny) -> Non
     assert (
         AutoTokenizer.from_pretrained(folder)("a b").input_ids == AutoTokenizer.from_pretrained(tiny)("a b").input_ids
     )
+
+
+def test_the_gpu_engine_reads_the_folder(trained_full, tiny) -> None:
+    """What tuned-bf16-gpu and tuned-nf4-gpu do with it, on the CPU: tokenizer, template, end tokens and weights."""
+    from petool_lite.inference.gpu import load_causal_model, stop_ids
+    from petool_lite.prompt import chat_from_directory
+
+    folder = trained_full / "model"
+    mine, theirs = chat_from_directory(folder), chat_from_directory(tiny)
+    assert (mine.template_sha256, mine.eos_id) == (theirs.template_sha256, theirs.eos_id)
+    assert stop_ids(folder, mine) == stop_ids(tiny, theirs)
+    for precision in ("bf16", "nf4"):
+        model = load_causal_model(folder, None, precision, "cpu")
+        assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+
+
+def test_it_is_loaded_to_learn_in_float32_with_checkpointing_where_asked(tiny) -> None:
+    """Before the trainer touches it, so that the proof of the largest micro-step takes what training will take."""
+    for checkpointing in (False, True):
+        recipe = demo("train.method=full", f"train.checkpointing={str(checkpointing).lower()}")
+        model, _ = load_model(recipe, resolve_base(str(tiny)))
+        assert {(weight.dtype, weight.requires_grad) for weight in model.parameters()} == {(torch.float32, True)}
+        assert model.config._attn_implementation == PACKED
+        assert [layer.training and layer.gradient_checkpointing for layer in model.model.layers] == [checkpointing] * 2
 
 
 def rows_of(run: Path) -> list[dict]:
