@@ -1,4 +1,4 @@
-"""What can be benched: a model file or a base with an adapter, on llama.cpp or a GPU; or a rule without a model."""
+"""What can be benched: a model file, a base with an adapter or a run's own model on a GPU, or a rule without one."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from petool_lite.console import Report
 from petool_lite.errors import MACHINE, USAGE, PetoolError
 from petool_lite.prompt import recorded_style
 from petool_lite.recipe import Recipe
-from petool_lite.runs import is_complete, read_manifest
+from petool_lite.runs import TRAINED, is_complete, read_manifest
 
 LLAMA, GPU, NONE = "llama.cpp", "transformers", "none"
 DECODINGS = ("free", "constrained")
@@ -30,7 +30,7 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A GGUF file on llama.cpp, a base directory with an adapter on a GPU, or a rule.
+    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, or a rule.
 
     `style` overrides the prompt style in a GGUF file's metadata (None: as recorded there). `decoding` is "free" or
     "constrained" to calls of the offered tools, "none" for a rule. `precision` ("bf16" with the adapter merged, "nf4"
@@ -155,10 +155,12 @@ def _sixteen(run: Path | None) -> str:
 def _gpu_variant(name: str, run: Path, recipe: Recipe) -> Variant:
     from petool_lite.base import resolve_base
 
-    adapter = run / "adapter" if name.startswith("tuned") else None
+    trained = run / TRAINED[recipe.train.method] if name.startswith("tuned") else None
+    whole = trained if recipe.train.method == "full" else None
+    adapter = None if whole else trained
     precision = "nf4" if "-nf4-" in name else "bf16"
     batch = 1 if name.endswith("-single") else BATCH
-    directory = resolve_base(recipe.model.base).directory
+    directory = whole or resolve_base(recipe.model.base).directory
     return Variant(name, directory, recipe.data.style, GPU, adapter, precision=precision, batch=batch)
 
 

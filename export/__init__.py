@@ -1,4 +1,4 @@
-"""`export`: adapter + base -> GGUF files in one pass over the base, then checked.
+"""`export`: adapter + base, or a model of its own -> GGUF files in one pass over the weights, then checked.
 
 No network, no compiler, no checkout of llama.cpp, no 16-bit copy of the model: weights are quantized as they are
 merged, by the C functions inside llama-cpp-python.
@@ -33,11 +33,11 @@ from petool_lite.export.verify import (
 )
 from petool_lite.export.weights import find_tensors
 
-from petool_lite.base import Base, cache_root, file_sha256, resolve_base
+from petool_lite.base import Base, cache_root, file_sha256, resolve_base, weights_sha256
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
-from petool_lite.recipe import load_recipe
-from petool_lite.runs import draft, locked, read_manifest, versions, write_json, write_text
+from petool_lite.recipe import Recipe, load_recipe
+from petool_lite.runs import TRAINED, draft, locked, read_manifest, versions, write_json, write_text
 
 __all__ = ["LEVELS", "MERGE_BASES", "TYPES", "Options", "export_base", "export_run", "load_source", "write_targets"]
 
@@ -46,10 +46,11 @@ MERGE_BASES = ("bf16", "nf4")
 
 @dataclass(frozen=True)
 class Options:
-    """What to export: GGUF types, which base weights to merge into, importance matrix, LoRA file, how much to check."""
+    """What to export: GGUF types, which base weights to merge into (None: bf16), importance matrix, LoRA file, how
+    much to check."""
 
     types: tuple[str, ...]
-    merge_base: str = "bf16"
+    merge_base: str | None = None
     imatrix: bool = False
     lora: bool = False
     level: str = "full"
@@ -71,13 +72,7 @@ def _export_run(run: Path, options: Options, report: Report) -> dict[str, Any]:
     manifest = read_manifest(run)
     recipe = load_recipe(str(run / "recipe.toml"))[1]
     base = resolve_base(manifest["base"]["name"], lambda text: report(text, 0, 0, ""))
-    adapter = load_adapter(run / "adapter")
-    if adapter.base_name and adapter.base_name != base.name:
-        raise PetoolError(
-            f"the adapter was trained on {adapter.base_name}, the run names {base.name}",
-            "the adapter belongs to another base model",
-        )
-    source = load_source(base, adapter, options.merge_base == "nf4")
+    source = _trained_source(run, recipe, base, options)
     folder = run / "export"
     if options.imatrix:
         source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
@@ -95,12 +90,13 @@ def _export_run(run: Path, options: Options, report: Report) -> dict[str, Any]:
         (folder / "export.json").unlink(missing_ok=True)
 
     seconds = {"start": round(time.time() - started, 2)}
-    changes = _write_targets(source, targets, _own_keys(manifest, options), report, check, seconds)
-    if options.lora:
+    keys = _own_keys(manifest, None if source.adapter is None else _merge_base(options))
+    changes = _write_targets(source, targets, keys, report, check, seconds)
+    if options.lora and source.adapter is not None:
         with draft(folder / "lora.gguf") as work:
-            write_lora(work, adapter, source.config, _own_keys(manifest, options))
+            write_lora(work, source.adapter, source.config, keys)
             checks["lora"] = _check_lora(work, base, options.types[0], trial, wanted, report) if wanted else {}
-    document = _document(run, base, options, changes, targets, checks)
+    document = _document(run, source, options, changes, targets, checks)
     document["checked_on"] = trial.source
     document["seconds"] = {**seconds, "all": round(time.time() - started, 2)}
     write_text(folder / "Modelfile", modelfile(targets[options.types[0]], base, recipe.model.max_tokens))
@@ -109,20 +105,44 @@ def _export_run(run: Path, options: Options, report: Report) -> dict[str, Any]:
     return document
 
 
-def _own_keys(manifest: dict[str, Any], options: Options) -> dict[str, str]:
+def _trained_source(run: Path, recipe: Recipe, base: Base, options: Options) -> Source:
+    """What the run trained: its adapter on the base, or its own model; raises PetoolError if that is not whole."""
+    folder = run / TRAINED[recipe.train.method]
+    if recipe.train.method == "full":
+        if options.lora or options.merge_base:
+            what = "--lora-gguf" if options.lora else "--merge-base"
+            raise PetoolError(
+                f"{what} needs an adapter, and all weights of the run {run.name} learned",
+                f"leave {what} out: the model is exported as it is",
+            )
+        return load_whole(base, folder)
+    adapter = load_adapter(folder)
+    if adapter.base_name and adapter.base_name != base.name:
+        raise PetoolError(
+            f"the adapter was trained on {adapter.base_name}, the run names {base.name}",
+            "the adapter belongs to another base model",
+        )
+    return load_source(base, adapter, options.merge_base == "nf4")
+
+
+def _merge_base(options: Options) -> str:
+    return options.merge_base or MERGE_BASES[0]
+
+
+def _own_keys(manifest: dict[str, Any], merge_base: str | None) -> dict[str, str]:
     """Keys that only petool-lite's files have; inference reads the prompt style from them."""
     return {
         "petool_lite.prompt_style": manifest["prompt_style"],
         **({"petool_lite.prompt_layout": str(manifest["prompt_layout"])} if "prompt_layout" in manifest else {}),
         "petool_lite.setting": manifest["setting"],
         "petool_lite.version": versions().get("petool-lite", "unknown"),
-        "petool_lite.merge_base": options.merge_base,
+        **({"petool_lite.merge_base": merge_base} if merge_base else {}),
     }
 
 
 def _document(
     run: Path,
-    base: Base,
+    source: Source,
     options: Options,
     changes: dict[str, Change],
     targets: dict[str, Path],
@@ -131,13 +151,17 @@ def _document(
     """The content of export.json but for times."""
     paths = [*targets.values(), *([run / "export" / "lora.gguf"] if options.lora else [])]
     delta, weights = (sum(getattr(change, name) for change in changes.values()) for name in ("delta", "base"))
+    changed = sum(change.changed for change in changes.values())
+    facts: dict[str, Any] = {"method": "full", "tensors": len(changes), "changed_tensors": changed}
+    if source.adapter is not None:
+        merged = {"adapted_modules": len(changes), "merged_tensors": changed}
+        facts = {"method": "lora", "merge_base": _merge_base(options), **merged}
+    name = TRAINED[facts["method"]]
     return {
-        "base": base.name,
-        "merge_base": options.merge_base,
+        "base": source.base.name,
+        **facts,
+        f"{name}_sha256": weights_sha256(run / name),
         "imatrix": "imatrix.gguf" if options.imatrix else None,
-        "adapter_sha256": file_sha256(run / "adapter" / "adapter_model.safetensors"),
-        "adapted_modules": len(changes),
-        "merged_tensors": sum(change.changed for change in changes.values()),
         "relative_change": (delta / weights) ** 0.5,
         "files": [
             {
@@ -206,6 +230,26 @@ def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False) -
     return Source(base, config, tensors, adapter, nf4=nf4)
 
 
+def load_whole(base: Base, folder: Path) -> Source:
+    """The tensors of a model that training made of `base`, checked to be whole and of its shapes.
+
+    Everything else of a file (tokenizer, name, licence) still comes from the base.
+    """
+    before = {tensor.name: tensor for tensor in load_source(base).tensors}
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        tensors = find_tensors(folder, config)
+    except (OSError, ValueError, KeyError) as error:
+        raise PetoolError(f"damaged model: {folder}/config.json ({error})", "train the run again") from error
+    except PetoolError as error:
+        raise PetoolError(error.message, "train the run again") from error
+    odd = [tensor.name for tensor in tensors if tensor.name not in before or before[tensor.name].shape != tensor.shape]
+    if odd or len(tensors) != len(before):
+        name = odd[0] if odd else "the output head"
+        raise PetoolError(f"{folder} is not of the base {base.name}: {name} differs", "give the run its own base")
+    return Source(base, config, tensors, before=before)
+
+
 def write_targets(
     source: Source,
     targets: dict[str, Path],
@@ -213,7 +257,7 @@ def write_targets(
     report: Report = silent,
     check: Callable[[dict[str, Path]], None] = lambda paths: None,
 ) -> dict[str, Change]:
-    """Write a GGUF file for each type in `targets`, all in one folder; return how each adapted tensor changed.
+    """Write a GGUF file for each type in `targets`, all in one folder; return how each trained tensor changed.
 
     No file gets its final name before all are written and `check` has passed on them.
     """
@@ -237,7 +281,9 @@ def _write_targets(
         changes = write_files(source, paths, extra, _cores(), report)
         written = time.time()
         still = [name for name, change in changes.items() if not change.changed]
-        if still:
+        if source.before and len(still) == len(changes):
+            raise PetoolError("training changed no weight of the base", "the model is untrained; train the run again")
+        if source.adapter is not None and still:
             raise PetoolError(
                 f"{len(changes) - len(still)} tensors changed, but the adapter has {len(changes)} modules: "
                 f"{still[0]} did not",

@@ -42,11 +42,18 @@ def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, An
     parts.append(
         "## Training\n\n"
         f"{data['kept']:,} rows from `{data['source']}` (SHA-256 `{data['sha256']}`), {data['tokens']:,} tokens; "
-        f"adapter SHA-256 `{document['adapter_sha256']}`, merged into the base as "
-        f"{'dequantized NF4' if document['merge_base'] == 'nf4' else 'the base stores it'}. The recipe:\n\n"
+        f"{_trained(document)}. The recipe:\n\n"
         f"```toml\n{(run / 'recipe.toml').read_text().strip()}\n```\n"
     )
     return "\n".join(parts)
+
+
+def _trained(document: dict[str, Any]) -> str:
+    """What learned, and its hash."""
+    if document["method"] == "full":
+        return f"all weights learned, SHA-256 `{document['model_sha256']}`"
+    stored = "dequantized NF4" if document["merge_base"] == "nf4" else "the base stores it"
+    return f"adapter SHA-256 `{document['adapter_sha256']}`, merged into the base as {stored}"
 
 
 def licence(base: Base) -> str:
@@ -60,10 +67,13 @@ def licence(base: Base) -> str:
 
 
 def _checks(document: dict[str, Any]) -> str:
+    full = document["method"] == "full"
+    how = f"{document['changed_tensors']} of {document['tensors']} tensors changed" if full else ""
+    how = how or f"{document['merged_tensors']} tensors changed by the adapter"
     lines = [
         "## Checks",
         "",
-        f"{document['merged_tensors']} tensors changed by the adapter, by {document['relative_change']:.2%} in norm.",
+        f"{how}, by {document['relative_change']:.2%} in norm.",
         "",
         "| file type | prompts with equal ids | replies that stop | top-1 as transformers | KL to transformers, nats |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -1,6 +1,6 @@
 """An importance matrix from the recipe's own training rows: mean squared inputs of every matrix in the layers.
 
-Saved as llama.cpp's GGUF imatrix (its tools read it) and used again while adapter, data and base stay the same.
+Saved as llama.cpp's GGUF imatrix (its tools read it) and used again while weights, data and base stay the same.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from petool_lite.export.reference import Reference
 from petool_lite.export.stream import Source
 from petool_lite.export.weights import open_weights
 
-from petool_lite.base import file_sha256, open_gguf
+from petool_lite.base import file_sha256, open_gguf, weights_sha256
 from petool_lite.console import Report
 from petool_lite.prepare import prepare
 from petool_lite.prompt import chat_from_directory
 from petool_lite.recipe import Recipe
-from petool_lite.runs import draft
+from petool_lite.runs import TRAINED, draft
 
 TOKENS = 32_768  # of training rows, prompts and answers
 _KEY = "petool_lite.imatrix_source"
@@ -41,7 +41,7 @@ def importance(source: Source, run: Path, recipe: Recipe, path: Path, report: Re
 
 
 def _identity(source: Source, run: Path, recipe: Recipe) -> str:
-    facts = [file_sha256(run / "recipe.toml"), file_sha256(run / "adapter" / "adapter_model.safetensors")]
+    facts = [file_sha256(run / "recipe.toml"), weights_sha256(run / TRAINED[recipe.train.method])]
     facts += [str(source.base.directory), str(source.nf4), str(recipe.data), str(TOKENS)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The one pass: each base tensor is read once, its delta added in float32, and written in every target type.
+"""The one pass: each tensor is read once, an adapter's delta added in float32, and written in every target type.
 
 Threads take bands of rows: read, merge, quantize, write in place. Nothing larger than a band is held per thread,
 and nothing in 16 bits is written unless it was asked for.
@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,8 +34,9 @@ _METADATA = 32 << 20  # room for keys and tokenizer in the disk estimate
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: the base, its config and tensors, and the adapter and importance, if any.
+    """What is exported: the base, the config and tensors, and the adapter and importance, if any.
 
+    The tensors are the base's, or those of a model of its own that training made of it: then `before` has the base's.
     `importance` maps GGUF tensor names to float32 arrays (columns,). `nf4` takes the weights of adapted matrices as
     4-bit training saw them.
     """
@@ -46,11 +47,12 @@ class Source:
     adapter: Adapter | None = None
     importance: dict[str, Any] | None = None
     nf4: bool = False
+    before: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class Change:
-    """How far the adapter moved one tensor: sums of squares of its delta and of its base weights."""
+    """How far training moved one tensor: sums of squares of the difference and of the base's weights."""
 
     delta: float = 0.0
     base: float = 0.0
@@ -115,13 +117,16 @@ def check_disk(folder: Path, needed: int) -> None:
 def write_files(
     source: Source, paths: dict[str, Path], extra: dict[str, str], threads: int, report: Report
 ) -> dict[str, Change]:
-    """Write one GGUF file for each type in `paths`; return how each adapted tensor changed, by its name.
+    """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name.
 
     Raises PetoolError if the disk is full, the base cannot be read, or a weight is not finite.
     """
     plans = plan(source, list(paths))
     try:
-        with open_weights(source.tensors) as reader, _targets(source, paths, plans, extra) as targets:
+        with (
+            open_weights([*source.tensors, *source.before.values()]) as reader,
+            _targets(source, paths, plans, extra) as targets,
+        ):
             return _run(source, reader, targets, threads, report)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -153,12 +158,12 @@ def _targets(
 def _run(source: Source, reader: Reader, targets: list[Target], threads: int, report: Report) -> dict[str, Change]:
     import torch
 
-    changes = {name: Change() for name in (source.adapter.modules if source.adapter else {})}
+    changes = {name: Change() for name in (source.adapter.modules if source.adapter else source.before)}
     factors = rope_factors(source.config)
     if factors is not None:
         _write(targets, ROPE, factors.reshape(1, -1), 0, None)
     tensors = sorted(source.tensors, key=lambda tensor: file_order(gguf_name(tensor.name)))
-    stage = "merging and quantizing" if source.adapter else "quantizing the base"
+    stage = "merging and quantizing" if source.adapter else f"quantizing the {'model' if source.before else 'base'}"
     before = torch.get_num_threads()
     waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
     done = 0
@@ -202,11 +207,15 @@ def _submit(
         weight = nf4.rows(first, last) if nf4 else reader.rows(tensor, first, last)
         if source.adapter and change is not None:
             weight = _merge(weight, source.adapter, tensor.name, first, change)
+        elif change is not None:
+            _compare(reader.rows(source.before[tensor.name], first, last), weight, change)
         if heads:
             weight = permute(weight, heads * (last - first) // tensor.rows)
         # a sum shows any NaN or infinity in one pass; the quantizer itself would hide some
         if not math.isfinite(float(weight.sum())):
-            raise PetoolError(f"{tensor.name} holds values that are not finite", "the base or the adapter is damaged")
+            raise PetoolError(
+                f"{tensor.name} holds values that are not finite", "what was trained is damaged, or the base"
+            )
         _write(targets, name, weight.contiguous(), first, importance)
 
     return [pool.submit(work, first, min(first + step, tensor.rows)) for first in range(0, tensor.rows, step)]
@@ -242,9 +251,19 @@ def _merge(weight: Any, adapter: Adapter, name: str, first: int, change: Change)
 
     delta = delta_rows(adapter, name, first, first + weight.shape[0])
     merged = weight + delta
-    squares = [float(torch.dot(part.reshape(-1), part.reshape(-1))) for part in (delta, weight)]
-    change.add(squares[0], squares[1], change.changed or not torch.equal(merged, weight))
+    change.add(_square(delta), _square(weight), change.changed or not torch.equal(merged, weight))
     return merged
+
+
+def _compare(before: Any, weight: Any, change: Change) -> None:
+    delta = weight - before
+    change.add(_square(delta), _square(before), change.changed or bool(delta.any()))
+
+
+def _square(part: Any) -> float:
+    import torch
+
+    return float(torch.dot(part.reshape(-1), part.reshape(-1)))
 
 
 def _write(targets: list[Target], name: str, weight: Any, first: int, importance: Any) -> None:

@@ -163,6 +163,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of a folder's safetensors file, or of the hashes of several by name."""
+    hashes = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256(" ".join(f"{name} {value}" for name, value in hashes.items()).encode()).hexdigest()
+
+
 def _directory_of_gguf(gguf: Path, report: Callable[[str], None]) -> Path:
     target = cache_root() / "bases" / f"{gguf.stem}-{file_sha256(gguf)[:16]}-v{_CONVERTER_VERSION}"
     if (target / "config.json").is_file():

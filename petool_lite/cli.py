@@ -234,8 +234,8 @@ def _show_plan(found: dict[str, Any], memory: str) -> None:
 @click.option("--gguf", "types", default="q4_k_m", show_default=True, metavar="TYPE[,TYPE]", help="Types to write.")
 @click.option("--lora-gguf", "lora", is_flag=True, help="Also the adapter alone, for llama.cpp to apply to a base.")
 @click.option(
-    "--merge-base", type=click.Choice(["bf16", "nf4"]), default="bf16", show_default=True,
-    help="Merge into the base as it is, or as 4-bit training saw it.",
+    "--merge-base", type=click.Choice(["bf16", "nf4"]), default=None,
+    help="Merge into the base as it is (bf16, the default), or as 4-bit training saw it.",
 )  # fmt: skip
 @click.option("--imatrix", is_flag=True, help="Quantize by what matters on the recipe's own training rows.")
 @click.option(
@@ -244,7 +244,7 @@ def _show_plan(found: dict[str, Any], memory: str) -> None:
 )  # fmt: skip
 @as_json
 def export(run: str | None, types: str, as_json: bool, **options: Any) -> None:
-    """Merge a run's adapter into its base and write GGUF files, proven against the merged model."""
+    """Write what a run trained as GGUF files, an adapter merged into its base, proven against the model itself."""
     from petool_lite.console import print_json, progress, say
     from petool_lite.export import Options, export_run
     from petool_lite.runs import find_run

@@ -16,6 +16,8 @@ from typing import Any
 
 from petool_lite.errors import PetoolError
 
+# What a run trained lies in a folder of its own: train.method -> its name.
+TRAINED = {"lora": "adapter", "full": "model"}
 _PACKAGES = (
     "petool-lite",
     "unsloth",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import own_runs, tiny_settings
+from support import full_settings, own_runs, tiny_settings
 
 REPOSITORY = Path(__file__).parent.parent
 OPEN_ENTRIES = REPOSITORY.parent / "shared" / "petoolbench" / "user_entries_open.json.zip"
@@ -100,6 +100,16 @@ def trained(tiny, command, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("road")
     tracker = ["--set", "train.report_to=tensorboard"]
     result = command("train", "demo", *tiny_settings(tiny), *tracker, "--json", cwd=root, env=own_runs(root))
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 1, "stdout is data: nothing but the JSON document"
+    return Path(json.loads(result.stdout)["run"])
+
+
+@pytest.fixture(scope="session")
+def trained_full(tiny, command, tmp_path_factory) -> Path:
+    """A complete run of 10 steps of full fine-tuning on the tiny model, without interruption or evaluation."""
+    root = tmp_path_factory.mktemp("full")
+    result = command("train", "demo", *full_settings(tiny), "--json", cwd=root, env=own_runs(root))
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 1, "stdout is data: nothing but the JSON document"
     return Path(json.loads(result.stdout)["run"])

@@ -1,9 +1,26 @@
 """What several test files use and that is no fixture."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+# petool-lite, waiting for a line of stdin where the figures of a step are written: signals come when the test says so.
+HELD = """
+import sys
+from petool_lite.cli import main
+from petool_lite.train import records
+write = records.append_row
+def append_row(path, row):
+    write(path, row)
+    if row["step"] == int(sys.argv[1]):
+        print("held", file=sys.__stdout__, flush=True)
+        sys.stdin.readline()
+records.append_row = append_row
+main(sys.argv[2:])
+"""
 
 
 def own_runs(root: Path) -> dict[str, str]:
@@ -29,3 +46,34 @@ def tiny_settings(tiny: Path) -> list[str]:
         "train.save_every=5",
     ]
     return [part for pair in [*pairs, "lora.dropout=0.1"] for part in ("--set", pair)]
+
+
+def full_settings(tiny: Path) -> list[str]:
+    """Options that make of the demo recipe 10 steps of full fine-tuning on a tiny model."""
+    pairs = [
+        "train.method=full",
+        f"model.base={tiny}",
+        "data.train=demo:train:20",
+        "train.batch_size=2",
+        "train.learning_rate=2e-3",
+        "train.save_every=5",
+    ]
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+def start(root: Path, *line: str | Path) -> subprocess.Popen:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *map(str, line)], cwd=root, env=own_runs(root), text=True, **pipes)
+
+
+def held_after(step: int, root: Path, *arguments: str | Path) -> subprocess.Popen:
+    """A training that has taken `step` steps and takes none further until it gets a line."""
+    process = start(root, "-c", HELD, str(step), "train", *arguments)
+    assert process.stdout.readline() == "held\n", process.stderr.read()
+    return process
+
+
+def ended(process: subprocess.Popen) -> str:
+    """The rest of what it says, and how it ends."""
+    with process:
+        return f"{process.stderr.read()}exit {process.wait()}"

@@ -1,6 +1,6 @@
-"""`train`: a recipe becomes a LoRA adapter in a run directory.
+"""`train`: a recipe becomes a LoRA adapter, or a model of its own, in a run directory.
 
-Unsloth patches the model's layers; TRL's trainer runs the loop.
+Unsloth patches the layers under an adapter; TRL's trainer runs the loop.
 """
 
 import shutil

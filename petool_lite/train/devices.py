@@ -35,6 +35,13 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def own_device() -> str:
+    """Where this process computes: its GPU, or the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the other processes for the time of the block."""

@@ -1,4 +1,4 @@
-"""Evaluation by generation while training: greedy tool calls on held-out entries, and the best adapter so far.
+"""Evaluation by generation while training: greedy tool calls on held-out entries, and the best weights so far.
 
 An evaluation leaves training as it was: random numbers, modes and flags are put back, so the losses of a run are the
 same with and without it.
@@ -25,8 +25,8 @@ from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import draft, write_json
 from petool_lite.scorer import score_reply
 from petool_lite.train.checkpoints import disk_errors
-from petool_lite.train.devices import agreed, arithmetic
-from petool_lite.train.model import generating, save_adapter
+from petool_lite.train.devices import agreed
+from petool_lite.train.model import computing, generating, save_trained
 from petool_lite.train.records import Progress, append_row
 
 _STAGE = "evaluating"
@@ -60,7 +60,7 @@ class Mark:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What makes an adapter better: joint accuracy, then tool accuracy."""
+        """What makes one better: joint accuracy, then tool accuracy."""
         return self.joint_acc, self.tool_acc
 
 
@@ -133,9 +133,8 @@ def _replies(model: Any, prompts: Sequence[Sequence[int]], exam: Exam) -> list[s
     end = exam.chat.eos_id
     ids, mask = left_padded(prompts, end)
     device = model.device
-    reduced = arithmetic() == torch.bfloat16
     # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=reduced):
+    with torch.no_grad(), computing(model):
         output = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -164,13 +163,13 @@ def same_randomness() -> Iterator[None]:
 
 
 def best_mark(run: Path) -> Mark | None:
-    """The mark of the adapter kept in `run`/best, or None."""
+    """The mark of the adapter or model kept in `run`/best, or None."""
     marks = [Mark(**json.loads(path.read_text())) for path in run.glob("best/step-*/eval.json")]
     return max(marks, key=lambda mark: (mark.rank, mark.step), default=None)
 
 
-def best_adapter(run: Path, mark: Mark) -> Path:
-    """Folder of the kept adapter that got `mark`."""
+def best_folder(run: Path, mark: Mark) -> Path:
+    """Folder of the kept adapter or model that got `mark`."""
     return run / "best" / f"step-{mark.step}"
 
 
@@ -183,7 +182,7 @@ def examiner(
     progress: Progress,
     report: Report,
 ) -> Any:
-    """A trainer callback: evaluates every `eval_every` steps and at the end, keeps the best adapter, stops early.
+    """A trainer callback: evaluates every `eval_every` steps and at the end, keeps the best weights, stops early.
 
     `rows` are the evaluations of a resumed run before its checkpoint. Its `trainer` is to be set to the trainer it
     serves. `progress` is told the time that evaluations took, and whether one ended the training.
@@ -237,10 +236,10 @@ def _told(mark: Mark, best: Mark) -> str:
 
 
 def _keep(run: Path, base: Base, mark: Mark, model: Any) -> None:
-    """Save the adapter with its mark, then drop the one before."""
-    target = best_adapter(run, mark)
+    """Save adapter or model with its mark, then drop the one before."""
+    target = best_folder(run, mark)
     with disk_errors(run, f"best/{target.name}"), draft(target) as folder:
-        save_adapter(model, folder, base)
+        save_trained(model, folder, base)
         write_json(folder / "eval.json", asdict(mark))
     for other in run.glob("best/step-*"):
         if other != target:

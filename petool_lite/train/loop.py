@@ -1,4 +1,4 @@
-"""The training loop of one run: model and trainer, the adapter it leaves, and the manifest that completes it."""
+"""The training loop of one run: model and trainer, the weights it leaves, and the manifest that completes it."""
 
 import os
 import shutil
@@ -13,12 +13,12 @@ from petool_lite.console import Report
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.prompt import LAYOUTS
 from petool_lite.recipe import Recipe
-from petool_lite.runs import draft, versions, write_json
+from petool_lite.runs import TRAINED, draft, versions, write_json
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
 from petool_lite.train.devices import arithmetic, count, first_then_others, is_first
-from petool_lite.train.evaluation import Exam, Mark, best_adapter, best_mark, examiner
+from petool_lite.train.evaluation import Exam, Mark, best_folder, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
-from petool_lite.train.model import load_model, save_adapter
+from petool_lite.train.model import load_model, save_trained
 from petool_lite.train.plan import Plan, rows_a_device
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.proof import prove
@@ -50,14 +50,15 @@ class Job:
 
 
 def train_into(job: Job, stop: Stop) -> None:
-    """Train, save the adapter, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
+    """Train, save the result, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
     checkpoint, progress, exams = first_then_others(lambda: _continued(job))
-    job.report(f"loading {job.planned.base.name} through Unsloth", 0, 0, "")
+    through = "" if job.planned.recipe.train.method == "full" else " through Unsloth"
+    job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
     with log_to(job.run / "train.log" if is_first() else Path(os.devnull)) as log:
         with redirect_stderr(log):
             model, tokenizer = load_model(job.planned.recipe, job.planned.base)
             trainer = _trainer(job, model, tokenizer, progress, exams, stop)
-        with memory_errors():
+        with memory_errors(job.planned.recipe):
             if job.planned.forecast is not None:
                 prove(job.run, job.planned, trainer, job.exam, job.report)
             _fit(trainer, checkpoint, stop)
@@ -75,14 +76,14 @@ def train_into(job: Job, stop: Stop) -> None:
 
 
 def _complete(job: Job, model: Any, step: int, progress: Progress) -> None:
-    """Write the adapter, then the manifest."""
+    """Write what was trained, then the manifest."""
     best = _save(job, model)
     write_json(
         job.run / "manifest.json",
         _identity(job)
         | {
             "steps": step,
-            "adapter_step": best.step if best else step,
+            f"{TRAINED[job.planned.recipe.train.method]}_step": best.step if best else step,
             "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
             "seconds": {
                 "train": round(progress.seconds, 2),
@@ -111,13 +112,14 @@ def _continued(job: Job) -> tuple[Path | None, Progress, list[dict[str, Any]]]:
 
 
 def _save(job: Job, model: Any) -> Mark | None:
-    """Write the run's adapter: the best evaluated one, whose mark is returned, or the last one."""
+    """Write the run's adapter or model: the best evaluated one, whose mark is returned, or the last one."""
+    name = TRAINED[job.planned.recipe.train.method]
     best = best_mark(job.run) if job.exam else None
-    with disk_errors(job.run, "adapter"), draft(job.run / "adapter") as folder:
+    with disk_errors(job.run, name), draft(job.run / name) as folder:
         if best is None:
-            save_adapter(model, folder, job.planned.base)
+            save_trained(model, folder, job.planned.base)
         else:
-            shutil.copytree(best_adapter(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
+            shutil.copytree(best_folder(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
     return best
 
 
@@ -127,6 +129,7 @@ def _identity(job: Job) -> dict[str, Any]:
     return {
         "name": job.name,
         "recipe": asdict(job.planned.recipe),
+        "method": job.planned.recipe.train.method,
         "base": {"name": base.name, "directory": str(base.directory), "gguf": base.gguf and str(base.gguf)},
         "data": {"source": data.train, "sha256": job.planned.prepared.data_sha256, **job.planned.prepared.summary},
         "template_sha256": job.planned.chat.template_sha256,
@@ -145,16 +148,17 @@ def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(recipe: Recipe) -> Iterator[None]:
     """Turn memory that is too little into a PetoolError with what would take less."""
     import torch
 
+    smaller = "train.method=lora" if recipe.train.method == "full" else "model.precision=nf4"
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise PetoolError(
             f"out of GPU memory: {str(error).splitlines()[0]}",
-            "set a smaller train.token_budget, train.checkpointing=true, model.precision=nf4 or a smaller "
+            f"set a smaller train.token_budget, train.checkpointing=true, {smaller} or a smaller "
             "model.max_tokens; --dry-run shows what each takes",
             MACHINE,
         ) from error
@@ -202,9 +206,21 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-steps
         per_device_train_batch_size=settings.batch_size * settings.accumulate,
         gradient_accumulation_steps=1,
+        **(_without_unsloth(recipe) if settings.method == "full" else {}),
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+
+
+def _without_unsloth(recipe: Recipe) -> dict[str, Any]:
+    """What Unsloth and petool-lite's layers see to themselves where there is an adapter."""
+    import torch
+
+    return {
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": recipe.train.checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
 
 
 def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: list[dict[str, Any]], stop: Stop) -> Any:

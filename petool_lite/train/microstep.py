@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from petool_lite.recipe import Recipe
-from petool_lite.train.devices import arithmetic
+from petool_lite.train.attention import PACKED, bounds_of
+from petool_lite.train.model import causal_of, computing, is_whole
 from petool_lite.train.stack import Stack, unsuited
 
 Row = Mapping[str, Any]
@@ -104,20 +105,22 @@ def answer_loss(stack: Stack, step: MicroStep, seed: int) -> Any:
 
 
 def model_loss(model: Any, step: MicroStep) -> Any:
-    """The same through the forward pass that Unsloth gave a PEFT model, for models that `layers` does not compute."""
+    """The same through the model's own forward pass: where all weights learn, and for models that `layers` does not
+    compute, through what Unsloth made of it."""
     import torch
 
     device = next(model.parameters()).device
     ids, where, answers = (item.to(device, non_blocking=True) for item in (step.ids, step.where, step.answers))
+    causal = causal_of(model)
     packed: dict[str, Any] = {}
-    if len(step.lengths) > 1:
+    if causal.config._attn_implementation == PACKED:
+        packed = {"bounds": bounds_of(step.lengths, device)}
+    elif len(step.lengths) > 1:
         # Unsloth reads the lengths, and on the host, where they cost no wait for the GPU; transformers the positions.
-        packed = {
-            "position_ids": step.positions[None].to(device, non_blocking=True),
-            "packed_seq_lengths": torch.tensor(step.lengths, dtype=torch.int32),
-        }
-    causal = model.get_base_model()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arithmetic() == torch.bfloat16):
+        packed = {"packed_seq_lengths": torch.tensor(step.lengths, dtype=torch.int32)}
+    if len(step.lengths) > 1:
+        packed["position_ids"] = step.positions[None].to(device, non_blocking=True)
+    with computing(model):
         hidden = causal.model(input_ids=ids[None], use_cache=False, **packed).last_hidden_state
         logits = causal.lm_head(hidden[0].index_select(0, where))
     return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
@@ -142,20 +145,27 @@ def answer_trainer(recipe: Recipe) -> Any:
 
         def __init__(self, **arguments: Any) -> None:
             super().__init__(data_collator=self.collate, **arguments)
-            model, config = self.model, self.model.get_base_model().config.to_dict()
-            other = unsuited(config)
-            print("layers:", f"Unsloth's, for {other}" if other else "petool-lite's own")  # to train.log
+            model = self.model
+            other = unsuited(causal_of(model).config.to_dict())
+            told = f"Unsloth's, for {other}" if other else "petool-lite's own"
+            print("layers:", "transformers', for all weights learn" if is_whole(model) else told)  # to train.log
             float8 = recipe.model.precision == "fp8"
-            stack = self.stack = None if other else Stack(model, settings.checkpointing, float8, settings.offload)
+            own = not (other or is_whole(model))
+            self.stack = Stack(model, settings.checkpointing, float8, settings.offload) if own else None
             plain = model.forward
 
             def forward(*inputs: Any, answer_step: MicroStep | None = None, seed: int = 0, **options: Any) -> Any:
                 if answer_step is None:
-                    return plain(*inputs, **options)
-                return answer_loss(stack, answer_step, seed) if stack else model_loss(model, answer_step)
+                    with computing(model):
+                        return plain(*inputs, **options)
+                return self.step_loss(answer_step, seed)
 
             # several devices' gradients are averaged for what runs through the wrapped model's forward only
             model.forward = forward
+
+        def step_loss(self, step: MicroStep, seed: int) -> Any:
+            """Cross entropy summed over the answer tokens of a micro-step."""
+            return answer_loss(self.stack, step, seed) if self.stack else model_loss(self.model, step)
 
         def get_train_dataloader(self) -> Any:
             """Whole updates, the same on every device."""

@@ -47,7 +47,8 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
     """Check and count a recipe's rows and choose how to train; no model is loaded."""
     check_machine(recipe)
     base, chat, prepared = _counted(recipe, report)
-    other = unsuited(read_config(base.directory))
+    full = recipe.train.method == "full"
+    other = "" if full else unsuited(read_config(base.directory))
     if other and (recipe.model.precision == "fp8" or recipe.train.offload):
         raise PetoolError(
             f"{base.name} has {other}, which fp8 and offload do not know",
@@ -64,7 +65,7 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
         f"chosen: {choice.precision} base, checkpointing {'on' if choice.checkpointing else 'off'}, offload "
         f"{'on' if choice.offload else 'off'}, "
         f"{choice.token_budget:,} tokens a micro-step; predicted peak {best.peak_gb:.1f} GiB, "
-        f"{best.tokens_per_s:,} tokens/s",
+        + (f"{best.tokens_per_s:,} tokens/s" if best.tokens_per_s else "speed not predicted"),
         0,
         0,
         "",
@@ -99,6 +100,11 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     check_exam(recipe)
     check_start(recipe, report)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
+    if recipe.train.method == "full" and read_config(base.directory).get("quantization_config"):
+        raise PetoolError(
+            f"{base.name} is quantized, and full fine-tuning changes the weights themselves",
+            "give the model in 16 bits, or --set train.method=lora",
+        )
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
     prepared.summary["steps"] = steps(recipe, prepared.summary["kept"])

@@ -12,12 +12,14 @@ from typing import Any
 
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.recipe import Recipe
+from petool_lite.train import full_costs
 from petool_lite.train.layers import CHUNK
 
 LEAN = 8 * 2**30  # bytes of the card that memory = "lean" has to fit
 _CONTEXT = 0.6 * 2**30  # CUDA's own memory and what the allocator cannot use, of a small card
 _SHARE = 0.9  # of the free memory, for memory = "auto"
 _BUDGETS = (8192, 16384, 32768, 65536)
+_SMALL_BUDGETS = (2048, 4096)  # for full fine-tuning, of small models mostly
 _AN_UPDATE = 0.15  # seconds: optimizer, clipping, records
 CPU_BUDGET = 2048  # on a CPU longer micro-steps gain nothing
 OTHER_BUDGET = 16384  # on a GPU, for a model whose layers are Unsloth's: nothing is predicted for those
@@ -139,6 +141,11 @@ def dimensions(directory: Path) -> Dimensions:
 def peak_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, optimizer: bool = True) -> float:
     """Predicted peak of allocated GPU memory; without the `optimizer`'s state where a step has not been taken yet."""
     tokens = step_tokens(recipe, choice, load)
+    if recipe.train.method == "full":
+        state = full_costs.resident(model, recipe.train.optimizer if optimizer else "")
+        between = model.layers * tokens * full_costs.kept(model, choice.checkpointing)
+        computing = state + between + full_costs.work(model, choice.checkpointing, tokens, load.answers)
+        return max(computing, full_costs.updating(model, recipe.train.optimizer) if optimizer else 0)
     kept = model.layers * tokens * _kept(model, recipe, choice)
     work = max(
         _attention_work(model) * tokens,
@@ -203,7 +210,7 @@ def _mlp_work(model: Dimensions, choice: Choice, tokens: int) -> float:
 
 
 def tokens_per_s(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, rates: Rates) -> float:
-    """Predicted tokens a second, over whole updates."""
+    """Predicted tokens a second with an adapter, over whole updates."""
     share = (model.layers - 1) / model.layers  # the last layer works for the answers alone
     weights = model.layers * model.weights() * share
     again = model.layers * model.weights("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") * share
@@ -226,17 +233,20 @@ def tokens_per_s(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, 
 
 def forecasts(model: Dimensions, recipe: Recipe, load: Load, rates: Rates | None) -> list[Forecast]:
     """Every way to train, the recipe's precision first."""
+    full = recipe.train.method == "full"
     kinds = ["fp8"] if recipe.model.precision == "fp8" else ["nf4", "bf16"]
     kinds.sort(key=lambda kind: kind != recipe.model.precision)
-    budgets = [recipe.train.token_budget] if recipe.train.token_budget else list(_BUDGETS)
-    ways = [(True, True), (True, False), (False, False)]  # checkpointing, offload
-    choices = [Choice(kind, *way, budget) for kind in kinds for way in ways for budget in budgets]
+    budgets = list((*_SMALL_BUDGETS, *_BUDGETS) if full else _BUDGETS)
+    budgets = [recipe.train.token_budget] if recipe.train.token_budget else budgets
+    checkpointing_offload = [(True, True), (True, False), (False, False)]
+    ways = full_costs.ways() if full else [(kind, *way) for kind in kinds for way in checkpointing_offload]
+    choices = [Choice(*way, budget) for way in ways for budget in budgets]
     return [
         Forecast(
             choice,
             round(peak_bytes(model, recipe, choice, load) / 2**30, 2),
             round(host_bytes(model, recipe, choice, load) / 2**30, 2),
-            round(tokens_per_s(model, recipe, choice, load, rates)) if rates else None,
+            round(tokens_per_s(model, recipe, choice, load, rates)) if rates and not full else None,
         )
         for choice in choices
         # a budget beyond all rows of an update is the same as the one before
@@ -247,7 +257,7 @@ def forecasts(model: Dimensions, recipe: Recipe, load: Load, rates: Rates | None
 def picked(found: Sequence[Forecast], recipe: Recipe, memory: str, room: Room) -> Forecast | None:
     """What `memory` means among the forecasts: lean keeps precision and checkpointing as the recipe has them and fits
     a card of 8 GB, with what takes less memory among ways of about the same speed; auto is the fastest of all that
-    fits, whatever the base; None where nothing does."""
+    fits, whatever the base; None where nothing does. Where speed is not predicted, what should be faster is taken."""
     limit = room.gpu * _SHARE if memory == "auto" else min(LEAN - _CONTEXT, room.gpu * _SHARE)
     own = (recipe.model.precision, recipe.train.checkpointing)
     fits = [
@@ -257,6 +267,8 @@ def picked(found: Sequence[Forecast], recipe: Recipe, memory: str, room: Room) -
         and item.host_gb * 2**30 <= room.host
         and (memory == "auto" or item.choice.numerics == own)
     ]
+    if recipe.train.method == "full":
+        return min(fits, key=lambda item: full_costs.preferred(item.choice), default=None)
     best = max((item.tokens_per_s or 0 for item in fits), default=0)
     near = [item for item in fits if (item.tokens_per_s or 0) >= (1 if memory == "auto" else 0.97) * best]
     return min(near, key=lambda item: (item.host_gb, item.peak_gb), default=None)
@@ -309,12 +321,13 @@ def _way_out(model: Dimensions, recipe: Recipe, load: Load, room: Room) -> str:
     for item in largest_first:
         if item.peak_gb * 2**30 <= room.gpu * _SHARE and item.host_gb * 2**30 <= room.host:
             return "would fit: " + _as_options(item.choice)
+    full = recipe.train.method == "full"
     for tokens in (4096, 2048, 1024, 512):
         short = Load(tuple(min(length, tokens) for length in load.lengths), load.answers)
-        choice = Choice("nf4", True, True, tokens)
+        choice = Choice(*(full_costs.ways()[0] if full else ("nf4", True, True)), tokens)
         if peak_bytes(model, plain, choice, short) <= room.gpu * _SHARE:
             return f"would fit: {_as_options(choice)} --set model.max_tokens={tokens}; or take a smaller base"
-    return "take a smaller base, or a GPU with more memory"
+    return f"{'--set train.method=lora, or ' if full else ''}take a smaller base, or a GPU with more memory"
 
 
 def _as_options(choice: Choice) -> str:

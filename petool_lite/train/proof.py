@@ -5,25 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.prepare import Prepared
 from petool_lite.recipe import Recipe
-from petool_lite.runs import draft
+from petool_lite.runs import TRAINED, draft
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.devices import is_first
 from petool_lite.train.evaluation import Exam, evaluate, same_randomness
-from petool_lite.train.microstep import MicroStep, answer_loss, micro_steps
-from petool_lite.train.model import save_adapter
+from petool_lite.train.microstep import MicroStep, micro_steps
+from petool_lite.train.model import save_trained
 from petool_lite.train.plan import Plan, load_of
 from petool_lite.train.planner import dimensions, peak_bytes
 
-_CHECKPOINT = 3.1  # size of a checkpoint with AdamW's two states, in adapters
+# Size of a checkpoint with AdamW's two states, in what is saved: an adapter in float32, or a model in bfloat16.
+_CHECKPOINT = {"lora": 3.1, "full": 6.1}
 
 
 def prove(run: Path, planned: Plan, trainer: Any, exam: Exam | None, report: Report) -> None:
-    """Run the largest micro-step forward and backward, evaluate the longest prompt, save an adapter and remove it.
+    """Run the largest micro-step forward and backward, evaluate the longest prompt, save what is trained and remove it.
 
     Nothing is learned and no random number is used up. Raises torch.OutOfMemoryError, or PetoolError where the disk
     cannot take a checkpoint.
@@ -33,8 +33,9 @@ def prove(run: Path, planned: Plan, trainer: Any, exam: Exam | None, report: Rep
     assert planned.forecast is not None
     step = largest_step(planned.prepared, planned.recipe)
     with same_randomness():
-        trainer.stack.refresh()
-        (answer_loss(trainer.stack, step, 0) / len(step.answers)).backward()
+        if trainer.stack:
+            trainer.stack.refresh()
+        (trainer.step_loss(step, 0) / len(step.answers)).backward()
         peak = torch.cuda.max_memory_allocated() / 2**30
         trainer.model.zero_grad(set_to_none=True)
     if exam is not None and is_first():
@@ -42,7 +43,7 @@ def prove(run: Path, planned: Plan, trainer: Any, exam: Exam | None, report: Rep
         one = (exam.prompts[longest],), (exam.golds[longest],)
         evaluate(replace(exam, prompts=one[0], golds=one[1], too_long=0, reply_tokens=2), trainer.model, 0, silent)
     if is_first():
-        _save(run, trainer.model, planned.base)
+        _save(run, trainer.model, planned)
     model, load = dimensions(planned.base.directory), load_of(planned.prepared)
     predicted = peak_bytes(model, planned.recipe, planned.forecast.choice, load, optimizer=False) / 2**30
     report(
@@ -67,11 +68,12 @@ def largest_step(prepared: Prepared, recipe: Recipe) -> MicroStep:
     return step
 
 
-def _save(run: Path, model: Any, base: Base) -> None:
-    """Write an adapter beside its place and remove it; there must be room for three checkpoints of its size."""
-    with disk_errors(run, "adapter"), draft(run / "proof") as folder:
-        save_adapter(model, folder, base)
-        needed = 3 * _CHECKPOINT * sum(file.stat().st_size for file in folder.iterdir())
+def _save(run: Path, model: Any, planned: Plan) -> None:
+    """Write what is trained beside its place and remove it; there must be room for three checkpoints of it."""
+    method = planned.recipe.train.method
+    with disk_errors(run, TRAINED[method]), draft(run / "proof") as folder:
+        save_trained(model, folder, planned.base)
+        needed = 3 * _CHECKPOINT[method] * sum(file.stat().st_size for file in folder.iterdir())
     shutil.rmtree(run / "proof")
     free = shutil.disk_usage(run).free
     if free < needed:

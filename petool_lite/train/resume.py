@@ -15,14 +15,14 @@ from petool_lite.train.checkpoints import newest_checkpoint
 from petool_lite.train.devices import arithmetic
 from petool_lite.train.start import WEIGHTS, start_adapter
 
-# Settings that change nothing in the adapter: they may differ when a run is continued.
+# Settings that change nothing in what is trained: they may differ when a run is continued.
 _FREE = ("train.save_every", "train.report_to", "bench.")
-# Packages that change nothing in the adapter.
+# Packages that change nothing in it.
 _OTHER_PACKAGES = ("llama-cpp-python", "gguf")
 
 
 def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dict[str, Any]]:
-    """Everything that decides a run's adapter: recipe, data, base and versions, each as name -> value."""
+    """Everything that decides what a run trains: recipe, data, base and versions, each as name -> value."""
     adapter = start_adapter(recipe)
     sections = asdict(recipe).items()
     return {

@@ -8,7 +8,7 @@ from petool_lite.base import resolve_base
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import Recipe
-from petool_lite.runs import find_run, read_manifest, runs_root
+from petool_lite.runs import TRAINED, find_run, read_manifest, runs_root
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -48,7 +48,14 @@ def start_adapter(recipe: Recipe) -> Path | None:
     if not (path / "adapter_config.json").is_file():
         if not any((place / "recipe.toml").is_file() for place in (path, runs_root() / name)):
             raise PetoolError(f"no adapter: {name}", "give a complete run, or a folder with adapter_config.json")
-        path = find_run(name) / "adapter"
+        run = find_run(name)
+        path = run / TRAINED["lora"]
+        whole = run / TRAINED["full"]
+        if whole.is_dir():
+            raise PetoolError(
+                f"the run {run} has no adapter: all its weights learned",
+                f"--set model.adapter= --set model.base={whole}",
+            )
     if not (path / WEIGHTS).is_file():
         raise PetoolError(f"no {WEIGHTS} in {path}", "pickled weights (.bin) are not read; save it as safetensors")
     return path

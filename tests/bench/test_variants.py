@@ -1,6 +1,7 @@
 """Names of variants, what is left out where a machine or a run lacks it, and the rules."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def test_gpu_variants_are_the_base_with_the_adapter_in_both_precisions(run, monk
     assert (tuned.precision, tuned.adapter, tuned.style) == ("nf4", run[0] / "adapter", "compact")
     assert found["base-bf16-gpu"].adapter is None
     assert (found["tuned-bf16-gpu-single"].batch, found["tuned-bf16-gpu"].batch) == (1, 64)
+
+
+def test_gpu_variants_of_a_fully_tuned_run_are_its_own_model(run, monkeypatch) -> None:
+    monkeypatch.setattr("petool_lite.inference.gpu.gpu_available", lambda: True)
+    folder, recipe = run
+    recipe = replace(recipe, train=replace(recipe.train, method="full"))
+    found = {item.name: item for item in run_variants(folder, recipe, ["gpu"], silent)}
+    for name in ("tuned-bf16-gpu", "tuned-nf4-gpu"):
+        assert (found[name].model, found[name].adapter) == (folder / "model", None)
+    assert found["base-bf16-gpu"].model == Path(recipe.model.base)
 
 
 def test_rules_answer_valid_calls_and_random_is_the_same_every_time() -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from petool_lite.export import load_source, write_targets
+from petool_lite.export import load_source, load_whole, write_targets
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.tensor_types import TYPES
 
 from petool_lite.base import gguf_fields, open_gguf, resolve_base
+from petool_lite.train.model import save_trained
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "converter.json"
 LLAMA3_ROPE = {
@@ -181,6 +182,31 @@ def test_the_whole_chain_from_shards(
         shutil.copy(whole / name, directory / name)
     assert len(list(directory.glob("*.safetensors"))) > 2
     check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, "llama-bpe")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_fully_tuned_model_is_what_the_converter_makes_of_its_folder(
+    tiny_model, llama3_tokenizer, llama_quantize, convert, tmp_path, tied
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    changes = {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": tied, "num_hidden_layers": 4}
+    base = resolve_base(str(named(tiny_model(llama3_tokenizer, **changes), tmp_path)))
+    model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    folder = tmp_path / "run" / base.directory.name  # the converter names the model after its folder
+    folder.parent.mkdir()
+    save_trained(model, folder, base)
+    ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
+    write_targets(load_whole(base, folder), ours, {})
+    convert(folder, tmp_path / "f32.gguf", "f32", "llama-bpe")
+    for name, path in ours.items():
+        wanted = llama_quantize(tmp_path / "f32.gguf", tmp_path / "wanted.gguf", name)
+        assert path.read_bytes() == wanted.read_bytes(), name
 
 
 @pytest.mark.slow

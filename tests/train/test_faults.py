@@ -4,12 +4,10 @@ import json
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import own_runs, tiny_settings, wait_until
+from support import ended, held_after, own_runs, start, tiny_settings, wait_until
 
 from petool_lite.errors import PetoolError
 from petool_lite.train.checkpoints import newest_checkpoint
@@ -17,40 +15,6 @@ from petool_lite.train.resume import check_resume, write_start
 
 EVALUATED = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=9"]
 OVERRIDES = [part for pair in EVALUATED for part in ("--set", pair)]
-
-
-# petool-lite, waiting for a line of stdin where the figures of a step are written: signals come when the test says so.
-HELD = """
-import sys
-from petool_lite.cli import main
-from petool_lite.train import records
-write = records.append_row
-def append_row(path, row):
-    write(path, row)
-    if row["step"] == int(sys.argv[1]):
-        print("held", file=sys.__stdout__, flush=True)
-        sys.stdin.readline()
-records.append_row = append_row
-main(sys.argv[2:])
-"""
-
-
-def start(root: Path, *line: str | Path) -> subprocess.Popen:
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, *map(str, line)], cwd=root, env=own_runs(root), text=True, **pipes)
-
-
-def held_after(step: int, root: Path, *arguments: str | Path) -> subprocess.Popen:
-    """A training that has taken `step` steps and takes none further until it gets a line."""
-    process = start(root, "-c", HELD, str(step), "train", *arguments)
-    assert process.stdout.readline() == "held\n", process.stderr.read()
-    return process
-
-
-def ended(process: subprocess.Popen) -> str:
-    """The rest of what it says, and how it ends."""
-    with process:
-        return f"{process.stderr.read()}exit {process.wait()}"
 
 
 def rows_of(run: Path) -> list[dict]:
