@@ -53,9 +53,19 @@ def test_the_layered_model_is_the_merged_model(tuned, source) -> None:
         assert np.abs(wanted - logits).max() < 1e-4
 
 
-def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, tmp_path) -> None:
+def decisive(source, count=6):
+    """Rows on which the model is nowhere in two minds: a random one often is, and there rounding decides."""
+    drawn = [Row(row.ids[:38], 30) for row in rows(160)]
     with open_weights(source.tensors) as reader:
-        wanted = Reference(source, reader).answer_logits(rows(), quiet)
+        found = Reference(source, reader).answer_logits(drawn, quiet)
+    gaps = [float(np.diff(np.sort(logits)[:, -2:]).min()) for logits in found]
+    chosen = [index for index, gap in enumerate(gaps) if gap > 0.04][:count]
+    assert len(chosen) == count
+    return [drawn[index] for index in chosen], [found[index] for index in chosen]
+
+
+def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, tmp_path) -> None:
+    drawn, wanted = decisive(source)
     plain = load_source(source.base)
     write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"}, {})
     write_targets(plain, {"bf16": tmp_path / "plain.gguf"}, {})
@@ -63,7 +73,7 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
 
     def compare(name, lora=None):
         with Evaluator(tmp_path / name, 128, lora) as model:
-            found = [model.run(row.ids[: row.answer_start], row.answer, 2).logits for row in rows()]
+            found = [model.run(row.ids[: row.answer_start], row.answer, 2).logits for row in drawn]
         return {"against_transformers": agreement(wanted, found)}
 
     good, lora, wrong = compare("tuned.gguf"), compare("plain.gguf", tmp_path / "lora.gguf"), compare("plain.gguf")
