@@ -48,7 +48,7 @@ def test_the_second_time_comes_from_the_cache_and_a_change_does_not(smollm2, tmp
         # another renderer: without it in the key, old rows would train a model that inference never asks that way
         patch.setattr("petool_lite.prepare._RENDERERS", ("compact.py",))
         prepared(smollm2, f"data.train={path}")
-    path.write_text(json.dumps(rows[:4]))
+    path.write_text(json.dumps(rows[:4], indent=3))  # other bytes than any other test prepares
     with pytest.raises(AssertionError, match="parsed again"):
         prepared(smollm2, f"data.train={path}")
     assert not list((cache_root() / "prepared").glob(".*.draft"))

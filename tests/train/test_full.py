@@ -166,7 +166,7 @@ def test_predicted_activations_are_what_autograd_keeps(bfloat16, checkpointing) 
 
 
 def plan(*settings: str) -> Any:
-    return load_recipe("smol-rating", list(settings))[1]
+    return load_recipe("smol-rating", ["train.method=full", *settings])[1]
 
 
 LOAD = Load((4000, *(700, 800, 900) * 400), 0.03)
