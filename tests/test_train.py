@@ -123,6 +123,7 @@ def test_devices_get_about_the_same_tokens() -> None:
     assert shares([5], 2) == [[0], []]
 
 
+@pytest.mark.slow
 def test_packed_rows_train_like_single_ones(tiny, command, tmp_path) -> None:
     """Loss and gradient of each update agree between one row a micro-step and all of them packed, through Unsloth."""
     runs = []

@@ -48,7 +48,6 @@ def _load_adapted(recipe: Recipe, base: Base) -> tuple[Any, Any]:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     from unsloth import FastLanguageModel  # must come before transformers and trl
 
-
     with _loading(base, "set model.precision=nf4"):
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base.directory),

@@ -135,14 +135,16 @@ def test_demo_entries_in_every_setting() -> None:
         }  # one liked call cannot be spared for a query
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "rating",
-        pytest.param("preferred", marks=pytest.mark.slow),
-        pytest.param("chronological", marks=pytest.mark.slow),
-    ],
-)
+def test_some_published_entries(published) -> None:
+    """Every kind is made of real entries; of all of them, in every setting, in the slow test below."""
+    some = published[::6]
+    made = check_augmented(some, "rating")
+    kinds = {entry.id.rpartition("+")[2].rstrip("0123456789") for entry in made}
+    assert kinds >= {"shuffle", "swap", "history", "renamed", "described"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["rating", "preferred", "chronological"])
 def test_published_entries_in_every_setting(published, setting) -> None:
     for entry in published:
         assert training_fault(entry, setting) is None

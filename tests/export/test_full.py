@@ -22,6 +22,7 @@ def test_its_gguf_is_that_of_the_folder_itself(trained_full, tiny, tmp_path) -> 
     assert all(change.changed and change.delta > 0 for change in changes.values())
 
 
+@pytest.mark.slow
 def test_export_then_bench_through_the_command_line(trained_full, command) -> None:
     root = trained_full.parent.parent
     line = ["export", "--run", trained_full, "--verify", "quick", "--json"]

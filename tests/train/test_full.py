@@ -288,6 +288,7 @@ def rows_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_killed_and_continued_it_ends_with_the_very_same_model(trained_full, tiny, command, tmp_path) -> None:
     """With evaluations on the way, which change nothing, and the best model kept."""
     from safetensors.torch import load_file

@@ -40,6 +40,7 @@ def test_it_starts_level_with_its_own_start_and_then_prefers_the_right_calls(sec
     assert sum(row["rewards/margins"] for row in rows[4:]) / 4 > 0.05
 
 
+@pytest.mark.slow
 def test_its_adapter_is_one_that_peft_loads_and_export_merges(second, trained, tiny, command) -> None:
     import torch
     from peft import PeftModel
