@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -12,12 +13,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from petool_lite.errors import PetoolError
@@ -115,17 +118,25 @@ def print_columns(texts: Mapping[str, str]) -> None:
     stdout.print(table)
 
 
+class _Note(ProgressColumn):
+    """What a stage says of itself, on one line that ends in an ellipsis where there is no room."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def progress() -> Iterator[Report]:
     """Yield a Report that draws one bar with the time left for each stage, on stderr."""
+    fixed = partial(Column, no_wrap=True)  # in a narrow terminal the bar gives way first, then the note
     bars = Progress(
-        TextColumn("{task.description:<34}", markup=False),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20, table_column=Column(min_width=6)),
+        MofNCompleteColumn(table_column=fixed()),
+        TimeElapsedColumn(table_column=fixed()),
         TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim", markup=False),
+        TimeRemainingColumn(table_column=fixed()),
+        _Note(table_column=Column()),
         console=stderr,
         speed_estimate_period=900,  # an optimizer step on a GPU takes many seconds: the default forgets it too soon
     )

@@ -37,6 +37,26 @@ def test_bars_show_texts_as_they_are(monkeypatch) -> None:
     assert "note [y] :cat:" in screen.getvalue()
 
 
+def test_a_narrow_terminal_shows_counts_and_times_in_full(monkeypatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from petool_lite import console
+
+    screen = io.StringIO()
+    narrow = Console(file=screen, force_terminal=True, width=80, markup=False, color_system=None)
+    monkeypatch.setattr(console, "stderr", narrow)
+    with console.progress() as report:
+        report("checking that replies stop and agree", 20, 20, "")
+        report("training", 55, 80, "loss 0.000, lr 3.5e-04, 162 tokens/s, peak 2.7 GB")
+    line = [line for line in screen.getvalue().splitlines() if "training" in line][-1]
+    assert "55/80 " in line
+    assert "0:00:0" in line
+    assert " loss" in line
+    assert line.rstrip().endswith("…"), "the note gives way"
+
+
 def test_a_line_of_talk_is_one_line_however_long() -> None:
     found = subprocess.run(
         [sys.executable, "-c", "from petool_lite.console import say; say('word ' * 60)"], capture_output=True, text=True
