@@ -25,7 +25,7 @@ help:
 	@bash requirements/install.sh
 
 demo: .venv/ready
-	@echo "1/3 train SmolLM2-135M on 320 generated entries" >&2
+	@echo "1/3 train SmolLM2-135M on 240 generated entries" >&2
 	@$(BIN)/petool-lite train demo
 	@echo "2/3 merge, quantize and check" >&2
 	@$(BIN)/petool-lite export --gguf q4_k_m
