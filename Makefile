@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train, export and bench a 135M model on this CPU (about 7 minutes after installing)"
+	@echo "make demo    train, export and bench a 135M model on this CPU (5 to 11 minutes after installing)"
 	@echo "make test    the test suite"
 	@echo "make test-faults  kills, full disks, odd clocks at length (KILLS=20); docs/reliability.md"
 	@echo "make fuzz    over 200,000 hostile recipes, entries, replies, files and requests"
