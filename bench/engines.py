@@ -14,7 +14,7 @@ from petool_lite.bench.baselines import rule_call
 from petool_lite.bench.rows import ids_sha256, reply_row, unread_row
 from petool_lite.bench.variants import Variant
 
-from petool_lite.console import Report, facts_text
+from petool_lite.console import Report
 from petool_lite.data.entries import Entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
@@ -51,13 +51,10 @@ def fitted(chat: Chat, entries: Mapping[int, Entry], layout: Layout, report: Rep
     """Render all prompts; what does not fit loses old history."""
     found = {index: prompt_ids(chat, entry, layout) for index, entry in entries.items()}
     fits = {index: pair for index, pair in found.items() if pair}
-    counts = {
-        "entries": len(found),
-        "trimmed": sum(lost > 0 for _, lost in fits.values()),
-        "too_long": len(found) - len(fits),
-    }
-    lengths = spread([len(ids) for ids, _ in fits.values()])
-    report(facts_text("prompts", counts | {f"tokens_{name}": value for name, value in lengths.items()}), 0, 0, "")
+    trimmed = sum(lost > 0 for _, lost in fits.values())
+    lengths = ", ".join(f"{name} {value:,}" for name, value in spread([len(ids) for ids, _ in fits.values()]).items())
+    told = f"{len(found):,} prompts, {trimmed:,} trimmed, {len(found) - len(fits):,} too long; tokens {lengths}"
+    report(told, 0, 0, "")
     ids = {index: pair[0] for index, pair in fits.items()}
     return Prompts(entries, layout.setting, ids, {index: pair[1] for index, pair in fits.items()})
 
