@@ -5,7 +5,6 @@ merged, by the C functions inside llama-cpp-python.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,6 +35,7 @@ from petool_lite.export.weights import find_tensors
 from petool_lite.base import Base, cache_root, file_sha256, resolve_base, weights_sha256
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
+from petool_lite.inference.settings import default_threads
 from petool_lite.recipe import Recipe, load_recipe
 from petool_lite.runs import TRAINED, draft, locked, read_manifest, versions, write_json, write_text
 
@@ -278,7 +278,7 @@ def _write_targets(
         check_disk(folder, bytes_needed(plan(source, list(targets))))
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
         started = time.time()
-        changes = write_files(source, paths, extra, _cores(), report)
+        changes = write_files(source, paths, extra, default_threads(), report)
         written = time.time()
         still = [name for name, change in changes.items() if not change.changed]
         if source.before and len(still) == len(changes):
@@ -301,7 +301,3 @@ def _only_writer(folder: Path) -> Iterator[None]:
         for leftover in folder.glob(".*.draft"):
             leftover.unlink()
         yield
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # petool-lite, waiting for a line of stdin where the figures of a step are written: signals come when the test says so.
 HELD = """
@@ -46,6 +47,19 @@ def tiny_settings(tiny: Path) -> list[str]:
         "train.save_every=5",
     ]
     return [part for pair in [*pairs, "lora.dropout=0.1"] for part in ("--set", pair)]
+
+
+def loss_row_by_row(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Cross entropy of the rows' answers through a plain model of transformers, one row at a time, all positions
+    through the head."""
+    import torch
+
+    total = torch.zeros(())
+    for row in rows:
+        logits = model(torch.tensor([row["input_ids"]])).logits[0, row["answer_start"] - 1 : -1]
+        answers = torch.tensor(row["input_ids"][row["answer_start"] :])
+        total = total + torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
+    return total
 
 
 def full_settings(tiny: Path) -> list[str]:

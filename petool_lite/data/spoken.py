@@ -234,8 +234,8 @@ def _words(item: Parameter, name: str, value: Any, rng: Random, varied: bool) ->
     about = item.description[:60].lower()
     forms = next((forms for kind, forms in _SAID if kind.search(name) or (about and kind.search(about))), _PLAIN)
     form = rng.choice(forms if rng.random() < 0.85 or "{nth}" in "".join(forms) else _PLAIN)
-    known = isinstance(value, str) and (value == item.default or value in _choices(item, varied))
-    if varied and known and rng.random() < _LOOSE:
+    known = varied and isinstance(value, str) and (value == item.default or value in _choices(item, varied))
+    if known and rng.random() < _LOOSE:
         said = loosely(value, rng)
         # without its name only what reads as words: "for rent", not "for 12"
         form = "{value}" if rng.random() < 0.2 and re.fullmatch(r"[A-Za-z][A-Za-z \-]{3,}", said) else form

@@ -25,6 +25,11 @@ def arithmetic() -> Any:
     return torch.float32
 
 
+def arithmetic_name() -> str:
+    """`arithmetic` as records write it."""
+    return str(arithmetic()).removeprefix("torch.")
+
+
 def count() -> int:
     """Processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -15,7 +15,7 @@ from petool_lite.prompt import LAYOUTS
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, draft, versions, write_json
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
-from petool_lite.train.devices import arithmetic, count, first_then_others, is_first
+from petool_lite.train.devices import arithmetic, arithmetic_name, count, first_then_others, is_first
 from petool_lite.train.evaluation import Exam, Mark, best_folder, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
 from petool_lite.train.model import load_model, save_trained
@@ -137,7 +137,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "prompt_layout": LAYOUTS[data.style],
         "setting": data.setting,
         "device": device_name(),
-        "arithmetic": str(arithmetic()).removeprefix("torch."),
+        "arithmetic": arithmetic_name(),
         "versions": versions(),
     }
 

@@ -12,7 +12,7 @@ from petool_lite.prepare import Prepared
 from petool_lite.recipe import Recipe
 from petool_lite.runs import versions, write_json
 from petool_lite.train.checkpoints import newest_checkpoint
-from petool_lite.train.devices import arithmetic
+from petool_lite.train.devices import arithmetic_name
 from petool_lite.train.start import WEIGHTS, start_adapter
 
 # Settings that change nothing in what is trained: they may differ when a run is continued.
@@ -33,7 +33,7 @@ def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dic
             **({"sha256 of the first adapter": file_sha256(adapter / WEIGHTS)} if adapter else {}),
         },
         "base": {path.name: path.stat().st_size for path in sorted(base.directory.glob("*.safetensors"))}
-        | {"arithmetic": str(arithmetic()).removeprefix("torch.")},
+        | {"arithmetic": arithmetic_name()},
         "versions": {name: found for name, found in versions().items() if name not in _OTHER_PACKAGES},
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import full_settings, held_after, own_runs
+from support import full_settings, held_after, loss_row_by_row, own_runs
 
 from petool_lite.base import resolve_base
 from petool_lite.errors import PetoolError
@@ -85,11 +85,7 @@ def test_packed_rows_are_exact(float32, tied, checkpointing) -> None:
     """Against transformers' own attention and loss, a row at a time; no difference but float32's rounding."""
     model = whole(packed=False, tie_word_embeddings=tied)
     plain = copy.deepcopy(model)
-    wanted = torch.zeros(())
-    for row in rows():
-        logits = plain(torch.tensor([row["input_ids"]])).logits[0, row["answer_start"] - 1 : -1]
-        answers = torch.tensor(row["input_ids"][row["answer_start"] :])
-        wanted = wanted + torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
+    wanted = loss_row_by_row(plain, rows())
     wanted.backward()
     exact = gradients(plain)
     offer_to_transformers()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import loss_row_by_row
 
 from petool_lite.train import kernels, layers
 from petool_lite.train.microstep import answer_loss, micro_steps, model_loss
@@ -50,11 +51,7 @@ def gradients(model: Any) -> dict[str, Any]:
 def exact(model: Any) -> tuple[float, dict[str, Any]]:
     """Loss and gradients of the plain model in float32, one row at a time, all positions through the head."""
     whole = copy.deepcopy(model).float()
-    total = torch.zeros(())
-    for row in rows():
-        logits = whole(torch.tensor([row["input_ids"]])).logits[0, row["answer_start"] - 1 : -1]
-        answers = torch.tensor(row["input_ids"][row["answer_start"] :])
-        total = total + torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
+    total = loss_row_by_row(whole, rows())
     total.backward()
     return float(total), gradients(whole)
 
