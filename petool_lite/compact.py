@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from petool_lite.data.entries import Interaction, Parameter, Prompt, Tool, provider
 from petool_lite.data.jobs import jobs, likeliest, standing
 from petool_lite.data.splits import api_words
+from petool_lite.data.values import drafted
 
 _HEAD = (
     "Call the one tool that does what the user asks and that this user prefers.\n"
@@ -40,12 +41,14 @@ def compact_prompt(prompt: Prompt, setting: str, kept: Sequence[Interaction] | N
 
 
 def compact_query(prompt: Prompt, query: str, setting: str) -> str:
-    """The user message: the query, and the candidate that `likeliest` finds, so that the model need not search for it.
+    """The user message: the query, the candidate that `likeliest` finds, and the values that the query states for it.
 
-    It stands close to the answer on purpose: a small model copies names and defaults better over a short distance.
+    The model need not search for them, and decides. They stand close to the answer on purpose: a small model copies
+    better over a short distance.
     """
     tool = likeliest(prompt, query, setting)
-    return f"{query}\nLikely: {_tool(tool, prompt, setting, in_full=True)}"
+    stated = json.dumps(drafted(tool, query), ensure_ascii=False)
+    return f"{query}\nLikely: {_tool(tool, prompt, setting, in_full=True)}\nStated: {stated}"
 
 
 def related_history(prompt: Prompt) -> tuple[Interaction, ...]:

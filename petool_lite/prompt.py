@@ -22,7 +22,7 @@ _DATE = "26 Jul 2024"
 OVERLENGTH = ("trim-history", "drop", "error")
 STYLES = ("published", "compact")
 # Counts up when a style's ids change (a golden test tells): a model knows only the layout that it was trained on.
-LAYOUTS = {"published": 1, "compact": 2}
+LAYOUTS = {"published": 1, "compact": 3}
 _BATCH = 128  # rows tokenized together
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,64}\|>")  # how chat models write their control tokens
 

@@ -16,7 +16,8 @@ from typing import Any
 from petool_lite.data.entries import Entry, Parameter, Tool, ToolCall, provider
 from petool_lite.data.rename import respelled
 from petool_lite.data.splits import api_words, function_words
-from petool_lite.data.spoken import split, spoken
+from petool_lite.data.spoken import spoken
+from petool_lite.data.wording import split
 
 _MOST_WORDS = 24  # of a description that becomes a query
 _RENAMED = 0.4  # share of made requests whose tool has parameters under other names

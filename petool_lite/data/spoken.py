@@ -14,31 +14,28 @@ from typing import Any
 
 from petool_lite.data.entries import Parameter
 from petool_lite.data.rename import scrambled
+from petool_lite.data.wording import (
+    CODE,
+    COUNTRIES,
+    HOME,
+    LANGUAGES,
+    MONTHS,
+    NUMBERS,
+    ORDINALS,
+    country_code,
+    example_of,
+    kind_of_code,
+    language_code,
+    listed_choices,
+    split,
+    typed,
+)
 
-_NUMBERS = ("NUMBER", "INTEGER")
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_COUNTRIES = {
-    "US": "the United States", "GB": "the United Kingdom", "CA": "Canada", "DE": "Germany", "FR": "France",
-    "IT": "Italy", "ES": "Spain", "AU": "Australia", "JP": "Japan", "BR": "Brazil", "IN": "India", "MX": "Mexico",
-    "NL": "the Netherlands", "SE": "Sweden", "SG": "Singapore", "PL": "Poland", "CH": "Switzerland", "TR": "Turkey",
-}  # fmt: skip
-_LANGUAGES = {
-    "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
-    "nl": "Dutch", "ja": "Japanese", "ko": "Korean", "ru": "Russian", "tr": "Turkish", "pl": "Polish",
-}  # fmt: skip
-_HOME = {"en": "US", "de": "DE", "fr": "FR", "es": "ES", "it": "IT", "pt": "BR", "nl": "NL", "ja": "JP"}
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-           "November", "December")  # fmt: skip
 _DATE = re.compile(  # either order in digits only where the day cannot be a month
     r"(?P<day>1[3-9]|2[0-9]|3[01])[/.-](?P<month>0?[1-9]|1[0-2])[/.-](?P<year>[12][0-9]{3})"
     r"|(?P<year2>[12][0-9]{3})-(?P<month2>0[1-9]|1[0-2])-(?P<day2>[0-3][0-9])"
 )
 _LOOSE = 0.5  # share of the values that a reader knows from the declaration and that a request writes in its own way
-_CODE = re.compile(r"(?P<head>lang_)?(?P<language>[a-z]{2})(?P<joint>[-_])(?P<country>[A-Z]{2})|(lang_)?[a-zA-Z]{2}")
-_CHOICES = re.compile(r"[Oo]ne of the following\s*:\s*([\w\-|]+)")
-_LISTED = re.compile(r"[Oo]ne of (?:the following|these)[^|:]{0,20}:?\s*([\w\-]+(?:\|[\w\-]+)+)")
-_BULLETS = re.compile(r"^\s*[-*] `?([\w\-]+)`?\s*$", re.MULTILINE)
-_EXAMPLE = re.compile(r"(?:e\.g\.|[Ee]x(?:ample)?\s*:)\s*(?:'([^']{2,40})'|([\w./\-]{2,40}))")
 _PLAIN = ("with {name} {value}", "with the {name} '{value}'", "for {name} {value}", "{name} {value}",
           "using the {name} {value}", "with {name} = {value}", "with {name} set to {value}")  # fmt: skip
 # What a parameter is, by its name or the start of its description, and how requests ask for it.
@@ -93,9 +90,9 @@ def spoken(item: Parameter, required: bool, values: Sequence[str], rng: Random, 
     if not required and silent < (0.4 if default else 0.75):
         return None
     if required and default and silent < 0.15:
-        return Spoken(_typed(item, default), "")
+        return Spoken(typed(item, default), "")
     if item.type.upper() == "STRING" and not default and rng.random() < 0.5:
-        example = _example(item) if required else ""
+        example = example_of(item) if required else ""
         if example is not None:  # the request only says that there is one
             return Spoken(
                 example, f"{rng.choice(('with a specific', 'with a given', 'and a specific', 'for a'))} {name}"
@@ -109,26 +106,6 @@ def spoken(item: Parameter, required: bool, values: Sequence[str], rng: Random, 
     return None if value is None else Spoken(value, _words(item, name, value, rng, varied))
 
 
-def split(name: str) -> list[str]:
-    """The lower-case words of a name in any spelling."""
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)] or [name]
-
-
-def _typed(item: Parameter, default: str) -> Any:
-    if item.type.upper() in _NUMBERS and re.fullmatch(r"-?[0-9]{1,12}", default):
-        return int(default)
-    return (
-        default.lower() == "true"
-        if item.type.upper() == "BOOLEAN" and default.lower() in ("true", "false")
-        else default
-    )
-
-
-def _example(item: Parameter) -> str | None:
-    found = _EXAMPLE.search(item.description)
-    return None if found is None else found.group(1) or found.group(2).rstrip(".")
-
-
 def _flag(item: Parameter, name: str, rng: Random) -> Spoken | None:
     """A request names a flag to have it on, or, of one that is on by default, off."""
     on = str(item.default).lower() != "true" or rng.random() < 0.5
@@ -138,39 +115,28 @@ def _flag(item: Parameter, name: str, rng: Random) -> Spoken | None:
 
 def _coded(item: Parameter, name: str, default: str, rng: Random) -> Spoken | None:
     """A country or language whose default is a code, asked for by its name."""
-    found = _CODE.fullmatch(default)
-    kind = (
-        "language"
-        if re.search(r"lang|locale|\blr\b|\bhl\b", name)
-        else "country"
-        if re.search(r"countr|region|\bgl\b|store|market", name)
-        else ""
-    )
+    found, kind = CODE.fullmatch(default), kind_of_code(name)
     if found is None or not kind:
         return None
-    language, country = rng.choice(sorted(_HOME)), rng.choice(sorted(_COUNTRIES))
+    language, country = rng.choice(sorted(HOME)), rng.choice(sorted(COUNTRIES))
     if found.group("joint"):
-        code = f"{found.group('head') or ''}{language}{found.group('joint')}{_HOME[language]}"
-        said = rng.choice((_LANGUAGES[language], code))
+        code = language_code(language, default)
+        said = rng.choice((LANGUAGES[language], code))
         return Spoken(code, rng.choice(("in {}", "in {} language", "with language {}")).format(said))
     if kind == "language":
-        language = rng.choice(sorted(_LANGUAGES))
-        code = f"{'lang_' if default.startswith('lang_') else ''}{language}"
-        said = rng.choice((_LANGUAGES[language], _LANGUAGES[language], language))
-        return Spoken(
-            code if not default.isupper() else code.upper(),
-            rng.choice(("in {}", "in {} language", "written in {}")).format(said),
-        )
-    said = rng.choice((_COUNTRIES[country], _COUNTRIES[country], country))
-    return Spoken(
-        country if default.isupper() else country.lower(), rng.choice(("in {}", "from {}", "for {}")).format(said)
-    )
+        language = rng.choice(sorted(LANGUAGES))
+        said = rng.choice((LANGUAGES[language], LANGUAGES[language], language))
+        words = rng.choice(("in {}", "in {} language", "written in {}")).format(said)
+        return Spoken(language_code(language, default), words)
+    said = rng.choice((COUNTRIES[country], COUNTRIES[country], country))
+    words = rng.choice(("in {}", "from {}", "for {}")).format(said)
+    return Spoken(country_code(country, default), words)
 
 
 def _value(item: Parameter, default: str, values: Sequence[str], rng: Random, varied: bool) -> Any:
     """A value of the parameter's type: its default, one like it, a listed choice or one that a real request named."""
     kind = item.type.upper()
-    if kind in _NUMBERS:
+    if kind in NUMBERS:
         if re.fullmatch(r"[0-9]{1,12}", default):
             small = int(default) <= 10
             if rng.random() < 0.3:
@@ -182,8 +148,8 @@ def _value(item: Parameter, default: str, values: Sequence[str], rng: Random, va
             )
         return rng.randrange(1, 10 ** rng.randrange(1, 6))
     if kind not in ("STRING", "ENUM"):
-        return _typed(item, default) if default else None
-    choices = _choices(item, varied)
+        return typed(item, default) if default else None
+    choices = listed_choices(item, varied)
     if choices and rng.random() < 0.7:
         return rng.choice(choices)
     if default and rng.random() < 0.6:
@@ -191,14 +157,6 @@ def _value(item: Parameter, default: str, values: Sequence[str], rng: Random, va
     if kind == "ENUM":
         return default or None
     return rng.choice(values) if values else None
-
-
-def _choices(item: Parameter, varied: bool) -> list[str]:
-    """The values that the description lists; `varied` also as bullets and in less strict sentences."""
-    found = (_LISTED if varied else _CHOICES).search(item.description)
-    if found:
-        return found.group(1).strip("|").split("|")
-    return _BULLETS.findall(item.description) if varied else []
 
 
 def loosely(text: str, rng: Random) -> str:
@@ -210,7 +168,7 @@ def loosely(text: str, rng: Random) -> str:
     date = _DATE.fullmatch(text)
     if date:
         day, month, year = (date[key] or date[f"{key}2"] for key in ("day", "month", "year"))
-        return f"{_nth(int(day))} {_MONTHS[int(month) - 1]} {year}"
+        return f"{_nth(int(day))} {MONTHS[int(month) - 1]} {year}"
     plain = re.sub(r"\s+", " ", re.sub(r"[\[\]'\"`]", "", text)).strip()
     plain = re.sub(r"\s*[,|;]\s*", " and ", plain) if re.fullmatch(r"[\w :.\-]+([,|;][\w :.\-]+)+", plain) else plain
     if re.fullmatch(r"[A-Za-z]+([_\-][A-Za-z]+)+", plain):
@@ -234,13 +192,13 @@ def _words(item: Parameter, name: str, value: Any, rng: Random, varied: bool) ->
     about = item.description[:60].lower()
     forms = next((forms for kind, forms in _SAID if kind.search(name) or (about and kind.search(about))), _PLAIN)
     form = rng.choice(forms if rng.random() < 0.85 or "{nth}" in "".join(forms) else _PLAIN)
-    known = varied and isinstance(value, str) and (value == item.default or value in _choices(item, varied))
+    known = varied and isinstance(value, str) and (value == item.default or value in listed_choices(item, varied))
     if known and rng.random() < _LOOSE:
         said = loosely(value, rng)
         # without its name only what reads as words: "for rent", not "for 12"
         form = "{value}" if rng.random() < 0.2 and re.fullmatch(r"[A-Za-z][A-Za-z \-]{3,}", said) else form
         return form.format(name=name, value=said, nth=None) if "{nth}" not in form else f"{name} {said}"
-    nth = _ORDINALS[value - 1] if isinstance(value, int) and 1 <= value <= 10 else None
+    nth = ORDINALS[value - 1] if isinstance(value, int) and 1 <= value <= 10 else None
     if "{nth}" in form and nth is None:
         form = "on page {value}"
     return form.format(name=name, value=value, nth=nth)
