@@ -13,6 +13,8 @@ from math import log
 from petool_lite.data.entries import Prompt, Tool, balance, provider
 
 _ALIKE = 0.6  # likeness from which on two tools do the same job: 100 % of the listed equals of the open entries
+_SAME = 0.9  # and from which on they are the same but for a word
+_TELLING = 4  # characters from which on a default in a query is no accident
 _WEIGHTS = (0.5, 0.35, 0.15)  # of api words, description words and parameter names
 _PROVIDER = 0.1  # among equals, for a provider of a similar name: services of one family resemble each other most
 _LIKENESS = (
@@ -76,29 +78,46 @@ def jobs(prompt: Prompt, setting: str) -> list[Job]:
 def likeliest(prompt: Prompt, query: str, setting: str) -> Tool:
     """The candidate that history and query speak for together; the first of equals.
 
-    A disliked candidate tells the job, and the one most like it from another provider is wanted. Between near equals
+    A disliked candidate tells the job, and the one most like it from another provider is wanted; between near equals
     decide, each with the same weight: a liked provider, how much of the query stands in the api's name, in name and
-    description, and in the parameters, and a provider of the disliked one's family. Where nothing is disliked, a tool
-    that is the only one for its job is unlikely: a preference is between tools for the same job.
+    description, and in the parameters, a default that the query repeats, and a provider of the disliked one's family.
+    Where nothing is disliked, a preference is between tools for the same job: how like another provider's tool a
+    candidate is takes the place of its likeness to a disliked one, and a liked provider counts as far as it is.
     """
     tools = prompt.tools
     scores = [standing(prompt, tool.name, setting) for tool in tools]
     traits = [_traits(tool) for tool in tools]
     low = [own for own, score in zip(traits, scores, strict=True) if score < 0]
-    shared = {index for members in _clusters(traits) if len(members) > 1 for index in members} if not low else set()
     texts = ([own.api for own in traits], [own.api | own.about for own in traits], [own.asked for own in traits])
-    covered = [_coverage(_words(query) - _LIGHT, bags) for bags in texts]
+    words = _words(query) - _LIGHT
+    covered = [_coverage(words, bags) for bags in texts]
 
-    def sign(index: int) -> float:
+    def told(index: int) -> float:
+        return sum(shares[index] for shares in covered) + _repeats(tools[index], query)
+
+    def beside_disliked(index: int) -> float:
         own = traits[index]
         alike = [_likeness(own, other) for other in low]
         near = [other for other, likeness in zip(low, alike, strict=True) if likeness >= _ALIKE]
         family = max((_overlap(own.provider, other.provider) for other in near), default=0.0)
-        asked = sum(shares[index] for shares in covered)
-        return _LIKENESS * max(alike, default=0.0) + (scores[index] > 0) + family + asked + (index in shared)
+        return _LIKENESS * max(alike, default=0.0) + (scores[index] > 0) + family + told(index)
+
+    def among_equals(index: int) -> float:
+        own = traits[index]
+        alike = max((_likeness(own, other) for other in traits if other.provider != own.provider), default=0.0)
+        shared = 4 * alike + (alike >= _ALIKE) + 2 * (alike >= _SAME)
+        about = own.api | own.about
+        return shared + 2 * (scores[index] > 0) * alike + len(about & words) / max(1, len(about)) + told(index)
 
     wanted = [index for index, score in enumerate(scores) if score >= 0]
-    return tools[max(wanted or range(len(tools)), key=sign)]
+    return tools[max(wanted or range(len(tools)), key=beside_disliked if low else among_equals)]
+
+
+def _repeats(tool: Tool, query: str) -> bool:
+    """Whether the query has the default of one of the tool's parameters, of four characters or more."""
+    said = query.lower()
+    defaults = (str(item.default or "").strip().lower() for item in (*tool.required, *tool.optional))
+    return any(len(default) >= _TELLING and default in said for default in defaults)
 
 
 def _coverage(query: frozenset[str], bags: Sequence[frozenset[str]]) -> list[float]:
