@@ -1,7 +1,8 @@
 """Rules without a model, which say what an accuracy means: what chance, the first place or the likes alone reach.
 
-They answer with a call of a candidate: its required parameters, each with its declared default. None takes the
-query's values, so their parameter accuracy says how often defaults are the answer.
+They answer with a call of a candidate: its required parameters, each with its declared default, so their parameter
+accuracy says how often defaults are the answer. Only rule-likely takes the query's values: it answers with what the
+compact prompt repeats after the query, so a model trained on that prompt is worth what it adds to this rule.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 from petool_lite.data.entries import Entry, Parameter, Tool, ToolCall, balance
 from petool_lite.data.jobs import jobs, likeliest
+from petool_lite.data.values import drafted
 
 Rule = Callable[[Entry, str], Tool]
 
@@ -53,6 +55,8 @@ RULES: dict[str, Rule] = {
 def rule_call(name: str, entry: Entry, setting: str) -> ToolCall:
     """What the rule of that name answers."""
     tool = RULES[name](entry, setting)
+    if name == "rule-likely":
+        return ToolCall(tool.name, drafted(tool, entry.query))
     return ToolCall(tool.name, {item.name: _default(item) for item in tool.required})
 
 

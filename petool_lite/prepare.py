@@ -36,6 +36,8 @@ _RENDERERS = (
     "data/rename.py",
     "data/described.py",
     "data/spoken.py",
+    "data/values.py",
+    "data/wording.py",
 )
 _CHUNK = 512  # rows in memory at once
 

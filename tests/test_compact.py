@@ -21,9 +21,15 @@ def made(**parameter):
 
 def in_full(prompt, query="page"):
     """What follows the query: the likeliest candidate with its whole declaration."""
+    return after(prompt, query)[0]
+
+
+def after(prompt, query="page"):
+    """The two lines that follow the query: the likeliest candidate, and the values that the query states for it."""
     first, last = compact_query(prompt, query, "rating").split("\nLikely: ")
     assert first == query
-    return last
+    candidate, stated = last.split("\nStated: ")
+    return candidate, json.loads(stated)
 
 
 def tool_lines(prompt):
@@ -50,6 +56,7 @@ def test_after_the_query_stands_the_candidate_that_history_and_query_speak_for_i
         assert f"| {entry.gold.tool_name} |" in last
         parameter = next(iter(entry.gold.parameters))
         assert re.search(rf"\| {parameter}! (STRING|NUMBER)$", last)
+        assert after(entry.prompt("rating"), entry.query)[1].keys() == entry.gold.parameters.keys()
 
 
 def test_tools_for_the_same_job_stand_together_and_the_preferred_one_first() -> None:

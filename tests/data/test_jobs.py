@@ -69,14 +69,31 @@ def test_likeliest_is_what_resembles_the_disliked_and_answers_the_query() -> Non
     assert likeliest(disliked, "Search songs by title", "rating").name == "<W>.<Rain Pro>.<forecast>"
     liked = prompt(("<W>.<Rain>.<x>", 0), ("<W>.<Sun>.<y>", 1), tools=WEATHER)
     assert likeliest(liked, "weather forecast of a city", "rating").name == "<W>.<Sun>.<getForecast>"
-    # without any history the query alone tells
-    assert (
-        likeliest(prompt(tools=WEATHER), "weather forecast of a city", "rating").name == "<W>.<Rain>.<Weather Forecast>"
-    )
+    # without any history the query tells the job
+    assert likeliest(prompt(tools=WEATHER), "weather forecast of a city", "rating") is not WEATHER[1]
+    assert likeliest(prompt(tools=WEATHER[:2]), "Search songs by title", "rating") is WEATHER[1]
     assert likeliest(prompt(("<W>.<Rain>.<x>", 0), tools=WEATHER[2:3]), "weather", "rating") is WEATHER[2]  # none else
 
 
 def test_likeliest_is_right_for_nine_of_ten_published_entries(open_entries) -> None:
     entries = load_dataset(str(open_entries), "rating").entries
     right = [likeliest(entry.prompt("rating"), entry.query, "rating").name == entry.gold.tool_name for entry in entries]
-    assert sum(right) == 685
+    assert sum(right) == 691
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("preferred", 534), ("chronological", 667)])
+def test_likeliest_in_the_other_settings_of_the_published_entries(open_entries, setting, expected) -> None:
+    entries = load_dataset(str(open_entries), setting).entries
+    right = [likeliest(entry.prompt(setting), entry.query, setting).name == entry.gold.tool_name for entry in entries]
+    assert sum(right) == expected
+
+
+def test_a_default_that_the_query_repeats_tells_the_tool() -> None:
+    """Two tools say the same of themselves; one of them is for the address that the query has."""
+    url = "https://shop.example/a/1"
+    one, other = (
+        Tool(f"<S>.<{name}>.<detail>", "Details of a product.", (Parameter("url", "STRING", "", default),), ())
+        for name, default in (("Kiosk", "https://kiosk.example/7"), ("Shop", url))
+    )
+    for tools in ((one, other), (other, one)):
+        assert likeliest(prompt(tools=tools), f"Details of the product at {url}", "preferred") is other
