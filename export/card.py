@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.base import Base, gguf_fields, open_gguf
+from petool_lite.recipe import ALL
 
 _HEAD = """---
 base_model: {base}
@@ -15,7 +16,7 @@ tags: [tool-calling, petool-lite, gguf]
 
 # {name}
 
-{base}, tuned by petool-lite {version} to answer with one call of the tool that its user prefers ({setting} setting,
+{base}, tuned by petool-lite {version} to answer with one call of the tool that its user prefers ({setting},
 prompt style `{style}`). It expects the prompts that petool-lite renders and is not meant for general chat.
 """
 
@@ -28,7 +29,7 @@ def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, An
             licence=licence(base) or "other",
             name=run.name,
             version=document["versions"].get("petool-lite", "unknown"),
-            setting=manifest["setting"],
+            setting="all settings" if manifest["setting"] == ALL else f"{manifest['setting']} setting",
             style=manifest["prompt_style"],
         )
     ]

@@ -44,7 +44,7 @@ class Trial:
 def prepare_trial(base: Base, recipe: Recipe, report: Report) -> Trial:
     """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing."""
     chat = chat_from_directory(base.directory)
-    layout = Layout(recipe.data.setting, recipe.data.style, recipe.model.max_tokens)
+    layout = Layout(recipe.data.one_setting, recipe.data.style, recipe.model.max_tokens)
     try:
         entries: Sequence[Entry] = load_dataset(recipe.bench.data, layout.setting, _CONSIDERED).entries
         name = recipe.bench.data

@@ -106,17 +106,27 @@ def _job(options: dict[str, Any], report: Any) -> _Job:
             replace(item, batch=options["batch"]) if many else item
             for item, many in zip(variants, several, strict=True)
         ]
-    setting = options["setting"] or trained
+    setting = options["setting"] or _default_setting(trained)
     dataset = load_dataset(options["data"] or bench.data, setting, options["limit"] or 0)
     limit, shard, fresh = (options[key] for key in ("limit", "shard", "fresh"))
     task = Task(dataset, setting, bench.max_reply_tokens, limit, shard, fresh)
     return _Job(with_decodings(variants, options["decoding"]), task, Path(options["out"] or folder))
 
 
-def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, str, Path]:
+def _default_setting(data: Any) -> str:
+    """The setting of the recipe's `data`; says so where that learned all of them."""
+    from petool_lite.console import say
+
+    setting: str = data.one_setting
+    if setting != data.setting:
+        say(f"the run learned every setting; this scores {setting} (--setting takes another, --out keeps them apart)")
+    return setting
+
+
+def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
     from petool_lite.base import check_gguf
     from petool_lite.bench.variants import Variant, rule_variants
-    from petool_lite.recipe import BenchSettings
+    from petool_lite.recipe import Recipe
     from petool_lite.runs import runs_root
 
     if options["run"]:
@@ -124,10 +134,10 @@ def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, str, Path]:
     model = Path(options["model"]).expanduser()
     check_gguf(model)
     variants = [Variant(model.stem, model), *rule_variants(options["variants"].split(","))]
-    return variants, BenchSettings(), "rating", runs_root() / f"bench-{model.stem}"
+    return variants, Recipe().bench, Recipe().data, runs_root() / f"bench-{model.stem}"
 
 
-def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, str, Path]:
+def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:
     from petool_lite.bench.variants import check_names, run_variants
     from petool_lite.recipe import load_recipe
     from petool_lite.runs import find_run
@@ -136,7 +146,7 @@ def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, s
     check_names(names)
     run = find_run(options["run"])
     recipe = load_recipe(str(run / "recipe.toml"))[1]
-    return run_variants(run, recipe, names, report), recipe.bench, recipe.data.setting, run / "bench"
+    return run_variants(run, recipe, names, report), recipe.bench, recipe.data, run / "bench"
 
 
 @bench.command("merge")

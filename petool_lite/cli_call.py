@@ -125,7 +125,7 @@ def _made(caller: Any, request: dict[str, Any], options: dict[str, Any]) -> Any:
         options["reply_tokens"],
     )
     if any(key.startswith("instruction") for key in request):
-        entry = published_entry(request, options["setting"] or caller.trained_setting or "rating")
+        entry = published_entry(request, options["setting"] or caller.trained_setting)
         return caller.call_entry(entry, options["user"], chosen)
     if not isinstance(request.get("query"), str):
         raise PetoolError("the request has no query", "a text under the key query")

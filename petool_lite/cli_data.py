@@ -166,7 +166,7 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: boo
     from petool_lite.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides)[1]
-    entries = load_dataset(chosen.data.train, chosen.data.setting, limit=number + 1).entries
+    entries = load_dataset(chosen.data.train, chosen.data.one_setting, limit=number + 1).entries
     if number >= len(entries):
         raise PetoolError(f"{chosen.data.train} has {len(entries)} entries, --entry counts from 0")
     chat = chat_from_directory(resolve_base(chosen.model.base).directory)
@@ -175,7 +175,7 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: boo
         shown = {f"{name}, {tokens:,} tokens": text for name, (tokens, text) in prompts.items()}
         print_json(shown) if as_json else print_columns(shown)
         return
-    layout = Layout(chosen.data.setting, chosen.data.style, chosen.model.max_tokens, chosen.data.overlength)
+    layout = Layout(chosen.data.one_setting, chosen.data.style, chosen.model.max_tokens, chosen.data.overlength)
     row = example(chat, entries[number], layout)
     if row is None:
         raise PetoolError(f"entry {entries[number].id} is too long and would be left out", "raise model.max_tokens")

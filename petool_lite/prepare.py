@@ -6,8 +6,9 @@ data's bytes, tokenizer, template, layout, augmentation and the code that render
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from petool_lite.base import Base, cache_root, file_sha256
 from petool_lite.compact import shortened
 from petool_lite.console import Report, silent
 from petool_lite.data.augment import Amounts, augment, with_rejected
-from petool_lite.data.entries import Entry
-from petool_lite.data.files import load_dataset, source_sha256
+from petool_lite.data.entries import PROMPT_FIELD, Entry
+from petool_lite.data.files import Dataset, load_dataset, raw_rows, source_sha256
 from petool_lite.data.splits import answer_functions
 from petool_lite.errors import PetoolError
 from petool_lite.prompt import Chat, Example, Layout, examples, spread
-from petool_lite.recipe import Recipe
+from petool_lite.recipe import ALL, DataSettings, Recipe
 from petool_lite.runs import draft, write_json
 
 # The code that decides token ids: a change to any of these files makes cached rows stale.
@@ -92,49 +93,89 @@ def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def load_learned(
+    data: DataSettings, source: str, limit: int = 0, skip_bad: bool = False
+) -> tuple[Dataset, tuple[str, ...]]:
+    """The entries of `source`, and the settings that the recipe learns from them: its own, or with "all" each that the
+    entries have a prompt for.
+
+    Raises PetoolError for an entry that lacks one of them (with `skip_bad` it is left out), and where "all" finds but
+    one: a training row does not say which setting its prompt is of.
+    """
+    if data.setting != ALL:
+        return load_dataset(source, data.setting, limit, skip_bad=skip_bad), (data.setting,)
+    rows = [row for row in raw_rows(source)[: limit or None] if isinstance(row, Mapping)]
+    settings = tuple(name for name, field in PROMPT_FIELD.items() if any(field in row for row in rows))
+    if len(settings) < 2:
+        raise PetoolError(
+            f"{source} does not hold the prompts of several settings, which data.setting = all learns from",
+            f"entries with {', '.join(PROMPT_FIELD.values())}, or --set data.setting=rating",
+        )
+    dataset = load_dataset(source, settings[0], limit, skip_bad=skip_bad)
+    lacking = [
+        f"{source}: entry {entry.id} has no prompt for the setting {setting}, others have one"
+        for entry in dataset.entries
+        for setting in settings
+        if setting not in entry.prompts
+    ]
+    if lacking and not skip_bad:
+        raise PetoolError(lacking[0], "data.skip_bad = true leaves such entries out")
+    whole = tuple(entry for entry in dataset.entries if all(setting in entry.prompts for setting in settings))
+    return replace(dataset, entries=whole, bad=(*dataset.bad, *lacking)), settings
+
+
 def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     data = recipe.data
     report("reading the training data", 0, 0, "")
-    dataset = load_dataset(data.train, data.setting, data.limit, skip_bad=data.skip_bad)
-    held_out = load_dataset(data.held_out, data.setting).entries if data.held_out else ()
-    entries = augment(
-        dataset.entries,
-        data.setting,
-        Amounts(
-            data.shuffle_copies,
-            data.counterfactual,
-            data.history_queries,
-            data.renamed_copies,
-            data.described_queries,
-            data.varied_words,
-        ),
-        recipe.train.seed,
-        barred=answer_functions(held_out),
-    )
+    dataset, settings = load_learned(data, data.train, data.limit, data.skip_bad)
+    held_out = load_dataset(data.held_out, settings[0]).entries if data.held_out else ()
+    counts = Counts(entries=len(dataset.entries), bad=len(dataset.bad))
+    parts = (_part(recipe, dataset, setting, answer_functions(held_out), counts) for setting in settings)
     pairs = recipe.train.objective == "dpo"
-    rows = with_rejected(entries, data.setting, recipe.train.seed) if pairs else entries
-    if not rows:
+    _write_rows(folder / "rows.arrow", parts, chat, counts, report, pairs)
+    if not counts.given:
         raise PetoolError(
             f"{data.train} gives no pair of a right and a wrong answer",
             "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
         )
-    layout = Layout(data.setting, data.style, recipe.model.max_tokens, data.overlength)
-    counts = Counts(entries=len(dataset.entries), rows=len(entries), bad=len(dataset.bad), layout=layout)
-    _write_rows(folder / "rows.arrow", rows, chat, layout, counts, report, pairs)
-    unpaired = {"without_pair": len(entries) - len(rows)} if pairs else {}
+    unpaired = {"without_pair": counts.rows - counts.given} if pairs else {}
     write_json(folder / "summary.json", {"summary": counts.summary() | unpaired, "left_out": counts.left_out})
 
 
-class Counts:
-    """Tallies over the rows: how many came in, were kept, trimmed or left out, and how long they are in tokens."""
+def _part(
+    recipe: Recipe, dataset: Dataset, setting: str, barred: Collection[str], counts: "Counts"
+) -> tuple[Layout, list[Entry]]:
+    """The entries of one setting with what is made of them. Where the recipe learns all settings, ids tell which."""
+    data = recipe.data
+    amounts = Amounts(
+        data.shuffle_copies,
+        data.counterfactual,
+        data.history_queries,
+        data.renamed_copies,
+        data.described_queries,
+        data.varied_words,
+    )
+    rows = augment(dataset.entries, setting, amounts, recipe.train.seed, barred=barred)
+    counts.rows += len(rows)
+    if recipe.train.objective == "dpo":
+        rows = with_rejected(rows, setting, recipe.train.seed)
+    counts.given += len(rows)
+    if data.setting == ALL:
+        rows = [replace(row, id=f"{setting}:{row.id}") for row in rows]
+    return Layout(setting, data.style, recipe.model.max_tokens, data.overlength), rows
 
-    def __init__(self, entries: int, rows: int, bad: int, layout: Layout) -> None:
-        self.entries, self.rows, self.bad, self.layout = entries, rows, bad, layout
+
+class Counts:
+    """Tallies: rows made, those of them `given` to the model (dpo: with a pair), kept, trimmed or left out, and how
+    long they are in tokens."""
+
+    def __init__(self, entries: int, bad: int) -> None:
+        self.entries, self.bad = entries, bad
         self.lengths: list[int] = []
-        self.loss_tokens = self.trimmed = self.shortened = 0
+        self.rows = self.given = self.loss_tokens = self.trimmed = self.shortened = 0
         self.left_out: list[str] = []
 
-    def add(self, entry: Entry, row: Example | None) -> None:
+    def add(self, entry: Entry, row: Example | None, layout: Layout) -> None:
         """Count one row; None is one that is too long."""
         if row is None:
             self.left_out.append(entry.id)
@@ -142,8 +183,8 @@ class Counts:
         self.lengths.append(len(row.ids))
         self.loss_tokens += len(row.ids) - row.answer_start
         self.trimmed += row.history_dropped > 0
-        if self.layout.style == "compact":
-            self.shortened += shortened(entry.prompt(self.layout.setting)) > 0
+        if layout.style == "compact":
+            self.shortened += shortened(entry.prompt(layout.setting)) > 0
 
     def summary(self) -> dict[str, Any]:
         """The table that is shown before training."""
@@ -162,8 +203,9 @@ class Counts:
 
 
 def _write_rows(
-    path: Path, entries: Sequence[Entry], chat: Chat, layout: Layout, counts: Counts, report: Report, pairs: bool
+    path: Path, parts: Iterable[tuple[Layout, Sequence[Entry]]], chat: Chat, counts: Counts, report: Report, pairs: bool
 ) -> None:
+    """The rows of one part after the other, which is as good as any order: training draws its own."""
     import pyarrow as pa
 
     columns = [
@@ -174,7 +216,7 @@ def _write_rows(
     ]
     schema = pa.schema([*columns, ("rejected_ids", pa.list_(pa.int32()))] if pairs else columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for chunk in _chunks(examples(chat, entries, layout, pairs), entries, counts, report):
+        for chunk in chain.from_iterable(_chunks(chat, *part, counts, report, pairs) for part in parts):
             values: list[list[Any]] = [
                 [row.entry_id for row in chunk],
                 [row.ids for row in chunk],
@@ -187,11 +229,12 @@ def _write_rows(
 
 
 def _chunks(
-    rows: Iterator[Example | None], entries: Sequence[Entry], counts: Counts, report: Report
+    chat: Chat, layout: Layout, entries: Sequence[Entry], counts: Counts, report: Report, pairs: bool
 ) -> Iterator[list[Example]]:
     chunk: list[Example] = []
+    rows = examples(chat, entries, layout, pairs)
     for number, (entry, row) in enumerate(zip(entries, rows, strict=True), 1):
-        counts.add(entry, row)
+        counts.add(entry, row, layout)
         if row is not None:
             chunk.append(row)
         if number % 100 == 0 or number == len(entries):

@@ -17,6 +17,8 @@ from petool_lite.data.entries import SETTINGS
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.prompt import OVERLENGTH, STYLES
 
+ALL = "all"  # data.setting: every setting that the entries hold; the rest of the program knows single ones only
+
 _LONGEST = 1 << 20  # bytes of a recipe file
 
 
@@ -42,7 +44,11 @@ class DataSettings:
     """What is learned from, and how it is laid out."""
 
     train: str = _setting("demo:train:320", "training entries: a file, demo:train:COUNT or hub:OWNER/NAME/FILE")
-    setting: str = _setting("rating", "what the history tells: rating, preferred or chronological", SETTINGS)
+    setting: str = _setting(
+        "rating",
+        "what the history tells: rating, preferred or chronological; all: rows of each, so one model knows all three",
+        (*SETTINGS, ALL),
+    )
     style: str = _setting("published", "prompt: published as it stands, or compact, petool-lite's own layout", STYLES)
     limit: int = _setting(0, "train on the first N entries only; 0 takes all", least=0)
     skip_bad: bool = _setting(False, "leave out broken entries and count them, instead of refusing the file")
@@ -58,6 +64,11 @@ class DataSettings:
         "", "test entries whose functions no made row may teach; for history_queries and described_queries"
     )
     overlength: str = _setting("trim-history", "rows longer than max_tokens; answers are never cut", OVERLENGTH)
+
+    @property
+    def one_setting(self) -> str:
+        """The setting to take where there can be one only: the recipe's own, or rating if it learns all of them."""
+        return SETTINGS[0] if self.setting == ALL else self.setting
 
 
 @dataclass(frozen=True)

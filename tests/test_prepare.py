@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from petool_lite import prepare as prepare_module
 from petool_lite.base import cache_root
 from petool_lite.data.demo import generate
+from petool_lite.data.entries import PROMPT_FIELD, SETTINGS
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.prepare import prepare
@@ -96,3 +98,57 @@ def test_the_cache_knows_all_code_that_makes_rows() -> None:
         modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
         waiting += [m.removeprefix("petool_lite.").replace(".", "/") + ".py" for m in modules if "petool_lite." in m]
     assert sorted(prepare._RENDERERS) == sorted(found)
+
+
+def shorn(path, index, field, count=6):
+    """A file of entries, one of them without one of its prompts."""
+    rows = generate("train", count)
+    del rows[index][field]
+    path.write_text(json.dumps(rows))
+    return f"data.train={path}"
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_all_settings_are_the_rows_of_each(smollm2, objective) -> None:
+    made = [
+        "data.train=demo:train:12", "data.held_out=demo:test:5", "data.shuffle_copies=1", "data.counterfactual=true",
+        "data.history_queries=2", "data.renamed_copies=1", "data.described_queries=1", "train.seed=3",
+        f"train.objective={objective}",
+    ]  # fmt: skip
+    single = {name: prepared(smollm2, *made, f"data.setting={name}") for name in SETTINGS}
+    every = prepared(smollm2, *made, "data.setting=all")
+    wanted = [row | {"entry_id": f"{name}:{row['entry_id']}"} for name in SETTINGS for row in single[name].table]
+    assert every.table.to_list() == wanted
+    assert len(set(every.table["entry_id"])) == len(wanted) > 3 * 12
+    for key in ("rows", "kept", "trimmed", "descriptions_cut", "left_out", "tokens", "loss_tokens"):
+        assert every.summary[key] == sum(found.summary[key] for found in single.values())
+    assert every.summary["entries"] == 12
+    assert every.summary.get("without_pair") == (
+        sum(found.summary["without_pair"] for found in single.values()) if objective == "dpo" else None
+    )
+
+
+def test_an_entry_that_lacks_a_setting_of_the_others_is_refused_by_name(smollm2, tmp_path) -> None:
+    for number, field in enumerate(PROMPT_FIELD.values()):
+        source = shorn(tmp_path / f"{number}.json", 4, field)
+        with pytest.raises(PetoolError, match=r"entry 4 has no prompt for the setting"):
+            prepared(smollm2, source, "data.setting=all")
+        summary = prepared(smollm2, source, "data.setting=all", "data.skip_bad=true").summary
+        assert (summary["entries"], summary["bad_entries"], summary["rows"]) == (5, 1, 15)
+
+
+def test_all_settings_are_those_that_the_entries_hold(smollm2, tmp_path) -> None:
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps([row for row in generate("train", 4) if row.pop("instruction_ratings")]))
+    found = prepared(smollm2, f"data.train={path}", "data.setting=all")
+    assert {name.split(":")[0] for name in found.table["entry_id"]} == {"preferred", "chronological"}
+    rows = [{"instruction": row["instruction_ratings"], "input": row["query"]} for row in generate("train", 4)]
+    path.write_text(json.dumps(rows))
+    with pytest.raises(PetoolError, match="does not hold the prompts of several settings"):
+        prepared(smollm2, f"data.train={path}", "data.setting=all")
+
+
+def test_rows_of_all_settings_have_a_place_of_their_own(smollm2) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    recipes = [load_recipe("demo", [f"data.setting={name}"])[1] for name in (*SETTINGS, "all")]
+    assert len({prepare_module._key(recipe, smollm2, chat, "same data") for recipe in recipes}) == 4

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from petool_lite.data.entries import PROMPT_FIELD, Entry, check_setting, parse_entry, provider
+from petool_lite.data.entries import PROMPT_FIELD, SETTINGS, Entry, check_setting, parse_entry, provider
 from petool_lite.errors import PetoolError
 
 # JSON schema's words for types as the published data has them; the data knows no integers apart from numbers.
@@ -40,11 +41,19 @@ def request_entry(query: str, tools: Any, history: Any, setting: str) -> Entry:
     return parse_entry({"query": query, PROMPT_FIELD[setting]: text}, setting, "the request", 0)
 
 
-def published_entry(row: Mapping[str, Any], setting: str) -> Entry:
-    """An entry from a published test entry, or from a training row with or without its answer. Raises PetoolError."""
-    if "instruction" in row:
-        row = {"query": row.get("query", row.get("input")), PROMPT_FIELD[setting]: row["instruction"]}
-    return parse_entry(row, setting, "the request", 0)
+def published_entry(row: Mapping[str, Any], setting: str | None) -> Entry:
+    """An entry from a published test entry, or from a training row with or without its answer. Raises PetoolError.
+
+    Without a `setting` a test entry needs any prompt, and the history of a training row says which setting it is of.
+    """
+    if "instruction" not in row:
+        held = [name for name, field in PROMPT_FIELD.items() if field in row]
+        return parse_entry(row, setting or (held or SETTINGS)[0], "the request", 0)
+    query, first = row.get("query", row.get("input")), setting or SETTINGS[0]
+    entry = parse_entry({"query": query, PROMPT_FIELD[first]: row["instruction"]}, first, "the request", 0)
+    prompt = entry.prompt(first)
+    told = choose_setting([{"rating": item.rating} for item in prompt.history], setting, None)
+    return replace(entry, prompts={told: prompt})
 
 
 def choose_setting(history: Sequence[Any], chosen: str | None, trained: str | None) -> str:

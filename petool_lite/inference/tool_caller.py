@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import Entry, ToolCall
+from petool_lite.data.entries import SETTINGS, Entry, ToolCall
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import Closing
@@ -124,7 +124,8 @@ class ToolCaller(Closing):
         metadata = self._model.metadata
         own = (metadata.get("petool_lite.prompt_style"), metadata.get("petool_lite.prompt_layout"))
         self.style = style or recorded_style(*own) or "compact"
-        self.trained_setting = metadata.get("petool_lite.setting")
+        # None: the file does not say, or the model learned all settings; then a request's own history tells.
+        self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
         self._memory = _Memory(store or StateStore())
 
     @property

@@ -142,9 +142,8 @@ def _answer(caller: ToolCaller, request: dict[str, Any], options: EngineOptions,
     )
     try:
         if request["system"] is not None and caller.style == "published":
-            setting = caller.trained_setting or "rating"
             row = {"instruction": request["system"], "query": request["query"]}
-            reply = caller.call_entry(published_entry(row, setting), request["user"], chosen)
+            reply = caller.call_entry(published_entry(row, caller.trained_setting), request["user"], chosen)
         else:
             tools = tools_from_openai(request["tools"])
             reply = caller.call(request["query"], tools, request["history"], request["user"], chosen)

@@ -11,15 +11,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from petool_lite.base import Base
 from petool_lite.console import Report
 from petool_lite.data.entries import ToolCall
-from petool_lite.data.files import load_dataset, source_sha256
+from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
 from petool_lite.inference.gpu import left_padded
+from petool_lite.prepare import load_learned
 from petool_lite.prompt import Chat, Layout, prompt_ids
 from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import draft, write_json
@@ -82,13 +84,13 @@ def load_exam(recipe: Recipe, chat: Chat, report: Report) -> Exam | None:
     settings = recipe.train
     if not settings.eval_every:
         return None
-    dataset = load_dataset(settings.eval_data, recipe.data.setting, settings.eval_rows)
+    dataset, learned = load_learned(recipe.data, settings.eval_data, settings.eval_rows)
     reply = recipe.bench.max_reply_tokens
-    layout = Layout(recipe.data.setting, recipe.data.style, recipe.model.max_tokens)
     prompts, golds = [], []
-    for entry in dataset.entries:
+    for entry, setting in zip(dataset.entries, cycle(learned), strict=False):  # of several settings each has its turn
         if entry.gold is None:
             raise PetoolError(f"{settings.eval_data}: entry {entry.id} has no right answer", "use a labelled file")
+        layout = Layout(setting, recipe.data.style, recipe.model.max_tokens)
         fitted = prompt_ids(chat, entry, layout, reserve=reply)
         if fitted is not None:
             prompts.append(fitted[0])
