@@ -1,4 +1,8 @@
-"""What `train_speed` runs in processes of their own: petool-lite's ways one after the other, and one peer."""
+"""What `train_speed` and `curves` run in processes of their own: petool-lite's ways one after the other, and one peer.
+
+Every one is told its changes to the recipe rating, and a peer takes LoRA shape, precision, optimizer and its settings
+from there as petool-lite's own trainer does.
+"""
 
 OURS = """
 import gc, json, os, sys, time
@@ -43,6 +47,7 @@ for number, way in enumerate(json.loads(sys.argv[1])):
         "held_before_gb": round(held, 2),
         "predicted": manifest["predicted"], "first_step_s": None if number else round(first[0], 1),
         "seconds": round(time.time() - begun, 1), "losses": [round(row["loss"], 4) for row in rows],
+        "tokens": [row["tokens"] for row in rows],
         "mean_tokens": manifest["data"]["tokens"] / manifest["data"]["kept"],
     }), flush=True)
 """
@@ -54,27 +59,33 @@ if told["engine"] == "unsloth":
     from unsloth import FastLanguageModel
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from petool_lite.recipe import load_recipe
+from petool_lite.train.devices import arithmetic
+from petool_lite.train.loop import optimizer_arguments
 
+recipe = load_recipe("rating", told["settings"])[1]
+seed, lora = recipe.train.seed, recipe.lora
+shape = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets}
 gpu = torch.cuda.is_available()
-targets = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-shape = {"r": 32, "lora_alpha": 64, "lora_dropout": told.get("dropout", 0.1), "target_modules": targets}
+four_bit, dtype = recipe.model.precision == "nf4", arithmetic()
 if told["engine"] == "unsloth":
     model, tokenizer = FastLanguageModel.from_pretrained(
-        told["base"], max_seq_length=8192, load_in_4bit=True, dtype=torch.bfloat16)
+        told["base"], max_seq_length=8192, load_in_4bit=four_bit, dtype=dtype)
     model = FastLanguageModel.get_peft_model(
-        model, use_gradient_checkpointing="unsloth", random_state=told.get("seed", 0), **shape)
+        model, use_gradient_checkpointing="unsloth", random_state=seed, **shape)
 else:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    torch.manual_seed(told.get("seed", 0))
-    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                  bnb_4bit_compute_dtype=torch.bfloat16)
+    torch.manual_seed(seed)
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                   bnb_4bit_compute_dtype=dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        told["base"], dtype=torch.bfloat16, device_map={"": 0 if gpu else "cpu"}, quantization_config=four_bit,
-        attn_implementation="sdpa")
+        told["base"], dtype=dtype, device_map={"": 0 if gpu else "cpu"}, attn_implementation="sdpa",
+        quantization_config=quantized if four_bit else None)
     tokenizer = AutoTokenizer.from_pretrained(told["base"])
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
+    if four_bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **shape))
 
 rows = json.loads(open(told["data"]).read())
@@ -96,16 +107,18 @@ class Clock(TrainerCallback):
             torch.cuda.synchronize()
         self.marks.append((time.time(), len(seen)))
 
-settings = {"learning_rate": 1e-4, "warmup_steps": 1, "optim": "paged_adamw_32bit" if gpu else "adamw_torch"}
-settings |= told.get("settings", {})
+if not gpu:  # TRL computes the same loss by a Triton kernel
+    SFTTrainer.compute_loss = Trainer.compute_loss
 trainer = SFTTrainer(
     model=model, processing_class=tokenizer, train_dataset=table, data_collator=collate, callbacks=[Clock()],
     args=SFTConfig(
-        output_dir=told.get("out", "/tmp/petool-lite-peer"), per_device_train_batch_size=1, bf16=True,
-        gradient_accumulation_steps=told["rows"], max_steps=told["updates"], logging_steps=1, report_to="none",
-        max_grad_norm=0.3, weight_decay=0.001, save_strategy="no", max_length=None, remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not gpu, seed=told.get("seed", 0),
-        gradient_checkpointing=told["engine"] == "hf", **settings))
+        output_dir=told["out"], per_device_train_batch_size=1, bf16=dtype == torch.bfloat16,
+        gradient_accumulation_steps=recipe.train.batch_size * recipe.train.accumulate, report_to="none",
+        max_steps=told["updates"], logging_steps=1,
+        save_strategy="no", max_length=None, remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not gpu, seed=seed, data_seed=seed,
+        gradient_checkpointing=told["engine"] == "hf", **optimizer_arguments(recipe.train, told["updates"])))
+learned = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.requires_grad}
 trainer.train()
 (begin, first), (end, last) = Clock.marks[0], Clock.marks[told["updates"] - 1]
 # what is collated ahead of an update is at most one row off
@@ -113,6 +126,7 @@ tokens = sum(seen[first:last])
 print("RESULT", json.dumps({
     "name": told["name"], "tokens_per_s": tokens / (end - begin), "seconds": round(end - begin, 1),
     "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0,
+    "row_tokens": seen, "adapter_in": ", ".join(sorted(learned)),
     "losses": [round(float(log["loss"]), 4) for log in trainer.state.log_history if "loss" in log]}), flush=True)
 if told.get("save"):
     model.save_pretrained(told["save"])

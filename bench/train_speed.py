@@ -59,12 +59,18 @@ WAYS = (
 )
 
 
-def peers(rows: int) -> list[dict[str, Any]]:
-    """What the peers are told: `rows` an update."""
-    return [
-        {"name": "Transformers + PEFT + TRL", "engine": "hf", "updates": 2, "rows": rows},
-        {"name": "Unsloth as its notebooks use it", "engine": "unsloth", "updates": 3, "rows": rows},
-    ]
+PEERS = (
+    {"name": "Transformers + PEFT + TRL", "engine": "hf", "updates": 2},
+    {"name": "Unsloth as its notebooks use it", "engine": "unsloth", "updates": 3},
+)
+
+
+def told(peer: Mapping[str, Any], settings: Sequence[str], rows: Path) -> dict[str, Any]:
+    """What a peer of PEERS needs to know: `settings` change the recipe rating, as ours are told; `rows` is a file that
+    `rows_file` wrote. What else it leaves lies beside that."""
+    base = resolve_base(load_recipe("rating", settings)[1].model.base)
+    paths = {"base": str(base.directory), "data": str(rows), "out": str(rows.with_name("peer"))}
+    return {**peer, **paths, "settings": list(settings)}
 
 
 def measure(base: str, data: str, seconds: float, extra: Sequence[str]) -> list[dict[str, Any]]:
@@ -75,7 +81,8 @@ def measure(base: str, data: str, seconds: float, extra: Sequence[str]) -> list[
         dense = work / "dense.json"
         dense.write_text(json.dumps(training_rows(36, calls_a_row=(190, 200))))
         common = [f"model.base={base}", *extra]
-        _rows(work / "rows.json", [*common, f"data.train={data}"], 48)
+        for_peers = [*common, f"data.train={data}", "train.accumulate=16"]
+        rows_file(work / "rows.json", for_peers, 48)
         ours = [
             {"name": way.name, "settings": [*common, f"data.train={dense if way.dense else data}", *way.settings,
              f"train.max_steps={way.updates}"]}
@@ -84,15 +91,15 @@ def measure(base: str, data: str, seconds: float, extra: Sequence[str]) -> list[
         limit = 0.55 * seconds
         environment = {"PETOOL_LITE_RUNS": str(work / "runs"), "BENCH_STARTED": repr(time.time())}
         environment["BENCH_LIMIT"] = repr(begun + limit)
-        found = _results([sys.executable, "-c", OURS, json.dumps(ours)], seconds, environment)
-        for peer in peers(16):
-            told = {**peer, "base": base, "data": str(work / "rows.json")}
+        found = results([sys.executable, "-c", OURS, json.dumps(ours)], seconds, environment)
+        for peer in PEERS:
+            task = json.dumps(told(peer, for_peers, work / "rows.json"))
             left = max(30.0, begun + seconds - time.time())
-            found += _results([sys.executable, "-c", PEER, json.dumps(told)], left, {})
+            found += results([sys.executable, "-c", PEER, task], left, {})
     return found
 
 
-def _rows(path: Path, settings: Sequence[str], count: int) -> None:
+def rows_file(path: Path, settings: Sequence[str], count: int) -> None:
     """The first rows' token ids for the peers; also fills the cache that ours reads, as a second run would find it."""
     _, recipe = load_recipe("rating", settings)
     base = resolve_base(recipe.model.base)
@@ -101,7 +108,7 @@ def _rows(path: Path, settings: Sequence[str], count: int) -> None:
     path.write_text(json.dumps([{"ids": list(row["input_ids"]), "start": row["answer_start"]} for row in rows]))
 
 
-def _results(line: list[str], seconds: float, environment: Mapping[str, str]) -> list[dict[str, Any]]:
+def results(line: list[str], seconds: float, environment: Mapping[str, str]) -> list[dict[str, Any]]:
     """Lines that start with RESULT, as they come; what fails or takes too long is told and left out."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from petool_lite.console import Report
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.prompt import LAYOUTS
-from petool_lite.recipe import Recipe
+from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import TRAINED, draft, versions, write_json
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
 from petool_lite.train.devices import arithmetic, arithmetic_name, count, first_then_others, is_first
@@ -164,6 +164,18 @@ def memory_errors(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
+def optimizer_arguments(settings: TrainSettings, total: int) -> dict[str, Any]:
+    """How weights move in a run of `total` updates, as the arguments of transformers' trainers."""
+    return {
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": max(1, round(total * settings.warmup_ratio)) if settings.warmup_ratio else 0,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.clip_norm,
+        "optim": settings.optimizer,
+    }
+
+
 def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
     import torch
     from trl import DPOConfig, SFTConfig
@@ -173,12 +185,7 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "output_dir": str(run / "checkpoints"),
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.schedule,
-        "warmup_steps": max(1, round(total * settings.warmup_ratio)) if settings.warmup_ratio else 0,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.clip_norm,
-        "optim": settings.optimizer,
+        **optimizer_arguments(settings, total),
         "bf16": arithmetic() == torch.bfloat16,
         "seed": settings.seed,
         "data_seed": settings.seed,
