@@ -67,24 +67,25 @@ def measure(task: Curves) -> list[dict[str, Any]]:
     """Train in every way with every seed; the results seed by seed, without the runs that failed."""
     runs = [(way, seed) for seed in task.seeds for way in task.ways]
     with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder) / "rows.json"
-        rows_file(rows, task.settings, sys.maxsize)
+        work = Path(folder)
+        for seed in task.seeds:  # also fills the cache, so that no two runs write the same rows at once
+            rows_file(work / f"rows-{seed}.json", [*task.settings, f"train.seed={seed}"], sys.maxsize)
         with ThreadPoolExecutor(task.jobs) as pool:
-            found = pool.map(lambda run: _run(task, rows, *run), runs)
+            found = pool.map(lambda run: _run(task, work, *run), runs)
             return same_rows([item for item in found if item])
 
 
-def _run(task: Curves, rows: Path, way: str, seed: int) -> dict[str, Any] | None:
+def _run(task: Curves, work: Path, way: str, seed: int) -> dict[str, Any] | None:
     """One run in a process and a folder of its own; None where it fails."""
-    own = rows.with_name(f"{way}-{seed}")
+    own, rows = work / f"{way}-{seed}", work / f"rows-{seed}.json"
     settings = [*task.settings, *WAYS[way], f"train.seed={seed}", f"train.max_steps={task.updates}"]
     if way == "hf":
         peer = next(peer for peer in PEERS if peer["engine"] == way) | {"updates": task.updates}
-        script, facts = PEER, told(peer, settings, rows) | {"out": str(own)}
+        script = [PEER, json.dumps(told(peer, settings, rows) | {"out": str(own)})]
     else:
-        script, facts = OURS, [{"name": way, "settings": settings}]
+        script = [OURS, json.dumps([{"name": way, "settings": settings}])]
     environment = {"PETOOL_LITE_RUNS": str(own), "BENCH_STARTED": repr(time.time())}
-    found = results([sys.executable, "-c", script, json.dumps(facts)], task.seconds, environment)
+    found = results([sys.executable, "-c", *script], task.seconds, environment)
     return {**found[0], "how": found[0].get("way", "one row a micro-step"), "way": way, "seed": seed} if found else None
 
 
