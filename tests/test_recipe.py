@@ -30,6 +30,11 @@ def test_rating_is_the_published_recipe() -> None:
     assert (train.weight_decay, train.clip_norm, train.checkpointing) == (0.001, 0.3, True)
 
 
+def test_one_setting_stands_for_all_of_them() -> None:
+    assert load_recipe("smol-all")[1].data.one_setting == "rating"
+    assert load_recipe("smol-preferred")[1].data.one_setting == "preferred"
+
+
 def test_all_problems_are_reported_together(tmp_path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(

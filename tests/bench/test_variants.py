@@ -11,7 +11,7 @@ from petool_lite.bench.variants import check_names, run_variants, with_decodings
 from petool_lite.console import silent
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
-from petool_lite.recipe import load_recipe
+from petool_lite.recipe import load_recipe, to_toml
 
 
 @pytest.fixture
@@ -47,6 +47,18 @@ def test_the_smallest_file_is_tuned_and_base_goes_with_it(run) -> None:
     found = with_decodings(run_variants(*run, ["base", "tuned", "rule-liked"], silent), "both")
     names = ["base-q8_0", "base-q8_0-constrained", "tuned-q8_0", "tuned-q8_0-constrained", "rule-liked"]
     assert [item.name for item in found] == names
+
+
+@pytest.mark.parametrize(("more", "scored"), [((), "rating"), (("--setting", "preferred"), "preferred")])
+def test_a_run_that_learned_all_settings_is_scored_on_one(run, command, tmp_path, more, scored) -> None:
+    folder, _ = run
+    (folder / "recipe.toml").write_text(to_toml(load_recipe("demo", ["data.setting=all"])[1]))
+    (folder / "manifest.json").write_text("{}")
+    options = ("--variants", "rule-likely", "--limit", "2", "--json")
+    result = command("bench", "--run", str(folder), *options, *more, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [item["setting"] for item in json.loads(result.stdout.splitlines()[-1])["variants"]] == [scored]
+    assert result.stderr.count("the run learned every setting; this scores rating") == (not more)
 
 
 def test_what_is_asked_by_name_must_be_there(run, no_gpu) -> None:

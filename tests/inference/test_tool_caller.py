@@ -14,7 +14,9 @@ from petool_lite import ToolCaller
 from petool_lite.base import embedded_gguf
 from petool_lite.data.demo import generate
 from petool_lite.errors import PetoolError
+from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import CallFailure
+from petool_lite.inference.request import published_entry
 from petool_lite.inference.states import StateKey, StateStore
 from petool_lite.inference.tool_caller import CallOptions
 
@@ -240,6 +242,25 @@ def test_what_fails_has_a_name(fresh, monkeypatch) -> None:
 def test_a_request_that_is_not_as_published_names_the_field(fresh, tools, history, said) -> None:
     with pytest.raises(PetoolError, match=said):
         fresh().call(QUERY, tools, history)
+
+
+@pytest.mark.parametrize("named", ["all", None])
+def test_where_no_one_setting_was_learned_the_history_of_the_request_decides(fresh, monkeypatch, named) -> None:
+    facts = {"petool_lite.setting": named} if named else {}
+    read = LlamaModel._read_metadata
+    monkeypatch.setattr(LlamaModel, "_read_metadata", lambda model: read(model) | facts)
+    caller, asked = fresh(), []
+    monkeypatch.setattr(caller, "call_entry", lambda entry, *_: asked.append(next(iter(entry.prompts))))
+    unrated = [{key: item[key] for key in item if key != "rating"} for item in HISTORY]
+    for history, options in ((HISTORY, None), (unrated, None), (unrated, CallOptions(setting="chronological"))):
+        caller.call(QUERY, TOOLS, history, options=options)
+    assert asked == ["rating", "preferred", "chronological"]
+    row = generate("test", 1)[0]
+    for field, setting in (("instruction_ratings", "rating"), ("instruction_preferred", "preferred")):
+        entry = published_entry({"query": row["query"], "instruction": row[field]}, caller.trained_setting)
+        assert list(entry.prompts) == [setting]
+    del row["instruction_ratings"]
+    assert list(published_entry(row, caller.trained_setting).prompts) == ["preferred", "chronological"]
 
 
 def test_the_package_itself_stays_cheap() -> None:

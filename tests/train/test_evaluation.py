@@ -52,6 +52,16 @@ def test_the_prompts_are_those_of_bench(smollm2) -> None:
     assert (len(short.prompts), short.too_long) == (0, 5), "too long is wrong, not left out"
 
 
+def test_where_all_settings_are_learned_each_has_its_turn(smollm2) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    exam = load_exam(load_recipe("demo", [*EXAM, "data.setting=all"])[1], chat, silent)
+    from petool_lite.data.files import load_dataset
+
+    turns = ("rating", "preferred", "chronological", "rating", "preferred")
+    pairs = zip(load_dataset("demo:test:5", "rating").entries, turns, strict=True)
+    assert exam.prompts == tuple(prompt_ids(chat, entry, Layout(name, "compact", 392))[0] for entry, name in pairs)
+
+
 def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(tiny, smollm2) -> None:
     import torch
     from transformers import AutoModelForCausalLM
