@@ -17,6 +17,7 @@ from petool_lite.data.entries import Entry, Interaction, Parameter, Prompt, Tool
 from petool_lite.data.jobs import likeliest
 from petool_lite.data.rename import all_providers, renamed
 from petool_lite.data.splits import api_words, function_words
+from petool_lite.data.values import drafted
 from petool_lite.errors import PetoolError
 
 _MADE = re.compile(r"\+(shuffle|swap|history|renamed|described)\d*$")
@@ -172,9 +173,10 @@ def augment(
 
     Copies with the candidates in another order, one counterfactual, requests from the history, copies under other names
     (of the entry and of what was made of it, in turn; see `rename`) and requests for catalog tools (see `described`).
-    Left out is what has a `training_fault` and, in the rating setting, any but a shuffled one whose answer is not what
-    history and query speak for (`jobs.likeliest`). What is made of an entry depends on `seed`, its id and, but for the
-    first two, all `entries`; an entry that cannot be augmented adds nothing. `barred`: see `history_queries`; give
+    Left out is what has a `training_fault` and any but a shuffled one whose answer is not what history and query speak
+    for (`jobs.likeliest`) with the values that the query states (`values.drafted`): a made row that says otherwise
+    would teach to mistrust both. What is made of an entry depends on `seed`, its id and, but for the first two, all
+    `entries`; an entry that cannot be augmented adds nothing. `barred`: see `history_queries`; give
     `answer_functions(test)` there.
     """
     result = list(entries)
@@ -207,10 +209,14 @@ def augment(
 
 
 def _follows(entry: Entry, setting: str) -> bool:
-    """Whether `likeliest`, too, comes to the answer; without ratings a history often leaves several, so all pass."""
-    if setting != "rating" or entry.gold is None:
+    """Whether `likeliest` comes to the answer, and `drafted` to its parameters, but for required ones it lacks."""
+    if entry.gold is None:
         return True
-    return likeliest(entry.prompt(setting), entry.query, setting).name == entry.gold.tool_name
+    tool, right = likeliest(entry.prompt(setting), entry.query, setting), entry.gold.parameters
+    stated = drafted(tool, entry.query)
+    wrong = any(name not in right or right[name] != value for name, value in stated.items())
+    missing = right.keys() - stated.keys() - {item.name for item in tool.required}
+    return tool.name == entry.gold.tool_name and not wrong and not missing
 
 
 def _described(
@@ -221,15 +227,17 @@ def _described(
     providers: Sequence[str],
     rng: Random,
 ) -> list[Entry]:
-    """Up to `count` requests for catalog tools without a `training_fault`, half of them under other names."""
+    """Up to `count` requests for catalog tools that may be trained on, half of them under other names."""
     made: list[Entry] = []
-    for _ in range(4 * count if stock.jobs else 0):  # many draws do not fit
+    for _ in range(6 * count if stock.jobs else 0):  # many draws do not fit
         if len(made) == count:
             break
         asked = described(replace(entry, id=f"{entry.id}+described{len(made)}"), setting, stock, rng)
         if asked is None or training_fault(asked, setting) is not None:
             continue
-        made.append(renamed(asked, setting, rng, providers) if rng.random() < 0.5 else asked)
+        asked = renamed(asked, setting, rng, providers) if rng.random() < 0.5 else asked
+        if _follows(asked, setting):
+            made.append(asked)
     return made
 
 

@@ -65,8 +65,8 @@ def drafted(tool: Tool, query: str) -> dict[str, Any]:
     """The parameters of a call of `tool` as far as `query` and the declaration tell them, in declared order.
 
     The first 2,000 characters are read. Each part of the request is for one parameter, the surest first. A required
-    parameter that the request does not
-    state has its default, or the example of its description; an optional one that it names without a value is empty.
+    parameter that the request does not state has its default, or the example of its description, or is missing here;
+    an optional one that the request names without a value is empty.
     """
     items, query = [*tool.required, *tool.optional], query[:_READ]
     found: dict[int, Any] = {}
@@ -81,8 +81,9 @@ def drafted(tool: Tool, query: str) -> dict[str, Any]:
         if place in found:
             continue
         if place < len(tool.required):
-            default = _default(item)
-            found[place] = typed(item, default) if default else example_of(item) or ""
+            known = _default(item) or example_of(item)
+            if known:
+                found[place] = typed(item, known)
         elif not _default(item) and item.type.upper() not in (*NUMBERS, "BOOLEAN") and _named(item, query):
             found[place] = ""
     return {item.name: found[place] for place, item in enumerate(items) if place in found}
