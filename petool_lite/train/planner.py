@@ -144,7 +144,8 @@ def peak_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, op
     if recipe.train.method == "full":
         state = full_costs.resident(model, recipe.train.optimizer if optimizer else "")
         between = model.layers * tokens * full_costs.kept(model, choice.checkpointing)
-        computing = state + between + full_costs.work(model, choice.checkpointing, tokens, load.answers)
+        work = full_costs.work(model, choice.checkpointing, tokens, load.answers)
+        computing = state + full_costs.ON_GPU * (between + work)
         return max(computing, full_costs.updating(model, recipe.train.optimizer) if optimizer else 0)
     kept = model.layers * tokens * _kept(model, recipe, choice)
     work = max(
