@@ -55,9 +55,8 @@ RULES: dict[str, Rule] = {
 def rule_call(name: str, entry: Entry, setting: str) -> ToolCall:
     """What the rule of that name answers."""
     tool = RULES[name](entry, setting)
-    if name == "rule-likely":
-        return ToolCall(tool.name, drafted(tool, entry.query))
-    return ToolCall(tool.name, {item.name: _default(item) for item in tool.required})
+    stated = drafted(tool, entry.query) if name == "rule-likely" else {}
+    return ToolCall(tool.name, {item.name: _default(item) for item in tool.required} | stated)
 
 
 def _default(parameter: Parameter) -> object:

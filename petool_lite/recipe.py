@@ -91,9 +91,9 @@ class TrainSettings:
 
     method: str = _setting(
         "lora",
-        "lora: an adapter of a few MB learns beside the base. full: every weight learns, embeddings too, at 20 bytes of GPU "
-        "memory a weight and checkpoints of 12; no more accurate in what was measured; wants a smaller learning_rate "
-        "(3e-4) and leaves a model of its own in place of the adapter",
+        "lora: an adapter of a few MB learns beside the base. full: every weight learns, embeddings too, at 20 bytes a "
+        "weight of GPU memory and checkpoints of 12; no more accurate in what was measured; wants a smaller "
+        "learning_rate (3e-4) and leaves a model of its own in place of the adapter",
         ("lora", "full"),
     )
     objective: str = _setting(
