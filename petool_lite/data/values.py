@@ -151,8 +151,9 @@ def _repeated(item: Parameter, query: str) -> Iterator[tuple[int, int, str]]:
 
 def _spelled(text: str, query: str) -> Iterator[tuple[int, int, str]]:
     """Where the request has the words of `text`, whatever stands between them: "for rent" for `for-rent`."""
-    words = re.findall(r"[^\W_]+", text)
-    if not words:
+    words = re.findall(r"[^\W_]+", text[: _READ + 1])
+    # a declaration may list thousands of choices, and a pattern is dear
+    if not words or len(text) > _READ or words[0].lower() not in query.lower():
         return
     between = r"(?:[^\w]{0,3}(?:and )?|_)"
     last = re.escape(words[-1]) + (r"s?" if words[-1].isalpha() and len(words[-1]) > 3 else "")
@@ -179,9 +180,8 @@ def _dated(place: int, item: Parameter, query: str) -> Iterator[_Claim]:
     shape = _DATE.fullmatch(_default(item))
     for found in _DATED.finditer(query) if shape else ():
         assert shape is not None
-        month = next(
-            place for place, name in enumerate(MONTHS, 1) if name.startswith((found["month"] or found["month2"])[:3])
-        )
+        named = (found["month"] or found["month2"])[:3]
+        month = next(number for number, name in enumerate(MONTHS, 1) if name.startswith(named))
         day, year, joint = int(found["day"] or found["day2"]), found["year"], shape["joint"]
         if len(shape["first"]) == 4:
             parts = (year, f"{month:02}", f"{day:02}")
