@@ -2,7 +2,7 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo test test-faults fuzz check audit docs reference bench-data bench-cpu bench-call bench-gpu bench-generate bench-export bench-serve clean
+.PHONY: help demo test test-faults fuzz check audit docs reference bench-data bench-cpu bench-call bench-gpu bench-generate bench-resume bench-curves bench-export bench-serve clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make bench-call MODEL=M.gguf DATA=entries.json  seconds an entry of bench beside those of call"
 	@echo "make bench-generate BASE=model/ DATA=entries.json  the bench's GPU generation beside transformers' generate"
 	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
+	@echo "make bench-resume DATA=entries.json  a killed and continued run beside an undisturbed one, adapter and all weights"
+	@echo "make bench-curves DATA=entries.json  loss curves of lean, auto and Transformers + PEFT + TRL, three seeds"
 	@echo "make bench-serve MODEL=M.gguf  50 clients for 2 minutes, then with the engine killed 10 times"
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
 	@echo "make clean   remove what was installed and built (runs are kept)"
@@ -88,6 +90,12 @@ bench-generate: .venv/ready
 
 bench-gpu: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.train_speed $(BASE) $(DATA) --document docs/performance.md
+
+bench-resume: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.kill_resume $(DATA)
+
+bench-curves: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.curves smollm2-135m $(DATA) --json
 
 bench-serve: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.serve_load $(MODEL)
