@@ -80,7 +80,7 @@ def test_odd_declarations_cost_little() -> None:
 
 
 def test_most_right_answers_of_published_entries_are_stated(open_entries) -> None:
-    """The rule was made with these requests in view; the calls of the histories are of tools that it was not."""
+    """The rule was made with these requests in view; the calls of the histories are of other tools."""
     entries = load_dataset(str(open_entries), "rating").entries
     answers = {entry.gold.tool_name for entry in entries}
     right = []
