@@ -56,7 +56,10 @@ def test_after_the_query_stands_the_candidate_that_history_and_query_speak_for_i
         assert f"| {entry.gold.tool_name} |" in last
         parameter = next(iter(entry.gold.parameters))
         assert re.search(rf"\| {parameter}! (STRING|NUMBER)$", last)
-        assert after(entry.prompt("rating"), entry.query)[1].items() <= entry.gold.parameters.items()
+        numbers = {name: value for name, value in entry.gold.parameters.items() if isinstance(value, int)}
+        assert (
+            after(entry.prompt("rating"), entry.query)[1] == numbers
+        )  # a plain word in a sentence is left to the model
 
 
 def test_tools_for_the_same_job_stand_together_and_the_preferred_one_first() -> None:

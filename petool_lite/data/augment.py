@@ -201,10 +201,10 @@ def augment(
             source = sources[number % len(sources)]
             copy = renamed(shuffled(source, rng), setting, rng, providers)
             own.append(replace(copy, id=f"{source.id}+renamed{number}"))
-        own += _described(entry, setting, amounts.described, stock, providers, Random(f"{draw} described"))
         copies, made = own[1 : 1 + amounts.shuffle], own[1 + amounts.shuffle :]
-        result += [item for item in copies if training_fault(item, setting) is None]
-        result += [item for item in made if training_fault(item, setting) is None and _follows(item, setting)]
+        asked = _described(entry, setting, amounts.described, stock, providers, Random(f"{draw} described"))
+        chosen = [*copies, *(item for item in made if _follows(item, setting)), *asked]
+        result += [item for item in chosen if training_fault(item, setting) is None]
     return result
 
 
@@ -227,7 +227,7 @@ def _described(
     providers: Sequence[str],
     rng: Random,
 ) -> list[Entry]:
-    """Up to `count` requests for catalog tools that may be trained on, half of them under other names."""
+    """Up to `count` requests for catalog tools that follow (`_follows`), half of them under other names."""
     made: list[Entry] = []
     for _ in range(6 * count if stock.jobs else 0):  # many draws do not fit
         if len(made) == count:

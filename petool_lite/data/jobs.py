@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import log
 
 from petool_lite.data.entries import Prompt, Tool, balance, provider
+from petool_lite.data.wording import stem
 
 _ALIKE = 0.6  # likeness from which on two tools do the same job: 100 % of the listed equals of the open entries
 _SAME = 0.9  # and from which on they are the same but for a word
@@ -154,9 +155,7 @@ def _traits(tool: Tool) -> _Traits:
 def _words(text: str) -> frozenset[str]:
     """Lower-case words, camel case cut, a plural s taken off."""
     split = re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()
-    return frozenset(
-        word[:-1] if word.endswith("s") and len(word) > 3 else word for word in re.findall(r"[^\W_]+", split)
-    )
+    return frozenset(stem(word) for word in re.findall(r"[^\W_]+", split))
 
 
 def _overlap(one: frozenset[str], other: frozenset[str]) -> float:

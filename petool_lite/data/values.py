@@ -24,6 +24,7 @@ from petool_lite.data.wording import (
     language_code,
     listed_choices,
     split,
+    stem,
     typed,
 )
 
@@ -100,8 +101,9 @@ def _claims(items: Sequence[Parameter], query: str) -> Iterator[_Claim]:
                 yield _Claim(0.5 + near, place, typed(item, text), start, end)
         for choice in listed_choices(item):
             for start, end, _ in _spelled(choice, query):
-                if len(choice) >= _LONG or _nearness(query, start, end, own, about):
-                    yield _Claim(8 + _nearness(query, start, end, own, about), place, choice, start, end)
+                near = _nearness(query, start, end, own, about)
+                if near or len(choice) >= _LONG:
+                    yield _Claim(8 + near, place, choice, start, end)
         yield from _coded(place, item, query)
         yield from _dated(place, item, query)
         yield from _ordinals(place, item, query, own | about)
@@ -198,7 +200,7 @@ def _ordinals(place: int, item: Parameter, query: str, names: frozenset[str]) ->
         return
     for found in _ORDINAL.finditer(query):
         number = ORDINALS.index(found[1].lower()) + 1 if found[1] else int(found[2])
-        after = [_stem(word) for word in re.findall(r"[A-Za-z]+", query[found.end() : found.end() + 20])[:1]]
+        after = [stem(word) for word in re.findall(r"[A-Za-z]+", query[found.end() : found.end() + 20])[:1]]
         if any(_same(word, name) for word in after for name in names) or (
             {"start", "offset", "index"} & names and _before(query, found.start(), "start")
         ):
@@ -207,22 +209,22 @@ def _ordinals(place: int, item: Parameter, query: str, names: frozenset[str]) ->
 
 
 def _before(query: str, start: int, word: str) -> bool:
-    return any(_stem(found).startswith(word) for found in re.findall(r"[a-z]+", query[max(0, start - 25) : start]))
+    return any(stem(found).startswith(word) for found in re.findall(r"[a-z]+", query[max(0, start - 25) : start]))
 
 
 def _names(item: Parameter) -> tuple[frozenset[str], frozenset[str]]:
     """Stems of the words of a parameter's name, and of what its description says first."""
-    own = frozenset(_stem(word) for word in split(item.name))
+    own = frozenset(stem(word) for word in split(item.name))
     said = re.findall(r"[A-Za-z]+", item.description[:_ABOUT].lower())
-    return own, frozenset(_stem(word) for word in said) - own - _LIGHT
+    return own, frozenset(stem(word) for word in said) - own - _LIGHT
 
 
 def _nearness(query: str, start: int, end: int, own: frozenset[str], about: frozenset[str]) -> float:
     """0 to 5: how close to a value stand words of the parameter's name, or, for less, of its description."""
     left = re.split(r"[,;]|\.\s|\band\b", query[max(0, start - _NEAR) : start])[-1]
     right = re.split(r"[,;]|\.\s|\band\b", query[end : end + _NEAR])[0]
-    before = [_stem(word) for word in re.findall(r"[A-Za-z]+", left.lower())][-_LEFT:][::-1]
-    after = [_stem(word) for word in re.findall(r"[A-Za-z]+", right.lower())][:_RIGHT]
+    before = [stem(word) for word in re.findall(r"[A-Za-z]+", left.lower())][-_LEFT:][::-1]
+    after = [stem(word) for word in re.findall(r"[A-Za-z]+", right.lower())][:_RIGHT]
     best = 0.0
     for near, reach in ((before, 5.0), (after, 4.0)):
         for distance, word in enumerate(near):
@@ -239,7 +241,7 @@ def _nearness(query: str, start: int, end: int, own: frozenset[str], about: froz
 
 def _named(item: Parameter, query: str) -> bool:
     """Whether the request has all words of the parameter's name that say what it is of."""
-    said = {_stem(word) for word in re.findall(r"[A-Za-z]+", query.lower())}
+    said = {stem(word) for word in re.findall(r"[A-Za-z]+", query.lower())}
     own = _names(item)[0]
     return all(any(_same(word, name) for word in said) for name in own - _LABELS or own)
 
@@ -247,8 +249,3 @@ def _named(item: Parameter, query: str) -> bool:
 def _same(word: str, name: str) -> bool:
     """Whether a word of the request is a word of a name, or one of them is short for the other: `lat`, `num`."""
     return word == name or (min(len(word), len(name)) >= 3 and (word.startswith(name) or name.startswith(word)))
-
-
-def _stem(word: str) -> str:
-    word = word.lower()
-    return word[:-1] if len(word) > 3 and word.endswith("s") else word

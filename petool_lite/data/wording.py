@@ -35,6 +35,12 @@ def split(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)] or [name]
 
 
+def stem(word: str) -> str:
+    """A word in lower case, a plural s taken off."""
+    word = word.lower()
+    return word[:-1] if len(word) > 3 and word.endswith("s") else word
+
+
 def typed(item: Parameter, text: str) -> Any:
     """A text as a value of the parameter's type, as it stands where it is none."""
     kind = item.type.upper()

@@ -70,7 +70,7 @@ def test_likeliest_is_what_resembles_the_disliked_and_answers_the_query() -> Non
     liked = prompt(("<W>.<Rain>.<x>", 0), ("<W>.<Sun>.<y>", 1), tools=WEATHER)
     assert likeliest(liked, "weather forecast of a city", "rating").name == "<W>.<Sun>.<getForecast>"
     # without any history the query tells the job
-    assert likeliest(prompt(tools=WEATHER), "weather forecast of a city", "rating") is not WEATHER[1]
+    assert likeliest(prompt(tools=WEATHER), "weather forecast of a city", "rating").name == "<W>.<Sun>.<getForecast>"
     assert likeliest(prompt(tools=WEATHER[:2]), "Search songs by title", "rating") is WEATHER[1]
     assert likeliest(prompt(("<W>.<Rain>.<x>", 0), tools=WEATHER[2:3]), "weather", "rating") is WEATHER[2]  # none else
 
