@@ -60,7 +60,7 @@ WAYS = (
 
 
 PEERS = (
-    {"name": "Transformers + PEFT + TRL", "engine": "hf", "updates": 2},
+    {"name": "Transformers + PEFT + TRL", "engine": "hf", "updates": 3},
     {"name": "Unsloth as its notebooks use it", "engine": "unsloth", "updates": 3},
 )
 
