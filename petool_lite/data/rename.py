@@ -14,8 +14,10 @@ from typing import Any
 from petool_lite.data.entries import Entry, Interaction, Prompt, ToolCall, provider
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+ADDRESS = re.compile(r"https?://(www\.)?")
 _VERBS = ("get", "fetch", "retrieve", "list", "read", "show", "find", "load")
 _SHORTEST = 3  # a shorter value may stand in the query by chance
+_SHORTEST_DEFAULT = 4  # and a shorter default, which the answer would have anyway
 
 
 def all_providers(entries: Sequence[Entry], setting: str) -> list[str]:
@@ -26,8 +28,9 @@ def all_providers(entries: Sequence[Entry], setting: str) -> list[str]:
 def renamed(entry: Entry, setting: str, rng: Random, providers: Sequence[str]) -> Entry:
     """The entry with each provider under another of `providers`, each api in another spelling, other values copied.
 
-    One provider becomes one provider, so likes and dislikes carry over. A value of the answer that stands in the query,
-    and is no default, is replaced in both. Only the prompt of `setting` is kept. The id is unchanged.
+    One provider becomes one provider, so likes and dislikes carry over. A value of the answer that stands in the query
+    is replaced in both, unless it is a default so short that it may stand there by chance. Only the prompt of `setting`
+    is kept. The id is unchanged.
     """
     prompt = entry.prompt(setting)
     names = _new_names(sorted(set(_names(prompt))), rng, providers)
@@ -123,7 +126,8 @@ def _new_values(
     result = dict(parameters)
     for key, value in parameters.items():
         text = str(value)
-        if isinstance(value, bool) or not isinstance(value, (str, int)) or len(text) < _SHORTEST or text in defaults:
+        shortest = _SHORTEST_DEFAULT if text in defaults else _SHORTEST
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or len(text) < shortest:
             continue
         whole = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
         alone = sum(text in str(other) for other in parameters.values()) == 1
@@ -136,7 +140,12 @@ def _new_values(
 
 
 def scrambled(text: str, rng: Random) -> str:
-    """The same text with every digit another one; letters too where letters and digits make one word, as in an id."""
+    """The same text with every digit another one; letters too where letters and digits make one word, as in an id.
+
+    Of an address that begins with https://, the beginning stays.
+    """
+    if found := ADDRESS.match(text):
+        return found.group() + scrambled(text[found.end() :], rng)
     mixed = re.search(r"[A-Za-z]", text) is not None and re.search(r"[0-9]", text) is not None and " " not in text
     made = []
     for index, sign in enumerate(text):

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from petool_lite.data.entries import Parameter
-from petool_lite.data.rename import scrambled
+from petool_lite.data.rename import ADDRESS, scrambled
 from petool_lite.data.wording import (
     CODE,
     COUNTRIES,
@@ -153,10 +153,25 @@ def _value(item: Parameter, default: str, values: Sequence[str], rng: Random, va
     if choices and rng.random() < 0.7:
         return rng.choice(choices)
     if default and rng.random() < 0.6:
-        return default if rng.random() < 0.5 or len(default) > 60 else scrambled(default, rng)
+        return default if rng.random() < 0.5 else _another(default, values, rng)
     if kind == "ENUM":
         return default or None
     return rng.choice(values) if values else None
+
+
+def _another(default: str, values: Sequence[str], rng: Random) -> str:
+    """A text of the default's make: a request's own value stands beside a default more often than it repeats it."""
+    site = ADDRESS.match(default)
+    if not site:
+        return scrambled(default, rng)
+    words = sorted({word.lower() for value in (default, *values) for word in re.findall(r"[A-Za-z]{3,12}", value)})
+
+    def some(most: int, joint: str) -> str:
+        return joint.join(rng.choices(words, k=rng.randrange(1, most + 1)))
+
+    parts = [some(5, "-") + (f"-{rng.randrange(10**6)}" if rng.random() < 0.5 else "") for _ in range(rng.randrange(4))]
+    host = f"{some(2, rng.choice(('', '-', '.')))}{rng.choice(('.com', '.com', '.org', '.de', '.net', '.io'))}"
+    return site.group() + "/".join([host, *parts])
 
 
 def loosely(text: str, rng: Random) -> str:

@@ -38,6 +38,16 @@ def test_what_the_request_leaves_out_is_the_default_or_absent() -> None:
     assert len(many(Parameter("filter", "STRING", "", ""), required=False)) < 120
 
 
+def test_a_request_has_an_address_of_its_own_as_often_as_the_declared_one() -> None:
+    url = Parameter("url", "STRING", "", "https://www.example.org/p/a-long-name-without-digits-in-it-and-more-words")
+    said = [item for item in many(url) if item.words]
+    assert all(item.value in item.words for item in said)
+    own = {item.value for item in said if str(item.value).startswith("https://www.")} - {url.default}
+    assert len(own) > 40
+    assert all(value.count("//") == 1 and " " not in value for value in own)
+    assert sum(item.value == url.default for item in said) < 120
+
+
 def test_a_value_that_is_only_announced_is_empty_or_the_example() -> None:
     path = many(Parameter("path", "STRING", "File path e.g. '/folder/file.ext'", ""))
     assert "/folder/file.ext" in {item.value for item in path if "specific path" in item.words}
