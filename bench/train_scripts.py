@@ -15,13 +15,14 @@ started = float(os.environ["BENCH_STARTED"])
 for number, way in enumerate(json.loads(sys.argv[1])):
     if number and time.time() > float(os.environ["BENCH_LIMIT"]):
         break
-    first = []
+    first, start = [], []
 
     def report(stage, done, total, note):
         if stage == "training" and done == 1 and not first:
             first.append(time.time() - started)
         if total == 0:
             print(stage, file=sys.stderr)
+            start.append([stage[:60], round(time.time() - started, 1)])
 
     gc.collect()
     if torch.cuda.is_available():
@@ -46,6 +47,7 @@ for number, way in enumerate(json.loads(sys.argv[1])):
         "tokens_per_s": (rows[-1]["tokens"] - rows[0]["tokens"]) / seconds, "peak_gb": manifest["peak_memory_gb"],
         "held_before_gb": round(held, 2),
         "predicted": manifest["predicted"], "first_step_s": None if number else round(first[0], 1),
+        "start": None if number else start, "updates_s": [row["seconds"] for row in rows],
         "seconds": round(time.time() - begun, 1), "losses": [round(row["loss"], 4) for row in rows],
         "tokens": [row["tokens"] for row in rows],
         "mean_tokens": manifest["data"]["tokens"] / manifest["data"]["kept"],
