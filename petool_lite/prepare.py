@@ -20,8 +20,8 @@ from petool_lite.data.entries import PROMPT_FIELD, Entry
 from petool_lite.data.files import Dataset, load_dataset, raw_rows, source_sha256
 from petool_lite.data.splits import answer_functions
 from petool_lite.errors import PetoolError
-from petool_lite.prompt import Chat, Example, Layout, examples, spread
-from petool_lite.recipe import ALL, DataSettings, Recipe
+from petool_lite.prompt import Chat, Example, Layout, answer_weights, examples, spread
+from petool_lite.recipe import ALL, DataSettings, Recipe, TrainSettings
 from petool_lite.runs import draft, write_json
 
 # The code that decides token ids: a change to any of these files makes cached rows stale.
@@ -47,7 +47,8 @@ _CHUNK = 512  # rows in memory at once
 class Prepared:
     """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped.
 
-    For DPO also rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse.
+    For DPO also rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse. Where the
+    recipe weighs some tokens otherwise than others, also answer_weights (float32): those of input_ids[answer_start:].
     """
 
     table: Any
@@ -89,6 +90,7 @@ def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
         "tokenizer": file_sha256(base.directory / "tokenizer.json"),
         "template": chat.template_sha256,
         "tokens": [chat.bos_token, chat.eos_token],
+        **({"weights": [recipe.train.name_weight, recipe.train.value_weight]} if recipe.train.weighted else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -132,7 +134,7 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     counts = Counts(entries=len(dataset.entries), bad=len(dataset.bad))
     parts = (_part(recipe, dataset, setting, answer_functions(held_out), counts) for setting in settings)
     pairs = recipe.train.objective == "dpo"
-    _write_rows(folder / "rows.arrow", parts, chat, counts, report, pairs)
+    _write_rows(folder / "rows.arrow", parts, chat, counts, report, recipe.train)
     if not counts.given:
         raise PetoolError(
             f"{data.train} gives no pair of a right and a wrong answer",
@@ -203,7 +205,12 @@ class Counts:
 
 
 def _write_rows(
-    path: Path, parts: Iterable[tuple[Layout, Sequence[Entry]]], chat: Chat, counts: Counts, report: Report, pairs: bool
+    path: Path,
+    parts: Iterable[tuple[Layout, Sequence[Entry]]],
+    chat: Chat,
+    counts: Counts,
+    report: Report,
+    train: TrainSettings,
 ) -> None:
     """The rows of one part after the other, which is as good as any order: training draws its own."""
     import pyarrow as pa
@@ -214,27 +221,34 @@ def _write_rows(
         ("answer_start", pa.int32()),
         ("history_dropped", pa.int32()),
     ]
-    schema = pa.schema([*columns, ("rejected_ids", pa.list_(pa.int32()))] if pairs else columns)
+    if train.objective == "dpo":
+        columns.append(("rejected_ids", pa.list_(pa.int32())))
+    if train.weighted:
+        columns.append(("answer_weights", pa.list_(pa.float32())))
+    schema = pa.schema(columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for chunk in chain.from_iterable(_chunks(chat, *part, counts, report, pairs) for part in parts):
-            values: list[list[Any]] = [
-                [row.entry_id for row in chunk],
-                [row.ids for row in chunk],
-                [row.answer_start for row in chunk],
-                [row.history_dropped for row in chunk],
-                [row.rejected for row in chunk],
-            ]
-            arrays = [pa.array(column, field.type) for column, field in zip(values, schema, strict=False)]
+        for chunk in chain.from_iterable(_chunks(chat, *part, counts, report, train) for part in parts):
+            values: dict[str, list[Any]] = {
+                "entry_id": [row.entry_id for row in chunk],
+                "input_ids": [row.ids for row in chunk],
+                "answer_start": [row.answer_start for row in chunk],
+                "history_dropped": [row.history_dropped for row in chunk],
+                "rejected_ids": [row.rejected for row in chunk],
+                "answer_weights": [row.weights for row in chunk],
+            }
+            arrays = [pa.array(values[field.name], field.type) for field in schema]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
 def _chunks(
-    chat: Chat, layout: Layout, entries: Sequence[Entry], counts: Counts, report: Report, pairs: bool
+    chat: Chat, layout: Layout, entries: Sequence[Entry], counts: Counts, report: Report, train: TrainSettings
 ) -> Iterator[list[Example]]:
     chunk: list[Example] = []
-    rows = examples(chat, entries, layout, pairs)
+    rows = examples(chat, entries, layout, pairs=train.objective == "dpo")
     for number, (entry, row) in enumerate(zip(entries, rows, strict=True), 1):
         counts.add(entry, row, layout)
+        if row is not None and entry.gold is not None and train.weighted:
+            row = replace(row, weights=answer_weights(chat, entry.gold, train.name_weight, train.value_weight))
         if row is not None:
             chunk.append(row)
         if number % 100 == 0 or number == len(entries):

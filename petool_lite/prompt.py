@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.compact import compact_prompt, compact_query, related_history
-from petool_lite.data.entries import Entry, Interaction, Prompt, provider
+from petool_lite.data.entries import Entry, Interaction, Prompt, ToolCall, provider
 from petool_lite.errors import PetoolError
 from petool_lite.template import render_template
 
@@ -37,6 +37,7 @@ class Chat:
     eos_token: str
     eos_id: int
     decode: Callable[[list[int]], str] | None = None
+    offsets: Callable[[str], list[tuple[int, int]]] | None = None  # which characters each token of a text stands for
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text."""
@@ -52,7 +53,8 @@ class Chat:
 class Example:
     """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token.
 
-    `rejected`: in rows that were asked for as pairs, the ids of the wrong answer with its end token.
+    `rejected`: in rows that were asked for as pairs, the ids of the wrong answer with its end token. `weights`: in rows
+    that were asked for with weights, what each token of the answer weighs in the loss.
     """
 
     entry_id: str
@@ -60,6 +62,7 @@ class Example:
     answer_start: int
     history_dropped: int
     rejected: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 def chat_from_directory(directory: Path) -> Chat:
@@ -85,6 +88,7 @@ def chat_from_directory(directory: Path) -> Chat:
         eos_token=eos,
         eos_id=eos_id,
         decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
+        offsets=lambda text: list(tokenizer.encode(text, add_special_tokens=False).offsets),
     )
 
 
@@ -225,6 +229,22 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
             rejected = (*other, chat.eos_id) if pairs else ()
             row = fitted and [*fitted[0], *answer, chat.eos_id]
             yield Example(entry.id, row, len(fitted[0]), fitted[1], rejected) if fitted and row else None
+
+
+def answer_weights(chat: Chat, call: ToolCall, name: float, value: float) -> tuple[float, ...]:
+    """What each token of an answer weighs in the loss, its end token last: `name` where it holds a character of the
+    tool's name, `value` where it holds one of a parameter's value, a string's quotes included, and 1 elsewhere."""
+    if chat.offsets is None:
+        raise PetoolError("this tokenizer cannot tell which characters a token stands for")
+    pieces = list(call.pieces())
+    kinds = [kind for text, kind in pieces for _ in text]
+    weights, end = [], 0
+    for first, last in chat.offsets("".join(text for text, _ in pieces)):
+        # from where the token before ends: some tokenizers leave blanks out of what a token stands for
+        held = kinds[min(first, end) : last]
+        weights.append(name if "name" in held else value if "value" in held else 1.0)
+        end = last
+    return (*weights, 1.0)
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:

@@ -99,6 +99,12 @@ class TrainSettings:
     objective: str = _setting(
         "sft", "sft: write the right call; dpo: prefer it to a wrong one, from model.adapter on", ("sft", "dpo")
     )
+    name_weight: float = _setting(
+        1.0, "sft: weight of the tool's name in the loss, token by token; other tokens weigh 1", least=0
+    )
+    value_weight: float = _setting(
+        1.0, "sft: weight of the parameters' values in the loss, token by token; other tokens weigh 1", least=0
+    )
     beta: float = _setting(0.1, "dpo: how strongly the model is held to the adapter it starts from", least=0)
     epochs: float = _setting(1.0, "passes over the data", least=0)
     max_steps: int = _setting(0, "stop after N optimizer steps; 0 means the epochs decide", least=0)
@@ -133,6 +139,11 @@ class TrainSettings:
     early_stop: int = _setting(0, "stop after N evaluations in a row without a better one; 0 never", least=0)
     report_to: str = _setting("", "trackers to tell as well, with commas: tensorboard, wandb, mlflow, ...")
     seed: int = _setting(0, "seed of adapter, data order and dropout", least=0)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether some tokens of an answer count for more or less than others."""
+        return (self.name_weight, self.value_weight) != (1, 1)
 
 
 @dataclass(frozen=True)
@@ -270,14 +281,19 @@ def _problem(value: Any, kind: Any, metadata: dict[str, Any]) -> str:
 
 def _conflicts(values: dict[str, Any]) -> list[str]:
     """What does not go together, in words."""
-    if values["train.method"] != "full":
-        return []
+    full, dpo = values["train.method"] == "full", values["train.objective"] == "dpo"
+    whole = "dpo compares whole answers and weighs no token; leave it at 1.0, or set train.objective = sft"
     found = {
-        "model.precision": values["model.precision"] in ("nf4", "fp8")
+        "model.precision": full
+        and values["model.precision"] in ("nf4", "fp8")
         and "full trains the weights themselves, in bf16",
-        "model.adapter": bool(values["model.adapter"]) and "full has no adapter to train on",
-        "train.objective": values["train.objective"] == "dpo" and "dpo needs an adapter, so train.method = lora",
-        "train.offload": values["train.offload"] is True and "full keeps activations on the GPU; offload is for lora",
+        "model.adapter": full and bool(values["model.adapter"]) and "full has no adapter to train on",
+        "train.objective": full and dpo and "dpo needs an adapter, so train.method = lora",
+        "train.offload": full
+        and values["train.offload"] is True
+        and "full keeps activations on the GPU; offload is for lora",
+        "train.name_weight": dpo and values["train.name_weight"] != 1 and whole,
+        "train.value_weight": dpo and values["train.value_weight"] != 1 and whole,
     }
     return [f"{key}: {problem}" for key, problem in found.items() if problem]
 

@@ -11,7 +11,7 @@ from petool_lite.data.entries import PROMPT_FIELD, SETTINGS
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.prepare import prepare
-from petool_lite.prompt import Layout, chat_from_directory, example
+from petool_lite.prompt import Layout, answer_weights, chat_from_directory, example
 from petool_lite.recipe import load_recipe
 
 
@@ -28,6 +28,29 @@ def test_rows_are_those_of_the_renderer(smollm2) -> None:
         assert (row["input_ids"], row["answer_start"], row["entry_id"]) == (wanted.ids, wanted.answer_start, entry.id)
     assert found.summary["rows"] == found.summary["kept"] == 150
     assert found.summary["tokens"] == sum(len(row["input_ids"]) for row in found.table)
+
+
+def test_weights_are_a_column_of_their_own(smollm2) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    plain = prepared(smollm2, "data.train=demo:train:30", "train.name_weight=1", "train.value_weight=1")
+    assert plain.table.column_names == ["entry_id", "input_ids", "answer_start", "history_dropped"]
+    found = prepared(smollm2, "data.train=demo:train:30", "train.name_weight=2", "train.value_weight=0.5")
+    assert found.table.remove_columns("answer_weights").to_list() == plain.table.to_list()
+    assert found.summary == plain.summary
+    for entry, row in zip(load_dataset("demo:train:30", "rating").entries, found.table, strict=True):
+        assert row["answer_weights"] == list(answer_weights(chat, entry.gold, 2.0, 0.5))
+        assert len(row["answer_weights"]) == len(row["input_ids"]) - row["answer_start"]
+        assert set(row["answer_weights"]) == {2.0, 0.5, 1.0}
+
+
+def test_rows_of_other_weights_have_a_place_of_their_own(smollm2) -> None:
+    """And those of weight 1 have the one that they had before there were any."""
+    chat = chat_from_directory(smollm2.directory)
+    pairs = [("1", "1"), ("2", "1"), ("1", "2"), ("0", "1"), ("1.0", "1.0")]
+    settings = [[f"train.name_weight={name}", f"train.value_weight={value}"] for name, value in pairs]
+    keys = [prepare_module._key(load_recipe("demo", pair)[1], smollm2, chat, "same data") for pair in settings]
+    assert keys[0] == keys[-1] == prepare_module._key(load_recipe("demo")[1], smollm2, chat, "same data")
+    assert len(set(keys)) == 4
 
 
 def test_the_second_time_comes_from_the_cache_and_a_change_does_not(smollm2, tmp_path, monkeypatch) -> None:

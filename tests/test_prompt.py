@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from petool_lite.data.demo import generate
-from petool_lite.data.entries import parse_entry
+from petool_lite.data.entries import ToolCall, parse_entry
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.prompt import (
     LAYOUTS,
     Layout,
+    answer_weights,
     chat_from_directory,
     example,
     prompt_ids,
@@ -59,6 +60,66 @@ def test_the_loss_mask_covers_the_answer_and_the_end_token(smollm2) -> None:
     with LlamaModel(smollm2.gguf, vocab_only=True) as model:
         assert model.decode(row.ids[row.answer_start :]) == entry().gold.to_json() + "<|im_end|>"
         assert model.decode(row.ids[: row.answer_start]).endswith("<|im_start|>assistant\n")
+
+
+CALLS = {
+    "plain": (
+        ToolCall("<A>.<b>.<c>", {"city": "New York", "days": 3}),
+        '{"tool_name": "NNNNNNNNNNN", "parameters": {"city": VVVVVVVVVV, "days": V}}',
+    ),
+    "nested": (
+        ToolCall("t", {"a b": [{"k": "x, y"}, None], "c": {"d": {}}, "e": ""}),
+        '{"tool_name": "N", "parameters": {"a b": VVVVVVVVVVVVVVVVVVVVV, "c": VVVVVVVVV, "e": VV}}',
+    ),
+    "empty": (ToolCall("t u", {}), '{"tool_name": "NNN", "parameters": {}}'),
+    "escaped": (
+        ToolCall('a"b\x01Ü👋\\', {'k"': 'v" \n日'}),
+        '{"tool_name": "NNNNNNNNNNNNNN", "parameters": {"k\\"": VVVVVVVVV}}',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_answer_is_its_pieces(name) -> None:
+    call, wanted = CALLS[name]
+    text = call.to_json()
+    kinds = "".join({"name": "N", "value": "V", "": " "}[kind] * len(piece) for piece, kind in call.pieces())
+    assert "".join(piece for piece, _ in call.pieces()) == text
+    assert "".join(letter if kind == " " else kind for letter, kind in zip(text, kinds, strict=True)) == wanted
+
+
+@pytest.mark.parametrize("model", ["smollm2", "llama3"])
+@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_tokens_weigh_what_their_characters_are(smollm2, llama3_tokenizer, name, trimmed, model) -> None:
+    """A token that holds a character of the name or of a value has its weight, also where the tokenizer says that
+    blanks belong to no token, and where several tokens make one character."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import ByteLevel
+
+    call, marked = CALLS[name]
+    tokenizer = Tokenizer.from_file(
+        str({"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[model] / "tokenizer.json")
+    )
+    chat = chat_from_directory({"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[model])
+    encoded = tokenizer.encode(call.to_json(), add_special_tokens=False)
+    if trimmed:
+        tokenizer.post_processor = ByteLevel(trim_offsets=True)
+        chat = replace(chat, offsets=lambda text: tokenizer.encode(text, add_special_tokens=False).offsets)
+        assert chat.offsets(call.to_json()) != encoded.offsets
+    held = [marked[first:last] for first, last in encoded.offsets]
+    wanted = [2.0 if "N" in text else 0.5 if "V" in text else 1.0 for text in held]
+    found = answer_weights(chat, call, 2.0, 0.5)
+    assert found == (*wanted, 1.0)
+    assert len(found) == len(chat.encode(call.to_json())) + 1
+    assert 2.0 in found
+    assert (0.5 in found) == bool(call.parameters)
+
+
+def test_a_tokenizer_without_offsets_cannot_weigh(smollm2) -> None:
+    chat = replace(chat_from_directory(smollm2.directory), offsets=None)
+    with pytest.raises(PetoolError, match="which characters"):
+        answer_weights(chat, CALLS["plain"][0], 2.0, 1.0)
 
 
 def test_llama_cpp_gives_the_same_ids(smollm2) -> None:

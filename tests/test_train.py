@@ -105,6 +105,11 @@ def test_a_packed_micro_step_holds_what_its_rows_are_predicted_from() -> None:
     assert packed.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert (packed.where.tolist(), packed.answers.tolist()) == ([3, 4, 5, 6, 7], [9, 10, 12, 13, 14])
     assert (packed.lengths, packed.answer_lengths, packed.entries) == ((5, 3), (2, 3), ("a", "b"))
+    assert packed.weights is None
+    first, second = ({**row, "answer_weights": own} for row, own in zip(rows, ([2, 1], [0.5, 3, 1]), strict=True))
+    (packed,) = micro_steps([second, first], budget=10)
+    assert packed.answers.tolist() == [9, 10, 12, 13, 14]
+    assert packed.weights.tolist() == [2, 1, 0.5, 3, 1]
 
 
 def test_rows_share_micro_steps_up_to_the_budget() -> None:
@@ -124,11 +129,13 @@ def test_devices_get_about_the_same_tokens() -> None:
 
 
 @pytest.mark.slow
-def test_packed_rows_train_like_single_ones(tiny, command, tmp_path) -> None:
+@pytest.mark.parametrize("weight", ["1", "3"])
+def test_packed_rows_train_like_single_ones(tiny, command, tmp_path, weight) -> None:
     """Loss and gradient of each update agree between one row a micro-step and all of them packed, through Unsloth."""
     runs = []
     for budget in ("1", "16384"):
-        settings = ["--set", f"train.token_budget={budget}", "--set", "train.max_steps=3", "--json"]
+        pairs = [f"train.token_budget={budget}", "train.max_steps=3", f"train.name_weight={weight}"]
+        settings = [*(part for pair in pairs for part in ("--set", pair)), "--json"]
         result = command("train", "demo", *tiny_settings(tiny), *settings, cwd=tmp_path, env=own_runs(tmp_path))
         assert result.returncode == 0, result.stderr
         metrics = tmp_path / json.loads(result.stdout)["run"] / "metrics.jsonl"

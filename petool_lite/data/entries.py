@@ -54,6 +54,18 @@ class ToolCall:
         """The one-line JSON reply in the published key order."""
         return json.dumps({"tool_name": self.tool_name, "parameters": dict(self.parameters)}, ensure_ascii=False)
 
+    def pieces(self) -> Iterator[tuple[str, str]]:
+        """The text of `to_json` in pieces, each with what it is: "name" (without its quotes), "value" (of a parameter,
+        as a whole) or "" for the rest."""
+        name = json.dumps(self.tool_name, ensure_ascii=False)
+        yield '{"tool_name": "', ""
+        yield name[1:-1], "name"
+        yield '", "parameters": {', ""
+        for number, (key, value) in enumerate(self.parameters.items()):
+            yield f"{', ' if number else ''}{json.dumps(key, ensure_ascii=False)}: ", ""
+            yield json.dumps(value, ensure_ascii=False), "value"
+        yield "}}", ""
+
 
 @dataclass(frozen=True)
 class Interaction:

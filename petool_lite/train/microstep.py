@@ -2,10 +2,11 @@
 
 A micro-step costs a fixed time for its thousands of kernel launches, so short rows are put into one. No row sees
 another: attention is block-diagonal and positions restart. The loss is a sum over answer tokens divided by their number
-in the whole update, so how rows are grouped changes nothing but rounding. Answers are 1-2 % of the tokens of
-PEToolBench; the head runs for their positions alone.
+in the whole update, or where they have weights a weighted sum divided by all of these, so how rows are grouped changes
+nothing but rounding. Answers are 1-2 % of the tokens of PEToolBench; the head runs for their positions alone.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True)
 class MicroStep:
     """Packed rows: `ids` and `positions` (tokens), `lengths` of the rows, and for the `answers` (1-d) `where` they
-    are predicted from, as indices into the tokens, how many each row has, and which `entries` the rows are of.
+    are predicted from, as indices into the tokens, how many each row has, which `entries` the rows are of, and what
+    each answer weighs where they do not all weigh the same.
 
     A row's last token predicts nothing and is not read.
     """
@@ -34,6 +36,7 @@ class MicroStep:
     answers: Any
     answer_lengths: tuple[int, ...]
     entries: tuple[str, ...] = ()
+    weights: Any = None
 
 
 def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -56,17 +59,18 @@ def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def micro_steps(rows: Sequence[Row], budget: int) -> list[MicroStep]:
-    """Pack rows (`input_ids`: numbers or an array, `answer_start`) into micro-steps of at most `budget` tokens; see
-    `group`."""
+    """Pack rows (`input_ids`: numbers or an array, `answer_start`, and all or none of them `answer_weights`) into
+    micro-steps of at most `budget` tokens; see `group`."""
     import numpy
     import torch
 
-    def joined(parts: Sequence[Any]) -> Any:
-        return torch.from_numpy(numpy.concatenate(parts, dtype=numpy.int64))
+    def joined(parts: Sequence[Any], kind: Any = numpy.int64) -> Any:
+        return torch.from_numpy(numpy.concatenate(parts, dtype=kind))
 
     steps = []
     whole = [numpy.asarray(row["input_ids"]) for row in rows]
     starts = [row["answer_start"] for row in rows]
+    weights = [row["answer_weights"] for row in rows if "answer_weights" in row]
     for members in group([len(ids) for ids in whole], budget):
         lengths = tuple(len(whole[index]) - 1 for index in members)
         offsets = numpy.cumsum((0, *lengths))
@@ -80,6 +84,7 @@ def micro_steps(rows: Sequence[Row], budget: int) -> list[MicroStep]:
                 answers=joined([whole[index][starts[index] :] for index in members]),
                 answer_lengths=tuple(len(whole[index]) - starts[index] for index in members),
                 entries=tuple(str(rows[index].get("entry_id", index)) for index in members),
+                weights=joined([weights[index] for index in members], numpy.float32) if weights else None,
             )
         )
     return steps
@@ -97,17 +102,31 @@ def shares(lengths: Sequence[int], devices: int) -> list[list[int]]:
     return found
 
 
-def answer_loss(stack: Stack, step: MicroStep, seed: int) -> Any:
-    """Cross entropy summed over the answer tokens of a micro-step; `seed` decides what dropout drops."""
+def weight_of(rows: Sequence[Row]) -> float:
+    """What the loss of an update is divided by: the number of its answer tokens, or the sum of their weights."""
+    if "answer_weights" in rows[0]:
+        return math.fsum(float(weight) for row in rows for weight in row["answer_weights"])
+    return sum(len(row["input_ids"]) - int(row["answer_start"]) for row in rows)
+
+
+def cross_entropy(logits: Any, answers: Any, weights: Any) -> Any:
+    """Summed over answer tokens, each times its weight where there are `weights`."""
     import torch
 
+    if weights is None:
+        return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
+    each = torch.nn.functional.cross_entropy(logits.float(), answers, reduction="none")
+    return (each * weights.to(each.device, non_blocking=True)).sum()
+
+
+def answer_loss(stack: Stack, step: MicroStep, seed: int) -> Any:
+    """Cross entropy summed over the answer tokens of a micro-step; `seed` decides what dropout drops."""
     device = stack.norm.weight.device
     ids, positions, where, answers = (
         item.to(device, non_blocking=True) for item in (step.ids, step.positions, step.where, step.answers)
     )
     rows, last = stack.rows(positions, step.lengths, where, step.answer_lengths, seed)
-    logits = stack.logits(stack.forward(ids, rows, last))
-    return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
+    return cross_entropy(stack.logits(stack.forward(ids, rows, last)), answers, step.weights)
 
 
 def model_loss(model: Any, step: MicroStep) -> Any:
@@ -129,7 +148,7 @@ def model_loss(model: Any, step: MicroStep) -> Any:
     with computing(model):
         hidden = causal.model(input_ids=ids[None], use_cache=False, **packed).last_hidden_state
         logits = causal.lm_head(hidden[0].index_select(0, where))
-    return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
+    return cross_entropy(logits, answers, step.weights)
 
 
 def answer_trainer(recipe: Recipe) -> Any:
@@ -176,7 +195,8 @@ def answer_trainer(recipe: Recipe) -> Any:
         def get_train_dataloader(self) -> Any:
             """Whole updates, the same on every device. Rows come as arrays: lists of numbers would cost an
             update of 100,000 tokens 40 ms, for which the GPU would wait."""
-            rows = self.train_dataset.with_format("numpy", columns=["input_ids"], output_all_columns=True)
+            arrays = [name for name in ("input_ids", "answer_weights") if name in self.train_dataset.column_names]
+            rows = self.train_dataset.with_format("numpy", columns=arrays, output_all_columns=True)
             options = {"batch_size": self._train_batch_size, "sampler": self._get_train_sampler(self.train_dataset)}
             loader = torch.utils.data.DataLoader(rows, collate_fn=self.data_collator, **options)
             seeded = {"use_seedable_sampler": True, "data_seed": self.args.data_seed}
@@ -190,7 +210,7 @@ def answer_trainer(recipe: Recipe) -> Any:
                 "steps": micro_steps([rows[index] for index in own or [0]], settings.token_budget),
                 "spare": not own,  # fewer rows than devices: this one computes along, for nothing
                 "tokens": sum(lengths),
-                "answers": sum(length - row["answer_start"] for length, row in zip(lengths, rows, strict=True)),
+                "weight": weight_of(rows),
             }
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
@@ -199,8 +219,8 @@ def answer_trainer(recipe: Recipe) -> Any:
             if self.stack:
                 self.stack.refresh()
             steps, accelerator = inputs["steps"], self.accelerator
-            # gradients are averaged over the devices, and answers are counted over all of them
-            scale = 0.0 if inputs["spare"] else accelerator.num_processes / inputs["answers"]
+            # gradients are averaged over the devices, and answers are counted or weighed over all of them
+            scale = 0.0 if inputs["spare"] else accelerator.num_processes / inputs["weight"]
             tuned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             parts = []
             for number, step in enumerate(steps, 1):

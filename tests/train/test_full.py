@@ -6,18 +6,19 @@ import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from support import full_settings, held_after, loss_row_by_row, own_runs
+from support import full_settings, held_after, loss_row_by_row, own_runs, with_weights
 
 from petool_lite.base import resolve_base
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import load_recipe
 from petool_lite.train import dry_run, full_costs, microstep
 from petool_lite.train.attention import PACKED, offer_to_transformers
-from petool_lite.train.microstep import micro_steps, model_loss
+from petool_lite.train.microstep import answer_trainer, micro_steps, model_loss
 from petool_lite.train.model import generating, load_model
 from petool_lite.train.planner import Choice, Dimensions, Load, Room, chosen, forecasts, peak_bytes, picked
 
@@ -96,6 +97,62 @@ def test_packed_rows_are_exact(float32, tied, checkpointing) -> None:
         loss, found = an_update(model, budget)
         assert loss == pytest.approx(wanted.item(), rel=1e-5), budget
         assert apart(found, exact) < 1e-4, budget
+
+
+def an_update_of_the_trainer(
+    model: Any, batch: list[dict[str, Any]], budget: int, devices: int
+) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients as AnswerTrainer makes them on several devices, one after the other, then averaged."""
+    kind: Any = answer_trainer(load_recipe("demo", ["train.method=full", f"train.token_budget={budget}"])[1])
+    plain = model.forward
+
+    def forward(*inputs: Any, answer_step: Any = None, seed: int = 0, **options: Any) -> Any:
+        return plain(*inputs, **options) if answer_step is None else model_loss(model, answer_step)
+
+    model.forward = forward
+    losses = []
+    for index in range(devices):
+        accelerator = SimpleNamespace(
+            num_processes=devices,
+            process_index=index,
+            backward=lambda loss: loss.backward(),
+            no_sync=lambda model: nullcontext(),
+        )
+        trainer = SimpleNamespace(accelerator=accelerator, model=model, stack=None, tokens_seen=0)
+        losses.append(kind.training_step(trainer, model, kind.collate(trainer, batch)).item())
+    model.forward = plain
+    return sum(losses) / devices, {name: gradient / devices for name, gradient in gradients(model).items()}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_of_an_update_is_the_mean_by_weight_however_it_is_parted(float32, weighted) -> None:
+    batch = with_weights(rows()) if weighted else rows()
+    weights = [row.get("answer_weights", [1.0] * (len(row["input_ids"]) - row["answer_start"])) for row in batch]
+    model = whole(packed=False)
+    plain = copy.deepcopy(model)
+    wanted = loss_row_by_row(plain, batch) / sum(map(sum, weights))
+    wanted.backward()
+    exact = gradients(plain)
+    offer_to_transformers()
+    model.set_attn_implementation(PACKED)
+    for budget, devices in ((1, 1), (1000, 1), (50, 2), (1000, 6)):  # of six devices two have nothing to do
+        loss, found = an_update_of_the_trainer(model, batch, budget, devices)
+        assert loss == pytest.approx(wanted.item(), rel=1e-5), (budget, devices)
+        assert apart(found, exact) < 1e-4, (budget, devices)
+
+
+def test_weights_of_one_are_the_loss_without_weights(float32) -> None:
+    """Without weights it is torch's own sum, to the last bit; weights of one add no more than rounding to that."""
+    model = whole()
+    ones = [{**row, "answer_weights": [1.0] * (len(row["input_ids"]) - row["answer_start"])} for row in rows()]
+    (plain,), (weighted,) = micro_steps(rows(), 1000), micro_steps(ones, 1000)
+    assert plain.weights is None
+    assert weighted.weights.dtype == torch.float32
+    bounds = microstep.bounds_of(plain.lengths, "cpu")
+    hidden = model.model(plain.ids[None], position_ids=plain.positions[None], bounds=bounds, use_cache=False)[0][0]
+    own = torch.nn.functional.cross_entropy(model.lm_head(hidden[plain.where]).float(), plain.answers, reduction="sum")
+    assert torch.equal(model_loss(model, plain), own)
+    assert model_loss(model, weighted).item() == pytest.approx(own.item(), rel=1e-6)
 
 
 def test_packed_rows_agree_in_bfloat16(bfloat16) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import loss_row_by_row
+from support import loss_row_by_row, with_weights
 
 from petool_lite.train import kernels, layers
 from petool_lite.train.microstep import answer_loss, micro_steps, model_loss
@@ -48,10 +48,10 @@ def gradients(model: Any) -> dict[str, Any]:
     return found
 
 
-def exact(model: Any) -> tuple[float, dict[str, Any]]:
+def exact(model: Any, weighted: bool = False) -> tuple[float, dict[str, Any]]:
     """Loss and gradients of the plain model in float32, one row at a time, all positions through the head."""
     whole = copy.deepcopy(model).float()
-    total = loss_row_by_row(whole, rows())
+    total = loss_row_by_row(whole, with_weights(rows()) if weighted else rows())
     total.backward()
     return float(total), gradients(whole)
 
@@ -89,6 +89,22 @@ def test_in_float32_they_are_the_same_but_for_the_last_digits(targets, recompute
     stack.refresh()
     total = 0.0
     for step in micro_steps(rows(), 40):
+        part = answer_loss(stack, step, 0)
+        part.backward()
+        total += part.item()
+    assert total == pytest.approx(loss, rel=1e-5)
+    assert distance(gradients(model), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("budget", [1, 40, 1000])
+def test_weights_of_answer_tokens_pass_through_loss_and_gradients(budget) -> None:
+    model = tuned(dtype=torch.float32)
+    loss, wanted = exact(model, weighted=True)
+    assert distance(exact(model)[1], wanted) > 0.1, "they matter"
+    stack = Stack(model, False)
+    stack.refresh()
+    total = 0.0
+    for step in micro_steps(with_weights(rows()), budget):
         part = answer_loss(stack, step, 0)
         part.backward()
         total += part.item()
