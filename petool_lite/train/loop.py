@@ -19,7 +19,6 @@ from petool_lite.train.devices import arithmetic, arithmetic_name, count, first_
 from petool_lite.train.evaluation import Exam, Mark, best_folder, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
 from petool_lite.train.model import load_model, save_trained
-from petool_lite.train.optimizer import unhurried
 from petool_lite.train.plan import Plan, rows_a_device
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.proof import prove
@@ -252,13 +251,6 @@ def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: li
         train_dataset=job.planned.prepared.table,
         callbacks=own,
     )
-    found = trainer.get_optimizer_cls_and_kwargs
-
-    def optimizer_class(*arguments: Any) -> tuple[Any, dict[str, Any]]:
-        kind, options = found(*arguments)
-        return unhurried(kind), options
-
-    trainer.get_optimizer_cls_and_kwargs = optimizer_class
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bfloat16 over a 4-bit base; small steps would be lost
             parameter.data = parameter.data.float()

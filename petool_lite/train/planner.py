@@ -20,6 +20,7 @@ _CONTEXT = 0.6 * 2**30  # CUDA's own memory and what the allocator cannot use, o
 _SHARE = 0.9  # of the free memory, for memory = "auto"
 _BUDGETS = (8192, 16384, 32768, 65536)
 _SMALL_BUDGETS = (2048, 4096)  # for full fine-tuning, of small models mostly
+_ALIKE = 0.99  # share of the best speed from which on lean takes what needs less memory
 _AN_UPDATE = 0.15  # seconds: optimizer, clipping, records
 CPU_BUDGET = 2048  # on a CPU longer micro-steps gain nothing
 OTHER_BUDGET = 16384  # on a GPU, for a model whose layers are Unsloth's: nothing is predicted for those
@@ -271,7 +272,7 @@ def picked(found: Sequence[Forecast], recipe: Recipe, memory: str, room: Room) -
     if recipe.train.method == "full":
         return min(fits, key=lambda item: full_costs.preferred(item.choice), default=None)
     best = max((item.tokens_per_s or 0 for item in fits), default=0)
-    near = [item for item in fits if (item.tokens_per_s or 0) >= (1 if memory == "auto" else 0.97) * best]
+    near = [item for item in fits if (item.tokens_per_s or 0) >= (1 if memory == "auto" else _ALIKE) * best]
     return min(near, key=lambda item: (item.host_gb, item.peak_gb), default=None)
 
 
