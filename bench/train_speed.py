@@ -168,8 +168,9 @@ def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     lines = [
         f"`{command}`, {time.strftime('%Y-%m-%d')}, one {device}, Python {platform.python_version()},",
-        f"{held}. One run of each; the first update of each is left out. Peak is what torch had allocated; predicted",
-        "(tokens/s, GiB) before anything was loaded. Warm: a second process, which finds what the first one compiled.",
+        f"{held}.",
+        "One run of each; the first update of each is left out. Peak is what torch had allocated; predicted (tokens/s,",
+        "GiB) before anything was loaded. Warm: a second process, which finds what the first one compiled.",
         "",
         "| " + " | ".join(_COLUMNS) + " |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
