@@ -9,12 +9,14 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 from petool_lite.data.entries import Entry, Parameter, Tool, ToolCall, balance
 from petool_lite.data.jobs import jobs, likeliest
 from petool_lite.data.values import drafted
 
 Rule = Callable[[Entry, str], Tool]
+Reading = Callable[[Tool, str], dict[str, Any]]
 
 
 def _random(entry: Entry, setting: str) -> Tool:
@@ -43,20 +45,26 @@ def _likely(entry: Entry, setting: str) -> Tool:
     return likeliest(entry.prompt(setting), entry.query, setting)
 
 
-RULES: dict[str, Rule] = {
-    "rule-random": _random,
-    "rule-first": _first,
-    "rule-liked": _liked,
-    "rule-history": _history,
-    "rule-likely": _likely,
+def _silent(tool: Tool, query: str) -> dict[str, Any]:
+    """Of the query nothing is read."""
+    return {}
+
+
+# How a rule chooses the tool, and what it takes from the query for the parameters.
+RULES: dict[str, tuple[Rule, Reading]] = {
+    "rule-random": (_random, _silent),
+    "rule-first": (_first, _silent),
+    "rule-liked": (_liked, _silent),
+    "rule-history": (_history, _silent),
+    "rule-likely": (_likely, drafted),
 }
 
 
 def rule_call(name: str, entry: Entry, setting: str) -> ToolCall:
     """What the rule of that name answers."""
-    tool = RULES[name](entry, setting)
-    stated = drafted(tool, entry.query) if name == "rule-likely" else {}
-    return ToolCall(tool.name, {item.name: _default(item) for item in tool.required} | stated)
+    choose, read = RULES[name]
+    tool = choose(entry, setting)
+    return ToolCall(tool.name, {item.name: _default(item) for item in tool.required} | read(tool, entry.query))
 
 
 def _default(parameter: Parameter) -> object:

@@ -193,6 +193,8 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
         raise PetoolError(f"{source} is nested too deep", "see `petool-lite recipes show demo`") from error
     except ValueError as error:  # tomllib's own error is one, and so is that of a number of too many digits
         raise PetoolError(f"{source} is not valid TOML: {error}", "see `petool-lite recipes show demo`") from error
+    if not table:
+        raise PetoolError(f"{source} is empty", "a recipe names at least its base; see `petool-lite recipes show demo`")
     values, problems = _flatten(table)
     for override in overrides:
         key, equals, raw = override.partition("=")

@@ -52,6 +52,13 @@ def test_all_problems_are_reported_together(tmp_path) -> None:
         assert part in error.value.message
 
 
+@pytest.mark.parametrize("text", ["", "# nothing yet\n"])
+def test_an_empty_file_is_no_recipe(tmp_path, text) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(PetoolError, match=r"mine\.toml is empty"):
+        load_recipe(str(tmp_path / "mine.toml"))
+
+
 def test_the_command_line_beats_the_file() -> None:
     _, recipe = load_recipe("demo", ["train.epochs=3", "data.train=some/file.json", "lora.targets=['q_proj']"])
     assert (recipe.train.epochs, recipe.data.train, recipe.lora.targets) == (3.0, "some/file.json", ["q_proj"])
