@@ -4,7 +4,7 @@
 
 DATA is a file of entries. For each method one JSON line: whether the files of weights are equal, the largest
 difference, both runs' losses, and the same of two undisturbed runs (where those differ, the arithmetic does, and the
-third run cannot be equal). The test suite does this on a CPU; this is for a GPU.
+third run cannot be equal; so train.deterministic is on). The test suite does this on a CPU; this is for a GPU.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     for method in options.methods.split(","):
         settings = [f"data.train={options.data}", f"data.limit={options.limit}", f"train.max_steps={_STEPS}"]
-        settings += [f"train.save_every={_SAVED}", *_PLAIN, *_WAYS[method], *options.extra]
+        settings += [f"train.save_every={_SAVED}", "train.deterministic=true", *_PLAIN, *_WAYS[method], *options.extra]
         arguments = [options.recipe, *(part for setting in settings for part in ("--set", setting))]
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)

@@ -139,6 +139,11 @@ class TrainSettings:
     early_stop: int = _setting(0, "stop after N evaluations in a row without a better one; 0 never", least=0)
     report_to: str = _setting("", "trackers to tell as well, with commas: tensorboard, wandb, mlflow, ...")
     seed: int = _setting(0, "seed of adapter, data order and dropout", least=0)
+    deterministic: bool = _setting(
+        False,
+        "on a GPU: sums in one order, so that the same recipe on the same machine gives the same bits again; slower. "
+        "On a CPU it does so anyway",
+    )
 
     @property
     def weighted(self) -> bool:

@@ -13,7 +13,7 @@ from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import Recipe, to_toml
 from petool_lite.runs import create_run, is_complete, locked, write_text
-from petool_lite.train.devices import first_then_others, from_first, is_first, joined
+from petool_lite.train.devices import first_then_others, from_first, is_first, joined, repeatable
 from petool_lite.train.evaluation import load_exam
 from petool_lite.train.loop import Job, train_into
 from petool_lite.train.plan import Plan, dry_run, plan
@@ -32,7 +32,7 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     started = time.time()
     run: Path | None = resume
     report = report if is_first() else silent
-    with stop_signals() as stop, joined(), ExitStack() as held:
+    with stop_signals() as stop, joined(), repeatable(recipe.train.deterministic), ExitStack() as held:
         try:
             if is_first() and resume is not None:
                 held.enter_context(locked(resume))
