@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from support import full_settings, own_runs, tiny_settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -23,6 +25,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setenv("PETOOL_LITE_RUNS", str(tmp_path_factory.mktemp("runs")))
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder that one of the suite's processes makes and the others find; nobody may change it afterwards."""
+    mine = tmp_path_factory.getbasetemp()
+    shared = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = shared / f"shared-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                work = shared / f"unfinished-{name}-{os.getpid()}"
+                work.mkdir()
+                fill(work)
+                work.rename(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -42,15 +63,13 @@ def smollm2():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a tiny random Llama with the tokenizer of `tokenizer_from`; keyword arguments change its config."""
-    import shutil
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    def make(tokenizer_from: Path, **changes) -> Path:
+    def make(tokenizer_from: Path, target: Path | None = None, **changes) -> Path:
         from tokenizers import Tokenizer
 
-        target = tmp_path_factory.mktemp("tiny")
+        target = target or tmp_path_factory.mktemp("tiny")
         vocabulary = Tokenizer.from_file(str(tokenizer_from / "tokenizer.json")).get_vocab_size()
         settings = {
             "vocab_size": vocabulary,
@@ -90,26 +109,47 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_model, smollm2) -> Path:
-    return tiny_model(smollm2.directory)
+def tiny(tiny_model, smollm2, made_once) -> Path:
+    return made_once("tiny", lambda folder: tiny_model(smollm2.directory, folder))
 
 
 @pytest.fixture(scope="session")
-def trained(tiny, command, tmp_path_factory) -> Path:
+def complete_run(made_once, command, tmp_path_factory) -> Callable[[str, list[str]], Path]:
+    """This process's own copy of a run that is trained once; the arguments are its name and those of `train`."""
+
+    def make(name: str, arguments: list[str]) -> Path:
+        def train(root: Path) -> None:
+            result = command("train", *arguments, "--json", cwd=root, env=own_runs(root))
+            assert result.returncode == 0, result.stderr
+            assert len(result.stdout.splitlines()) == 1, "stdout is data: nothing but the JSON document"
+            assert Path(json.loads(result.stdout)["run"]).parent.name == "runs"
+
+        copy = shutil.copytree(made_once(name, train), tmp_path_factory.mktemp(name), dirs_exist_ok=True)
+        (run,) = (copy / "runs").iterdir()
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, complete_run) -> Path:
     """A complete run of 10 steps on the tiny model, trained through Unsloth without interruption or evaluation."""
-    root = tmp_path_factory.mktemp("road")
-    tracker = ["--set", "train.report_to=tensorboard"]
-    result = command("train", "demo", *tiny_settings(tiny), *tracker, "--json", cwd=root, env=own_runs(root))
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) == 1, "stdout is data: nothing but the JSON document"
-    return Path(json.loads(result.stdout)["run"])
+    return complete_run("road", ["demo", *tiny_settings(tiny), "--set", "train.report_to=tensorboard"])
 
 
 @pytest.fixture(scope="session")
-def trained_full(tiny, command, tmp_path_factory) -> Path:
+def exported(made_once, trained, command, tmp_path_factory) -> Path:
+    """This process's own copy of a folder whose runs/one is a complete run with an export to q8_0."""
+
+    def export(root: Path) -> None:
+        shutil.copytree(trained, root / "runs" / "one")
+        result = command("export", "--run", "one", "--gguf", "q8_0", "--verify", "quick", cwd=root, env=own_runs(root))
+        assert result.returncode == 0, result.stderr
+
+    return shutil.copytree(made_once("exported", export), tmp_path_factory.mktemp("exported"), dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def trained_full(tiny, complete_run) -> Path:
     """A complete run of 10 steps of full fine-tuning on the tiny model, without interruption or evaluation."""
-    root = tmp_path_factory.mktemp("full")
-    result = command("train", "demo", *full_settings(tiny), "--json", cwd=root, env=own_runs(root))
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) == 1, "stdout is data: nothing but the JSON document"
-    return Path(json.loads(result.stdout)["run"])
+    return complete_run("full", ["demo", *full_settings(tiny)])

@@ -61,13 +61,10 @@ def test_export_then_bench_through_the_command_line(trained, command) -> None:
     assert json.loads(scored.stdout)["tool_acc"] == report["variants"][1]["tool_acc"]
 
 
-def test_real_entries_are_scored(trained, command, open_entries) -> None:
-    exported = command("export", "--run", trained, "--gguf", "q8_0", "--verify", "quick")
-    assert exported.returncode == 0, exported.stderr
-    model = exported.stdout.strip()
+def test_real_entries_are_scored(exported, command, open_entries) -> None:
     result = command(
-        "bench", "--model", model, "--data", open_entries, "--setting", "rating", "--limit", "3", "--json",
-        cwd=trained.parent.parent, env=own_runs(trained.parent.parent),
+        "bench", "--model", exported / "runs" / "one" / "export" / "model.q8_0.gguf", "--data", open_entries,
+        "--setting", "rating", "--limit", "3", "--json", cwd=exported, env=own_runs(exported),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])

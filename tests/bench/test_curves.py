@@ -63,6 +63,7 @@ def test_both_sides_have_the_optimizer_of_the_published_recipe() -> None:
     }
 
 
+@pytest.mark.slow
 def test_one_real_run(tiny, capfd: pytest.CaptureFixture) -> None:
     settings = recipe_settings(str(tiny), "demo:train:6", 6, 3)
     (found,) = measure(Curves(settings, ("lean",), (1,), updates=2))

@@ -78,6 +78,7 @@ def test_a_llama_3_tokenizer_arrives_whole(tiny_model, llama3_tokenizer, tmp_pat
             assert exported.encode(text) == chat.encode(text)
 
 
+@pytest.mark.slow
 def test_the_embedded_base_keeps_every_key_of_its_gguf(smollm2) -> None:
     before = gguf_fields(open_gguf(smollm2.gguf))
     after = gguf_fields(open_gguf(export_base("smollm2-135m", "q4_k_m")))

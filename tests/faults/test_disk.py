@@ -41,12 +41,9 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("whole")
-    shutil.copytree(trained, root / "runs" / "one")
-    code, said = finish(root, "export", "--run", "one", *TYPES)
-    assert code == 0, said
-    return root / "runs" / "one"
+def whole(exported) -> Path:
+    """A complete run with an export, on a disk with room."""
+    return exported / "runs" / "one"
 
 
 def refused(root: Path, *arguments: object, **options) -> str:
@@ -57,9 +54,9 @@ def refused(root: Path, *arguments: object, **options) -> str:
     return line
 
 
-def refused_then_done(exported: Path, root: Path, size: int, verb: str, *options: str) -> None:
+def refused_then_done(whole: Path, root: Path, size: int, verb: str, *options: str) -> None:
     """The command on a run without its results meets the limit, and without a limit does the whole work."""
-    shutil.copytree(exported, root / "runs" / "one", ignore=shutil.ignore_patterns(verb))
+    shutil.copytree(whole, root / "runs" / "one", ignore=shutil.ignore_patterns(verb))
     refused(root, verb, "--run", "one", *options, preexec_fn=limited(size))
     code, said = finish(root, verb, "--run", "one", *options)
     assert code == 0, said
@@ -67,8 +64,8 @@ def refused_then_done(exported: Path, root: Path, size: int, verb: str, *options
 
 
 @pytest.mark.parametrize("size", [100, 1000])
-def test_a_bench_on_a_full_disk(exported, tmp_path, size) -> None:
-    refused_then_done(exported, tmp_path, size, "bench", *DATA)
+def test_a_bench_on_a_full_disk(whole, tmp_path, size) -> None:
+    refused_then_done(whole, tmp_path, size, "bench", *DATA)
 
 
 @pytest.mark.faults
@@ -92,17 +89,17 @@ def test_training_on_a_full_disk(tiny, tmp_path, size) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("size", [100_000, 10_000_000])
-def test_an_export_on_a_full_disk(exported, tmp_path, size) -> None:
-    refused_then_done(exported, tmp_path, size, "export", *TYPES)
+def test_an_export_on_a_full_disk(whole, tmp_path, size) -> None:
+    refused_then_done(whole, tmp_path, size, "export", *TYPES)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])
-def test_each_verb_on_a_small_disk(exported, tiny, tmp_path, verb) -> None:
+def test_each_verb_on_a_small_disk(whole, tiny, tmp_path, verb) -> None:
     with small_disk(tmp_path / "disk", {"train": "5m", "export": "25m", "bench": "60m"}[verb]) as disk:
         if verb != "train":
             left_out = ["checkpoints", "tensorboard", *(["export"] if verb == "export" else [])]
-            shutil.copytree(exported, disk / "runs" / "one", ignore=shutil.ignore_patterns(*left_out))
+            shutil.copytree(whole, disk / "runs" / "one", ignore=shutil.ignore_patterns(*left_out))
         if verb == "bench":
             with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
                 while True:
@@ -117,9 +114,9 @@ def test_each_verb_on_a_small_disk(exported, tiny, tmp_path, verb) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])
-def test_each_verb_on_a_read_only_run(exported, tmp_path, verb) -> None:
+def test_each_verb_on_a_read_only_run(whole, tmp_path, verb) -> None:
     with small_disk(tmp_path / "runs", "300m") as disk:
-        shutil.copytree(exported, disk / "one")
+        shutil.copytree(whole, disk / "one")
         if verb == "train":
             (disk / "one" / "manifest.json").unlink()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
@@ -156,9 +153,9 @@ def test_runs_made_while_the_clock_stands_still_or_goes_back_do_not_meet(tmp_pat
 @pytest.mark.faults
 @pytest.mark.skipif(not CLOCK, reason="libfaketime is not installed")
 @pytest.mark.parametrize("jump", ["-400d", "+400d"])
-def test_a_clock_that_jumps(exported, tiny, tmp_path, jump) -> None:
+def test_a_clock_that_jumps(whole, tiny, tmp_path, jump) -> None:
     """A run is stopped, the clock jumps, and everything goes on: resume, export, bench."""
-    shutil.copytree(exported, tmp_path / "runs" / "one", ignore=shutil.ignore_patterns("export", "manifest.json"))
+    shutil.copytree(whole, tmp_path / "runs" / "one", ignore=shutil.ignore_patterns("export", "manifest.json"))
     shutil.rmtree(tmp_path / "runs" / "one" / "checkpoints" / "checkpoint-10")
     clock = {"LD_PRELOAD": CLOCK, "FAKETIME": jump, "DONT_FAKE_MONOTONIC": "1"}
     for line in (["train", "--resume", "one"], ["export", *TYPES], ["bench", *DATA]):

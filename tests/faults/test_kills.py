@@ -28,16 +28,6 @@ def told(what: str, **figures: object) -> None:
     print(f"FAULTS {what}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in figures.items()))
 
 
-@pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory) -> Path:
-    """A folder whose runs/ holds a complete run with an export."""
-    root = tmp_path_factory.mktemp("exported")
-    shutil.copytree(trained, root / "runs" / "one")
-    code, said = finish(root, "export", "--run", "one", "--gguf", "q8_0", "--verify", "quick")
-    assert code == 0, said
-    return root
-
-
 def run_or_kill(root: Path, command: list[object], longest: float, chance: random.Random) -> bool:
     """Start a command and kill it at random; whether it came to its end before. No half file is left either way."""
     process = begin(root, *command)

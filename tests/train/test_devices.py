@@ -73,6 +73,7 @@ def test_determinism_lasts_as_long_as_the_block_even_where_it_fails() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
 def test_on_a_cpu_determinism_changes_nothing(trained, tiny, command, tmp_path) -> None:
     line = ["train", "demo", *tiny_settings(tiny), "--set", "train.deterministic=true", "--json"]
     result = command(*line, cwd=tmp_path, env=own_runs(tmp_path))
