@@ -2,7 +2,7 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo test test-faults fuzz check audit docs reference bench-data bench-cpu bench-call bench-gpu bench-generate bench-resume bench-curves bench-export bench-serve clean
+.PHONY: help demo test test-faults fuzz check audit docs reference bench-data bench-cpu bench-call bench-gpu bench-generate bench-resume bench-curves bench-folds bench-export bench-serve clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
 	@echo "make bench-resume DATA=entries.json  a killed and continued run beside an undisturbed one, adapter and all weights"
 	@echo "make bench-curves DATA=entries.json  loss curves of lean, auto and Transformers + PEFT + TRL, three seeds"
+	@echo "make bench-folds DATA=entries.json  RECIPE=smol-rating on functions never seen in training, five folds side by side"
 	@echo "make bench-serve MODEL=M.gguf  50 clients for 2 minutes, then with the engine killed 10 times"
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
 	@echo "make clean   remove what was installed and built (runs are kept)"
@@ -96,6 +97,12 @@ bench-resume: .venv/ready
 
 bench-curves: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.curves smollm2-135m $(DATA) --json
+
+# From entries to a table: RECIPE trained and scored on FOLDS parts by function, side by side on one GPU.
+RECIPE ?= smol-rating
+FOLDS ?= 5
+bench-folds: .venv/ready
+	@$(BIN)/python -m petool_lite.bench.folds $(DATA) --recipe $(RECIPE) --folds $(FOLDS) --out runs/folds-$(RECIPE) $(OPTIONS)
 
 bench-serve: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.serve_load $(MODEL)

@@ -1,6 +1,6 @@
 """Loss curves on the same rows: petool-lite lean, petool-lite with everything kept, and Transformers + PEFT + TRL.
 
-    python -m petool_lite.bench.curves BASE DATA [--seeds 0,1,2] [--ways lean,auto,hf] [--jobs N] [--json]
+    python -m petool_lite.bench.curves BASE DATA [--seeds 0,1,2] [--ways lean,auto,hf,fp8] [--jobs N] [--json]
 
 BASE is a model, DATA a file of PEToolBench entries. Every run is a process of its own. Learning rate, schedule,
 warm-up, dropout, LoRA shape, weight decay, clip norm, optimizer, data order and rows an update are the same in all
@@ -30,11 +30,16 @@ from petool_lite.bench.train_speed import PEERS, results, rows_file, told
 from petool_lite.console import print_json, print_table
 from petool_lite.runs import versions
 
-# All in which the ways differ. memory=auto itself would take a base in 16 bits where that fits, so it is spelled out.
+# All in which the ways differ. What memory=auto takes depends on the GPU, so both are spelled out: a base in 4 bits and
+# one in 16, each with its peer.
+_KEPT = ("train.checkpointing=false", "train.token_budget=32768")
 WAYS = {
     "lean": ("train.memory=lean", "train.checkpointing=true"),
-    "auto": ("train.checkpointing=false", "train.token_budget=32768"),
+    "auto": _KEPT,
     "hf": (),
+    "auto-bf16": (*_KEPT, "model.precision=bf16"),
+    "hf-bf16": ("model.precision=bf16",),
+    "fp8": (*_KEPT, "model.precision=fp8"),
 }
 _LAST = 4  # updates whose mean is the final loss
 _COLUMNS = ["way", "seed", "final loss", "first loss"]
@@ -79,8 +84,8 @@ def _run(task: Curves, work: Path, way: str, seed: int) -> dict[str, Any] | None
     """One run in a process and a folder of its own; None where it fails."""
     own, rows = work / f"{way}-{seed}", work / f"rows-{seed}.json"
     settings = [*task.settings, *WAYS[way], f"train.seed={seed}", f"train.max_steps={task.updates}"]
-    if way == "hf":
-        peer = next(peer for peer in PEERS if peer["engine"] == way) | {"updates": task.updates}
+    if way.startswith("hf"):
+        peer = next(peer for peer in PEERS if peer["engine"] == "hf") | {"updates": task.updates}
         script = [PEER, json.dumps(told(peer, settings, rows) | {"out": str(own)})]
     else:
         script = [OURS, json.dumps([{"name": way, "settings": settings}])]
@@ -145,7 +150,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=16, help="at least 2")
     parser.add_argument("--rows", type=int, default=16, help="rows an update")
     parser.add_argument("--limit", type=int, default=247, help="entries, the first of DATA")
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--ways", default="lean,auto,hf", help=f"of {', '.join(WAYS)}")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--seconds", type=float, default=900.0, help="most that a run may take")
     parser.add_argument("--set", action="append", default=[], dest="extra", metavar="KEY=VALUE")

@@ -54,9 +54,15 @@ def open_entries() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    from petool_lite.base import resolve_base
+def smollm2(made_once):
+    from petool_lite.base import cache_root, resolve_base
 
+    def unpack(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PETOOL_LITE_CACHE", str(folder))
+            resolve_base("smollm2-135m")
+
+    shutil.copytree(made_once("base", unpack), cache_root(), dirs_exist_ok=True)
     return resolve_base("smollm2-135m")
 
 

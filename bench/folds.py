@@ -1,0 +1,362 @@
+"""Accuracy on functions that training never saw: split, train and bench every fold, from entries to a table.
+
+    python -m petool_lite.bench.folds DATA [--recipe smol-rating] [--folds 5] [--only 0,3] [--seeds 0,1,2] [--jobs 5]
+        [--change "LABEL: KEY=VALUE KEY=VALUE"]... [--setting preferred]... [--export q4_k_m] [--out DIR] [--seconds N]
+
+Each --change is the recipe with these settings, in every fold and with every seed; without one the recipe as it is.
+{fold} and {seed} in a value are replaced. Runs side by side share the GPU through CUDA's multi-process service and have
+cores of their own. What is done is kept in DIR: the same command goes on. The table goes to stderr, JSON to stdout.
+"""
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petool_lite.bench.machine import commit, machine
+from petool_lite.bench.results import Results, load_folder, load_results
+from petool_lite.bench.score import METRICS, Mark, compare_marks, mark_row, percent
+from petool_lite.bench.stats import grouped_interval
+
+from petool_lite.console import Report, print_json, print_table, progress, say
+from petool_lite.data.files import load_dataset, raw_rows
+from petool_lite.data.splits import folds, function_groups, leaks
+from petool_lite.errors import PetoolError
+from petool_lite.recipe import ALL, load_recipe
+from petool_lite.runs import is_complete, versions, write_json, write_text
+
+PLAIN = "as it is"
+_MPS = "nvidia-cuda-mps-control"
+
+
+@dataclass(frozen=True)
+class Change:
+    """The recipe with some settings changed, under a name."""
+
+    label: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained and scored where; `settings` go to every run, `scored` are the prompts it is scored in."""
+
+    data: str
+    recipe: str
+    out: Path
+    changes: tuple[Change, ...]
+    folds: int
+    only: tuple[int, ...]
+    seeds: tuple[int, ...]
+    settings: tuple[str, ...]
+    scored: tuple[str, ...]
+    export: str
+    jobs: int
+    until: float
+
+
+@dataclass(frozen=True)
+class One:
+    """One run of a study: a change, a seed and a fold."""
+
+    change: Change
+    seed: int
+    fold: int
+
+    def folder(self, study: Study) -> Path:
+        """Where its run and its results lie."""
+        label = "".join(letter if letter.isalnum() else "-" for letter in self.change.label)
+        return study.out / f"{label}-seed{self.seed}-fold{self.fold}"
+
+
+def parse_change(text: str) -> Change:
+    """A change from `LABEL: KEY=VALUE KEY=VALUE`."""
+    label, colon, rest = text.partition(":")
+    settings = tuple(rest.split())
+    if not colon or not settings or not all("=" in item for item in settings):
+        raise PetoolError(f"--change {text}: expected LABEL: KEY=VALUE", 'such as --change "r 16: lora.r=16"')
+    return Change(label.strip(), settings)
+
+
+def write_split(study: Study) -> list[int]:
+    """Write each fold's files; the group of each entry's function. Raises PetoolError where a fold leaks."""
+    setting = study.scored[0]
+    dataset = load_dataset(study.data, setting)
+    rows = raw_rows(study.data)
+    parts = folds(dataset.entries, study.folds, 0)
+    for number, part in enumerate(parts):
+        others = sorted(index for other in parts if other is not part for index in other)
+        train, test = ([dataset.entries[index] for index in chosen] for chosen in (others, part))
+        if leaks(train, test):
+            raise PetoolError(f"fold {number} of {study.data} shares functions or queries with its training entries")
+        for name, chosen in (("train", others), ("test", part)):
+            text = "".join(json.dumps(rows[index], ensure_ascii=False) + "\n" for index in chosen)
+            path = _fold_file(study, number, name)
+            if not path.is_file() or path.read_text() != text:
+                write_text(path, text)
+    return function_groups(dataset.entries)
+
+
+def _fold_file(study: Study, fold: int, name: str) -> Path:
+    return study.out / "folds" / f"fold{fold}-{name}.jsonl"
+
+
+def settings_of(study: Study, one: One) -> list[str]:
+    """The settings of one run, a later one of the same key deciding."""
+    own = [f"data.train={_fold_file(study, one.fold, 'train')}", f"train.seed={one.seed}"]
+    own.append(f"data.held_out={_fold_file(study, one.fold, 'test')}")
+    given = [*study.settings, *one.change.settings]
+    return own + [item.replace("{fold}", str(one.fold)).replace("{seed}", str(one.seed)) for item in given]
+
+
+def train_and_bench(study: Study, one: One) -> bool:
+    """Whether the run and all its results are there in the end; what was there already is kept."""
+    folder = one.folder(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    changes = [part for item in settings_of(study, one) for part in ("--set", item)]
+    if _run_of(folder) is None and not _command(study, folder, "train", "train", study.recipe, *changes):
+        return False
+    run = _run_of(folder)
+    if run is None:
+        return False
+    variants = ["rule-likely", "tuned-bf16-gpu"] if _gpu() else ["rule-likely"]
+    if study.export or not _gpu():
+        kind = study.export or "q4_k_m"
+        variants.append(f"tuned-{kind}")
+        file = run / "export" / f"model.{kind}.gguf"
+        exported = ("export", "--run", str(run), "--gguf", kind, "--verify", "quick")
+        if not file.is_file() and not _command(study, folder, "export", *exported):
+            return False
+    line = ("bench", "--run", str(run), "--variants", ",".join(variants), "--decoding", "constrained")
+    line = (*line, "--data", str(_fold_file(study, one.fold, "test")))
+    done = [
+        _command(study, folder, f"bench-{name}", *line, "--setting", name, "--out", str(folder / f"bench-{name}"))
+        for name in study.scored
+    ]
+    return all(done)
+
+
+def _run_of(folder: Path) -> Path | None:
+    return next((path for path in sorted(folder.glob("run/*")) if is_complete(path)), None)
+
+
+def _command(study: Study, folder: Path, name: str, *line: str) -> bool:
+    """Run petool-lite with its talk in a log file; what fails is told."""
+    left = study.until - time.time()
+    if left <= 0:
+        return False
+    environment = os.environ | {"PETOOL_LITE_RUNS": str(folder / "run")}
+    with (folder / f"{name}.log").open("w") as log:
+        try:
+            line = (sys.executable, "-m", "petool_lite", *line)
+            code = subprocess.run(line, stdout=log, stderr=log, env=environment, timeout=left).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    if code:
+        say(f"{folder.name}: {name} {'ran out of time' if code < 0 else f'failed, see {log.name}'}")
+    return code == 0
+
+
+def _gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+@contextmanager
+def shared_gpu(jobs: int) -> Iterator[None]:
+    """Let processes compute on the GPU at once, where CUDA's multi-process service is there and nobody started it."""
+    if jobs == 1 or shutil.which(_MPS) is None or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        places = {name: folder for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")}
+        subprocess.run([_MPS, "-d"], env=os.environ | places, check=True)
+        seen = os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # a client counts the devices that the service was given
+        os.environ.update(places)
+        try:
+            yield
+        finally:
+            subprocess.run([_MPS], input="quit\n", text=True, check=False, stdout=subprocess.DEVNULL)
+            for name in places:
+                del os.environ[name]
+            if seen is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = seen
+
+
+def run_all(study: Study, report: Report) -> int:
+    """Train and bench every run of the study, `jobs` at once; how many are whole."""
+    runs = [One(change, seed, fold) for change in study.changes for seed in study.seeds for fold in study.only]
+    done, whole, started = 0, 0, time.time()
+    report("folds", 0, len(runs), "")
+    with shared_gpu(study.jobs), ThreadPoolExecutor(study.jobs, initializer=_own_cores(study.jobs)) as pool:
+        for one, good in zip(runs, pool.map(lambda one: train_and_bench(study, one), runs), strict=True):
+            done, whole = done + 1, whole + good
+            report("folds", done, len(runs), f"{one.folder(study).name} after {time.time() - started:.0f} s")
+    return whole
+
+
+def _own_cores(jobs: int) -> Callable[[], None]:
+    """What gives each thread of a pool, and so the processes that it starts, an equal share of the cores."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+
+    def begin() -> None:
+        own = cores[slots.get() :: jobs]
+        if own:
+            os.sched_setaffinity(0, own)
+
+    return begin
+
+
+def collect(study: Study, groups: Mapping[str, int]) -> list[dict[str, Any]]:
+    """A line for each change, prompt and variant, from the results files that are whole."""
+    lines: dict[tuple[str, str, str], list[tuple[One, Results]]] = {}
+    for change in study.changes:
+        for one in (One(change, seed, fold) for seed in study.seeds for fold in study.only):
+            for setting in study.scored:
+                folder = one.folder(study) / f"bench-{setting}"
+                for item in load_folder(folder) if folder.is_dir() else ():
+                    if item.meta["complete"]:
+                        lines.setdefault((change.label, setting, item.name), []).append((one, item))
+    return [_line(*key, found, groups) for key, found in lines.items()]
+
+
+def _line(
+    label: str, setting: str, variant: str, found: Sequence[tuple[One, Results]], groups: Mapping[str, int]
+) -> dict[str, Any]:
+    """Scores over all runs of a line, by the published scorer; intervals draw functions, not entries."""
+    marked = [(one, [(groups[row["entry_id"]], mark_row(row)) for row in item.rows]) for one, item in found]
+    every = [pair for _, pairs in marked for pair in pairs]
+    line: dict[str, Any] = {"label": label, "setting": setting, "variant": variant, "runs": len(found)}
+    line |= {"n": len(every), "functions": len({group for group, _ in every})}
+    for metric in METRICS:
+        right = [(group, mark.right(metric)) for group, mark in every]
+        line[metric] = percent(sum(flag for _, flag in right), len(right))
+        line[f"{metric}_ci"] = list(grouped_interval(right))
+    line["by_run"] = [
+        {"seed": one.seed, "fold": one.fold, "n": len(pairs), **_shares([mark for _, mark in pairs])}
+        for one, pairs in marked
+    ]
+    line["seconds"] = round(sum(item.meta["seconds"] for _, item in found), 1)
+    return line
+
+
+def _shares(marks: Sequence[Mark]) -> dict[str, float]:
+    return {metric: percent(sum(mark.right(metric) for mark in marks), len(marks)) for metric in METRICS}
+
+
+def beside_the_gpu(study: Study, variant: str) -> list[dict[str, Any]]:
+    """Each change and prompt of the GGUF `variant` paired with the GPU's bfloat16, on all entries that both scored."""
+    found = []
+    for change in study.changes:
+        for setting in study.scored:
+            sides: tuple[dict[Any, Mark], dict[Any, Mark]] = ({}, {})
+            for one in (One(change, seed, fold) for seed in study.seeds for fold in study.only):
+                folder = one.folder(study) / f"bench-{setting}"
+                for side, name in zip(sides, ("tuned-bf16-gpu", variant), strict=True):
+                    path = folder / f"results-{name}-constrained.jsonl"
+                    rows = load_results(path).rows if path.is_file() and path.stat().st_size else ()
+                    side.update({(one.seed, row["entry_id"]): mark_row(row) for row in rows})
+            pairs = compare_marks(*sides)
+            if pairs["n"]:
+                found.append({"label": change.label, "setting": setting, "second": variant, **pairs})
+    return found
+
+
+def table_rows(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of the table, as text."""
+
+    def cell(line: Mapping[str, Any], metric: str) -> str:
+        low, high = line[f"{metric}_ci"]
+        return f"{line[metric]:.1f} ({low:.0f}-{high:.0f})"
+
+    return [
+        [line["label"], line["setting"], line["variant"], str(line["n"]), str(line["functions"])]
+        + [cell(line, metric) for metric in METRICS]
+        for line in lines
+    ]
+
+
+_COLUMNS = ["recipe", "prompt", "variant", "n", "functions", "tool % (95 %)", "parameters %", "both %"]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--recipe", default="smol-rating")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--only", default="", help="these folds only, such as 0,3")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--change", action="append", default=[], metavar="LABEL: KEY=VALUE ...")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    parser.add_argument("--setting", action="append", default=[], help="prompt to score in; the recipe's own")
+    parser.add_argument("--export", default="", metavar="TYPE", help="also score this GGUF type on the CPU")
+    parser.add_argument("--jobs", type=int, default=5, help="runs side by side; 3.7 GiB of GPU memory each")
+    parser.add_argument("--out", type=Path, default=Path("runs/folds"))
+    parser.add_argument("--seconds", type=float, default=86400.0, help="stop then, and report what is whole")
+    return parser.parse_args()
+
+
+def study_of(options: argparse.Namespace) -> Study:
+    """The study that a command line asks for; raises PetoolError for what cannot be."""
+    changes = tuple(parse_change(text) for text in options.change) or (Change(PLAIN),)
+    recipe = load_recipe(options.recipe, options.settings)[1]
+    scored = tuple(options.setting) or (recipe.data.one_setting,)
+    if recipe.data.setting == ALL and not options.setting:
+        scored = ("rating", "preferred", "chronological")
+    only, seeds = (tuple(map(int, text.split(","))) for text in (options.only or _all(options.folds), options.seeds))
+    until = time.time() + options.seconds
+    return Study(
+        options.data, options.recipe, options.out.absolute(), changes, options.folds, only, seeds,
+        tuple(options.settings), scored, options.export, options.jobs, until,
+    )  # fmt: skip
+
+
+def _all(count: int) -> str:
+    return ",".join(map(str, range(count)))
+
+
+def main() -> None:
+    """Run the study, print the table and the JSON line; exit 1 where a run is missing."""
+    options = _options()
+    started = time.time()
+    try:
+        study = study_of(options)
+        groups = write_split(study)
+        with progress() as report:
+            whole = run_all(study, report)
+        by_id = dict(
+            zip((entry.id for entry in load_dataset(study.data, study.scored[0]).entries), groups, strict=True)
+        )
+        lines = collect(study, by_id)
+        pairs = beside_the_gpu(study, f"tuned-{study.export}") if study.export else []
+    except PetoolError as error:
+        sys.exit(f"error: {error.message}\nhint: {error.hint}")
+    wanted = len(study.changes) * len(study.seeds) * len(study.only)
+    with redirect_stdout(sys.stderr):
+        caption = f"{whole} of {wanted} runs; intervals draw functions; {time.time() - started:.0f} s in all"
+        print_table(f"{study.recipe}, functions that training never saw", _COLUMNS, table_rows(lines), caption)
+    facts = {"benchmark": "folds", "date": time.strftime("%Y-%m-%d"), "machine": machine(gpu=_gpu())}
+    facts |= {"commit": commit(), "versions": versions(), "recipe": study.recipe, "settings": study.settings}
+    facts |= {"changes": {change.label: change.settings for change in study.changes}}
+    facts |= {"runs": whole, "wanted": wanted, "seconds": round(time.time() - started, 1)}
+    document = {**facts, "lines": lines, "pairs": pairs}
+    write_json(study.out / "folds.json", document)
+    print_json(document)
+    sys.exit(whole < wanted)
+
+
+if __name__ == "__main__":
+    main()
