@@ -181,15 +181,17 @@ def shared_gpu(jobs: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         places = {name: folder for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")}
         subprocess.run([_MPS, "-d"], env=os.environ | places, check=True)
-        seen = os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # a client counts the devices that the service was given
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ.update(places)
+        if seen:  # a client counts the devices that the service was given
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(len(seen.split(",")))))
         try:
             yield
         finally:
             subprocess.run([_MPS], input="quit\n", text=True, check=False, stdout=subprocess.DEVNULL)
             for name in places:
                 del os.environ[name]
-            if seen is not None:
+            if seen:
                 os.environ["CUDA_VISIBLE_DEVICES"] = seen
 
 
