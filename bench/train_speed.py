@@ -74,8 +74,13 @@ def told(peer: Mapping[str, Any], settings: Sequence[str], rows: Path) -> dict[s
     return {**peer, **paths, "settings": list(settings)}
 
 
-def measure(base: str, data: str, seconds: float, extra: Sequence[str]) -> list[dict[str, Any]]:
-    """Run every way and both peers, one process after the other; no new one of ours after 55 % of `seconds`."""
+def measure(
+    base: str, data: str, seconds: float, extra: Sequence[str], only: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Run every way and both peers, one process after the other; no new one of ours after 55 % of `seconds`.
+
+    `only` names the ways to run, then without the peers.
+    """
     begun = time.time()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -87,17 +92,17 @@ def measure(base: str, data: str, seconds: float, extra: Sequence[str]) -> list[
         ours = [
             {"name": way.name, "settings": [*common, f"data.train={dense if way.dense else data}", *way.settings,
              f"train.max_steps={way.updates}"]}
-            for way in WAYS
+            for way in WAYS if not only or way.name in only
         ]  # fmt: skip
-        limit = 0.55 * seconds
+        limit = seconds if only else 0.55 * seconds
         environment = {"PETOOL_LITE_RUNS": str(work / "runs"), "BENCH_LIMIT": repr(begun + limit)}
         found = results([sys.executable, "-c", OURS, json.dumps(ours)], seconds, environment | _now())
-        for peer in PEERS:
+        for peer in () if only else PEERS:
             task = json.dumps(told(peer, for_peers, work / "rows.json"))
             left = max(30.0, begun + seconds - time.time())
             found += results([sys.executable, "-c", PEER, task], left, {})
         left = begun + seconds - time.time()
-        if found and left > _A_START:  # what the first process compiled lies on the disk now
+        if found and not only and left > _A_START:  # what the first process compiled lies on the disk now
             again = results([sys.executable, "-c", OURS, json.dumps(ours[:1])], left, environment | _now())
             found[0]["first_step_warm_s"] = again[0]["first_step_s"] if again else None
             found[0]["start_warm"] = again[0]["start"] if again else None
@@ -194,10 +199,11 @@ def main() -> None:
     parser.add_argument("base")
     parser.add_argument("data")
     parser.add_argument("--seconds", type=float, default=900.0)
+    parser.add_argument("--only", action="append", default=[], choices=[way.name for way in WAYS], help="without peers")
     parser.add_argument("--document", type=Path, default=None)
     parser.add_argument("--set", action="append", default=[], dest="extra", metavar="KEY=VALUE")
     options = parser.parse_args()
-    found = measure(options.base, options.data, options.seconds, options.extra)
+    found = measure(options.base, options.data, options.seconds, options.extra, options.only)
     print_table("training on one GPU", _COLUMNS, table_rows(found))
     print_json({"benchmark": "train", "date": time.strftime("%Y-%m-%d"), "versions": versions(), "results": found})
     if options.document:

@@ -15,6 +15,7 @@ from typing import Any
 from petool_lite.base import Base, cache_root, file_sha256
 from petool_lite.compact import shortened
 from petool_lite.console import Report, silent
+from petool_lite.data.agreement import untold
 from petool_lite.data.augment import Amounts, augment, with_rejected
 from petool_lite.data.entries import PROMPT_FIELD, Entry
 from petool_lite.data.files import Dataset, load_dataset, raw_rows, source_sha256
@@ -33,6 +34,7 @@ _RENDERERS = (
     "data/entries.py",
     "data/jobs.py",
     "data/splits.py",
+    "data/agreement.py",
     "data/augment.py",
     "data/rename.py",
     "data/described.py",
@@ -158,6 +160,10 @@ def _part(
         data.varied_words,
     )
     rows = augment(dataset.entries, setting, amounts, recipe.train.seed, barred=barred)
+    if data.skip_untold:
+        told = [row for row in rows if not untold(row, setting)]
+        counts.untold += len(rows) - len(told)
+        rows = told
     counts.rows += len(rows)
     if recipe.train.objective == "dpo":
         rows = with_rejected(rows, setting, recipe.train.seed)
@@ -168,13 +174,13 @@ def _part(
 
 
 class Counts:
-    """Tallies: rows made, those of them `given` to the model (dpo: with a pair), kept, trimmed or left out, and how
-    long they are in tokens."""
+    """Tallies: rows left out as `untold`, rows made, those of them `given` to the model (dpo: with a pair), kept,
+    trimmed or left out, and how long they are in tokens."""
 
     def __init__(self, entries: int, bad: int) -> None:
         self.entries, self.bad = entries, bad
         self.lengths: list[int] = []
-        self.rows = self.given = self.loss_tokens = self.trimmed = self.shortened = 0
+        self.rows = self.given = self.untold = self.loss_tokens = self.trimmed = self.shortened = 0
         self.left_out: list[str] = []
 
     def add(self, entry: Entry, row: Example | None, layout: Layout) -> None:
@@ -193,6 +199,7 @@ class Counts:
         return {
             "entries": self.entries,
             "bad_entries": self.bad,
+            **({"untold": self.untold} if self.untold else {}),
             "rows": self.rows,
             "kept": len(self.lengths),
             "trimmed": self.trimmed,

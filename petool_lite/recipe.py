@@ -60,6 +60,11 @@ class DataSettings:
     varied_words: bool = _setting(
         False, "in described_queries: values written as prose writes them, and parameters under other names; a trial"
     )
+    skip_untold: bool = _setting(
+        False,
+        "leave out entries of the likely tool whose values neither request nor declaration tells: they can only be "
+        "learned by heart, and teach to leave the values that the compact prompt states",
+    )
     held_out: str = _setting(
         "", "test entries whose functions no made row may teach; for history_queries and described_queries"
     )

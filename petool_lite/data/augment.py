@@ -12,12 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from petool_lite.data.agreement import follows
 from petool_lite.data.described import Material, described, material
 from petool_lite.data.entries import Entry, Interaction, Parameter, Prompt, Tool, ToolCall, balance, provider
-from petool_lite.data.jobs import likeliest
 from petool_lite.data.rename import all_providers, renamed
 from petool_lite.data.splits import api_words, function_words
-from petool_lite.data.values import drafted
 from petool_lite.errors import PetoolError
 
 _MADE = re.compile(r"\+(shuffle|swap|history|renamed|described)\d*$")
@@ -203,20 +202,9 @@ def augment(
             own.append(replace(copy, id=f"{source.id}+renamed{number}"))
         copies, made = own[1 : 1 + amounts.shuffle], own[1 + amounts.shuffle :]
         asked = _described(entry, setting, amounts.described, stock, providers, Random(f"{draw} described"))
-        chosen = [*copies, *(item for item in made if _follows(item, setting)), *asked]
+        chosen = [*copies, *(item for item in made if follows(item, setting)), *asked]
         result += [item for item in chosen if training_fault(item, setting) is None]
     return result
-
-
-def _follows(entry: Entry, setting: str) -> bool:
-    """Whether `likeliest` comes to the answer, and `drafted` to its parameters, but for required ones it lacks."""
-    if entry.gold is None:
-        return True
-    tool, right = likeliest(entry.prompt(setting), entry.query, setting), entry.gold.parameters
-    stated = drafted(tool, entry.query)
-    wrong = any(name not in right or right[name] != value for name, value in stated.items())
-    missing = right.keys() - stated.keys() - {item.name for item in tool.required}
-    return tool.name == entry.gold.tool_name and not wrong and not missing
 
 
 def _described(
@@ -227,7 +215,7 @@ def _described(
     providers: Sequence[str],
     rng: Random,
 ) -> list[Entry]:
-    """Up to `count` requests for catalog tools that follow (`_follows`), half of them under other names."""
+    """Up to `count` requests for catalog tools that follow (`agreement.follows`), half of them under other names."""
     made: list[Entry] = []
     for _ in range(6 * count if stock.jobs else 0):  # many draws do not fit
         if len(made) == count:
@@ -236,7 +224,7 @@ def _described(
         if asked is None or training_fault(asked, setting) is not None:
             continue
         asked = renamed(asked, setting, rng, providers) if rng.random() < 0.5 else asked
-        if _follows(asked, setting):
+        if follows(asked, setting):
             made.append(asked)
     return made
 

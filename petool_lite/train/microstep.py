@@ -187,6 +187,17 @@ def answer_trainer(recipe: Recipe) -> Any:
 
             # several devices' gradients are averaged for what runs through the wrapped model's forward only
             model.forward = forward
+            self.tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            model.zero_grad = self.forget_gradients
+
+        def forget_gradients(self, set_to_none: bool = True) -> None:
+            """As a module's zero_grad does it, which walks through thousands of modules while the GPU waits."""
+            for parameter in self.tuned:
+                parameter.grad = None
+
+        def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+            """Nobody reads this estimate, which costs a walk through the model, too."""
+            return 0
 
         def step_loss(self, step: MicroStep, seed: int) -> Any:
             """Cross entropy summed over the answer tokens of a micro-step."""
@@ -215,13 +226,13 @@ def answer_trainer(recipe: Recipe) -> Any:
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             """Forward and backward of every micro-step; returns this device's share of the update's mean loss."""
-            model.train()
+            if not model.training:  # it walks through every module
+                model.train()
             if self.stack:
                 self.stack.refresh()
             steps, accelerator = inputs["steps"], self.accelerator
             # gradients are averaged over the devices, and answers are counted or weighed over all of them
             scale = 0.0 if inputs["spare"] else accelerator.num_processes / inputs["weight"]
-            tuned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             parts = []
             for number, step in enumerate(steps, 1):
                 seed = int(torch.randint(2**31, ())) + 7919 * accelerator.process_index
@@ -229,7 +240,7 @@ def answer_trainer(recipe: Recipe) -> Any:
                 with nullcontext() if number == len(steps) else accelerator.no_sync(model):
                     loss = model(answer_step=step, seed=seed) * scale
                     accelerator.backward(loss)
-                norms = torch._foreach_norm([parameter.grad for parameter in tuned])
+                norms = torch._foreach_norm([parameter.grad for parameter in self.tuned])
                 parts.append((step.entries, loss.detach(), torch.stack(norms).sum()))
             self.parts = tuple(parts)
             self.tokens_seen += inputs["tokens"]

@@ -118,7 +118,9 @@ def an_update_of_the_trainer(
             backward=lambda loss: loss.backward(),
             no_sync=lambda model: nullcontext(),
         )
-        trainer = SimpleNamespace(accelerator=accelerator, model=model, stack=None, tokens_seen=0)
+        trainer = SimpleNamespace(
+            accelerator=accelerator, model=model, stack=None, tokens_seen=0, tuned=list(model.parameters())
+        )
         losses.append(kind.training_step(trainer, model, kind.collate(trainer, batch)).item())
     model.forward = plain
     return sum(losses) / devices, {name: gradient / devices for name, gradient in gradients(model).items()}
