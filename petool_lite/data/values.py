@@ -29,20 +29,31 @@ from petool_lite.data.wording import (
 )
 
 _STATED = re.compile(
-    r"'(?P<single>[^']+)'|\"(?P<double>[^\"]+)\"|`(?P<tick>[^`]+)`"
+    # an apostrophe within a word opens and closes nothing
+    r"(?<!\w)'(?P<single>[^']*(?:(?<=\w)'(?=\w)[^']*)*)'(?!\w)|\"(?P<double>[^\"]*)\"|`(?P<tick>[^`]*)`"
     r"|(?P<url>https?://[^\s,]*[^\s,.])"
     r"|(?<![\w.])(?P<date>[0-9]{1,4}[/.-][0-9]{1,2}[/.-][0-9]{1,4})(?!\w)"
     r"|(?<![\w.])(?P<number>-?[0-9]+(\.[0-9]+)?)(?!\w|\.[0-9])"
-    r"|(?<![\w-])(?P<code>(?![0-9]+(?:st|nd|rd|th)\b)(?=[A-Za-z_-]*[0-9])(?=[0-9_-]*[A-Za-z])[\w-]{4,})"
+    r"|(?<![\w-])(?P<code>(?![0-9]+(?:st|nd|rd|th)\b)(?=[A-Za-z_-]*[0-9])(?=[0-9_-]*[A-Za-z])[\w-]{4,}(?:[@=#+~][\w-]*)*)"
 )
 _MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in MONTHS)
 _DATED = re.compile(
     rf"\b(?:(?P<day>[0-9]{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<month>{_MONTH})"
     rf"|(?P<month2>{_MONTH}) (?P<day2>[0-9]{{1,2}})(?:st|nd|rd|th)?),? (?P<year>[0-9]{{4}})\b"
 )
+_COMPACT_DATE = re.compile(r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])")  # 20221130
 _DATE = re.compile(r"(?P<first>[0-9]+)(?P<joint>[/.-])(?P<second>[0-9]+)[/.-](?P<third>[0-9]+)")
 _ORDINAL = re.compile(rf"\b(?:({'|'.join(ORDINALS)})|([0-9]+)(?:st|nd|rd|th))\b", re.IGNORECASE)
 _LIGHT = frozenset("the a an of to for in on is are and or be with by from value one following get list i want".split())  # noqa: SIM905
+_OF_A_DATE = frozenset(("day", "month", "year"))
+_AMOUNTS = frozenset(("count", "limit", "num", "number", "size", "take", "top"))
+_STARTS = frozenset(("index", "offset", "skip", "start"))
+_FIRST_ONES = re.compile(r"\b(?:first|last|latest|next|top) ([0-9]+)\b(?! ?%)", re.IGNORECASE)
+_AMOUNT = re.compile(r"count(?!r)|hits|limit|per_?page|rows|size$")  # in a name in lower case
+_PER_PAGE = re.compile(r"\b([0-9]+)(?: [A-Za-z-]+){0,2} per (?:page|request|response)\b", re.IGNORECASE)
+_ON_PAGE = re.compile(r"\bpage(?: number| index)? ([0-9]+)\b", re.IGNORECASE)
+_LIMITS = frozenset(("max", "maximum", "min", "minimum"))  # of `minPrice` the other word tells more
+_STARTING = re.compile(r"\bstart\w*(?: (?:from|at|with))?(?: [A-Za-z]+){0,2} ([0-9]+)\b", re.IGNORECASE)
 _LABELS = frozenset(("id", "name"))  # of `storageName` the request says "the storage"
 _LEFT, _RIGHT = 5, 3  # words before and after a value that may say which parameter it is for
 _ABOUT = 70  # characters of a description that say what a parameter is
@@ -107,10 +118,12 @@ def _claims(items: Sequence[Parameter], query: str) -> Iterator[_Claim]:
         yield from _coded(place, item, query)
         yield from _dated(place, item, query)
         yield from _ordinals(place, item, query, own | about)
-        for start, end, text in _stated(item, query):
-            near = _nearness(query, start, end, own, about)
-            if near:
-                yield _Claim(near, place, typed(item, text), start, end)
+        yield from _counted(place, item, query, own)
+        for more, parts in ((0, _stated(item, query)), (1, _listed(item, query))):
+            for start, end, text in parts:
+                near = _nearness(query, start, end, own, about)
+                if near:
+                    yield _Claim(near + more, place, typed(item, text), start, end)
 
 
 def _take_the_rest(
@@ -134,13 +147,41 @@ def _default(item: Parameter) -> str:
 
 
 def _stated(item: Parameter, query: str) -> Iterator[tuple[int, int, str]]:
-    """The parts of the request that look like values and fit the parameter's type."""
+    """The parts of the request that look like values and fit the parameter's type; of a date in words none but for a
+    parameter of that name."""
+    dates = [] if _OF_A_DATE & set(split(item.name)) else [found.span() for found in _DATED.finditer(query)]
     for found in _STATED.finditer(query):
-        kind = str(found.lastgroup)
-        text = found[kind]
+        text = found[str(found.lastgroup)]
         if item.type.upper() == "BOOLEAN" or (item.type.upper() in NUMBERS and not re.fullmatch(r"-?[\d.]+", text)):
             continue
-        yield found.start(), found.end(), text
+        if text.strip() and not any(start <= found.start() < end for start, end in dates):
+            yield found.start(), found.end(), text
+
+
+def _listed(item: Parameter, query: str) -> Iterator[tuple[int, int, str]]:
+    """Of a parameter with a plural name: values that the request lists, with commas between."""
+    name = split(item.name)[-1]
+    if item.type.upper() in NUMBERS or not name.endswith("s") or name.endswith("ss"):
+        return
+    run: list[tuple[int, int, str]] = []
+    for part in (*_stated(item, query), (len(query) + 9, 0, "")):
+        if run and not re.fullmatch(r",? (?:and|or) |, ?", query[run[-1][1] : part[0]]):
+            if len(run) > 1:
+                yield run[0][0], run[-1][1], ",".join(text for _, _, text in run)
+            run = []
+        run.append(part)
+
+
+def _counted(place: int, item: Parameter, query: str, own: frozenset[str]) -> Iterator[_Claim]:
+    """ "The first 25" and "25 per page" for how many there shall be, "starting from item 0" and "page 2" for where they
+    begin."""
+    name = item.name.lower()
+    amount = _AMOUNT.search(name) is not None
+    ways = ((_AMOUNTS & own, _FIRST_ONES, 0.5), (_STARTS & own, _STARTING, 0.5))
+    ways += ((amount, _PER_PAGE, 6.0), ("page" in name and not amount, _ON_PAGE, 6.0))
+    for fits, pattern, sure in ways:
+        for found in pattern.finditer(query) if fits and item.type.upper() != "BOOLEAN" else ():
+            yield _Claim(sure, place, typed(item, found[1]), *found.span(1))
 
 
 def _repeated(item: Parameter, query: str) -> Iterator[tuple[int, int, str]]:
@@ -171,21 +212,31 @@ def _coded(place: int, item: Parameter, query: str) -> Iterator[_Claim]:
     if not kind or (default and not CODE.fullmatch(default)):
         return
     names = LANGUAGES if kind == "language" else COUNTRIES
+    joint = CODE.fullmatch(default) if kind == "language" else None
+    home = "" if joint is None or not joint["joint"] else _only_country(query)
     for code, name in names.items():
-        value = language_code(code, default) if kind == "language" else country_code(code, default)
+        value = language_code(code, default, home) if kind == "language" else country_code(code, default)
         for found in re.finditer(rf"\b{re.escape(name.removeprefix('the '))}\b", query):
             yield _Claim(7, place, value, found.start(), found.end())
 
 
+def _only_country(query: str) -> str:
+    """The code of the country that a request names; none of several."""
+    named = [
+        code for code, name in COUNTRIES.items() if re.search(rf"\b{re.escape(name.removeprefix('the '))}\b", query)
+    ]
+    return named[0] if len(named) == 1 else ""
+
+
 def _dated(place: int, item: Parameter, query: str) -> Iterator[_Claim]:
     """A date with its month by name, where the default is one in digits: in the default's order."""
-    shape = _DATE.fullmatch(_default(item))
-    for found in _DATED.finditer(query) if shape else ():
-        assert shape is not None
+    shape, compact = _DATE.fullmatch(_default(item)), _COMPACT_DATE.fullmatch(_default(item))
+    for found in _DATED.finditer(query) if shape or compact else ():
         named = (found["month"] or found["month2"])[:3]
         month = next(number for number, name in enumerate(MONTHS, 1) if name.startswith(named))
-        day, year, joint = int(found["day"] or found["day2"]), found["year"], shape["joint"]
-        if len(shape["first"]) == 4:
+        day, year = int(found["day"] or found["day2"]), found["year"]
+        joint = shape["joint"] if shape else ""
+        if shape is None or len(shape["first"]) == 4:
             parts = (year, f"{month:02}", f"{day:02}")
         elif "mm/dd" in item.description.lower() or int(shape["second"]) > 12:
             parts = (f"{month:02}", f"{day:02}", year)
@@ -231,7 +282,8 @@ def _nearness(query: str, start: int, end: int, own: frozenset[str], about: froz
             if word in _LIGHT:
                 continue
             if any(_same(word, name) for name in own):
-                best = max(best, reach - 0.8 * distance)
+                reached = reach - 0.8 * distance
+                best = max(best, reached / 2 if word in _LIMITS and len(own) > 1 else reached)
             elif word in about:
                 best = max(best, (reach - 0.8 * distance) / 2)
     # each further word of the name that stands there tells apart names that share one

@@ -70,11 +70,12 @@ def kind_of_code(name: str) -> str:
     return "language" if _LANGUAGE.search(name) else "country" if _COUNTRY.search(name) else ""
 
 
-def language_code(language: str, default: str) -> str:
-    """A language's code written as `default` writes one: en, EN, lang_en or en-US."""
+def language_code(language: str, default: str, country: str = "") -> str:
+    """A language's code written as `default` writes one: en, EN, lang_en or en-US, the last with `country` if given."""
     shape = CODE.fullmatch(default)
     if shape and shape.group("joint"):
-        return f"{shape.group('head') or ''}{language}{shape.group('joint')}{HOME.get(language, language.upper())}"
+        home = country or HOME.get(language, language.upper())
+        return f"{shape.group('head') or ''}{language}{shape.group('joint')}{home}"
     code = f"{'lang_' if default.startswith('lang_') else ''}{language}"
     return code.upper() if default.isupper() else code
 
