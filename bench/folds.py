@@ -17,17 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from petool_lite.bench.machine import commit, machine
 from petool_lite.bench.results import Results, load_folder, load_results
 from petool_lite.bench.score import METRICS, Mark, compare_marks, mark_row, percent
-from petool_lite.bench.stats import grouped_interval
 
 from petool_lite.console import Report, print_json, print_table, progress, say
 from petool_lite.data.files import load_dataset, raw_rows
@@ -253,6 +253,28 @@ def _line(
     ]
     line["seconds"] = round(sum(item.meta["seconds"] for _, item in found), 1)
     return line
+
+
+def grouped_interval(right: Sequence[tuple[Hashable, bool]], draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of a proportion whose observations come in groups that stand or fall together, in percent.
+
+    The percentile interval of a bootstrap that draws whole groups (the cluster bootstrap, Davison & Hinkley 1997, 3.8);
+    `right` are pairs of an observation's group and whether it is one. The same draws every time.
+    """
+    counts: dict[Hashable, list[int]] = {}
+    for group, flag in right:
+        held = counts.setdefault(group, [0, 0])
+        held[0] += flag
+        held[1] += 1
+    if not counts:
+        return 0.0, 100.0
+    rng, pairs = Random(0), list(counts.values())
+    shares = []
+    for _ in range(draws):
+        drawn = rng.choices(pairs, k=len(pairs))
+        shares.append(100 * sum(one[0] for one in drawn) / sum(one[1] for one in drawn))
+    shares.sort()
+    return round(shares[round(0.025 * (draws - 1))], 4), round(shares[round(0.975 * (draws - 1))], 4)
 
 
 def _shares(marks: Sequence[Mark]) -> dict[str, float]:

@@ -1,9 +1,8 @@
 """Statistics of scores: intervals, paired tests, quantiles. Plain Python, exact where that is cheap."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil, sqrt
-from random import Random
 
 _Z = 1.959964  # 97.5 % point of the normal distribution
 
@@ -42,28 +41,6 @@ def paired_interval(first_only: int, second_only: int, n: int) -> tuple[float, f
     centre = (second_only - first_only) / size
     spread = sqrt(max(0.0, (first_only + second_only + 1) - size * centre**2)) / size
     return round(100 * max(-1.0, centre - _Z * spread), 4), round(100 * min(1.0, centre + _Z * spread), 4)
-
-
-def grouped_interval(right: Sequence[tuple[Hashable, bool]], draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of a proportion whose observations come in groups that stand or fall together, in percent.
-
-    The percentile interval of a bootstrap that draws whole groups (the cluster bootstrap, Davison & Hinkley 1997, 3.8);
-    `right` are pairs of an observation's group and whether it is one. The same draws every time.
-    """
-    counts: dict[Hashable, list[int]] = {}
-    for group, flag in right:
-        held = counts.setdefault(group, [0, 0])
-        held[0] += flag
-        held[1] += 1
-    if not counts:
-        return 0.0, 100.0
-    rng, pairs = Random(0), list(counts.values())
-    shares = []
-    for _ in range(draws):
-        drawn = rng.choices(pairs, k=len(pairs))
-        shares.append(100 * sum(one[0] for one in drawn) / sum(one[1] for one in drawn))
-    shares.sort()
-    return round(shares[round(0.025 * (draws - 1))], 4), round(shares[round(0.975 * (draws - 1))], 4)
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:

@@ -79,8 +79,9 @@ def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> 
 @click.argument("other", required=False)
 @setting_option
 @skip_option
+@click.option("--recipe", default=None, help="Also what this recipe makes of SOURCE, with OTHER as data.held_out.")
 @as_json
-def check(source: str, other: str | None, setting: str, strict: bool, as_json: bool) -> None:
+def check(source: str, other: str | None, setting: str, strict: bool, recipe: str | None, as_json: bool) -> None:
     """Check every entry of SOURCE, and with OTHER that nothing of one file leaks into the other.
 
     Exit code 1 if a fault or a leak was found.
@@ -95,10 +96,12 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name]
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e, setting)]
     odd += [message for dataset in sets for message in dataset.bad]
-    leaked = asdict(leaks(sets[0].entries, sets[1].entries)) if len(sets) == 2 else {}
-    total = sum(len(dataset.entries) for dataset in sets)
+    rows = _made(recipe, sets, setting) if recipe else list(sets[0].entries)
+    leaked = asdict(leaks(rows, sets[1].entries)) if len(sets) == 2 else {}
+    counts = [len(rows), *(len(dataset.entries) for dataset in sets[1:])]
+    total = sum(counts)
     if as_json:
-        print_json({"entries": [len(dataset.entries) for dataset in sets], "faults": odd, "leaks": leaked})
+        print_json({"entries": counts, "faults": odd, "leaks": leaked})
     else:
         for line in [*odd, *_leak_lines(leaked)]:
             click.echo(line)
@@ -107,6 +110,16 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
         raise PetoolError(f"{trouble} problems in {total} entries", "they are listed on stdout")
     if not as_json:
         click.echo(f"{total} entries, no faults" + (", no leaks" if other else ""))
+
+
+def _made(recipe: str, sets: list[Any], setting: str) -> list[Any]:
+    """The rows that the recipe trains on: the entries of the first set and what it makes of them."""
+    from petool_lite.data.splits import answer_functions
+    from petool_lite.prepare import told_rows
+    from petool_lite.recipe import load_recipe
+
+    barred = answer_functions(sets[1].entries) if len(sets) == 2 else frozenset()
+    return told_rows(load_recipe(recipe)[1], sets[0].entries, setting, barred)[0]
 
 
 def _leak_lines(leaked: dict[str, Any]) -> list[str]:

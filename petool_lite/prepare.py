@@ -151,6 +151,22 @@ def _part(
 ) -> tuple[Layout, list[Entry]]:
     """The entries of one setting with what is made of them. Where the recipe learns all settings, ids tell which."""
     data = recipe.data
+    rows, untold = told_rows(recipe, dataset.entries, setting, barred)
+    counts.untold += untold
+    counts.rows += len(rows)
+    if recipe.train.objective == "dpo":
+        rows = with_rejected(rows, setting, recipe.train.seed)
+    counts.given += len(rows)
+    if data.setting == ALL:
+        rows = [replace(row, id=f"{setting}:{row.id}") for row in rows]
+    return Layout(setting, data.style, recipe.model.max_tokens, data.overlength), rows
+
+
+def told_rows(
+    recipe: Recipe, entries: Sequence[Entry], setting: str, barred: Collection[str]
+) -> tuple[list[Entry], int]:
+    """The entries and what the recipe makes of them, and how many `skip_untold` left out; `barred`: see `augment`."""
+    data = recipe.data
     amounts = Amounts(
         data.shuffle_copies,
         data.counterfactual,
@@ -159,18 +175,9 @@ def _part(
         data.described_queries,
         data.varied_words,
     )
-    rows = augment(dataset.entries, setting, amounts, recipe.train.seed, barred=barred)
-    if data.skip_untold:
-        told = [row for row in rows if not untold(row, setting)]
-        counts.untold += len(rows) - len(told)
-        rows = told
-    counts.rows += len(rows)
-    if recipe.train.objective == "dpo":
-        rows = with_rejected(rows, setting, recipe.train.seed)
-    counts.given += len(rows)
-    if data.setting == ALL:
-        rows = [replace(row, id=f"{setting}:{row.id}") for row in rows]
-    return Layout(setting, data.style, recipe.model.max_tokens, data.overlength), rows
+    rows = augment(entries, setting, amounts, recipe.train.seed, barred=barred)
+    told = [row for row in rows if not (data.skip_untold and untold(row, setting))]
+    return told, len(rows) - len(told)
 
 
 class Counts:

@@ -32,6 +32,21 @@ def test_check_finds_planted_faults_and_leaks(command, tmp_path) -> None:
     assert "entry 3: the answer gives colour, which its tool does not declare" in odd.stdout
 
 
+def test_check_looks_at_what_a_recipe_makes_of_the_training_entries(command, tmp_path) -> None:
+    (tmp_path / "train.json").write_text(json.dumps(generate("train", 30)))
+    test = generate("test", 10)
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    made = json.loads(
+        command("data", "check", "train.json", "test.json", "--recipe", "smol-rating", "--json", cwd=tmp_path).stdout
+    )
+    assert made["entries"][0] > 90, "the entries, and what is made of each"
+    assert [kind["count"] for kind in made["leaks"].values()] == [0, 0, 0]
+    (tmp_path / "leaky.json").write_text(json.dumps([*generate("train", 30), {**test[0], "entry_id": 99}]))
+    leaky = command("data", "check", "leaky.json", "test.json", "--recipe", "smol-rating", cwd=tmp_path)
+    assert leaky.returncode == 1
+    assert "leak, gold tools" in leaky.stdout
+
+
 def test_split_writes_folds_without_leaks(command, tmp_path) -> None:
     (tmp_path / "all.json").write_text(json.dumps(generate("train", 90)))
     result = command("data", "split", "all.json", "--folds", "3", "--json", cwd=tmp_path)

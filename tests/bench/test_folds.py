@@ -7,8 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from petool_lite.bench.folds import Change, One, Study, beside_the_gpu, collect, parse_change, settings_of, write_split
-from petool_lite.bench.stats import grouped_interval
+from petool_lite.bench.folds import (
+    Change,
+    One,
+    Study,
+    beside_the_gpu,
+    collect,
+    grouped_interval,
+    parse_change,
+    settings_of,
+    write_split,
+)
 from support import own_runs
 from support_bench import row, write_results
 

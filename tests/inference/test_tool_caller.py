@@ -201,7 +201,8 @@ def test_likelihood_picks_the_likeliest_whole_name(fresh) -> None:
 
 
 def test_scores_are_those_of_reading_each_name_alone(fresh) -> None:
-    """The shared reading of names against one plain run of the model for each."""
+    """The shared reading of names against reading each one's tokens singly: with other batches some processors round
+    otherwise, by 0.03 of 27 nats."""
     import numpy as np
 
     model = fresh()._model
@@ -210,8 +211,9 @@ def test_scores_are_those_of_reading_each_name_alone(fresh) -> None:
     found = model.log_likelihoods(ids, choices)
     for choice, score in zip(choices, found, strict=True):
         total = 0.0
+        model.read(ids, reuse=False)
         for place, token in enumerate(choice):
-            model.read([*ids, *choice[:place]], reuse=False)
+            model.read([*ids, *choice[:place]])
             logits = model._logits(-1).astype(np.float64)
             total += logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())
         assert score == pytest.approx(total, abs=0.02)
