@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +180,10 @@ def shared_gpu(jobs: int) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory() as folder:
         places = {name: folder for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")}
-        subprocess.run([_MPS, "-d"], env=os.environ | places, check=True)
+        if subprocess.run([_MPS, "-d"], env=os.environ | places).returncode:
+            say("CUDA's multi-process service does not start; the runs take turns on the GPU")
+            yield
+            return
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ.update(places)
         if seen:  # a client counts the devices that the service was given
@@ -201,9 +204,11 @@ def run_all(study: Study, report: Report) -> int:
     done, whole, started = 0, 0, time.time()
     report("folds", 0, len(runs), "")
     with shared_gpu(study.jobs), ThreadPoolExecutor(study.jobs, initializer=_own_cores(study.jobs)) as pool:
-        for one, good in zip(runs, pool.map(lambda one: train_and_bench(study, one), runs), strict=True):
-            done, whole = done + 1, whole + good
-            report("folds", done, len(runs), f"{one.folder(study).name} after {time.time() - started:.0f} s")
+        work = {pool.submit(train_and_bench, study, one): one for one in runs}
+        for future in as_completed(work):
+            done, whole = done + 1, whole + future.result()
+            name = work[future].folder(study).name
+            report("folds", done, len(runs), f"{name} after {time.time() - started:.0f} s")
     return whole
 
 
