@@ -138,8 +138,8 @@ def train_and_bench(study: Study, one: One) -> bool:
         exported = ("export", "--run", str(run), "--gguf", kind, "--verify", "quick")
         if not file.is_file() and not _command(study, folder, "export", *exported):
             return False
-    line = ("bench", "--run", str(run), "--variants", ",".join(variants), "--decoding", "constrained")
-    line = (*line, "--data", str(_fold_file(study, one.fold, "test")))
+    line = ["bench", "--run", str(run), "--variants", ",".join(variants), "--decoding", "constrained"]
+    line += ["--data", str(_fold_file(study, one.fold, "test"))]
     done = [
         _command(study, folder, f"bench-{name}", *line, "--setting", name, "--out", str(folder / f"bench-{name}"))
         for name in study.scored
@@ -377,7 +377,7 @@ def main() -> None:
     with redirect_stdout(sys.stderr):
         caption = f"{whole} of {wanted} runs; intervals draw functions; {time.time() - started:.0f} s in all"
         print_table(f"{study.recipe}, functions that training never saw", _COLUMNS, table_rows(lines), caption)
-    facts = {"benchmark": "folds", "date": time.strftime("%Y-%m-%d"), "machine": machine(gpu=_gpu())}
+    facts: dict[str, Any] = {"benchmark": "folds", "date": time.strftime("%Y-%m-%d"), "machine": machine(gpu=_gpu())}
     facts |= {"commit": commit(), "versions": versions(), "recipe": study.recipe, "settings": study.settings}
     facts |= {"changes": {change.label: change.settings for change in study.changes}}
     facts |= {"runs": whole, "wanted": wanted, "seconds": round(time.time() - started, 1)}

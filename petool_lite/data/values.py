@@ -177,8 +177,12 @@ def _counted(place: int, item: Parameter, query: str, own: frozenset[str]) -> It
     begin."""
     name = item.name.lower()
     amount = _AMOUNT.search(name) is not None
-    ways = ((_AMOUNTS & own, _FIRST_ONES, 0.5), (_STARTS & own, _STARTING, 0.5))
-    ways += ((amount, _PER_PAGE, 6.0), ("page" in name and not amount, _ON_PAGE, 6.0))
+    ways = (
+        (bool(_AMOUNTS & own), _FIRST_ONES, 0.5),
+        (bool(_STARTS & own), _STARTING, 0.5),
+        (amount, _PER_PAGE, 6.0),
+        ("page" in name and not amount, _ON_PAGE, 6.0),
+    )
     for fits, pattern, sure in ways:
         for found in pattern.finditer(query) if fits and item.type.upper() != "BOOLEAN" else ():
             yield _Claim(sure, place, typed(item, found[1]), *found.span(1))
