@@ -9,7 +9,6 @@ cores of their own. What is done is kept in DIR: the same command goes on. The t
 """
 
 import argparse
-import json
 import os
 import queue
 import shutil
@@ -31,10 +30,10 @@ from petool_lite.bench.score import METRICS, Mark, compare_marks, mark_row, perc
 
 from petool_lite.console import Report, print_json, print_table, progress, say
 from petool_lite.data.files import load_dataset, raw_rows
-from petool_lite.data.splits import folds, function_groups, leaks
+from petool_lite.data.splits import function_groups, write_folds
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import ALL, load_recipe
-from petool_lite.runs import is_complete, versions, write_json, write_text
+from petool_lite.runs import is_complete, versions, write_json
 
 PLAIN = "as it is"
 _MPS = "nvidia-cuda-mps-control"
@@ -90,22 +89,10 @@ def parse_change(text: str) -> Change:
 
 
 def write_split(study: Study) -> list[int]:
-    """Write each fold's files; the group of each entry's function. Raises PetoolError where a fold leaks."""
-    setting = study.scored[0]
-    dataset = load_dataset(study.data, setting)
-    rows = raw_rows(study.data)
-    parts = folds(dataset.entries, study.folds, 0)
-    for number, part in enumerate(parts):
-        others = sorted(index for other in parts if other is not part for index in other)
-        train, test = ([dataset.entries[index] for index in chosen] for chosen in (others, part))
-        if leaks(train, test):
-            raise PetoolError(f"fold {number} of {study.data} shares functions or queries with its training entries")
-        for name, chosen in (("train", others), ("test", part)):
-            text = "".join(json.dumps(rows[index], ensure_ascii=False) + "\n" for index in chosen)
-            path = _fold_file(study, number, name)
-            if not path.is_file() or path.read_text() != text:
-                write_text(path, text)
-    return function_groups(dataset.entries)
+    """Write each fold's files; the group of each entry's function, of which a fold shares none with its training."""
+    entries = load_dataset(study.data, study.scored[0]).entries
+    write_folds(entries, raw_rows(study.data), study.folds, 0, study.out / "folds")
+    return function_groups(entries)
 
 
 def _fold_file(study: Study, fold: int, name: str) -> Path:

@@ -1,6 +1,5 @@
 """`petool-lite data`: fetch, look at, check and split PEToolBench files."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +140,11 @@ def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json
     """Split SOURCE by function: test functions of a fold occur nowhere in its training file."""
     from petool_lite.console import print_json
     from petool_lite.data.files import load_dataset, raw_rows
-    from petool_lite.data.splits import folds as deal
-    from petool_lite.runs import write_text
+    from petool_lite.data.splits import write_folds
 
-    parts = deal(load_dataset(source, setting).entries, folds, seed)
-    rows = raw_rows(source)
-    written = []
-    for number, part in enumerate(parts):
-        chosen = {"test": part, "train": [index for other in parts if other is not part for index in other]}
-        for name, indexes in chosen.items():
-            path = Path(folder) / f"fold{number}-{name}.jsonl"
-            write_text(path, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(indexes)))
-            written.append({"file": str(path), "entries": len(indexes)})
+    entries = load_dataset(source, setting).entries
+    files = write_folds(entries, raw_rows(source), folds, seed, Path(folder))
+    written = [{"file": str(path), "entries": count} for path, count in files.items()]
     if as_json:
         print_json(written)
         return
