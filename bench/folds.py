@@ -29,8 +29,8 @@ from petool_lite.bench.results import Results, load_folder, load_results
 from petool_lite.bench.score import METRICS, Mark, compare_marks, mark_row, percent
 
 from petool_lite.console import Report, print_json, print_table, progress, say
-from petool_lite.data.files import load_dataset, raw_rows
-from petool_lite.data.splits import function_groups, write_folds
+from petool_lite.data.files import load_dataset, write_folds
+from petool_lite.data.splits import function_groups
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import ALL, load_recipe
 from petool_lite.runs import is_complete, versions, write_json
@@ -90,9 +90,8 @@ def parse_change(text: str) -> Change:
 
 def write_split(study: Study) -> list[int]:
     """Write each fold's files; the group of each entry's function, of which a fold shares none with its training."""
-    entries = load_dataset(study.data, study.scored[0]).entries
-    write_folds(entries, raw_rows(study.data), study.folds, 0, study.out / "folds")
-    return function_groups(entries)
+    write_folds(study.data, study.scored[0], study.folds, 0, study.out / "folds")
+    return function_groups(load_dataset(study.data, study.scored[0]).entries)
 
 
 def _fold_file(study: Study, fold: int, name: str) -> Path:

@@ -139,11 +139,9 @@ def _leak_lines(leaked: dict[str, Any]) -> list[str]:
 def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json: bool) -> None:
     """Split SOURCE by function: test functions of a fold occur nowhere in its training file."""
     from petool_lite.console import print_json
-    from petool_lite.data.files import load_dataset, raw_rows
-    from petool_lite.data.splits import write_folds
+    from petool_lite.data.files import write_folds
 
-    entries = load_dataset(source, setting).entries
-    files = write_folds(entries, raw_rows(source), folds, seed, Path(folder))
+    files = write_folds(source, setting, folds, seed, Path(folder))
     written = [{"file": str(path), "entries": count} for path, count in files.items()]
     if as_json:
         print_json(written)

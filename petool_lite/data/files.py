@@ -12,7 +12,9 @@ from typing import Any
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import Entry, check_setting, parse_entry
 from petool_lite.data.fetch import fetch
+from petool_lite.data.splits import folds
 from petool_lite.errors import PetoolError
+from petool_lite.runs import write_text
 
 FORMS = "a .json, .jsonl or zipped .json file, demo:train:COUNT, demo:test:COUNT, or hub:OWNER/NAME/FILE"
 
@@ -79,6 +81,20 @@ def load_dataset(source: str, setting: str, limit: int = 0, skip_bad: bool = Fal
 def raw_rows(source: str) -> list[Any]:
     """The entries of `source` as they stand there, unparsed."""
     return _read(source)[0]
+
+
+def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
+    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`); the number of entries of each,
+    which stand there as in the source."""
+    parts = folds(load_dataset(source, setting).entries, count, seed)
+    rows, written = raw_rows(source), {}
+    for number, part in enumerate(parts):
+        chosen = {"test": part, "train": [index for other in parts if other is not part for index in other]}
+        for name, indexes in chosen.items():
+            path = folder / f"fold{number}-{name}.jsonl"
+            write_text(path, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(indexes)))
+            written[path] = len(indexes)
+    return written
 
 
 def _read(source: str) -> tuple[list[Any], str]:

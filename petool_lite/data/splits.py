@@ -4,17 +4,13 @@ The published entries repeat themselves: users differ, requests do not. A random
 sides, so whole groups of related entries are dealt out instead, and `leaks` says what two sides still share.
 """
 
-import json
 import random
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from petool_lite.data.entries import Entry
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.runs import write_text
 
 _EXAMPLES = 3
 
@@ -98,22 +94,6 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
         smallest = min(len(fold) for fold in result)
         rng.choice([fold for fold in result if len(fold) == smallest]).extend(members)
     return [sorted(fold) for fold in result]
-
-
-def write_folds(entries: Sequence[Entry], rows: Sequence[Any], count: int, seed: int, folder: Path) -> dict[Path, int]:
-    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of `entries`; each file's number of entries.
-
-    `rows` are the entries as they stand in their source, in the same order.
-    """
-    parts = folds(entries, count, seed)
-    written = {}
-    for number, part in enumerate(parts):
-        chosen = {"test": part, "train": [index for other in parts if other is not part for index in other]}
-        for name, indexes in chosen.items():
-            path = folder / f"fold{number}-{name}.jsonl"
-            write_text(path, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(indexes)))
-            written[path] = len(indexes)
-    return written
 
 
 def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> Leaks:
