@@ -84,8 +84,10 @@ def raw_rows(source: str) -> list[Any]:
 
 
 def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
-    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`); the number of entries of each,
-    which stand there as in the source."""
+    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`).
+
+    Returns the number of entries in each file; they stand there as in the source.
+    """
     parts = folds(load_dataset(source, setting).entries, count, seed)
     rows, written = raw_rows(source), {}
     for number, part in enumerate(parts):
