@@ -32,6 +32,7 @@ from petool_lite.console import Report, print_json, print_table, progress, say
 from petool_lite.data.files import load_dataset, write_folds
 from petool_lite.data.splits import function_groups
 from petool_lite.errors import PetoolError
+from petool_lite.inference.gpu import gpu_available
 from petool_lite.recipe import ALL, load_recipe
 from petool_lite.runs import is_complete, versions, write_json
 
@@ -64,6 +65,10 @@ class Study:
     jobs: int
     until: float
 
+    def runs(self, change: "Change") -> "list[One]":
+        """The runs of a change: every seed on every fold."""
+        return [One(change, seed, fold) for seed in self.seeds for fold in self.only]
+
 
 @dataclass(frozen=True)
 class One:
@@ -88,10 +93,11 @@ def parse_change(text: str) -> Change:
     return Change(label.strip(), settings)
 
 
-def write_split(study: Study) -> list[int]:
-    """Write each fold's files; the group of each entry's function, of which a fold shares none with its training."""
+def write_split(study: Study) -> dict[str, int]:
+    """Write each fold's files; the group of each entry's function by its id. A fold shares none with its training."""
     write_folds(study.data, study.scored[0], study.folds, 0, study.out / "folds")
-    return function_groups(load_dataset(study.data, study.scored[0]).entries)
+    entries = load_dataset(study.data, study.scored[0]).entries
+    return {entry.id: group for entry, group in zip(entries, function_groups(entries), strict=True)}
 
 
 def _fold_file(study: Study, fold: int, name: str) -> Path:
@@ -116,8 +122,8 @@ def train_and_bench(study: Study, one: One) -> bool:
     run = _run_of(folder)
     if run is None:
         return False
-    variants = ["rule-likely", "tuned-bf16-gpu"] if _gpu() else ["rule-likely"]
-    if study.export or not _gpu():
+    variants = ["rule-likely", "tuned-bf16-gpu"] if gpu_available() else ["rule-likely"]
+    if study.export or not gpu_available():
         kind = study.export or "q4_k_m"
         variants.append(f"tuned-{kind}")
         file = run / "export" / f"model.{kind}.gguf"
@@ -154,10 +160,6 @@ def _command(study: Study, folder: Path, name: str, *line: str) -> bool:
     return code == 0
 
 
-def _gpu() -> bool:
-    return shutil.which("nvidia-smi") is not None
-
-
 @contextmanager
 def shared_gpu(jobs: int) -> Iterator[None]:
     """Let processes compute on the GPU at once, where CUDA's multi-process service is there and nobody started it."""
@@ -186,7 +188,7 @@ def shared_gpu(jobs: int) -> Iterator[None]:
 
 def run_all(study: Study, report: Report) -> int:
     """Train and bench every run of the study, `jobs` at once; how many are whole."""
-    runs = [One(change, seed, fold) for change in study.changes for seed in study.seeds for fold in study.only]
+    runs = [one for change in study.changes for one in study.runs(change)]
     done, whole, started = 0, 0, time.time()
     report("folds", 0, len(runs), "")
     with shared_gpu(study.jobs), ThreadPoolExecutor(study.jobs, initializer=_own_cores(study.jobs)) as pool:
@@ -217,7 +219,7 @@ def collect(study: Study, groups: Mapping[str, int]) -> list[dict[str, Any]]:
     """A line for each change, prompt and variant, from the results files that are whole."""
     lines: dict[tuple[str, str, str], list[tuple[One, Results]]] = {}
     for change in study.changes:
-        for one in (One(change, seed, fold) for seed in study.seeds for fold in study.only):
+        for one in study.runs(change):
             for setting in study.scored:
                 folder = one.folder(study) / f"bench-{setting}"
                 for item in load_folder(folder) if folder.is_dir() else ():
@@ -278,7 +280,7 @@ def beside_the_gpu(study: Study, variant: str) -> list[dict[str, Any]]:
     for change in study.changes:
         for setting in study.scored:
             sides: tuple[dict[Any, Mark], dict[Any, Mark]] = ({}, {})
-            for one in (One(change, seed, fold) for seed in study.seeds for fold in study.only):
+            for one in study.runs(change):
                 folder = one.folder(study) / f"bench-{setting}"
                 for side, name in zip(sides, ("tuned-bf16-gpu", variant), strict=True):
                     path = folder / f"results-{name}-constrained.jsonl"
@@ -352,10 +354,7 @@ def main() -> None:
         groups = write_split(study)
         with progress() as report:
             whole = run_all(study, report)
-        by_id = dict(
-            zip((entry.id for entry in load_dataset(study.data, study.scored[0]).entries), groups, strict=True)
-        )
-        lines = collect(study, by_id)
+        lines = collect(study, groups)
         pairs = beside_the_gpu(study, f"tuned-{study.export}") if study.export else []
     except PetoolError as error:
         sys.exit(f"error: {error.message}\nhint: {error.hint}")
@@ -363,7 +362,7 @@ def main() -> None:
     with redirect_stdout(sys.stderr):
         caption = f"{whole} of {wanted} runs; intervals draw functions; {time.time() - started:.0f} s in all"
         print_table(f"{study.recipe}, functions that training never saw", _COLUMNS, table_rows(lines), caption)
-    facts: dict[str, Any] = {"benchmark": "folds", "date": time.strftime("%Y-%m-%d"), "machine": machine(gpu=_gpu())}
+    facts: dict[str, Any] = {"benchmark": "folds", "date": time.strftime("%Y-%m-%d"), "machine": machine(gpu=True)}
     facts |= {"commit": commit(), "versions": versions(), "recipe": study.recipe, "settings": study.settings}
     facts |= {"changes": {change.label: change.settings for change in study.changes}}
     facts |= {"runs": whole, "wanted": wanted, "seconds": round(time.time() - started, 1)}

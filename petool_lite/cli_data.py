@@ -78,7 +78,11 @@ def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> 
 @click.argument("other", required=False)
 @setting_option
 @skip_option
-@click.option("--recipe", default=None, help="Also what this recipe makes of SOURCE, with OTHER as data.held_out.")
+@click.option(
+    "--recipe",
+    default=None,
+    help="Also what this recipe makes of SOURCE in this --setting, with OTHER as data.held_out.",
+)
 @as_json
 def check(source: str, other: str | None, setting: str, strict: bool, recipe: str | None, as_json: bool) -> None:
     """Check every entry of SOURCE, and with OTHER that nothing of one file leaks into the other.

@@ -151,8 +151,8 @@ def _part(
 ) -> tuple[Layout, list[Entry]]:
     """The entries of one setting with what is made of them. Where the recipe learns all settings, ids tell which."""
     data = recipe.data
-    rows, untold = told_rows(recipe, dataset.entries, setting, barred)
-    counts.untold += untold
+    rows, without = told_rows(recipe, dataset.entries, setting, barred)
+    counts.untold += without
     counts.rows += len(rows)
     if recipe.train.objective == "dpo":
         rows = with_rejected(rows, setting, recipe.train.seed)

@@ -6,9 +6,12 @@ import pytest
 
 from petool_lite import prepare as prepare_module
 from petool_lite.base import cache_root
+from petool_lite.data.agreement import follows, untold
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import PROMPT_FIELD, SETTINGS
 from petool_lite.data.files import load_dataset
+from petool_lite.data.jobs import likeliest
+from petool_lite.data.values import drafted
 from petool_lite.errors import PetoolError
 from petool_lite.prepare import prepare
 from petool_lite.prompt import Layout, answer_weights, chat_from_directory, example
@@ -28,6 +31,33 @@ def test_rows_are_those_of_the_renderer(smollm2) -> None:
         assert (row["input_ids"], row["answer_start"], row["entry_id"]) == (wanted.ids, wanted.answer_start, entry.id)
     assert found.summary["rows"] == found.summary["kept"] == 150
     assert found.summary["tokens"] == sum(len(row["input_ids"]) for row in found.table)
+
+
+def test_rows_whose_values_nothing_tells_are_left_out_and_counted(smollm2, tmp_path) -> None:
+    rows = generate("train", 60)
+    entries = load_dataset("demo:train:60", "rating").entries
+    stated = [drafted(likeliest(entry.prompt("rating"), entry.query, "rating"), entry.query) for entry in entries]
+    told = [index for index, entry in enumerate(entries) if stated[index] == entry.gold.parameters]
+    assert len(told) > 6, "a required value that nobody states contradicts nothing, so these alone will do"
+    for index in told[:3]:
+        values = rows[index]["api_call_ground_truth"]["parameters"]
+        values[next(iter(values))] = "what nobody said"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    every = prepared(smollm2, f"data.train={tmp_path / 'rows.json'}")
+    assert len(every.table) == 60
+    assert "untold" not in every.summary
+    found = prepared(smollm2, f"data.train={tmp_path / 'rows.json'}", "data.skip_untold=true")
+    kept = set(found.table["entry_id"])
+    assert not kept & {entries[index].id for index in told[:3]}
+    assert kept >= {entries[index].id for index in told[3:]}
+    assert found.summary["untold"] == 60 - found.summary["kept"] >= 3
+
+
+def test_published_entries_whose_values_nothing_tells(open_entries) -> None:
+    """Such as a video's address in 26 of them, which neither request nor declaration has."""
+    entries = load_dataset(str(open_entries), "rating").entries
+    assert sum(untold(entry, "rating") for entry in entries) == 90
+    assert not any(untold(entry, "rating") and follows(entry, "rating") for entry in entries)
 
 
 def test_weights_are_a_column_of_their_own(smollm2) -> None:

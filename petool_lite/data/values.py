@@ -6,7 +6,7 @@ language by name. What is found is a draft: the prompt shows it (see `compact`),
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,10 @@ _OF_A_DATE = frozenset(("day", "month", "year"))
 _AMOUNTS = frozenset(("count", "limit", "num", "number", "size", "take", "top"))
 _STARTS = frozenset(("index", "offset", "skip", "start"))
 _FIRST_ONES = re.compile(r"\b(?:first|last|latest|next|top) ([0-9]+)\b(?! ?%)", re.IGNORECASE)
-_AMOUNT = re.compile(r"count(?!r)|hits|limit|per_?page|rows|size$")  # in a name in lower case
+_PAGE_SIZE = re.compile(r"count(?!r)|hits|limit|per_?page|rows|size$")  # in a name in lower case
 _PER_PAGE = re.compile(r"\b([0-9]+)(?: [A-Za-z-]+){0,2} per (?:page|request|response)\b", re.IGNORECASE)
 _ON_PAGE = re.compile(r"\bpage(?: number| index)? ([0-9]+)\b", re.IGNORECASE)
-_LIMITS = frozenset(("max", "maximum", "min", "minimum"))  # of `minPrice` the other word tells more
+_BOUNDS = frozenset(("max", "maximum", "min", "minimum"))  # of `minPrice` the other word tells more
 _STARTING = re.compile(r"\bstart\w*(?: (?:from|at|with))?(?: [A-Za-z]+){0,2} ([0-9]+)\b", re.IGNORECASE)
 _LABELS = frozenset(("id", "name"))  # of `storageName` the request says "the storage"
 _LEFT, _RIGHT = 5, 3  # words before and after a value that may say which parameter it is for
@@ -119,7 +119,8 @@ def _claims(items: Sequence[Parameter], query: str) -> Iterator[_Claim]:
         yield from _dated(place, item, query)
         yield from _ordinals(place, item, query, own | about)
         yield from _counted(place, item, query, own)
-        for more, parts in ((0, _stated(item, query)), (1, _listed(item, query))):
+        stated = list(_stated(item, query))
+        for more, parts in ((0, stated), (1, _listed(item, query, stated))):
             for start, end, text in parts:
                 near = _nearness(query, start, end, own, about)
                 if near:
@@ -158,13 +159,13 @@ def _stated(item: Parameter, query: str) -> Iterator[tuple[int, int, str]]:
             yield found.start(), found.end(), text
 
 
-def _listed(item: Parameter, query: str) -> Iterator[tuple[int, int, str]]:
-    """Of a parameter with a plural name: values that the request lists, with commas between."""
+def _listed(item: Parameter, query: str, stated: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
+    """Of a parameter with a plural name: those of its `stated` values that the request lists, with commas between."""
     name = split(item.name)[-1]
     if item.type.upper() in NUMBERS or not name.endswith("s") or name.endswith("ss"):
         return
     run: list[tuple[int, int, str]] = []
-    for part in (*_stated(item, query), (len(query) + 9, 0, "")):
+    for part in (*stated, (len(query) + 9, 0, "")):
         if run and not re.fullmatch(r",? (?:and|or) |, ?", query[run[-1][1] : part[0]]):
             if len(run) > 1:
                 yield run[0][0], run[-1][1], ",".join(text for _, _, text in run)
@@ -176,12 +177,12 @@ def _counted(place: int, item: Parameter, query: str, own: frozenset[str]) -> It
     """ "The first 25" and "25 per page" for how many there shall be, "starting from item 0" and "page 2" for where they
     begin."""
     name = item.name.lower()
-    amount = _AMOUNT.search(name) is not None
+    size = _PAGE_SIZE.search(name) is not None
     ways = (
         (bool(_AMOUNTS & own), _FIRST_ONES, 0.5),
         (bool(_STARTS & own), _STARTING, 0.5),
-        (amount, _PER_PAGE, 6.0),
-        ("page" in name and not amount, _ON_PAGE, 6.0),
+        (size, _PER_PAGE, 6.0),
+        ("page" in name and not size, _ON_PAGE, 6.0),
     )
     for fits, pattern, sure in ways:
         for found in pattern.finditer(query) if fits and item.type.upper() != "BOOLEAN" else ():
@@ -215,21 +216,21 @@ def _coded(place: int, item: Parameter, query: str) -> Iterator[_Claim]:
     default, kind = _default(item), kind_of_code(" ".join(split(item.name)))
     if not kind or (default and not CODE.fullmatch(default)):
         return
-    names = LANGUAGES if kind == "language" else COUNTRIES
-    joint = CODE.fullmatch(default) if kind == "language" else None
-    home = "" if joint is None or not joint["joint"] else _only_country(query)
+    if kind == "country":
+        for code, start, end in _said(COUNTRIES, query):
+            yield _Claim(7, place, country_code(code, default), start, end)
+        return
+    named = {code for code, _, _ in _said(COUNTRIES, query)}
+    country = named.pop() if len(named) == 1 else ""
+    for code, start, end in _said(LANGUAGES, query):
+        yield _Claim(7, place, language_code(code, default, country), start, end)
+
+
+def _said(names: Mapping[str, str], query: str) -> Iterator[tuple[str, int, int]]:
+    """The codes whose names the request has, and where."""
     for code, name in names.items():
-        value = language_code(code, default, home) if kind == "language" else country_code(code, default)
         for found in re.finditer(rf"\b{re.escape(name.removeprefix('the '))}\b", query):
-            yield _Claim(7, place, value, found.start(), found.end())
-
-
-def _only_country(query: str) -> str:
-    """The code of the country that a request names; none of several."""
-    named = [
-        code for code, name in COUNTRIES.items() if re.search(rf"\b{re.escape(name.removeprefix('the '))}\b", query)
-    ]
-    return named[0] if len(named) == 1 else ""
+            yield code, found.start(), found.end()
 
 
 def _dated(place: int, item: Parameter, query: str) -> Iterator[_Claim]:
@@ -287,7 +288,7 @@ def _nearness(query: str, start: int, end: int, own: frozenset[str], about: froz
                 continue
             if any(_same(word, name) for name in own):
                 reached = reach - 0.8 * distance
-                best = max(best, reached / 2 if word in _LIMITS and len(own) > 1 else reached)
+                best = max(best, reached / 2 if word in _BOUNDS and len(own) > 1 else reached)
             elif word in about:
                 best = max(best, (reach - 0.8 * distance) / 2)
     # each further word of the name that stands there tells apart names that share one
