@@ -221,7 +221,9 @@ def _show_plan(found: dict[str, Any], memory: str) -> None:
         marks = [name for name in ("lean", "auto") if found[name] == choice]
         speed = f"{choice['tokens_per_s']:,}" if choice["tokens_per_s"] else "not known"
         way = {(True, True): "on, offload", (True, False): "on", (False, False): "off"}
-        how = [choice["precision"], way[choice["checkpointing"], choice["offload"]], f"{choice['token_budget']:,}"]
+        heads = f", heads of {choice['offload_heads']:.0%}" if choice["offload_heads"] else ""
+        kept = way[choice["checkpointing"], choice["offload"]] + heads
+        how = [choice["precision"], kept, f"{choice['token_budget']:,}"]
         rows.append([*how, f"{choice['peak_gb']:.1f}", f"{choice['host_gb']:.1f}", speed, " ".join(marks)])
     where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free" if gpu else "no GPU here: memory only"
     note = f'this recipe takes train.memory = "{memory}"' if gpu else "training here: on the CPU, as the recipe says"

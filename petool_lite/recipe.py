@@ -137,6 +137,11 @@ class TrainSettings:
     clip_norm: float = _setting(1.0, "clip the gradient to this norm", least=0)
     checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
     offload: bool = _setting(False, "with checkpointing: keep what the backward pass needs in the machine's memory")
+    offload_heads: float = _setting(
+        0.0,
+        "with offload: share of the layers whose rotated q, k and v wait there, too, and are not computed again",
+        least=0,
+    )
     save_every: int = _setting(0, "write a checkpoint every N steps; 0 writes one at the end", least=0)
     eval_every: int = _setting(0, "score replies on eval_data every N steps, keep the best weights; 0 never", least=0)
     eval_data: str = _setting("", "held-out entries for eval_every, written as data.train is")
@@ -304,6 +309,10 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
         "train.offload": full
         and values["train.offload"] is True
         and "full keeps activations on the GPU; offload is for lora",
+        "train.offload_heads": (values["train.offload_heads"] > 1 and "a share of the layers, so at most 1")
+        or (
+            values["train.offload_heads"] > 0 and values["train.offload"] is False and "goes with train.offload = true"
+        ),
         "train.name_weight": dpo and values["train.name_weight"] != 1 and whole,
         "train.value_weight": dpo and values["train.value_weight"] != 1 and whole,
     }

@@ -120,7 +120,8 @@ class Shape:
 
 @dataclass
 class Layer:
-    """One decoder layer. The last has `query` and `keys` apart, the others both in `query`."""
+    """One decoder layer. The last has `query` and `keys` apart, the others both in `query`. `shelved`: where there is a
+    shelf, its rotated heads go there, too, and are not computed again."""
 
     first_norm: Any
     query: Projection
@@ -130,6 +131,7 @@ class Layer:
     gate_up: Projection
     down: Projection
     shape: Shape
+    shelved: bool = False
 
     @property
     def attention_sources(self) -> list[Any]:
@@ -156,22 +158,26 @@ class Packed:
     chosen: Any = None
 
 
-def _projected(layer: Layer, rows: Packed, normed: Any) -> tuple[Any, Any, Any, Any]:
-    """Rotated query, key and value heads, and the adapters' inner values of each projection."""
+def _projected(layer: Layer, rows: Packed, normed: Any) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
+    """Heads, queries and keys rotated, as `_parted` takes them, and the adapters' inner values of each projection."""
     shape = layer.shape
-    width = shape.heads * shape.size
     if layer.keys is None:
         whole, inner = layer.query.forward(normed, rows.seed)
         heads = whole.view(len(whole), -1, shape.size)
         kernels.rotate(heads[:, : shape.heads + shape.key_heads], rows.cos, rows.sin, rows.positions)
-        return heads[:, : shape.heads], *heads[:, shape.heads :].split(shape.key_heads, 1), (inner, None)
+        return (heads,), (inner, None)
     q, inner = layer.query.forward(normed[rows.chosen], rows.seed)
     kv, more = layer.keys.forward(normed, rows.seed)
-    query, both = q.view(-1, shape.heads, shape.size), kv.view(len(kv), -1, shape.size)
-    assert query.shape[1] * shape.size == width
+    query, both = q.view(len(q), shape.heads, shape.size), kv.view(len(kv), -1, shape.size)
     kernels.rotate(query, rows.cos, rows.sin, rows.positions[rows.chosen])
     kernels.rotate(both[:, : shape.key_heads], rows.cos, rows.sin, rows.positions)
-    return query, *both.split(shape.key_heads, 1), (inner, more)
+    return (query, both), (inner, more)
+
+
+def _parted(heads: Sequence[Any], shape: Shape) -> tuple[Any, Any, Any]:
+    """Query, key and value heads, views of what `_projected` found."""
+    query, both = heads if len(heads) == 2 else heads[0].split((shape.heads, 2 * shape.key_heads), 1)
+    return query, *both.split(shape.key_heads, 1)
 
 
 def attention_block(x: Any, layer: Layer, rows: Packed) -> Any:
@@ -187,14 +193,14 @@ def mlp_block(x: Any, layer: Layer, rows: Packed) -> Any:
 def _attention_forward(ctx: Any, x: Any, layer: Layer, rows: Packed) -> Any:
     shape = layer.shape
     _, normed, inverse = kernels.rms_norm(x, layer.first_norm, shape.epsilon)
-    query, key, value, inner = _projected(layer, rows, normed)
-    out, kept = attend(query, key, value, rows.bounds, shape.size**-0.5)
+    heads, inner = _projected(layer, rows, normed)
+    out, kept = attend(*_parted(heads, shape), rows.bounds, shape.size**-0.5)
     flat = out.view(len(out), -1)
     y, inner_out = layer.out.forward(flat, rows.seed)
     y.add_(x if layer.keys is None else x[rows.chosen])
-    heads = (None, None, None) if shape.recompute else (query, key, value)
     ctx.layer, ctx.rows, ctx.kept, ctx.inner = layer, rows, kept, (*inner, inner_out)
-    _keep(ctx, (x, out), (inverse, *heads))
+    shelved = heads if layer.shelved and rows.shelf else ()
+    _keep(ctx, (x, out, *shelved), (*(() if shape.recompute else heads), inverse))
     return y
 
 
@@ -202,14 +208,15 @@ def _attention_backward(ctx: Any, gradient: Any) -> tuple[Any, list[Any]]:
     import torch
 
     layer, rows, shape = ctx.layer, ctx.rows, ctx.layer.shape
-    x, out, inverse, query, key, value = _kept(ctx)
-    if query is None:
-        query, key, value, _ = _projected(layer, rows, kernels.rms_norm(x, layer.first_norm, shape.epsilon)[1])
+    x, out, *heads, inverse = _kept(ctx)
+    if not heads:
+        heads, _ = _projected(layer, rows, kernels.rms_norm(x, layer.first_norm, shape.epsilon)[1])
+    query, key, value = _parted(heads, shape)
     inner, inner_keys, inner_out = ctx.inner
     gradient = gradient.contiguous()
     flat, last = layer.out.backward(gradient, out.view(len(out), -1), inner_out, rows.seed)
     dq, dk, dv = attend_backward(flat.view(out.shape), query, key, value, out, ctx.kept, rows.bounds, shape.size**-0.5)
-    del query, key, value, flat, out
+    del heads, query, key, value, flat, out
     _, normed, _ = kernels.rms_norm(x, layer.first_norm, shape.epsilon)  # again: the memory counts, the time does not
     kernels.rotate(dk, rows.cos, rows.sin, rows.positions, backward=True)
     wanted = ctx.needs_input_grad[0]

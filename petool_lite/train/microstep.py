@@ -176,7 +176,8 @@ def answer_trainer(recipe: Recipe) -> Any:
             print("layers:", "transformers', for all weights learn" if is_whole(model) else told)  # to train.log
             float8 = recipe.model.precision == "fp8"
             own = not (other or is_whole(model))
-            self.stack = Stack(model, settings.checkpointing, float8, settings.offload) if own else None
+            ways = (settings.checkpointing, float8, settings.offload, settings.offload_heads)
+            self.stack = Stack(model, *ways) if own else None
             plain = model.forward
 
             def forward(*inputs: Any, answer_step: MicroStep | None = None, seed: int = 0, **options: Any) -> Any:

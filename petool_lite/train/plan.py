@@ -61,9 +61,10 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
         return Plan(recipe, base, chat, prepared, None)
     best = chosen(dimensions(base.directory), recipe, load_of(prepared), measured_rates(), room_here())
     choice = best.choice
+    heads = f", heads of {choice.offload_heads:.0%}" if choice.offload_heads else ""
     report(
         f"chosen: {choice.precision} base, checkpointing {'on' if choice.checkpointing else 'off'}, offload "
-        f"{'on' if choice.offload else 'off'}, "
+        f"{'on' if choice.offload else 'off'}{heads}, "
         f"{choice.token_budget:,} tokens a micro-step; predicted peak {best.peak_gb:.1f} GiB, "
         + (f"{best.tokens_per_s:,} tokens/s" if best.tokens_per_s else "speed not predicted"),
         0,

@@ -20,6 +20,8 @@ _CONTEXT = 0.6 * 2**30  # CUDA's own memory and what the allocator cannot use, o
 _SHARE = 0.9  # of the free memory, for memory = "auto"
 _BUDGETS = (8192, 16384, 32768, 65536)
 _SMALL_BUDGETS = (2048, 4096)  # for full fine-tuning, of small models mostly
+_SHARES = (0.0, 0.5, 1.0)  # of the layers, for train.offload_heads
+_FORWARD = 0.35  # share of a step's time in the forward pass, in which copies to the machine's memory are made
 _ALIKE = 0.99  # share of the best speed from which on lean takes what needs less memory
 _AN_UPDATE = 0.15  # seconds: optimizer, clipping, records
 CPU_BUDGET = 2048  # on a CPU longer micro-steps gain nothing
@@ -66,6 +68,7 @@ class Choice:
     checkpointing: bool
     offload: bool
     token_budget: int
+    offload_heads: float = 0.0
 
     @property
     def numerics(self) -> tuple[str, bool]:
@@ -154,7 +157,8 @@ def peak_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, op
         _mlp_work(model, choice, tokens),
         tokens * load.answers * model.vocabulary * 16,  # logits: bfloat16 and float32, and their gradients
     )
-    ahead = 6 * 2 * model.hidden * tokens if choice.offload else 0  # on their way to the machine's memory and back
+    # on their way to the machine's memory and back
+    ahead = (6 * 2 * model.hidden + (choice.offload_heads > 0) * _heads(model)) * tokens if choice.offload else 0
     return _resident(model, recipe, choice, optimizer) + kept + work + ahead
 
 
@@ -166,8 +170,18 @@ def step_tokens(recipe: Recipe, choice: Choice, load: Load) -> int:
 
 def host_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load) -> float:
     """The machine's memory that a choice with offload takes."""
-    a_token = 2 * (2 * model.hidden + model.heads * model.size)
-    return 1.1 * model.layers * a_token * step_tokens(recipe, choice, load) if choice.offload else 0
+    return 1.1 * model.layers * _shelved(model, choice) * step_tokens(recipe, choice, load)
+
+
+def _heads(model: Dimensions) -> int:
+    """Bytes of q, k and v of a token in one layer."""
+    return 2 * (model.heads + 2 * model.key_heads) * model.size
+
+
+def _shelved(model: Dimensions, choice: Choice) -> float:
+    """Bytes of a token and layer that wait in the machine's memory."""
+    a_token = 2 * (2 * model.hidden + model.heads * model.size) + choice.offload_heads * _heads(model)
+    return a_token if choice.offload else 0
 
 
 def _resident(model: Dimensions, recipe: Recipe, choice: Choice, optimizer: bool) -> float:
@@ -215,7 +229,9 @@ def tokens_per_s(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, 
     """Predicted tokens a second with an adapter, over whole updates."""
     share = (model.layers - 1) / model.layers  # the last layer works for the answers alone
     weights = model.layers * model.weights() * share
-    again = model.layers * model.weights("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") * share
+    heads = choice.offload_heads * choice.offload
+    again = model.weights("gate_proj", "up_proj") + model.weights("q_proj", "k_proj", "v_proj") * (1 - heads)
+    again *= model.layers * share
     products = rates.products8 if choice.precision == "fp8" else rates.products
     seconds = 2 * (2 * weights + again * choice.checkpointing) / products
     seconds += 2 * (3 + choice.checkpointing) * _adapter_weights(model, recipe) / (rates.products / 2)
@@ -224,9 +240,8 @@ def tokens_per_s(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, 
     moved = 2 * (30 * model.hidden + 24 * model.inner) * (1.3 if choice.checkpointing else 1)
     seconds += model.layers * moved * (1 + (recipe.lora.dropout > 0)) / rates.moved
     if choice.offload:
-        seconds = max(
-            1.02 * seconds, 2 * model.layers * 2 * (2 * model.hidden + model.heads * model.size) / rates.copied
-        )
+        copying = model.layers * _shelved(model, choice) / rates.copied  # forward there, backward back
+        seconds = sum(max(1.02 * part * seconds, copying) for part in (_FORWARD, 1 - _FORWARD))
     a_step = 0.02 + (choice.precision == "nf4") * 2 * 2.5 * model.layers * model.weights() / rates.moved
     update = sum(load.lengths) / len(load.lengths) * recipe.train.batch_size * recipe.train.accumulate
     steps = -(-update // max(choice.token_budget * 0.97, load.longest))
@@ -242,7 +257,10 @@ def forecasts(model: Dimensions, recipe: Recipe, load: Load, rates: Rates | None
     budgets = [recipe.train.token_budget] if recipe.train.token_budget else budgets
     checkpointing_offload = [(True, True), (True, False), (False, False)]
     ways = full_costs.ways() if full else [(kind, *way) for kind in kinds for way in checkpointing_offload]
-    choices = [Choice(*way, budget) for way in ways for budget in budgets]
+    shares = sorted({*_SHARES, recipe.train.offload_heads})
+    choices = [
+        Choice(*way, budget, heads) for way in ways for heads in (shares if way[2] else (0.0,)) for budget in budgets
+    ]
     return [
         Forecast(
             choice,
@@ -285,6 +303,7 @@ def resolved(recipe: Recipe, choice: Choice) -> Recipe:
             recipe.train,
             checkpointing=choice.checkpointing,
             offload=choice.offload,
+            offload_heads=choice.offload_heads,
             token_budget=choice.token_budget,
         ),
     )
@@ -297,7 +316,8 @@ def chosen(model: Dimensions, recipe: Recipe, load: Load, rates: Rates, room: Ro
     A recipe with a token budget is taken as it is. Where nothing lean fits 8 GB, the smallest is taken that fits here.
     """
     found = forecasts(model, recipe, load, rates)
-    own = Choice(*_numerics(recipe), recipe.train.offload, recipe.train.token_budget)
+    heads = recipe.train.offload_heads if recipe.train.offload else 0.0
+    own = Choice(*_numerics(recipe), recipe.train.offload, recipe.train.token_budget, heads)
     mine = [item for item in found if item.choice.numerics == own.numerics]
     if recipe.train.token_budget:
         best = next(item for item in mine if item.choice == own)

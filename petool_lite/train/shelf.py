@@ -5,6 +5,7 @@ from typing import Any
 
 # Bytes of one piece of pinned memory: torch rounds a pinned allocation up to a power of two.
 _PIECE = 2**29
+_WAITING = 4  # tensors that may wait on the device for being copied; computing waits where there are more
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,19 @@ class Shelf:
         self._pieces: list[Any] = []
         self._piece = self._used = 0  # the piece being filled, and its bytes in use
         self._places: list[_Place] = []
+        self._copied: list[Any] = []  # events: the copy of each place is made
         self._ahead: dict[int, tuple[Any, Any]] = {}
 
     def clear(self) -> None:
         """Forget what was put: a new forward pass begins. The memory is used again."""
         self._piece = self._used = 0
         self._places.clear()
+        self._copied.clear()
         self._ahead.clear()
 
     def put(self, item: Any) -> int:
-        """Copy a tensor to the machine's memory; its place, for `take`."""
+        """Copy a tensor to the machine's memory; its place, for `take`. What the device computes next waits until all
+        but the last tensors are copied: a slow bus costs time, and not the device's memory."""
         import torch
 
         place = _Place(self._room(item.numel() * item.element_size()), item.shape, item.dtype)
@@ -44,10 +48,14 @@ class Shelf:
         if self.stream is None:
             self._view(place).copy_(item)
         else:
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            current = torch.cuda.current_stream(self.device)
+            self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream):
                 self._view(place).copy_(item, non_blocking=True)
+                self._copied.append(self.stream.record_event())
             item.record_stream(self.stream)
+            if len(self._copied) > _WAITING:
+                current.wait_event(self._copied[-1 - _WAITING])
         return len(self._places) - 1
 
     def take(self, number: int) -> Any:

@@ -46,15 +46,19 @@ class Stack:
     """Decoder layers of `model` (PEFT, LoRA) over packed rows.
 
     The adapters are copied to the model's dtype with `refresh`, once an update; gradients go to the model's parameters.
+    With `offload` what the backward pass needs waits in the machine's memory; `heads` is the share of layers of which
+    this goes for rotated q, k and v, too, which the others compute again.
     """
 
-    def __init__(self, model: Any, recompute: bool, float8: bool = False, offload: bool = False) -> None:
+    def __init__(
+        self, model: Any, recompute: bool, float8: bool = False, offload: bool = False, heads: float = 0.0
+    ) -> None:
         causal = model.get_base_model()
         self.embed, self.norm, self.head = causal.model.embed_tokens, causal.model.norm, causal.lm_head
         config = causal.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.shape = Shape(config.num_attention_heads, config.num_key_value_heads, size, config.rms_norm_eps, recompute)
-        self.float8 = float8
+        self.float8, self.heads = float8, heads if offload and recompute else 0.0
         self.shelf = Shelf(self.norm.weight.device) if offload else None
         self.frequencies = inverse_frequencies(config.to_dict(), size)
         self.tables: tuple[Any, Any] | None = None
@@ -75,6 +79,7 @@ class Stack:
             self._projection([mlp.gate_proj, mlp.up_proj], number + 4),
             self._projection([mlp.down_proj], number + 6),
             self.shape,
+            int((index + 1) * self.heads) > int(index * self.heads),  # spread over the layers
         )
 
     def _projection(self, linears: Sequence[Any], number: int) -> Projection:

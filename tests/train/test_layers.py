@@ -127,17 +127,19 @@ def test_a_wrong_term_would_show(monkeypatch) -> None:
 def test_recomputing_offloading_and_packing_change_rounding_alone() -> None:
     model = tuned()
     found = []
-    for recompute, offload, budget in ((False, False, 100), (True, False, 100), (True, True, 100), (True, True, 1)):
-        stack = Stack(model, recompute, offload=offload)
+    ways = [(False, False, 0, 100), (True, False, 0, 100), (True, True, 0, 100)]
+    ways += [(True, True, 0, 1), (True, True, 0.5, 100), (True, True, 1, 100)]
+    for recompute, offload, heads, budget in ways:
+        stack = Stack(model, recompute, offload=offload, heads=heads)
         for _ in range(2):  # the second pass uses the memory of the first again
             stack.refresh()
             model.zero_grad()
             for step in micro_steps(rows(), budget):
                 answer_loss(stack, step, 0).backward()
         found.append(gradients(model))
-    kept, recomputed, offloaded, single = found
+    kept, recomputed, offloaded, single, half, all_heads = found
     assert distance(kept, recomputed) < 5e-3
-    assert distance(recomputed, offloaded) == 0
+    assert distance(recomputed, offloaded) == distance(recomputed, half) == distance(recomputed, all_heads) == 0
     assert distance(recomputed, single) < 0.02
 
 
