@@ -1,6 +1,6 @@
 """Loss curves on the same rows: petool-lite lean, petool-lite with everything kept, and Transformers + PEFT + TRL.
 
-    python -m petool_lite.bench.curves BASE DATA [--seeds 0,1,2] [--ways lean,auto,hf,fp8] [--jobs N] [--json]
+    python -m petool_lite.bench.curves BASE DATA [--seeds 0,1,2] [--ways lean,auto,hf] [--jobs N] [--json]
 
 BASE is a model, DATA a file of PEToolBench entries. Every run is a process of its own. Learning rate, schedule,
 warm-up, dropout, LoRA shape, weight decay, clip norm, optimizer, data order and rows an update are the same in all
@@ -39,7 +39,6 @@ WAYS = {
     "hf": (),
     "auto-bf16": (*_KEPT, "model.precision=bf16"),
     "hf-bf16": ("model.precision=bf16",),
-    "fp8": (*_KEPT, "model.precision=fp8"),
 }
 _LAST = 4  # updates whose mean is the final loss
 _COLUMNS = ["way", "seed", "final loss", "first loss"]

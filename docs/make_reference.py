@@ -87,7 +87,8 @@ def _kind(hint: Any, about: dict[str, Any]) -> str:
     if about["choices"]:
         return ", ".join(f"`{item}`" for item in about["choices"])
     name = {str: "text", int: "integer", float: "number", bool: "true or false"}.get(hint, "list of names")
-    return name if about["least"] is None else f"{name} ≥ {about['least']:g}"
+    bounds = [f"{sign} {about[key]:.10g}" for sign, key in (("≥", "least"), ("≤", "most")) if about[key] is not None]
+    return " ".join([name, *bounds[:1]]) + "".join(f", {bound}" for bound in bounds[1:])
 
 
 def _value(default: Any) -> str:

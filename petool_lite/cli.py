@@ -211,23 +211,25 @@ def _recipe_or_resume(
 
 def _show_plan(found: dict[str, Any], memory: str) -> None:
     """The rows, and the ways to train with what each would take on this GPU."""
-    from petool_lite.console import print_table
+    from petool_lite.console import print_table, say
 
-    counts = {key: value for key, value in found.items() if not isinstance(value, dict | list) and value is not None}
-    show("the rows", counts, False)
+    plain = {key: value for key, value in found.items() if not isinstance(value, dict | list) and value is not None}
+    trains_here = plain.pop("trains_here")
+    show("the rows", plain, False)
     gpu = found["gpu"]
+    here = "training here: on the CPU, as the recipe says" if trains_here else "this recipe needs a GPU: not here"
+    note = f'this recipe takes train.memory = "{memory}"' if gpu else here
+    if not found["choices"]:
+        say(f"dpo, and layers that are not petool-lite's own: memory and speed are not predicted; {note}")
+        return
     rows = []
     for choice in found["choices"]:
         marks = [name for name in ("lean", "auto") if found[name] == choice]
         speed = f"{choice['tokens_per_s']:,}" if choice["tokens_per_s"] else "not known"
-        way = {(True, True): "on, offload", (True, False): "on", (False, False): "off"}
-        heads = f", heads of {choice['offload_heads']:.0%}" if choice["offload_heads"] else ""
-        kept = way[choice["checkpointing"], choice["offload"]] + heads
-        how = [choice["precision"], kept, f"{choice['token_budget']:,}"]
+        how = [choice["precision"], choice["kept"], f"{choice['token_budget']:,}"]
         rows.append([*how, f"{choice['peak_gb']:.1f}", f"{choice['host_gb']:.1f}", speed, " ".join(marks)])
     where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free" if gpu else "no GPU here: memory only"
-    note = f'this recipe takes train.memory = "{memory}"' if gpu else "training here: on the CPU, as the recipe says"
-    columns = ["base", "checkpointing", "micro-step", "peak", "host", "tokens/s", "chosen by"]
+    columns = ["base", "for the backward pass", "micro-step", "peak", "host", "tokens/s", "chosen by"]
     print_table(f"predicted, peak and host memory in GiB, micro-steps in tokens: {where}", columns, rows, note)
 
 

@@ -6,6 +6,7 @@ Order of precedence: --set on the command line, then the recipe file, then the d
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,9 +23,11 @@ ALL = "all"  # data.setting: every setting that the entries hold; the rest of th
 _LONGEST = 1 << 20  # bytes of a recipe file
 
 
-def _setting(default: Any, doc: str, choices: Sequence[str] = (), least: float | None = None) -> Any:
+def _setting(
+    default: Any, doc: str, choices: Sequence[str] = (), least: float | None = None, most: float | None = None
+) -> Any:
     factory = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
-    return field(**factory, metadata={"doc": doc, "choices": tuple(choices), "least": least})
+    return field(**factory, metadata={"doc": doc, "choices": tuple(choices), "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,7 @@ class ModelSettings:
     """Which base model, in which precision, at which length."""
 
     base: str = _setting("smollm2-135m", "base model: smollm2-135m (embedded), a directory, a .gguf file or a hub id")
-    precision: str = _setting(
-        "bf16", "base weights in training: nf4 (double quantization), bf16 or fp8", ("nf4", "bf16", "fp8")
-    )
+    precision: str = _setting("bf16", "base weights in training: nf4 (double quantization) or bf16", ("nf4", "bf16"))
     adapter: str = _setting("", "train on from this adapter, a run or an adapter folder; empty makes a fresh one")
     max_tokens: int = _setting(8192, "longest row, prompt and answer, in tokens", least=16)
 
@@ -83,8 +84,8 @@ class LoraSettings:
     r: int = _setting(32, "rank of the adapter", least=1)
     alpha: int = _setting(64, "scale of the adapter, divided by r", least=1)
     dropout: float = _setting(
-        0.0, "dropout on the adapter's input; any value but 0 costs about a sixth of the speed", least=0
-    )
+        0.0, "dropout on the adapter's input; 0 trains about a sixth faster than any other value", least=0, most=0.9
+    )  # beyond, an update sees less than a tenth of its input, ten times as large; at 1 nothing
     targets: list[str] = _setting(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers that get one"
     )
@@ -115,7 +116,7 @@ class TrainSettings:
     max_steps: int = _setting(0, "stop after N optimizer steps; 0 means the epochs decide", least=0)
     learning_rate: float = _setting(1e-4, "peak learning rate", least=0)
     schedule: str = _setting("cosine", "learning rate over time", ("cosine", "linear", "constant_with_warmup"))
-    warmup_ratio: float = _setting(0.01, "share of the steps that warm up", least=0)
+    warmup_ratio: float = _setting(0.01, "share of the steps that warm up", least=0, most=1)
     batch_size: int = _setting(1, "rows an optimizer step, as recipes state it: batch_size x accumulate", least=1)
     accumulate: int = _setting(32, "times batch_size: rows an optimizer step", least=1)
     memory: str = _setting(
@@ -137,10 +138,8 @@ class TrainSettings:
     clip_norm: float = _setting(1.0, "clip the gradient to this norm", least=0)
     checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
     offload: bool = _setting(False, "with checkpointing: keep what the backward pass needs in the machine's memory")
-    offload_heads: float = _setting(
-        0.0,
-        "with offload: share of the layers whose rotated q, k and v wait there, too, and are not computed again",
-        least=0,
+    offload_heads: bool = _setting(
+        False, "with offload: rotated q, k and v wait there, too, and are not computed again"
     )
     save_every: int = _setting(0, "write a checkpoint every N steps; 0 writes one at the end", least=0)
     eval_every: int = _setting(0, "score replies on eval_data every N steps, keep the best weights; 0 never", least=0)
@@ -148,7 +147,7 @@ class TrainSettings:
     eval_rows: int = _setting(100, "score the first N entries of eval_data only; 0 takes all", least=0)
     early_stop: int = _setting(0, "stop after N evaluations in a row without a better one; 0 never", least=0)
     report_to: str = _setting("", "trackers to tell as well, with commas: tensorboard, wandb, mlflow, ...")
-    seed: int = _setting(0, "seed of adapter, data order and dropout", least=0)
+    seed: int = _setting(0, "seed of adapter, data order and dropout", least=0, most=2**32 - 1)  # numpy's largest
     deterministic: bool = _setting(
         False,
         "on a GPU: sums in one order, so that the same recipe on the same machine gives the same bits again; slower. "
@@ -273,6 +272,7 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
         problem = _problem(value, kind, metadata)
         if problem:
             problems.append(f"{key}: {problem}")
+            continue
         section, _, item = key.partition(".")
         chosen[section][item] = float(value) if kind is float and isinstance(value, int) else value
     problems += _conflicts({name: default for name, _, _, default in settings()} | values)
@@ -286,13 +286,19 @@ def _problem(value: Any, kind: Any, metadata: dict[str, Any]) -> str:
     if kind == list[str]:
         good = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
         return "" if good else f"expected a list of names, found {value!r}"
+    if isinstance(value, int) and value.bit_length() > 63:  # TOML's integers; a longer one can be beyond every float
+        return "expected a number of at most 64 bits"
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         return f"expected {kind.__name__}, found {value!r}"
     if metadata["choices"] and value not in metadata["choices"]:
         return f"expected one of {', '.join(metadata['choices'])}, found {value!r}"
-    if metadata["least"] is not None and not value >= metadata["least"]:
+    if kind is float and not math.isfinite(value):
+        return f"expected a finite number, found {value!r}"
+    if metadata["least"] is not None and value < metadata["least"]:
         return f"expected at least {metadata['least']}, found {value!r}"
+    if metadata["most"] is not None and value > metadata["most"]:
+        return f"expected at most {metadata['most']}, found {value!r}"
     return ""
 
 
@@ -300,19 +306,25 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
     """What does not go together, in words."""
     full, dpo = values["train.method"] == "full", values["train.objective"] == "dpo"
     whole = "dpo compares whole answers and weighs no token; leave it at 1.0, or set train.objective = sft"
+    pairs = "dpo takes one pair after the other; this is for sft"
+    offload = values["train.offload"] is True
     found = {
         "model.precision": full
-        and values["model.precision"] in ("nf4", "fp8")
+        and values["model.precision"] == "nf4"
         and "full trains the weights themselves, in bf16",
         "model.adapter": full and bool(values["model.adapter"]) and "full has no adapter to train on",
         "train.objective": full and dpo and "dpo needs an adapter, so train.method = lora",
-        "train.offload": full
-        and values["train.offload"] is True
-        and "full keeps activations on the GPU; offload is for lora",
-        "train.offload_heads": (values["train.offload_heads"] > 1 and "a share of the layers, so at most 1")
-        or (
-            values["train.offload_heads"] > 0 and values["train.offload"] is False and "goes with train.offload = true"
+        "train.offload": offload
+        and (
+            (full and "full keeps activations on the GPU; offload is for lora")
+            or (dpo and pairs)
+            or (values["train.checkpointing"] is False and "goes with train.checkpointing = true")
         ),
+        "train.offload_heads": values["train.offload_heads"] is True
+        and not offload
+        and "goes with train.offload = true",
+        "train.token_budget": dpo and values["train.token_budget"] != 0 and pairs,
+        "train.memory": dpo and values["train.memory"] != "lean" and pairs,
         "train.name_weight": dpo and values["train.name_weight"] != 1 and whole,
         "train.value_weight": dpo and values["train.value_weight"] != 1 and whole,
     }

@@ -70,6 +70,37 @@ def test_a_bad_override_is_refused(override) -> None:
         load_recipe("demo", [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("lora.dropout=1.0", "lora.dropout: expected at most 0.9, found 1.0"),
+        ("train.warmup_ratio=1.01", "train.warmup_ratio: expected at most 1, found 1.01"),
+        ("train.seed=4294967296", "train.seed: expected at most 4294967295"),
+        ("train.epochs=1" + "0" * 400, "train.epochs: expected a number of at most 64 bits"),
+        ("lora.r=9223372036854775808", "lora.r: expected a number of at most 64 bits"),
+    ],
+)
+def test_a_value_beyond_its_bound_is_refused(override, problem) -> None:
+    with pytest.raises(PetoolError) as error:
+        load_recipe("demo", [override])
+    assert problem in error.value.message
+
+
+def test_the_bounds_themselves_are_not_refused() -> None:
+    _, recipe = load_recipe("demo", ["lora.dropout=0.9", "train.warmup_ratio=1", "train.seed=4294967295"])
+    assert (recipe.lora.dropout, recipe.train.warmup_ratio, recipe.train.seed) == (0.9, 1.0, 2**32 - 1)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_number_is_infinite(value) -> None:
+    numbers = [name for name, kind, *_ in settings() if kind is float]
+    assert len(numbers) > 5
+    with pytest.raises(PetoolError) as error:
+        load_recipe("demo", [f"{name}={value}" for name in numbers])
+    for name in numbers:
+        assert f"{name}: expected a finite number, found {value}" in error.value.message
+
+
 def test_dpo_refuses_the_weights_of_tokens() -> None:
     _, recipe = load_recipe("demo", ["train.name_weight=2", "train.value_weight=0"])
     assert (recipe.train.name_weight, recipe.train.value_weight, recipe.train.weighted) == (2.0, 0.0, True)

@@ -1,7 +1,6 @@
 """Frozen base weights of one or several linears that read the same input, side by side as one matrix.
 
-Three kinds: bfloat16, or float32 on most CPUs; NF4, unpacked for each use into memory that all layers share; float8
-(e4m3), for GPUs that multiply in it.
+Two kinds: bfloat16, or float32 on most CPUs; NF4, unpacked for each use into memory that all layers share.
 """
 
 from collections.abc import Sequence
@@ -61,40 +60,6 @@ class Nf4:
     def backward(self, gradient: Any) -> Any:
         """gradient W."""
         return gradient @ self.matrix()
-
-
-class Float8:
-    """Float8 matrices with a scale a row, one for each direction; what they multiply is rounded to float8 as well."""
-
-    def __init__(self, linears: Sequence[Any]) -> None:
-        import torch
-
-        from petool_lite.train.kernels import quantized_rows
-
-        whole = torch.cat([linear.weight.data for linear in linears])
-        self.ahead, self.ahead_scale = quantized_rows(whole)
-        self.back, self.back_scale = quantized_rows(whole.T.contiguous())
-
-    def forward(self, x: Any) -> Any:
-        """x W^T."""
-        return _scaled(x, self.ahead, self.ahead_scale)
-
-    def backward(self, gradient: Any) -> Any:
-        """gradient W."""
-        return _scaled(gradient, self.back, self.back_scale)
-
-
-def _scaled(x: Any, matrix: Any, scale: Any) -> Any:
-    import torch
-
-    from petool_lite.train.kernels import quantized_rows
-
-    short, own = quantized_rows(x)
-    if not x.is_cuda:
-        return ((short.float() * own[:, None]) @ (matrix.float() * scale[:, None]).T).to(x.dtype)
-    return torch._scaled_mm(
-        short, matrix.T, scale_a=own[:, None], scale_b=scale[None, :], out_dtype=torch.bfloat16, use_fast_accum=True
-    )
 
 
 class _Scratch:

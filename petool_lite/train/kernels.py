@@ -7,23 +7,17 @@ from functools import cache
 from typing import Any
 
 
-def rms_norm(x: Any, weight: Any, epsilon: float, added: Any = None) -> tuple[Any, Any, Any]:
-    """`x` + `added`, its root-mean-square norm times `weight`, and 1 / rms (float32, one a token)."""
+def rms_norm(x: Any, weight: Any, epsilon: float) -> tuple[Any, Any]:
+    """The root-mean-square norm of `x` times `weight`, and 1 / rms (float32, one a token)."""
     import torch
 
     if not x.is_cuda:
-        total = x if added is None else x + added
-        inverse = torch.rsqrt(total.float().pow(2).mean(-1) + epsilon)
-        return total, (total.float() * inverse[:, None] * weight.float()).to(x.dtype), inverse
+        inverse = torch.rsqrt(x.float().pow(2).mean(-1) + epsilon)
+        return (x.float() * inverse[:, None] * weight.float()).to(x.dtype), inverse
     tokens, width = x.shape
     normed, inverse = torch.empty_like(x), torch.empty(tokens, dtype=torch.float32, device=x.device)
-    total = x if added is None else torch.empty_like(x)
-    block = _power(width)
-    _triton().rms_norm[(tokens,)](
-        x, x if added is None else added, total, normed, inverse, weight, width, epsilon,
-        ADDED=added is not None, BLOCK=block, num_warps=8,
-    )  # fmt: skip
-    return total, normed, inverse
+    _triton().rms_norm[(tokens,)](x, normed, inverse, weight, width, epsilon, BLOCK=_power(width), num_warps=8)
+    return normed, inverse
 
 
 def rms_norm_backward(gradient: Any, x: Any, inverse: Any, weight: Any, added: Any) -> Any:
@@ -106,21 +100,6 @@ def dropped(x: Any, chance: float, seed: int, added: Any = None) -> Any:
     result = torch.empty_like(x) if added is None else added
     _triton().dropped[(tokens, -(-width // 2048))](x, result, width, chance, seed, ADDED=added is not None, BLOCK=512)
     return result
-
-
-def quantized_rows(x: Any) -> tuple[Any, Any]:
-    """`x` (tokens, width) as float8 (e4m3) with one float32 scale a token: x is about quantized * scale[:, None]."""
-    import torch
-
-    if not x.is_cuda:
-        scale = x.float().abs().amax(-1).clamp(min=1e-12) / 448
-        return (x.float() / scale[:, None]).to(torch.float8_e4m3fn), scale
-    tokens, width = x.shape
-    result = torch.empty(tokens, width, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    block = _power(width)
-    _triton().quantized_rows[(tokens,)](x, result, scale, width, x.stride(0), BLOCK=block, num_warps=8)
-    return result, scale
 
 
 def _power(width: int) -> int:

@@ -192,7 +192,7 @@ def mlp_block(x: Any, layer: Layer, rows: Packed) -> Any:
 
 def _attention_forward(ctx: Any, x: Any, layer: Layer, rows: Packed) -> Any:
     shape = layer.shape
-    _, normed, inverse = kernels.rms_norm(x, layer.first_norm, shape.epsilon)
+    normed, inverse = kernels.rms_norm(x, layer.first_norm, shape.epsilon)
     heads, inner = _projected(layer, rows, normed)
     out, kept = attend(*_parted(heads, shape), rows.bounds, shape.size**-0.5)
     flat = out.view(len(out), -1)
@@ -210,14 +210,14 @@ def _attention_backward(ctx: Any, gradient: Any) -> tuple[Any, list[Any]]:
     layer, rows, shape = ctx.layer, ctx.rows, ctx.layer.shape
     x, out, *heads, inverse = _kept(ctx)
     if not heads:
-        heads, _ = _projected(layer, rows, kernels.rms_norm(x, layer.first_norm, shape.epsilon)[1])
+        heads += _projected(layer, rows, kernels.rms_norm(x, layer.first_norm, shape.epsilon)[0])[0]
     query, key, value = _parted(heads, shape)
     inner, inner_keys, inner_out = ctx.inner
     gradient = gradient.contiguous()
     flat, last = layer.out.backward(gradient, out.view(len(out), -1), inner_out, rows.seed)
     dq, dk, dv = attend_backward(flat.view(out.shape), query, key, value, out, ctx.kept, rows.bounds, shape.size**-0.5)
     del heads, query, key, value, flat, out
-    _, normed, _ = kernels.rms_norm(x, layer.first_norm, shape.epsilon)  # again: the memory counts, the time does not
+    normed, _ = kernels.rms_norm(x, layer.first_norm, shape.epsilon)  # again: the memory counts, the time does not
     kernels.rotate(dk, rows.cos, rows.sin, rows.positions, backward=True)
     wanted = ctx.needs_input_grad[0]
     if layer.keys is None:
@@ -245,7 +245,7 @@ def _mlp_forward(ctx: Any, x: Any, layer: Layer, rows: Packed) -> Any:
     parts, kept = [], []
     for number, part in enumerate(_chunks(x, keep)):
         seed = rows.seed + number * 1_000_003
-        _, normed, inverse = kernels.rms_norm(part, layer.second_norm, layer.shape.epsilon)
+        normed, inverse = kernels.rms_norm(part, layer.second_norm, layer.shape.epsilon)
         gate_up, inner = layer.gate_up.forward(normed, seed)
         y, inner_down = layer.down.forward(kernels.swiglu(gate_up), seed)
         parts.append(y.add_(part))
@@ -269,7 +269,7 @@ def _mlp_backward(ctx: Any, gradient: Any) -> tuple[Any, list[Any]]:
         inverse, gate_up, inner, inner_down = ctx.kept[number]
         ctx.kept[number] = None
         seed = rows.seed + number * 1_000_003
-        _, normed, _ = kernels.rms_norm(part, layer.second_norm, layer.shape.epsilon)
+        normed, _ = kernels.rms_norm(part, layer.second_norm, layer.shape.epsilon)
         if gate_up is None:
             gate_up, _ = layer.gate_up.forward(normed, seed)
         dx, first, last = _mlp_inner(layer, given, gate_up, normed, (inner, inner_down), seed)

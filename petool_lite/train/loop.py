@@ -31,6 +31,7 @@ from petool_lite.train.records import (
     log_to,
     peak_memory_gb,
     recorder,
+    reserved_memory_gb,
     resumed_progress,
 )
 from petool_lite.train.stop import Stop, stopper
@@ -92,6 +93,7 @@ def _complete(job: Job, model: Any, step: int, progress: Progress) -> None:
             },
             "tokens_per_s": round(progress.tokens / progress.seconds, 1),
             "peak_memory_gb": round(peak_memory_gb(), 3),
+            "reserved_memory_gb": reserved_memory_gb(),
             "predicted": job.planned.forecast and asdict(job.planned.forecast),
             "final_loss": progress.last_loss,
         },

@@ -174,9 +174,8 @@ def answer_trainer(recipe: Recipe) -> Any:
             other = unsuited(causal_of(model).config.to_dict())
             told = f"Unsloth's, for {other}" if other else "petool-lite's own"
             print("layers:", "transformers', for all weights learn" if is_whole(model) else told)  # to train.log
-            float8 = recipe.model.precision == "fp8"
             own = not (other or is_whole(model))
-            ways = (settings.checkpointing, float8, settings.offload, settings.offload_heads)
+            ways = (settings.checkpointing, settings.offload, settings.offload_heads)
             self.stack = Stack(model, *ways) if own else None
             plain = model.forward
 

@@ -14,13 +14,13 @@ from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.recipe import Recipe
 from petool_lite.train import full_costs
 from petool_lite.train.layers import CHUNK
+from petool_lite.train.rates import Rates
 
 LEAN = 8 * 2**30  # bytes of the card that memory = "lean" has to fit
 _CONTEXT = 0.6 * 2**30  # CUDA's own memory and what the allocator cannot use, of a small card
 _SHARE = 0.9  # of the free memory, for memory = "auto"
 _BUDGETS = (8192, 16384, 32768, 65536)
 _SMALL_BUDGETS = (2048, 4096)  # for full fine-tuning, of small models mostly
-_SHARES = (0.0, 0.5, 1.0)  # of the layers, for train.offload_heads
 _FORWARD = 0.35  # share of a step's time in the forward pass, in which copies to the machine's memory are made
 _ALIKE = 0.99  # share of the best speed from which on lean takes what needs less memory
 _AN_UPDATE = 0.15  # seconds: optimizer, clipping, records
@@ -68,24 +68,19 @@ class Choice:
     checkpointing: bool
     offload: bool
     token_budget: int
-    offload_heads: float = 0.0
+    offload_heads: bool = False
 
     @property
     def numerics(self) -> tuple[str, bool]:
         """What lean leaves as the recipe has it."""
         return self.precision, self.checkpointing
 
-
-@dataclass(frozen=True)
-class Rates:
-    """What a GPU does a second: operations in bfloat16 and float8 products and in attention, bytes moved within it and
-    to the machine's memory."""
-
-    products: float
-    products8: float
-    attention: float
-    moved: float
-    copied: float
+    @property
+    def kept(self) -> str:
+        """What waits for the backward pass and where, in words."""
+        if not self.checkpointing:
+            return "all kept"
+        return "checkpointing" + ", offload" * self.offload + " with q, k, v" * self.offload_heads
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,7 @@ def peak_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, op
         tokens * load.answers * model.vocabulary * 16,  # logits: bfloat16 and float32, and their gradients
     )
     # on their way to the machine's memory and back
-    ahead = (6 * 2 * model.hidden + (choice.offload_heads > 0) * _heads(model)) * tokens if choice.offload else 0
+    ahead = (6 * 2 * model.hidden + choice.offload_heads * _heads(model)) * tokens if choice.offload else 0
     return _resident(model, recipe, choice, optimizer) + kept + work + ahead
 
 
@@ -186,7 +181,7 @@ def _shelved(model: Dimensions, choice: Choice) -> float:
 
 def _resident(model: Dimensions, recipe: Recipe, choice: Choice, optimizer: bool) -> float:
     """Base, adapters with gradients, optimizer state, and the memory that 4-bit weights are unpacked into."""
-    a_weight = {"nf4": 0.5 + 1 / 64 + 4 / 64 / 256, "bf16": 2.0, "fp8": 4.0}[choice.precision]
+    a_weight = {"nf4": 0.5 + 1 / 64 + 4 / 64 / 256, "bf16": 2.0}[choice.precision]
     embedding = model.vocabulary * model.hidden * (2 if model.tied else 4)
     unpacked = 0
     if choice.precision == "nf4":
@@ -229,11 +224,9 @@ def tokens_per_s(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, 
     """Predicted tokens a second with an adapter, over whole updates."""
     share = (model.layers - 1) / model.layers  # the last layer works for the answers alone
     weights = model.layers * model.weights() * share
-    heads = choice.offload_heads * choice.offload
-    again = model.weights("gate_proj", "up_proj") + model.weights("q_proj", "k_proj", "v_proj") * (1 - heads)
-    again *= model.layers * share
-    products = rates.products8 if choice.precision == "fp8" else rates.products
-    seconds = 2 * (2 * weights + again * choice.checkpointing) / products
+    repeated = ("gate_proj", "up_proj") + ("q_proj", "k_proj", "v_proj") * (not choice.offload_heads)
+    again = model.layers * model.weights(*repeated) * share
+    seconds = 2 * (2 * weights + again * choice.checkpointing) / rates.products
     seconds += 2 * (3 + choice.checkpointing) * _adapter_weights(model, recipe) / (rates.products / 2)
     squares = sum(length**2 for length in load.lengths) / sum(load.lengths)
     seconds += 3.5 * 2 * model.heads * model.size * squares * model.layers * share / rates.attention
@@ -251,15 +244,13 @@ def tokens_per_s(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, 
 def forecasts(model: Dimensions, recipe: Recipe, load: Load, rates: Rates | None) -> list[Forecast]:
     """Every way to train, the recipe's precision first."""
     full = recipe.train.method == "full"
-    kinds = ["fp8"] if recipe.model.precision == "fp8" else ["nf4", "bf16"]
-    kinds.sort(key=lambda kind: kind != recipe.model.precision)
+    kinds = sorted(("nf4", "bf16"), key=lambda kind: kind != recipe.model.precision)
     budgets = list((*_SMALL_BUDGETS, *_BUDGETS) if full else _BUDGETS)
     budgets = [recipe.train.token_budget] if recipe.train.token_budget else budgets
     checkpointing_offload = [(True, True), (True, False), (False, False)]
     ways = full_costs.ways() if full else [(kind, *way) for kind in kinds for way in checkpointing_offload]
-    shares = sorted({*_SHARES, recipe.train.offload_heads})
     choices = [
-        Choice(*way, budget, heads) for way in ways for heads in (shares if way[2] else (0.0,)) for budget in budgets
+        Choice(*way, budget, heads) for way in ways for heads in (False, True)[: 1 + way[2]] for budget in budgets
     ]
     return [
         Forecast(
@@ -277,9 +268,10 @@ def forecasts(model: Dimensions, recipe: Recipe, load: Load, rates: Rates | None
 def picked(found: Sequence[Forecast], recipe: Recipe, memory: str, room: Room) -> Forecast | None:
     """What `memory` means among the forecasts: lean keeps precision and checkpointing as the recipe has them and fits
     a card of 8 GB, with what takes less memory among ways of about the same speed; auto is the fastest of all that
-    fits, whatever the base; None where nothing does. Where speed is not predicted, what should be faster is taken."""
+    fits, whatever the base; None where nothing does. Where speed is not predicted, what takes least memory is taken;
+    in full fine-tuning, what should be fastest."""
     limit = room.gpu * _SHARE if memory == "auto" else min(LEAN - _CONTEXT, room.gpu * _SHARE)
-    own = (recipe.model.precision, recipe.train.checkpointing)
+    own = _numerics(recipe)
     fits = [
         item
         for item in found
@@ -316,20 +308,28 @@ def chosen(model: Dimensions, recipe: Recipe, load: Load, rates: Rates, room: Ro
     A recipe with a token budget is taken as it is. Where nothing lean fits 8 GB, the smallest is taken that fits here.
     """
     found = forecasts(model, recipe, load, rates)
-    heads = recipe.train.offload_heads if recipe.train.offload else 0.0
-    own = Choice(*_numerics(recipe), recipe.train.offload, recipe.train.token_budget, heads)
+    settings = recipe.train
+    own = Choice(*_numerics(recipe), settings.offload, settings.token_budget, settings.offload_heads)
     mine = [item for item in found if item.choice.numerics == own.numerics]
     if recipe.train.token_budget:
         best = next(item for item in mine if item.choice == own)
     else:
-        best = picked(found, recipe, recipe.train.memory, room) or min(mine, key=lambda item: item.peak_gb)
-    if best.peak_gb * 2**30 <= room.gpu:
-        return best
-    raise PetoolError(
-        f"this recipe needs about {best.peak_gb:.1f} GiB of GPU memory, {room.gpu / 2**30:.1f} GiB are free",
-        _way_out(model, recipe, load, room),
-        MACHINE,
-    )
+        fitting = [item for item in mine if item.host_gb * 2**30 <= room.host]
+        best = picked(found, recipe, recipe.train.memory, room) or min(fitting, key=lambda item: item.peak_gb)
+    if best.peak_gb * 2**30 > room.gpu:
+        raise PetoolError(
+            f"this recipe needs about {best.peak_gb:.1f} GiB of GPU memory, {room.gpu / 2**30:.1f} GiB are free",
+            _way_out(model, recipe, load, room),
+            MACHINE,
+        )
+    if best.host_gb * 2**30 > room.host:
+        raise PetoolError(
+            f"this recipe pins about {best.host_gb:.1f} GiB of the machine's memory, a third of which is "
+            f"{room.host / 2**30:.1f} GiB",
+            _way_out(model, recipe, load, room),
+            MACHINE,
+        )
+    return best
 
 
 def _numerics(recipe: Recipe) -> tuple[str, bool]:
@@ -357,46 +357,21 @@ def _as_options(choice: Choice) -> str:
         "model.precision": choice.precision,
         "train.checkpointing": str(choice.checkpointing).lower(),
         "train.offload": str(choice.offload).lower(),
+        "train.offload_heads": str(choice.offload_heads).lower(),
         "train.token_budget": choice.token_budget,
     }
     return " ".join(f"--set {key}={value}" for key, value in values.items())
 
 
-def measured_rates() -> Rates:
-    """Rates of the current GPU, in half a second."""
-    import torch
-
-    from petool_lite.train.attention import Bounds, attend
-
-    def seconds(work: Any, times: int = 8) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        work()
-        begin.record()
-        for _ in range(times):
-            work()
-        end.record()
-        torch.cuda.synchronize()
-        return float(begin.elapsed_time(end)) / 1000 / times
-
-    numbers = {"device": "cuda", "dtype": torch.bfloat16}
-    a, b = torch.randn(4096, 4096, **numbers), torch.randn(8192, 4096, **numbers)
-    products = 2 * 4096 * 4096 * 8192 / seconds(lambda: a @ b.T)
-    copied = torch.empty_like(b)
-    moved = 2 * b.nbytes / seconds(lambda: copied.copy_(b))
-    q, length = torch.randn(4096, 16, 128, **numbers), 4096
-    ends = torch.tensor([0, length], dtype=torch.int32, device="cuda")
-    bounds = Bounds(ends, ends, (length,), (length,))
-    attention = 2 * 16 * 128 * length**2 / seconds(lambda: attend(q, q, q, bounds, 0.1))
-    there = torch.empty(b.shape, dtype=b.dtype, pin_memory=True)
-    copied_out = b.nbytes / seconds(lambda: there.copy_(b, non_blocking=True))
-    # what whole updates reached of such short measurements, by twelve runs of a 3B model on one H200: products among
-    # other work run slower (less power is left), attention over many heads faster
-    return Rates(0.85 * products, 1.45 * products, 1.35 * attention, moved, copied_out)
-
-
 def table(found: Sequence[Forecast]) -> list[dict[str, Any]]:
     """Forecasts as plain rows."""
     return [
-        {**asdict(item.choice), "peak_gb": item.peak_gb, "host_gb": item.host_gb, "tokens_per_s": item.tokens_per_s}
+        {
+            **asdict(item.choice),
+            "kept": item.choice.kept,
+            "peak_gb": item.peak_gb,
+            "host_gb": item.host_gb,
+            "tokens_per_s": item.tokens_per_s,
+        }
         for item in found
     ]

@@ -46,9 +46,12 @@ def prove(run: Path, planned: Plan, trainer: Any, exam: Exam | None, report: Rep
         _save(run, trainer.model, planned)
     model, load = dimensions(planned.base.directory), load_of(planned.prepared)
     predicted = peak_bytes(model, planned.recipe, planned.forecast.choice, load, optimizer=False) / 2**30
+    pinned = ""
+    if trainer.stack and trainer.stack.shelf:
+        pinned = f"; {trainer.stack.shelf.reserved / 2**30:.1f} GiB pinned, predicted {planned.forecast.host_gb:.1f}"
     report(
         f"proved before step 1: a micro-step of {len(step.ids):,} tokens (peak {peak:.2f} GiB, predicted "
-        f"{predicted:.2f}), {'an evaluation, ' if exam else ''}a save",
+        f"{predicted:.2f}{pinned}), {'an evaluation, ' if exam else ''}a save",
         0,
         0,
         "",

@@ -54,6 +54,14 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def reserved_memory_gb() -> float | None:
+    """Peak of what torch's allocator took of the GPU in GiB, tensors and what lies between and waits for a stream; None
+    on a CPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_reserved() / 2**30, 3) if torch.cuda.is_available() else None
+
+
 def check_reporters(names: str) -> list[str]:
     """The comma-separated `train.report_to` as a list; raises PetoolError for a tracker that is unknown or not here."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]

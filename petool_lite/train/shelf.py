@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-# Bytes of one piece of pinned memory: torch rounds a pinned allocation up to a power of two.
-_PIECE = 2**29
-_WAITING = 4  # tensors that may wait on the device for being copied; computing waits where there are more
+_A_PIECE = 8  # tensors of the first one's size in a piece of pinned memory, at least
+_WAITING = 4  # tensors that may wait on the device for being copied, or were taken and may be in use
 
 
 @dataclass(frozen=True)
@@ -29,18 +28,30 @@ class Shelf:
         self._piece = self._used = 0  # the piece being filled, and its bytes in use
         self._places: list[_Place] = []
         self._copied: list[Any] = []  # events: the copy of each place is made
+        self._taken: list[Any] = []  # events: what was to be computed before each taking is done
         self._ahead: dict[int, tuple[Any, Any]] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait to be taken, since the last `clear`."""
+        return sum(place.shape.numel() * place.kind.itemsize for place in self._places)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of the machine's memory that were taken for that, pinned where there is a GPU."""
+        return sum(len(piece) for piece in self._pieces)
 
     def clear(self) -> None:
         """Forget what was put: a new forward pass begins. The memory is used again."""
         self._piece = self._used = 0
         self._places.clear()
         self._copied.clear()
+        self._taken.clear()
         self._ahead.clear()
 
     def put(self, item: Any) -> int:
-        """Copy a tensor to the machine's memory; its place, for `take`. What the device computes next waits until all
-        but the last tensors are copied: a slow bus costs time, and not the device's memory."""
+        """Copy a tensor to the machine's memory; its place, for `take`. Returns when all but the last tensors are
+        copied: a slow bus costs time, and not the device's memory."""
         import torch
 
         place = _Place(self._room(item.numel() * item.element_size()), item.shape, item.dtype)
@@ -54,8 +65,7 @@ class Shelf:
                 self._view(place).copy_(item, non_blocking=True)
                 self._copied.append(self.stream.record_event())
             item.record_stream(self.stream)
-            if len(self._copied) > _WAITING:
-                current.wait_event(self._copied[-1 - _WAITING])
+            _keep_up(self._copied)
         return len(self._places) - 1
 
     def take(self, number: int) -> Any:
@@ -69,6 +79,8 @@ class Shelf:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(done)
         item.record_stream(current)
+        self._taken.append(current.record_event())
+        _keep_up(self._taken)
         for earlier in (number - 1, number - 2):
             if earlier >= 0:
                 self._fetch(earlier)
@@ -95,7 +107,8 @@ class Shelf:
         while self._piece < len(self._pieces) and self._used + size > len(self._pieces[self._piece]):
             self._piece, self._used = self._piece + 1, 0
         if self._piece == len(self._pieces):
-            whole = max(_PIECE, 1 << (size - 1).bit_length()) if self.stream else size
+            # torch rounds a pinned allocation up to a power of two
+            whole = 1 << (_A_PIECE * size - 1).bit_length()
             self._pieces.append(torch.empty(whole, dtype=torch.uint8, pin_memory=self.stream is not None))
         found = self._pieces[self._piece][self._used : self._used + size]
         self._used += size
@@ -105,3 +118,10 @@ class Shelf:
     def _view(place: _Place) -> Any:
         count = place.shape.numel() * place.kind.itemsize
         return place.bytes[:count].view(place.kind).view(place.shape)
+
+
+def _keep_up(events: list[Any]) -> None:
+    """Wait for the device where the host is too far ahead: a freed tensor's memory is given out again only when the
+    device is past what used it, so a host that runs ahead would take ever more."""
+    if len(events) > _WAITING:
+        events[-1 - _WAITING].synchronize()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from petool_lite.train.attention import Bounds
-from petool_lite.train.frozen import Float8, Nf4, Plain
+from petool_lite.train.frozen import Nf4, Plain
 from petool_lite.train.layers import Adapter, Layer, Packed, Projection, Shape, attention_block, mlp_block
 from petool_lite.train.shelf import Shelf
 
@@ -46,20 +46,17 @@ class Stack:
     """Decoder layers of `model` (PEFT, LoRA) over packed rows.
 
     The adapters are copied to the model's dtype with `refresh`, once an update; gradients go to the model's parameters.
-    With `offload` what the backward pass needs waits in the machine's memory; `heads` is the share of layers of which
-    this goes for rotated q, k and v, too, which the others compute again.
+    With `offload` what the backward pass needs waits in the machine's memory, with `heads` rotated q, k and v, too.
     """
 
-    def __init__(
-        self, model: Any, recompute: bool, float8: bool = False, offload: bool = False, heads: float = 0.0
-    ) -> None:
+    def __init__(self, model: Any, recompute: bool, offload: bool = False, heads: bool = False) -> None:
         causal = model.get_base_model()
         self.embed, self.norm, self.head = causal.model.embed_tokens, causal.model.norm, causal.lm_head
         config = causal.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.shape = Shape(config.num_attention_heads, config.num_key_value_heads, size, config.rms_norm_eps, recompute)
-        self.float8, self.heads = float8, heads if offload and recompute else 0.0
         self.shelf = Shelf(self.norm.weight.device) if offload else None
+        self.shelved = heads and offload and recompute
         self.frequencies = inverse_frequencies(config.to_dict(), size)
         self.tables: tuple[Any, Any] | None = None
         self._copies: list[tuple[Any, Any]] = []
@@ -79,7 +76,7 @@ class Stack:
             self._projection([mlp.gate_proj, mlp.up_proj], number + 4),
             self._projection([mlp.down_proj], number + 6),
             self.shape,
-            int((index + 1) * self.heads) > int(index * self.heads),  # spread over the layers
+            self.shelved,
         )
 
     def _projection(self, linears: Sequence[Any], number: int) -> Projection:
@@ -88,7 +85,7 @@ class Stack:
         bases = [getattr(linear, "base_layer", linear) for linear in linears]
         packed = hasattr(bases[0].weight, "quant_state")
         dtype = self.norm.weight.dtype
-        frozen = Nf4(bases, dtype) if packed else (Float8 if self.float8 else Plain)(bases)
+        frozen = Nf4(bases, dtype) if packed else Plain(bases)
         tuned = [linear for linear in linears if hasattr(linear, "lora_A")]
         ranks = [linear.r["default"] for linear in tuned]
         device = bases[0].weight.device

@@ -5,17 +5,12 @@ import triton.language as tl
 
 
 @triton.jit
-def rms_norm(x, added, total, normed, inverse, weight, width, epsilon, ADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """total = x + added (where ADDED); normed = total / rms * weight; inverse = 1 / rms."""
+def rms_norm(x, normed, inverse, weight, width, epsilon, BLOCK: tl.constexpr):
+    """normed = x / rms * weight; inverse = 1 / rms."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     value = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-    if ADDED:
-        value += tl.load(added + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-        rounded = value.to(total.dtype.element_ty)
-        tl.store(total + row * width + columns, rounded, mask=inside)
-        value = rounded.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, axis=0) / width + epsilon)
     factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(normed + row * width + columns, (value * scale * factor).to(normed.dtype.element_ty), mask=inside)
@@ -111,18 +106,6 @@ def dropped(x, result, width, chance, seed, ADDED: tl.constexpr, BLOCK: tl.const
         if ADDED:
             value += tl.load(result + row * width + place, mask=inside, other=0.0).to(tl.float32)
         tl.store(result + row * width + place, value.to(result.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def quantized_rows(x, result, scales, width, stride, BLOCK: tl.constexpr):
-    """One row to float8 by its largest magnitude."""
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    value = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12) / 448.0
-    tl.store(result + row * width + columns, (value / scale).to(result.dtype.element_ty), mask=inside)
-    tl.store(scales + row, scale)
 
 
 @triton.jit

@@ -272,7 +272,11 @@ def test_what_does_not_go_together_is_told_at_once() -> None:
         assert f"{key}: " in error.value.message
     with pytest.raises(PetoolError, match=r"model\.precision: full trains the weights themselves"):
         load_recipe("rating", ["train.method=full"])
-    load_recipe("demo", [*wrong])  # each of them goes with an adapter, as far as a recipe can tell
+    load_recipe("demo", wrong[:3])  # each of them goes with an adapter, as far as a recipe can tell
+    with pytest.raises(PetoolError, match=r"train\.offload: goes with train\.checkpointing = true"):
+        load_recipe("demo", ["train.offload=true"])
+    with pytest.raises(PetoolError, match=r"train\.offload_heads: goes with train\.offload = true"):
+        load_recipe("rating", ["train.offload_heads=true"])
 
 
 def demo(*settings: str) -> Any:

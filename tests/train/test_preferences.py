@@ -40,6 +40,20 @@ def test_it_starts_level_with_its_own_start_and_then_prefers_the_right_calls(sec
     assert sum(row["rewards/margins"] for row in rows[4:]) / 4 > 0.05
 
 
+def test_nothing_is_predicted_and_what_it_does_not_read_is_refused(trained, tiny, command, tmp_path) -> None:
+    overrides = [part for pair in [*DPO, f"model.adapter={trained / 'adapter'}"] for part in ("--set", pair)]
+    line = ["train", "demo", *tiny_settings(tiny), *overrides, "--dry-run"]
+    plan = command(*line, "--json", cwd=tmp_path)
+    assert plan.returncode == 0, plan.stderr
+    found = json.loads(plan.stdout)
+    assert (found["kept"], found["choices"], found["lean"]) == (12, [], None)
+    assert "not predicted" in command(*line, cwd=tmp_path).stderr
+    wrong = ("train.token_budget=4096", "train.memory=auto")
+    refused = command(*line, *(part for setting in wrong for part in ("--set", setting)), cwd=tmp_path)
+    assert refused.returncode == 1
+    assert all(f"{key}: dpo takes one pair after the other" in refused.stderr for key in ("token_budget", "memory"))
+
+
 @pytest.mark.slow
 def test_its_adapter_is_one_that_peft_loads_and_export_merges(second, trained, tiny, command) -> None:
     import torch
