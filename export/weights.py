@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import BLOCK_TENSORS
+from petool_lite.base import BLOCK_TENSORS, weight_files
 from petool_lite.errors import PetoolError
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4}
-_LONGEST_NAME = 100  # characters; a file system's own limit is 255 bytes
-_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def find_tensors(directory: Path, config: dict[str, Any]) -> list[Tensor]:
     Raises PetoolError if a file is damaged or cut, a tensor is missing, double, of another type or not of Llama.
     """
     found: dict[str, Tensor] = {}
-    for file in _files(directory):
+    for file in weight_files(directory):
         for tensor in _tensors_of(file):
             if tensor.name == "lm_head.weight" and config.get("tie_word_embeddings"):
                 continue
@@ -66,23 +64,6 @@ def find_tensors(directory: Path, config: dict[str, Any]) -> list[Tensor]:
             "get the base model again",
         )
     return list(found.values())
-
-
-def _files(directory: Path) -> list[Path]:
-    """The weight files: those that the index names, or all."""
-    index = directory / _INDEX
-    if not index.is_file():
-        return sorted(directory.glob("*.safetensors"))
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PetoolError(f"damaged index: {index} ({error})", "get the base model again") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or len(name) > _LONGEST_NAME:
-            raise PetoolError(f"{index} names a file outside its folder: {str(name)[:200]}", "get the base model again")
-        if not (directory / name).is_file():
-            raise PetoolError(f"incomplete weights: {directory / name} is missing", "get the base model again")
-    return [directory / name for name in names]
 
 
 def _tensors_of(file: Path) -> Iterator[Tensor]:

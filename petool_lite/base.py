@@ -22,6 +22,9 @@ from petool_lite.gguf_header import check_gguf as check_gguf
 EMBEDDED = "smollm2-135m"
 # The layout of the written directory; part of the cache key, so that a changed writer never reads an old copy.
 _CONVERTER_VERSION = 2
+# The weights' names that transformers and Unsloth load; where they find neither they would take a pickled file.
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 
 # The largest sizes that a configuration may state: loops and memory follow them.
 _SIZES = {"num_hidden_layers": 512} | dict.fromkeys(
@@ -117,16 +120,42 @@ def _download(name: str) -> Path:
 
 def _check_directory(path: Path) -> None:
     _check_config(path / "config.json", str(path))
-    if not list(path.glob("*.safetensors")):
-        pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(kind))
-        found = f", only the pickled {pickled[0]}" if pickled else ""
-        raise PetoolError(
-            f"no safetensors weights in {path}{found}",
-            "pickled weights can run code and are not read; get the model as safetensors",
-        )
+    if (path / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
+        raise PetoolError(f"{path} holds an adapter beside the model", "merge it, or take adapter_config.json away")
+    weight_files(path)
     if not (path / "tokenizer.json").is_file():
         raise PetoolError(f"no tokenizer.json in {path}", "add the fast tokenizer of the model")
     _check_config(path / "tokenizer_config.json", str(path), kinds=False)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold a model's weights: model.safetensors, or the shards that its index names.
+
+    Raises PetoolError where the index is missing or damaged, or names what is not there.
+    """
+    if (path / _WEIGHTS).is_file():
+        return [path / _WEIGHTS]
+    index = path / _INDEX
+    if not index.is_file():
+        pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(kind))
+        found = f", only the pickled {pickled[0]}" if pickled else ""
+        raise PetoolError(
+            f"no model.safetensors and no index of shards (model.safetensors.index.json) in {path}{found}",
+            "pickled weights can run code and are not read; get the model as safetensors, under these names",
+        )
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PetoolError(f"damaged index: {index} ({error})", "get the base model again") from error
+    wrong = [name for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
+    if wrong or not names:
+        found = f"it names {str(wrong[0])[:100]!r}" if wrong else "it names no file"
+        raise PetoolError(f"damaged index: {index} ({found})", "get the base model again")
+    files = sorted(path / name for name in names)
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise PetoolError(f"incomplete weights: {missing[0]} is missing", "get the base model again")
+    return files
 
 
 def _check_config(file: Path, name: str, kinds: bool = True) -> None:
@@ -144,17 +173,48 @@ def _check_config(file: Path, name: str, kinds: bool = True) -> None:
             f"{name} wants to run code of its own (auto_map in {file.name})",
             "petool-lite runs no remote code; give a plain model, such as meta-llama/Llama-3.2-3B-Instruct",
         )
+    if kinds:
+        _check_kind(config, file.name, name)
+
+
+def _check_kind(config: dict[str, Any], file: str, name: str) -> None:
+    """Refuse another architecture, another quantization than bitsandbytes', and sizes that no model has."""
     found = config.get("architectures") or []
     found = [str(item) for item in found] if isinstance(found, list) else [str(found)]
-    if kinds and found != ["LlamaForCausalLM"]:
+    kind = str(config.get("model_type"))[:40]  # what transformers goes by, whatever the architecture is called
+    if found != ["LlamaForCausalLM"] or kind != "llama":
+        named = ", ".join(found) or "no architecture named"
+        odd = f"model_type {kind}" if found == ["LlamaForCausalLM"] else named
         raise PetoolError(
-            f"{name} is not a text model of the Llama family: {', '.join(found) or 'no architecture named'}",
-            "petool-lite trains and exports LlamaForCausalLM",
+            f"{name} is not a text model of the Llama family: {odd}",
+            "petool-lite trains and exports LlamaForCausalLM, model_type llama",
         )
-    for key, most in _SIZES.items() if kinds else ():
+    if "transformers_weights" in config:
+        raise PetoolError(
+            f"{name} names its weights itself (transformers_weights in {file})",
+            "take that key away; weights are read from model.safetensors, or what model.safetensors.index.json names",
+        )
+    method = _quantized_by(config)
+    if method not in ("", "bitsandbytes"):
+        raise PetoolError(
+            f"{name} is quantized by {method}; only weights of bitsandbytes, or in 16 or 32 bits, can be trained on",
+            "give the model in 16 bits; --set model.precision=nf4 quantizes it for training",
+        )
+    for key, most in _SIZES.items():
         size = config.get(key, 1)
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
-            raise PetoolError(f"{name} cannot be a model: {key} is {str(size)[:40]} in {file.name}", "get it again")
+            raise PetoolError(f"{name} cannot be a model: {key} is {str(size)[:40]} in {file}", "get it again")
+
+
+def _quantized_by(config: dict[str, Any]) -> str:
+    """The quant_method of a quantized model's config.json, or nothing; bitsandbytes' old files have its flags only."""
+    found = config.get("quantization_config")
+    if found is None:
+        return ""
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if method is None and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+        return "bitsandbytes"
+    return str(method or "something without a name")[:40]
 
 
 def file_sha256(path: Path) -> str:

@@ -54,6 +54,7 @@ def _load_adapted(recipe: Recipe, base: Base) -> tuple[Any, Any]:
             max_seq_length=recipe.model.max_tokens,
             dtype=arithmetic(),
             load_in_4bit=recipe.model.precision == "nf4",
+            use_safetensors=True,  # never a pickled file, whatever else lies in the folder
         )
     dispatch = sys.modules.get("unsloth.utils.attention_dispatch")  # on a CPU Unsloth leaves attention to transformers
     if dispatch:
@@ -82,7 +83,7 @@ def _load_whole(recipe: Recipe, base: Base) -> tuple[Any, Any]:
     logging.disable_progress_bar()  # every checkpoint would draw one
     offer_to_transformers()
     with _loading(base, "set train.method=lora"):
-        model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(base.directory)
         model.set_attn_implementation(PACKED)
         model.to(own_device())

@@ -119,7 +119,7 @@ def test_rope_factors_follow_the_published_rule() -> None:
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "Llama family"),
         ({"architectures": ["LlamaForCausalLM"], "auto_map": {}}, "code of its own"),
-        ({"architectures": ["LlamaForCausalLM"]}, "no safetensors"),
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "no model.safetensors"),
     ],
 )
 def test_a_base_that_cannot_be_used_is_refused(tmp_path, config, said) -> None:
