@@ -18,7 +18,7 @@ from petool_lite.train.evaluation import load_exam
 from petool_lite.train.loop import Job, train_into
 from petool_lite.train.plan import Plan, dry_run, plan
 from petool_lite.train.resume import check_resume, start_facts, write_start
-from petool_lite.train.stop import stop_signals
+from petool_lite.train.stop import Stop, stop_signals
 
 __all__ = ["dry_run", "is_first", "plan", "train"]
 
@@ -51,8 +51,19 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
                 shutil.rmtree(run)  # nothing to look at or to resume from
             if isinstance(error, PetoolError):
                 raise
-            raise PetoolError(f"stopped by {stop.name} before the first step", exit_code=stop.exit_code) from error
+            raise _stopped(stop, run, resume is not None) from error
     return begun
+
+
+def _stopped(stop: Stop, run: Path | None, resumed: bool) -> PetoolError:
+    """What a signal came to while no step was being taken: before the first one or after the last."""
+    if run is None or not (run / "metrics.jsonl").is_file():
+        hint = f"continue: petool-lite train --resume {run}" if resumed else ""
+        return PetoolError(f"stopped by {stop.name} before the first step", hint, stop.exit_code)
+    what = "loading or saving" if resumed else "saving"  # figures of a resumed run were there before
+    return PetoolError(
+        f"stopped by {stop.name} while {what}", f"continue: petool-lite train --resume {run}", stop.exit_code
+    )
 
 
 def _begun(name: str, planned: Plan, resume: Path | None) -> Path:

@@ -1,17 +1,24 @@
 """A run survives signals, kills and a full disk, goes on as if nothing had been, and stops at numbers that are not."""
 
 import json
+import os
 import resource
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import ended, held_after, own_runs, start, tiny_settings, wait_until
 
+from petool_lite.base import Base
 from petool_lite.errors import PetoolError
+from petool_lite.prepare import Prepared
+from petool_lite.recipe import load_recipe
+from petool_lite.train import _stopped
 from petool_lite.train.checkpoints import newest_checkpoint
-from petool_lite.train.resume import check_resume, write_start
+from petool_lite.train.resume import check_resume, fingerprint, start_facts, write_start
+from petool_lite.train.stop import Stop
 
 EVALUATED = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=9"]
 OVERRIDES = [part for pair in EVALUATED for part in ("--set", pair)]
@@ -125,6 +132,40 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(tiny, tmp_path) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+SAVING = """
+import os, signal, time
+from pathlib import Path
+from petool_lite.cli import main
+from petool_lite.train import loop
+def interrupted(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+loop.save_trained = interrupted
+main()
+"""
+
+
+def test_ctrl_c_while_the_result_is_saved_tells_how_to_go_on(tiny, command, tmp_path) -> None:
+    process = start(tmp_path, "-c", SAVING, "train", "demo", *tiny_settings(tiny), "--set", "train.max_steps=2")
+    said = ended(process)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (process.returncode, "stopped by Ctrl-C while saving" in said) == (130, True), said
+    assert f"petool-lite train --resume {run}" in said.replace("\n", "")
+    assert newest_checkpoint(run).name == "checkpoint-2"
+    last = command("train", "--resume", run, cwd=tmp_path, env=own_runs(tmp_path))
+    assert (last.returncode, (run / "adapter" / "adapter_model.safetensors").is_file()) == (0, True), last.stderr
+
+
+def test_a_run_that_is_continued_has_a_way_on_wherever_it_is_stopped(tmp_path) -> None:
+    way = f"continue: petool-lite train --resume {tmp_path}"
+    early = _stopped(Stop(), tmp_path, resumed=True)
+    assert (early.message, early.hint) == ("stopped by SIGTERM before the first step", way)
+    (tmp_path / "metrics.jsonl").touch()
+    later = _stopped(Stop(), tmp_path, resumed=True)
+    assert (later.message, later.hint) == ("stopped by SIGTERM while loading or saving", way)
+    assert _stopped(Stop(), None, resumed=False).hint == ""
+
+
 def test_a_changed_recipe_is_refused_with_the_difference(interrupted, command, tmp_path) -> None:
     run = tmp_path / "again"
     shutil.copytree(interrupted[0], run, ignore=shutil.ignore_patterns("manifest.json"))
@@ -144,6 +185,88 @@ def test_changed_data_and_versions_are_refused_with_the_difference(tmp_path) -> 
         check_resume(tmp_path, now)
     for part in ("source was aaaaaaaaaaaa..., is bbbbbb", "torch was 2.13.0, is 2.14.0", "trl was absent, is 1.15.0"):
         assert part in error.value.message
+
+
+@pytest.fixture
+def started(tiny, tmp_path, monkeypatch):
+    """A base and evaluation data that may be changed, and the facts of a run with them as they are."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    base = Base("tiny", Path(shutil.copytree(tiny, tmp_path / "base")), None)
+    (tmp_path / "exam.jsonl").write_text("one\n")
+    (tmp_path / "rows").write_text("")
+    exam = f"train.eval_data={tmp_path / 'exam.jsonl'}"
+    rows = Prepared(SimpleNamespace(cache_files=[{"filename": tmp_path / "rows"}]), {}, (), "a" * 64)
+
+    def facts(*settings: str) -> dict:
+        recipe = load_recipe("demo", ["train.eval_every=5", exam, *settings])[1]
+        return json.loads(json.dumps(start_facts(recipe, base, rows)))
+
+    return base.directory, facts
+
+
+def differences(run: Path, before: dict, now: dict) -> str:
+    write_start(run, before)
+    try:
+        check_resume(run, now)
+    except PetoolError as error:
+        return error.message
+    return ""
+
+
+def test_a_base_of_the_same_size_with_other_weights_is_refused(started, tmp_path) -> None:
+    folder, facts = started
+    before = facts()
+    assert differences(tmp_path, before, facts()) == ""
+    weights = folder / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-9] ^= 1
+    weights.write_bytes(raw)
+    assert "base fingerprint of model.safetensors was " in differences(tmp_path, before, facts())
+    assert "config.json" not in differences(tmp_path, before, facts())
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert "base sha256 of config.json was " in differences(tmp_path, before, facts())
+
+
+def test_a_large_file_is_known_by_its_size_its_ends_and_what_lies_between(tmp_path) -> None:
+    path, size = tmp_path / "large", 80 << 20
+    path.touch()
+    os.truncate(path, size)  # takes no room on the disk
+    found = {fingerprint(path)}
+    for place, length in ((0, 1), (size - 1, 1), (size // 2, 3 << 20)):
+        with path.open("rb+") as file:
+            file.seek(place)
+            file.write(b"x" * length)
+        found.add(fingerprint(path))
+    os.truncate(path, size + 1)
+    assert len(found | {fingerprint(path)}) == 5
+
+
+def test_other_evaluation_data_or_processes_are_refused(started, tmp_path, monkeypatch) -> None:
+    _, facts = started
+    before = facts()
+    (tmp_path / "exam.jsonl").write_text("two\n")
+    assert "data sha256 of train.eval_data was " in differences(tmp_path, before, facts())
+    (tmp_path / "exam.jsonl").write_text("one\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert differences(tmp_path, before, facts()).endswith("something else: run processes was 1, is 2")
+    (tmp_path / "exam.jsonl").unlink()
+    assert not [key for key in facts("train.eval_every=0")["data"] if "eval" in key], "nothing is evaluated on it"
+
+
+def test_a_run_begun_before_a_setting_or_a_fact_existed_goes_on(started, tmp_path) -> None:
+    _, facts = started
+    now, old = facts(), facts()
+    for key in ("train.deterministic", "train.name_weight", "train.early_stop"):
+        del old["recipe"][key]
+    del old["run"], old["data"]["sha256 of train.eval_data"], old["base"]["sha256 of config.json"]
+    del old["base"]["fingerprint of model.safetensors"]
+    assert differences(tmp_path, old, now) == ""
+    told = differences(tmp_path, old, facts("train.name_weight=2"))
+    assert told.endswith("something else: recipe train.name_weight was 1.0, is 2.0")
+    del old["base"]["model.safetensors"], old["data"]["sha256 of the source"]
+    old["base"]["model-00001-of-00002.safetensors"] = 7
+    assert "base model-00001-of-00002.safetensors was 7, is absent" in differences(tmp_path, old, now)
 
 
 def test_a_checkpoint_without_known_start_is_refused(tmp_path) -> None:
