@@ -18,7 +18,7 @@ help:
 	@echo "make bench-generate BASE=model/ DATA=entries.json  the bench's GPU generation beside transformers' generate"
 	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
 	@echo "make bench-resume DATA=entries.json  a killed and continued run beside an undisturbed one, adapter and all weights"
-	@echo "make bench-curves DATA=entries.json  loss curves of lean, auto and Transformers + PEFT + TRL, three seeds"
+	@echo "make bench-curves DATA=entries.json  loss curves of lean, auto and Transformers + PEFT + TRL, three seeds (OPTIONS=\"--ways auto-bf16,hf-bf16\")"
 	@echo "make bench-folds DATA=entries.json  RECIPE=smol-rating on functions never seen in training, five folds side by side"
 	@echo "make bench-serve MODEL=M.gguf  50 clients for 2 minutes, then with the engine killed 10 times"
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
@@ -96,7 +96,7 @@ bench-resume: .venv/ready
 	@$(BIN)/python -m petool_lite.bench.kill_resume $(DATA)
 
 bench-curves: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.curves smollm2-135m $(DATA) --json
+	@$(BIN)/python -m petool_lite.bench.curves smollm2-135m $(DATA) $(OPTIONS)
 
 # From entries to a table: RECIPE trained and scored on FOLDS parts by function, side by side on one GPU.
 RECIPE ?= smol-rating

@@ -5,13 +5,16 @@
 
 Each --change is the recipe with these settings, in every fold and with every seed; without one the recipe as it is.
 {fold} and {seed} in a value are replaced. Runs side by side share the GPU through CUDA's multi-process service and have
-cores of their own. What is done is kept in DIR: the same command goes on. The table goes to stderr, JSON to stdout.
+cores of their own. What is done is kept in DIR: the same command goes on, a stopped training from its checkpoint; so
+does one with other changes, seeds, folds of --only or prompts, but not with another recipe, --set, DATA or --folds
+(DIR/study.json). The table goes to stderr, JSON to stdout.
 """
 
 import argparse
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +22,6 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +29,7 @@ from typing import Any
 from petool_lite.bench.machine import commit, machine
 from petool_lite.bench.results import Results, load_folder, load_results
 from petool_lite.bench.score import METRICS, Mark, compare_marks, mark_row, percent
+from petool_lite.bench.study import Change, One, Study, fold_file, keep_study, parse_change, settings_of
 
 from petool_lite.console import Report, print_json, print_table, progress, say
 from petool_lite.data.files import load_dataset, write_folds
@@ -36,61 +39,7 @@ from petool_lite.inference.gpu import gpu_available
 from petool_lite.recipe import ALL, load_recipe
 from petool_lite.runs import is_complete, versions, write_json
 
-PLAIN = "as it is"
 _MPS = "nvidia-cuda-mps-control"
-
-
-@dataclass(frozen=True)
-class Change:
-    """The recipe with some settings changed, under a name."""
-
-    label: str
-    settings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is trained and scored where; `settings` go to every run, `scored` are the prompts it is scored in."""
-
-    data: str
-    recipe: str
-    out: Path
-    changes: tuple[Change, ...]
-    folds: int
-    only: tuple[int, ...]
-    seeds: tuple[int, ...]
-    settings: tuple[str, ...]
-    scored: tuple[str, ...]
-    export: str
-    jobs: int
-    until: float
-
-    def runs(self, change: "Change") -> "list[One]":
-        """The runs of a change: every seed on every fold."""
-        return [One(change, seed, fold) for seed in self.seeds for fold in self.only]
-
-
-@dataclass(frozen=True)
-class One:
-    """One run of a study: a change, a seed and a fold."""
-
-    change: Change
-    seed: int
-    fold: int
-
-    def folder(self, study: Study) -> Path:
-        """Where its run and its results lie."""
-        label = "".join(letter if letter.isalnum() else "-" for letter in self.change.label)
-        return study.out / f"{label}-seed{self.seed}-fold{self.fold}"
-
-
-def parse_change(text: str) -> Change:
-    """A change from `LABEL: KEY=VALUE KEY=VALUE`."""
-    label, colon, rest = text.partition(":")
-    settings = tuple(rest.split())
-    if not colon or not settings or not all("=" in item for item in settings):
-        raise PetoolError(f"--change {text}: expected LABEL: KEY=VALUE", 'such as --change "r 16: lora.r=16"')
-    return Change(label.strip(), settings)
 
 
 def write_split(study: Study) -> dict[str, int]:
@@ -100,24 +49,11 @@ def write_split(study: Study) -> dict[str, int]:
     return {entry.id: group for entry, group in zip(entries, function_groups(entries), strict=True)}
 
 
-def _fold_file(study: Study, fold: int, name: str) -> Path:
-    return study.out / "folds" / f"fold{fold}-{name}.jsonl"
-
-
-def settings_of(study: Study, one: One) -> list[str]:
-    """The settings of one run, a later one of the same key deciding."""
-    own = [f"data.train={_fold_file(study, one.fold, 'train')}", f"train.seed={one.seed}"]
-    own.append(f"data.held_out={_fold_file(study, one.fold, 'test')}")
-    given = [*study.settings, *one.change.settings]
-    return own + [item.replace("{fold}", str(one.fold)).replace("{seed}", str(one.seed)) for item in given]
-
-
 def train_and_bench(study: Study, one: One) -> bool:
     """Whether the run and all its results are there in the end; what was there already is kept."""
     folder = one.folder(study)
     folder.mkdir(parents=True, exist_ok=True)
-    changes = [part for item in settings_of(study, one) for part in ("--set", item)]
-    if _run_of(folder) is None and not _command(study, folder, "train", "train", study.recipe, *changes):
+    if _run_of(folder) is None and not _train(study, one):
         return False
     run = _run_of(folder)
     if run is None:
@@ -131,12 +67,22 @@ def train_and_bench(study: Study, one: One) -> bool:
         if not file.is_file() and not _command(study, folder, "export", *exported):
             return False
     line = ["bench", "--run", str(run), "--variants", ",".join(variants), "--decoding", "constrained"]
-    line += ["--data", str(_fold_file(study, one.fold, "test"))]
+    line += ["--data", str(fold_file(study, one.fold, "test"))]
     done = [
         _command(study, folder, f"bench-{name}", *line, "--setting", name, "--out", str(folder / f"bench-{name}"))
         for name in study.scored
     ]
     return all(done)
+
+
+def _train(study: Study, one: One) -> bool:
+    """Train a run, or go on from the checkpoint of one that was stopped; where that fails, none starts anew."""
+    folder = one.folder(study)
+    saved = sorted(folder.glob("run/*/checkpoints/checkpoint-*/trainer_state.json"))
+    if saved:
+        return _command(study, folder, "resume", "train", "--resume", str(saved[-1].parents[2]))
+    changes = [part for item in settings_of(study, one) for part in ("--set", item)]
+    return _command(study, folder, "train", "train", study.recipe, *changes)
 
 
 def _run_of(folder: Path) -> Path | None:
@@ -154,9 +100,11 @@ def _command(study: Study, folder: Path, name: str, *line: str) -> bool:
             line = (sys.executable, "-m", "petool_lite", *line)
             code = subprocess.run(line, stdout=log, stderr=log, env=environment, timeout=left).returncode
         except subprocess.TimeoutExpired:
-            code = -1
+            say(f"{folder.name}: {name} ran out of time")
+            return False
     if code:
-        say(f"{folder.name}: {name} {'ran out of time' if code < 0 else f'failed, see {log.name}'}")
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
+        say(f"{folder.name}: {name} {how}, see {log.name}")
     return code == 0
 
 
@@ -328,7 +276,7 @@ def _options() -> argparse.Namespace:
 
 def study_of(options: argparse.Namespace) -> Study:
     """The study that a command line asks for; raises PetoolError for what cannot be."""
-    changes = tuple(parse_change(text) for text in options.change) or (Change(PLAIN),)
+    changes = tuple(dict.fromkeys(parse_change(text) for text in options.change)) or (Change("as it is"),)
     recipe = load_recipe(options.recipe, options.settings)[1]
     scored = tuple(options.setting) or (recipe.data.one_setting,)
     if recipe.data.setting == ALL and not options.setting:
@@ -351,6 +299,7 @@ def main() -> None:
     started = time.time()
     try:
         study = study_of(options)
+        keep_study(study)
         groups = write_split(study)
         with progress() as report:
             whole = run_all(study, report)

@@ -40,8 +40,8 @@ for number, way in enumerate(json.loads(sys.argv[1])):
     chosen = manifest["recipe"]
     settings = chosen["train"]
     way_text = [chosen["model"]["precision"], "checkpointing" if settings["checkpointing"] else "all kept"]
-    heads = f", heads of {settings['offload_heads']:.0%}" if settings["offload_heads"] else ""
-    way_text += ["offload" + heads] * settings["offload"] + [f"{settings['token_budget']:,} tokens"]
+    away = "offload with q, k, v" if settings["offload_heads"] else "offload"
+    way_text += [away] * settings["offload"] + [f"{settings['token_budget']:,} tokens"]
     seconds = rows[-1]["seconds"] - rows[0]["seconds"]
     print("RESULT", json.dumps({
         "name": "petool-lite, " + way["name"], "way": ", ".join(way_text),

@@ -1,10 +1,11 @@
 """Tokens/s and peak memory of training on one GPU: petool-lite in its ways, and what others do on the same rows.
 
-    python -m petool_lite.bench.train_speed BASE DATA [--seconds 900] [--document docs/performance.md]
+    python -m petool_lite.bench.train_speed BASE DATA [--seconds 1200] [--document docs/performance.md]
 
-BASE is a model directory, DATA a file of PEToolBench entries. The peers are Transformers + PEFT + TRL + bitsandbytes,
-and Unsloth as its notebooks use it, with the published settings, one row a micro-step, the same token ids. Each update
-but the first, which compiles kernels, is timed. With --document the table replaces the one between its markers.
+BASE is a model directory, DATA a file of PEToolBench entries. The peers are Transformers + PEFT + TRL + bitsandbytes
+and Unsloth, both with the published settings, and Unsloth as its notebooks use it, without dropout; one row a
+micro-step, the same token ids. Each update but the first, which compiles kernels, is timed. With --document the table
+replaces the one between its markers.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petool_lite.bench.machine import commit
 from petool_lite.bench.speed import training_rows
 from petool_lite.bench.train_scripts import OURS, PEER
 
@@ -32,7 +34,7 @@ from petool_lite.runs import versions, write_text
 
 _BEGIN, _END = "<!-- bench-gpu -->", "<!-- /bench-gpu -->"
 _PLAIN = ("lora.dropout=0.0",)
-_A_START = 60  # seconds that a start may take
+_A_START = 120.0  # seconds that the second start has at least
 _SMALL = ("train.memory=lean", "train.offload=true", "train.token_budget=8192")
 
 
@@ -52,7 +54,6 @@ WAYS = (
     Way("lean", _PLAIN, 4),
     Way("lean, rows of 8k tokens", (*_PLAIN, "train.accumulate=12"), 3, dense=True),
     Way("4 GB card", (*_PLAIN, *_SMALL), 3),
-    Way("fp8 base", (*_PLAIN, "train.memory=auto", "model.precision=fp8"), 4),
     Way("lean, all on the GPU", (*_PLAIN, "train.token_budget=8192"), 3),
     Way(
         "lean, rows of 8k tokens, all on the GPU", (*_PLAIN, "train.accumulate=12", "train.token_budget=8192"), 3, True
@@ -60,24 +61,25 @@ WAYS = (
 )
 
 
-PEERS = (
-    {"name": "Transformers + PEFT + TRL", "engine": "hf", "updates": 3},
-    {"name": "Unsloth as its notebooks use it", "engine": "unsloth", "updates": 3},
+PEERS: tuple[dict[str, Any], ...] = (
+    {"name": "Transformers + PEFT + TRL, as published (dropout 0.1)", "engine": "hf", "updates": 3},
+    {"name": "Unsloth, as published (dropout 0.1)", "engine": "unsloth", "updates": 3},
+    {"name": "Unsloth as its notebooks use it (dropout 0)", "engine": "unsloth", "updates": 3, "settings": _PLAIN},
 )
 
 
 def told(peer: Mapping[str, Any], settings: Sequence[str], rows: Path) -> dict[str, Any]:
-    """What a peer of PEERS needs to know: `settings` change the recipe rating, as ours are told; `rows` is a file that
-    `rows_file` wrote. What else it leaves lies beside that."""
+    """What a peer of PEERS needs to know: `settings` and its own after them change the recipe rating, as ours are told;
+    `rows` is a file that `rows_file` wrote. What else it leaves lies beside that."""
     base = resolve_base(load_recipe("rating", settings)[1].model.base)
     paths = {"base": str(base.directory), "data": str(rows), "out": str(rows.with_name("peer"))}
-    return {**peer, **paths, "settings": list(settings)}
+    return {**peer, **paths, "settings": [*settings, *peer.get("settings", ())]}
 
 
 def measure(
     base: str, data: str, seconds: float, extra: Sequence[str], only: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Run every way and both peers, one process after the other; no new one of ours after 55 % of `seconds`.
+    """Run every way and all peers, one process after the other; no new one of ours after 55 % of `seconds`.
 
     `only` names the ways to run, then without the peers.
     """
@@ -97,16 +99,27 @@ def measure(
         limit = seconds if only else 0.55 * seconds
         environment = {"PETOOL_LITE_RUNS": str(work / "runs"), "BENCH_LIMIT": repr(begun + limit)}
         found = results([sys.executable, "-c", OURS, json.dumps(ours)], seconds, environment | _now())
+        if not only:  # before the peers, which take what time there is
+            add_warm_start(found, ours[0], max(_A_START, begun + seconds - time.time()), environment)
         for peer in () if only else PEERS:
             task = json.dumps(told(peer, for_peers, work / "rows.json"))
             left = max(30.0, begun + seconds - time.time())
             found += results([sys.executable, "-c", PEER, task], left, {})
-        left = begun + seconds - time.time()
-        if found and not only and left > _A_START:  # what the first process compiled lies on the disk now
-            again = results([sys.executable, "-c", OURS, json.dumps(ours[:1])], left, environment | _now())
-            found[0]["first_step_warm_s"] = again[0]["first_step_s"] if again else None
-            found[0]["start_warm"] = again[0]["start"] if again else None
     return found
+
+
+def add_warm_start(
+    found: Sequence[dict[str, Any]], way: Mapping[str, Any], seconds: float, environment: Mapping[str, str]
+) -> None:
+    """Start `way`, the first of its process, in another one, and add the time that took to its result in `found`.
+
+    What the first process compiled lies on the disk by then.
+    """
+    cold = next((item for item in found if item["name"] == f"petool-lite, {way['name']}"), None)
+    if cold is not None:
+        again = results([sys.executable, "-c", OURS, json.dumps([way])], seconds, {**environment, **_now()})
+        cold["first_step_warm_s"] = again[0]["first_step_s"] if again else None
+        cold["start_warm"] = again[0]["start"] if again else None
 
 
 def _now() -> dict[str, str]:
@@ -165,7 +178,7 @@ _FIRST = ("first_step_s", "first_step_warm_s")
 
 
 def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
-    """The table with its machine, versions, date and command."""
+    """The table with its machine, versions, commit, date and command."""
     import torch
 
     packages = ("torch", "transformers", "unsloth", "trl", "peft", "bitsandbytes")
@@ -173,7 +186,7 @@ def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     lines = [
         f"`{command}`, {time.strftime('%Y-%m-%d')}, one {device}, Python {platform.python_version()},",
-        f"{held}.",
+        f"{held}, commit {commit()}.",
         "One run of each; the first update of each is left out. Peak is what torch had allocated; predicted (tokens/s,",
         "GiB) before anything was loaded. Warm: a second process, which finds what the first one compiled.",
         "",
@@ -198,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base")
     parser.add_argument("data")
-    parser.add_argument("--seconds", type=float, default=900.0)
+    parser.add_argument("--seconds", type=float, default=1200.0)
     parser.add_argument("--only", action="append", default=[], choices=[way.name for way in WAYS], help="without peers")
     parser.add_argument("--document", type=Path, default=None)
     parser.add_argument("--set", action="append", default=[], dest="extra", metavar="KEY=VALUE")

@@ -1,8 +1,11 @@
 """Loss curves: what both sides are told, how runs are put together, and one real run."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
+from petool_lite.bench import curves
 from petool_lite.bench.curves import Curves, measure, recipe_settings, same_rows, summary, table_rows
 from petool_lite.bench.train_scripts import PEER
 
@@ -61,6 +64,26 @@ def test_both_sides_have_the_optimizer_of_the_published_recipe() -> None:
         "max_grad_norm": 0.3,
         "optim": "paged_adamw_32bit",
     }
+
+
+def test_the_peer_has_the_settings_of_its_way_and_nothing_else(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    monkeypatch.setattr(curves, "rows_file", lambda *_: None)
+    monkeypatch.setattr(curves, "results", lambda line, *_: lines.append(line) or [run("", 0, 1.0)])
+    measure(Curves(("model.base=smollm2-135m",), ("hf-bf16",), (3,), updates=2))
+    ((*_, script, told),) = lines
+    assert script == PEER
+    facts = json.loads(told)
+    assert (facts["engine"], facts["updates"]) == ("hf", 2)
+    assert facts["settings"] == [
+        "model.base=smollm2-135m", "model.precision=bf16", "train.seed=3", "train.max_steps=2",
+    ]  # fmt: skip
+
+
+def test_make_passes_options_on() -> None:
+    line = ["make", "-n", "bench-curves", "DATA=entries.json", "OPTIONS=--ways auto-bf16"]
+    told = subprocess.run(line, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+    assert told.rstrip().endswith("bench.curves smollm2-135m entries.json --ways auto-bf16")
 
 
 @pytest.mark.slow

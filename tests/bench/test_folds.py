@@ -3,21 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from petool_lite.bench.folds import (
-    Change,
-    One,
-    Study,
-    beside_the_gpu,
-    collect,
-    grouped_interval,
-    parse_change,
-    settings_of,
-    write_split,
-)
+from petool_lite.bench.folds import beside_the_gpu, collect, grouped_interval, main, train_and_bench, write_split
+from petool_lite.bench.study import Change, One, Study, keep_study, parse_change, settings_of
 from support import own_runs
 from support_bench import row, write_results
 
@@ -105,6 +98,122 @@ def test_a_change_without_label_or_value_is_refused(text: str) -> None:
         parse_change(text)
 
 
+def made(study: Study, change: int = 0) -> Path:
+    """A finished run of the study, as later commands find it."""
+    run = One(study.changes[change], 0, 0).folder(study) / "run" / "smol-rating-1"
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text("{}")
+    return run
+
+
+def test_a_study_takes_more_changes_seeds_folds_and_prompts(study: Study) -> None:
+    keep_study(study)
+    made(study), made(study, 1)
+    more = replace(study, changes=(Change("r 8", ("lora.r=8",)),), only=(1,), seeds=(2,), scored=("preferred",))
+    keep_study(replace(more, export="q8_0", jobs=3, until=9.0))
+    keep_study(study)
+    kept = json.loads((study.out / "study.json").read_text())
+    assert kept["changes"] == {"as it is": [], "r 16": ["lora.r=16"]}, "nothing was made of r 8"
+    assert (kept["shared"]["folds"], kept["shared"]["model.adapter"]) == (2, "runs/{seed}-{fold}")
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"folds": 3}, "folds was 2, is 3"),
+        ({"data": "demo:test:9"}, "sha256 of DATA was "),
+        ({"settings": ("lora.r=8",)}, "model.adapter was runs/{seed}-{fold}, is ; lora.r was 64, is 8"),
+        ({"recipe": "smol-preferred"}, "data.setting was rating, is preferred"),
+    ],
+)
+def test_runs_of_another_study_are_not_taken_for_this_one(study: Study, other: dict[str, Any], told: str) -> None:
+    keep_study(study)
+    keep_study(replace(study, **other)), keep_study(study)  # nothing lies there yet
+    made(study)
+    with pytest.raises(PetoolError) as raised:
+        keep_study(replace(study, **other))
+    assert told in raised.value.message
+    assert "\n" not in raised.value.message
+    assert raised.value.hint == "choose another --out"
+    assert json.loads((study.out / "study.json").read_text())["shared"]["folds"] == 2
+
+
+def test_runs_that_no_study_tells_of_are_refused(study: Study) -> None:
+    made(study)
+    with pytest.raises(PetoolError, match=r"no study\.json"):
+        keep_study(study)
+
+
+def test_two_changes_do_not_share_a_folder(study: Study) -> None:
+    with pytest.raises(PetoolError, match=r'"r 16" \(lora.r=16\) and "r-16" \(lora.r=16\)'):
+        keep_study(replace(study, changes=(*study.changes, Change("r-16", ("lora.r=16",)))))
+    keep_study(study)
+    made(study, 1)
+    for label in ("r 16", "r-16"):
+        with pytest.raises(PetoolError, match="have the same folder"):
+            keep_study(replace(study, changes=(Change(label, ("lora.r=16", "lora.alpha=8")),)))
+
+
+def test_another_study_ends_the_command_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["folds", "demo:test:8", "--folds", "2", "--out", str(tmp_path), "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit):  # out of time
+        main()
+    files = {path: path.read_text() for path in (tmp_path / "folds").iterdir()}
+    (tmp_path / "as-it-is-seed0-fold0" / "run" / "some").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", [*line, "--folds", "3"])
+    with pytest.raises(SystemExit, match="folds was 2, is 3\nhint: choose another --out"):
+        main()
+    assert {path: path.read_text() for path in (tmp_path / "folds").iterdir()} == files
+
+
+def stand_in(study: Study, monkeypatch: pytest.MonkeyPatch, does: str) -> Path:
+    """Where the command lines are written of a Python that only `does` something."""
+    python, lines = study.out / "python", study.out / "lines"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {lines}\n{does}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("kill -9 $$", "was ended by SIGKILL, see "),
+        ("kill -SEGV $$", "was ended by SIGSEGV, see "),
+        ("exit 3", "failed, see "),
+        ("exec sleep 60", "ran out of time\n"),
+    ],
+)
+def test_how_a_training_ended_is_told(study: Study, monkeypatch: Any, capsys: Any, does: str, told: str) -> None:
+    stand_in(study, monkeypatch, does)
+    left = 2 if "sleep" in does else 60
+    assert not train_and_bench(replace(study, until=time.time() + left), One(study.changes[0], 0, 0))
+    said = capsys.readouterr().err
+    assert said.startswith("as-it-is-seed0-fold0: train ")
+    assert told in said
+
+
+def test_a_stopped_training_goes_on_or_fails_but_does_not_start_anew(
+    study: Study, monkeypatch: Any, capsys: Any
+) -> None:
+    lines, one = stand_in(study, monkeypatch, "exit 1"), One(study.changes[0], 0, 0)
+    study = replace(study, until=time.time() + 60)
+    run = one.folder(study) / "run" / "smol-rating-1"
+    run.mkdir(parents=True)
+    assert not train_and_bench(study, one)
+    assert " train smol-rating --set " in lines.read_text(), "without a checkpoint there is nothing to go on from"
+    (run / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    (run / "checkpoints" / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    lines.unlink()
+    capsys.readouterr()
+    assert not train_and_bench(study, one)
+    assert lines.read_text() == f"-m petool_lite train --resume {run}\n"
+    assert "as-it-is-seed0-fold0: resume failed, see " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_one_real_study_and_what_is_done_is_kept(tiny: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "petool_lite.bench.folds", "demo:test:12", "--recipe", "demo", "--folds", "2"]
@@ -119,9 +228,13 @@ def test_one_real_study_and_what_is_done_is_kept(tiny: Path, tmp_path: Path) -> 
     again = subprocess.run(line, cwd=tmp_path, env=own_runs(tmp_path), capture_output=True, text=True)
     assert json.loads(again.stdout)["lines"] == document["lines"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    stopped = next(iter(made))
+    stopped.unlink()  # as if killed before the end, its checkpoint written
+    third = subprocess.run(line, cwd=tmp_path, env=own_runs(tmp_path), capture_output=True, text=True)
+    assert json.loads(third.stdout)["runs"] == 2
+    assert set((tmp_path / "out").glob("*/run/*/manifest.json")) == set(made), "it went on in its own folder"
+    assert (stopped.parents[2] / "resume.log").is_file()
 
 
 def test_a_study_out_of_time_trains_nothing(study: Study) -> None:
-    from petool_lite.bench.folds import train_and_bench
-
     assert not train_and_bench(replace(study, until=1.0), One(study.changes[0], 0, 0))
