@@ -91,7 +91,7 @@ load_model(load_recipe("demo", [f"train.method={sys.argv[1]}"])[1], Base("it", P
 """
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "full"])
 def test_pickled_weights_are_not_loaded_past_the_check_either(model, method) -> None:
     """In a process of its own: Unsloth changes transformers for all that comes after it."""
     import torch

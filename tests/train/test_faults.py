@@ -145,15 +145,13 @@ main()
 """
 
 
-def test_ctrl_c_while_the_result_is_saved_tells_how_to_go_on(tiny, command, tmp_path) -> None:
+def test_ctrl_c_while_the_result_is_saved_tells_how_to_go_on(tiny, tmp_path) -> None:
     process = start(tmp_path, "-c", SAVING, "train", "demo", *tiny_settings(tiny), "--set", "train.max_steps=2")
     said = ended(process)
     (run,) = (tmp_path / "runs").iterdir()
     assert (process.returncode, "stopped by Ctrl-C while saving" in said) == (130, True), said
     assert f"petool-lite train --resume {run}" in said.replace("\n", "")
     assert newest_checkpoint(run).name == "checkpoint-2"
-    last = command("train", "--resume", run, cwd=tmp_path, env=own_runs(tmp_path))
-    assert (last.returncode, (run / "adapter" / "adapter_model.safetensors").is_file()) == (0, True), last.stderr
 
 
 def test_a_run_that_is_continued_has_a_way_on_wherever_it_is_stopped(tmp_path) -> None:

@@ -11,7 +11,9 @@ from support import own_runs, tiny_settings
 from petool_lite.data.augment import with_rejected, wrong_providers
 from petool_lite.data.entries import parse_entry, provider
 from petool_lite.data.files import load_dataset
+from petool_lite.errors import PetoolError
 from petool_lite.prompt import Layout, chat_from_directory, example, examples
+from petool_lite.recipe import load_recipe
 from petool_lite.train.preference import pair_rows
 
 DPO = [
@@ -48,10 +50,9 @@ def test_nothing_is_predicted_and_what_it_does_not_read_is_refused(trained, tiny
     found = json.loads(plan.stdout)
     assert (found["kept"], found["choices"], found["lean"]) == (12, [], None)
     assert "not predicted" in command(*line, cwd=tmp_path).stderr
-    wrong = ("train.token_budget=4096", "train.memory=auto")
-    refused = command(*line, *(part for setting in wrong for part in ("--set", setting)), cwd=tmp_path)
-    assert refused.returncode == 1
-    assert all(f"{key}: dpo takes one pair after the other" in refused.stderr for key in ("token_budget", "memory"))
+    with pytest.raises(PetoolError) as error:
+        load_recipe("dpo", ["train.token_budget=4096", "train.memory=auto", "train.offload=true"])
+    assert all(f"train.{key}: dpo takes one pair" in str(error.value) for key in ("token_budget", "memory", "offload"))
 
 
 @pytest.mark.slow
