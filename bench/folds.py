@@ -40,6 +40,7 @@ from petool_lite.recipe import ALL, load_recipe
 from petool_lite.runs import is_complete, versions, write_json
 
 _MPS = "nvidia-cuda-mps-control"
+_TO_SAVE = 30.0  # seconds
 
 
 def write_split(study: Study) -> dict[str, int]:
@@ -96,16 +97,27 @@ def _command(study: Study, folder: Path, name: str, *line: str) -> bool:
         return False
     environment = os.environ | {"PETOOL_LITE_RUNS": str(folder / "run")}
     with (folder / f"{name}.log").open("w") as log:
-        try:
-            line = (sys.executable, "-m", "petool_lite", *line)
-            code = subprocess.run(line, stdout=log, stderr=log, env=environment, timeout=left).returncode
-        except subprocess.TimeoutExpired:
-            say(f"{folder.name}: {name} ran out of time")
-            return False
+        line = (sys.executable, "-m", "petool_lite", *line)
+        with subprocess.Popen(line, stdout=log, stderr=log, env=environment) as process:
+            try:
+                code = process.wait(left)
+            except subprocess.TimeoutExpired:
+                _end(process)
+                say(f"{folder.name}: {name} ran out of time")
+                return False
     if code:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
         say(f"{folder.name}: {name} {how}, see {log.name}")
     return code == 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """A training that is asked to stop saves what it has, and the same command goes on from there."""
+    process.terminate()
+    try:
+        process.wait(_TO_SAVE)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from petool_lite.bench import folds
 from petool_lite.bench.folds import beside_the_gpu, collect, grouped_interval, main, train_and_bench, write_split
 from petool_lite.bench.study import Change, One, Study, keep_study, parse_change, settings_of
 from support import own_runs
@@ -194,6 +195,16 @@ def test_how_a_training_ended_is_told(study: Study, monkeypatch: Any, capsys: An
     said = capsys.readouterr().err
     assert said.startswith("as-it-is-seed0-fold0: train ")
     assert told in said
+
+
+@pytest.mark.parametrize(("on_term", "saved"), [("touch saved; exit 0", True), ("", False)])
+def test_out_of_time_a_training_may_save_first(study: Study, monkeypatch: Any, on_term: str, saved: bool) -> None:
+    monkeypatch.chdir(study.out)
+    monkeypatch.setattr(folds, "_TO_SAVE", 1.0)
+    stand_in(study, monkeypatch, f"trap '{on_term}' TERM\nfor i in 1 2 3 4 5 6 7 8 9; do sleep 1; done")
+    begun = time.monotonic()
+    assert not train_and_bench(replace(study, until=time.time() + 1.5), One(study.changes[0], 0, 0))
+    assert (Path("saved").exists(), time.monotonic() - begun < 6) == (saved, True)
 
 
 def test_a_stopped_training_goes_on_or_fails_but_does_not_start_anew(
