@@ -285,21 +285,30 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
 def _problem(value: Any, kind: Any, metadata: dict[str, Any]) -> str:
     if kind == list[str]:
         good = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
-        return "" if good else f"expected a list of names, found {value!r}"
+        return "" if good else f"expected a list of names, found {_shown(value)}"
     if isinstance(value, int) and value.bit_length() > 63:  # TOML's integers; a longer one can be beyond every float
         return "expected a number of at most 64 bits"
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        return f"expected {kind.__name__}, found {value!r}"
+        return f"expected {kind.__name__}, found {_shown(value)}"
     if metadata["choices"] and value not in metadata["choices"]:
-        return f"expected one of {', '.join(metadata['choices'])}, found {value!r}"
+        return f"expected one of {', '.join(metadata['choices'])}, found {_shown(value)}"
     if kind is float and not math.isfinite(value):
-        return f"expected a finite number, found {value!r}"
+        return f"expected a finite number, found {_shown(value)}"
     if metadata["least"] is not None and value < metadata["least"]:
-        return f"expected at least {metadata['least']}, found {value!r}"
+        return f"expected at least {metadata['least']}, found {_shown(value)}"
     if metadata["most"] is not None and value > metadata["most"]:
-        return f"expected at most {metadata['most']}, found {value!r}"
+        return f"expected at most {metadata['most']}, found {_shown(value)}"
     return ""
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; Python writes no integer of thousands of digits."""
+    try:
+        found = repr(value)
+    except ValueError:
+        return "a number without end"
+    return found if len(found) <= 200 else f"{found[:200]}..."
 
 
 def _conflicts(values: dict[str, Any]) -> list[str]:

@@ -78,6 +78,7 @@ def test_a_bad_override_is_refused(override) -> None:
         ("train.seed=4294967296", "train.seed: expected at most 4294967295"),
         ("train.epochs=1" + "0" * 400, "train.epochs: expected a number of at most 64 bits"),
         ("lora.r=9223372036854775808", "lora.r: expected a number of at most 64 bits"),
+        ("lora.targets=[0x" + "F" * 9000 + "]", "lora.targets: expected a list of names, found a number without end"),
     ],
 )
 def test_a_value_beyond_its_bound_is_refused(override, problem) -> None:
