@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
-from petool_lite.recipe import load_recipe
+from petool_lite.recipe import flat, load_recipe
 from petool_lite.runs import write_json
 
 
@@ -115,8 +115,7 @@ _ELSEWHERE = "choose another --out"
 
 def _shared(study: Study) -> dict[str, Any]:
     """The recipe's settings before any change, the entries and the number of folds."""
-    sections = asdict(load_recipe(study.recipe, study.settings)[1]).items()
-    settings = {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
+    settings = flat(load_recipe(study.recipe, study.settings)[1])
     return {"folds": study.folds, "sha256 of DATA": source_sha256(study.data)[:16], **settings}
 
 

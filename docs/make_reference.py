@@ -88,7 +88,7 @@ def _kind(hint: Any, about: dict[str, Any]) -> str:
         return ", ".join(f"`{item}`" for item in about["choices"])
     name = {str: "text", int: "integer", float: "number", bool: "true or false"}.get(hint, "list of names")
     bounds = [f"{sign} {about[key]:.10g}" for sign, key in (("≥", "least"), ("≤", "most")) if about[key] is not None]
-    return " ".join([name, *bounds[:1]]) + "".join(f", {bound}" for bound in bounds[1:])
+    return f"{name} {', '.join(bounds)}" if bounds else name
 
 
 def _value(default: Any) -> str:

@@ -9,7 +9,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -309,6 +309,11 @@ def _shown(value: Any) -> str:
     except ValueError:
         return "a number without end"
     return found if len(found) <= 200 else f"{found[:200]}..."
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every setting as section.key and its value."""
+    return {f"{section}.{key}": value for section, keys in asdict(recipe).items() for key, value in keys.items()}
 
 
 def _conflicts(values: dict[str, Any]) -> list[str]:

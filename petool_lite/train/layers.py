@@ -116,12 +116,12 @@ class Shape:
     size: int  # of a head
     epsilon: float
     recompute: bool  # projections and MLP again in the backward pass, instead of keeping them
+    shelved: bool  # rotated heads go to the shelf, too, and are not computed again
 
 
 @dataclass
 class Layer:
-    """One decoder layer. The last has `query` and `keys` apart, the others both in `query`. `shelved`: where there is a
-    shelf, its rotated heads go there, too, and are not computed again."""
+    """One decoder layer. The last has `query` and `keys` apart, the others both in `query`."""
 
     first_norm: Any
     query: Projection
@@ -131,7 +131,6 @@ class Layer:
     gate_up: Projection
     down: Projection
     shape: Shape
-    shelved: bool = False
 
     @property
     def attention_sources(self) -> list[Any]:
@@ -199,8 +198,8 @@ def _attention_forward(ctx: Any, x: Any, layer: Layer, rows: Packed) -> Any:
     y, inner_out = layer.out.forward(flat, rows.seed)
     y.add_(x if layer.keys is None else x[rows.chosen])
     ctx.layer, ctx.rows, ctx.kept, ctx.inner = layer, rows, kept, (*inner, inner_out)
-    shelved = heads if layer.shelved and rows.shelf else ()
-    _keep(ctx, (x, out, *shelved), (*(() if shape.recompute else heads), inverse))
+    shelved, saved = heads if shape.shelved else (), () if shape.recompute else heads
+    _keep(ctx, (x, out, *shelved), (*saved, inverse))
     return y
 
 

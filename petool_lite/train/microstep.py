@@ -175,8 +175,8 @@ def answer_trainer(recipe: Recipe) -> Any:
             told = f"Unsloth's, for {other}" if other else "petool-lite's own"
             print("layers:", "transformers', for all weights learn" if is_whole(model) else told)  # to train.log
             own = not (other or is_whole(model))
-            ways = (settings.checkpointing, settings.offload, settings.offload_heads)
-            self.stack = Stack(model, *ways) if own else None
+            kept = (settings.checkpointing, settings.offload, settings.offload_heads)
+            self.stack = Stack(model, *kept) if own else None
             plain = model.forward
 
             def forward(*inputs: Any, answer_step: MicroStep | None = None, seed: int = 0, **options: Any) -> Any:

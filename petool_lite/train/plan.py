@@ -225,8 +225,7 @@ def check_memory(recipe: Recipe, base: Base) -> None:
     packed = read_config(base.directory).get("quantization_config") is not None  # a file in 4 bits already, or in 8
 
     def needed(method: str, precision: str) -> float:
-        own = replace(recipe.model, precision=precision), replace(recipe.train, method=method)
-        return count() * least_on_cpu(model, replace(recipe, model=own[0], train=own[1]), packed)
+        return count() * least_on_cpu(model, method, "nf4" if packed else precision, recipe.train.optimizer)
 
     mine = needed(recipe.train.method, recipe.model.precision)
     if mine <= free:
@@ -243,17 +242,16 @@ def check_memory(recipe: Recipe, base: Base) -> None:
     )
 
 
-def least_on_cpu(model: Dimensions, recipe: Recipe, packed: bool) -> float:
-    """Bytes of a process on a CPU: the base's weights (`packed`: in 4 bits, whatever the recipe says) or, where all of
-    them learn, weights, gradients, optimizer state and copies to compute with. Rows, adapter and libraries come on top,
-    for a small base more than this."""
+def least_on_cpu(model: Dimensions, method: str, precision: str, optimizer: str) -> float:
+    """Bytes of a process on a CPU: the base's weights or, where all of them learn, weights, gradients, optimizer state
+    and copies to compute with. Rows, adapter and libraries come on top, for a small base more than this."""
     width: int = arithmetic().itemsize
     weights = full_costs.parameters(model)
-    if recipe.train.method == "full":
+    if method == "full":
         copies = 2 * weights if width == 4 else 0  # of float32 none are made
-        return full_costs.resident(model, recipe.train.optimizer) - copies
+        return full_costs.resident(model, optimizer) - copies
     linears = model.layers * model.weights()
-    return (weights - linears) * width + linears * (0.5 if packed or recipe.model.precision == "nf4" else width)
+    return (weights - linears) * width + linears * (0.5 if precision == "nf4" else width)
 
 
 def free_memory(meminfo: Path = Path("/proc/meminfo")) -> float:

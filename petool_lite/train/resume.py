@@ -3,15 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base, file_sha256
+from petool_lite.base import Base, file_sha256, weight_files
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
 from petool_lite.prepare import Prepared
-from petool_lite.recipe import Recipe, settings
+from petool_lite.recipe import Recipe, flat, settings
 from petool_lite.runs import versions, write_json
 from petool_lite.train.checkpoints import newest_checkpoint
 from petool_lite.train.devices import arithmetic_name, count
@@ -28,9 +27,9 @@ _WHOLE, _PIECE, _PIECES = 64 << 20, 1 << 20, 32  # bytes, bytes, number
 def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dict[str, Any]]:
     """Everything that decides what a run trains: recipe, data, base, processes, versions, each as name -> value."""
     adapter, exam = start_adapter(recipe), recipe.train.eval_data if recipe.train.eval_every else ""
-    sections, files = asdict(recipe).items(), sorted(base.directory.glob("*.safetensors"))
+    files = weight_files(base.directory)
     return {
-        "recipe": {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()},
+        "recipe": flat(recipe),
         "data": {
             "sha256 of the source": prepared.data_sha256,
             "sha256 of the token ids": file_sha256(Path(prepared.table.cache_files[0]["filename"])),

@@ -54,9 +54,9 @@ class Stack:
         self.embed, self.norm, self.head = causal.model.embed_tokens, causal.model.norm, causal.lm_head
         config = causal.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.shape = Shape(config.num_attention_heads, config.num_key_value_heads, size, config.rms_norm_eps, recompute)
+        counts = (config.num_attention_heads, config.num_key_value_heads, size)
+        self.shape = Shape(*counts, config.rms_norm_eps, recompute, heads and offload and recompute)
         self.shelf = Shelf(self.norm.weight.device) if offload else None
-        self.shelved = heads and offload and recompute
         self.frequencies = inverse_frequencies(config.to_dict(), size)
         self.tables: tuple[Any, Any] | None = None
         self._copies: list[tuple[Any, Any]] = []
@@ -76,7 +76,6 @@ class Stack:
             self._projection([mlp.gate_proj, mlp.up_proj], number + 4),
             self._projection([mlp.down_proj], number + 6),
             self.shape,
-            self.shelved,
         )
 
     def _projection(self, linears: Sequence[Any], number: int) -> Projection:
