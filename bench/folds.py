@@ -41,6 +41,7 @@ from petool_lite.runs import is_complete, versions, write_json
 
 _MPS = "nvidia-cuda-mps-control"
 _TO_SAVE = 30.0  # seconds
+_TO_QUIT = 20.0
 
 
 def write_split(study: Study) -> dict[str, int]:
@@ -59,8 +60,8 @@ def train_and_bench(study: Study, one: One) -> bool:
     run = _run_of(folder)
     if run is None:
         return False
-    variants = ["rule-likely", "tuned-bf16-gpu"] if gpu_available() else ["rule-likely"]
-    if study.export or not gpu_available():
+    variants = ["rule-likely", "tuned-bf16-gpu"] if study.gpu else ["rule-likely"]
+    if study.export or not study.gpu:
         kind = study.export or "q4_k_m"
         variants.append(f"tuned-{kind}")
         file = run / "export" / f"model.{kind}.gguf"
@@ -121,9 +122,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def shared_gpu(jobs: int) -> Iterator[None]:
+def shared_gpu(study: Study) -> Iterator[None]:
     """Let processes compute on the GPU at once, where CUDA's multi-process service is there and nobody started it."""
-    if jobs == 1 or shutil.which(_MPS) is None or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:
+    if study.jobs == 1 or not study.gpu or shutil.which(_MPS) is None or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -139,11 +140,19 @@ def shared_gpu(jobs: int) -> Iterator[None]:
         try:
             yield
         finally:
-            subprocess.run([_MPS], input="quit\n", text=True, check=False, stdout=subprocess.DEVNULL)
+            _quit_service()
             for name in places:
                 del os.environ[name]
             if seen:
                 os.environ["CUDA_VISIBLE_DEVICES"] = seen
+
+
+def _quit_service() -> None:
+    """It waits for its clients; all of ours have ended by now, and what one of them left behind must not hold us."""
+    try:
+        subprocess.run([_MPS], input="quit\n", text=True, stdout=subprocess.DEVNULL, timeout=_TO_QUIT)
+    except subprocess.TimeoutExpired:
+        say(f"CUDA's multi-process service did not end in {_TO_QUIT:.0f} s and is left alone")
 
 
 def run_all(study: Study, report: Report) -> int:
@@ -151,7 +160,7 @@ def run_all(study: Study, report: Report) -> int:
     runs = [one for change in study.changes for one in study.runs(change)]
     done, whole, started = 0, 0, time.time()
     report("folds", 0, len(runs), "")
-    with shared_gpu(study.jobs), ThreadPoolExecutor(study.jobs, initializer=_own_cores(study.jobs)) as pool:
+    with shared_gpu(study), ThreadPoolExecutor(study.jobs, initializer=_own_cores(study.jobs)) as pool:
         work = {pool.submit(train_and_bench, study, one): one for one in runs}
         for future in as_completed(work):
             done, whole = done + 1, whole + future.result()
@@ -297,7 +306,7 @@ def study_of(options: argparse.Namespace) -> Study:
     until = time.time() + options.seconds
     return Study(
         options.data, options.recipe, options.out.absolute(), changes, options.folds, only, seeds,
-        tuple(options.settings), scored, options.export, options.jobs, until,
+        tuple(options.settings), scored, options.export, options.jobs, until, gpu_available(),
     )  # fmt: skip
 
 

@@ -27,7 +27,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Study:
-    """What is trained and scored where; `settings` go to every run, `scored` are the prompts it is scored in."""
+    """What is trained and scored where; `settings` go to every run, `scored` are the prompts it is scored in.
+
+    Whether there is a `gpu` is asked once, before CUDA's multi-process service starts: who asks later is its client.
+    """
 
     data: str
     recipe: str
@@ -41,6 +44,7 @@ class Study:
     export: str
     jobs: int
     until: float
+    gpu: bool
 
     def runs(self, change: "Change") -> "list[One]":
         """The runs of a change: every seed on every fold."""

@@ -1,6 +1,7 @@
 """Accuracy by folds: what each run is told, how results of many runs become a line, and one real study."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,11 +11,22 @@ from typing import Any
 
 import pytest
 from petool_lite.bench import folds
-from petool_lite.bench.folds import beside_the_gpu, collect, grouped_interval, main, train_and_bench, write_split
+from petool_lite.bench.folds import (
+    beside_the_gpu,
+    collect,
+    grouped_interval,
+    main,
+    run_all,
+    shared_gpu,
+    study_of,
+    train_and_bench,
+    write_split,
+)
 from petool_lite.bench.study import Change, One, Study, keep_study, parse_change, settings_of
 from support import own_runs
 from support_bench import row, write_results
 
+from petool_lite.console import silent
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 
@@ -23,7 +35,7 @@ from petool_lite.errors import PetoolError
 def study(tmp_path: Path) -> Study:
     return Study(
         "demo:test:8", "smol-rating", tmp_path, (Change("as it is"), Change("r 16", ("lora.r=16",))), 2, (0, 1), (0, 1),
-        ("model.adapter=runs/{seed}-{fold}",), ("rating",), "", 1, 0.0,
+        ("model.adapter=runs/{seed}-{fold}",), ("rating",), "", 1, 0.0, False,
     )  # fmt: skip
 
 
@@ -223,6 +235,54 @@ def test_a_stopped_training_goes_on_or_fails_but_does_not_start_anew(
     assert not train_and_bench(study, one)
     assert lines.read_text() == f"-m petool_lite train --resume {run}\n"
     assert "as-it-is-seed0-fold0: resume failed, see " in capsys.readouterr().err
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a stand-in for CUDA's multi-process service writes how it was called, and what it read."""
+    heard, program = tmp_path / "heard", tmp_path / "nvidia-cuda-mps-control"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -d ] && {{ echo start >> {heard}; exit; }}\ncat >> {heard}; exec sleep 30\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    monkeypatch.setattr(folds, "_TO_QUIT", 0.5)
+    return heard
+
+
+def test_a_service_that_does_not_end_does_not_hold_the_study(study: Study, service: Path, capsys: Any) -> None:
+    """It waits for its clients, and one that never ends would have the whole study wait for it."""
+    begun = time.monotonic()
+    with shared_gpu(replace(study, jobs=2, gpu=True)):
+        assert "CUDA_MPS_PIPE_DIRECTORY" in os.environ
+    assert time.monotonic() - begun < 5
+    assert service.read_text() == "start\nquit\n"
+    assert "did not end in" in capsys.readouterr().err
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+
+
+def test_a_study_is_no_client_of_the_service_that_it_ends(
+    study: Study, service: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for GPUs while the service runs makes the study one of those that the service waits for."""
+
+    def asked() -> bool:
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+        return True
+
+    monkeypatch.setattr(folds, "gpu_available", asked)
+    monkeypatch.setattr(sys, "argv", ["folds", study.data, "--jobs", "2", "--seconds", "0", "--out", str(study.out)])
+    found = study_of(folds._options())
+    assert found.gpu
+    assert run_all(found, silent) == 0, "out of time"
+    assert service.read_text() == "start\nquit\n"
+
+
+def test_without_a_gpu_no_service_is_started(study: Study, service: Path) -> None:
+    with shared_gpu(replace(study, jobs=2)):
+        pass
+    assert not service.exists()
 
 
 @pytest.mark.slow
