@@ -6,10 +6,13 @@ from there as petool-lite's own trainer does.
 
 OURS = """
 import gc, json, os, sys, time
+from petool_lite.train.devices import grow_in_place
+grow_in_place()
 import torch
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import load_recipe
 from petool_lite.train import train
+from petool_lite.train.planner import CONTEXT, LEAN
 
 started = float(os.environ["BENCH_STARTED"])
 for number, way in enumerate(json.loads(sys.argv[1])):
@@ -28,6 +31,8 @@ for number, way in enumerate(json.loads(sys.argv[1])):
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        whole = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction((LEAN - CONTEXT) / whole if way.get("held") else 1.0)
     held = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     begun = time.time()
     try:
@@ -129,6 +134,7 @@ tokens = sum(seen[first:last])
 print("RESULT", json.dumps({
     "name": told["name"], "tokens_per_s": tokens / (end - begin), "seconds": round(end - begin, 1),
     "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0,
+    "reserved_gb": torch.cuda.max_memory_reserved() / 2**30 if gpu else None,
     "row_tokens": seen, "adapter_in": ", ".join(sorted(learned)),
     "losses": [round(float(log["loss"]), 4) for log in trainer.state.log_history if "loss" in log]}), flush=True)
 if told.get("save"):

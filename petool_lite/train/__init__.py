@@ -13,7 +13,7 @@ from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import Recipe, to_toml
 from petool_lite.runs import create_run, is_complete, locked, write_text
-from petool_lite.train.devices import first_then_others, from_first, is_first, joined, repeatable
+from petool_lite.train.devices import first_then_others, from_first, grow_in_place, is_first, joined, repeatable
 from petool_lite.train.evaluation import load_exam
 from petool_lite.train.loop import Job, train_into
 from petool_lite.train.plan import Plan, dry_run, plan
@@ -30,6 +30,7 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     code 130 or 143; a second one ends the process. A new run that has not trained a step leaves nothing.
     """
     started = time.time()
+    grow_in_place()
     run: Path | None = resume
     report = report if is_first() else silent
     with stop_signals() as stop, joined(), repeatable(recipe.train.deterministic), ExitStack() as held:

@@ -4,10 +4,13 @@ The first process makes the run directory, reads the data first, writes and repo
 """
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # since torch 2.10, and before
 
 
 @cache
@@ -28,6 +31,18 @@ def arithmetic() -> Any:
 def arithmetic_name() -> str:
     """`arithmetic` as records write it."""
     return str(arithmetic()).removeprefix("torch.")
+
+
+def grow_in_place() -> None:
+    """Let torch's memory on a GPU grow where it lies, unless the user's environment says how torch is to keep it.
+
+    Micro-steps differ in length, and in blocks of fixed sizes torch held 11 GiB for a run that used 6.3. Unsloth asks
+    for the same, but is imported after torch has read its setting. Drivers of WSL and of some ARM boards cannot do it.
+    """
+    here = platform.uname()
+    plain = here.system == "Linux" and here.machine == "x86_64" and "microsoft" not in here.release.lower()
+    if plain and not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def count() -> int:

@@ -86,6 +86,8 @@ def test_the_table_names_the_commit_and_counts_from_transformers() -> None:
     head = text.split("One run of each")[0]
     assert f", commit {commit()}." in head
     assert "| petool-lite, lean | nf4 | 4,000 | 4.0 | 1.50 |" in text
+    found[0]["reserved_gb"] = 2.0
+    assert "| 1.50 / 2.00 |" in as_markdown(found, "make bench-gpu")
 
 
 @pytest.mark.parametrize(

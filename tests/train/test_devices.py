@@ -1,6 +1,9 @@
 """What trains: the arithmetic of a processor, and two processes on one CPU, which train as one does."""
 
 import json
+import os
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -12,8 +15,6 @@ from petool_lite.train.devices import arithmetic, repeatable
 
 def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tiny, tmp_path) -> None:
     """The same losses, gradient norms and adapter but for rounding; rows differ in number and length on both."""
-    import subprocess
-
     from safetensors.torch import load_file
 
     module = [
@@ -81,3 +82,21 @@ def test_on_a_cpu_determinism_changes_nothing(trained, tiny, command, tmp_path) 
     weights = "adapter/adapter_model.safetensors"
     run = tmp_path / json.loads(result.stdout)["run"]
     assert (run / weights).read_bytes() == (trained / weights).read_bytes()
+
+
+def asked(before: dict[str, str], told: str) -> str:
+    """What torch says of its memory in a process that calls `grow_in_place` with torch imported already."""
+    lines = ["import torch", told, "from petool_lite.train.devices import grow_in_place as grow", "grow()"]
+    line = [sys.executable, "-c", "\n".join([*lines, "print(torch._C._accelerator_getAllocatorSettings())"])]
+    clean = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    result = subprocess.run(line, env=clean | before, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or platform.system() != "Linux", reason="asked for on such alone")
+def test_the_gpus_memory_grows_in_place_unless_the_user_says_otherwise() -> None:
+    assert asked({}, "") == "expandable_segments:True"
+    assert asked({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "") == "max_split_size_mb:64"
+    assert "expandable" not in asked({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "")
+    wsl = "import platform as p; p.uname = lambda f=p.uname: f()._replace(release='6.6-microsoft-standard-WSL2')"
+    assert asked({}, wsl) == ""
