@@ -166,7 +166,7 @@ def table_rows(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 item.get("way", "one row a micro-step"),
                 f"{item['tokens_per_s']:,.0f}",
                 f"{item['tokens_per_s'] / slowest:.1f}" if slowest else "-",
-                " / ".join(f"{item[key]:.2f}" for key in _MEMORY if item.get(key)),
+                " / ".join(f"{item[key]:.2f}" for key in _MEMORY if item.get(key) is not None),
                 f"{predicted['tokens_per_s']:,} / {predicted['peak_gb']:.2f}" if predicted else "-",
                 " / ".join(f"{item[key]:.0f}" for key in _FIRST if item.get(key)) or "-",
             ]

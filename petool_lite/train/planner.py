@@ -16,8 +16,8 @@ from petool_lite.train import full_costs
 from petool_lite.train.layers import CHUNK
 from petool_lite.train.rates import Rates
 
-LEAN = 8 * 2**30  # bytes of the card that memory = "lean" has to fit
-CONTEXT = 0.6 * 2**30  # CUDA's own memory and what the allocator cannot use, of a small card
+# bytes for memory = "lean": a card of 8 GB less CUDA's own memory and what the allocator cannot use
+LEAN = (8 - 0.6) * 2**30
 _SHARE = 0.9  # of the free memory, for memory = "auto"
 _BUDGETS = (8192, 16384, 32768, 65536)
 _SMALL_BUDGETS = (2048, 4096)  # for full fine-tuning, of small models mostly
@@ -270,7 +270,7 @@ def picked(found: Sequence[Forecast], recipe: Recipe, memory: str, room: Room) -
     a card of 8 GB, with what takes less memory among ways of about the same speed; auto is the fastest of all that
     fits, whatever the base; None where nothing does. Where speed is not predicted, what takes least memory is taken;
     in full fine-tuning, what should be fastest."""
-    limit = room.gpu * _SHARE if memory == "auto" else min(LEAN - CONTEXT, room.gpu * _SHARE)
+    limit = room.gpu * _SHARE if memory == "auto" else min(LEAN, room.gpu * _SHARE)
     own = _numerics(recipe)
     fits = [
         item
