@@ -38,7 +38,7 @@ for number, way in enumerate(json.loads(sys.argv[1])):
     try:
         run = train("bench", load_recipe("rating", way["settings"])[1], report)
     except PetoolError as error:
-        print(way["name"], error.message, error.hint, file=sys.stderr)
+        print("FAILED", way["name"], error.message, error.hint, flush=True)
         continue
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     manifest = json.loads((run / "manifest.json").read_text())

@@ -148,10 +148,10 @@ def results(line: list[str], seconds: float, environment: Mapping[str, str]) -> 
             code = -1
             say(f"stopped after {seconds:.0f} s")
         out.seek(0)
-        rows = [row for row in out.read().splitlines() if row.startswith("RESULT ")]
+        told = [row for row in out.read().splitlines() if row.startswith(("RESULT ", "FAILED "))]
         log.seek(0)
-        say("\n".join(rows) if code == 0 else "\n".join([*rows, log.read()[-3000:]]))
-    return [json.loads(row.removeprefix("RESULT ")) for row in rows]
+        say("\n".join(told) if code == 0 else "\n".join([*told, log.read()[-3000:]]))
+    return [json.loads(row.removeprefix("RESULT ")) for row in told if row.startswith("RESULT ")]
 
 
 def table_rows(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -5,7 +5,7 @@ recipe asks for it, unpacks a frozen matrix once a pass, and multiplies by q, k 
 layer works for the tokens that answers are predicted from, since nothing reads the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,11 @@ class Shape:
     recompute: bool  # projections and MLP again in the backward pass, instead of keeping them
     shelved: bool  # rotated heads go to the shelf, too, and are not computed again
 
+    @property
+    def again(self) -> bool:
+        """Whether heads are computed a second time in the backward pass."""
+        return self.recompute and not self.shelved
+
 
 @dataclass
 class Layer:
@@ -191,15 +196,15 @@ def mlp_block(x: Any, layer: Layer, rows: Packed) -> Any:
 
 def _attention_forward(ctx: Any, x: Any, layer: Layer, rows: Packed) -> Any:
     shape = layer.shape
-    normed, inverse = kernels.rms_norm(x, layer.first_norm, shape.epsilon)
+    normed, _ = kernels.rms_norm(x, layer.first_norm, shape.epsilon)
     heads, inner = _projected(layer, rows, normed)
     out, kept = attend(*_parted(heads, shape), rows.bounds, shape.size**-0.5)
     flat = out.view(len(out), -1)
     y, inner_out = layer.out.forward(flat, rows.seed)
     y.add_(x if layer.keys is None else x[rows.chosen])
-    ctx.layer, ctx.rows, ctx.kept, ctx.inner = layer, rows, kept, (*inner, inner_out)
-    shelved, saved = heads if shape.shelved else (), () if shape.recompute else heads
-    _keep(ctx, (x, out, *shelved), (*saved, inverse))
+    sums, *ctx.state = kept or (None,)
+    ctx.layer, ctx.rows = layer, rows
+    _keep(ctx, (out, inner_out, sums, x) if shape.again else (out, inner_out, sums, *heads, *inner, x))
     return y
 
 
@@ -207,16 +212,23 @@ def _attention_backward(ctx: Any, gradient: Any) -> tuple[Any, list[Any]]:
     import torch
 
     layer, rows, shape = ctx.layer, ctx.rows, ctx.layer.shape
-    x, out, *heads, inverse = _kept(ctx)
-    if not heads:
-        heads += _projected(layer, rows, kernels.rms_norm(x, layer.first_norm, shape.epsilon)[0])[0]
-    query, key, value = _parted(heads, shape)
-    inner, inner_keys, inner_out = ctx.inner
+    take = _taker(ctx)
+    out, inner_out, sums = take(), take(), take()
     gradient = gradient.contiguous()
     flat, last = layer.out.backward(gradient, out.view(len(out), -1), inner_out, rows.seed)
-    dq, dk, dv = attend_backward(flat.view(out.shape), query, key, value, out, ctx.kept, rows.bounds, shape.size**-0.5)
+    if shape.again:
+        x = take()
+        heads, inner = _projected(layer, rows, kernels.rms_norm(x, layer.first_norm, shape.epsilon)[0])
+    else:
+        heads = tuple(take() for _ in range(1 if layer.keys is None else 2))
+    query, key, value = _parted(heads, shape)
+    kept = (sums, *ctx.state) if ctx.state else None
+    dq, dk, dv = attend_backward(flat.view(out.shape), query, key, value, out, kept, rows.bounds, shape.size**-0.5)
     del heads, query, key, value, flat, out
-    normed, _ = kernels.rms_norm(x, layer.first_norm, shape.epsilon)  # again: the memory counts, the time does not
+    if not shape.again:
+        inner, x = (take(), take()), take()
+    inner, inner_keys = inner
+    normed, inverse = kernels.rms_norm(x, layer.first_norm, shape.epsilon)  # again: memory counts, the time does not
     kernels.rotate(dk, rows.cos, rows.sin, rows.positions, backward=True)
     wanted = ctx.needs_input_grad[0]
     if layer.keys is None:
@@ -244,14 +256,14 @@ def _mlp_forward(ctx: Any, x: Any, layer: Layer, rows: Packed) -> Any:
     parts, kept = [], []
     for number, part in enumerate(_chunks(x, keep)):
         seed = rows.seed + number * 1_000_003
-        normed, inverse = kernels.rms_norm(part, layer.second_norm, layer.shape.epsilon)
+        normed, _ = kernels.rms_norm(part, layer.second_norm, layer.shape.epsilon)
         gate_up, inner = layer.gate_up.forward(normed, seed)
         y, inner_down = layer.down.forward(kernels.swiglu(gate_up), seed)
         parts.append(y.add_(part))
-        kept.append((inverse, gate_up if keep else None, inner, inner_down))
-        del gate_up, normed, y
+        kept.append((*((gate_up, inner) if keep else (None, None)), inner_down))
+        del gate_up, inner, normed, y
     ctx.layer, ctx.rows, ctx.kept = layer, rows, kept
-    _keep(ctx, (x,), ())
+    _keep(ctx, (x,))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -259,23 +271,23 @@ def _mlp_backward(ctx: Any, gradient: Any) -> tuple[Any, list[Any]]:
     import torch
 
     layer, rows = ctx.layer, ctx.rows
-    (x,) = _kept(ctx)
+    x = _taker(ctx)()
     keep = not layer.shape.recompute
     gradient = gradient.contiguous()
     parts: list[Any] = []
     sums: list[Any] = []
     for number, (part, given) in enumerate(zip(_chunks(x, keep), _chunks(gradient, keep), strict=True)):
-        inverse, gate_up, inner, inner_down = ctx.kept[number]
+        gate_up, inner, inner_down = ctx.kept[number]
         ctx.kept[number] = None
         seed = rows.seed + number * 1_000_003
-        normed, _ = kernels.rms_norm(part, layer.second_norm, layer.shape.epsilon)
+        normed, inverse = kernels.rms_norm(part, layer.second_norm, layer.shape.epsilon)
         if gate_up is None:
-            gate_up, _ = layer.gate_up.forward(normed, seed)
+            gate_up, inner = layer.gate_up.forward(normed, seed)
         dx, first, last = _mlp_inner(layer, given, gate_up, normed, (inner, inner_down), seed)
         parts.append(kernels.rms_norm_backward(dx, part, inverse, layer.second_norm, given))
         found = first + last
         sums = found if not sums else [a.add_(b) for a, b in zip(sums, found, strict=True)]
-        del gate_up, normed, dx
+        del gate_up, inner, normed, dx
     return parts[0] if len(parts) == 1 else torch.cat(parts), sums
 
 
@@ -291,17 +303,30 @@ def _mlp_inner(
     return dx, first, last
 
 
-def _keep(ctx: Any, large: Sequence[Any], small: Sequence[Any]) -> None:
-    """Keep tensors for the backward pass; where there is a shelf, the large ones on it."""
+def _keep(ctx: Any, items: Sequence[Any]) -> None:
+    """Keep tensors, or None for one that there is not, for the backward pass; on the shelf where there is one.
+
+    Small ones, too: lying among the large ones that come and go, they would part the device's memory.
+    """
     shelf = ctx.rows.shelf
-    ctx.places = [shelf.put(item) for item in large] if shelf else []
-    ctx.save_for_backward(*(() if shelf else large), *small)
+    if shelf is None:
+        ctx.save_for_backward(*items)
+    else:
+        ctx.places = [None if item is None else shelf.put(item) for item in reversed(items)]
 
 
-def _kept(ctx: Any) -> tuple[Any, ...]:
-    """What `_keep` was given, in its order."""
-    taken = [ctx.rows.shelf.take(place) for place in reversed(ctx.places)]
-    return *reversed(taken), *ctx.saved_tensors
+def _taker(ctx: Any) -> Callable[[], Any]:
+    """What gives the items of `_keep`, one a call, in their order."""
+    shelf = ctx.rows.shelf
+    if shelf is None:
+        return iter(ctx.saved_tensors).__next__
+    places = reversed(ctx.places)
+
+    def take() -> Any:
+        place = next(places)
+        return None if place is None else shelf.take(place)
+
+    return take
 
 
 def _chunks(x: Any, whole: bool) -> Sequence[Any]:

@@ -19,7 +19,8 @@ from petool_lite.train.devices import arithmetic, arithmetic_name, count, first_
 from petool_lite.train.evaluation import Exam, Mark, best_folder, best_mark, examiner
 from petool_lite.train.microstep import answer_trainer
 from petool_lite.train.model import load_model, save_trained
-from petool_lite.train.plan import Plan, rows_a_device
+from petool_lite.train.plan import Plan, load_of, rows_a_device
+from petool_lite.train.planner import dimensions, pieces
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.proof import prove
 from petool_lite.train.records import (
@@ -34,6 +35,7 @@ from petool_lite.train.records import (
     reserved_memory_gb,
     resumed_progress,
 )
+from petool_lite.train.shelf import pinning
 from petool_lite.train.stop import Stop, stopper
 
 
@@ -56,7 +58,7 @@ def train_into(job: Job, stop: Stop) -> None:
     through = "" if job.planned.recipe.train.method == "full" else " through Unsloth"
     job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
     with log_to(job.run / "train.log" if is_first() else Path(os.devnull)) as log:
-        with redirect_stderr(log):
+        with redirect_stderr(log), pinning(*_pieces(job.planned)):
             model, tokenizer = load_model(job.planned.recipe, job.planned.base)
             trainer = _trainer(job, model, tokenizer, progress, exams, stop)
         with memory_errors(job.planned.recipe):
@@ -74,6 +76,14 @@ def train_into(job: Job, stop: Stop) -> None:
         )
     if is_first():
         _complete(job, model, state.global_step, progress)
+
+
+def _pieces(planned: Plan) -> tuple[int, int]:
+    """How much memory to pin while the model loads: pieces and bytes of each."""
+    if planned.forecast is None:
+        return 0, 0
+    model, load = dimensions(planned.base.directory), load_of(planned.prepared)
+    return pieces(model, planned.recipe, planned.forecast.choice, load)
 
 
 def _complete(job: Job, model: Any, step: int, progress: Progress) -> None:

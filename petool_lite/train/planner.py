@@ -15,6 +15,7 @@ from petool_lite.recipe import Recipe
 from petool_lite.train import full_costs
 from petool_lite.train.layers import CHUNK
 from petool_lite.train.rates import Rates
+from petool_lite.train.shelf import AHEAD, piece_size
 
 # bytes for memory = "lean": a card of 8 GB less CUDA's own memory and what the allocator cannot use
 LEAN = (8 - 0.6) * 2**30
@@ -152,9 +153,10 @@ def peak_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, op
         _mlp_work(model, choice, tokens),
         tokens * load.answers * model.vocabulary * 16,  # logits: bfloat16 and float32, and their gradients
     )
-    # on their way to the machine's memory and back
-    ahead = (6 * 2 * model.hidden + choice.offload_heads * _heads(model)) * tokens if choice.offload else 0
-    return _resident(model, recipe, choice, optimizer) + kept + work + ahead
+    # in use and fetched ahead, which without offload is a part of what is kept
+    again = not choice.offload_heads
+    there = (2 * model.heads * model.size + (AHEAD + again) * 2 * model.hidden) * tokens if choice.offload else 0
+    return _resident(model, recipe, choice, optimizer) + kept + work + there
 
 
 def step_tokens(recipe: Recipe, choice: Choice, load: Load) -> int:
@@ -165,18 +167,19 @@ def step_tokens(recipe: Recipe, choice: Choice, load: Load) -> int:
 
 def host_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load) -> float:
     """The machine's memory that a choice with offload takes."""
-    return 1.1 * model.layers * _shelved(model, choice) * step_tokens(recipe, choice, load)
+    return 1.1 * model.layers * choice.offload * _blocks(model, recipe, choice) * step_tokens(recipe, choice, load)
+
+
+def pieces(model: Dimensions, recipe: Recipe, choice: Choice, load: Load) -> tuple[int, int]:
+    """How many pieces of pinned memory a choice with offload fills, and the bytes of a piece."""
+    tokens = step_tokens(recipe, choice, load)
+    size = piece_size(2 * model.hidden * tokens)
+    return int(host_bytes(model, recipe, choice, load) // size), size
 
 
 def _heads(model: Dimensions) -> int:
     """Bytes of q, k and v of a token in one layer."""
     return 2 * (model.heads + 2 * model.key_heads) * model.size
-
-
-def _shelved(model: Dimensions, choice: Choice) -> float:
-    """Bytes of a token and layer that wait in the machine's memory."""
-    a_token = 2 * (2 * model.hidden + model.heads * model.size) + choice.offload_heads * _heads(model)
-    return a_token if choice.offload else 0
 
 
 def _resident(model: Dimensions, recipe: Recipe, choice: Choice, optimizer: bool) -> float:
@@ -201,11 +204,23 @@ def _adapter_weights(model: Dimensions, recipe: Recipe) -> int:
 
 
 def _kept(model: Dimensions, recipe: Recipe, choice: Choice) -> float:
-    """Bytes that a layer keeps of a token until its backward pass."""
-    own, keys = model.heads * model.size, model.key_heads * model.size
-    ranks = recipe.lora.r * len([name for name in recipe.lora.targets if name in model.linears])
-    always = (0 if choice.offload else 2 * 2 * model.hidden + 2 * own) + 4 * model.heads + 8 + 2 * ranks
-    return always if choice.checkpointing else always + 2 * (own + 2 * keys) + 4 * model.inner
+    """Bytes that a layer keeps of a token on the GPU until its backward pass."""
+    inside = 2 * _ranks(recipe, "down_proj")
+    if not choice.checkpointing:
+        inside += 4 * model.inner + 2 * _ranks(recipe, "gate_proj", "up_proj")
+    return inside if choice.offload else inside + _blocks(model, recipe, choice)
+
+
+def _blocks(model: Dimensions, recipe: Recipe, choice: Choice) -> float:
+    """Bytes that a layer's two blocks keep of a token: their inputs, and what attention would not compute again."""
+    found = 2 * (2 * model.hidden + model.heads * model.size) + 4 * model.heads + 2 * _ranks(recipe, "o_proj")
+    if choice.checkpointing and not choice.offload_heads:
+        return found
+    return found + _heads(model) + 2 * _ranks(recipe, "q_proj", "k_proj", "v_proj")
+
+
+def _ranks(recipe: Recipe, *names: str) -> int:
+    return recipe.lora.r * len([name for name in recipe.lora.targets if name in names])
 
 
 def _attention_work(model: Dimensions) -> float:
@@ -233,7 +248,7 @@ def tokens_per_s(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, 
     moved = 2 * (30 * model.hidden + 24 * model.inner) * (1.3 if choice.checkpointing else 1)
     seconds += model.layers * moved * (1 + (recipe.lora.dropout > 0)) / rates.moved
     if choice.offload:
-        copying = model.layers * _shelved(model, choice) / rates.copied  # forward there, backward back
+        copying = model.layers * _blocks(model, recipe, choice) / rates.copied  # forward there, backward back
         seconds = sum(max(1.02 * part * seconds, copying) for part in (_FORWARD, 1 - _FORWARD))
     a_step = 0.02 + (choice.precision == "nf4") * 2 * 2.5 * model.layers * model.weights() / rates.moved
     update = sum(load.lengths) / len(load.lengths) * recipe.train.batch_size * recipe.train.accumulate

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,12 @@ def test_a_result_says_what_waits_in_the_machines_memory(
     monkeypatch.setenv("BENCH_STARTED", "0")
     exec(compile(OURS, "ours", "exec"), {})
     assert json.loads(capsys.readouterr().out.removeprefix("RESULT "))["way"] == told_as
+
+
+def test_a_way_that_fails_is_told_and_left_out(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Through the command's own processes: no such base, so nothing can be trained."""
+    ways = [{"name": name, "settings": ["model.base=/nowhere"]} for name in ("lean", "auto")]
+    now = repr(time.time())
+    line = [sys.executable, "-c", OURS, json.dumps(ways)]
+    assert train_speed.results(line, 120, {"BENCH_STARTED": now, "BENCH_LIMIT": now}) == []
+    assert "FAILED lean " in capsys.readouterr().err

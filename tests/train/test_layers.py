@@ -7,8 +7,10 @@ import pytest
 import torch
 from support import loss_row_by_row, with_weights
 
+from petool_lite.recipe import load_recipe
 from petool_lite.train import kernels, layers
 from petool_lite.train.microstep import answer_loss, micro_steps, model_loss
+from petool_lite.train.planner import Choice, Dimensions, Load, pieces
 from petool_lite.train.shelf import Shelf
 from petool_lite.train.stack import Stack, inverse_frequencies, unsuited
 
@@ -145,7 +147,25 @@ def test_recomputing_offloading_and_packing_change_rounding_alone() -> None:
     assert distance(recomputed, single) < 0.02
     tokens, answers = sum(n - 1 for n, _ in ROWS), sum(n - start for n, start in ROWS)  # nothing follows the last
     heads_of_all = 2 * 16 * (2 * 8 * tokens + 4 * tokens + 4 * answers)  # the last layer's queries: answers alone
-    assert held[4] - held[2] == heads_of_all, "they wait there, and are not computed again"
+    ranks_of_all = 2 * 4 * (2 * 3 * tokens + 2 * tokens + answers)
+    assert held[4] - held[2] == heads_of_all + ranks_of_all, "they wait there, and are not computed again"
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_the_memory_pinned_while_a_model_loads_is_what_the_shelf_takes(heads) -> None:
+    layers = 24
+    recipe = load_recipe("rating", ["lora.r=4"])[1]
+    choice = Choice("nf4", True, True, 100, heads)
+    sizes = Dimensions(64, 160, layers, 4, 2, 16, 300, True)
+    count, size = pieces(sizes, recipe, choice, Load(tuple(n for n, _ in ROWS), 0.1))
+    model = tuned(num_hidden_layers=layers)
+    stack = Stack(model, True, offload=True, heads=heads)
+    stack.refresh()
+    (step,) = micro_steps(rows(), 100)
+    answer_loss(stack, step, 0).backward()
+    assert stack.shelf is not None
+    assert count >= 3
+    assert stack.shelf.reserved in (count * size, (count + 1) * size)
 
 
 @pytest.mark.parametrize("widths", [(96, 96, 96), (96, 96, 160, 96)])
