@@ -31,17 +31,19 @@ from petool_lite.prepare import prepare
 from petool_lite.prompt import chat_from_directory
 from petool_lite.recipe import load_recipe
 from petool_lite.runs import versions, write_text
+from petool_lite.train.planner import LEAN
 
 _BEGIN, _END = "<!-- bench-gpu -->", "<!-- /bench-gpu -->"
 _PLAIN = ("lora.dropout=0.0",)
 _A_START = 120.0  # seconds that the second start has at least
 _SMALL = ("train.memory=lean", "train.offload=true", "train.token_budget=8192")
+_DENSE = ("train.accumulate=12",)
 
 
 @dataclass(frozen=True)
 class Way:
     """One way to train: its name, settings beyond those of the recipe, updates, whether all rows have 8k tokens, and
-    whether the process is held to the memory that a card of 8 GB can give it."""
+    whether torch is held to the memory that a card of 8 GB can give it, from loading to the end."""
 
     name: str
     settings: tuple[str, ...]
@@ -51,14 +53,11 @@ class Way:
 
 
 WAYS = (
-    Way("lean, as published (dropout 0.1)", (), 4),
+    Way("lean, as published (dropout 0.1)", (), 4, held=True),
     Way("auto", (*_PLAIN, "train.memory=auto"), 4),
-    Way("lean", _PLAIN, 4),
-    Way("lean, rows of 8k tokens", (*_PLAIN, "train.accumulate=12"), 3, dense=True),
-    Way("4 GB card", (*_PLAIN, *_SMALL), 3),
-    Way("lean, as published, held to 8 GB", (), 4, held=True),
-    Way("lean, rows of 8k tokens, held to 8 GB", (*_PLAIN, "train.accumulate=12"), 3, dense=True, held=True),
-    Way("lean, all on the GPU", (*_PLAIN, "train.token_budget=8192"), 3),
+    Way("lean", _PLAIN, 4, held=True),
+    Way("lean, rows of 8k tokens", (*_PLAIN, *_DENSE), 3, dense=True, held=True),
+    Way("in the 4 GB that Unsloth takes", (*_PLAIN, *_SMALL), 3),
 )
 
 
@@ -190,8 +189,9 @@ def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
         f"`{command}`, {time.strftime('%Y-%m-%d')}, one {device}, Python {platform.python_version()},",
         f"{held}, commit {commit()}.",
         "One run of each; the first update of each is left out. Peak is what tensors took of the GPU, reserved what",
-        "torch held for them; predicted (tokens/s, GiB) before anything was loaded. Held to 8 GB: torch may reserve no",
-        "more than such a card can give. Warm: a second process, which finds what the first one compiled.",
+        "torch held for them; predicted (tokens/s, GiB) before anything was loaded. In lean ways torch may hold",
+        f"{LEAN / 2**30:.1f} GiB at most, what a card of 8 GB can give. Warm: a second process, which finds what the",
+        "first one compiled.",
         "",
         "| " + " | ".join(_COLUMNS) + " |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -19,12 +19,13 @@ from petool_lite.train.shelf import AHEAD, piece_size
 
 # bytes for memory = "lean": a card of 8 GB less CUDA's own memory and what the allocator cannot use
 LEAN = (8 - 0.6) * 2**30
-_SHARE = 0.9  # of the free memory, for memory = "auto"
+_SHARE = 0.9  # of that, or of the free memory: torch holds up to an eighth more than tensors take
 _BUDGETS = (8192, 16384, 32768, 65536)
 _SMALL_BUDGETS = (2048, 4096)  # for full fine-tuning, of small models mostly
 _FORWARD = 0.35  # share of a step's time in the forward pass, in which copies to the machine's memory are made
 _ALIKE = 0.99  # share of the best speed from which on lean takes what needs less memory
 _AN_UPDATE = 0.15  # seconds: optimizer, clipping, records
+_LIBRARIES = 0.25 * 2**30  # bytes of the GPU: cuBLAS's work space, Unsloth's tables of angles
 CPU_BUDGET = 2048  # on a CPU longer micro-steps gain nothing
 OTHER_BUDGET = 16384  # on a GPU, for a model whose layers are Unsloth's: nothing is predicted for those
 
@@ -183,7 +184,7 @@ def _heads(model: Dimensions) -> int:
 
 
 def _resident(model: Dimensions, recipe: Recipe, choice: Choice, optimizer: bool) -> float:
-    """Base, adapters with gradients, optimizer state, and the memory that 4-bit weights are unpacked into."""
+    """Base, adapters with gradients, optimizer state, memory that 4-bit weights are unpacked into, and libraries'."""
     a_weight = {"nf4": 0.5 + 1 / 64 + 4 / 64 / 256, "bf16": 2.0}[choice.precision]
     embedding = model.vocabulary * model.hidden * (2 if model.tied else 4)
     unpacked = 0
@@ -195,7 +196,7 @@ def _resident(model: Dimensions, recipe: Recipe, choice: Choice, optimizer: bool
         unpacked = sum(2 * a * b for a, b in shapes)
     tuned = _adapter_weights(model, recipe)
     state = 8 if optimizer and not recipe.train.optimizer.startswith("paged") else 0
-    return model.layers * model.weights() * a_weight + embedding + unpacked + tuned * (10 + state)
+    return model.layers * model.weights() * a_weight + embedding + unpacked + tuned * (10 + state) + _LIBRARIES
 
 
 def _adapter_weights(model: Dimensions, recipe: Recipe) -> int:
@@ -285,7 +286,7 @@ def picked(found: Sequence[Forecast], recipe: Recipe, memory: str, room: Room) -
     a card of 8 GB, with what takes less memory among ways of about the same speed; auto is the fastest of all that
     fits, whatever the base; None where nothing does. Where speed is not predicted, what takes least memory is taken;
     in full fine-tuning, what should be fastest."""
-    limit = room.gpu * _SHARE if memory == "auto" else min(LEAN, room.gpu * _SHARE)
+    limit = _SHARE * (room.gpu if memory == "auto" else min(LEAN, room.gpu))
     own = _numerics(recipe)
     fits = [
         item

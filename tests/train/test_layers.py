@@ -9,6 +9,7 @@ from support import loss_row_by_row, with_weights
 
 from petool_lite.recipe import load_recipe
 from petool_lite.train import kernels, layers
+from petool_lite.train.devices import repeatable
 from petool_lite.train.microstep import answer_loss, micro_steps, model_loss
 from petool_lite.train.planner import Choice, Dimensions, Load, pieces
 from petool_lite.train.shelf import Shelf
@@ -149,6 +150,27 @@ def test_recomputing_offloading_and_packing_change_rounding_alone() -> None:
     heads_of_all = 2 * 16 * (2 * 8 * tokens + 4 * tokens + 4 * answers)  # the last layer's queries: answers alone
     ranks_of_all = 2 * 4 * (2 * 3 * tokens + 2 * tokens + answers)
     assert held[4] - held[2] == heads_of_all + ranks_of_all, "they wait there, and are not computed again"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("heads", [False, True])
+def test_copies_beside_the_computation_change_nothing_on_a_gpu(heads) -> None:
+    """Long rows, so that copies take a while: a copy of what is not there yet, or no longer, would show."""
+    torch.manual_seed(3)
+    long = [{"input_ids": torch.randint(0, 300, (n,)).tolist(), "answer_start": n - 9} for n in (7000, 6000, 3000)]
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "num_hidden_layers": 6}
+    model = tuned(dropout=0.1, **sizes).cuda()
+    found = []
+    with repeatable(True):
+        for offload in (False, True, True, True):
+            stack = Stack(model, True, offload=offload, heads=heads)
+            stack.refresh()
+            model.zero_grad()
+            for step in micro_steps(long, 9000):
+                answer_loss(stack, step, 5).backward()
+            found.append(gradients(model))
+    first, *others = found
+    assert all(distance(first, other) == 0 for other in others)
 
 
 @pytest.mark.parametrize("heads", [False, True])
