@@ -318,13 +318,11 @@ def _keep(ctx: Any, items: Sequence[Any]) -> None:
 def _taker(ctx: Any) -> Callable[[], Any]:
     """What gives the items of `_keep`, one a call, in their order."""
     shelf = ctx.rows.shelf
-    if shelf is None:
-        return iter(ctx.saved_tensors).__next__
-    places = reversed(ctx.places)
+    waiting = iter(ctx.saved_tensors if shelf is None else reversed(ctx.places))
 
     def take() -> Any:
-        place = next(places)
-        return None if place is None else shelf.take(place)
+        item = next(waiting)
+        return item if shelf is None or item is None else shelf.take(item)
 
     return take
 

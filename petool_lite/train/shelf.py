@@ -37,7 +37,7 @@ class Shelf:
         import torch
 
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pieces: list[Any] = []
         self._piece = self._used = 0  # the piece being filled, and its bytes in use
         self._places: list[_Place] = []
@@ -159,7 +159,7 @@ def pinning(count: int, size: int) -> Iterator[None]:
 
     def pin() -> None:
         torch.cuda.set_device(device)
-        held = []
+        held: list[Any] = []
         with suppress(RuntimeError):
             while len(held) < count and not ended.is_set():
                 held.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
