@@ -52,6 +52,7 @@ for number, way in enumerate(json.loads(sys.argv[1])):
         "name": "petool-lite, " + way["name"], "way": ", ".join(way_text),
         "tokens_per_s": (rows[-1]["tokens"] - rows[0]["tokens"]) / seconds, "peak_gb": manifest["peak_memory_gb"],
         "reserved_gb": manifest.get("reserved_memory_gb"), "held_before_gb": round(held, 2),
+        "limit_gb": round(LEAN / 2**30, 1) if way.get("held") else None,
         "predicted": manifest["predicted"], "first_step_s": None if number else round(first[0], 1),
         "start": None if number else start, "updates_s": [row["seconds"] for row in rows],
         "seconds": round(time.time() - begun, 1), "losses": [round(row["loss"], 4) for row in rows],

@@ -31,7 +31,6 @@ from petool_lite.prepare import prepare
 from petool_lite.prompt import chat_from_directory
 from petool_lite.recipe import load_recipe
 from petool_lite.runs import versions, write_text
-from petool_lite.train.planner import LEAN
 
 _BEGIN, _END = "<!-- bench-gpu -->", "<!-- /bench-gpu -->"
 _PLAIN = ("lora.dropout=0.0",)
@@ -184,14 +183,19 @@ def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
 
     packages = ("torch", "transformers", "unsloth", "trl", "peft", "bitsandbytes")
     held = ", ".join(f"{name} {version}" for name, version in versions().items() if name in packages)
+    limited = [item for item in found if item.get("limit_gb")]
+    limit = (
+        f" In lean ways\ntorch could hold {limited[0]['limit_gb']} GiB at most, what a card of 8 GB can give."
+        if limited
+        else ""
+    )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     lines = [
         f"`{command}`, {time.strftime('%Y-%m-%d')}, one {device}, Python {platform.python_version()},",
         f"{held}, commit {commit()}.",
         "One run of each; the first update of each is left out. Peak is what tensors took of the GPU, reserved what",
-        "torch held for them; predicted (tokens/s, GiB) before anything was loaded. In lean ways torch may hold",
-        f"{LEAN / 2**30:.1f} GiB at most, what a card of 8 GB can give. Warm: a second process, which finds what the",
-        "first one compiled.",
+        f"torch held for them; predicted (tokens/s, GiB) before anything was loaded.{limit} Warm: a second process,",
+        "which finds what the first one compiled.",
         "",
         "| " + " | ".join(_COLUMNS) + " |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -89,6 +89,9 @@ def test_the_table_names_the_commit_and_counts_from_transformers() -> None:
     assert "| petool-lite, lean | nf4 | 4,000 | 4.0 | 1.50 |" in text
     found[0]["reserved_gb"] = 2.0
     assert "| 1.50 / 2.00 |" in as_markdown(found, "make bench-gpu")
+    assert "at most" not in as_markdown(found, "make bench-gpu")
+    found[0]["limit_gb"] = 7.4
+    assert "torch could hold 7.4 GiB at most" in as_markdown(found, "make bench-gpu")
     found[0] |= {"peak_gb": 0.0, "reserved_gb": None}
     assert "| 0.00 |" in as_markdown(found, "make bench-gpu"), "on a CPU"
 
