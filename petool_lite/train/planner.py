@@ -25,7 +25,7 @@ _SMALL_BUDGETS = (2048, 4096)  # for full fine-tuning, of small models mostly
 _FORWARD = 0.35  # share of a step's time in the forward pass, in which copies to the machine's memory are made
 _ALIKE = 0.99  # share of the best speed from which on lean takes what needs less memory
 _AN_UPDATE = 0.15  # seconds: optimizer, clipping, records
-_LIBRARIES = 0.25 * 2**30  # bytes of the GPU: cuBLAS's work space, Unsloth's tables of angles
+_OFFLOADING = 0.25 * 2**30  # bytes that runs with offload took beyond what is counted here; the others took less
 CPU_BUDGET = 2048  # on a CPU longer micro-steps gain nothing
 OTHER_BUDGET = 16384  # on a GPU, for a model whose layers are Unsloth's: nothing is predicted for those
 
@@ -154,9 +154,10 @@ def peak_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, op
         _mlp_work(model, choice, tokens),
         tokens * load.answers * model.vocabulary * 16,  # logits: bfloat16 and float32, and their gradients
     )
-    # in use and fetched ahead, which without offload is a part of what is kept
-    again = not choice.offload_heads
-    there = (2 * model.heads * model.size + (AHEAD + again) * 2 * model.hidden) * tokens if choice.offload else 0
+    there = 0.0  # in use and fetched ahead, which without offload is a part of what is kept
+    if choice.offload:
+        again = not choice.offload_heads
+        there = (2 * model.heads * model.size + (AHEAD + again) * 2 * model.hidden) * tokens + _OFFLOADING
     return _resident(model, recipe, choice, optimizer) + kept + work + there
 
 
@@ -184,7 +185,7 @@ def _heads(model: Dimensions) -> int:
 
 
 def _resident(model: Dimensions, recipe: Recipe, choice: Choice, optimizer: bool) -> float:
-    """Base, adapters with gradients, optimizer state, memory that 4-bit weights are unpacked into, and libraries'."""
+    """Base, adapters with gradients, optimizer state, and the memory that 4-bit weights are unpacked into."""
     a_weight = {"nf4": 0.5 + 1 / 64 + 4 / 64 / 256, "bf16": 2.0}[choice.precision]
     embedding = model.vocabulary * model.hidden * (2 if model.tied else 4)
     unpacked = 0
@@ -196,7 +197,7 @@ def _resident(model: Dimensions, recipe: Recipe, choice: Choice, optimizer: bool
         unpacked = sum(2 * a * b for a, b in shapes)
     tuned = _adapter_weights(model, recipe)
     state = 8 if optimizer and not recipe.train.optimizer.startswith("paged") else 0
-    return model.layers * model.weights() * a_weight + embedding + unpacked + tuned * (10 + state) + _LIBRARIES
+    return model.layers * model.weights() * a_weight + embedding + unpacked + tuned * (10 + state)
 
 
 def _adapter_weights(model: Dimensions, recipe: Recipe) -> int:
