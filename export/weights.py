@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import BLOCK_TENSORS, weight_files
+from petool_lite.base import BLOCK_TENSORS, check_weights, weight_files
 from petool_lite.errors import PetoolError
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -49,6 +49,7 @@ def find_tensors(directory: Path, config: dict[str, Any]) -> list[Tensor]:
 
     Raises PetoolError if a file is damaged or cut, a tensor is missing, double, of another type or not of Llama.
     """
+    check_weights(directory)
     found: dict[str, Tensor] = {}
     for file in weight_files(directory):
         for tensor in _tensors_of(file):
@@ -68,13 +69,6 @@ def find_tensors(directory: Path, config: dict[str, Any]) -> list[Tensor]:
 
 def _tensors_of(file: Path) -> Iterator[Tensor]:
     """Read a safetensors header: a length of 8 bytes, then JSON of that length, then the data."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="np"):
-            pass  # the library checks the header, the offsets and the file's length
-    except (SafetensorError, OSError) as error:
-        raise PetoolError(f"damaged weights: {file} ({error})", "get the base model again") from error
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))

@@ -158,6 +158,18 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
+def check_weights(path: Path) -> None:
+    """Raise PetoolError where a file of a model's weights is damaged or cut short; reads their headers alone."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in weight_files(path):
+        try:
+            with safe_open(file, framework="np"):
+                pass  # the library checks the header, the offsets and the file's length
+        except (SafetensorError, OSError) as error:
+            raise PetoolError(f"damaged weights: {file} ({error})", "get the base model again") from error
+
+
 def _check_config(file: Path, name: str, kinds: bool = True) -> None:
     """Refuse a configuration that is missing or no JSON, wants code of its own, or (`kinds`) is of another model."""
     try:
