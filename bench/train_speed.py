@@ -36,7 +36,6 @@ _BEGIN, _END = "<!-- bench-gpu -->", "<!-- /bench-gpu -->"
 _PLAIN = ("lora.dropout=0.0",)
 _A_START = 120.0  # seconds that the second start has at least
 _SMALL = ("train.memory=lean", "train.offload=true", "train.token_budget=8192")
-_DENSE = ("train.accumulate=12",)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ WAYS = (
     Way("lean, as published (dropout 0.1)", (), 4, held=True),
     Way("auto", (*_PLAIN, "train.memory=auto"), 4),
     Way("lean", _PLAIN, 4, held=True),
-    Way("lean, rows of 8k tokens", (*_PLAIN, *_DENSE), 3, dense=True, held=True),
+    Way("lean, rows of 8k tokens", (*_PLAIN, "train.accumulate=12"), 3, dense=True, held=True),
     Way("in the 4 GB that Unsloth takes", (*_PLAIN, *_SMALL), 3),
 )
 
@@ -146,10 +145,10 @@ def results(line: list[str], seconds: float, environment: Mapping[str, str]) -> 
             code = -1
             say(f"stopped after {seconds:.0f} s")
         out.seek(0)
-        told = [row for row in out.read().splitlines() if row.startswith(("RESULT ", "FAILED "))]
+        lines = [row for row in out.read().splitlines() if row.startswith(("RESULT ", "FAILED "))]
         log.seek(0)
-        say("\n".join(told) if code == 0 else "\n".join([*told, log.read()[-3000:]]))
-    return [json.loads(row.removeprefix("RESULT ")) for row in told if row.startswith("RESULT ")]
+        say("\n".join(lines) if code == 0 else "\n".join([*lines, log.read()[-3000:]]))
+    return [json.loads(row.removeprefix("RESULT ")) for row in lines if row.startswith("RESULT ")]
 
 
 def table_rows(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -183,11 +182,9 @@ def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
 
     packages = ("torch", "transformers", "unsloth", "trl", "peft", "bitsandbytes")
     held = ", ".join(f"{name} {version}" for name, version in versions().items() if name in packages)
-    limited = [item for item in found if item.get("limit_gb")]
-    limit = (
-        f" In lean ways\ntorch could hold {limited[0]['limit_gb']} GiB at most, what a card of 8 GB can give."
-        if limited
-        else ""
+    limits = {item["limit_gb"] for item in found if item.get("limit_gb")}
+    limit = "".join(
+        f" In lean ways\ntorch could hold {gib} GiB at most, what a card of 8 GB can give." for gib in limits
     )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     lines = [

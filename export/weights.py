@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import BLOCK_TENSORS, check_weights, weight_files
+from petool_lite.base import BLOCK_TENSORS, sound_weight_files
 from petool_lite.errors import PetoolError
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -49,9 +49,8 @@ def find_tensors(directory: Path, config: dict[str, Any]) -> list[Tensor]:
 
     Raises PetoolError if a file is damaged or cut, a tensor is missing, double, of another type or not of Llama.
     """
-    check_weights(directory)
     found: dict[str, Tensor] = {}
-    for file in weight_files(directory):
+    for file in sound_weight_files(directory):
         for tensor in _tensors_of(file):
             if tensor.name == "lm_head.weight" and config.get("tie_word_embeddings"):
                 continue

@@ -158,16 +158,18 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def check_weights(path: Path) -> None:
-    """Raise PetoolError where a file of a model's weights is damaged or cut short; reads their headers alone."""
+def sound_weight_files(path: Path) -> list[Path]:
+    """`weight_files`, none of them damaged or cut short, which raises PetoolError; reads their headers alone."""
     from safetensors import SafetensorError, safe_open
 
-    for file in weight_files(path):
+    files = weight_files(path)
+    for file in files:
         try:
             with safe_open(file, framework="np"):
                 pass  # the library checks the header, the offsets and the file's length
         except (SafetensorError, OSError) as error:
             raise PetoolError(f"damaged weights: {file} ({error})", "get the base model again") from error
+    return files
 
 
 def _check_config(file: Path, name: str, kinds: bool = True) -> None:

@@ -204,6 +204,7 @@ def _attention_forward(ctx: Any, x: Any, layer: Layer, rows: Packed) -> Any:
     y.add_(x if layer.keys is None else x[rows.chosen])
     sums, *ctx.state = kept or (None,)
     ctx.layer, ctx.rows = layer, rows
+    # in the order of their use; x last, so first on the shelf, which measures by it
     _keep(ctx, (out, inner_out, sums, x) if shape.again else (out, inner_out, sums, *heads, *inner, x))
     return y
 
@@ -218,7 +219,9 @@ def _attention_backward(ctx: Any, gradient: Any) -> tuple[Any, list[Any]]:
     flat, last = layer.out.backward(gradient, out.view(len(out), -1), inner_out, rows.seed)
     if shape.again:
         x = take()
-        heads, inner = _projected(layer, rows, kernels.rms_norm(x, layer.first_norm, shape.epsilon)[0])
+        normed, _ = kernels.rms_norm(x, layer.first_norm, shape.epsilon)
+        heads, (inner, inner_keys) = _projected(layer, rows, normed)
+        del normed
     else:
         heads = tuple(take() for _ in range(1 if layer.keys is None else 2))
     query, key, value = _parted(heads, shape)
@@ -226,8 +229,7 @@ def _attention_backward(ctx: Any, gradient: Any) -> tuple[Any, list[Any]]:
     dq, dk, dv = attend_backward(flat.view(out.shape), query, key, value, out, kept, rows.bounds, shape.size**-0.5)
     del heads, query, key, value, flat, out
     if not shape.again:
-        inner, x = (take(), take()), take()
-    inner, inner_keys = inner
+        inner, inner_keys, x = take(), take(), take()
     normed, inverse = kernels.rms_norm(x, layer.first_norm, shape.epsilon)  # again: memory counts, the time does not
     kernels.rotate(dk, rows.cos, rows.sin, rows.positions, backward=True)
     wanted = ctx.needs_input_grad[0]
@@ -260,7 +262,7 @@ def _mlp_forward(ctx: Any, x: Any, layer: Layer, rows: Packed) -> Any:
         gate_up, inner = layer.gate_up.forward(normed, seed)
         y, inner_down = layer.down.forward(kernels.swiglu(gate_up), seed)
         parts.append(y.add_(part))
-        kept.append((*((gate_up, inner) if keep else (None, None)), inner_down))
+        kept.append((gate_up if keep else None, inner if keep else None, inner_down))
         del gate_up, inner, normed, y
     ctx.layer, ctx.rows, ctx.kept = layer, rows, kept
     _keep(ctx, (x,))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base, check_weights, resolve_base
+from petool_lite.base import Base, resolve_base, sound_weight_files
 from petool_lite.console import Report, facts_text, silent
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.prepare import Prepared, prepare
@@ -108,7 +108,7 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     check_exam(recipe)
     check_start(recipe, report)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
-    check_weights(base.directory)
+    sound_weight_files(base.directory)
     if recipe.train.method == "full" and read_config(base.directory).get("quantization_config"):
         raise PetoolError(
             f"{base.name} is quantized, and full fine-tuning changes the weights themselves",

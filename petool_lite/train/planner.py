@@ -78,6 +78,11 @@ class Choice:
         return self.precision, self.checkpointing
 
     @property
+    def again(self) -> bool:
+        """Whether heads are computed a second time in the backward pass, as in `layers.Shape`."""
+        return self.checkpointing and not self.offload_heads
+
+    @property
     def kept(self) -> str:
         """What waits for the backward pass and where, in words."""
         if not self.checkpointing:
@@ -156,8 +161,7 @@ def peak_bytes(model: Dimensions, recipe: Recipe, choice: Choice, load: Load, op
     )
     there = 0.0  # in use and fetched ahead, which without offload is a part of what is kept
     if choice.offload:
-        again = not choice.offload_heads
-        there = (2 * model.heads * model.size + (AHEAD + again) * 2 * model.hidden) * tokens + _OFFLOADING
+        there = (2 * model.heads * model.size + (AHEAD + choice.again) * 2 * model.hidden) * tokens + _OFFLOADING
     return _resident(model, recipe, choice, optimizer) + kept + work + there
 
 
@@ -216,7 +220,7 @@ def _kept(model: Dimensions, recipe: Recipe, choice: Choice) -> float:
 def _blocks(model: Dimensions, recipe: Recipe, choice: Choice) -> float:
     """Bytes that a layer's two blocks keep of a token: their inputs, and what attention would not compute again."""
     found = 2 * (2 * model.hidden + model.heads * model.size) + 4 * model.heads + 2 * _ranks(recipe, "o_proj")
-    if choice.checkpointing and not choice.offload_heads:
+    if choice.again:
         return found
     return found + _heads(model) + 2 * _ranks(recipe, "q_proj", "k_proj", "v_proj")
 
