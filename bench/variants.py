@@ -9,7 +9,7 @@ from petool_lite.bench.baselines import RULES
 
 from petool_lite.console import Report
 from petool_lite.errors import MACHINE, USAGE, PetoolError
-from petool_lite.prompt import recorded_style
+from petool_lite.prompt.render import recorded_style
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, is_complete, read_manifest
 
@@ -153,7 +153,7 @@ def _sixteen(run: Path | None) -> str:
 
 
 def _gpu_variant(name: str, run: Path, recipe: Recipe) -> Variant:
-    from petool_lite.base import resolve_base
+    from petool_lite.models import resolve_base
 
     trained = run / TRAINED[recipe.train.method] if name.startswith("tuned") else None
     whole = trained if recipe.train.method == "full" else None

@@ -32,10 +32,10 @@ from petool_lite.export.verify import (
 )
 from petool_lite.export.weights import find_tensors
 
-from petool_lite.base import Base, cache_root, file_sha256, resolve_base, weights_sha256
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.inference.settings import default_threads
+from petool_lite.models import Base, cache_root, file_sha256, resolve_base, weights_sha256
 from petool_lite.recipe import Recipe, load_recipe
 from petool_lite.runs import TRAINED, draft, locked, read_manifest, versions, write_json, write_text
 

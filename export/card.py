@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base, gguf_fields, open_gguf
+from petool_lite.models import Base, gguf_fields, open_gguf
 from petool_lite.recipe import ALL
 
 _HEAD = """---

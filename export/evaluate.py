@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import check_gguf
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.llama_log import first_error
+from petool_lite.inference.llama_log import first_error
+from petool_lite.models import check_gguf
 
 
 @dataclass(frozen=True)

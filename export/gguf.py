@@ -12,8 +12,8 @@ from petool_lite.export.quantize import tensor_bytes
 from petool_lite.export.tensor_types import FILE_TYPES
 from petool_lite.export.tokenizer import add_tokenizer
 
-from petool_lite.base import BLOCK_TENSORS, TOP_TENSORS, Base, gguf_fields, open_gguf
 from petool_lite.errors import PetoolError
+from petool_lite.models import BLOCK_TENSORS, TOP_TENSORS, Base, gguf_fields, open_gguf
 
 _BLOCK_NAMES = {module: name for name, module in BLOCK_TENSORS.items()}
 _TOP_NAMES = {module: name for name, module in TOP_TENSORS.items()}

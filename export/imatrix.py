@@ -11,10 +11,10 @@ from petool_lite.export.reference import Reference
 from petool_lite.export.stream import Source
 from petool_lite.export.weights import open_weights
 
-from petool_lite.base import file_sha256, open_gguf, weights_sha256
 from petool_lite.console import Report
-from petool_lite.prepare import prepare
-from petool_lite.prompt import chat_from_directory
+from petool_lite.models import file_sha256, open_gguf, weights_sha256
+from petool_lite.prompt.prepare import prepare
+from petool_lite.prompt.render import chat_from_directory
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, draft
 

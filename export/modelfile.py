@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from petool_lite.base import Base, gguf_fields, open_gguf
-from petool_lite.prompt import Chat, chat_from_directory, render
+from petool_lite.models import Base, gguf_fields, open_gguf
+from petool_lite.prompt.render import Chat, chat_from_directory, render
 
 _SYSTEM, _USER = "petoolsystemplaceholder", "petooluserplaceholder"
 

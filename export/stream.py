@@ -23,9 +23,9 @@ from petool_lite.export.quantize import quantize_rows, tensor_bytes
 from petool_lite.export.tensor_types import Architecture, choose_types
 from petool_lite.export.weights import Reader, Tensor, open_weights
 
-from petool_lite.base import Base
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
+from petool_lite.models import Base
 
 _BAND = 1 << 19  # weights in a band: 2 MiB as float32, about what a core's cache holds
 _AHEAD = 3  # tensors in work at once, so that no thread waits at the end of one

@@ -13,14 +13,14 @@ from petool_lite.export.reference import Reference, Row
 from petool_lite.export.stream import Source
 from petool_lite.export.weights import open_weights
 
-from petool_lite.base import Base
 from petool_lite.console import Report
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import Entry, parse_entry
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.prompt import Layout, chat_from_directory, examples, prompt_text
+from petool_lite.models import Base
+from petool_lite.prompt.render import Layout, chat_from_directory, examples, prompt_text
 from petool_lite.recipe import Recipe
 
 LEVELS = ("full", "quick")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import BLOCK_TENSORS, sound_weight_files
 from petool_lite.errors import PetoolError
+from petool_lite.models import BLOCK_TENSORS, sound_weight_files
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 

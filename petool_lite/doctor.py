@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import embedded_gguf
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
+from petool_lite.models import embedded_gguf
 from petool_lite.runs import versions
 
 

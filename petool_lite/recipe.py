@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from petool_lite.data.entries import SETTINGS
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.prompt import OVERLENGTH, STYLES
+from petool_lite.prompt.render import OVERLENGTH, STYLES
 
 ALL = "all"  # data.setting: every setting that the entries hold; the rest of the program knows single ones only
 
@@ -51,24 +51,7 @@ class DataSettings:
         (*SETTINGS, ALL),
     )
     style: str = _setting("published", "prompt: published as it stands, or compact, petool-lite's own layout", STYLES)
-    limit: int = _setting(0, "train on the first N entries only; 0 takes all", least=0)
     skip_bad: bool = _setting(False, "leave out broken entries and count them, instead of refusing the file")
-    shuffle_copies: int = _setting(0, "extra copies of each entry with the candidates in another order", least=0)
-    counterfactual: bool = _setting(False, "add the user who likes the other equal provider, where the answer is sure")
-    history_queries: int = _setting(0, "earlier calls of an entry to turn into training queries, at most", least=0)
-    renamed_copies: int = _setting(0, "copies of each entry with other provider and api names and values", least=0)
-    described_queries: int = _setting(0, "requests made from descriptions of catalog tools, an entry", least=0)
-    varied_words: bool = _setting(
-        False, "in described_queries: values written as prose writes them, and parameters under other names; a trial"
-    )
-    skip_untold: bool = _setting(
-        False,
-        "leave out entries of the likely tool whose values neither request nor declaration tells: they can only be "
-        "learned by heart, and teach to leave the values that the compact prompt states",
-    )
-    held_out: str = _setting(
-        "", "test entries whose functions no made row may teach; for history_queries and described_queries"
-    )
     overlength: str = _setting("trim-history", "rows longer than max_tokens; answers are never cut", OVERLENGTH)
 
     @property
@@ -104,12 +87,6 @@ class TrainSettings:
     )
     objective: str = _setting(
         "sft", "sft: write the right call; dpo: prefer it to a wrong one, from model.adapter on", ("sft", "dpo")
-    )
-    name_weight: float = _setting(
-        1.0, "sft: weight of the tool's name in the loss, token by token; other tokens weigh 1", least=0
-    )
-    value_weight: float = _setting(
-        1.0, "sft: weight of the parameters' values in the loss, token by token; other tokens weigh 1", least=0
     )
     beta: float = _setting(0.1, "dpo: how strongly the model is held to the adapter it starts from", least=0)
     epochs: float = _setting(1.0, "passes over the data", least=0)
@@ -153,11 +130,6 @@ class TrainSettings:
         "on a GPU: sums in one order, so that the same recipe on the same machine gives the same bits again; slower. "
         "On a CPU it does so anyway",
     )
-
-    @property
-    def weighted(self) -> bool:
-        """Whether some tokens of an answer count for more or less than others."""
-        return (self.name_weight, self.value_weight) != (1, 1)
 
 
 @dataclass(frozen=True)
@@ -319,7 +291,6 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 def _conflicts(values: dict[str, Any]) -> list[str]:
     """What does not go together, in words."""
     full, dpo = values["train.method"] == "full", values["train.objective"] == "dpo"
-    whole = "dpo compares whole answers and weighs no token; leave it at 1.0, or set train.objective = sft"
     pairs = "dpo takes one pair after the other; this is for sft"
     offload = values["train.offload"] is True
     found = {
@@ -339,8 +310,6 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
         and "goes with train.offload = true",
         "train.token_budget": dpo and values["train.token_budget"] != 0 and pairs,
         "train.memory": dpo and values["train.memory"] != "lean" and pairs,
-        "train.name_weight": dpo and values["train.name_weight"] != 1 and whole,
-        "train.value_weight": dpo and values["train.value_weight"] != 1 and whole,
     }
     return [f"{key}: {problem}" for key, problem in found.items() if problem]
 

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import Entry, provider
 from petool_lite.data.jobs import jobs
+
+from petool_lite.data.entries import Entry, provider
 
 
 def facts(entry: Entry, setting: str = "rating") -> dict[str, Any]:

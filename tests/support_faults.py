@@ -103,7 +103,7 @@ def check_whole(path: Path, running: bool) -> None:
 
 
 def check_hashes(folder: Path, document: dict) -> None:
-    from petool_lite.base import file_sha256
+    from petool_lite.models import file_sha256
 
     for item in document["files"]:
         assert file_sha256(folder / item["file"]) == item["sha256"], item["file"]

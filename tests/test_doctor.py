@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from petool_lite import ToolCaller
-from petool_lite.base import embedded_gguf
 from petool_lite.inference import settings as module
 from petool_lite.inference.settings import EngineSettings, model_sha256, remember_settings, tuned_settings
+from petool_lite.models import embedded_gguf
 
 
 def test_what_was_remembered_is_used_and_a_changed_file_is_not_mistaken(tmp_path, monkeypatch) -> None:

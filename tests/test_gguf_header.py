@@ -4,9 +4,9 @@ import struct
 
 import pytest
 
-from petool_lite.base import embedded_gguf
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
+from petool_lite.models import embedded_gguf
 
 
 def text(raw: bytes) -> bytes:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from petool_lite.base import embedded_gguf
 from petool_lite.errors import PetoolError
+from petool_lite.models import embedded_gguf
 from petool_lite.runs import locked
 
 HOLD = """

@@ -109,7 +109,7 @@ def plain_dependencies() -> set[str]:
 
 def test_a_plain_install_runs_a_model(empty_environment, tmp_path) -> None:
     """A call and a bench with the declared dependencies and theirs, nothing that only the extra `train` brings."""
-    from petool_lite.base import embedded_gguf
+    from petool_lite.models import embedded_gguf
 
     variables = linked(tmp_path / "site", *plain_dependencies()) | {"PETOOL_LITE_CACHE": str(tmp_path / "cache")}
     tool = {"tool_name": "<a>.<b>.<c>", "tool_description": "", "required_parameters": [], "optional_parameters": []}

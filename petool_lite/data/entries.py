@@ -54,18 +54,6 @@ class ToolCall:
         """The one-line JSON reply in the published key order."""
         return json.dumps({"tool_name": self.tool_name, "parameters": dict(self.parameters)}, ensure_ascii=False)
 
-    def pieces(self) -> Iterator[tuple[str, str]]:
-        """The text of `to_json` in pieces, each with what it is: "name" (without its quotes), "value" (of a parameter,
-        as a whole) or "" for the rest."""
-        name = json.dumps(self.tool_name, ensure_ascii=False)
-        yield '{"tool_name": "', ""
-        yield name[1:-1], "name"
-        yield '", "parameters": {', ""
-        for number, (key, value) in enumerate(self.parameters.items()):
-            yield f"{', ' if number else ''}{json.dumps(key, ensure_ascii=False)}: ", ""
-            yield json.dumps(value, ensure_ascii=False), "value"
-        yield "}}", ""
-
 
 @dataclass(frozen=True)
 class Interaction:
@@ -145,6 +133,17 @@ def provider(tool_name: str) -> str:
     """`<category>.<provider>.<api>` -> provider; the name itself where it has another form."""
     parts = tool_name.split(">.<")
     return parts[1] if len(parts) >= 3 else tool_name
+
+
+def call_default(parameter: Parameter) -> Any:
+    """A parameter's default as a call writes it: the data declares those of numbers and booleans as text, too."""
+    if isinstance(parameter.default, str) and parameter.type.upper() in ("NUMBER", "BOOLEAN"):
+        try:
+            value = json.loads(parameter.default.lower())
+        except (ValueError, RecursionError):
+            return parameter.default
+        return value if isinstance(value, bool | int | float) else parameter.default
+    return parameter.default
 
 
 def balance(history: Sequence[Interaction], name: str) -> int:

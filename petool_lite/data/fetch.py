@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from petool_lite.base import cache_root, file_sha256
 from petool_lite.console import Report, silent
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.models import cache_root, file_sha256
 from petool_lite.runs import draft, write_json
 
 LOCK = "fetch.lock.json"

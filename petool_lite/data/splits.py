@@ -112,12 +112,6 @@ def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> Leaks:
     )
 
 
-def answer_functions(entries: Sequence[Entry]) -> frozenset[str]:
-    """`function_words` of every right tool and its equals: what data made for training must not answer."""
-    names = _gold_tools(entries) | {name for entry in entries for name in entry.equal_tools or ()}
-    return frozenset(function_words(name) for name in names)
-
-
 def _function_keys(entries: Sequence[Entry], scope: Sequence[Entry]) -> list[list[str]]:
     """The functions of each entry; words count only where some entry of `scope` has nothing but words."""
     loose = {words for entry in scope if entry.function is None for words in _gold_words(entry)}

@@ -15,7 +15,7 @@ from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.inference.constrain import Constraint
 from petool_lite.inference.decoder import ROWS, Decoder, Memory, Steps
 from petool_lite.inference.llama import Reply
-from petool_lite.prompt import Chat
+from petool_lite.prompt.render import Chat
 
 BATCH = ROWS
 _MEMORY_TOKENS = 262_144  # prompt and reply tokens of a batch, at most: 30 GB for a 3B model

@@ -10,11 +10,11 @@ from typing import Any
 
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
+from petool_lite.inference.llama_log import first_error
 from petool_lite.inference.llama_open import Closing, open_context, open_model
 from petool_lite.inference.sequences import as_bytes, common_length, exact_start
 from petool_lite.inference.settings import EngineSettings
-from petool_lite.llama_log import first_error
-from petool_lite.prompt import Chat
+from petool_lite.prompt.render import Chat
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from petool_lite.base import cache_root, file_sha256
+from petool_lite.models import cache_root, file_sha256
 from petool_lite.runs import write_json
 
 KV_TYPES = ("f16", "q8_0")

@@ -23,7 +23,7 @@ from petool_lite.inference.request import choose_setting, ratings_of, request_en
 from petool_lite.inference.sequences import common_length
 from petool_lite.inference.settings import EngineSettings, library_version, model_sha256, tuned_settings
 from petool_lite.inference.states import StateKey, StateStore
-from petool_lite.prompt import Layout, prompt_ids, prompt_text, recorded_style
+from petool_lite.prompt.render import Layout, prompt_ids, prompt_text, recorded_style
 
 DECODINGS = ("constrained", "free", "likelihood")
 DEFAULT_CONTEXT = 8192  # tokens; a model made for less has less

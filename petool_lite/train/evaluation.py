@@ -15,14 +15,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base
 from petool_lite.console import Report
 from petool_lite.data.entries import ToolCall
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
 from petool_lite.inference.gpu import left_padded
-from petool_lite.prepare import load_learned
-from petool_lite.prompt import Chat, Layout, prompt_ids
+from petool_lite.models import Base
+from petool_lite.prompt.prepare import load_learned
+from petool_lite.prompt.render import Chat, Layout, prompt_ids
 from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import draft, write_json
 from petool_lite.scorer import score_reply

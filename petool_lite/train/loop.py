@@ -11,7 +11,7 @@ from typing import Any
 
 from petool_lite.console import Report
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.prompt import LAYOUTS
+from petool_lite.prompt.render import LAYOUTS
 from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import TRAINED, draft, versions, write_json
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base
+from petool_lite.models import Base
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.recipe import Recipe
 from petool_lite.train.attention import PACKED, offer_to_transformers

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base, resolve_base, sound_weight_files
 from petool_lite.console import Report, facts_text, silent
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.prepare import Prepared, prepare
-from petool_lite.prompt import Chat, chat_from_directory
+from petool_lite.models import Base, resolve_base, sound_weight_files
+from petool_lite.prompt.prepare import Prepared, prepare
+from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
 from petool_lite.train import full_costs
 from petool_lite.train.devices import arithmetic, count

@@ -7,7 +7,7 @@ from typing import Any
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
-from petool_lite.prepare import Prepared
+from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, draft
 from petool_lite.train.checkpoints import disk_errors

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import Base, file_sha256, weight_files
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
-from petool_lite.prepare import Prepared
+from petool_lite.models import Base, file_sha256, weight_files
+from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe, flat, settings
 from petool_lite.runs import versions, write_json
 from petool_lite.train.checkpoints import newest_checkpoint

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from petool_lite.base import resolve_base
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
+from petool_lite.models import resolve_base
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, find_run, read_manifest, runs_root
 

@@ -184,7 +184,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tmp_pa
     (tmp_path / "twice.json").write_text(json.dumps([entries[0], entries[1], entries[0]]))
     bare = {key: value for key, value in entries[1].items() if key != "api_call_ground_truth"}
     (tmp_path / "bare.json").write_text(json.dumps([entries[0], bare]))
-    from petool_lite.base import embedded_gguf
+    from petool_lite.models import embedded_gguf
 
     for name, words in (("twice", "occurs more than once"), ("bare", "has no right answer")):
         result = command(
@@ -201,7 +201,7 @@ def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files,
     """The CPU stands in for the GPU: same code, same prompts, same end tokens, same limit."""
     from petool_lite.inference.gpu import stop_ids
     from petool_lite.inference.llama import LlamaModel
-    from petool_lite.prompt import chat_from_directory
+    from petool_lite.prompt.render import chat_from_directory
 
     folder = tiny_files["folder"]
     with LlamaModel(tiny_files["f16"], vocab_only=True) as vocabulary:

@@ -7,7 +7,7 @@ import pytest
 
 from petool_lite.data.demo import PROVIDERS_PER_ENTRY, generate
 from petool_lite.data.entries import parse_entry, provider
-from petool_lite.prompt import Layout, chat_from_directory, prompt_ids
+from petool_lite.prompt.render import Layout, chat_from_directory, prompt_ids
 
 
 def test_the_same_seed_gives_the_same_entries() -> None:

@@ -7,10 +7,10 @@ from petool_lite.export import export_base, load_source, write_targets
 from petool_lite.export.gguf import rope_factors
 from petool_lite.export.merge import load_adapter
 
-from petool_lite.base import Base, gguf_fields, open_gguf, resolve_base
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.prompt import chat_from_directory
+from petool_lite.models import Base, gguf_fields, open_gguf, resolve_base
+from petool_lite.prompt.render import chat_from_directory
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -12,8 +12,8 @@ import pytest
 from petool_lite.export import export_base, load_source, write_targets
 from petool_lite.export.merge import load_adapter
 
-from petool_lite.base import resolve_base
 from petool_lite.errors import PetoolError
+from petool_lite.models import resolve_base
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ _KILLED = """
 import sys
 from pathlib import Path
 from petool_lite.export import load_source, write_targets
-from petool_lite.base import resolve_base
+from petool_lite.models import resolve_base
 def held(stage, done, total, note):
     print(done, flush=True)
     sys.stdin.readline()

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from petool_lite.export import load_source, load_whole, write_targets
 
-from petool_lite.base import gguf_fields, open_gguf, resolve_base
 from petool_lite.errors import PetoolError
+from petool_lite.models import gguf_fields, open_gguf, resolve_base
 
 
 def test_its_gguf_is_that_of_the_folder_itself(trained_full, tiny, tmp_path) -> None:

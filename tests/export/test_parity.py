@@ -6,7 +6,7 @@ from petool_lite.export.gguf import file_order, gguf_name, permute
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.tensor_types import TYPES, Architecture, choose_types
 
-from petool_lite.base import gguf_fields, open_gguf, resolve_base
+from petool_lite.models import gguf_fields, open_gguf, resolve_base
 
 
 def float32_gguf(model, like, config, target) -> None:

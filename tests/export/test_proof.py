@@ -14,9 +14,9 @@ from petool_lite.export.reference import Reference, Row
 from petool_lite.export.verify import agreement, check_ids, shortfalls
 from petool_lite.export.weights import open_weights
 
-from petool_lite.base import gguf_fields, open_gguf, resolve_base
 from petool_lite.errors import PetoolError
-from petool_lite.prompt import chat_from_directory, render
+from petool_lite.models import gguf_fields, open_gguf, resolve_base
+from petool_lite.prompt.render import chat_from_directory, render
 
 
 def quiet(*_) -> None:

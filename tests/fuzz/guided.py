@@ -18,13 +18,13 @@ import atheris
 with atheris.instrument_imports(include=["petool_lite"]):
     from petool_lite.export.weights import find_tensors, open_weights
 
-    from petool_lite.base import gguf_fields, open_gguf
     from petool_lite.data.entries import Parameter, Tool, parse_entry
     from petool_lite.data.files import load_dataset
     from petool_lite.errors import PetoolError
     from petool_lite.inference.parse import CallFailure, parse_call
     from petool_lite.inference.request import request_entry, tools_from_openai
-    from petool_lite.prompt import Chat, Layout, prompt_ids
+    from petool_lite.models import gguf_fields, open_gguf
+    from petool_lite.prompt.render import Chat, Layout, prompt_ids
     from petool_lite.recipe import load_recipe, to_toml
     from petool_lite.scorer import published_call, score_reply
     from petool_lite.serve import _Refusal, engine_request

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from petool_lite.export.weights import find_tensors, open_weights
 from support_fuzz import FACTOR, cases, text, value
 
-from petool_lite.base import gguf_fields, open_gguf, resolve_base
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.models import gguf_fields, open_gguf, resolve_base
 
 LOAD = """
 import sys

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import wait_until
 from support_fuzz import cases, deep, scalar, text, value
 
-from petool_lite.base import embedded_gguf
+from petool_lite.models import embedded_gguf
 from petool_lite.serve import _Refusal, engine_request
 
 TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {"properties": {"a": {"type": "string"}}}}}]

@@ -14,7 +14,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.parse import CallFailure, parse_call
 from petool_lite.inference.request import request_entry, tools_from_openai
-from petool_lite.prompt import Chat, Layout, prompt_ids, render
+from petool_lite.prompt.render import Chat, Layout, prompt_ids, render
 from petool_lite.recipe import load_recipe, settings, to_toml
 from petool_lite.scorer import published_call, score_reply
 

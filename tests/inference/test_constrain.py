@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from petool_lite.base import embedded_gguf
 from petool_lite.data.entries import Parameter, Tool, ToolCall
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint, value_rule, written_default
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import failure
-from petool_lite.prompt import Chat, chat_from_directory
+from petool_lite.models import embedded_gguf
+from petool_lite.prompt.render import Chat, chat_from_directory
 
 REAL_LLAMA3 = Path(os.environ.get("LLAMA3_TOKENIZER", "no such folder"))  # holds the real tokenizer.json
 

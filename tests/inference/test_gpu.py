@@ -8,7 +8,7 @@ from petool_lite.data.entries import Parameter, Tool
 from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.decoder import Decoder, Memory
 from petool_lite.inference.gpu import GpuModel, Job
-from petool_lite.prompt import chat_from_directory
+from petool_lite.prompt.render import chat_from_directory
 
 
 @pytest.fixture(scope="module")

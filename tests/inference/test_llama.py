@@ -2,10 +2,10 @@
 
 import pytest
 
-from petool_lite.base import embedded_gguf
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.settings import EngineSettings
+from petool_lite.models import embedded_gguf
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 from support import wait_until
 
 from petool_lite import ToolCaller
-from petool_lite.base import embedded_gguf
 from petool_lite.data.demo import generate
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
@@ -19,6 +18,7 @@ from petool_lite.inference.parse import CallFailure
 from petool_lite.inference.request import published_entry
 from petool_lite.inference.states import StateKey, StateStore
 from petool_lite.inference.tool_caller import CallOptions
+from petool_lite.models import embedded_gguf
 
 
 def request(index: int) -> tuple[str, list, list]:

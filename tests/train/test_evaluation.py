@@ -8,7 +8,7 @@ from support import own_runs, tiny_settings
 
 from petool_lite.console import silent
 from petool_lite.errors import PetoolError
-from petool_lite.prompt import Layout, chat_from_directory, prompt_ids
+from petool_lite.prompt.render import Layout, chat_from_directory, prompt_ids
 from petool_lite.recipe import load_recipe
 from petool_lite.train.evaluation import Mark, _replies, _waited, best_mark, check_exam, load_exam
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from support import ended, held_after, own_runs, start, tiny_settings, wait_until
 
-from petool_lite.base import Base
 from petool_lite.errors import PetoolError
-from petool_lite.prepare import Prepared
+from petool_lite.models import Base
+from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import load_recipe
 from petool_lite.train import _stopped
 from petool_lite.train.checkpoints import newest_checkpoint

@@ -13,8 +13,8 @@ import pytest
 import torch
 from support import full_settings, held_after, loss_row_by_row, own_runs, with_weights
 
-from petool_lite.base import resolve_base
 from petool_lite.errors import PetoolError
+from petool_lite.models import resolve_base
 from petool_lite.recipe import load_recipe
 from petool_lite.train import dry_run, full_costs, microstep
 from petool_lite.train.attention import PACKED, offer_to_transformers
@@ -322,7 +322,7 @@ def test_a_run_leaves_a_model_that_transformers_loads(trained_full, tiny) -> Non
 def test_the_gpu_engine_reads_the_folder(trained_full, tiny) -> None:
     """What tuned-bf16-gpu and tuned-nf4-gpu do with it, on the CPU: tokenizer, template, end tokens and weights."""
     from petool_lite.inference.gpu import load_causal_model, stop_ids
-    from petool_lite.prompt import chat_from_directory
+    from petool_lite.prompt.render import chat_from_directory
 
     folder = trained_full / "model"
     mine, theirs = chat_from_directory(folder), chat_from_directory(tiny)

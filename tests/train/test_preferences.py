@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from support import own_runs, tiny_settings
 
-from petool_lite.data.augment import with_rejected, wrong_providers
+from petool_lite.data.answers import with_rejected, wrong_providers
 from petool_lite.data.entries import parse_entry, provider
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
-from petool_lite.prompt import Layout, chat_from_directory, example, examples
+from petool_lite.prompt.render import Layout, chat_from_directory, example, examples
 from petool_lite.recipe import load_recipe
 from petool_lite.train.preference import pair_rows
 

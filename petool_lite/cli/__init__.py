@@ -1,0 +1,325 @@
+"""The command line: parses, calls one function a verb, prints. Nothing heavy is imported before a verb is chosen."""
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from petool_lite.cli.bench import bench, run_option, show
+from petool_lite.cli.call import call, chosen_model, model_option, serve
+from petool_lite.cli.data import as_json, data
+from petool_lite.cli.report import compare, report, score
+from petool_lite.errors import FAILED, USAGE, PetoolError
+
+# What a disk answers that is full, over its quota, read-only or not ours; EFBIG is a limit on the size of files.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+class Main(click.Group):
+    """Turns an expected failure into one red line, a hint and an exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(context)
+        except PetoolError as error:
+            from petool_lite.console import fail
+
+            fail(error)
+            sys.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            from petool_lite.console import fail
+            from petool_lite.errors import missing_package
+
+            failure = missing_package(error)
+            fail(failure)
+            sys.exit(failure.exit_code)
+        except BrokenPipeError:
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            from petool_lite.console import fail
+
+            where = f"cannot write {error.filename or 'a file'}: {error.strerror}"
+            fail(PetoolError(where, "make room, or give a place that can be written; what was complete is kept"))
+            sys.exit(FAILED)
+
+
+@click.group(cls=Main, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="petool-lite")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Fine-tune a small model to call the tool its user prefers, export it to GGUF, score it on a CPU.
+
+    \b
+    petool-lite train demo                   a 135M model on this machine, about five minutes
+    petool-lite export --gguf q4_k_m         one GGUF file
+    petool-lite bench                        base against tuned
+    petool-lite call "..." --tools T.json    one tool call
+    petool-lite serve                        an OpenAI-compatible server
+    """
+    if context.invoked_subcommand is None:
+        from petool_lite.welcome import first_steps
+
+        click.echo("\n".join(first_steps()))
+
+
+@main.command()
+@click.option("--tune", is_flag=True, help="Find the fastest settings for a model here, once, and remember them.")
+@model_option
+@as_json
+def doctor(tune: bool, model: str | None, as_json: bool) -> None:
+    """Show what this machine can do: GPU, llama.cpp's health, disk. With --tune, make `call` and `serve` faster."""
+    from petool_lite.console import plain, print_facts, print_json, print_table, progress
+    from petool_lite.doctor import examine
+    from petool_lite.doctor import tune as verb
+    from petool_lite.errors import USAGE, PetoolError
+
+    if model and not tune:
+        raise PetoolError("--model says what --tune tunes for", f"petool-lite doctor --tune --model {model}", USAGE)
+    if tune:
+        with progress() as report:
+            found = verb(chosen_model(model), report)
+        if as_json:
+            print_json(found)
+            return
+        columns = list(found["trials"][0])
+        rows = [[plain(value) for value in trial.values()] for trial in found["trials"]]
+        print_table(f"trials with {found['model']}", [name.replace("_", " ") for name in columns], rows)
+        click.echo("best: " + plain(found["settings"]))
+        return
+    facts = examine()
+    if as_json:
+        print_json(facts)
+        return
+    print_facts("this machine", facts)
+
+
+@main.group()
+def recipes() -> None:
+    """Shipped recipes."""
+
+
+@recipes.command("list")
+@as_json
+def recipes_list(as_json: bool) -> None:
+    """Names and first lines."""
+    from petool_lite.console import print_json, print_table
+    from petool_lite.recipe import builtin_recipes
+
+    found = {name: text.splitlines()[0].lstrip("# ") for name, text in builtin_recipes().items()}
+    print_json(found) if as_json else print_table(
+        "recipes", ["name", "what it is"], [[*pair] for pair in found.items()]
+    )
+
+
+@recipes.command("show")
+@click.argument("name")
+def recipes_show(name: str) -> None:
+    """Print a shipped recipe."""
+    click.echo(_shipped(name), nl=False)
+
+
+@recipes.command("copy")
+@click.argument("name")
+@click.argument("target", required=False)
+def recipes_copy(name: str, target: str | None) -> None:
+    """Copy a shipped recipe to TARGET (NAME.toml if not given), to change it."""
+    from petool_lite.runs import write_text
+
+    path = Path(target or f"{name}.toml")
+    if path.exists():
+        raise PetoolError(f"{path} exists already", "give another TARGET")
+    write_text(path, _shipped(name))
+    click.echo(path)
+
+
+@recipes.command("keys")
+@as_json
+def recipes_keys(as_json: bool) -> None:
+    """Every setting of a recipe: default and meaning."""
+    from petool_lite.console import print_json, print_table
+    from petool_lite.recipe import settings
+
+    if as_json:
+        print_json({key: {"default": default, "doc": about["doc"]} for key, _, about, default in settings()})
+        return
+    rows = [[key, str(default), about["doc"]] for key, _, about, default in settings()]
+    print_table("settings", ["key", "default", "meaning"], rows)
+
+
+def _shipped(name: str) -> str:
+    from petool_lite.recipe import builtin_recipes
+
+    found = builtin_recipes()
+    if name not in found:
+        raise PetoolError(f"no such recipe: {name}", f"one of: {', '.join(found)}", USAGE)
+    return found[name]
+
+
+@main.command()
+@click.argument("recipe", required=False)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; can be repeated.")
+@click.option("--resume", default=None, metavar="RUN", help="Continue an unfinished run from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Check and count everything, load no model.")
+@as_json
+def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool) -> None:
+    """Train RECIPE (a file or a shipped name) into a new run directory."""
+    from petool_lite import train as verb
+    from petool_lite.console import print_json, progress, say, silent
+    from petool_lite.recipe import load_recipe
+    from petool_lite.runs import read_manifest
+
+    name, settings, folder = _recipe_or_resume(load_recipe, recipe, overrides, resume)
+    with progress() as report:
+        if dry_run:
+            found = verb.dry_run(settings, report if as_json else silent)
+            print_json(found) if as_json else _show_plan(found, settings.train.memory)
+            return
+        run = verb.train(name, settings, report, folder)
+    if not verb.is_first():
+        return
+    manifest = read_manifest(run)
+    if not as_json:
+        say(f"trained in {manifest['seconds']['train']:.0f} s, {manifest['tokens_per_s']:.0f} tokens/s")
+        click.echo(run)
+        return
+    show("", {"run": str(run), **{key: manifest[key] for key in ("seconds", "tokens_per_s", "peak_memory_gb")}}, True)
+
+
+def _recipe_or_resume(
+    load: Callable[..., tuple[str, Any]], recipe: str | None, overrides: tuple[str, ...], resume: str | None
+) -> tuple[str, Any, Path | None]:
+    if (recipe is None) == (resume is None):
+        raise PetoolError("give a RECIPE, or --resume RUN", "such as: petool-lite train demo", USAGE)
+    if resume is None:
+        return (*load(recipe, overrides), None)
+    from petool_lite.runs import is_complete, runs_root
+
+    folder = next((path for path in (Path(resume), runs_root() / resume) if (path / "recipe.toml").is_file()), None)
+    if folder is None:
+        raise PetoolError(f"no such run: {resume}", "`petool-lite runs list` shows them")
+    if is_complete(folder):
+        raise PetoolError(f"the run {folder} is complete", "start a new one: petool-lite train RECIPE")
+    return folder.name, load(str(folder / "recipe.toml"), overrides)[1], folder
+
+
+def _show_plan(found: dict[str, Any], memory: str) -> None:
+    """The rows, and the ways to train with what each would take on this GPU."""
+    from petool_lite.console import print_table, say
+
+    plain = {key: value for key, value in found.items() if not isinstance(value, dict | list) and value is not None}
+    trains_here = plain.pop("trains_here")
+    show("the rows", plain, False)
+    gpu = found["gpu"]
+    here = "training here: on the CPU, as the recipe says" if trains_here else "this recipe needs a GPU: not here"
+    note = f'this recipe takes train.memory = "{memory}"' if gpu else here
+    if not found["choices"]:
+        say(f"dpo, and layers that are not petool-lite's own: memory and speed are not predicted; {note}")
+        return
+    rows = []
+    for choice in found["choices"]:
+        marks = [name for name in ("lean", "auto") if found[name] == choice]
+        speed = f"{choice['tokens_per_s']:,}" if choice["tokens_per_s"] else "not known"
+        how = [choice["precision"], choice["kept"], f"{choice['token_budget']:,}"]
+        rows.append([*how, f"{choice['peak_gb']:.1f}", f"{choice['host_gb']:.1f}", speed, " ".join(marks)])
+    where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free" if gpu else "no GPU here: memory only"
+    columns = ["base", "for the backward pass", "micro-step", "peak", "host", "tokens/s", "chosen by"]
+    print_table(f"predicted, peak and host memory in GiB, micro-steps in tokens: {where}", columns, rows, note)
+
+
+@main.command()
+@run_option
+@click.option("--gguf", "types", default="q4_k_m", show_default=True, metavar="TYPE[,TYPE]", help="Types to write.")
+@click.option("--lora-gguf", "lora", is_flag=True, help="Also the adapter alone, for llama.cpp to apply to a base.")
+@click.option(
+    "--merge-base", type=click.Choice(["bf16", "nf4"]), default=None,
+    help="Merge into the base as it is (bf16, the default), or as 4-bit training saw it.",
+)  # fmt: skip
+@click.option("--imatrix", is_flag=True, help="Quantize by what matters on the recipe's own training rows.")
+@click.option(
+    "--verify", "level", type=click.Choice(["full", "quick"]), default="full", show_default=True,
+    help="quick leaves out the checks that run the model.",
+)  # fmt: skip
+@as_json
+def export(run: str | None, types: str, as_json: bool, **options: Any) -> None:
+    """Write what a run trained as GGUF files, an adapter merged into its base, proven against the model itself."""
+    from petool_lite.console import print_json, progress, say
+    from petool_lite.export import Options, export_run
+    from petool_lite.runs import find_run
+
+    names = tuple(dict.fromkeys(name.strip().lower() for name in types.split(",") if name.strip()))
+    folder = find_run(run) / "export"
+    with progress() as report:
+        document = export_run(folder.parent, Options(types=names, **options), report)
+    if as_json:
+        print_json({**document, "paths": [str(folder / item["file"]) for item in document["files"]]})
+        return
+    for item in document["files"]:
+        say(f"{item['type']}: {item['bytes'] / 1e6:.0f} MB{_proof(document['checks'][item['type']])}")
+        click.echo(folder / item["file"])
+
+
+def _proof(checks: dict[str, Any]) -> str:
+    found = [f"{checks['prompts_with_equal_ids']} prompts with equal ids"] if "prompts_with_equal_ids" in checks else []
+    if "replies" in checks:
+        found.append(f"{checks['replies_stopped']} of {checks['replies']} replies stop")
+    if "against_transformers" in checks:
+        against = checks["against_transformers"]
+        found.append(f"top-1 agreement with the merged model {against['top1']:.1%}, KL {against['kl']:.3g}")
+    return "".join(f", {text}" for text in found)
+
+
+main.add_command(data)
+main.add_command(bench)
+bench.add_command(score)
+bench.add_command(report)
+bench.add_command(compare)
+main.add_command(call)
+main.add_command(serve)
+
+
+@main.group()
+def runs() -> None:
+    """Training runs on this machine."""
+
+
+@runs.command("list")
+@as_json
+def runs_list(as_json: bool) -> None:
+    """All runs, the newest last."""
+    from petool_lite.console import print_json, print_table
+    from petool_lite.runs import is_complete, list_runs
+
+    found = [{"run": str(run), "complete": is_complete(run)} for run in list_runs()]
+    if as_json:
+        print_json(found)
+        return
+    rows = [[str(item["run"]), "complete" if item["complete"] else "unfinished"] for item in found]
+    print_table("runs", ["run", "state"], rows)
+
+
+@runs.command("show")
+@click.argument("run", required=False)
+@as_json
+def runs_show(run: str | None, as_json: bool) -> None:
+    """The manifest of a complete run."""
+    from petool_lite.console import print_json
+    from petool_lite.runs import find_run, read_manifest
+
+    manifest = read_manifest(find_run(run))
+    print_json(manifest) if as_json else click.echo(json.dumps(manifest, indent=2))
+
+
+@runs.command("path")
+@click.argument("run", required=False)
+def runs_path(run: str | None) -> None:
+    """The folder of a run, the newest complete one if not named."""
+    from petool_lite.runs import find_run
+
+    click.echo(find_run(run))

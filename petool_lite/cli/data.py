@@ -1,0 +1,174 @@
+"""`petool-lite data`: fetch, look at, check and split PEToolBench files."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from petool_lite.data.entries import SETTINGS
+from petool_lite.errors import PetoolError
+
+as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")
+SETTING = click.Choice(SETTINGS)
+setting_option = click.option("--setting", type=SETTING, default="rating", show_default=True, help="Which prompt.")
+base_option = click.option(
+    "--base", default="smollm2-135m", show_default=True, help="Whose tokenizer counts: a base model, as in recipes."
+)
+skip_option = click.option(
+    "--strict/--skip-bad",
+    "strict",
+    default=True,
+    show_default=True,
+    help="Refuse a file with a broken entry, or count it.",
+)
+
+
+@click.group()
+def data() -> None:
+    """Fetch, look at, check and split PEToolBench files."""
+
+
+@data.command()
+@click.option("--repo", default="travisxu/PEToolBench", show_default=True, help="Dataset on the Hub.")
+@click.option("--file", "names", multiple=True, help="One of its files; can be repeated. All six if not given.")
+@click.option("--revision", default=None, help="A commit. If not given: the one that the first fetch found.")
+@click.option("--to", "folder", default=None, metavar="DIR", help="Where files go; the cache if not given.")
+@as_json
+def fetch(repo: str, names: tuple[str, ...], revision: str | None, folder: str | None, as_json: bool) -> None:
+    """Download the published files once, pinned to a commit and checked by SHA-256."""
+    from dataclasses import asdict
+
+    from petool_lite.console import print_json, progress
+    from petool_lite.data import fetch as verb
+
+    with progress() as report:
+        chosen = names or verb.FILES
+        files = verb.fetch(repo, chosen, revision, Path(folder) if folder else None, report)
+    if as_json:
+        print_json([asdict(file) | {"path": str(file.path)} for file in files])
+        return
+    for file in files:
+        click.echo(file.path)
+
+
+@data.command()
+@click.argument("source")
+@setting_option
+@base_option
+@skip_option
+@as_json
+def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> None:
+    """Figures of SOURCE: entries, candidates, history, ratings, tokens in each prompt style."""
+    from petool_lite.console import print_facts, print_json
+    from petool_lite.data.files import load_dataset
+    from petool_lite.data.inspect import stats as verb
+    from petool_lite.models import resolve_base
+    from petool_lite.prompt.render import chat_from_directory
+
+    dataset = load_dataset(source, setting, skip_bad=not strict)
+    found = verb(dataset, setting, chat_from_directory(resolve_base(base).directory))
+    if as_json:
+        print_json(found)
+        return
+    print_facts(f"{source}, {setting}", found)
+
+
+@data.command()
+@click.argument("source")
+@click.argument("other", required=False)
+@setting_option
+@skip_option
+@as_json
+def check(source: str, other: str | None, setting: str, strict: bool, as_json: bool) -> None:
+    """Check every entry of SOURCE, and with OTHER that nothing of one file leaks into the other.
+
+    Exit code 1 if a fault or a leak was found.
+    """
+    from dataclasses import asdict
+
+    from petool_lite.console import print_json
+    from petool_lite.data.answers import answer_faults
+    from petool_lite.data.files import load_dataset
+    from petool_lite.data.splits import leaks
+
+    sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name]
+    odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e, setting)]
+    odd += [message for dataset in sets for message in dataset.bad]
+    leaked = asdict(leaks(sets[0].entries, sets[1].entries)) if len(sets) == 2 else {}
+    counts = [len(dataset.entries) for dataset in sets]
+    total = sum(counts)
+    if as_json:
+        print_json({"entries": counts, "faults": odd, "leaks": leaked})
+    else:
+        for line in [*odd, *_leak_lines(leaked)]:
+            click.echo(line)
+    trouble = len(odd) + len(_leak_lines(leaked))
+    if trouble:
+        raise PetoolError(f"{trouble} problems in {total} entries", "they are listed on stdout")
+    if not as_json:
+        click.echo(f"{total} entries, no faults" + (", no leaks" if other else ""))
+
+
+def _leak_lines(leaked: dict[str, Any]) -> list[str]:
+    return [
+        f"leak, {name.replace('_', ' ')}: {shared['count']} in both, such as {', '.join(shared['examples'])}"
+        for name, shared in leaked.items()
+        if shared["count"]
+    ]
+
+
+@data.command()
+@click.argument("source")
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(min=2), help="Parts of about equal size.")
+@click.option("--seed", default=0, show_default=True, help="Which functions go where.")
+@click.option("--to", "folder", default="folds", show_default=True, metavar="DIR", help="Where the files go.")
+@setting_option
+@as_json
+def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json: bool) -> None:
+    """Split SOURCE by function: test functions of a fold occur nowhere in its training file."""
+    from petool_lite.console import print_json
+    from petool_lite.data.files import write_folds
+
+    files = write_folds(source, setting, folds, seed, Path(folder))
+    written = [{"file": str(path), "entries": count} for path, count in files.items()]
+    if as_json:
+        print_json(written)
+        return
+    for item in written:
+        click.echo(f"{item['file']}  {item['entries']} entries")
+
+
+@data.command()
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; can be repeated.")
+@click.option(
+    "--entry", "number", default=0, show_default=True, type=click.IntRange(min=0), help="Which entry, from 0."
+)
+@click.option("--settings", "settings_", is_flag=True, help="The three prompts of the entry side by side instead.")
+@as_json
+def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: bool, as_json: bool) -> None:
+    """Show one training row of RECIPE as the model sees it; tokens that carry loss are coloured."""
+    from petool_lite.console import print_columns, print_json, print_loss_mask
+    from petool_lite.data.files import load_dataset
+    from petool_lite.data.inspect import preview as verb
+    from petool_lite.data.inspect import three_prompts
+    from petool_lite.models import resolve_base
+    from petool_lite.prompt.render import Layout, chat_from_directory, example
+    from petool_lite.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides)[1]
+    entries = load_dataset(chosen.data.train, chosen.data.one_setting, limit=number + 1).entries
+    if number >= len(entries):
+        raise PetoolError(f"{chosen.data.train} has {len(entries)} entries, --entry counts from 0")
+    chat = chat_from_directory(resolve_base(chosen.model.base).directory)
+    if settings_:
+        prompts = three_prompts(chat, entries[number], chosen.data.style)
+        shown = {f"{name}, {tokens:,} tokens": text for name, (tokens, text) in prompts.items()}
+        print_json(shown) if as_json else print_columns(shown)
+        return
+    layout = Layout(chosen.data.one_setting, chosen.data.style, chosen.model.max_tokens, chosen.data.overlength)
+    row = example(chat, entries[number], layout)
+    if row is None:
+        raise PetoolError(f"entry {entries[number].id} is too long and would be left out", "raise model.max_tokens")
+    found = verb(chat, row)
+    print_json(found) if as_json else print_loss_mask(found)

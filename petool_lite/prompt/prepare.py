@@ -1,0 +1,230 @@
+"""From a recipe's data to token ids on disk, once: parsed, fitted, tokenized, cached by content.
+
+The cache is an Arrow file that the trainer maps into memory. Its key covers everything that decides an id: the
+data's bytes, tokenizer, template, layout and the code that renders.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from petool_lite.console import Report, silent
+from petool_lite.data.answers import with_rejected
+from petool_lite.data.entries import PROMPT_FIELD, Entry
+from petool_lite.data.files import Dataset, load_dataset, raw_rows, source_sha256
+from petool_lite.errors import PetoolError
+from petool_lite.models import Base, cache_root, file_sha256
+from petool_lite.prompt.compact import shortened
+from petool_lite.prompt.render import Chat, Example, Layout, examples, spread
+from petool_lite.recipe import ALL, DataSettings, Recipe
+from petool_lite.runs import draft, write_json
+
+# The code that decides token ids: a change to any of these files makes cached rows stale.
+_RENDERERS = (
+    "prompt/prepare.py",
+    "prompt/render.py",
+    "prompt/template.py",
+    "prompt/compact.py",
+    "data/entries.py",
+    "data/splits.py",
+    "data/answers.py",
+)
+_CHUNK = 512  # rows in memory at once
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped.
+
+    For DPO also rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse.
+    """
+
+    table: Any
+    summary: dict[str, Any]
+    left_out: tuple[str, ...]
+    data_sha256: str
+
+
+def prepare(recipe: Recipe, base: Base, chat: Chat, report: Report = silent) -> Prepared:
+    """Read, fit and tokenize the recipe's training data, or map what an earlier call left in the cache.
+
+    Raises PetoolError for bad data, or if no row fits `model.max_tokens`.
+    """
+    digest = source_sha256(recipe.data.train)
+    folder = cache_root() / "prepared" / _key(recipe, base, chat, digest)
+    if not (folder / "summary.json").is_file():
+        with draft(folder) as work:
+            work.mkdir()
+            _write(recipe, chat, work, report)
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    found = json.loads((folder / "summary.json").read_text())
+    if not found["summary"]["kept"]:
+        raise PetoolError(f"no row fits {recipe.model.max_tokens} tokens", "raise model.max_tokens")
+    return Prepared(Dataset.from_file(str(folder / "rows.arrow")), found["summary"], tuple(found["left_out"]), digest)
+
+
+def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
+    facts = {
+        "code": [file_sha256(Path(__file__).parent.parent / name) for name in _RENDERERS],
+        "data": digest,
+        "settings": asdict(recipe.data) | {"train": ""},  # the bytes matter, not where they lie
+        "max_tokens": recipe.model.max_tokens,
+        "seed": recipe.train.seed,
+        "objective": recipe.train.objective,
+        "tokenizer": file_sha256(base.directory / "tokenizer.json"),
+        "template": chat.template_sha256,
+        "tokens": [chat.bos_token, chat.eos_token],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def load_learned(data: DataSettings, source: str, skip_bad: bool = False) -> tuple[Dataset, tuple[str, ...]]:
+    """The entries of `source`, and the settings that the recipe learns from them: its own, or with "all" each that the
+    entries have a prompt for.
+
+    Raises PetoolError for an entry that lacks one of them (with `skip_bad` it is left out), and where "all" finds but
+    one: a training row does not say which setting its prompt is of.
+    """
+    if data.setting != ALL:
+        return load_dataset(source, data.setting, skip_bad=skip_bad), (data.setting,)
+    rows = [row for row in raw_rows(source) if isinstance(row, Mapping)]
+    settings = tuple(name for name, field in PROMPT_FIELD.items() if any(field in row for row in rows))
+    if len(settings) < 2:
+        raise PetoolError(
+            f"{source} does not hold the prompts of several settings, which data.setting = all learns from",
+            f"entries with {', '.join(PROMPT_FIELD.values())}, or --set data.setting=rating",
+        )
+    dataset = load_dataset(source, settings[0], skip_bad=skip_bad)
+    lacking = [
+        f"{source}: entry {entry.id} has no prompt for the setting {setting}, others have one"
+        for entry in dataset.entries
+        for setting in settings
+        if setting not in entry.prompts
+    ]
+    if lacking and not skip_bad:
+        raise PetoolError(lacking[0], "data.skip_bad = true leaves such entries out")
+    whole = tuple(entry for entry in dataset.entries if all(setting in entry.prompts for setting in settings))
+    return replace(dataset, entries=whole, bad=(*dataset.bad, *lacking)), settings
+
+
+def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
+    data = recipe.data
+    report("reading the training data", 0, 0, "")
+    dataset, settings = load_learned(data, data.train, data.skip_bad)
+    counts = Counts(entries=len(dataset.entries), bad=len(dataset.bad))
+    parts = (_part(recipe, dataset, setting, counts) for setting in settings)
+    pairs = recipe.train.objective == "dpo"
+    _write_rows(folder / "rows.arrow", parts, chat, counts, report, pairs)
+    if not counts.given:
+        raise PetoolError(
+            f"{data.train} gives no pair of a right and a wrong answer",
+            "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
+        )
+    unpaired = {"without_pair": counts.rows - counts.given} if pairs else {}
+    write_json(folder / "summary.json", {"summary": counts.summary() | unpaired, "left_out": counts.left_out})
+
+
+def _part(recipe: Recipe, dataset: Dataset, setting: str, counts: "Counts") -> tuple[Layout, list[Entry]]:
+    """The rows of one setting. Where the recipe learns all settings, ids tell which."""
+    data, rows = recipe.data, list(dataset.entries)
+    counts.rows += len(rows)
+    if recipe.train.objective == "dpo":
+        rows = with_rejected(rows, setting, recipe.train.seed)
+    counts.given += len(rows)
+    if data.setting == ALL:
+        rows = [replace(row, id=f"{setting}:{row.id}") for row in rows]
+    return Layout(setting, data.style, recipe.model.max_tokens, data.overlength), rows
+
+
+class Counts:
+    """Tallies: rows, those of them `given` to the model (dpo: with a pair), kept, trimmed or left out, and how long
+    they are in tokens."""
+
+    def __init__(self, entries: int, bad: int) -> None:
+        self.entries, self.bad = entries, bad
+        self.lengths: list[int] = []
+        self.rows = self.given = self.loss_tokens = self.trimmed = self.shortened = 0
+        self.left_out: list[str] = []
+
+    def add(self, entry: Entry, row: Example | None, layout: Layout) -> None:
+        """Count one row; None is one that is too long."""
+        if row is None:
+            self.left_out.append(entry.id)
+            return
+        self.lengths.append(len(row.ids))
+        self.loss_tokens += len(row.ids) - row.answer_start
+        self.trimmed += row.history_dropped > 0
+        if layout.style == "compact":
+            self.shortened += shortened(entry.prompt(layout.setting)) > 0
+
+    def summary(self) -> dict[str, Any]:
+        """The table that is shown before training."""
+        return {
+            "entries": self.entries,
+            "bad_entries": self.bad,
+            "rows": self.rows,
+            "kept": len(self.lengths),
+            "trimmed": self.trimmed,
+            "descriptions_cut": self.shortened,
+            "left_out": len(self.left_out),
+            **{f"tokens_{name}": value for name, value in spread(self.lengths).items()},
+            "tokens": sum(self.lengths),
+            "loss_tokens": self.loss_tokens,
+        }
+
+
+def _write_rows(
+    path: Path,
+    parts: Iterable[tuple[Layout, Sequence[Entry]]],
+    chat: Chat,
+    counts: Counts,
+    report: Report,
+    pairs: bool,
+) -> None:
+    """The rows of one part after the other, which is as good as any order: training draws its own."""
+    import pyarrow as pa
+
+    columns = [
+        ("entry_id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("answer_start", pa.int32()),
+        ("history_dropped", pa.int32()),
+    ]
+    if pairs:
+        columns.append(("rejected_ids", pa.list_(pa.int32())))
+    schema = pa.schema(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for chunk in chain.from_iterable(_chunks(chat, *part, counts, report, pairs) for part in parts):
+            values: dict[str, list[Any]] = {
+                "entry_id": [row.entry_id for row in chunk],
+                "input_ids": [row.ids for row in chunk],
+                "answer_start": [row.answer_start for row in chunk],
+                "history_dropped": [row.history_dropped for row in chunk],
+                "rejected_ids": [row.rejected for row in chunk],
+            }
+            arrays = [pa.array(values[field.name], field.type) for field in schema]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def _chunks(
+    chat: Chat, layout: Layout, entries: Sequence[Entry], counts: Counts, report: Report, pairs: bool
+) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
+    rows = examples(chat, entries, layout, pairs)
+    for number, (entry, row) in enumerate(zip(entries, rows, strict=True), 1):
+        counts.add(entry, row, layout)
+        if row is not None:
+            chunk.append(row)
+        if number % 100 == 0 or number == len(entries):
+            report("tokenizing", number, len(entries), "")
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    yield chunk

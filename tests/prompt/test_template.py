@@ -1,0 +1,54 @@
+"""Templates that would never end, or take all memory, are refused in words; sound ones render as before."""
+
+import time
+
+import numpy
+import pytest
+
+from petool_lite.errors import PetoolError
+from petool_lite.prompt.template import render_template
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LOOP,
+        "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% set n = namespace(x='a' * 1000) %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{{ 'a' * 9999999999 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ 'a'.ljust(9999999999) }}",
+        "{{ 'a' | center(9999999999) }}",
+        "{{ '%09999999999d' % 1 }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages[5].content.nothing }}",
+        "{% include '/etc/passwd' %}",
+        "x" * 300_000,
+        "{% for a in messages * 100000 %}{% for b in messages * 100000 %}{% endfor %}{% endfor %}",
+        "{% for a in messages recursive %}{{ loop([a, a]) }}{% endfor %}",
+    ],
+)
+def test_what_costs_too_much_or_does_not_work_is_refused(template) -> None:
+    started = time.thread_time()
+    with pytest.raises(PetoolError, match="chat template"):
+        render_template(template, str, messages=[{"role": "user", "content": "a"}])
+    assert time.thread_time() - started < 8
+
+
+def test_loops_calls_and_arithmetic_of_real_templates_work() -> None:
+    template = (
+        "{%- for m in messages if m.role != 'x' -%}{{ loop.index * 2 }}{{ '-' * 3 }}{{ m.content | trim }}"
+        "{{ '!' if loop.last }}{% endfor %}{% for i in range(3) %}{{ i }}{% endfor %}{{ strftime_now('%d') }}"
+    )
+    found = render_template(template, lambda form: f"<{form}>", messages=[{"role": "u", "content": " a "}] * 2)
+    assert found == "2---a4---a!012<%d>"
+
+
+def test_the_memory_limit_ends_with_the_rendering() -> None:
+    with pytest.raises(PetoolError, match="memory"):
+        render_template("{{ 'a' | center(9999999999) }}", str)
+    assert len(numpy.zeros(3 << 30, numpy.uint8)) == 3 << 30  # only taken, not written: that takes seconds

@@ -1,0 +1,225 @@
+"""Bases that cannot be trained are refused before anything of theirs is loaded."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from petool_lite.errors import PetoolError
+from petool_lite.models import resolve_base
+from petool_lite.recipe import load_recipe
+from petool_lite.train import plan
+
+
+@pytest.fixture
+def model(tiny, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def change(file: Path, **keys) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+def refused(model: Path) -> str:
+    with pytest.raises(PetoolError) as error:
+        resolve_base(str(model))
+    return f"{error.value.message} | {error.value.hint}"
+
+
+@pytest.mark.parametrize("kinds", [["MllamaForConditionalGeneration"], ["LlamaForSequenceClassification"], []])
+def test_another_kind_of_model(model, kinds) -> None:
+    change(model / "config.json", architectures=kinds)
+    assert f"not a text model of the Llama family: {kinds[0] if kinds else 'no architecture'}" in refused(model)
+
+
+@pytest.mark.parametrize("kind", ["mistral", None])
+def test_another_kind_of_model_under_the_name_of_llama(model, kind) -> None:
+    change(model / "config.json", model_type=kind)
+    assert f"not a text model of the Llama family: model_type {kind}" in refused(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"bits": 4}, "something without a name"),
+        ("awq", "awq"),
+    ],
+)
+def test_weights_that_something_else_quantized(model, config, method) -> None:
+    change(model / "config.json", quantization_config=config)
+    text = refused(model)
+    assert f"is quantized by {method};" in text
+    assert "give the model in 16 bits" in text
+
+
+@pytest.mark.parametrize("config", [None, {"quant_method": "bitsandbytes"}, {"load_in_4bit": True}])
+def test_weights_of_bitsandbytes_are_not_refused(model, config) -> None:
+    change(model / "config.json", quantization_config=config)
+    assert resolve_base(str(model)).directory == model
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_remote_code(model, file) -> None:
+    change(model / file, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+    (model / "modeling_evil.py").write_text("raise SystemExit('this ran')")
+    assert f"code of its own (auto_map in {file})" in refused(model)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def test_pickled_weights(model, name) -> None:
+    (model / "model.safetensors").rename(model / name)
+    text = refused(model)
+    assert f"only the pickled {name}" in text
+    assert "not read" in text
+    shutil.copy(model / name, model / "other.safetensors")  # no name that is loaded
+    assert f"only the pickled {name}" in refused(model)
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from petool_lite.models import Base
+from petool_lite.recipe import load_recipe
+from petool_lite.train.model import load_model
+load_model(load_recipe("demo", [f"train.method={sys.argv[1]}"])[1], Base("it", Path(sys.argv[2]), None))
+"""
+
+
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "full"])
+def test_pickled_weights_are_not_loaded_past_the_check_either(model, method) -> None:
+    """In a process of its own: Unsloth changes transformers for all that comes after it."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").rename(model / "other.safetensors")
+    result = subprocess.run([sys.executable, "-c", LOAD, method, model], capture_output=True, text=True)
+    assert "PetoolError: the base it does not load: Error no file named model.safetensors" in result.stderr
+
+
+def test_a_configuration_cannot_name_pickled_weights(model) -> None:
+    change(model / "config.json", transformers_weights="adapter_model.bin")
+    assert "names its weights itself (transformers_weights in config.json)" in refused(model)
+
+
+def test_an_adapter_beside_the_model(model) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    assert "holds an adapter beside the model" in refused(model)
+
+
+def shard(model: Path, *names: object) -> None:
+    """An index that names these files in place of the one file."""
+    (model / "model.safetensors").unlink(missing_ok=True)
+    weights = {"weight_map": {str(place): name for place, name in enumerate(names)}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(weights))
+
+
+def test_shards_are_all_there(model) -> None:
+    shutil.copy(model / "model.safetensors", model / "model-1.safetensors")
+    shard(model, "model-1.safetensors", "model-1.safetensors")
+    assert resolve_base(str(model)).directory == model
+    shard(model, "model-1.safetensors", "model-3.safetensors", "model-2.safetensors")
+    assert f"incomplete weights: {model / 'model-2.safetensors'} is missing" in refused(model)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../model.safetensors", 1, [], "\ud800.safetensors"])
+def test_an_index_of_anything_but_safetensors_files_beside_it(model, name) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"")
+    shutil.copy(model / "model.safetensors", model.parent / "model.safetensors")
+    shard(model, name)
+    text = refused(model)
+    assert "damaged index" in text
+    text.encode()  # no half of a surrogate pair
+    shard(model)
+    assert "it names no file" in refused(model)
+    (model / "model.safetensors.index.json").write_text("[]")
+    assert "damaged index" in refused(model)
+
+
+def test_a_folder_that_is_no_model(model) -> None:
+    (model / "config.json").unlink()
+    assert "config.json is missing" in refused(model)
+    (model / "config.json").write_text("{")
+    assert "config.json is not JSON" in refused(model)
+
+
+def test_a_recipe_for_a_gpu_says_what_runs_here(command, tmp_path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = command("train", "rating", cwd=tmp_path)
+    assert result.returncode == 3
+    assert "needs a GPU" in result.stderr
+    assert "petool-lite train demo" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def plan_module(monkeypatch):
+    """The module that looks at the machine, of which this one has no GPU."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return importlib.import_module("petool_lite.train.plan")
+
+
+@pytest.mark.parametrize(("capability", "fits"), [((7, 5), False), ((8, 0), True), ((8, 9), True), ((12, 0), True)])
+def test_a_gpu_without_bfloat16_is_refused_before_anything_is_read(monkeypatch, capability, fits) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(PetoolError) as error:
+        plan(load_recipe("rating", ["model.base=/gone", "train.eval_every=1", "train.eval_data=/gone"])[1])
+    told = "Tesla T4 has the compute capability 7.5, training needs 8.0"
+    assert (error.value.message == told, error.value.exit_code) == ((False, 1) if fits else (True, 3))
+    assert fits or "CUDA_VISIBLE_DEVICES= petool-lite train demo" in error.value.hint
+
+
+def test_a_base_that_cannot_fit_a_cpus_memory_is_refused(smollm2, plan_module, monkeypatch) -> None:
+    """By the least that it takes, and with what would fit."""
+    import torch
+
+    monkeypatch.setattr(plan_module, "arithmetic", lambda: torch.float32)
+    monkeypatch.setattr(plan_module, "_counted", lambda recipe, report: (smollm2, None, None))
+    for settings, free, told, hint in (
+        (["train.method=full"], 1.9, "2.0 GiB of memory on a CPU, 1.9", "--set train.method=lora --set model.precis"),
+        ([], 0.4, "0.5 GiB of memory on a CPU, 0.4", "would fit: --set train.method=lora --set model.precision=nf4"),
+        (["model.precision=nf4"], 0.1, "0.2 GiB of memory on a CPU, 0.1", "take a smaller base"),
+    ):
+        monkeypatch.setattr(plan_module, "free_memory", lambda free=free: free * 2**30)
+        with pytest.raises(PetoolError) as error:
+            plan(load_recipe("demo", settings)[1])
+        assert f"needs at least {told} GiB are free" in error.value.message
+        assert (hint in error.value.hint, error.value.exit_code) == (True, 3)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # each process has its own
+    monkeypatch.setattr(plan_module, "free_memory", lambda: 0.9 * 2**30)
+    with pytest.raises(PetoolError, match=r"at least 1\.0 GiB"):
+        plan_module.check_memory(load_recipe("demo")[1], smollm2)
+
+
+@pytest.mark.parametrize("width", ["float32", "bfloat16"])
+def test_what_runs_on_a_small_machine_is_not_refused(smollm2, plan_module, monkeypatch, width) -> None:
+    import torch
+
+    monkeypatch.setattr(plan_module, "arithmetic", lambda: getattr(torch, width))
+    monkeypatch.setattr(plan_module, "free_memory", lambda: 2.5 * 2**30)
+    for settings in ([], ["model.precision=nf4"], ["train.method=full"]):
+        plan_module.check_memory(load_recipe("demo", settings)[1], smollm2)
+
+
+def test_free_memory_is_what_the_kernel_could_give(plan_module, tmp_path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    3145728 kB\nSwapFree:  1048576 kB\n\nOdd: 1\n")
+    assert plan_module.free_memory(tmp_path / "meminfo") == 4 * 2**30
+    (tmp_path / "meminfo").write_text("SwapFree:  1048576 kB\n")
+    assert plan_module.free_memory(tmp_path / "meminfo") == float("inf")
+    assert plan_module.free_memory(tmp_path / "gone") == float("inf")
+    assert plan_module.free_memory() > 2**27
