@@ -1,85 +1,102 @@
-"""What an answer must hold, and which answers are surely wrong: for `data check` and for pairs of DPO."""
+"""What an answer must hold, which tools would do as well, and which answers are surely wrong."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
-from petool_lite.data.entries import Entry, Parameter, Tool, ToolCall, balance, provider
-from petool_lite.data.splits import function_words
+from petool_lite.data.entries import Call, Entry, Tool, balance, name_words, properties, providers, required
+from petool_lite.data.schema import value_faults
 
 
-def answer_faults(entry: Entry, setting: str) -> list[str]:
-    """What is wrong with an entry's answer against its declaration, as short sentences; empty for a sound one."""
-    if entry.gold is None:
-        return ["no answer"]
-    named = [tool for tool in entry.prompt(setting).tools if tool.name == entry.gold.tool_name]
-    if len(named) != 1:
-        return [f"the answer's tool is offered {len(named)} times"]
-    extra = sorted(entry.gold.parameters.keys() - _declared(named[0]).keys())
-    missing = [item.name for item in named[0].required if item.name not in entry.gold.parameters]
-    found = [f"the answer gives {name}, which its tool does not declare" for name in extra]
-    return found + [f"the answer lacks the required {name}" for name in missing]
+def answer_faults(entry: Entry) -> list[str]:
+    """What is wrong with an entry's answer against its declaration, as short sentences; empty for a sound one.
 
-
-def equal_tools(entry: Entry, setting: str) -> tuple[str, ...] | None:
-    """The offered tools that do what the right one does, itself among them; None where nothing tells.
-
-    The entry's own list where it has one; else the tools of the same category and function words, if there are any
-    besides the right one.
+    PEToolBench's answers are held to names of parameters only: its types are loose.
     """
-    if entry.gold is None:
+    if entry.answer is None:
+        return ["there is no answer"]
+    if not isinstance(entry.answer, Call):
+        return []
+    named = [tool for tool in entry.tools if tool.name == entry.answer.name]
+    if len(named) != 1:
+        return [f"the called tool {entry.answer.name} is offered {len(named)} times"]
+    given, declared = entry.answer.arguments, properties(named[0])
+    loose = entry.published is None and named[0].parameters.get("additionalProperties", False) is not False
+    found = [
+        f"it gives {name}, which its tool does not declare" for name in given if name not in declared and not loose
+    ]
+    found += [f"it lacks the required {name}" for name in required(named[0]) if name not in given]
+    if found or entry.published is not None:
+        return found
+    return value_faults(named[0].parameters, dict(given))
+
+
+def function_words(tool_name: str) -> str:
+    """Words that stand for a tool's function where the data does not number functions: its category, where it has one,
+    and what it is called beside its provider."""
+    category = f"{tool_name.split('>.<')[0].lstrip('<')}: " if tool_name.startswith("<") and ">.<" in tool_name else ""
+    return f"{category}{' '.join(sorted(name_words(tool_name)))}"
+
+
+def equal_tools(entry: Entry) -> tuple[str, ...] | None:
+    """The offered tools that do what the right one does, itself first; None where nothing tells.
+
+    The entry's own list where it has one; else the tools of the same function words, if there are any.
+    """
+    if not isinstance(entry.answer, Call):
         return None
-    right = entry.gold.tool_name
+    right = entry.answer.name
     if entry.equal_tools is not None:
         return (right, *(name for name in entry.equal_tools if name != right))
     words = function_words(right)
-    names = [tool.name for tool in entry.prompt(setting).tools if function_words(tool.name) == words]
-    return tuple(names) if len(names) > 1 else None
+    others = [tool.name for tool in entry.tools if tool.name != right and function_words(tool.name) == words]
+    return (right, *others) if others else None
 
 
-def wrong_providers(entry: Entry, setting: str) -> list[ToolCall]:
+def wrong_providers(entry: Entry) -> list[Call]:
     """The right call made of each equal tool of another provider that the user likes less: sure to be wrong.
 
     Where the entry does not list its equal tools, only those of a disliked provider count. The parameters must be
     declared alike. In the chronological setting, where ratings are not told, only listed tools are taken.
     """
-    prompt, gold = entry.prompt(setting), entry.gold
-    right = next((tool for tool in prompt.tools if gold is not None and tool.name == gold.tool_name), None)
-    if gold is None or right is None:
+    answer = entry.answer
+    right = next((tool for tool in entry.tools if isinstance(answer, Call) and tool.name == answer.name), None)
+    if not isinstance(answer, Call) or right is None:
         return []
-    listed, likes = entry.equal_tools is not None, balance(prompt.history, right.name)
+    listed, likes, known = entry.equal_tools is not None, balance(entry, right.name), providers(entry)
     ceiling = likes if listed else min(likes, 0)
-    equal = equal_tools(entry, setting) or ()
+    equal = equal_tools(entry) or ()
     return [
-        ToolCall(tool.name, gold.parameters)
-        for tool in prompt.tools
+        Call(tool.name, answer.arguments)
+        for tool in entry.tools
         if tool.name in equal
-        and provider(tool.name) != provider(right.name)
-        and _declared_alike(gold.parameters, right, tool)
-        and (balance(prompt.history, tool.name) < ceiling if setting != "chronological" else listed)
+        and known[tool.name] != known[right.name]
+        and _declared_alike(answer.arguments, right, tool)
+        and (balance(entry, tool.name) < ceiling if entry.setting != "chronological" else listed)
     ]
 
 
-def with_rejected(entries: Sequence[Entry], setting: str, seed: int) -> list[Entry]:
+def with_rejected(entries: Sequence[Entry], seed: int) -> list[Entry]:
     """The entries that have a wrong answer to reject: their own, or one drawn from `wrong_providers`.
 
     Left out are entries without one, and those whose own wrong answer is the right one.
     """
     result = []
     for entry in entries:
-        if entry.rejected is None and (wrong := wrong_providers(entry, setting)):
-            entry = replace(entry, rejected=Random(f"{seed} {entry.id} rejected").choice(wrong).to_json())
-        if entry.rejected is not None and entry.gold is not None and entry.rejected != entry.gold.to_json():
+        if entry.rejected is None and (wrong := wrong_providers(entry)):
+            entry = replace(entry, rejected=Random(f"{seed} {entry.id} rejected").choice(wrong))
+        if entry.rejected is not None and entry.answer is not None and entry.rejected != entry.answer:
             result.append(entry)
     return result
 
 
-def _declared(tool: Tool) -> dict[str, Parameter]:
-    return {item.name: item for item in (*tool.required, *tool.optional)}
+def _declared_alike(arguments: Mapping[str, object], old: Tool, new: Tool) -> bool:
+    """Whether both tools declare each argument with the same type and `new` requires no other."""
+    before, after = properties(old), properties(new)
 
+    def kind(table: Mapping[str, object], name: str) -> object:
+        schema = table[name]
+        return schema.get("type") if isinstance(schema, Mapping) else schema
 
-def _declared_alike(parameters: Mapping[str, object], old: Tool, new: Tool) -> bool:
-    """Whether both tools declare each parameter with the same type and `new` requires no other."""
-    before, after = _declared(old), _declared(new)
-    alike = all(key in before and key in after and before[key].type == after[key].type for key in parameters)
-    return alike and all(item.name in parameters for item in new.required)
+    alike = all(name in before and name in after and kind(before, name) == kind(after, name) for name in arguments)
+    return alike and all(name in arguments for name in required(new))

@@ -1,29 +1,36 @@
-"""Where entries come from: a file, the demo generator, or a file on the Hub; counted and hashed."""
+"""Where entries come from: a file in any known form, the demo generator, or a data set on the Hub."""
 
+import gzip
 import hashlib
 import io
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petool_lite.data import openai, petoolbench
+from petool_lite.data.answers import answer_faults
 from petool_lite.data.demo import generate
-from petool_lite.data.entries import Entry, check_setting, parse_entry
-from petool_lite.data.fetch import fetch
+from petool_lite.data.entries import Entry, Tool, check_setting
+from petool_lite.data.fetch import data_files, fetch
+from petool_lite.data.fields import Fault
 from petool_lite.data.splits import folds
 from petool_lite.errors import PetoolError
 from petool_lite.runs import write_text
+from petool_lite.text import decode_text, parse_json, parse_json_lines, read_text
 
-FORMS = "a .json, .jsonl or zipped .json file, demo:train:COUNT, demo:test:COUNT, or hub:OWNER/NAME/FILE"
+FORMS = "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, hub:OWNER/NAME[/FILE]"
+KNOWN = "OpenAI messages with tools, Hermes or ShareGPT conversations, xLAM query/tools/answers, PEToolBench entries"
 
-_UNPACKED, _RATIO = 64 << 20, 100  # bytes, and times its packed size, beyond which a zipped file is not believed
+_UNPACKED, _RATIO = 64 << 20, 100  # bytes, and times its packed size, beyond which a packed file is not believed
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The entries of one source; `total` counts what the source holds before `limit`; sha256 is of its bytes."""
+    """The entries of one source; `total` counts its rows, `bad` says what was wrong with those left out."""
 
     source: str
     sha256: str
@@ -40,47 +47,78 @@ def source_sha256(source: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _path(source: str) -> Path:
-    path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
-    if path.is_dir():
-        raise PetoolError(f"{source} is a folder, not a data file", f"give {FORMS}")
-    if not path.is_file():
-        raise PetoolError(f"no such data file: {source}", f"give {FORMS}")
-    return path
+def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -> Dataset:
+    """Read and parse `source` (see FORMS), whose rows are of a form in KNOWN; `setting` is for PEToolBench's.
 
-
-def load_dataset(source: str, setting: str, limit: int = 0, skip_bad: bool = False) -> Dataset:
-    """Read and parse `source` (see FORMS); a `limit` above 0 keeps the first entries only.
-
-    A broken entry raises PetoolError that names the file, the entry and the field; with `skip_bad` it is left out and
-    its message kept in `bad`.
+    A broken row raises PetoolError that names the file, the row and the field; with `skip_bad` it is left out and its
+    message kept in `bad`.
     """
     check_setting(setting)
     rows, digest = _read(source)
     if not rows:
-        raise PetoolError(f"{source} is empty: no entries in it", "expected a list of PEToolBench entries")
-    chosen = rows[:limit] if limit > 0 else rows
-    entries, bad, seen = [], [], set()
-    for index, row in enumerate(chosen):
+        raise PetoolError(f"{source} is empty: no entries in it", f"expected {KNOWN}")
+    entries: list[Entry] = []
+    bad: list[str] = []
+    seen: set[str] = set()
+    for index, row in enumerate(rows):
         try:
-            entry = parse_entry(row, setting, source, index)
+            entry = _parse(row, setting, index)
             if entry.id in seen:
-                raise PetoolError(
-                    f"{source}: entry_id {entry.id} occurs more than once", "every entry needs its own id"
-                )
-        except PetoolError as error:
+                raise Fault("entry_id", f"an id of its own, found {entry.id} again")
+        except Fault as fault:
+            bad.append(f"{source}, {_label(row, index)}, {fault}")
             if not skip_bad:
-                raise
-            bad.append(error.message)
+                raise PetoolError(
+                    bad[0], "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
+                ) from fault
             continue
         seen.add(entry.id)
         entries.append(entry)
     return Dataset(source, digest, tuple(entries), len(rows), tuple(bad))
 
 
+def _parse(row: Any, setting: str, index: int) -> Entry:
+    if not isinstance(row, Mapping):
+        raise Fault("", "an object")
+    if openai.is_row(row):
+        entry = openai.parse(row, str(index))
+        wrong = [] if entry.answer is None else answer_faults(entry)
+        if wrong:
+            raise Fault("", f"a sound answer, but {'; '.join(wrong)}")
+        return entry
+    if petoolbench.is_row(row) or "query" in row or "input" in row:
+        return petoolbench.parse(row, setting, str(index))
+    raise Fault("", KNOWN)
+
+
+def _label(row: Any, index: int) -> str:
+    identity = row.get("entry_id") if isinstance(row, Mapping) else None
+    return f"entry {index}" + (f" (entry_id {str(identity)[:40]!a})" if identity is not None else "")
+
+
+def load_tools(source: str) -> tuple[Tool, ...]:
+    """Tools from a file: a list in OpenAI's, MCP's or PEToolBench's form, or an MCP `tools/list` result."""
+    value = parse_json(read_text(Path(source).expanduser()), source)
+    try:
+        return openai.read_tools(value)
+    except Fault as fault:
+        raise PetoolError(
+            f"{source}: {fault}", "expected OpenAI functions, an MCP tools/list result, or such a list"
+        ) from (fault)
+
+
 def raw_rows(source: str) -> list[Any]:
-    """The entries of `source` as they stand there, unparsed."""
+    """The rows of `source` as they stand there, unparsed."""
     return _read(source)[0]
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write JSON Lines. Half a surrogate pair is written as an escape, so that it can be read, and named, again."""
+    lines = []
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False)
+        lines.append(json.dumps(row) if any("\ud800" <= letter <= "\udfff" for letter in line) else line)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
@@ -94,9 +132,18 @@ def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) 
         chosen = {"test": part, "train": [index for other in parts if other is not part for index in other]}
         for name, indexes in chosen.items():
             path = folder / f"fold{number}-{name}.jsonl"
-            write_text(path, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(indexes)))
+            write_rows(path, [rows[index] for index in sorted(indexes)])
             written[path] = len(indexes)
     return written
+
+
+def _path(source: str) -> Path:
+    path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
+    if path.is_dir():
+        raise PetoolError(f"{source} is a folder, not a data file", f"give {FORMS}")
+    if not path.is_file():
+        raise PetoolError(f"no such data file: {source}", f"give {FORMS}")
+    return path
 
 
 def _read(source: str) -> tuple[list[Any], str]:
@@ -104,76 +151,77 @@ def _read(source: str) -> tuple[list[Any], str]:
         rows = _demo_rows(source)
         return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     path = _path(source)
-    raw = path.read_bytes()
-    return _decode(_unzip(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PetoolError(f"cannot read {path}: {error.strerror or error}", "check its rights") from error
+    return _decode(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
 
 
 def _demo_rows(source: str) -> list[Any]:
     _, _, rest = source.partition(":")
     split, _, count = rest.partition(":")
-    if split not in ("train", "test") or not count.isdigit() or not int(count):
+    if split not in ("train", "test") or not (count.isascii() and count.isdigit()) or not 0 < int(count[:9]) < 10**6:
         raise PetoolError(f"unknown demo data: {source}", "write demo:train:COUNT or demo:test:COUNT")
     return generate(split, int(count))
 
 
 def _hub_file(source: str) -> Path:
     parts = source.removeprefix("hub:").split("/", 2)
-    if len(parts) != 3:
-        raise PetoolError(f"unknown hub file: {source}", "write hub:OWNER/NAME/FILE")
-    return fetch("/".join(parts[:2]), [parts[2]])[0].path
+    if len(parts) < 2 or not all(parts):
+        raise PetoolError(f"unknown hub file: {source}", "write hub:OWNER/NAME or hub:OWNER/NAME/FILE")
+    repo = "/".join(parts[:2])
+    if len(parts) == 3:
+        return fetch(repo, [parts[2]])[0].path
+    names = data_files(repo)
+    if len(names) != 1:
+        held = ", ".join(names[:12]) or "no .json or .jsonl file"
+        raise PetoolError(f"{source} does not say which file", f"write hub:{repo}/FILE; it holds {held}")
+    return fetch(repo, names)[0].path
 
 
-def _unzip(raw: bytes, path: Path) -> bytes:
+def _unpacked(raw: bytes, path: Path) -> bytes:
+    """The bytes of a file that may be zipped or gzipped, both known by their content."""
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+                found = file.read(max(_UNPACKED, _RATIO * len(raw)) + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise PetoolError(f"cannot unpack {path}: {error}", "get the file again") from error
+        _check_size(len(raw), len(found), path)
+        return found
     if not zipfile.is_zipfile(io.BytesIO(raw)):
         return raw
-    with _opened(raw, path) as archive:
-        names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
-        if len(names) != 1:
-            raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
-        facts = archive.getinfo(names[0])
-        if facts.file_size > _UNPACKED and facts.file_size > _RATIO * facts.compress_size:
-            raise PetoolError(
-                f"{path} unpacks {facts.compress_size:,} bytes to {facts.file_size:,}", "no text packs that well"
-            )
-        try:
-            return archive.read(names[0])
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
-            raise PetoolError(f"cannot unpack {path}: {error}", "get the file again") from error
-
-
-def _opened(raw: bytes, path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(io.BytesIO(raw))
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
+            if len(names) != 1:
+                raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
+            facts = archive.getinfo(names[0])
+            _check_size(facts.compress_size, facts.file_size, path)
+            return archive.read(names[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
         raise PetoolError(f"cannot unpack {path}: {error}", "get the file again") from error
 
 
+def _check_size(packed: int, unpacked: int, path: Path) -> None:
+    if unpacked > _UNPACKED and unpacked > _RATIO * packed:
+        raise PetoolError(f"{path} unpacks {packed:,} bytes to {unpacked:,}", "no text packs that well")
+
+
 def _decode(raw: bytes, source: str) -> list[Any]:
+    text = decode_text(raw, source)
+    if not text.strip():
+        return []
+    lines = text.lstrip().startswith("{") and "\n" in text.strip()
     try:
-        text = raw.decode("utf-8")
-        value = json.loads(text) if text.strip() else []
-    except UnicodeDecodeError as error:
-        raise PetoolError(f"{source} is not UTF-8 text (byte {error.start})", f"give {FORMS}") from error
-    except RecursionError as error:
-        raise PetoolError(f"{source} is nested too deep", f"give {FORMS}") from error
-    except ValueError as error:
-        rows = _json_lines(text, source) if text.lstrip().startswith("{") else None
-        if rows is None:
-            raise PetoolError(f"{source} is not JSON: {error}", f"give {FORMS}") from error
-        return rows
-    if isinstance(value, dict) and ("query" in value or "input" in value):
+        value = parse_json(text, source)
+    except PetoolError:
+        if not lines:
+            raise
+        return parse_json_lines(text, source)
+    if isinstance(value, dict) and (openai.is_row(value) or petoolbench.is_row(value) or "query" in value):
         return [value]  # a .jsonl file of one line
     if not isinstance(value, list):
-        raise PetoolError(f"{source} is not a list of entries", "expected a JSON list of objects")
+        raise PetoolError(f"{source} is not a list of entries", f"expected {KNOWN}")
     return value
-
-
-def _json_lines(text: str, source: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise PetoolError(f"{source}, line {number}: not JSON ({error})", f"give {FORMS}") from error
-    return rows

@@ -5,11 +5,11 @@ sides, so whole groups of related entries are dealt out instead, and `leaks` say
 """
 
 import random
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from petool_lite.data.entries import Entry
+from petool_lite.data.answers import function_words
+from petool_lite.data.entries import Call, Entry
 from petool_lite.errors import USAGE, PetoolError
 
 _EXAMPLES = 3
@@ -28,7 +28,7 @@ class Leaks:
     """What training and test share: functions, tools that are a right answer in both, and identical queries."""
 
     functions: Shared
-    gold_tools: Shared
+    right_tools: Shared
     queries: Shared
 
     def __bool__(self) -> bool:
@@ -36,24 +36,11 @@ class Leaks:
         return bool(self.functions.count or self.gold_tools.count or self.queries.count)
 
 
-def api_words(tool_name: str) -> frozenset[str]:
-    """The words of the last part of a tool name, camel case cut; that part itself where it has no word."""
-    api = tool_name.split(">.<")[-1].rstrip(">")
-    words = re.findall(r"[a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", api).lower())
-    return frozenset(words or [api])
-
-
-def function_words(tool_name: str) -> str:
-    """Category and words of the api: stands for the function where a file does not number its functions."""
-    category = tool_name.split(">.<")[0].lstrip("<")
-    return f"{category}: {' '.join(sorted(api_words(tool_name)))}"
-
-
 def function_groups(entries: Sequence[Entry]) -> list[int]:
     """A group number for each entry; entries tied by any chain of ties have the same number, counted from 0.
 
     Tied are entries with the same function, the same right tool or the same query (apart from space and case). An
-    entry without a function is tied to every entry whose right tool has its category and its api words.
+    entry without a function is tied to every entry whose right tool has its function words.
     """
     keys = _function_keys(entries, entries)
     parent = list(range(len(entries)))
@@ -66,7 +53,7 @@ def function_groups(entries: Sequence[Entry]) -> list[int]:
         return index
 
     for index, entry in enumerate(entries):
-        for key in (*keys[index], *_gold_keys(entry), f"query {_plain(entry.query)}"):
+        for key in (*keys[index], *(f"tool {name}" for name in _called(entry)), f"query {_plain(entry.query)}"):
             parent[root(index)] = root(first.setdefault(key, index))
     numbers: dict[int, int] = {}
     return [numbers.setdefault(root(index), len(numbers)) for index in range(len(entries))]
@@ -99,7 +86,7 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
 def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> Leaks:
     """What `test` shares with `train`.
 
-    A function without a number is compared by category and api words, queries apart from space and case.
+    A function without a number is compared by its function words, queries apart from space and case.
     """
     both = [*train, *test]
     train_keys = {key for keys in _function_keys(train, both) for key in keys}
@@ -107,35 +94,34 @@ def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> Leaks:
     train_queries = {_plain(entry.query) for entry in train}
     return Leaks(
         functions=_shared(train_keys & test_keys),
-        gold_tools=_shared(_gold_tools(train) & _gold_tools(test)),
+        right_tools=_shared(_called_tools(train) & _called_tools(test)),
         queries=_shared({entry.query for entry in test if _plain(entry.query) in train_queries}),
     )
 
 
 def _function_keys(entries: Sequence[Entry], scope: Sequence[Entry]) -> list[list[str]]:
     """The functions of each entry; words count only where some entry of `scope` has nothing but words."""
-    loose = {words for entry in scope if entry.function is None for words in _gold_words(entry)}
+    loose = {words for entry in scope if entry.function is None for words in _called_words(entry)}
     return [
         [
             *([] if entry.function is None else [f"function {entry.function}"]),
-            *(words for words in _gold_words(entry) if words in loose),
+            *(words for words in _called_words(entry) if words in loose),
         ]
         for entry in entries
     ]
 
 
-def _gold_words(entry: Entry) -> Iterator[str]:
-    if entry.gold is not None:
-        yield function_words(entry.gold.tool_name)
+def _called(entry: Entry) -> Iterator[str]:
+    if isinstance(entry.answer, Call):
+        yield entry.answer.name
 
 
-def _gold_keys(entry: Entry) -> Iterator[str]:
-    if entry.gold is not None:
-        yield f"tool {entry.gold.tool_name}"
+def _called_words(entry: Entry) -> Iterator[str]:
+    return map(function_words, _called(entry))
 
 
-def _gold_tools(entries: Sequence[Entry]) -> set[str]:
-    return {entry.gold.tool_name for entry in entries if entry.gold is not None}
+def _called_tools(entries: Sequence[Entry]) -> set[str]:
+    return {name for entry in entries for name in _called(entry)}
 
 
 def _plain(query: str) -> str:

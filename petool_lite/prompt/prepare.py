@@ -6,7 +6,7 @@ data's bytes, tokenizer, template, layout and the code that renders.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -14,24 +14,20 @@ from typing import Any
 
 from petool_lite.console import Report, silent
 from petool_lite.data.answers import with_rejected
-from petool_lite.data.entries import PROMPT_FIELD, Entry
+from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset, load_dataset, raw_rows, source_sha256
+from petool_lite.data.petoolbench import PROMPT_FIELD, settings_of
 from petool_lite.errors import PetoolError
 from petool_lite.models import Base, cache_root, file_sha256
-from petool_lite.prompt.compact import shortened
-from petool_lite.prompt.render import Chat, Example, Layout, examples, spread
+from petool_lite.prompt.render import Chat, Example, Layout, cut_descriptions, examples, spread
 from petool_lite.recipe import ALL, DataSettings, Recipe
 from petool_lite.runs import draft, write_json
 
 # The code that decides token ids: a change to any of these files makes cached rows stale.
 _RENDERERS = (
-    "prompt/prepare.py",
-    "prompt/render.py",
-    "prompt/template.py",
-    "prompt/compact.py",
-    "data/entries.py",
-    "data/splits.py",
-    "data/answers.py",
+    *("prompt/prepare.py", "prompt/render.py", "prompt/template.py", "prompt/petool.jinja"),
+    *("data/entries.py", "data/fields.py", "data/openai.py", "data/petoolbench.py", "data/schema.py"),
+    *("data/files.py", "data/splits.py", "data/answers.py", "text.py"),
 )
 _CHUNK = 512  # rows in memory at once
 
@@ -85,62 +81,61 @@ def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def load_learned(data: DataSettings, source: str, skip_bad: bool = False) -> tuple[Dataset, tuple[str, ...]]:
-    """The entries of `source`, and the settings that the recipe learns from them: its own, or with "all" each that the
-    entries have a prompt for.
+def load_learned(data: DataSettings, source: str) -> tuple[Dataset, ...]:
+    """The entries of `source` in each setting that the recipe learns: its own, or with "all" each that they have.
 
     Raises PetoolError for an entry that lacks one of them (with `skip_bad` it is left out), and where "all" finds but
     one: a training row does not say which setting its prompt is of.
     """
     if data.setting != ALL:
-        return load_dataset(source, data.setting, skip_bad=skip_bad), (data.setting,)
-    rows = [row for row in raw_rows(source) if isinstance(row, Mapping)]
-    settings = tuple(name for name, field in PROMPT_FIELD.items() if any(field in row for row in rows))
+        return (load_dataset(source, data.setting, skip_bad=data.skip_bad),)
+    settings = tuple(dict.fromkeys(name for row in raw_rows(source) for name in settings_of(row)))
     if len(settings) < 2:
         raise PetoolError(
             f"{source} does not hold the prompts of several settings, which data.setting = all learns from",
             f"entries with {', '.join(PROMPT_FIELD.values())}, or --set data.setting=rating",
         )
-    dataset = load_dataset(source, settings[0], skip_bad=skip_bad)
-    lacking = [
-        f"{source}: entry {entry.id} has no prompt for the setting {setting}, others have one"
-        for entry in dataset.entries
-        for setting in settings
-        if setting not in entry.prompts
-    ]
-    if lacking and not skip_bad:
-        raise PetoolError(lacking[0], "data.skip_bad = true leaves such entries out")
-    whole = tuple(entry for entry in dataset.entries if all(setting in entry.prompts for setting in settings))
-    return replace(dataset, entries=whole, bad=(*dataset.bad, *lacking)), settings
+    return tuple(load_dataset(source, setting, skip_bad=data.skip_bad) for setting in settings)
 
 
 def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     data = recipe.data
     report("reading the training data", 0, 0, "")
-    dataset, settings = load_learned(data, data.train, data.skip_bad)
-    counts = Counts(entries=len(dataset.entries), bad=len(dataset.bad))
-    parts = (_part(recipe, dataset, setting, counts) for setting in settings)
+    sets = load_learned(data, data.train)
+    counts = Counts(entries=len(sets[0].entries), bad=sum(len(dataset.bad) for dataset in sets))
+    layout = Layout(data.style, recipe.model.max_tokens, data.overlength)
     pairs = recipe.train.objective == "dpo"
-    _write_rows(folder / "rows.arrow", parts, chat, counts, report, pairs)
+    parts = (_part(recipe, dataset, counts) for dataset in sets)
+    _write_rows(folder / "rows.arrow", parts, chat, layout, counts, report, pairs)
     if not counts.given:
         raise PetoolError(
             f"{data.train} gives no pair of a right and a wrong answer",
             "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
         )
     unpaired = {"without_pair": counts.rows - counts.given} if pairs else {}
-    write_json(folder / "summary.json", {"summary": counts.summary() | unpaired, "left_out": counts.left_out})
+    summary = counts.summary() | unpaired | _wording(sets, data.style)
+    write_json(folder / "summary.json", {"summary": summary, "left_out": counts.left_out})
 
 
-def _part(recipe: Recipe, dataset: Dataset, setting: str, counts: "Counts") -> tuple[Layout, list[Entry]]:
+def _part(recipe: Recipe, dataset: Dataset, counts: "Counts") -> list[Entry]:
     """The rows of one setting. Where the recipe learns all settings, ids tell which."""
-    data, rows = recipe.data, list(dataset.entries)
+    rows = list(dataset.entries)
     counts.rows += len(rows)
     if recipe.train.objective == "dpo":
-        rows = with_rejected(rows, setting, recipe.train.seed)
+        rows = with_rejected(rows, recipe.train.seed)
     counts.given += len(rows)
-    if data.setting == ALL:
-        rows = [replace(row, id=f"{setting}:{row.id}") for row in rows]
-    return Layout(setting, data.style, recipe.model.max_tokens, data.overlength), rows
+    return [replace(row, id=f"{row.setting}:{row.id}") for row in rows] if recipe.data.setting == ALL else rows
+
+
+def _wording(sets: Sequence[Dataset], style: str) -> dict[str, Any]:
+    """The published prompt's text around its arrays, by setting, for calls that do not come with it."""
+    found = {
+        entry.setting: [entry.published.head, entry.published.middle, entry.published.tail]
+        for dataset in sets
+        for entry in dataset.entries[:1]
+        if style == "published" and entry.published is not None
+    }
+    return {"wording": found} if found else {}
 
 
 class Counts:
@@ -161,8 +156,8 @@ class Counts:
         self.lengths.append(len(row.ids))
         self.loss_tokens += len(row.ids) - row.answer_start
         self.trimmed += row.history_dropped > 0
-        if layout.style == "compact":
-            self.shortened += shortened(entry.prompt(layout.setting)) > 0
+        if layout.style == "petool":
+            self.shortened += cut_descriptions(entry) > 0
 
     def summary(self) -> dict[str, Any]:
         """The table that is shown before training."""
@@ -182,8 +177,9 @@ class Counts:
 
 def _write_rows(
     path: Path,
-    parts: Iterable[tuple[Layout, Sequence[Entry]]],
+    parts: Iterable[Sequence[Entry]],
     chat: Chat,
+    layout: Layout,
     counts: Counts,
     report: Report,
     pairs: bool,
@@ -201,7 +197,7 @@ def _write_rows(
         columns.append(("rejected_ids", pa.list_(pa.int32())))
     schema = pa.schema(columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for chunk in chain.from_iterable(_chunks(chat, *part, counts, report, pairs) for part in parts):
+        for chunk in chain.from_iterable(_chunks(chat, layout, part, counts, report, pairs) for part in parts):
             values: dict[str, list[Any]] = {
                 "entry_id": [row.entry_id for row in chunk],
                 "input_ids": [row.ids for row in chunk],

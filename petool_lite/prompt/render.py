@@ -7,22 +7,28 @@ the loss mask is a position, never a search for marker text, and inference sees 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import Entry, Interaction, Prompt, provider
+from petool_lite.data.entries import Answer, Call, Entry, Tool, properties, providers
+from petool_lite.data.openai import entry_messages, tool_json
+from petool_lite.data.petoolbench import prompt_of, published_call
 from petool_lite.errors import PetoolError
-from petool_lite.prompt.compact import compact_prompt, related_history
 from petool_lite.prompt.template import render_template
 
 # Llama-3.x templates print today's date unless told otherwise; a fixed one keeps prompts the same every day.
 _DATE = "26 Jul 2024"
 OVERLENGTH = ("trim-history", "drop", "error")
-STYLES = ("published", "compact")
+STYLES = ("published", "petool")
 # Counts up when a style's ids change (a golden test tells): a model knows only the layout that it was trained on.
-LAYOUTS = {"published": 1, "compact": 4}
+LAYOUTS = {"published": 1, "petool": 1}
+CALL_START, CALL_END = "<tool_call>\n", "\n</tool_call>"  # around a call, as Hermes writes it
+_BOUNDARY = "{#- petool-lite: the base's own template #}"
+_LONGEST = 400  # characters of a description in petool.jinja
 _BATCH = 128  # rows tokenized together
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,64}\|>")  # how chat models write their control tokens
 
@@ -68,8 +74,8 @@ def chat_from_directory(directory: Path) -> Chat:
 
     config = json.loads((directory / "tokenizer_config.json").read_text())
     template_file = directory / "chat_template.jinja"
-    template = template_file.read_text() if template_file.is_file() else config.get("chat_template")
-    if not isinstance(template, str):
+    template = template_file.read_text() if template_file.is_file() else _default_template(config.get("chat_template"))
+    if template is None:
         raise PetoolError(f"no chat template in {directory}", "petool-lite needs an instruct model")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     eos = _token_text(config.get("eos_token"))
@@ -88,17 +94,24 @@ def chat_from_directory(directory: Path) -> Chat:
     )
 
 
+def _default_template(value: Any) -> str | None:
+    """A model's template; of a list of named ones the default, or else that for tools."""
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default") or named.get("tool_use")
+    return value if isinstance(value, str) else None
+
+
 def recorded_style(style: str | None, layout: object) -> str | None:
     """The prompt style that a model names, None for none, after checking that it learned today's layout of it.
 
     Models from before layouts were counted record none; only the published style is still the same as then. Raises
-    PetoolError for another layout.
+    PetoolError for another style or layout.
     """
-    wanted = LAYOUTS.get(style or "")
-    if wanted is None or str(layout) == str(wanted) or (layout is None and wanted == 1):
-        return style
+    if not style or (style == "published" and layout is None) or str(LAYOUTS.get(style)) == str(layout):
+        return style or None
     raise PetoolError(
-        f"the model learned layout {layout or 'unknown'} of the {style} prompt, this version writes layout {wanted}",
+        f"the model learned layout {layout or 'unknown'} of the {style} prompt, which this version does not write",
         "train it again, or run it with the version of petool-lite that made it",
     )
 
@@ -113,23 +126,65 @@ def spread(lengths: Sequence[int]) -> dict[str, int]:
     return {"median": ordered[len(ordered) // 2], "p95": ordered[int(len(ordered) * 0.95)], "max": ordered[-1]}
 
 
-def _inert(text: str, chat: Chat) -> str:
-    """`text` with control tokens that somebody wrote into it broken up, so that they are read as text.
+@dataclass(frozen=True)
+class Layout:
+    """What decides a prompt beside the entry: the prompt style, the room there is, and what gives way."""
 
-    A query or a tool's description could otherwise end its own message and begin another one. A word joiner (U+2060)
-    behind the first character does it for every tokenizer; text without such tokens stays as it is.
+    style: str
+    max_tokens: int
+    overlength: str = "trim-history"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt's token ids; the first `shared` of them are the same for every query of this user with these tools.
+
+    `history_dropped` earlier calls were left out so that it fits.
     """
-    for token in {chat.bos_token, chat.eos_token, *_CONTROL.findall(text)} - {""}:
-        text = text.replace(token, f"{token[0]}\u2060{token[1:]}")
-    return text
+
+    ids: list[int]
+    shared: int
+    history_dropped: int = 0
 
 
-def render(chat: Chat, messages: Sequence[dict[str, str]]) -> str:
-    """The text up to where the answer starts, by the model's own template; control tokens in messages become text."""
+def petool_template(base: str) -> str:
+    """The template of the petool style around a base's own; it goes into the GGUF file. The same for its own result."""
+    return _petool() + base.rpartition(_BOUNDARY)[2]
+
+
+@lru_cache(maxsize=1)
+def _petool() -> str:
+    return resources.files("petool_lite.prompt").joinpath("petool.jinja").read_text(encoding="utf-8").rstrip("\n")
+
+
+def cut_descriptions(entry: Entry) -> int:
+    """How many descriptions of an entry's tools and parameters the petool prompt cuts, each marked with "..."."""
+    inner = [
+        item.get("description") for tool in entry.tools for item in properties(tool).values() if isinstance(item, dict)
+    ]
+    texts = [*(tool.description for tool in entry.tools), *(text for text in inner if isinstance(text, str))]
+    return sum(len(text.strip()) > _LONGEST for text in texts)
+
+
+def answer_text(answer: Answer, style: str) -> str:
+    """What the model is to write: a call in the style's form, or the text of an answer without one."""
+    if not isinstance(answer, Call):
+        return answer
+    if style == "published":
+        return json.dumps(published_call(answer), ensure_ascii=False)
+    return f"{CALL_START}{answer.to_json()}{CALL_END}"
+
+
+def render_messages(chat: Chat, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()) -> str:
+    """The text up to where the answer starts, by the petool template where there are tools, else by the model's own.
+
+    Control tokens that somebody wrote into messages or tools become text.
+    """
     return render_template(
-        chat.template,
+        petool_template(chat.template) if tools else chat.template,
         lambda form: _DATE,
-        messages=[{**message, "content": _inert(message["content"], chat)} for message in messages],
+        messages=[_inert(message, chat) for message in messages],
+        tools=[_inert(tool_json(tool), chat) for tool in tools] or None,
         bos_token=chat.bos_token,
         eos_token=chat.eos_token,
         add_generation_prompt=True,
@@ -137,43 +192,74 @@ def render(chat: Chat, messages: Sequence[dict[str, str]]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What decides a prompt's text beside the entry: the setting, the prompt style and the room there is."""
+def _inert(value: Any, chat: Chat) -> Any:
+    """A JSON value for a template: control tokens that somebody wrote into it are broken up, so that they are text.
 
-    setting: str
-    style: str
-    max_tokens: int
-    overlength: str = "trim-history"
-
-
-def _history(entry: Entry, layout: Layout) -> tuple[Interaction, ...]:
-    """The interactions that the prompt style shows."""
-    prompt = entry.prompt(layout.setting)
-    return related_history(prompt) if layout.style == "compact" else prompt.history
-
-
-def prompt_text(chat: Chat, entry: Entry, layout: Layout, kept: Sequence[Interaction] | None = None) -> str:
-    """The rendered chat up to where the answer starts; `kept` replaces the history where some had to go."""
-    prompt = entry.prompt(layout.setting)
-    if layout.style == "compact":
-        system = compact_prompt(prompt, layout.setting, kept)
-    else:
-        system = prompt.text if kept is None else prompt.with_history(kept).text
-    return render(chat, [{"role": "system", "content": system}, {"role": "user", "content": entry.query}])
+    A query or a tool's description could otherwise end its own message and begin another one. A word joiner (U+2060)
+    behind the first character does it for every tokenizer; text without such tokens stays as it is. Numbers get six
+    decimals, as many as llama.cpp's templates write.
+    """
+    if isinstance(value, str):
+        for token in {chat.bos_token, chat.eos_token, *_CONTROL.findall(value)} - {""}:
+            value = value.replace(token, f"{token[0]}\u2060{token[1:]}")
+        return value
+    if isinstance(value, Mapping):
+        return {_inert(key, chat): _inert(item, chat) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_inert(item, chat) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
-def _drop_order(prompt: Prompt, history: Sequence[Interaction]) -> list[Interaction]:
-    """History in the order in which it may go: calls of providers that are no candidate first, the oldest first."""
-    candidates = {provider(tool.name) for tool in prompt.tools}
-    return sorted(history, key=lambda item: provider(item.call.tool_name) in candidates)
+def prompt_text(chat: Chat, entry: Entry, layout: Layout) -> str:
+    """The rendered chat up to where the answer starts."""
+    if layout.style == "petool":
+        return render_messages(chat, entry_messages(entry), entry.tools)
+    if entry.published is None:
+        raise PetoolError(
+            f"entry {entry.id} has no published prompt", "only PEToolBench's have one: set data.style = petool"
+        )
+    system = {"role": "system", "content": prompt_of(entry.published)}
+    return render_messages(chat, [system, {"role": "user", "content": entry.query}])
 
 
-def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int) -> tuple[list[int], int] | None:
+def _shared(chat: Chat, entry: Entry, text: str, ids: Sequence[int]) -> int:
+    """How many ids come before the query, wherever a token may span its start."""
+    start = text.rfind(str(_inert(entry.query, chat))) if entry.query else -1
+    return common_length(chat.encode(text[:start]), ids) if start > 0 else 0
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences share from their start."""
+    return next((index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+                min(len(one), len(other)))  # fmt: skip
+
+
+def _drop_order(entry: Entry, style: str) -> list[int]:
+    """Earlier calls in the order in which they may go, as indices, the oldest first.
+
+    The petool prompt shows calls of the candidates' providers only, the published one all: there others go first.
+    """
+    known = providers(entry)
+    offered = {known[tool.name] for tool in entry.tools}
+    bearing = [index for index, item in enumerate(entry.history) if known[item.call.name] in offered]
+    others = [index for index in range(len(entry.history)) if index not in set(bearing)]
+    return bearing if style == "petool" else others + bearing
+
+
+def without_history(entry: Entry, gone: Collection[int]) -> Entry:
+    """The entry without the earlier calls at these indices."""
+    kept = [index for index in range(len(entry.history)) if index not in gone]
+    pieces = entry.published
+    if pieces is not None:
+        pieces = replace(pieces, history=tuple(pieces.history[index] for index in kept))
+    return replace(entry, history=tuple(entry.history[index] for index in kept), published=pieces)
+
+
+def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int) -> tuple[list[int], Entry] | None:
     """Apply the policy for long rows to a prompt's `ids`; see `prompt_ids`."""
     room = layout.max_tokens - reserve
     if len(ids) <= room:
-        return ids, 0
+        return ids, entry
     if layout.overlength == "drop":
         return None
     if layout.overlength == "error":
@@ -181,49 +267,62 @@ def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int)
             f"entry {entry.id} has {len(ids) + reserve} tokens, more than {layout.max_tokens}",
             'raise model.max_tokens, or set data.overlength = "trim-history"',
         )
-    history = _history(entry, layout)
-    order = _drop_order(entry.prompt(layout.setting), history)
+    order = _drop_order(entry, layout.style)
     low, high, best = 1, len(order), None
-    while low <= high:  # the fewest items to drop so that the rest fits
+    while low <= high:  # the fewest earlier calls to drop so that the rest fits
         count = (low + high) // 2
-        gone = {id(item) for item in order[:count]}
-        ids = chat.encode(prompt_text(chat, entry, layout, [item for item in history if id(item) not in gone]))
+        shorter = without_history(entry, set(order[:count]))
+        ids = chat.encode(prompt_text(chat, shorter, layout))
         if len(ids) <= room:
-            best, high = (ids, count), count - 1
+            best, high = (ids, shorter), count - 1
         else:
             low = count + 1
     return best
 
 
-def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> tuple[list[int], int] | None:
-    """Ids of an entry's prompt, and how many history items were left out so that prompt + `reserve` fit.
+def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Rendered | None:
+    """An entry's prompt, rendered once, with as little history left out as lets prompt + `reserve` fit.
 
     None means that the entry is too long: under "drop" as it stands, under "trim-history" even without any history,
     since tools, query and answer are never cut. Callers count and name such entries. "error" raises PetoolError.
     """
-    return _fit(chat, entry, layout, chat.encode(prompt_text(chat, entry, layout)), reserve)
+    text = prompt_text(chat, entry, layout)
+    fitted = _fit(chat, entry, layout, chat.encode(text), reserve)
+    if fitted is None:
+        return None
+    ids, shown = fitted
+    text = text if shown is entry else prompt_text(chat, shown, layout)
+    return Rendered(ids, _shared(chat, entry, text, ids), len(entry.history) - len(shown.history))
 
 
 def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool = False) -> Iterator[Example | None]:
     """Training rows of at most `layout.max_tokens` ids, in order; None for an entry that is too long.
 
     With `pairs` each entry needs a `rejected` answer, and the prompt fits with either answer. Tokenizes in batches,
-    which uses every core. Raises PetoolError for an entry without a gold answer.
+    which uses every core. Raises PetoolError for an entry without an answer.
     """
     for start in range(0, len(entries), _BATCH):
         batch = entries[start : start + _BATCH]
         answers = []
         for entry in batch:
-            if entry.gold is None:
+            if entry.answer is None:
                 raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
-            answers.append(entry.gold.to_json())
+            answers.append(answer_text(entry.answer, layout.style))
         encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch] + answers)
-        wrong = chat.encode_batch([entry.rejected or "" for entry in batch]) if pairs else [[]] * len(batch)
+        wrong = chat.encode_batch([_rejected(entry, layout) for entry in batch]) if pairs else [[]] * len(batch)
         for entry, ids, answer, other in zip(batch, encoded, encoded[len(batch) :], wrong, strict=False):
             fitted = _fit(chat, entry, layout, ids, reserve=max(len(answer), len(other)) + 1)
+            if fitted is None:
+                yield None
+                continue
+            kept, shown = fitted
             rejected = (*other, chat.eos_id) if pairs else ()
-            row = fitted and [*fitted[0], *answer, chat.eos_id]
-            yield Example(entry.id, row, len(fitted[0]), fitted[1], rejected) if fitted and row else None
+            dropped = len(entry.history) - len(shown.history)
+            yield Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, rejected)
+
+
+def _rejected(entry: Entry, layout: Layout) -> str:
+    return "" if entry.rejected is None else answer_text(entry.rejected, layout.style)
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:

@@ -5,6 +5,7 @@ numbers cannot grow without end, and the memory that the process may take is lim
 """
 
 import contextlib
+import json
 import resource
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -71,6 +72,7 @@ def _compiled(template: str) -> Any:
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["counted"] = lambda items: _counted(items, environment)
+    environment.filters["tojson"] = _to_json
     del environment.globals["lipsum"]
     return environment, environment.from_string(template)
 
@@ -79,6 +81,11 @@ def _counted(items: Iterable[Any], environment: Any) -> Iterator[Any]:
     for item in items:
         environment.limits.step()
         yield item
+
+
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    """As transformers and llama.cpp do it: no escapes for HTML, which jinja's own filter writes."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ import json
 import re
 from dataclasses import replace
 
+from petool_lite.prompt.compact import compact_prompt, compact_query, related_history, shortened
+
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import parse_entry, provider
-from petool_lite.prompt.compact import compact_prompt, compact_query, related_history, shortened
 
 
 def made(**parameter):

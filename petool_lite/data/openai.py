@@ -1,0 +1,280 @@
+"""Conversations and tool lists as everybody writes them: OpenAI messages, MCP lists, Hermes, ShareGPT and xLAM lines.
+
+History is ordinary turns: user, assistant with the tool call, then a `tool` message. A content of `liked` or `disliked`
+there is the verdict, `used` says that the call was used and not rated. All other turns are the conversation so far.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from petool_lite.data import petoolbench
+from petool_lite.data.entries import DISLIKED, LIKED, USED, Answer, Call, Entry, Interaction, Tool
+from petool_lite.data.fields import Fault, arguments, call, get, json_text, kind_of, sound, text
+from petool_lite.data.schema import parameters_schema
+
+VERDICTS: dict[str, str | None] = {LIKED: LIKED, DISLIKED: DISLIKED, USED: None}
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_SPEAKERS = {
+    **{"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
+    **{"function_call": "call", "tool_call": "call"},
+    **{name: "tool" for name in ("observation", "tool", "tool_response", "function_response")},
+}
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
+
+
+def read_tools(value: Any, where: str = "tools") -> tuple[Tool, ...]:
+    """Tools from a list in OpenAI's, MCP's or PEToolBench's form, or from an MCP `tools/list` result. Raises Fault."""
+    if isinstance(value, str):
+        value = json_text(value, where, "a list of tools as JSON")
+    if isinstance(value, Mapping) and isinstance(value.get("result"), Mapping):
+        value, where = value["result"], f"{where}.result"
+    if isinstance(value, Mapping) and "tools" in value:
+        value, where = value["tools"], f"{where}.tools"
+    if not isinstance(value, list):
+        raise Fault(where, f"a list of tools, found {kind_of(value)}")
+    tools = tuple(_tool(item, f"{where}[{index}]") for index, item in enumerate(value))
+    seen: set[str] = set()
+    for index, tool in enumerate(tools):
+        if tool.name in seen:
+            raise Fault(f"{where}[{index}]", f"tools of different names, found {tool.name} again")
+        seen.add(tool.name)
+    return tools
+
+
+def _tool(value: Any, where: str) -> Tool:
+    if not isinstance(value, Mapping):
+        raise Fault(where, f"a tool, found {kind_of(value)}")
+    sound(value, where)
+    if "tool_name" in value:
+        return petoolbench.read_tool(value, where)
+    spot, inner = (f"{where}.function", value["function"]) if "function" in value else (where, value)
+    if not isinstance(inner, Mapping):
+        raise Fault(spot, f"an object with name and parameters, found {kind_of(inner)}")
+    name = get(inner, "name", str, spot, "the tool's name")
+    if not name.strip():
+        raise Fault(f"{spot}.name", "the tool's name, found an empty text")
+    key = next((key for key in ("parameters", "inputSchema", "input_schema") if key in inner), "parameters")
+    schema = inner.get(key)
+    if isinstance(schema, str):
+        schema = json_text(schema, f"{spot}.{key}", "a JSON Schema") if schema.strip() else None
+    if schema not in (None, []) and not isinstance(schema, Mapping):
+        raise Fault(f"{spot}.{key}", f"a JSON Schema of an object, found {kind_of(schema)}")
+    listed = schema.get("properties") if isinstance(schema, Mapping) else None
+    if listed not in (None, []) and not isinstance(listed, Mapping):
+        raise Fault(f"{spot}.{key}.properties", f"an object of schemas, found {kind_of(listed)}")
+    owner = inner.get("provider") or value.get("provider")
+    return Tool(
+        name, text(inner, "description", spot), parameters_schema(schema), owner if isinstance(owner, str) else ""
+    )
+
+
+def tool_json(tool: Tool) -> dict[str, Any]:
+    """A tool in OpenAI's form; `provider` is there where it was declared."""
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    return {"type": "function", "function": function | ({"provider": tool.provider} if tool.provider else {})}
+
+
+def entry_messages(entry: Entry) -> list[dict[str, Any]]:
+    """Everything before the answer as OpenAI messages: earlier calls with their verdicts, turns, the query."""
+    found: list[dict[str, Any]] = []
+    for number, item in enumerate(entry.history):
+        if item.query:
+            found.append({"role": "user", "content": item.query})
+        found.append(_call_message(item.call, f"h{number}"))
+        found.append({"role": "tool", "tool_call_id": f"h{number}", "content": item.verdict or USED})
+    found += [dict(turn) for turn in entry.turns]
+    return found + ([{"role": "user", "content": entry.query}] if entry.query or not entry.turns else [])
+
+
+def _call_message(made: Call, identity: str) -> dict[str, Any]:
+    function = {"name": made.name, "arguments": json.dumps(dict(made.arguments), ensure_ascii=False)}
+    return {"role": "assistant", "tool_calls": [{"id": identity, "type": "function", "function": function}]}
+
+
+def entry_line(entry: Entry) -> dict[str, Any]:
+    """An entry as an OpenAI fine-tuning line."""
+    messages = entry_messages(entry)
+    if isinstance(entry.answer, Call):
+        messages.append(_call_message(entry.answer, "answer"))
+    elif entry.answer is not None:
+        messages.append({"role": "assistant", "content": entry.answer})
+    return {"messages": messages, "tools": [tool_json(tool) for tool in entry.tools]}
+
+
+def conversation(messages: Sequence[Any], tools: Sequence[Tool], identity: str = "") -> Entry:
+    """The entry that messages ask for: the last one is the query where it is the user's. Raises Fault."""
+    plain = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    history, turns = _parted(plain)
+    query = turns.pop()["content"] if turns and turns[-1]["role"] == "user" else ""
+    return Entry(identity, query, tuple(tools), tuple(history), turns=tuple(turns))
+
+
+def _message(value: Any, where: str) -> dict[str, Any]:
+    """One message with its content as text and `function_call` as a call."""
+    role = get(value, "role", str, where, f"one of {', '.join(_ROLES)}")
+    if role not in _ROLES:
+        raise Fault(f"{where}.role", f"one of {', '.join(_ROLES)}, found {role}")
+    role = {"developer": "system", "function": "tool"}.get(role, role)
+    found: dict[str, Any] = {"role": role, "content": content_text(value.get("content"), f"{where}.content")}
+    calls = value.get("tool_calls")
+    if calls is None and value.get("function_call"):
+        calls = [{"function": value["function_call"]}]
+    if calls:
+        if not isinstance(calls, list):
+            raise Fault(f"{where}.tool_calls", f"a list of calls, found {kind_of(calls)}")
+        found["tool_calls"] = [_tool_call(item, f"{where}.tool_calls[{i}]") for i, item in enumerate(calls)]
+    if isinstance(value.get("tool_call_id"), str):
+        found["tool_call_id"] = value["tool_call_id"]
+    return found
+
+
+def _tool_call(value: Any, where: str) -> dict[str, Any]:
+    spot, inner = (f"{where}.function", value["function"]) if isinstance(value, Mapping) and "function" in value else (
+        where, value)  # fmt: skip
+    made = call(inner, spot)
+    identity = value.get("id") if isinstance(value.get("id"), str) else ""
+    function = {"name": made.name, "arguments": json.dumps(dict(made.arguments), ensure_ascii=False)}
+    return {"id": identity, "type": "function", "function": function}
+
+
+def content_text(value: Any, where: str) -> str:
+    """The text of a message's content: a text, null, or a list of text parts. Raises Fault for other parts."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return str(sound(value, where))
+    if not isinstance(value, list):
+        raise Fault(where, f"a text or a list of parts, found {kind_of(value)}")
+    texts = []
+    for index, part in enumerate(value):
+        spot = f"{where}[{index}]"
+        if isinstance(part, str):
+            texts.append(str(sound(part, spot)))
+            continue
+        kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
+        if kind not in ("text", "input_text", "output_text", "refusal"):
+            raise Fault(spot, f"a part of type text, found {kind}")
+        texts.append(str(sound(text(part, "refusal" if kind == "refusal" else "text", spot), spot)))
+    return "".join(texts)
+
+
+def _parted(messages: Sequence[dict[str, Any]]) -> tuple[list[Interaction], list[dict[str, Any]]]:
+    """Earlier calls with their verdicts, and the other messages. petool.jinja parts them in the same way."""
+    history: list[Interaction] = []
+    gone: set[int] = set()
+    asked, made, answered = -1, -1, 0
+    for index, message in enumerate(messages):
+        role = message["role"]
+        if role == "tool" and message["content"] in VERDICTS and made >= 0:
+            calls = messages[made]["tool_calls"]
+            named = [item for item in calls if item["id"] and item["id"] == message.get("tool_call_id")]
+            chosen = (named or calls[answered : answered + 1] or calls[-1:])[0]["function"]
+            query = messages[asked]["content"] if asked >= 0 else ""
+            done = Call(chosen["name"], arguments(chosen["arguments"], f"messages[{made}].tool_calls"))
+            history.append(Interaction(query, done, VERDICTS[message["content"]]))
+            gone |= {index, made, asked}
+            answered += 1
+        elif role == "assistant" and message.get("tool_calls"):
+            asked = index - 1 if index and messages[index - 1]["role"] == "user" else -1
+            made, answered = index, 0
+        else:
+            # a word of thanks for the verdict goes with it
+            if role == "assistant" and index - 1 in gone:
+                gone.add(index)
+            made = made if role == "tool" else -1
+    return history, [message for index, message in enumerate(messages) if index not in gone]
+
+
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a line of one of the forms read here."""
+    return any(key in row for key in ("messages", "conversations")) or {"query", "tools", "answers"} <= row.keys()
+
+
+def parse(row: Mapping[str, Any], identity: str) -> Entry:
+    """One line of any of the forms, with exactly one answer: a call or a text. Raises Fault."""
+    identity = str(sound(row.get("entry_id", row.get("id", identity)), "id"))
+    if "messages" in row:
+        messages, listed = get(row, "messages", list, "", "a list of messages"), row.get("tools", row.get("functions"))
+    elif "conversations" in row:
+        messages, listed = _spoken(row)
+    else:
+        messages = [{"role": "user", "content": get(row, "query", str, "", "a text")}, _answers(row["answers"])]
+        listed = row["tools"]
+    tools = read_tools([] if listed is None else listed)
+    if not messages:
+        raise Fault("messages", "a query and an answer, found none")
+    *before, last = messages
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        if "accept" in row:  # a test that lists what may be answered
+            return conversation(messages, tools, identity)
+        raise Fault(f"messages[{len(before)}]", "an assistant's answer at the end")
+    entry = conversation(before, tools, identity)
+    if not entry.query and not entry.turns:
+        raise Fault("messages", "a user's message before the answer")
+    return Entry(**{**vars(entry), "answer": _answer(_message(last, f"messages[{len(before)}]"), len(before))})
+
+
+def _answer(message: Mapping[str, Any], index: int) -> Answer:
+    calls = message.get("tool_calls") or []
+    if len(calls) > 1:
+        raise Fault(f"messages[{index}].tool_calls", f"one call, found {len(calls)}")
+    if calls:
+        made = calls[0]["function"]
+        return Call(made["name"], arguments(made["arguments"], f"messages[{index}].tool_calls[0].function.arguments"))
+    if not message["content"].strip():
+        raise Fault(f"messages[{index}]", "a call or a text, found neither")
+    return str(message["content"])
+
+
+def _answers(value: Any) -> dict[str, Any]:
+    found = json_text(value, "answers", "a list of calls as JSON") if isinstance(value, str) else value
+    if not isinstance(found, list):
+        raise Fault("answers", f"a list of calls, found {kind_of(found)}")
+    if not found:
+        raise Fault("answers", "one call, found none")
+    return {"role": "assistant", "tool_calls": [{"function": item} for item in found]}
+
+
+def _spoken(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+    """Messages and tools of a line in the form of Hermes or ShareGPT."""
+    turns = get(row, "conversations", list, "", "a list of turns")
+    listed: Any = row.get("tools")
+    messages: list[dict[str, Any]] = []
+    for index, turn in enumerate(turns):
+        where = f"conversations[{index}]"
+        who = turn.get("from", turn.get("role")) if isinstance(turn, Mapping) else None
+        if who not in _SPEAKERS:
+            raise Fault(f"{where}.from", f"one of {', '.join(_SPEAKERS)}, found {who}")
+        said = get(turn, "value" if "value" in turn else "content", str, where, "a text")
+        role = _SPEAKERS[who]
+        if role == "system" and (declared := _TOOLS.search(said)):
+            listed = listed or list(_values(declared[1], where))
+            continue
+        calls = list(_values(said, where)) if role == "call" else _tagged(said, where) if role == "assistant" else []
+        if calls:
+            messages.append(
+                {"role": "assistant", "content": None, "tool_calls": [{"function": made} for made in calls]}
+            )
+        else:
+            messages.append({"role": "assistant" if role == "call" else role, "content": said})
+    return messages, listed
+
+
+def _tagged(said: str, where: str) -> list[Any]:
+    return [value for block in _TAGGED.findall(said) for value in _values(block, where)]
+
+
+def _values(said: str, where: str) -> Iterator[Any]:
+    """JSON values one after the other, those of lists one by one. Raises Fault."""
+    decoder, position = json.JSONDecoder(), 0
+    while position < len(said.rstrip()):
+        while said[position] in " \t\r\n,":
+            position += 1
+        try:
+            value, position = decoder.raw_decode(said, position)
+        except (ValueError, RecursionError) as error:
+            raise Fault(where, f"JSON ({error})") from error
+        yield from value if isinstance(value, list) else [value]

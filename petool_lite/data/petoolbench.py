@@ -1,0 +1,283 @@
+"""PEToolBench's published forms: prompts with two JSON arrays in them, read into entries and written back.
+
+A prompt is kept as its own text, cut around the arrays. These are found by decoding, not by matching sentences, so a
+reworded prompt parses just as well, and joining the pieces gives back the text byte for byte. A published type such
+as STRING or NUMBER becomes JSON Schema; what the schema cannot say stays beside it under `x-published`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from petool_lite.data.entries import (
+    DISLIKED,
+    LIKED,
+    SETTINGS,
+    Answer,
+    Call,
+    Entry,
+    Interaction,
+    Published,
+    Tool,
+    properties,
+    required,
+)
+from petool_lite.data.fields import Fault, call, get, json_text, sound, text
+
+PROMPT_FIELD = {
+    "rating": "instruction_ratings",
+    "preferred": "instruction_preferred",
+    "chronological": "instruction_chronological",
+}
+_DECODER = json.JSONDecoder()
+_STRAY = 200  # brackets in a prompt that open no JSON array, before it is given up: each costs a reading of the rest
+_TYPES = {"STRING": "string", "NUMBER": "number", "BOOLEAN": "boolean", "OBJECT": "object", "ARRAY": "array"}
+_WORDS = {kind: word for word, kind in _TYPES.items()}
+_BESIDE = "x-published"  # what a published parameter says that its schema does not: {"type", "default"}
+
+
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a published test entry, training row or preference row."""
+    return ("instruction" in row and "input" in row) or any(field in row for field in PROMPT_FIELD.values())
+
+
+def settings_of(row: Any) -> tuple[str, ...]:
+    """The settings that a test entry has a prompt for."""
+    return tuple(name for name, field in PROMPT_FIELD.items() if isinstance(row, Mapping) and field in row)
+
+
+def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
+    """One published row in one setting; `identity` is its id where it has none. Raises Fault."""
+    if "input" in row:  # a training row (output) or a preference row (chosen)
+        prompt = get(row, "instruction", str, "", "the system prompt")
+        history, tools, pieces = _parse_prompt(sound(prompt, "instruction"), "instruction", setting)
+        return Entry(
+            id=str(row.get("entry_id", identity)),
+            query=sound(get(row, "input", str, "", "a text"), "input"),
+            tools=tools,
+            history=history,
+            answer=_output(row, "chosen" if "chosen" in row else "output"),
+            rejected=_rejected(row),
+            published=pieces,
+            setting=setting,
+        )
+    field = PROMPT_FIELD[setting]
+    prompt = sound(get(row, field, str, "", "the system prompt"), field)
+    history, tools, pieces = _parse_prompt(prompt, field, setting)
+    key = "api_call_ground_truth"
+    answer = call(row[key], key, "tool_name", "parameters") if key in row else None
+    function = row.get("func")
+    return Entry(
+        id=str(sound(row.get("entry_id", identity), "entry_id")),
+        query=sound(get(row, "query", str, "", "a text"), "query"),
+        tools=tools,
+        history=history,
+        answer=answer and Call(str(sound(answer.name, f"{key}.tool_name")), answer.arguments),
+        function=None if function is None else str(sound(function, "func")),
+        equal_tools=_equal_tools(row, tools, answer),
+        published=pieces,
+        setting=setting,
+    )
+
+
+def prompt_of(pieces: Published, history: Sequence[str] | None = None) -> str:
+    """The published prompt; `history` replaces the texts of its earlier calls where some had to go."""
+    calls = pieces.history if history is None else history
+    return f"{pieces.head}[{', '.join(calls)}]{pieces.middle}[{', '.join(pieces.tools)}]{pieces.tail}"
+
+
+def published_entry(entry: Entry, wording: Sequence[str], setting: str) -> Entry:
+    """Any entry with a published prompt of its own: `wording` is the text before, between and after the two arrays."""
+    head, middle, tail = wording
+    calls = [interaction_row(item, rated=setting == "rating") for item in entry.history]
+    tools = [published_tool(tool) for tool in entry.tools]
+    pieces = Published(head, tuple(map(_line, calls)), middle, tuple(map(_line, tools)), tail)
+    return Entry(**{**vars(entry), "published": pieces, "setting": setting})
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def published_call(answer: Answer | None) -> dict[str, Any] | None:
+    """A call in the form that the published scorers compare; None for an answer without a call."""
+    return {"tool_name": answer.name, "parameters": dict(answer.arguments)} if isinstance(answer, Call) else None
+
+
+def interaction_row(item: Interaction, rated: bool) -> dict[str, Any]:
+    """An earlier call in the published form; unrated use counts as liked where ratings are asked for."""
+    row = {"instruction": item.query, "tool_call": published_call(item.call)}
+    return row | ({"rating": int(item.verdict != DISLIKED)} if rated else {})
+
+
+def read_tool(value: Any, where: str) -> Tool:
+    """A tool in the published form. Raises Fault."""
+    needed = list(_parameters(value, "required_parameters", where))
+    both = needed + list(_parameters(value, "optional_parameters", where))
+    schemas: dict[str, Any] = {}
+    again = [(name, schema) for name, schema in both if schemas.setdefault(name, schema) is not schema]
+    return Tool(
+        name=str(sound(get(value, "tool_name", str, where, "a tool name"), f"{where}.tool_name")),
+        description=str(sound(text(value, "tool_description", where), f"{where}.tool_description")),
+        parameters={
+            "type": "object",
+            "properties": schemas,
+            "required": list(dict.fromkeys(name for name, _ in needed)),
+        }
+        | ({_BESIDE: again} if again else {}),
+    )
+
+
+def published_tool(tool: Tool) -> dict[str, Any]:
+    """A tool in the published form; for one that was read from it, what stood there."""
+    rows = {name: _published_parameter(name, schema) for name, schema in properties(tool).items()}
+    needed = required(tool)
+    return {
+        "tool_name": tool.name,
+        "tool_description": tool.description,
+        "required_parameters": [row for name, row in rows.items() if name in needed],
+        "optional_parameters": [row for name, row in rows.items() if name not in needed]
+        + [_published_parameter(*declared) for declared in tool.parameters.get(_BESIDE, ())],
+    }
+
+
+def _parameters(value: Any, key: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for index, row in enumerate(get(value, key, list, where, "a list of parameters")):
+        spot = f"{where}.{key}[{index}]"
+        name = get(row, "name", str, spot, "a parameter name")
+        yield name, _schema(sound(row, spot), spot)
+
+
+def _schema(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A published parameter as JSON Schema. A default declared as text becomes the value that a call would have."""
+    word = text(row, "type", where) or "STRING"
+    schema: dict[str, Any] = {"type": _TYPES.get(word.upper(), "string")}
+    about = text(row, "description", where)
+    if about:
+        schema["description"] = about
+    default = row.get("default", "")
+    if default not in ("", None):
+        schema["default"] = _value(default, schema["type"])
+    back = _published_parameter("", schema)
+    beside = {key: row[key] for key in ("type", "default") if key in row and _other(back[key], row[key])}
+    return schema | ({_BESIDE: beside} if beside else {})
+
+
+def _other(one: Any, other: Any) -> bool:
+    return type(one) is not type(other) or bool(one != other)
+
+
+def _value(default: Any, kind: str) -> Any:
+    """A default as a call writes it: the data declares those of numbers and booleans as text, too."""
+    if isinstance(default, str) and kind in ("number", "boolean"):
+        try:
+            value = json.loads(default.lower())
+        except (ValueError, RecursionError):
+            return default
+        return value if isinstance(value, bool | int | float) and value == value else default
+    return default
+
+
+def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
+    schema = schema if isinstance(schema, Mapping) else {}
+    kind, default = schema.get("type"), schema.get("default", "")
+    about = str(schema.get("description") or "")
+    if choices := schema.get("enum"):
+        about = f"{about} One of {json.dumps(choices, ensure_ascii=False)}.".strip()
+    told = kind in ("number", "boolean", "integer") and not isinstance(default, str)
+    row = {
+        "name": name,
+        "type": _WORDS.get(kind, "NUMBER" if kind == "integer" else "STRING") if isinstance(kind, str) else "STRING",
+        "description": about,
+        "default": json.dumps(default) if told else default,
+    }
+    return row | dict(schema.get(_BESIDE) or {})
+
+
+def _arrays(prompt: str) -> Iterator[tuple[int, int, list[Any]]]:
+    """Every outermost JSON array of objects (or empty array) in `prompt`: start, end, value."""
+    position, stray = prompt.find("["), 0
+    while position >= 0 and stray < _STRAY:
+        try:
+            value, end = _DECODER.raw_decode(prompt, position)
+        except (ValueError, RecursionError):
+            end, stray = position + 1, stray + 1
+        else:
+            if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+                yield position, end, value
+        position = prompt.find("[", end)
+
+
+def _item_texts(array: str) -> Iterator[str]:
+    """The texts of the items of a JSON array, as they stand in it."""
+    position = 1
+    while True:
+        while array[position] in " \t\r\n,":
+            position += 1
+        if array[position] == "]":
+            return
+        _, end = _DECODER.raw_decode(array, position)
+        yield array[position:end]
+        position = end
+
+
+def _parse_prompt(prompt: str, where: str, setting: str) -> tuple[tuple[Interaction, ...], tuple[Tool, ...], Published]:
+    calls: tuple[int, int, list[Any]] | None = None
+    tools: tuple[int, int, list[Any]] | None = None
+    for start, end, value in _arrays(prompt):
+        if value and all("required_parameters" in item for item in value):
+            tools = start, end, value
+            break
+        if calls is None and all("tool_call" in item for item in value):
+            calls = start, end, value
+    if calls is None:
+        raise Fault(where, "a JSON array of earlier calls before the tools")
+    if tools is None:
+        raise Fault(where, "a JSON array of tools after the earlier calls")
+    pieces = Published(
+        head=prompt[: calls[0]],
+        history=tuple(_item_texts(prompt[calls[0] : calls[1]])),
+        middle=prompt[calls[1] : tools[0]],
+        tools=tuple(_item_texts(prompt[tools[0] : tools[1]])),
+        tail=prompt[tools[1] :],
+    )
+    history = tuple(read_interaction(row, f"{where}.history[{index}]", setting) for index, row in enumerate(calls[2]))
+    return history, tuple(read_tool(row, f"{where}.tools[{index}]") for index, row in enumerate(tools[2])), pieces
+
+
+def read_interaction(row: Any, where: str, setting: str = SETTINGS[0]) -> Interaction:
+    """An earlier call in the published form; in the preferred setting each was liked. Raises Fault."""
+    made = call(get(row, "tool_call", dict, where, "an object"), f"{where}.tool_call", "tool_name", "parameters")
+    rating = get(row, "rating", int, where, "0 or 1") if "rating" in row else None
+    if rating not in (0, 1, None):
+        raise Fault(f"{where}.rating", f"0 or 1, found {rating}")
+    unrated = LIKED if setting == "preferred" else None
+    verdict = {1: LIKED, 0: DISLIKED, None: unrated}[rating]
+    return Interaction(get(row, "instruction", str, where, "a text"), made, verdict)
+
+
+def _output(row: Mapping[str, Any], key: str) -> Call:
+    value = json_text(get(row, key, str, "", "the answer, a JSON tool call"), key, "a JSON tool call")
+    return call(value, key, "tool_name", "parameters")
+
+
+def _rejected(row: Mapping[str, Any]) -> Answer | None:
+    if "rejected" not in row:
+        return None
+    wrong = str(sound(get(row, "rejected", str, "", "the wrong answer, a text"), "rejected")).strip()
+    try:
+        return call(json_text(wrong, "rejected", ""), "rejected", "tool_name", "parameters")
+    except Fault:
+        return wrong
+
+
+def _equal_tools(row: Mapping[str, Any], tools: Sequence[Tool], answer: Answer | None) -> tuple[str, ...] | None:
+    """The tools among `apis_same_func`; None where that extra field is absent or has another form."""
+    listed = row.get("apis_same_func")
+    if not isinstance(answer, Call) or not isinstance(listed, list):
+        return None
+    parts = ("category_name", "tool_name", "api_name")
+    if not all(isinstance(item, Mapping) and all(part in item for part in parts) for item in listed):
+        return None
+    same = {"<{category_name}>.<{tool_name}>.<{api_name}>".format_map(item) for item in listed} - {answer.name}
+    return tuple(tool.name for tool in tools if tool.name in same)

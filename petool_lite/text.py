@@ -1,0 +1,48 @@
+"""The one reader of text that users give: UTF-8 with or without a byte order mark, and JSON in it.
+
+Lines end at \\n alone: other separators, such as U+2028, may stand within a text.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from petool_lite.errors import PetoolError
+
+
+def decode_text(raw: bytes, name: str) -> str:
+    """The text of some bytes; raises PetoolError that says where they are not UTF-8."""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise PetoolError(f"{name} is UTF-16, not UTF-8 text", "save it as UTF-8")
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise PetoolError(f"{name} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+
+
+def read_text(path: Path, most: int = 1 << 31) -> str:
+    """The text of a file of at most `most` bytes; raises PetoolError for one that cannot be read."""
+    try:
+        if path.stat().st_size > most:
+            raise PetoolError(f"{path} has {path.stat().st_size:,} bytes, more than {most:,}", "give the right file")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PetoolError(f"cannot read {path}: {error.strerror or error}", "check the path and its rights") from error
+    return decode_text(raw, str(path))
+
+
+def parse_json(text: str, name: str) -> Any:
+    """The value of a JSON text; raises PetoolError."""
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except RecursionError as error:
+        raise PetoolError(f"{name} is nested too deep", "no tool needs that") from error
+    except ValueError as error:
+        raise PetoolError(f"{name} is not JSON: {error}", "check the place that it names") from error
+
+
+def parse_json_lines(text: str, name: str) -> list[Any]:
+    """The values of JSON Lines, blank lines left out; raises PetoolError with the line's number."""
+    return [
+        parse_json(line, f"{name}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()
+    ]
