@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 from petool_lite.data.entries import SETTINGS
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.prompt.render import OVERLENGTH, STYLES
+from petool_lite.text import read_text
 
 ALL = "all"  # data.setting: every setting that the entries hold; the rest of the program knows single ones only
 
@@ -44,13 +45,15 @@ class ModelSettings:
 class DataSettings:
     """What is learned from, and how it is laid out."""
 
-    train: str = _setting("demo:train:320", "training entries: a file, demo:train:COUNT or hub:OWNER/NAME/FILE")
+    train: str = _setting("demo:train:320", "training entries: a file, demo:train:COUNT or hub:OWNER/NAME[/FILE]")
     setting: str = _setting(
         "rating",
-        "what the history tells: rating, preferred or chronological; all: rows of each, so one model knows all three",
+        "PEToolBench: which prompt, rating, preferred or chronological; all: rows of each, so one model knows all three",
         (*SETTINGS, ALL),
     )
-    style: str = _setting("published", "prompt: published as it stands, or compact, petool-lite's own layout", STYLES)
+    style: str = _setting(
+        "petool", "prompt: petool, a chat template that goes into the GGUF, or published, PEToolBench's own", STYLES
+    )
     skip_bad: bool = _setting(False, "leave out broken entries and count them, instead of refusing the file")
     overlength: str = _setting("trim-history", "rows longer than max_tokens; answers are never cut", OVERLENGTH)
 
@@ -195,21 +198,12 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
 def _recipe_text(source: str) -> tuple[str, str]:
     path = Path(source).expanduser()
     if path.is_file():
-        return path.stem, _file_text(path)
+        return path.stem, read_text(path, _LONGEST)
     shipped = builtin_recipes()
     # "recipes/rating.toml" means the shipped one when no such file lies in the current folder
     if path.stem in shipped and str(path) in (path.stem, f"recipes/{path.stem}.toml"):
         return path.stem, shipped[path.stem]
     raise PetoolError(f"no such recipe: {source}", f"give a file, or one of: {', '.join(shipped)}")
-
-
-def _file_text(path: Path) -> str:
-    if path.stat().st_size > _LONGEST:
-        raise PetoolError(f"{path} has {path.stat().st_size:,} bytes; no recipe is that long", "give a recipe")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise PetoolError(f"cannot read {path}: {error}", "a recipe is a text file in UTF-8") from error
 
 
 def _flatten(table: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -1,16 +1,18 @@
-"""`petool-lite data`: fetch, look at, check and split PEToolBench files."""
+"""`petool-lite data`: fetch, look at, check, convert and split entries."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from petool_lite.data.entries import SETTINGS
+from petool_lite.data.entries import SETTINGS, Entry
 from petool_lite.errors import PetoolError
 
 as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")
 SETTING = click.Choice(SETTINGS)
-setting_option = click.option("--setting", type=SETTING, default="rating", show_default=True, help="Which prompt.")
+setting_option = click.option(
+    "--setting", type=SETTING, default="rating", show_default=True, help="PEToolBench: which prompt."
+)
 base_option = click.option(
     "--base", default="smollm2-135m", show_default=True, help="Whose tokenizer counts: a base model, as in recipes."
 )
@@ -25,25 +27,28 @@ skip_option = click.option(
 
 @click.group()
 def data() -> None:
-    """Fetch, look at, check and split PEToolBench files."""
+    """Fetch, look at, check, convert and split entries."""
 
 
 @data.command()
 @click.option("--repo", default="travisxu/PEToolBench", show_default=True, help="Dataset on the Hub.")
 @click.option("--file", "names", multiple=True, help="One of its files; can be repeated. All six if not given.")
-@click.option("--revision", default=None, help="A commit. If not given: the one that the first fetch found.")
-@click.option("--to", "folder", default=None, metavar="DIR", help="Where files go; the cache if not given.")
+@click.option("--revision", default=None, help="A commit, branch or tag; the newest commit if not given.")
 @as_json
-def fetch(repo: str, names: tuple[str, ...], revision: str | None, folder: str | None, as_json: bool) -> None:
-    """Download the published files once, pinned to a commit and checked by SHA-256."""
+def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool) -> None:
+    """Download data files into the Hub's cache, once, and print their paths.
+
+    PEToolBench's if no --repo is given. Public sets of tool calls that can be read, too:
+    Salesforce/xlam-function-calling-60k, Team-ACE/ToolACE, NousResearch/hermes-function-calling-v1.
+    """
     from dataclasses import asdict
 
     from petool_lite.console import print_json, progress
     from petool_lite.data import fetch as verb
 
     with progress() as report:
-        chosen = names or verb.FILES
-        files = verb.fetch(repo, chosen, revision, Path(folder) if folder else None, report)
+        chosen = names or (verb.FILES if repo == verb.REPO else tuple(verb.data_files(repo)))
+        files = verb.fetch(repo, chosen, revision, report)
     if as_json:
         print_json([asdict(file) | {"path": str(file.path)} for file in files])
         return
@@ -66,11 +71,11 @@ def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> 
     from petool_lite.prompt.render import chat_from_directory
 
     dataset = load_dataset(source, setting, skip_bad=not strict)
-    found = verb(dataset, setting, chat_from_directory(resolve_base(base).directory))
+    found = verb(dataset, chat_from_directory(resolve_base(base).directory))
     if as_json:
         print_json(found)
         return
-    print_facts(f"{source}, {setting}", found)
+    print_facts(source, found)
 
 
 @data.command()
@@ -89,16 +94,18 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     from petool_lite.console import print_json
     from petool_lite.data.answers import answer_faults
     from petool_lite.data.files import load_dataset
+    from petool_lite.data.inspect import named_by
     from petool_lite.data.splits import leaks
 
     sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name]
-    odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e, setting)]
+    odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e)]
     odd += [message for dataset in sets for message in dataset.bad]
     leaked = asdict(leaks(sets[0].entries, sets[1].entries)) if len(sets) == 2 else {}
     counts = [len(dataset.entries) for dataset in sets]
     total = sum(counts)
+    names = named_by(sets[0])
     if as_json:
-        print_json({"entries": counts, "faults": odd, "leaks": leaked})
+        print_json({"entries": counts, "faults": odd, "leaks": leaked, "providers": names})
     else:
         for line in [*odd, *_leak_lines(leaked)]:
             click.echo(line)
@@ -107,6 +114,7 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
         raise PetoolError(f"{trouble} problems in {total} entries", "they are listed on stdout")
     if not as_json:
         click.echo(f"{total} entries, no faults" + (", no leaks" if other else ""))
+        click.echo("providers of tools, by " + "; ".join(f"{form}: {count}" for form, count in names.items()))
 
 
 def _leak_lines(leaked: dict[str, Any]) -> list[str]:
@@ -139,6 +147,32 @@ def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json
 
 
 @data.command()
+@click.argument("source")
+@click.argument("target")
+@setting_option
+@skip_option
+@as_json
+def convert(source: str, target: str, setting: str, strict: bool, as_json: bool) -> None:
+    """Write the entries of SOURCE to TARGET as OpenAI fine-tuning lines (JSONL), whatever form they are in."""
+    from petool_lite.console import print_json, say
+    from petool_lite.data.files import load_dataset, write_rows
+    from petool_lite.data.openai import entry_line
+
+    path = Path(target)
+    if path.exists():
+        raise PetoolError(f"{path} exists already", "give another TARGET")
+    dataset = load_dataset(source, setting, skip_bad=not strict)
+    write_rows(path, [entry_line(entry) for entry in dataset.entries])
+    for message in dataset.bad:
+        say(f"left out: {message}")
+    if as_json:
+        print_json({"file": str(path), "entries": len(dataset.entries), "left_out": list(dataset.bad)})
+        return
+    say(f"{len(dataset.entries)} entries, {len(dataset.bad)} left out")
+    click.echo(path)
+
+
+@data.command()
 @click.argument("recipe")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; can be repeated.")
 @click.option(
@@ -149,26 +183,41 @@ def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json
 def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: bool, as_json: bool) -> None:
     """Show one training row of RECIPE as the model sees it; tokens that carry loss are coloured."""
     from petool_lite.console import print_columns, print_json, print_loss_mask
-    from petool_lite.data.files import load_dataset
     from petool_lite.data.inspect import preview as verb
-    from petool_lite.data.inspect import three_prompts
+    from petool_lite.data.inspect import prompts_of
     from petool_lite.models import resolve_base
     from petool_lite.prompt.render import Layout, chat_from_directory, example
     from petool_lite.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides)[1]
-    entries = load_dataset(chosen.data.train, chosen.data.one_setting, limit=number + 1).entries
-    if number >= len(entries):
-        raise PetoolError(f"{chosen.data.train} has {len(entries)} entries, --entry counts from 0")
     chat = chat_from_directory(resolve_base(chosen.model.base).directory)
     if settings_:
-        prompts = three_prompts(chat, entries[number], chosen.data.style)
+        prompts = prompts_of(chat, _each_setting(chosen.data.train, number), chosen.data.style)
         shown = {f"{name}, {tokens:,} tokens": text for name, (tokens, text) in prompts.items()}
         print_json(shown) if as_json else print_columns(shown)
         return
-    layout = Layout(chosen.data.one_setting, chosen.data.style, chosen.model.max_tokens, chosen.data.overlength)
-    row = example(chat, entries[number], layout)
+    entry = _numbered(chosen.data.train, chosen.data.one_setting, number)
+    row = example(chat, entry, Layout(chosen.data.style, chosen.model.max_tokens, chosen.data.overlength))
     if row is None:
-        raise PetoolError(f"entry {entries[number].id} is too long and would be left out", "raise model.max_tokens")
+        raise PetoolError(f"entry {entry.id} is too long and would be left out", "raise model.max_tokens")
     found = verb(chat, row)
     print_json(found) if as_json else print_loss_mask(found)
+
+
+def _numbered(source: str, setting: str, number: int) -> Entry:
+    from petool_lite.data.files import load_dataset
+
+    entries = load_dataset(source, setting).entries
+    if number >= len(entries):
+        raise PetoolError(f"{source} has {len(entries)} entries, --entry counts from 0")
+    return entries[number]
+
+
+def _each_setting(source: str, number: int) -> dict[str, Entry]:
+    """The entry in every setting that it has a prompt for."""
+    from petool_lite.data.files import raw_rows
+    from petool_lite.data.petoolbench import settings_of
+
+    rows = raw_rows(source)
+    names = settings_of(rows[number]) if number < len(rows) else ()
+    return {name: _numbered(source, name, number) for name in names or SETTINGS[:1]}

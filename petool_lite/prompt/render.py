@@ -159,10 +159,8 @@ def _petool() -> str:
 
 def cut_descriptions(entry: Entry) -> int:
     """How many descriptions of an entry's tools and parameters the petool prompt cuts, each marked with "..."."""
-    inner = [
-        item.get("description") for tool in entry.tools for item in properties(tool).values() if isinstance(item, dict)
-    ]
-    texts = [*(tool.description for tool in entry.tools), *(text for text in inner if isinstance(text, str))]
+    inner = [item for tool in entry.tools for item in properties(tool).values() if isinstance(item, Mapping)]
+    texts = [*(tool.description for tool in entry.tools), *(str(item.get("description") or "") for item in inner)]
     return sum(len(text.strip()) > _LONGEST for text in texts)
 
 

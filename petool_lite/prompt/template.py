@@ -42,6 +42,7 @@ def _compiled(template: str) -> Any:
     """The template and its environment; compiled once, since that takes as long as tokenizing a prompt."""
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError
+    from jinja2.runtime import Macro
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     if len(template) > _LONGEST:
@@ -66,7 +67,8 @@ def _compiled(template: str) -> Any:
 
         def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
             __self.limits.step()
-            if any(isinstance(item, int) and abs(item) > _REPEAT for item in (*args, *kwargs.values())):
+            numbers = () if isinstance(__obj, Macro) else (*args, *kwargs.values())
+            if any(isinstance(item, int) and abs(item) > _REPEAT for item in numbers):
                 raise SecurityError("a call with such a number")
             return super().call(__context, __obj, *args, **kwargs)
 
