@@ -48,7 +48,7 @@ class DataSettings:
     train: str = _setting("demo:train:320", "training entries: a file, demo:train:COUNT or hub:OWNER/NAME[/FILE]")
     setting: str = _setting(
         "rating",
-        "PEToolBench: which prompt, rating, preferred or chronological; all: rows of each, so one model knows all three",
+        "PEToolBench: which prompt, rating, preferred or chronological; all: rows of each, one model for all",
         (*SETTINGS, ALL),
     )
     style: str = _setting(
