@@ -1,0 +1,152 @@
+"""Published entries: nothing is lost on the way to JSON Schema and back, and what is wrong is named."""
+
+import copy
+import json
+import zipfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support_published import published_rows, training_row
+
+from petool_lite.data.entries import DISLIKED, LIKED, SETTINGS, Call
+from petool_lite.data.fields import Fault
+from petool_lite.data.files import load_dataset
+from petool_lite.data.petoolbench import (
+    PROMPT_FIELD,
+    interaction_row,
+    parse,
+    prompt_of,
+    published_call,
+    published_entry,
+    published_tool,
+    read_tool,
+)
+
+
+def test_every_published_entry_comes_back_byte_for_byte(open_entries) -> None:
+    with zipfile.ZipFile(open_entries) as archive:
+        rows = json.loads(archive.read(archive.namelist()[0]))
+    for setting in SETTINGS:
+        entries = load_dataset(str(open_entries), setting).entries
+        assert len(entries) == len(rows) == 753
+        for row, entry in zip(rows, entries, strict=True):
+            assert prompt_of(entry.published) == row[PROMPT_FIELD[setting]]
+            assert published_call(entry.answer) == row["api_call_ground_truth"]
+            for tool, text in zip(entry.tools, entry.published.tools, strict=True):
+                assert json.dumps(published_tool(tool)) == json.dumps(json.loads(text))
+            for item, text in zip(entry.history, entry.published.history, strict=True):
+                assert interaction_row(item, rated=setting == "rating") == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("declared", "schema"),
+    [
+        ({"type": "NUMBER", "default": "10"}, {"type": "number", "default": 10}),
+        ({"type": "NUMBER", "default": "10.0"}, {"type": "number", "default": 10.0}),
+        ({"type": "NUMBER", "default": 3}, {"type": "number", "default": 3}),
+        ({"type": "NUMBER", "default": "NaN"}, {"type": "number", "default": "NaN"}),
+        ({"type": "BOOLEAN", "default": "True"}, {"type": "boolean", "default": True}),
+        ({"type": "STRING", "default": "10"}, {"type": "string", "default": "10"}),
+        ({"type": "DATE (YYYY-MM-DD)", "default": "2024-01-01"}, {"type": "string", "default": "2024-01-01"}),
+        ({"type": "string", "default": ""}, {"type": "string"}),
+        ({"type": "NUMBER", "default": None}, {"type": "number"}),
+    ],
+)
+def test_a_published_type_is_json_schema_and_comes_back(declared, schema) -> None:
+    parameter = {"name": "x", "type": "", "description": "what it is", "default": ""} | declared
+    published = {
+        "tool_name": "<A>.<b>.<c>", "tool_description": "does", "required_parameters": [parameter],
+        "optional_parameters": [],
+    }  # fmt: skip
+    tool = read_tool(published, "tool")
+    found = {key: value for key, value in tool.parameters["properties"]["x"].items() if key != "x-published"}
+    assert found == schema | {"description": "what it is"}
+    assert json.dumps(published_tool(tool)) == json.dumps(published)
+
+
+def test_a_training_row_and_a_preference_row_are_read() -> None:
+    row = published_rows("train", 1)[0]
+    answer = json.dumps(row["api_call_ground_truth"])
+    sft = parse(training_row(row), "rating", "0")
+    dpo = parse(training_row(row, chosen=answer, rejected="{}"), "rating", "0")
+    test = parse(row, "rating", "0")
+    assert sft.answer == dpo.answer == test.answer
+    assert (dpo.rejected, sft.rejected) == ("{}", None)
+    assert sft.published == test.published
+    assert [item.verdict for item in test.history] == [DISLIKED, DISLIKED, LIKED]
+    assert [item.verdict for item in parse(row, "preferred", "0").history] == [LIKED]
+    assert {item.verdict for item in parse(row, "chronological", "0").history} == {None}
+
+
+def test_rewording_a_prompt_does_not_break_it() -> None:
+    row = published_rows("train", 1)[0]
+    text = row["instruction_ratings"].replace("Tools:", "You may call [one] of {these}:").replace("Choose", "[] Pick")
+    entry = parse({**row, "instruction_ratings": text}, "rating", "0")
+    assert prompt_of(entry.published) == text
+    assert len(entry.tools) == 4
+
+
+def test_any_entry_gets_a_published_prompt_by_its_wording() -> None:
+    entry = parse(published_rows("train", 1)[0], "rating", "0")
+    pieces = entry.published
+    bare = type(entry)(entry.id, entry.query, entry.tools, entry.history)
+    made = published_entry(bare, [pieces.head, pieces.middle, pieces.tail], "rating")
+    assert prompt_of(made.published) == prompt_of(pieces)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("api_call_ground_truth", "tool_name"), None, "api_call_ground_truth.tool_name"),
+        (("api_call_ground_truth", "parameters"), "x", "api_call_ground_truth.parameters"),
+        (("api_call_ground_truth", "parameters"), {"a": float("nan")}, "api_call_ground_truth.parameters.a"),
+        (("api_call_ground_truth", "parameters"), {"a": ["\ud800"]}, "api_call_ground_truth.parameters.a[0]"),
+        (("query",), 3, "query"),
+        (("query",), "\udc00", "query"),
+        (("func",), "\udc00", "func"),
+        (("instruction_ratings",), "no arrays here", "instruction_ratings"),
+    ],
+)
+def test_a_broken_entry_is_named_by_file_entry_and_field(path, value, named, tmp_path) -> None:
+    row = copy.deepcopy(published_rows("train", 1)[0])
+    place = row
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(Fault) as error:
+        parse(row, "rating", "7")
+    assert str(error.value).startswith(f"{named}: ")
+    (tmp_path / "rows.json").write_text(json.dumps([row, published_rows("train", 2)[1]]))
+    kept = load_dataset(str(tmp_path / "rows.json"), "rating", skip_bad=True)
+    assert (len(kept.entries), kept.total) == (1, 2)
+    assert f"rows.json, entry 0 (entry_id '0'), {named}: " in kept.bad[0]
+
+
+def test_a_call_and_a_text_are_told_apart() -> None:
+    assert published_call(Call("a", {"b": 1})) == {"tool_name": "a", "parameters": {"b": 1}}
+    assert published_call("No tool fits.") is None
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.data())
+def test_a_mutated_entry_gives_a_named_fault_or_an_entry(data) -> None:
+    row = copy.deepcopy(published_rows("train", 1)[0])
+    key = data.draw(st.sampled_from(sorted(row)))
+    if isinstance(row[key], str) and data.draw(st.booleans()):
+        start = data.draw(st.integers(0, len(row[key])))
+        row[key] = row[key][:start] + data.draw(st.text(max_size=5)) + row[key][start + data.draw(st.integers(0, 9)) :]
+    else:
+        row[key] = data.draw(_JSON)
+    try:
+        entry = parse(row, "rating", "0")
+    except Fault:
+        return
+    assert prompt_of(entry.published) == row["instruction_ratings"]
