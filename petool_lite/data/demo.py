@@ -1,211 +1,183 @@
-"""A deterministic generator of short PEToolBench-style entries, for a CPU that trains in minutes.
+"""A deterministic generator of short conversations, for a CPU that trains in minutes.
 
-Every entry offers the same function from several invented providers. Nothing in the query or in the
-tool descriptions separates them: only the user's history does, so a model that ignores it is right
-one time in `PROVIDERS_PER_ENTRY`. Functions of the two splits are disjoint, history included.
+Each entry has the native form (OpenAI's `messages` and `tools`): what the user asked before with a verdict on every
+call, what the user asks now, and the right call. Several providers offer the function that is asked for, or one does,
+or none; the other tools are there to be passed over. The request tells the function, in other words than the tools do,
+and the history tells the provider, so that neither alone is enough. Functions, tool names and providers of the two
+splits are disjoint.
 """
 
 import json
 import random
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-PROVIDERS_PER_ENTRY = 3
-CALLS_PER_PROVIDER = 1
-
-_PROVIDERS = [
-    "Acorn",
-    "Birch",
-    "Cobalt",
-    "Delta",
-    "Ember",
-    "Falcon",
-    "Garnet",
-    "Harbor",
-    "Indigo",
-    "Juniper",
-    "Kestrel",
-    "Lumen",
-    "Maple",
-    "Nectar",
-    "Orbit",
-    "Pixel",
-    "Quartz",
-    "Raven",
-    "Summit",
-    "Tango",
-    "Umber",
-    "Velvet",
-    "Willow",
-    "Zephyr",
-]
-_CITIES = [
-    "Oslo",
-    "Lima",
-    "Cairo",
-    "Delhi",
-    "Paris",
-    "Quito",
-    "Turin",
-    "Osaka",
-    "Perth",
-    "Dakar",
-    "Minsk",
-    "Porto",
-    "Sofia",
-    "Accra",
-    "Hanoi",
-    "Malmo",
-]
-_WORDS = [
-    "jazz",
-    "chess",
-    "salsa",
-    "robots",
-    "tennis",
-    "whales",
-    "castles",
-    "comets",
-    "violins",
-    "orchids",
-    "glaciers",
-    "trains",
-    "poetry",
-    "bread",
-]
-_CODES = ["USD", "EUR", "JPY", "GBP", "CHF", "SEK", "NOK", "CAD", "AUD", "INR"]
+_TYPES = {"number": "integer", "switch": "boolean"}  # of a parameter; any other kind of value is a string
+_FORMS = ("{provider}.{name}", "{provider}__{name}", "{provider}_{name}", "{provider}/{name}")
+_FORMS += ("<{domain}>.<{provider}>.<{name}>", "mcp__{provider}__{name}")
+_KINDS = {"rivals": 60, "known": 15, "alone": 15, "none": 10}  # how many of a hundred entries
+_MOST_TOOLS, _MOST_CALLS = 8, 6
+NO_TOOL = "No tool fits."
 
 
 @dataclass(frozen=True)
-class _Function:
-    """One job that every provider can do: how a user asks for it and what the call takes."""
+class Function:
+    """What several providers can do: how they name and describe it, its parameters, and how users ask for it."""
 
-    category: str
-    api: str
-    ask: str
-    parameter: str
-    kind: str
-
-
-def _functions(text: str) -> tuple[_Function, ...]:
-    return tuple(_Function(*(cell.strip() for cell in line.split("|"))) for line in text.strip().splitlines())
+    domain: str
+    names: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    parameters: Mapping[str, str]
+    asks: tuple[str, ...]
 
 
-_TRAIN_FUNCTIONS = _functions("""
-Weather | forecast | What is the forecast for {}? | city | city
-Weather | humidity | How humid is it in {}? | city | city
-Travel | hotels | Find hotels in {}. | city | city
-Travel | flights_to | Show flights to {}. | city | city
-Food | restaurants | List restaurants in {}. | city | city
-Food | recipe_search | Find recipes with {}. | query | word
-Music | song_search | Search songs about {}. | query | word
-Music | artist | Who plays {}? | query | word
-Sports | results | Give me results for {}. | query | word
-Sports | league_table | Show the table of league {}. | league_id | number
-Finance | exchange_rate | What is the rate of {}? | currency | code
-Finance | currency_info | Tell me about the currency {}. | currency | code
-News | headlines | Show headlines on {}. | topic | word
-News | article | Open article {}. | article_id | number
-Books | book_search | Find books on {}. | query | word
-Maps | geocode | Where on the map is {}? | place | city
-Maps | nearby | What is near {}? | place | city
-Jobs | job_search | Find jobs in {}. | city | city
-Video | video_search | Find videos of {}. | query | word
-Video | video_detail | Show video number {}. | video_id | number
-Shop | product | Show product {}. | product_id | number
-Shop | product_search | Search the shop for {}. | query | word
-Movies | movie_search | Find films about {}. | query | word
-Movies | movie_cast | Who acts in film {}? | movie_id | number
-""")
-_TEST_FUNCTIONS = _functions("""
-Weather | air_quality | How clean is the air in {}? | city | city
-Travel | car_rental | Rent a car in {}. | city | city
-Music | lyrics | Get the lyrics of song {}. | song_id | number
-Sports | stadiums | Which stadiums are in {}? | city | city
-Finance | rate_history | Show past rates of {}. | currency | code
-Books | quotes | Find quotes on {}. | topic | word
-Events | concerts | Which concerts are in {}? | city | city
-Health | pharmacies | Find pharmacies in {}. | city | city
-Photos | photo_search | Find photos of {}. | query | word
-Orders | order_status | Where is order {}? | order_id | number
-""")
-_SPLITS = {"train": _TRAIN_FUNCTIONS, "test": _TEST_FUNCTIONS}
-
-_HEAD = {
-    "preferred": "Choose the tool this user prefers. Their earlier calls are:\n",
-    "ratings": "Choose the tool this user prefers. Their earlier calls, rated 1 (liked) or 0 (disliked), are:\n",
-    "chronological": "Choose the tool this user prefers. Their earlier calls, the latest last and liked most, are:\n",
-}
-_TAIL = '\nReply with one call: {"tool_name": ..., "parameters": {...}}'
+def _parts(text: str, mark: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(mark) if part.strip())
 
 
-def _value(function: _Function, rng: random.Random) -> str | int:
-    if function.kind == "number":
-        return rng.randint(10, 99)
-    return rng.choice({"city": _CITIES, "word": _WORDS, "code": _CODES}[function.kind])
+@cache
+def _words() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "demo_words.toml").read_text(encoding="utf-8"))
 
 
-def _tool_name(function: _Function, provider: str) -> str:
-    return f"<{function.category}>.<{provider}>.<{function.api}>"
+@cache
+def _values() -> dict[str, Sequence[Any]]:
+    """What a parameter of each kind may be."""
+    dates = [f"{day} {month}" for day in range(2, 29, 3) for month in ("March", "May", "July", "October")]
+    return {**_words()["values"], "date": dates, "number": range(11, 99), "switch": (True, False)}
 
 
-def _tool(function: _Function, provider: str) -> dict[str, Any]:
-    kind = "NUMBER" if function.kind == "number" else "STRING"
-    parameter = {"name": function.parameter, "type": kind, "description": "", "default": ""}
-    return {
-        "tool_name": _tool_name(function, provider),
-        "tool_description": function.api.replace("_", " "),
-        "required_parameters": [parameter],
-        "optional_parameters": [],
-    }
+@cache
+def domains(split: str) -> dict[str, list[Function]]:
+    """The functions of "train" or "test" by domain."""
+    found: dict[str, list[Function]] = {}
+    domain, head = "", ["", "", ""]
+    for line in _words()[split]["functions"].splitlines():
+        if line.startswith(" "):
+            kinds = dict(part.split(":") for part in _parts(head[2], ","))
+            function = Function(domain, _parts(head[0], ","), _parts(head[1], ";"), kinds, _parts(line, ";"))
+            found.setdefault(domain, []).append(function)
+        elif "|" in line:
+            head = line.split("|")
+        else:
+            domain = line
+    return found
 
 
-def _interaction(function: _Function, provider: str, rng: random.Random) -> dict[str, Any]:
-    value = _value(function, rng)
-    call = {"tool_name": _tool_name(function, provider), "parameters": {function.parameter: value}}
-    return {"instruction": function.ask.format(value), "tool_call": call}
+@dataclass(frozen=True)
+class _Provider:
+    """A provider in one entry, with its way to name and describe functions."""
+
+    name: str
+    variant: int
+    form: str
+
+    def tool_name(self, function: Function) -> str:
+        api = function.names[self.variant % len(function.names)]
+        return self.form.format(domain=function.domain, provider=self.name, name=api)
+
+    def tool(self, function: Function) -> dict[str, Any]:
+        """The function as OpenAI's clients declare it."""
+        schema = {
+            "type": "object",
+            "properties": {name: {"type": _TYPES.get(kind, "string")} for name, kind in function.parameters.items()},
+            "required": list(function.parameters),
+        }
+        description = function.descriptions[self.variant % len(function.descriptions)]
+        declared = {"name": self.tool_name(function), "description": description, "parameters": schema}
+        return {"type": "function", "function": declared}
 
 
-def _prompt(setting: str, history: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
-    return f"{_HEAD[setting]}{json.dumps(history)}\nTools:\n{json.dumps(tools)}{_TAIL}"
+def _request(function: Function, rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """How a user asks for `function`, and the arguments that this means."""
+    values: dict[str, Any] = {}
+    for name, kind in function.parameters.items():
+        values[name] = rng.choice([value for value in _values()[kind] if value not in values.values()])
+    said = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in values.items()}
+    return rng.choice(function.asks).format(**said), values
 
 
-def _entry(index: int, functions: tuple[_Function, ...], rng: random.Random) -> dict[str, Any]:
-    function = rng.choice(functions)
-    others = [candidate for candidate in functions if candidate != function]
-    providers = rng.sample(_PROVIDERS, PROVIDERS_PER_ENTRY)
-    liked = providers[0]
-    calls = [
-        (provider, _interaction(other, provider, rng))
-        for provider in providers
-        for other in rng.sample(others, CALLS_PER_PROVIDER)
+def _turns(provider: _Provider, function: Function, verdict: str | None, rng: random.Random) -> list[dict[str, Any]]:
+    """A request, the call that answers it, and the user's verdict on it where there is one."""
+    text, values = _request(function, rng)
+    call = {"name": provider.tool_name(function), "arguments": json.dumps(values)}
+    identity = f"call_{rng.randrange(16**6):06x}"
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": text},
+        {"role": "assistant", "tool_calls": [{"id": identity, "type": "function", "function": call}]},
     ]
-    rng.shuffle(calls)
-    # The odd tool belongs to any of the three, so that no count of names among the candidates tells the answer.
-    tools = [_tool(function, provider) for provider in providers] + [_tool(rng.choice(others), rng.choice(providers))]
-    rng.shuffle(tools)
-    value = _value(function, rng)
-    rated = [{**call, "rating": int(provider == liked)} for provider, call in calls]
-    histories = {
-        "preferred": [call for provider, call in calls if provider == liked],
-        "ratings": rated,
-        "chronological": [call for _, call in sorted(calls, key=lambda pair: pair[0] == liked)],
-    }
-    return {
-        "query": function.ask.format(value),
-        **{f"instruction_{setting}": _prompt(setting, history, tools) for setting, history in histories.items()},
-        "apis_candidate": json.dumps(tools),
-        "api_call_ground_truth": {
-            "tool_name": _tool_name(function, liked),
-            "parameters": {function.parameter: value},
-        },
-        "func": function.api,
-        "history_length": len(calls),
-        "entry_id": index,
-    }
+    return turns + ([{"role": "tool", "tool_call_id": identity, "content": verdict}] if verdict else [])
+
+
+def _verdicts(kind: str, count: int, rng: random.Random) -> list[list[str]]:
+    """What the user said of the calls of each provider of the asked function; the wanted one comes first."""
+    if kind == "alone":
+        return [rng.choice([[], [], ["liked"], ["disliked"], ["disliked"]])]
+    good = "used" if rng.random() < 0.1 else "liked"
+    wanted = [good] * (1 if kind == "known" else rng.choice([0, 1, 1, 2]))
+    return [wanted] + [["disliked"] * (1 if not wanted else rng.choice([0, 1, 1])) for _ in range(count - 1)]
+
+
+class _Scene:
+    """The providers, tools and earlier calls of one entry as they come together."""
+
+    def __init__(self, split: str, rng: random.Random) -> None:
+        self.rng, self.domains = rng, domains(split)
+        names, form, first = _words()[split]["providers"], rng.choice(_FORMS), rng.randrange(6)
+        chosen = rng.sample(names, len(names))
+        self.providers = [_Provider(name, first + index, form) for index, name in enumerate(chosen)]
+        self.tools: list[dict[str, Any]] = []
+        self.calls: list[list[dict[str, Any]]] = []
+
+    def offer(self, provider: _Provider, functions: Sequence[Function]) -> None:
+        """Put these tools of a provider on the list."""
+        self.tools += [provider.tool(function) for function in functions]
+
+    def remember(self, provider: _Provider, verdicts: Sequence[str], functions: Sequence[Function]) -> None:
+        """One earlier call of the provider a verdict."""
+        self.calls += [_turns(provider, self.rng.choice(functions), verdict, self.rng) for verdict in verdicts]
+
+    def distract(self, names: Sequence[str]) -> None:
+        """Fill the list with tools of other domains, by providers that the user likes, dislikes or does not know."""
+        rng = self.rng
+        most = rng.randint(max(5, len(self.tools) + 2), _MOST_TOOLS)
+        for name in names:
+            offered = rng.sample(self.domains[name], rng.choice([1, 2]))
+            for _ in range(rng.choice([1, 2])):
+                if len(self.tools) + len(offered) <= most:
+                    provider = self.providers.pop()
+                    self.offer(provider, offered)
+                    opinion = rng.choice([["liked"], ["liked", "liked"], ["disliked"], ["used"], []])
+                    self.remember(provider, opinion[: _MOST_CALLS - len(self.calls)], self.domains[name])
+
+
+def _entry(split: str, rng: random.Random) -> dict[str, Any]:
+    scene = _Scene(split, rng)
+    kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
+    names = rng.sample(list(scene.domains), len(scene.domains))
+    absent, home = scene.domains[names.pop()], scene.domains[names.pop()]
+    asked, other = rng.sample(home, 2)
+    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 3]))]
+    strange = rng.choice(scene.domains[rng.choice(names)])
+    for provider, verdicts in zip(rivals, _verdicts(kind, len(rivals), rng), strict=True):
+        scene.offer(provider, [asked, other] if len(rivals) > 1 or rng.random() < 0.7 else [asked])
+        scene.remember(provider, verdicts, [asked] if kind == "known" else [other, strange])
+    scene.distract(names)
+    rng.shuffle(scene.tools)
+    rng.shuffle(scene.calls)
+    last = _turns(rivals[0], asked, None, rng)
+    if kind == "none":
+        small_talk = rng.choice(_words()[split]["small_talk"])
+        query = small_talk if rng.random() < 0.5 else _request(rng.choice(absent), rng)[0]
+        last = [{"role": "user", "content": query}, {"role": "assistant", "content": NO_TOOL}]
+    return {"messages": [turn for call in scene.calls for turn in call] + last, "tools": scene.tools}
 
 
 def generate(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Return `count` raw entries of `split` ("train" or "test") in the published test-file format."""
+    """`count` entries of `split` ("train" or "test") as OpenAI lines, always the same ones for a seed."""
     rng = random.Random(f"{split}-{seed}")
-    return [_entry(index, _SPLITS[split], rng) for index in range(count)]
+    return [_entry(split, rng) for _ in range(count)]
