@@ -56,7 +56,7 @@ def data_files(repo: str) -> list[str]:
 
     _check_request(repo, ["x"])
     with _in_words(f"hub:{repo}", repo):
-        found = HfApi().list_repo_files(repo, repo_type="dataset")
+        found = [row.rfilename for row in HfApi().dataset_info(repo, timeout=30).siblings or []]
     return sorted(name for name in found if name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz", ".zip")))
 
 

@@ -33,7 +33,7 @@ class Leaks:
 
     def __bool__(self) -> bool:
         """Whether anything is shared."""
-        return bool(self.functions.count or self.gold_tools.count or self.queries.count)
+        return bool(self.functions.count or self.right_tools.count or self.queries.count)
 
 
 def function_groups(entries: Sequence[Entry]) -> list[int]:

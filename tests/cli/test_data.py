@@ -1,72 +1,79 @@
-"""`petool-lite data` as a user runs it."""
+"""`petool-lite data` as a user runs it, on published rows and on OpenAI lines."""
 
 import json
 
-from petool_lite.data.demo import generate
+import pytest
+from support_published import published_rows, training_row
 
 
-def test_stats_count_tokens_in_each_style(command) -> None:
-    result = command("data", "stats", "demo:test:30", "--json")
-    found = json.loads(result.stdout)
-    assert (found["entries"], found["with_answer"]) == (30, 30)
-    assert found["candidates"]["max"] == 4
-    assert found["liked_percent"] == 33.3
-    assert found["tokens_compact"]["median"] < found["tokens_published"]["median"]
-    assert "tokens published" in command("data", "stats", "demo:test:5").stdout
+@pytest.fixture
+def files(tmp_path):
+    for split, count in (("train", 40), ("test", 20)):
+        (tmp_path / f"{split}.json").write_text(json.dumps(published_rows(split, count)))
+    return tmp_path
 
 
-def test_check_finds_planted_faults_and_leaks(command, tmp_path) -> None:
-    train, test = generate("train", 40), generate("test", 20)
-    (tmp_path / "train.json").write_text(json.dumps(train))
-    (tmp_path / "test.json").write_text(json.dumps(test))
-    good = command("data", "check", "train.json", "test.json", cwd=tmp_path)
-    assert (good.returncode, "60 entries, no faults, no leaks" in good.stdout) == (0, True), good.stderr
-    (tmp_path / "leaky.json").write_text(json.dumps([*test, {**train[0], "entry_id": 99}]))
-    leaky = command("data", "check", "train.json", "leaky.json", cwd=tmp_path)
+def test_stats_count_tokens_in_each_style(command, files) -> None:
+    found = json.loads(command("data", "stats", "test.json", "--json", cwd=files).stdout)
+    assert (found["entries"], found["with_answer"], found["functions"]) == (20, 20, 4)
+    assert (found["tools"]["max"], found["liked_percent"]) == (4, 33.3)
+    assert 0 < found["tokens_petool"]["median"] < found["tokens_published"]["median"]
+    assert "tokens petool" in command("data", "stats", "demo:test:5").stdout
+
+
+def test_check_finds_planted_faults_and_leaks(command, files) -> None:
+    good = command("data", "check", "train.json", "test.json", cwd=files)
+    assert good.returncode == 0, good.stderr
+    assert "60 entries, no faults, no leaks" in good.stdout
+    assert "providers of tools, by <category>.<provider>.<api>: 160" in good.stdout
+    train, test = published_rows("train", 1), published_rows("test", 20)
+    (files / "leaky.json").write_text(json.dumps([*test, {**train[0], "entry_id": 99}]))
+    leaky = command("data", "check", "train.json", "leaky.json", cwd=files)
     assert leaky.returncode == 1
     assert "leak, functions" in leaky.stdout
     test[3]["api_call_ground_truth"]["parameters"] = {"colour": "red"}
-    (tmp_path / "odd.json").write_text(json.dumps(test))
-    odd = command("data", "check", "odd.json", cwd=tmp_path)
+    (files / "odd.json").write_text(json.dumps(test))
+    odd = command("data", "check", "odd.json", cwd=files)
     assert odd.returncode == 1
-    assert "entry 3: the answer gives colour, which its tool does not declare" in odd.stdout
+    assert "entry 3: it gives colour, which its tool does not declare" in odd.stdout
 
 
-def test_check_looks_at_what_a_recipe_makes_of_the_training_entries(command, tmp_path) -> None:
-    (tmp_path / "train.json").write_text(json.dumps(generate("train", 30)))
-    test = generate("test", 10)
-    (tmp_path / "test.json").write_text(json.dumps(test))
-    made = json.loads(
-        command("data", "check", "train.json", "test.json", "--recipe", "smol-rating", "--json", cwd=tmp_path).stdout
-    )
-    assert made["entries"][0] > 90, "the entries, and what is made of each"
-    assert [kind["count"] for kind in made["leaks"].values()] == [0, 0, 0]
-    (tmp_path / "leaky.json").write_text(json.dumps([*generate("train", 30), {**test[0], "entry_id": 99}]))
-    leaky = command("data", "check", "leaky.json", "test.json", "--recipe", "smol-rating", cwd=tmp_path)
-    assert leaky.returncode == 1
-    assert "leak, gold tools" in leaky.stdout
-
-
-def test_split_writes_folds_without_leaks(command, tmp_path) -> None:
-    (tmp_path / "all.json").write_text(json.dumps(generate("train", 90)))
-    result = command("data", "split", "all.json", "--folds", "3", "--json", cwd=tmp_path)
+def test_split_writes_folds_without_leaks(command, files) -> None:
+    result = command("data", "split", "train.json", "--folds", "3", "--json", cwd=files)
     assert result.returncode == 0, result.stderr
-    files = {item["file"]: item["entries"] for item in json.loads(result.stdout)}
-    assert len(files) == 6
-    assert all(files[f"folds/fold{n}-train.jsonl"] + files[f"folds/fold{n}-test.jsonl"] == 90 for n in range(3))
+    written = {item["file"]: item["entries"] for item in json.loads(result.stdout)}
+    assert len(written) == 6
+    assert all(written[f"folds/fold{n}-train.jsonl"] + written[f"folds/fold{n}-test.jsonl"] == 40 for n in range(3))
     for number in range(3):
         pair = [f"folds/fold{number}-{name}.jsonl" for name in ("train", "test")]
-        assert command("data", "check", *pair, cwd=tmp_path).returncode == 0
+        assert command("data", "check", *pair, cwd=files).returncode == 0
 
 
-def test_preview_shows_the_loss_mask_and_the_three_prompts(command) -> None:
-    shown = json.loads(command("data", "preview", "demo", "--entry", "2", "--json").stdout)
-    row = generate("train", 3)[2]
-    assert "".join(shown["answer"]) == json.dumps(row["api_call_ground_truth"]) + "<|im_end|>"
-    assert f"<|im_start|>user\n{row['query']}\nLikely: " in shown["prompt"]
-    assert shown["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
+def test_convert_writes_openai_lines_that_are_the_same_entries(command, files) -> None:
+    (files / "rows.json").write_text(json.dumps([training_row(row) for row in published_rows("train", 3)]))
+    result = command("data", "convert", "rows.json", "lines.jsonl", "--json", cwd=files)
+    assert json.loads(result.stdout) == {"file": "lines.jsonl", "entries": 3, "left_out": []}
+    lines = [json.loads(line) for line in (files / "lines.jsonl").read_text().splitlines()]
+    assert [turn["role"] for turn in lines[0]["messages"]] == ["user", "assistant", "tool"] * 3 + ["user", "assistant"]
+    assert [turn["content"] for turn in lines[0]["messages"] if turn["role"] == "tool"] == ["disliked"] * 2 + ["liked"]
+    stats = [
+        json.loads(command("data", "stats", name, "--json", cwd=files).stdout) for name in ("rows.json", "lines.jsonl")
+    ]
+    assert stats[0]["tokens_petool"] == stats[1]["tokens_petool"]
+    again = command("data", "convert", "rows.json", "lines.jsonl", cwd=files)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+
+
+def test_preview_shows_the_loss_mask_of_an_openai_line_and_the_three_prompts(command, files) -> None:
+    row = published_rows("train", 3)[2]
+    more = ["--set", "data.train=train.json", "--set", "model.max_tokens=4096"]
+    shown = json.loads(command("data", "preview", "demo", *more, "--entry", "2", "--json", cwd=files).stdout)
+    call = row["api_call_ground_truth"]
+    wanted = json.dumps({"name": call["tool_name"], "arguments": call["parameters"]})
+    assert "".join(shown["answer"]) == f"<tool_call>\n{wanted}\n</tool_call><|im_end|>"
+    assert shown["prompt"].endswith(f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n")
     plain = command("data", "preview", "demo")
     assert "with loss" in plain.stderr
     assert "<|im_end|>" in plain.stdout
-    three = json.loads(command("data", "preview", "demo", "--settings", "--json").stdout)
+    three = json.loads(command("data", "preview", "demo", *more, "--settings", "--json", cwd=files).stdout)
     assert [title.split(",")[0] for title in three] == ["rating", "preferred", "chronological"]

@@ -1,63 +1,98 @@
-"""Every form of file is read; anything else is refused in words."""
+"""Every form of file is read; anything else is refused in words; what one command writes another reads."""
 
+import codecs
+import gzip
 import json
 import zipfile
 
 import pytest
+from support_published import published_rows
 
-from petool_lite.data.demo import generate
-from petool_lite.data.files import load_dataset
+from petool_lite.data.files import load_dataset, load_tools, write_folds
 from petool_lite.errors import PetoolError
+from petool_lite.recipe import load_recipe
 
 
-def test_json_lines_and_zip_hold_the_same_entries(tmp_path) -> None:
-    rows = generate("test", 4)
+def test_json_lines_zip_and_gzip_hold_the_same_entries(tmp_path) -> None:
+    rows = published_rows("test", 4)
+    lines = "\n".join(map(json.dumps, rows))
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "bom.jsonl").write_bytes(codecs.BOM_UTF8 + lines.replace("\n", "\r\n").encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     with zipfile.ZipFile(tmp_path / "a.json.zip", "w") as archive:
         archive.writestr("a.json", json.dumps(rows))
-    read = [load_dataset(str(tmp_path / name), "rating") for name in ("a.json", "a.jsonl", "a.json.zip")]
-    assert read[0].entries == read[1].entries == read[2].entries == load_dataset("demo:test:4", "rating").entries
+    names = ("a.json", "a.jsonl", "bom.jsonl", "a.jsonl.gz", "a.json.zip")
+    read = [load_dataset(str(tmp_path / name)).entries for name in names]
+    assert all(entries == read[0] for entries in read)
+    assert len(read[0]) == 4
 
 
-def test_a_limit_keeps_the_total() -> None:
-    dataset = load_dataset("demo:test:9", "rating", limit=2)
-    assert (len(dataset.entries), dataset.total) == (2, 9)
+@pytest.mark.parametrize("letter", ["\u2028", "\u2029", "\x85", "\x0c", "\x1c", "\v"])
+def test_a_line_ends_at_a_line_feed_alone(tmp_path, letter) -> None:
+    rows = [{**row, "query": f"{row['query']}{letter}Thanks."} for row in published_rows("train", 40)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False))
+    files = write_folds(str(tmp_path / "rows.json"), "rating", 2, 0, tmp_path / "folds")
+    read = [entry for name in files if "test" in name.name for entry in load_dataset(str(name)).entries]
+    assert sorted(entry.query for entry in read) == sorted(row["query"] for row in rows)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"\xff\xfe", "not UTF-8"),
+        ("x".encode("utf-16"), "UTF-16"),
+        (b'["\xff"]', r"not UTF-8 text \(byte 2\)"),
         (b"{", "not JSON"),
         (b"3", "not a list"),
         (b"[]", "is empty"),
-        (b" \n", "is empty"),
+        (codecs.BOM_UTF8 + b" \n", "is empty"),
         (b"[3]", "entry 0"),
+        (b'{"query": "a"}\n{"query": ', "line 2"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"\x1f\x8bnot gzip", "cannot unpack"),
+        (b'[{"a": 1}]', "OpenAI messages with tools"),
     ],
 )
 def test_a_file_of_another_shape_is_refused(tmp_path, content, said) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(PetoolError, match=said):
-        load_dataset(str(path), "rating")
+        load_dataset(str(path))
+
+
+def test_a_packed_file_that_unpacks_without_end_is_not_believed(tmp_path) -> None:
+    path = tmp_path / "bomb.json.gz"
+    path.write_bytes(gzip.compress(bytes(80 << 20)))
+    with pytest.raises(PetoolError, match=r"unpacks [\d,]+ bytes to"):
+        load_dataset(str(path))
 
 
 def test_a_repeated_id_is_refused(tmp_path) -> None:
-    row = generate("test", 1)[0]
+    row = published_rows("test", 1)[0]
     path = tmp_path / "twice.json"
     path.write_text(json.dumps([row, row]))
-    with pytest.raises(PetoolError, match="more than once"):
-        load_dataset(str(path), "rating")
+    with pytest.raises(PetoolError, match="found 0 again"):
+        load_dataset(str(path))
 
 
-@pytest.mark.parametrize("source", ["nowhere.json", "demo:other:3", "demo:train:0", "hub:one/two"])
+@pytest.mark.parametrize("source", ["nowhere.json", "demo:other:3", "demo:train:0", "demo:train:²", "hub:one", "."])
 def test_a_source_that_is_not_there_is_refused(source) -> None:
     with pytest.raises(PetoolError) as error:
-        load_dataset(source, "rating")
+        load_dataset(source)
     assert error.value.hint
 
 
 def test_the_hub_without_a_network_is_one_clear_line() -> None:
     with pytest.raises(PetoolError, match="cannot download hub:travisxu/PEToolBench"):
-        load_dataset("hub:travisxu/PEToolBench/user_entries_sft_r.json", "rating")
+        load_dataset("hub:travisxu/PEToolBench/user_entries_sft_r.json")
+
+
+def test_tools_and_recipes_may_begin_with_a_byte_order_mark(tmp_path) -> None:
+    tools = [{"name": "a", "description": "b", "inputSchema": {"type": "object"}}]
+    (tmp_path / "tools.json").write_bytes(codecs.BOM_UTF8 + json.dumps({"tools": tools}).encode())
+    assert [tool.name for tool in load_tools(str(tmp_path / "tools.json"))] == ["a"]
+    (tmp_path / "mine.toml").write_bytes(codecs.BOM_UTF8 + b"[train]\nepochs = 3\n")
+    assert load_recipe(str(tmp_path / "mine.toml"))[1].train.epochs == 3
+    (tmp_path / "tools.json").write_text('[{"name": 3}]')
+    with pytest.raises(PetoolError, match=r"tools\[0\]\.name: expected the tool's name, found a number"):
+        load_tools(str(tmp_path / "tools.json"))

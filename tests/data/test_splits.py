@@ -3,16 +3,18 @@
 from dataclasses import replace
 
 import pytest
+from support_published import published_rows
 
-from petool_lite.data.demo import generate
-from petool_lite.data.entries import Entry, ToolCall, parse_entry
+from petool_lite.data.answers import function_words
+from petool_lite.data.entries import Call, Entry, name_words
 from petool_lite.data.files import load_dataset
-from petool_lite.data.splits import answer_functions, api_words, folds, function_groups, function_words, leaks
+from petool_lite.data.petoolbench import parse
+from petool_lite.data.splits import folds, function_groups, leaks
 from petool_lite.errors import PetoolError
 
 
 def demo(split: str = "train", count: int = 120) -> list[Entry]:
-    return [parse_entry(row, "rating", "demo", index) for index, row in enumerate(generate(split, count))]
+    return [parse(row, "rating", str(index)) for index, row in enumerate(published_rows(split, count))]
 
 
 def check_folds(entries, count: int) -> None:
@@ -38,7 +40,7 @@ def test_demo_folds_share_nothing_when_functions_have_no_number() -> None:
     entries = [replace(entry, function=None) for entry in demo()]
     dealt = folds(entries, 3, seed=0)
     parts = [[entries[index] for index in fold] for fold in dealt]
-    words = [{function_words(entry.gold.tool_name) for entry in part} for part in parts]
+    words = [{function_words(entry.answer.name) for entry in part} for part in parts]
     assert sum(map(len, words)) == len(set.union(*words))
     assert not leaks(parts[0], [*parts[1], *parts[2]])
 
@@ -54,7 +56,7 @@ def test_a_chain_of_ties_is_one_group() -> None:
     base = demo(count=1)[0]
 
     def entry(function: str | None, tool: str, query: str) -> Entry:
-        return replace(base, function=function, gold=ToolCall(tool, {}), query=query)
+        return replace(base, function=function, answer=Call(tool, {}), query=query)
 
     entries = [
         entry("1", "<A>.<P>.<one>", "a"),
@@ -76,12 +78,12 @@ def test_planted_leaks_are_found() -> None:
     spy = test[0]
     same_function = replace(train[0], function=spy.function)
     assert leaks([*train, same_function], test).functions.examples == (f"function {spy.function}",)
-    same_gold = replace(train[0], gold=spy.gold)
-    assert leaks([*train, same_gold], test).gold_tools.examples == (spy.gold.tool_name,)
+    same_answer = replace(train[0], answer=spy.answer)
+    assert leaks([*train, same_answer], test).right_tools.examples == (spy.answer.name,)
     same_query = leaks([*train, replace(train[0], query=f"  {spy.query.upper()}")], test).queries
     assert same_query.count == 1
     assert same_query.examples == (spy.query,)
-    unnumbered = replace(train[0], function=None, gold=ToolCall(spy.gold.tool_name.replace("_", "-"), {}))
+    unnumbered = replace(train[0], function=None, answer=Call(spy.answer.name.replace("_", "-"), {}))
     assert leaks([*train, unnumbered], test).functions.count == 1
 
 
@@ -93,14 +95,9 @@ def test_every_fold_needs_a_function() -> None:
 
 
 def test_words_of_a_tool_name() -> None:
-    assert api_words("<Data>.<Azure>.<GetPastEvents>") == {"get", "past", "events"}
-    assert api_words("<Data>.<X>.</>") == {"/"}
+    assert name_words("<Data>.<Azure>.<GetPastEvents>") == {"get", "past", "events"}
+    assert name_words("<Data>.<X>.</>") == {"/"}
+    assert name_words("mcp__azure__pastEvents") == name_words("azure.past_events") == {"past", "events"}
     assert function_words("<Data>.<Azure>.<GetPastEvents>") == function_words("<Data>.<Power BI>.<get past events>")
     assert function_words("<Data>.<Azure>.<Get>") != function_words("<Sports>.<Azure>.<Get>")
-
-
-def test_answers_include_the_equal_tools(open_entries) -> None:
-    entries = load_dataset(str(open_entries), "rating", limit=50).entries
-    known = answer_functions(entries)
-    for entry in entries:
-        assert {function_words(name) for name in (entry.gold.tool_name, *entry.equal_tools)} <= known
+    assert function_words("slack.send_mail") == function_words("teams/sendMail")
