@@ -1,4 +1,4 @@
-"""Saved LoRA adapters in PEFT's format: what training may go on from is what export can merge, and one check says so."""
+"""Saved LoRA adapters in PEFT's format: training goes on from what export can merge, and one check says which."""
 
 import json
 import math
