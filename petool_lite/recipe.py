@@ -21,6 +21,7 @@ from petool_lite.text import read_text
 
 ALL = "all"  # data.setting: every setting that the entries hold; the rest of the program knows single ones only
 
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
 _LONGEST = 1 << 20  # bytes of a recipe file
 
 
@@ -73,7 +74,9 @@ class LoraSettings:
         0.0, "dropout on the adapter's input; 0 trains about a sixth faster than any other value", least=0, most=0.9
     )  # beyond, an update sees less than a tenth of its input, ten times as large; at 1 nothing
     targets: list[str] = _setting(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "linear layers that get one"
+        list(LINEARS),
+        "linear layers that get one",
+        LINEARS,
     )
 
 
@@ -94,21 +97,21 @@ class TrainSettings:
     beta: float = _setting(0.1, "dpo: how strongly the model is held to the adapter it starts from", least=0)
     epochs: float = _setting(1.0, "passes over the data", least=0)
     max_steps: int = _setting(0, "stop after N optimizer steps; 0 means the epochs decide", least=0)
-    learning_rate: float = _setting(1e-4, "peak learning rate", least=0)
+    learning_rate: float = _setting(1e-4, "peak learning rate", least=0, most=1)
     schedule: str = _setting("cosine", "learning rate over time", ("cosine", "linear", "constant_with_warmup"))
     warmup_ratio: float = _setting(0.01, "share of the steps that warm up", least=0, most=1)
-    batch_size: int = _setting(1, "rows an optimizer step, as recipes state it: batch_size x accumulate", least=1)
-    accumulate: int = _setting(32, "times batch_size: rows an optimizer step", least=1)
+    rows: int = _setting(32, "rows an update, however many a micro-batch holds", least=1)
     memory: str = _setting(
         "lean",
-        "how a GPU is filled where token_budget is 0: lean fits 8 GB cards and keeps precision and checkpointing, "
-        "auto takes the fastest of all choices that fits in 90 % of the free memory",
+        "how a GPU is filled: lean fits 8 GB cards, keeps the precision and computes a layer's inner values twice; "
+        "auto takes the fastest way that fits in 90 % of the free memory, a bf16 base first",
         ("lean", "auto"),
     )
     token_budget: int = _setting(
-        0, "tokens a micro-step: rows are packed up to it; 0 leaves it to memory on a GPU, and means 2048 on a CPU",
+        0,
+        "tokens a micro-batch: rows are packed up to it; 0: as many as fit on a GPU, 2048 on a CPU",
         least=0,
-    )  # fmt: skip
+    )
     optimizer: str = _setting(
         "adamw_torch",
         "as transformers names it; paged ones need a GPU",
@@ -116,22 +119,16 @@ class TrainSettings:
     )
     weight_decay: float = _setting(0.0, "decoupled weight decay", least=0)
     clip_norm: float = _setting(1.0, "clip the gradient to this norm", least=0)
-    checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
-    offload: bool = _setting(False, "with checkpointing: keep what the backward pass needs in the machine's memory")
-    offload_heads: bool = _setting(
-        False, "with offload: rotated q, k and v wait there, too, and are not computed again"
-    )
     save_every: int = _setting(0, "write a checkpoint every N steps; 0 writes one at the end", least=0)
     eval_every: int = _setting(0, "score replies on eval_data every N steps, keep the best weights; 0 never", least=0)
     eval_data: str = _setting("", "held-out entries for eval_every, written as data.train is")
-    eval_rows: int = _setting(100, "score the first N entries of eval_data only; 0 takes all", least=0)
     early_stop: int = _setting(0, "stop after N evaluations in a row without a better one; 0 never", least=0)
     report_to: str = _setting("", "trackers to tell as well, with commas: tensorboard, wandb, mlflow, ...")
-    seed: int = _setting(0, "seed of adapter, data order and dropout", least=0, most=2**32 - 1)  # numpy's largest
-    deterministic: bool = _setting(
-        False,
-        "on a GPU: sums in one order, so that the same recipe on the same machine gives the same bits again; slower. "
-        "On a CPU it does so anyway",
+    seed: int = _setting(
+        0,
+        "seed of adapter, data order and dropout; a CPU repeats a run to the bit, a GPU sums in any order",
+        least=0,
+        most=2**32 - 1,  # numpy's largest
     )
 
 
@@ -251,7 +248,10 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
 def _problem(value: Any, kind: Any, metadata: dict[str, Any]) -> str:
     if kind == list[str]:
         good = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
-        return "" if good else f"expected a list of names, found {_shown(value)}"
+        if not good:
+            return f"expected a list of names, found {_shown(value)}"
+        odd = [item for item in value if item not in metadata["choices"]]
+        return f"there is no {_shown(odd[0])}; expected some of {', '.join(metadata['choices'])}" if odd else ""
     if isinstance(value, int) and value.bit_length() > 63:  # TOML's integers; a longer one can be beyond every float
         return "expected a number of at most 64 bits"
     accepted = (int, float) if kind is float else kind
@@ -286,22 +286,14 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
     """What does not go together, in words."""
     full, dpo = values["train.method"] == "full", values["train.objective"] == "dpo"
     pairs = "dpo takes one pair after the other; this is for sft"
-    offload = values["train.offload"] is True
     found = {
         "model.precision": full
         and values["model.precision"] == "nf4"
         and "full trains the weights themselves, in bf16",
         "model.adapter": full and bool(values["model.adapter"]) and "full has no adapter to train on",
         "train.objective": full and dpo and "dpo needs an adapter, so train.method = lora",
-        "train.offload": offload
-        and (
-            (full and "full keeps activations on the GPU; offload is for lora")
-            or (dpo and pairs)
-            or (values["train.checkpointing"] is False and "goes with train.checkpointing = true")
-        ),
-        "train.offload_heads": values["train.offload_heads"] is True
-        and not offload
-        and "goes with train.offload = true",
+        "train.epochs": values["train.epochs"] == 0 and not values["train.max_steps"] and "0 passes train nothing",
+        "train.learning_rate": values["train.learning_rate"] == 0 and "a rate of 0 trains nothing",
         "train.token_budget": dpo and values["train.token_budget"] != 0 and pairs,
         "train.memory": dpo and values["train.memory"] != "lean" and pairs,
     }

@@ -42,7 +42,7 @@ def tiny_settings(tiny: Path) -> list[str]:
     pairs = [
         f"model.base={tiny}",
         "data.train=demo:train:20",
-        "train.batch_size=2",
+        "train.rows=2",
         "train.learning_rate=2e-3",
         "train.save_every=5",
     ]
@@ -50,26 +50,15 @@ def tiny_settings(tiny: Path) -> list[str]:
 
 
 def loss_row_by_row(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Cross entropy of the rows' answers, by their weights if they have any, through a plain model of transformers,
-    one row at a time, all positions through the head."""
+    """Cross entropy of the rows' answers through a plain model of transformers, one row at a time, the head for all."""
     import torch
 
     total = torch.zeros(())
     for row in rows:
         logits = model(torch.tensor([row["input_ids"]])).logits[0, row["answer_start"] - 1 : -1]
         answers = torch.tensor(row["input_ids"][row["answer_start"] :])
-        each = torch.nn.functional.cross_entropy(logits, answers, reduction="none")
-        total = total + each @ torch.tensor(row.get("answer_weights", [1.0] * len(answers)))
+        total = total + torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
     return total
-
-
-def with_weights(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with a weight for each token of their answers, from 0 to 3."""
-    lengths = [len(row["input_ids"]) - row["answer_start"] for row in rows]
-    return [
-        {**row, "answer_weights": [(place * 5 + number) % 7 / 2 for place in range(length)]}
-        for number, (row, length) in enumerate(zip(rows, lengths, strict=True))
-    ]
 
 
 def full_settings(tiny: Path) -> list[str]:
@@ -78,7 +67,7 @@ def full_settings(tiny: Path) -> list[str]:
         "train.method=full",
         f"model.base={tiny}",
         "data.train=demo:train:20",
-        "train.batch_size=2",
+        "train.rows=2",
         "train.learning_rate=2e-3",
         "train.save_every=5",
     ]

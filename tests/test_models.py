@@ -86,8 +86,8 @@ import sys
 from pathlib import Path
 from petool_lite.models import Base
 from petool_lite.recipe import load_recipe
-from petool_lite.train.model import load_model
-load_model(load_recipe("demo", [f"train.method={sys.argv[1]}"])[1], Base("it", Path(sys.argv[2]), None))
+from petool_lite.train.load import load_model
+load_model(load_recipe("demo", [f"train.method={sys.argv[1]}"])[1], Base("it", Path(sys.argv[2]), None), False)
 """
 
 
@@ -188,14 +188,15 @@ def test_a_base_that_cannot_fit_a_cpus_memory_is_refused(smollm2, plan_module, m
     """By the least that it takes, and with what would fit."""
     import torch
 
-    monkeypatch.setattr(plan_module, "arithmetic", lambda: torch.float32)
+    memory = importlib.import_module("petool_lite.train.memory")
+    monkeypatch.setattr(memory, "arithmetic", lambda: torch.float32)
     monkeypatch.setattr(plan_module, "_counted", lambda recipe, report: (smollm2, None, None))
     for settings, free, told, hint in (
         (["train.method=full"], 1.9, "2.0 GiB of memory on a CPU, 1.9", "--set train.method=lora --set model.precis"),
         ([], 0.4, "0.5 GiB of memory on a CPU, 0.4", "would fit: --set train.method=lora --set model.precision=nf4"),
         (["model.precision=nf4"], 0.1, "0.2 GiB of memory on a CPU, 0.1", "take a smaller base"),
     ):
-        monkeypatch.setattr(plan_module, "free_memory", lambda free=free: free * 2**30)
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: free * 2**30)
         with pytest.raises(PetoolError) as error:
             plan(load_recipe("demo", settings)[1])
         assert f"needs at least {told} GiB are free" in error.value.message

@@ -26,8 +26,8 @@ def test_rating_is_the_published_recipe() -> None:
     assert recipe.lora.targets == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     train = recipe.train
     assert (train.epochs, train.learning_rate, train.schedule, train.warmup_ratio) == (2, 1e-4, "cosine", 0.01)
-    assert (train.batch_size, train.accumulate, train.optimizer) == (1, 32, "paged_adamw_32bit")
-    assert (train.weight_decay, train.clip_norm, train.checkpointing) == (0.001, 0.3, True)
+    assert (train.rows, train.optimizer) == (32, "paged_adamw_32bit")
+    assert (train.weight_decay, train.clip_norm) == (0.001, 0.3)
 
 
 def test_one_setting_stands_for_all_of_them() -> None:

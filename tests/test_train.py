@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 from support import own_runs, tiny_settings
 
-from petool_lite.train.microstep import group, micro_steps, shares
-from petool_lite.train.plan import steps
-
 
 def test_a_run_explains_itself(trained, tiny) -> None:
     manifest = json.loads((trained / "manifest.json").read_text())
@@ -93,46 +90,12 @@ def test_nf4_trains_on_a_cpu_too(tiny, command, tmp_path) -> None:
     assert len(rows) == 2
 
 
-def test_a_packed_micro_step_holds_what_its_rows_are_predicted_from() -> None:
-    rows = [
-        {"input_ids": [5, 6, 7, 8, 9, 10], "answer_start": 4, "entry_id": "a"},
-        {"input_ids": [11, 12, 13, 14], "answer_start": 1, "entry_id": "b"},
-    ]
-    (packed,) = micro_steps(rows, budget=10)
-    assert packed.ids.tolist() == [5, 6, 7, 8, 9, 11, 12, 13], "a row's last token predicts nothing"
-    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    assert (packed.where.tolist(), packed.answers.tolist()) == ([3, 4, 5, 6, 7], [9, 10, 12, 13, 14])
-    assert (packed.lengths, packed.answer_lengths, packed.entries) == ((5, 3), (2, 3), ("a", "b"))
-    assert packed.weights is None
-    first, second = ({**row, "answer_weights": own} for row, own in zip(rows, ([2, 1], [0.5, 3, 1]), strict=True))
-    (packed,) = micro_steps([second, first], budget=10)
-    assert packed.answers.tolist() == [9, 10, 12, 13, 14]
-    assert packed.weights.tolist() == [2, 1, 0.5, 3, 1]
-
-
-def test_rows_share_micro_steps_up_to_the_budget() -> None:
-    lengths = [3, 9, 5, 12, 4, 1]
-    groups = group(lengths, 10)
-    assert groups == [[3], [1, 5], [2, 4], [0]]  # 12 alone exceeds the budget; 9 + 1, 5 + 4, 3
-    assert sorted(index for members in groups for index in members) == list(range(6))
-
-
-def test_devices_get_about_the_same_tokens() -> None:
-    lengths = [3000, 2500, 7000, 900, 3100, 2800, 8000, 2900]
-    found = shares(lengths, 2)
-    assert sorted(index for share in found for index in share) == list(range(8))
-    tokens = [sum(lengths[index] for index in share) for share in found]
-    assert max(tokens) < 1.1 * min(tokens)
-    assert shares([5], 2) == [[0], []]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("weight", ["1", "3"])
-def test_packed_rows_train_like_single_ones(tiny, command, tmp_path, weight) -> None:
-    """Loss and gradient of each update agree between one row a micro-step and all of them packed, through Unsloth."""
+def test_packed_rows_train_like_single_ones(tiny, command, tmp_path) -> None:
+    """Loss and gradient of each update agree between one row a micro-batch and all of them packed, through Unsloth."""
     runs = []
     for budget in ("1", "16384"):
-        pairs = [f"train.token_budget={budget}", "train.max_steps=3", f"train.name_weight={weight}"]
+        pairs = [f"train.token_budget={budget}", "train.max_steps=3"]
         settings = [*(part for pair in pairs for part in ("--set", pair)), "--json"]
         result = command("train", "demo", *tiny_settings(tiny), *settings, cwd=tmp_path, env=own_runs(tmp_path))
         assert result.returncode == 0, result.stderr
@@ -142,11 +105,3 @@ def test_packed_rows_train_like_single_ones(tiny, command, tmp_path, weight) -> 
         assert packed["tokens"] == single["tokens"]
         assert packed["loss"] == pytest.approx(single["loss"], rel=5e-3)
         assert packed["grad_norm"] == pytest.approx(single["grad_norm"], rel=3e-2)
-
-
-def test_steps_are_counted_as_the_trainer_does() -> None:
-    from petool_lite.recipe import load_recipe
-
-    _, recipe = load_recipe("rating")
-    assert steps(recipe, 9000) == 2 * 282  # 281.25 updates an epoch
-    assert steps(load_recipe("rating", ["train.max_steps=10"])[1], 9000) == 10

@@ -219,18 +219,20 @@ def _show_plan(found: dict[str, Any], memory: str) -> None:
     gpu = found["gpu"]
     here = "training here: on the CPU, as the recipe says" if trains_here else "this recipe needs a GPU: not here"
     note = f'this recipe takes train.memory = "{memory}"' if gpu else here
-    if not found["choices"]:
-        say(f"dpo, and layers that are not petool-lite's own: memory and speed are not predicted; {note}")
+    if not found["ways"]:
+        say(note)
         return
-    rows = []
-    for choice in found["choices"]:
-        marks = [name for name in ("lean", "auto") if found[name] == choice]
-        speed = f"{choice['tokens_per_s']:,}" if choice["tokens_per_s"] else "not known"
-        how = [choice["precision"], choice["kept"], f"{choice['token_budget']:,}"]
-        rows.append([*how, f"{choice['peak_gb']:.1f}", f"{choice['host_gb']:.1f}", speed, " ".join(marks)])
-    where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free" if gpu else "no GPU here: memory only"
-    columns = ["base", "for the backward pass", "micro-step", "peak", "host", "tokens/s", "chosen by"]
-    print_table(f"predicted, peak and host memory in GiB, micro-steps in tokens: {where}", columns, rows, note)
+    rows = [
+        [
+            way["memory"],
+            way["precision"] or "does not fit",
+            *(str(way[key] or "-") for key in ("kept", "token_budget", "peak_gb")),
+        ]
+        for way in found["ways"]
+    ]
+    where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free"
+    columns = ["train.memory", "base", "kept for the backward pass", "tokens a micro-batch", "peak GiB"]
+    print_table(f"predicted: {where}", columns, rows, note)
 
 
 @main.command()

@@ -1,4 +1,8 @@
-"""Causal attention of packed rows, forward and backward, without a compiled package: torch's own flash kernel."""
+"""Exact causal attention of rows that are packed side by side: no row sees another, and nothing is padded.
+
+On a GPU torch's own variable-length flash kernel, on a CPU scaled_dot_product_attention row by row. transformers finds
+it as the attention implementation PACKED; Unsloth's layers have a dispatch of their own, which `teach` it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,76 +10,23 @@ from functools import cache
 from typing import Any
 
 PACKED = "petool_packed"  # what `packed_attention` is called among transformers' ways to attend
+_UNKNOWN = ("softcap", "s_aux", "head_mask")  # arguments of other kinds of attention
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where the rows of a micro-step begin and end: `queries` and `keys` (rows + 1, int32) on the device, their
-    lengths on the host. A row's queries are its last tokens."""
+    """Where packed rows begin and end: `ends` (rows + 1, int32) on the device, `lengths` on the host."""
 
-    queries: Any
-    keys: Any
-    query_lengths: tuple[int, ...]
-    key_lengths: tuple[int, ...]
+    ends: Any
+    lengths: tuple[int, ...]
 
 
 def bounds_of(lengths: Sequence[int], device: Any) -> Bounds:
-    """Bounds of rows of which every token asks."""
+    """Bounds of rows of these lengths."""
     import torch
 
-    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
-    return Bounds(ends, ends, tuple(lengths), tuple(lengths))
-
-
-def attend(query: Any, key: Any, value: Any, bounds: Bounds, scale: float) -> tuple[Any, Any]:
-    """Attention of (tokens, heads, size), keys and values with fewer heads; and what `attend_backward` needs of it."""
-    import torch
-
-    if not query.is_cuda:
-        return _reference(query, key, value, bounds, scale), None
-    out, sums, state, unused, _ = torch.ops.aten._flash_attention_forward(
-        query, key, value, bounds.queries, bounds.keys, max(bounds.query_lengths), max(bounds.key_lengths),
-        0.0, True, False, scale=scale,
-    )  # fmt: skip
-    return out, (sums, state, unused)
-
-
-def attend_backward(
-    gradient: Any, query: Any, key: Any, value: Any, out: Any, kept: Any, bounds: Bounds, scale: float
-) -> tuple[Any, Any, Any]:
-    """Gradients of query, key and value; `kept` is the second result of `attend`."""
-    import torch
-
-    if not query.is_cuda:
-        with torch.enable_grad():
-            q, k, v = (item.detach().requires_grad_() for item in (query, key, value))
-            dq, dk, dv = torch.autograd.grad(_reference(q, k, v, bounds, scale), (q, k, v), gradient)
-        return dq, dk, dv
-    sums, state, unused = kept
-    dq, dk, dv = torch.ops.aten._flash_attention_backward(
-        gradient, query, key, value, out, sums, bounds.queries, bounds.keys,
-        max(bounds.query_lengths), max(bounds.key_lengths), 0.0, True, state, unused, scale=scale,
-    )  # fmt: skip
-    return dq, dk, dv
-
-
-def _reference(query: Any, key: Any, value: Any, bounds: Bounds, scale: float) -> Any:
-    """Row by row through scaled_dot_product_attention."""
-    import torch
-
-    parts = []
-    keys, values = key.split(bounds.key_lengths), value.split(bounds.key_lengths)
-    for q, k, v in zip(query.split(bounds.query_lengths), keys, values, strict=True):
-        mask = None
-        if len(q) != len(k):
-            mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
-        parts.append(
-            torch.nn.functional.scaled_dot_product_attention(
-                *(item.transpose(0, 1)[None] for item in (q, k, v)),
-                attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True,
-            )[0].transpose(0, 1)
-        )  # fmt: skip
-    return torch.cat(parts)
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return Bounds(ends.to(device, non_blocking=True), tuple(lengths))
 
 
 def offer_to_transformers() -> None:
@@ -86,36 +37,83 @@ def offer_to_transformers() -> None:
 
 
 def packed_attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, scaling: float, bounds: Bounds, **_: Any
+    module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, scaling: float, bounds: Bounds, **more: Any
 ) -> tuple[Any, None]:
     """Attention of one batch of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens,
-    heads, size). The caller of the model gives the `bounds`; there is no mask, so without them it cannot run."""
+    heads, size). The caller of the model gives the `bounds`; there is no mask, so without them it cannot run.
+
+    Raises ValueError for attention that is more than causal, or that sees less than a whole row.
+    """
     import torch
 
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
-    parts = (item[0].transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
-    return _function().apply(*parts, bounds, scaling)[None], None
+    other = [name for name in _UNKNOWN if more.get(name) is not None]
+    if other or (more.get("sliding_window") or max(bounds.lengths)) < max(bounds.lengths):
+        raise ValueError(f"packed rows know no {other[0] if other else 'window shorter than a row'}")
+    if not query.is_cuda:
+        return _row_by_row(query, key, value, bounds, scaling), None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
+    parts = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
+    return _flash().apply(*parts, bounds.ends, max(bounds.lengths), scaling)[None], None
+
+
+def _row_by_row(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float) -> Any:
+    """(1, heads, tokens, size) to (1, tokens, heads, size) on a CPU; keys and values may have fewer heads."""
+    import torch
+
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
+    parts = (item.to(dtype).split(bounds.lengths, 2) for item in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    found = [
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        for q, k, v in zip(*parts, strict=True)
+    ]
+    return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2)
 
 
 @cache
-def _function() -> Any:
-    """`attend` and its backward pass as one step of autograd; made in a function because torch is slow to import."""
+def _flash() -> Any:
+    """The flash kernel as one step of autograd; made in a function because torch is slow to import."""
     import torch
 
-    class Attention(torch.autograd.Function):
+    class Flash(torch.autograd.Function):
+        """(tokens, heads, size), keys and values with fewer heads, all rows of the bounds causal."""
+
         @staticmethod
-        def forward(ctx: Any, query: Any, key: Any, value: Any, bounds: Bounds, scale: float) -> Any:
-            out, kept = attend(query, key, value, bounds, scale)
-            ctx.bounds, ctx.scale = bounds, scale
-            # all of it as saved tensors: with checkpointing they are dropped and computed again
-            ctx.save_for_backward(query, key, value, out, *(kept or ()))
+        def forward(ctx: Any, query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float) -> Any:
+            out, sums, seed, unused, _ = torch.ops.aten._flash_attention_forward(
+                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale
+            )
+            ctx.longest, ctx.scale = longest, scale
+            ctx.save_for_backward(query, key, value, out, sums, ends, seed, unused)
             return out
 
         @staticmethod
         def backward(ctx: Any, gradient: Any) -> Any:
-            query, key, value, out, *kept = ctx.saved_tensors
-            rest = (query, key, value, out, kept, ctx.bounds, ctx.scale)
-            return *attend_backward(gradient.contiguous(), *rest), None, None
+            query, key, value, out, sums, ends, seed, unused = ctx.saved_tensors
+            found = torch.ops.aten._flash_attention_backward(
+                gradient.contiguous(), query, key, value, out, sums, ends, ends, ctx.longest, ctx.longest,
+                0.0, True, seed, unused, scale=ctx.scale,
+            )  # fmt: skip
+            return *found, None, None, None
 
-    return Attention
+    return Flash
+
+
+def teach(dispatch: Any) -> str:
+    """Give `dispatch` (unsloth.utils.attention_dispatch) the kernel where it has none, and say what it uses.
+
+    flash-attn and xformers do not load beside every torch. Unsloth then takes torch's variable-length kernel from torch
+    2.12 on; torch 2.11 has the same one below its public face, with grouped heads.
+    """
+    if dispatch.HAS_FLASH_ATTENTION:
+        return "flash-attn"
+    if dispatch.HAS_XFORMERS:
+        return "xformers"
+    if dispatch._TORCH_VARLEN_ATTN is not None:
+        return "torch's variable-length kernel"
+
+    def attend(query: Any, key: Any, value: Any, ends: Any, longest: int, *, scale: Any, **_: Any) -> Any:
+        return _flash().apply(query, key, value, ends, longest, scale or query.shape[-1] ** -0.5)
+
+    dispatch._TORCH_VARLEN_ATTN = dispatch._varlen_attn_call = attend
+    return "torch's flash kernel"

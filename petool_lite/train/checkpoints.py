@@ -1,5 +1,6 @@
 """Checkpoints of a run: whole or absent, the newest kept, what --resume continues from."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,18 @@ def disk_errors(run: Path, what: str) -> Iterator[None]:
         ) from error
 
 
+def rate_at(done: int, shape: str, warmup: float, total: int) -> float:
+    """Share of the peak learning rate for the update after `done` of `total`: a rise over the share `warmup` of them,
+    then `shape` (cosine, linear, constant_with_warmup). Above 0 for every update, and at its peak for one at least."""
+    rise = min(round(total * warmup), total - 1)
+    if done < rise:
+        return (done + 1) / (rise + 1)
+    if shape == "constant_with_warmup":
+        return 1.0
+    left = 1 - min(done - rise, total - rise) / (total - rise)
+    return 0.5 * (1 - math.cos(math.pi * left)) if shape == "cosine" else left
+
+
 class Guarded:
     """Mixin in front of a trainer class: checkpoints are whole or absent, and a loss that is not finite ends the run.
 
@@ -78,6 +91,9 @@ class Guarded:
     args: Any
     state: Any
     accelerator: Any
+    optimizer: Any
+    schedule: tuple[str, float, int]  # its shape, the share of updates that warm up, all updates
+    lr_scheduler: Any = None
     _draft: Path | None = None
 
     def __init__(self, **arguments: Any) -> None:
@@ -86,15 +102,23 @@ class Guarded:
         self.data_collator = lambda rows: {**collate(rows), "entry_ids": [row["entry_id"] for row in rows]}
         self._update: list[tuple[Sequence[str], Any, Any]] = []
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate over time, as the recipe says it: see `rate_at`."""
+        from torch.optim.lr_scheduler import LambdaLR
+
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda done: rate_at(done, *self.schedule))
+        return self.lr_scheduler
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        """One step of the trainer; remembers the rows of its micro-steps and their losses, on the device."""
+        """One step of the trainer; remembers the rows of its micro-batches and their losses, on the device."""
         names = inputs.pop("entry_ids")
         loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         self._update += getattr(self, "parts", ((names, loss.detach(), loss.detach()),))
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        # Called once an update, after the last backward and before the optimizer: one transfer for all micro-steps.
+        # Called once an update, after the last backward and before the optimizer: one transfer for all micro-batches.
         import torch
 
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
@@ -105,7 +129,7 @@ class Guarded:
         return norm
 
     def _not_finite(self, figures: Any, norm: float) -> None:
-        """Raise for the micro-steps whose loss is not finite, or else for the first after which the gradient is not."""
+        """Raise for micro-batches whose loss is not finite, or else for the first after which the gradient is not."""
         import torch
 
         loss_bad, reached_bad = (~torch.isfinite(figures)).T.tolist()

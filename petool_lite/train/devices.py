@@ -63,31 +63,9 @@ def own_device() -> str:
 
 
 @contextmanager
-def repeatable(wanted: bool) -> Iterator[None]:
-    """Where `wanted`, let torch sum in one order for the time of the block, or fail where it knows no such way.
-
-    Must begin before the first product on a GPU: cuBLAS looks for its setting then.
-    """
-    if not wanted:
-        yield
-        return
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    # nothing here reads memory before it is written; filling it first only takes time
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[assignment]
-
-
-@contextmanager
 def joined() -> Iterator[None]:
-    """Join the other processes for the time of the block."""
+    """Join the other processes for the time of the block. They leave together: one that left while the first still
+    saved would end by its threads, and torchrun would then end the first one too."""
     if count() == 1:
         yield
         return
@@ -97,6 +75,7 @@ def joined() -> Iterator[None]:
     PartialState(cpu=not torch.cuda.is_available())
     try:
         yield
+        torch.distributed.barrier()
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
 """Everything that is checked, counted and chosen before a model is loaded."""
 
+import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report, facts_text, silent
@@ -10,27 +10,19 @@ from petool_lite.models import Base, resolve_base, sound_weight_files
 from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
-from petool_lite.train import full_costs
-from petool_lite.train.devices import arithmetic, count
-from petool_lite.train.evaluation import check_exam
-from petool_lite.train.planner import (
+from petool_lite.train.evaluate import check_evaluation
+from petool_lite.train.memory import (
     CPU_BUDGET,
-    OTHER_BUDGET,
-    Dimensions,
-    Forecast,
-    Load,
-    Room,
-    chosen,
-    dimensions,
-    forecasts,
-    picked,
+    Way,
+    check_cpu_memory,
+    choose,
+    free_on_gpu,
+    load_of,
     read_config,
-    resolved,
+    sizes,
     table,
 )
-from petool_lite.train.rates import measured_rates
 from petool_lite.train.records import check_reporters
-from petool_lite.train.stack import unsuited
 from petool_lite.train.start import check_start
 
 _CAPABILITY = (8, 0)  # of a GPU, the least: bfloat16 in its tensor cores, and torch's flash attention
@@ -38,85 +30,72 @@ _CAPABILITY = (8, 0)  # of a GPU, the least: bfloat16 in its tensor cores, and t
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before its model is loaded: the recipe with what was chosen written into it, and what that will take on
-    the GPU (None on a CPU and for dpo)."""
+    """A run before its model is loaded: the recipe with what was chosen written into it, and how memory is used on the
+    GPU (None on a CPU and for dpo)."""
 
     recipe: Recipe
     base: Base
     chat: Chat
     prepared: Prepared
-    forecast: Forecast | None
+    way: Way | None
 
 
 def plan(recipe: Recipe, report: Report = silent) -> Plan:
     """Check and count a recipe's rows and choose how to train; no model is loaded."""
     check_machine(recipe)
     base, chat, prepared = _counted(recipe, report)
-    check_memory(recipe, base)
-    full = recipe.train.method == "full"
-    other = "" if full else unsuited(read_config(base.directory))
-    if other and recipe.train.offload:
-        raise PetoolError(f"{base.name} has {other}, which offload does not know", "--set train.offload=false")
+    if not _gpu():
+        check_cpu_memory(recipe, base.directory, base.name)
     if recipe.train.objective == "dpo":  # one pair after the other
         return Plan(recipe, base, chat, prepared, None)
-    if not _gpu() or other:
-        budget = OTHER_BUDGET if _gpu() else CPU_BUDGET
-        return Plan(with_budget(recipe, budget), base, chat, prepared, None)
-    best = chosen(dimensions(base.directory), recipe, load_of(prepared), measured_rates(), room_here())
-    choice = best.choice
-    report(
-        f"chosen: {choice.precision} base, {choice.kept}, "
-        f"{choice.token_budget:,} tokens a micro-step; predicted peak {best.peak_gb:.1f} GiB, "
-        + (f"{best.tokens_per_s:,} tokens/s" if best.tokens_per_s else "speed not predicted"),
-        0,
-        0,
-        "",
-    )
-    return Plan(resolved(recipe, choice), base, chat, prepared, best)
+    if not _gpu():
+        return Plan(_resolved(recipe, recipe.model.precision, CPU_BUDGET), base, chat, prepared, None)
+    way = choose(sizes(base.directory), recipe, load_of(prepared), free_on_gpu())
+    again = "checkpointing" if way.checkpointing else "all kept"
+    chosen = f"{way.precision} base, {again}, {way.token_budget:,} tokens a micro-batch"
+    report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
+    return Plan(_resolved(recipe, way.precision, way.token_budget), base, chat, prepared, way)
+
+
+def _resolved(recipe: Recipe, precision: str, tokens: int) -> Recipe:
+    """The recipe with what was chosen written into it; a token budget that it gives stays."""
+    budget = recipe.train.token_budget or tokens
+    model, train = replace(recipe.model, precision=precision), replace(recipe.train, token_budget=budget)
+    return replace(recipe, model=model, train=train)
 
 
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
-    """The rows' counts, and every way to train with predicted memory and, where there is a GPU, speed.
-
-    `lean`, `auto` and `chosen` are the ways that these values of train.memory and the recipe itself would take; None
-    where nothing fits. Needs no GPU; without one the memory of `lean` is that of any 8 GB card. For dpo, and models
-    whose layers are not petool-lite's own, nothing is predicted.
-    """
+    """The rows' counts, and where there is a GPU how train.memory = lean and auto would use it (`ways`; nothing is
+    predicted for dpo)."""
     if _gpu():
         check_gpu()
     base, _, prepared = _counted(recipe, report)
-    full = recipe.train.method == "full"
     facts = {**prepared.summary, "gpu": _gpu_facts(), "trains_here": _gpu() or not _needs_gpu(recipe)}
-    if recipe.train.objective == "dpo" or (not full and unsuited(read_config(base.directory))):
-        return {**facts, "choices": [], "lean": None, "auto": None, "chosen": None}
-    model, load = dimensions(base.directory), load_of(prepared)
-    rates, room = (measured_rates(), room_here()) if _gpu() else (None, Room(float("inf"), float("inf")))
-    found = forecasts(model, recipe, load, rates)
-    picks = {memory: picked(found, recipe, memory, room) for memory in ("lean", "auto")}
-    mine = picks[recipe.train.memory] if _gpu() else None
-    rows: dict[str, Any] = {name: pick and table([pick])[0] for name, pick in (*picks.items(), ("chosen", mine))}
-    return {
-        **facts,
-        "choices": table(found),
-        **(rows if rates else {**rows, "auto": None}),
-    }
+    if not _gpu() or recipe.train.objective == "dpo":
+        return {**facts, "ways": []}
+    model, load, free = sizes(base.directory), load_of(prepared), free_on_gpu()
+
+    def way(memory: str) -> Way | None:
+        try:
+            return choose(model, replace(recipe, train=replace(recipe.train, memory=memory)), load, free)
+        except PetoolError:
+            return None  # it does not fit
+
+    return {**facts, "ways": table([(memory, way(memory)) for memory in ("lean", "auto")])}
 
 
 def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     """Base, chat and rows of a recipe, checked, counted and told."""
     check_reporters(recipe.train.report_to)
-    check_exam(recipe)
+    check_evaluation(recipe)
     check_start(recipe, report)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
     sound_weight_files(base.directory)
-    if recipe.train.method == "full" and read_config(base.directory).get("quantization_config"):
-        raise PetoolError(
-            f"{base.name} is quantized, and full fine-tuning changes the weights themselves",
-            "give the model in 16 bits, or --set train.method=lora",
-        )
+    _check_shape(recipe, base)
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
-    prepared.summary["steps"] = steps(recipe, prepared.summary["kept"])
+    _check_rows(base, prepared)
+    prepared.summary["steps"] = update_count(recipe, prepared.summary["kept"])
     report(facts_text("training rows", prepared.summary), 0, 0, "")
     if prepared.left_out:
         names = ", ".join(prepared.left_out[:5]) + (", ..." if len(prepared.left_out) > 5 else "")
@@ -127,28 +106,39 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     return base, chat, prepared
 
 
-def load_of(prepared: Prepared) -> Load:
-    """Lengths of the prepared rows."""
+def _check_shape(recipe: Recipe, base: Base) -> None:
+    """Refuse what the base's shape or quantization does not allow."""
+    if recipe.train.method == "full" and read_config(base.directory).get("quantization_config"):
+        raise PetoolError(
+            f"{base.name} is quantized, and full fine-tuning changes the weights themselves",
+            "give the model in 16 bits, or --set train.method=lora",
+        )
+    if recipe.train.method == "lora" and recipe.lora.r > sizes(base.directory).hidden:
+        width = sizes(base.directory).hidden
+        raise PetoolError(
+            f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({width})", "--set lora.r=32 is usual"
+        )
+
+
+def _check_rows(base: Base, prepared: Prepared) -> None:
+    """Refuse rows that the base cannot read: tokens beyond its vocabulary, or more of them than its attention sees."""
     import pyarrow.compute
 
-    lengths = pyarrow.compute.list_value_length(prepared.table.data.column("input_ids")).to_pylist()
-    return Load(tuple(lengths), prepared.summary["loss_tokens"] / prepared.summary["tokens"])
-
-
-def with_budget(recipe: Recipe, tokens: int) -> Recipe:
-    """The recipe with `tokens` a micro-step unless it says how many."""
-    budget = recipe.train.token_budget or tokens
-    return replace(recipe, train=replace(recipe.train, token_budget=budget))
-
-
-def room_here() -> Room:
-    """Free memory of the current GPU, and a third of the machine's memory for each of its processes."""
-    import os
-
-    import torch
-
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Room(float(torch.cuda.mem_get_info()[0]), whole / 3 / count())
+    config = read_config(base.directory)
+    ids = prepared.table.data.column("input_ids")
+    highest = pyarrow.compute.max(pyarrow.compute.list_flatten(ids)).as_py()
+    if highest >= config["vocab_size"]:
+        raise PetoolError(
+            f"the tokenizer of {base.name} writes token {highest}, its vocabulary ends at {config['vocab_size'] - 1}",
+            "give the tokenizer that belongs to the model, or a model whose embeddings were resized to it",
+        )
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    longest = max(load_of(prepared).lengths)
+    if window and longest > window:
+        raise PetoolError(
+            f"{base.name} sees the last {window} tokens only (sliding_window), the longest row has {longest}",
+            f"--set model.max_tokens={window}",
+        )
 
 
 def _gpu() -> bool:
@@ -166,22 +156,21 @@ def _gpu_facts() -> dict[str, Any] | None:
     return {"name": torch.cuda.get_device_name(), "memory_gb": total, "free_gb": free}
 
 
-def steps(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of the whole run."""
+def update_count(recipe: Recipe, rows: int) -> int:
+    """Updates of the whole run, the one count that the trainer and its schedule follow too: a begun update counts."""
     if recipe.train.max_steps:
         return recipe.train.max_steps
-    return max(1, int(-(-rows // (recipe.train.batch_size * recipe.train.accumulate)) * recipe.train.epochs))
+    return max(1, math.ceil(math.ceil(rows / recipe.train.rows) * recipe.train.epochs - 1e-9))
 
 
 def rows_a_device(recipe: Recipe, devices: int) -> int:
     """Rows of an update that each of `devices` takes; raises PetoolError where they cannot share them evenly."""
-    rows = recipe.train.batch_size * recipe.train.accumulate
-    if rows % (devices * recipe.train.batch_size):
+    if recipe.train.rows % devices:
         raise PetoolError(
-            f"{rows} rows an update cannot be shared by {devices} devices",
-            "choose train.accumulate as a multiple of the devices",
+            f"{recipe.train.rows} rows an update cannot be shared by {devices} devices",
+            "choose train.rows as a multiple of the devices",
         )
-    return rows // devices
+    return recipe.train.rows // devices
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -194,7 +183,7 @@ def check_machine(recipe: Recipe) -> None:
         raise PetoolError(
             f"this recipe needs a GPU ({why}), and torch finds none",
             f"rent one, or run here: petool-lite train {' or '.join(here)}; a small base trains here, slowly, with "
-            "--set train.optimizer=adamw_torch; --dry-run tells what a GPU would need",
+            "--set train.optimizer=adamw_torch",
             MACHINE,
         )
 
@@ -216,50 +205,3 @@ def check_gpu() -> None:
 
 def _needs_gpu(recipe: Recipe) -> bool:
     return recipe.train.optimizer.startswith("paged")
-
-
-def check_memory(recipe: Recipe, base: Base) -> None:
-    """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process."""
-    if _gpu():
-        return
-    model, free = dimensions(base.directory), free_memory()
-    packed = read_config(base.directory).get("quantization_config") is not None  # a file in 4 bits already, or in 8
-
-    def needed(method: str, precision: str) -> float:
-        return count() * least_on_cpu(model, method, "nf4" if packed else precision, recipe.train.optimizer)
-
-    mine = needed(recipe.train.method, recipe.model.precision)
-    if mine <= free:
-        return
-    fitting = [
-        f"would fit: --set train.method=lora --set model.precision={kind}"
-        for kind in ("bf16", "nf4")
-        if needed("lora", kind) <= free
-    ]
-    raise PetoolError(
-        f"this recipe needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
-        fitting[0] if fitting else "take a smaller base, such as smollm2-135m, fewer processes or a larger machine",
-        MACHINE,
-    )
-
-
-def least_on_cpu(model: Dimensions, method: str, precision: str, optimizer: str) -> float:
-    """Bytes of a process on a CPU: the base's weights or, where all of them learn, weights, gradients, optimizer state
-    and copies to compute with. Rows, adapter and libraries come on top, for a small base more than this."""
-    width: int = arithmetic().itemsize
-    weights = full_costs.parameters(model)
-    if method == "full":
-        copies = 2 * weights if width == 4 else 0  # of float32 none are made
-        return full_costs.resident(model, optimizer) - copies
-    linears = model.layers * model.weights()
-    return (weights - linears) * width + linears * (0.5 if precision == "nf4" else width)
-
-
-def free_memory(meminfo: Path = Path("/proc/meminfo")) -> float:
-    """Bytes that this machine can still give, those of its swap included; infinite where it does not tell."""
-    try:
-        rows = (line.split() for line in meminfo.read_text().splitlines())
-    except OSError:
-        return float("inf")
-    found = {row[0]: int(row[1]) * 1024 for row in rows if row and row[0] in ("MemAvailable:", "SwapFree:")}
-    return sum(found.values()) if "MemAvailable:" in found else float("inf")

@@ -105,7 +105,7 @@ class Progress:
     seconds: float = 0.0  # without evaluations
     tokens: int = 0
     last_loss: float | None = None
-    exam_seconds: float = 0.0  # of this process
+    evaluation_seconds: float = 0.0  # of this process
     stopped_early: bool = False
 
 
@@ -131,7 +131,7 @@ def recorder(run: Path, total: int, progress: Progress, report: Report) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             if not logs or "loss" not in logs:
                 return
-            seconds = time.time() - self.started - progress.exam_seconds
+            seconds = time.time() - self.started - progress.evaluation_seconds
             tokens = self.trainer.tokens_seen
             progress.seconds, progress.tokens = self.before[0] + seconds, self.before[1] + tokens
             progress.last_loss = float(logs["loss"])

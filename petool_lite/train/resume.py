@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from petool_lite.adapters import WEIGHTS
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
 from petool_lite.models import Base, file_sha256, weight_files
@@ -14,7 +15,7 @@ from petool_lite.recipe import Recipe, flat, settings
 from petool_lite.runs import versions, write_json
 from petool_lite.train.checkpoints import newest_checkpoint
 from petool_lite.train.devices import arithmetic_name, count
-from petool_lite.train.start import WEIGHTS, start_adapter
+from petool_lite.train.start import start_adapter
 
 # Settings that change nothing in what is trained: they may differ when a run is continued.
 _FREE = ("train.save_every", "train.report_to", "bench.")
@@ -26,7 +27,7 @@ _WHOLE, _PIECE, _PIECES = 64 << 20, 1 << 20, 32  # bytes, bytes, number
 
 def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dict[str, Any]]:
     """Everything that decides what a run trains: recipe, data, base, processes, versions, each as name -> value."""
-    adapter, exam = start_adapter(recipe), recipe.train.eval_data if recipe.train.eval_every else ""
+    adapter, held_out = start_adapter(recipe), recipe.train.eval_data if recipe.train.eval_every else ""
     files = weight_files(base.directory)
     return {
         "recipe": flat(recipe),
@@ -34,7 +35,7 @@ def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dic
             "sha256 of the source": prepared.data_sha256,
             "sha256 of the token ids": file_sha256(Path(prepared.table.cache_files[0]["filename"])),
             **({"sha256 of the first adapter": file_sha256(adapter / WEIGHTS)} if adapter else {}),
-            **({"sha256 of train.eval_data": source_sha256(exam)} if exam else {}),
+            **({"sha256 of train.eval_data": source_sha256(held_out)} if held_out else {}),
         },
         "base": {path.name: path.stat().st_size for path in files}
         | {f"fingerprint of {path.name}": fingerprint(path) for path in files}

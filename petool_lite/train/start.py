@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+from petool_lite.adapters import CONFIG, AdapterConfig, read_adapter_config
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
 from petool_lite.models import resolve_base
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, find_run, read_manifest, runs_root
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def check_start(recipe: Recipe, report: Report) -> None:
@@ -25,18 +23,22 @@ def check_start(recipe: Recipe, report: Report) -> None:
     folder = start_adapter(recipe)
     if folder is None:
         return
-    found = _config(folder)
-    mine, theirs = recipe.lora, {key: found.get(key) for key in ("r", "lora_alpha", "target_modules")}
-    wanted = {"r": mine.r, "lora_alpha": mine.alpha, "target_modules": sorted(mine.targets)}
-    theirs["target_modules"] = sorted(theirs["target_modules"] or [])
-    names = {"r": "lora.r", "lora_alpha": "lora.alpha", "target_modules": "lora.targets"}
-    wrong = [f"{names[key]}={json.dumps(theirs[key])}" for key in wanted if theirs[key] != wanted[key]]
+    found, mine = read_adapter_config(folder), recipe.lora
+    wanted = {"lora.r": mine.r, "lora.alpha": mine.alpha, "lora.targets": sorted(mine.targets)}
+    theirs = {"lora.r": found.r, "lora.alpha": _plain(found.alpha), "lora.targets": list(found.targets)}
+    wrong = [f"--set '{key}={json.dumps(theirs[key])}'" for key in wanted if theirs[key] != wanted[key]]
     if wrong:
-        raise PetoolError(
-            f"the adapter {folder} has another shape than the recipe",
-            " ".join(f"--set '{setting}'" for setting in wrong),
+        raise PetoolError(f"the adapter {folder} has another shape than the recipe", " ".join(wrong))
+    if found.rslora:
+        report(
+            f"the adapter {folder.name} scales by alpha / sqrt(r) (rslora), and so does what is trained on", 0, 0, ""
         )
     _check_base(folder, found, recipe, report)
+
+
+def _plain(number: float) -> float | int:
+    """Without a fraction where there is none, as recipes have it."""
+    return int(number) if number == int(number) else number
 
 
 def start_adapter(recipe: Recipe) -> Path | None:
@@ -45,7 +47,7 @@ def start_adapter(recipe: Recipe) -> Path | None:
     if not name:
         return None
     path = Path(name).expanduser()
-    if not (path / "adapter_config.json").is_file():
+    if not (path / CONFIG).is_file():
         if not any((place / "recipe.toml").is_file() for place in (path, runs_root() / name)):
             raise PetoolError(f"no adapter: {name}", "give a complete run, or a folder with adapter_config.json")
         run = find_run(name)
@@ -56,28 +58,16 @@ def start_adapter(recipe: Recipe) -> Path | None:
                 f"the run {run} has no adapter: all its weights learned",
                 f"--set model.adapter= --set model.base={whole}",
             )
-    if not (path / WEIGHTS).is_file():
-        raise PetoolError(f"no {WEIGHTS} in {path}", "pickled weights (.bin) are not read; save it as safetensors")
     return path
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise PetoolError(f"cannot read {folder}/adapter_config.json: {error}", "give another adapter") from error
-    if found.get("peft_type") != "LORA" or found.get("use_dora") or found.get("bias", "none") != "none":
-        raise PetoolError(f"{folder} is not a plain LoRA adapter", "give one that petool-lite or PEFT's LoRA trained")
-    return found
-
-
-def _check_base(folder: Path, found: dict[str, Any], recipe: Recipe, report: Report) -> None:
+def _check_base(folder: Path, found: AdapterConfig, recipe: Recipe, report: Report) -> None:
     """Both stages need the same base; a run also says how it laid out its prompts."""
-    base = str(found.get("base_model_name_or_path"))
-    if base != recipe.model.base and not _same_folder(base, recipe.model.base):
+    if found.base != recipe.model.base and not _same_folder(found.base, recipe.model.base):
+        theirs = found.base or "a base that it does not name"
         raise PetoolError(
-            f"the adapter {folder} was trained on {base}, the recipe says {recipe.model.base}",
-            f"--set model.base={base}",
+            f"the adapter {folder} was trained on {theirs}, the recipe says {recipe.model.base}",
+            f"--set model.base={found.base}",
         )
     if (folder.parent / "manifest.json").is_file():
         manifest = read_manifest(folder.parent)

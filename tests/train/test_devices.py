@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import own_runs, tiny_settings
 
-from petool_lite.train.devices import arithmetic, repeatable
+from petool_lite.train.devices import arithmetic
 
 
 def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tiny, tmp_path) -> None:
@@ -27,7 +27,7 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tin
         "-m",
         "petool_lite",
     ]
-    plain = ["--set", "lora.dropout=0.0", "--set", "train.max_steps=4", "--set", "train.batch_size=3", "--json"]
+    plain = ["--set", "lora.dropout=0.0", "--set", "train.max_steps=4", "--set", "train.rows=3", "--json"]
     runs = []
     for name, line in (("two", module), ("one", [sys.executable, "-m", "petool_lite"])):
         root = tmp_path / name
@@ -63,25 +63,6 @@ def test_a_processor_multiplies_in_what_it_has_instructions_for(found, wanted, m
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert arithmetic.__wrapped__() == wanted
-
-
-def test_determinism_lasts_as_long_as_the_block_even_where_it_fails() -> None:
-    with repeatable(False):
-        assert not torch.are_deterministic_algorithms_enabled()
-    with pytest.raises(ZeroDivisionError), repeatable(True):
-        assert torch.are_deterministic_algorithms_enabled()
-        1 / 0  # noqa: B018
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.slow
-def test_on_a_cpu_determinism_changes_nothing(trained, tiny, command, tmp_path) -> None:
-    line = ["train", "demo", *tiny_settings(tiny), "--set", "train.deterministic=true", "--json"]
-    result = command(*line, cwd=tmp_path, env=own_runs(tmp_path))
-    assert result.returncode == 0, result.stderr
-    weights = "adapter/adapter_model.safetensors"
-    run = tmp_path / json.loads(result.stdout)["run"]
-    assert (run / weights).read_bytes() == (trained / weights).read_bytes()
 
 
 def asked(before: dict[str, str], told: str) -> str:

@@ -15,10 +15,10 @@ from petool_lite.errors import PetoolError
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import load_recipe
-from petool_lite.train import _stopped
 from petool_lite.train.checkpoints import newest_checkpoint
 from petool_lite.train.resume import check_resume, fingerprint, start_facts, write_start
-from petool_lite.train.stop import Stop
+from petool_lite.train.run import _stopped
+from petool_lite.train.signals import Stop
 
 EVALUATED = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=9"]
 OVERRIDES = [part for pair in EVALUATED for part in ("--set", pair)]
@@ -111,13 +111,13 @@ def test_the_evaluated_steps_are_recorded_once(interrupted) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_rows_of_its_step(tiny, command, tmp_path) -> None:
-    wild = ["--set", "train.learning_rate=1e30", "--set", "train.accumulate=2"]
+    wild = ["--set", "train.learning_rate=1", "--set", "lora.alpha=1000000000", "--set", "train.rows=4"]
     result = command("train", "demo", *tiny_settings(tiny), *wild, cwd=tmp_path, env=own_runs(tmp_path))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     message = next(line for line in result.stderr.splitlines() if line.startswith("error: not finite in step"))
     names = message.rpartition("entries ")[2].split(", ")
-    assert len(names) == len(set(names)) in (2, 4)  # the micro-steps of the update, or those whose loss it was
+    assert len(names) == len(set(names)) in (2, 4)  # the micro-batches of the update, or those whose loss it was
     assert {int(name) for name in names} <= set(range(20))
     run = next(tmp_path.glob("runs/*"))
     assert len(rows_of(run)) == int(message.split("step ")[1].split(":")[0]) - 1, "the step was not taken"
@@ -136,11 +136,11 @@ SAVING = """
 import os, signal, time
 from pathlib import Path
 from petool_lite.cli import main
-from petool_lite.train import loop
+from petool_lite.train import run
 def interrupted(*arguments):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
-loop.save_trained = interrupted
+run.save_trained = interrupted
 main()
 """
 
@@ -190,13 +190,13 @@ def started(tiny, tmp_path, monkeypatch):
     """A base and evaluation data that may be changed, and the facts of a run with them as they are."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     base = Base("tiny", Path(shutil.copytree(tiny, tmp_path / "base")), None)
-    (tmp_path / "exam.jsonl").write_text("one\n")
+    (tmp_path / "held-out.jsonl").write_text("one\n")
     (tmp_path / "rows").write_text("")
-    exam = f"train.eval_data={tmp_path / 'exam.jsonl'}"
+    held_out = f"train.eval_data={tmp_path / 'held-out.jsonl'}"
     rows = Prepared(SimpleNamespace(cache_files=[{"filename": tmp_path / "rows"}]), {}, (), "a" * 64)
 
     def facts(*settings: str) -> dict:
-        recipe = load_recipe("demo", ["train.eval_every=5", exam, *settings])[1]
+        recipe = load_recipe("demo", ["train.eval_every=5", held_out, *settings])[1]
         return json.loads(json.dumps(start_facts(recipe, base, rows)))
 
     return base.directory, facts
@@ -243,25 +243,25 @@ def test_a_large_file_is_known_by_its_size_its_ends_and_what_lies_between(tmp_pa
 def test_other_evaluation_data_or_processes_are_refused(started, tmp_path, monkeypatch) -> None:
     _, facts = started
     before = facts()
-    (tmp_path / "exam.jsonl").write_text("two\n")
+    (tmp_path / "held-out.jsonl").write_text("two\n")
     assert "data sha256 of train.eval_data was " in differences(tmp_path, before, facts())
-    (tmp_path / "exam.jsonl").write_text("one\n")
+    (tmp_path / "held-out.jsonl").write_text("one\n")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert differences(tmp_path, before, facts()).endswith("something else: run processes was 1, is 2")
-    (tmp_path / "exam.jsonl").unlink()
+    (tmp_path / "held-out.jsonl").unlink()
     assert not [key for key in facts("train.eval_every=0")["data"] if "eval" in key], "nothing is evaluated on it"
 
 
 def test_a_run_begun_before_a_setting_or_a_fact_existed_goes_on(started, tmp_path) -> None:
     _, facts = started
     now, old = facts(), facts()
-    for key in ("train.deterministic", "train.name_weight", "train.early_stop"):
+    for key in ("train.beta", "train.early_stop"):
         del old["recipe"][key]
     del old["run"], old["data"]["sha256 of train.eval_data"], old["base"]["sha256 of config.json"]
     del old["base"]["fingerprint of model.safetensors"]
     assert differences(tmp_path, old, now) == ""
-    told = differences(tmp_path, old, facts("train.name_weight=2"))
-    assert told.endswith("something else: recipe train.name_weight was 1.0, is 2.0")
+    told = differences(tmp_path, old, facts("train.beta=2"))
+    assert told.endswith("something else: recipe train.beta was 0.1, is 2.0")
     del old["base"]["model.safetensors"], old["data"]["sha256 of the source"]
     old["base"]["model-00001-of-00002.safetensors"] = 7
     assert "base model-00001-of-00002.safetensors was 7, is absent" in differences(tmp_path, old, now)
@@ -285,7 +285,7 @@ def test_a_checkpoint_without_known_start_is_refused(tmp_path) -> None:
         ((1.0, 1.0, 1.0), (1.0, 2.0, 3.0), "a, b, c, d, e"),  # only the clipped norm overflowed
     ],
 )
-def test_only_the_rows_of_the_bad_micro_step_are_named(losses, reached, named) -> None:
+def test_only_the_rows_of_the_bad_micro_batch_are_named(losses, reached, named) -> None:
     import torch
 
     from petool_lite.train.checkpoints import Guarded

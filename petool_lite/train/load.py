@@ -13,14 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from petool_lite.models import Base
+from petool_lite.adapters import WEIGHTS, read_adapter_config
 from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.models import Base
 from petool_lite.recipe import Recipe
-from petool_lite.train.attention import PACKED, offer_to_transformers
+from petool_lite.train.attention import PACKED, offer_to_transformers, teach
 from petool_lite.train.devices import arithmetic, own_device
-from petool_lite.train.start import WEIGHTS, start_adapter
-from petool_lite.train.varlen import use_varlen
-
+from petool_lite.train.start import start_adapter
 
 # What a model's folder holds besides its configuration and weights.
 _TOKENIZER = (
@@ -35,19 +34,25 @@ _TOKENIZER = (
 _SHARD = "5GB"
 
 
-def load_model(recipe: Recipe, base: Base) -> tuple[Any, Any]:
+def load_model(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
     """The recipe's base with an adapter on it, or as it is for train.method = full, and its tokenizer.
 
-    Raises PetoolError if it does not load.
+    With `checkpointing` layers keep their inputs only, and compute the rest again in the backward pass. Raises
+    PetoolError if the base does not load.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return _load_whole(recipe, base) if recipe.train.method == "full" else _load_adapted(recipe, base)
+    offer_to_transformers()
+    load = _load_whole if recipe.train.method == "full" else _load_adapted
+    model, tokenizer = load(recipe, base, checkpointing)
+    model.train()
+    return model, tokenizer
 
 
-def _load_adapted(recipe: Recipe, base: Base) -> tuple[Any, Any]:
+def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     from unsloth import FastLanguageModel  # must come before transformers and trl
 
+    start = start_adapter(recipe)
     with _loading(base, "set model.precision=nf4"):
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base.directory),
@@ -56,39 +61,46 @@ def _load_adapted(recipe: Recipe, base: Base) -> tuple[Any, Any]:
             load_in_4bit=recipe.model.precision == "nf4",
             use_safetensors=True,  # never a pickled file, whatever else lies in the folder
         )
-    dispatch = sys.modules.get("unsloth.utils.attention_dispatch")  # on a CPU Unsloth leaves attention to transformers
-    if dispatch:
-        print("Unsloth's attention of packed rows:", use_varlen(dispatch))  # to train.log
     model = FastLanguageModel.get_peft_model(
         model,
         r=recipe.lora.r,
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
         target_modules=recipe.lora.targets,
-        use_gradient_checkpointing="unsloth" if recipe.train.checkpointing else False,
+        use_rslora=start is not None and read_adapter_config(start).rslora,
+        use_gradient_checkpointing="unsloth" if checkpointing else False,
         random_state=recipe.train.seed,
     )
-    adapter = start_adapter(recipe)
-    if adapter is not None:
-        _load_adapter(model, adapter)
+    if start is not None:
+        _load_adapter(model, start)
+    if recipe.train.objective == "sft":
+        print("attention of packed rows:", _pack(model))  # to train.log
     return model, tokenizer
 
 
-def _load_whole(recipe: Recipe, base: Base) -> tuple[Any, Any]:
+def _pack(model: Any) -> str:
+    """Let the model attend to packed rows exactly; what does it, in words."""
+    dispatch = sys.modules.get("unsloth.utils.attention_dispatch")
+    causal = causal_of(model)
+    if dispatch and type(causal.model).forward.__module__.startswith("unsloth."):
+        return teach(dispatch)
+    causal.set_attn_implementation(PACKED)  # on a CPU, and for families whose layers Unsloth leaves to transformers
+    return "petool-lite's, in transformers' layers"
+
+
+def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
     """Weights in float32, of which forward and backward passes make bfloat16 copies: see `computing`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # every checkpoint would draw one
-    offer_to_transformers()
     with _loading(base, "set train.method=lora"):
         model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(base.directory)
         model.set_attn_implementation(PACKED)
         model.to(own_device())
-    model.train()
-    if recipe.train.checkpointing:  # the trainer would do so at the first step, after the proof of the largest one
+    if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
 
@@ -181,37 +193,28 @@ def _save_adapter(model: Any, folder: Path, base: Base) -> None:
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
     """Switch a model in training over to generating and back; every mode and flag of its modules is put back."""
-    switch = _whole_generating if is_whole(model) else _adapted_generating
+    causal = causal_of(model)
+    packed = causal.config._attn_implementation == PACKED
     kept = [(module, module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()]
     cached = model.config.use_cache
     try:
-        with switch(model):
-            yield
+        if is_whole(model):
+            model.eval()
+            model.config.use_cache = True
+        else:
+            from unsloth import FastLanguageModel
+
+            FastLanguageModel.for_inference(model)
+        if packed:
+            causal.set_attn_implementation("sdpa")  # with a cache and padding, which packed rows have not
+        yield
     finally:
+        if packed:
+            causal.set_attn_implementation(PACKED)
+        if not is_whole(model):
+            FastLanguageModel.for_training(model)
         model.config.use_cache = cached
         for module, training, checkpointing in kept:
             module.training = training
             if checkpointing is not None:
                 module.gradient_checkpointing = checkpointing
-
-
-@contextmanager
-def _whole_generating(model: Any) -> Iterator[None]:
-    model.eval()
-    model.config.use_cache = True
-    model.set_attn_implementation("sdpa")  # with a cache and padding, which packed rows have not
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(PACKED)
-
-
-@contextmanager
-def _adapted_generating(model: Any) -> Iterator[None]:
-    from unsloth import FastLanguageModel
-
-    FastLanguageModel.for_inference(model)
-    try:
-        yield
-    finally:
-        FastLanguageModel.for_training(model)

@@ -1,28 +1,45 @@
-"""The training loop of one run: model and trainer, the weights it leaves, and the manifest that completes it."""
+"""`train`: a recipe becomes a LoRA adapter, or a model of its own, in a run directory.
+
+Unsloth patches the layers under an adapter; TRL's trainer runs the loop and tells `records` and the console.
+"""
 
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.console import Report
+from petool_lite.console import Report, silent
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.prompt.render import LAYOUTS
-from petool_lite.recipe import Recipe, TrainSettings
-from petool_lite.runs import TRAINED, draft, versions, write_json
+from petool_lite.recipe import Recipe, TrainSettings, to_toml
+from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
-from petool_lite.train.devices import arithmetic, arithmetic_name, count, first_then_others, is_first
-from petool_lite.train.evaluation import Exam, Mark, best_folder, best_mark, examiner
-from petool_lite.train.microstep import answer_trainer
-from petool_lite.train.model import load_model, save_trained
-from petool_lite.train.plan import Plan, load_of, rows_a_device
-from petool_lite.train.planner import dimensions, pieces
+from petool_lite.train.devices import (
+    arithmetic,
+    arithmetic_name,
+    count,
+    first_then_others,
+    from_first,
+    grow_in_place,
+    is_first,
+    joined,
+)
+from petool_lite.train.evaluate import (
+    EvaluationSet,
+    Score,
+    best_folder,
+    best_score,
+    evaluator,
+    load_evaluation_set,
+)
+from petool_lite.train.load import load_model, save_trained
+from petool_lite.train.memory import dry_step
+from petool_lite.train.plan import Plan, plan, rows_a_device
 from petool_lite.train.preference import preference_trainer
-from petool_lite.train.proof import prove
 from petool_lite.train.records import (
     Progress,
     check_reporters,
@@ -35,8 +52,9 @@ from petool_lite.train.records import (
     reserved_memory_gb,
     resumed_progress,
 )
-from petool_lite.train.shelf import pinning
-from petool_lite.train.stop import Stop, stopper
+from petool_lite.train.resume import check_resume, start_facts, write_start
+from petool_lite.train.signals import Stop, stop_signals, stopper
+from petool_lite.train.step import answer_trainer
 
 
 @dataclass(frozen=True)
@@ -46,24 +64,86 @@ class Job:
     name: str
     run: Path
     planned: Plan
-    exam: Exam | None
+    held_out: EvaluationSet | None
     started: float
     report: Report
     resume: bool
 
 
-def train_into(job: Job, stop: Stop) -> None:
+def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | None = None) -> Path:
+    """Train `recipe` and return the complete run directory; `resume` continues an unfinished one.
+
+    Ctrl-C or SIGTERM while it trains saves a checkpoint and raises PetoolError with the command that continues, exit
+    code 130 or 143; a second one ends the process. A new run that has not trained a step leaves nothing.
+    """
+    started = time.time()
+    grow_in_place()
+    run: Path | None = resume
+    report = report if is_first() else silent
+    with stop_signals() as stop, joined(), ExitStack() as held:
+        try:
+            if is_first() and resume is not None:
+                held.enter_context(locked(resume))
+                if is_complete(resume):  # by a process that this one has just missed
+                    raise PetoolError(f"the run {resume} is complete", "start a new one: petool-lite train RECIPE")
+            planned = _same_choice(first_then_others(lambda: plan(recipe, report)))
+            held_out = load_evaluation_set(recipe, planned.chat, report)
+            if is_first():
+                run = _begun(name, planned, resume)
+                if resume is None:
+                    held.enter_context(locked(run))
+            begun: Path = from_first(run)
+            _train_into(Job(name, begun, planned, held_out, started, report, resume is not None), stop)
+        except (PetoolError, KeyboardInterrupt) as error:
+            if is_first() and run is not None and resume is None and not (run / "metrics.jsonl").is_file():
+                shutil.rmtree(run)  # nothing to look at or to resume from
+            if isinstance(error, PetoolError):
+                raise
+            raise _stopped(stop, run, resume is not None) from error
+    return begun
+
+
+def _stopped(stop: Stop, run: Path | None, resumed: bool) -> PetoolError:
+    """What a signal came to while no step was being taken: before the first one or after the last."""
+    if run is None or not (run / "metrics.jsonl").is_file():
+        hint = f"continue: petool-lite train --resume {run}" if resumed else ""
+        return PetoolError(f"stopped by {stop.name} before the first step", hint, stop.exit_code)
+    what = "loading or saving" if resumed else "saving"  # figures of a resumed run were there before
+    return PetoolError(
+        f"stopped by {stop.name} while {what}", f"continue: petool-lite train --resume {run}", stop.exit_code
+    )
+
+
+def _begun(name: str, planned: Plan, resume: Path | None) -> Path:
+    """The directory of a new run, or of one that may be continued."""
+    facts = start_facts(planned.recipe, planned.base, planned.prepared)
+    if resume is not None:
+        check_resume(resume, facts)
+        return resume
+    run = create_run(name)
+    write_text(run / "recipe.toml", to_toml(planned.recipe))
+    write_start(run, facts)
+    return run
+
+
+def _same_choice(planned: Plan) -> Plan:
+    """The plan with the first process's choice: GPUs may differ a little in what is free."""
+    recipe, way = from_first((planned.recipe, planned.way))
+    return replace(planned, recipe=recipe, way=way)
+
+
+def _train_into(job: Job, stop: Stop) -> None:
     """Train, save the result, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
-    checkpoint, progress, exams = first_then_others(lambda: _continued(job))
+    checkpoint, progress, scores = first_then_others(lambda: _continued(job))
     through = "" if job.planned.recipe.train.method == "full" else " through Unsloth"
     job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
     with log_to(job.run / "train.log" if is_first() else Path(os.devnull)) as log:
-        with redirect_stderr(log), pinning(*_pieces(job.planned)):
-            model, tokenizer = load_model(job.planned.recipe, job.planned.base)
-            trainer = _trainer(job, model, tokenizer, progress, exams, stop)
-        with memory_errors(job.planned.recipe):
-            if job.planned.forecast is not None:
-                prove(job.run, job.planned, trainer, job.exam, job.report)
+        with redirect_stderr(log):
+            model, tokenizer = load_model(job.planned.recipe, job.planned.base, _checkpointing(job.planned))
+            trainer = _trainer(job, model, tokenizer, progress, scores, stop)
+        with _memory_errors(job.planned.recipe):
+            if job.planned.way is not None:
+                dry_step(job.run, job.planned, trainer, job.held_out, job.report)
             _fit(trainer, checkpoint, stop)
     state = trainer.state
     if is_first():
@@ -78,14 +158,6 @@ def train_into(job: Job, stop: Stop) -> None:
         _complete(job, model, state.global_step, progress)
 
 
-def _pieces(planned: Plan) -> tuple[int, int]:
-    """How much memory to pin while the model loads: pieces and bytes of each."""
-    if planned.forecast is None:
-        return 0, 0
-    model, load = dimensions(planned.base.directory), load_of(planned.prepared)
-    return pieces(model, planned.recipe, planned.forecast.choice, load)
-
-
 def _complete(job: Job, model: Any, step: int, progress: Progress) -> None:
     """Write what was trained, then the manifest."""
     best = _save(job, model)
@@ -98,13 +170,13 @@ def _complete(job: Job, model: Any, step: int, progress: Progress) -> None:
             "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
             "seconds": {
                 "train": round(progress.seconds, 2),
-                "evaluation": round(progress.exam_seconds, 2),
+                "evaluation": round(progress.evaluation_seconds, 2),
                 "all": round(time.time() - job.started, 2),
             },
             "tokens_per_s": round(progress.tokens / progress.seconds, 1),
             "peak_memory_gb": round(peak_memory_gb(), 3),
             "reserved_memory_gb": reserved_memory_gb(),
-            "predicted": job.planned.forecast and asdict(job.planned.forecast),
+            "memory": job.planned.way and asdict(job.planned.way),
             "final_loss": progress.last_loss,
         },
     )
@@ -123,10 +195,10 @@ def _continued(job: Job) -> tuple[Path | None, Progress, list[dict[str, Any]]]:
     return checkpoint, resumed_progress(rows), cut_after(job.run / "eval.jsonl", step, job.report)
 
 
-def _save(job: Job, model: Any) -> Mark | None:
-    """Write the run's adapter or model: the best evaluated one, whose mark is returned, or the last one."""
+def _save(job: Job, model: Any) -> Score | None:
+    """Write the run's adapter or model: the best evaluated one, whose score is returned, or the last one."""
     name = TRAINED[job.planned.recipe.train.method]
-    best = best_mark(job.run) if job.exam else None
+    best = best_score(job.run) if job.held_out else None
     with disk_errors(job.run, name), draft(job.run / name) as folder:
         if best is None:
             save_trained(model, folder, job.planned.base)
@@ -160,7 +232,7 @@ def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
 
 
 @contextmanager
-def memory_errors(recipe: Recipe) -> Iterator[None]:
+def _memory_errors(recipe: Recipe) -> Iterator[None]:
     """Turn memory that is too little into a PetoolError with what would take less."""
     import torch
 
@@ -170,18 +242,15 @@ def memory_errors(recipe: Recipe) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise PetoolError(
             f"out of GPU memory: {str(error).splitlines()[0]}",
-            f"set a smaller train.token_budget, train.checkpointing=true, {smaller} or a smaller "
-            "model.max_tokens; --dry-run shows what each takes",
+            f"set a smaller train.token_budget, {smaller} or a smaller model.max_tokens",
             MACHINE,
         ) from error
 
 
-def optimizer_arguments(settings: TrainSettings, total: int) -> dict[str, Any]:
-    """How weights move in a run of `total` updates, as the arguments of transformers' trainers."""
+def optimizer_arguments(settings: TrainSettings) -> dict[str, Any]:
+    """How weights move, as the arguments of transformers' trainers; the learning rate over time is `Guarded`'s."""
     return {
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.schedule,
-        "warmup_steps": max(1, round(total * settings.warmup_ratio)) if settings.warmup_ratio else 0,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.clip_norm,
         "optim": settings.optimizer,
@@ -195,9 +264,8 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
     settings = recipe.train
     common = {
         "output_dir": str(run / "checkpoints"),
-        "num_train_epochs": settings.epochs,
-        "max_steps": settings.max_steps or -1,
-        **optimizer_arguments(settings, total),
+        "max_steps": total,  # the one count; epochs follow from it
+        **optimizer_arguments(settings),
         "bf16": arithmetic() == torch.bfloat16,
         "seed": settings.seed,
         "data_seed": settings.seed,
@@ -217,44 +285,40 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         return DPOConfig(
             **common,
             beta=settings.beta,
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=rows_a_device(recipe, count()) // settings.batch_size,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=rows_a_device(recipe, count()),
         )
     return SFTConfig(
         **common,
-        # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-steps
-        per_device_train_batch_size=settings.batch_size * settings.accumulate,
+        # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-batches
+        per_device_train_batch_size=settings.rows,
         gradient_accumulation_steps=1,
-        **(_without_unsloth(recipe) if settings.method == "full" else {}),
+        # Unsloth, and for all weights `load`, see to checkpointing themselves
+        **({"use_cpu": not torch.cuda.is_available()} if settings.method == "full" else {}),
+        gradient_checkpointing=False,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
 
 
-def _without_unsloth(recipe: Recipe) -> dict[str, Any]:
-    """What Unsloth and petool-lite's layers see to themselves where there is an adapter."""
+def _checkpointing(planned: Plan) -> bool:
+    """Whether layers compute their inner values twice; on a GPU dpo does, too, whose memory is not predicted."""
     import torch
 
-    return {
-        "use_cpu": not torch.cuda.is_available(),
-        "gradient_checkpointing": recipe.train.checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-    }
+    return planned.way.checkpointing if planned.way else torch.cuda.is_available()
 
 
-def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: list[dict[str, Any]], stop: Stop) -> Any:
+def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, scores: list[dict[str, Any]], stop: Stop) -> Any:
     """The trainer of a job with its callbacks."""
     from transformers import PrinterCallback, ProgressCallback
 
     recipe = job.planned.recipe
-    kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer(recipe)
+    kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer(recipe.train.token_budget)
 
     total = job.planned.prepared.summary["steps"]
     own = [recorder(job.run, total, progress, job.report), stopper(stop)]
-    if job.exam:
-        own.insert(
-            1, examiner(job.run, job.planned.base, job.exam, job.planned.recipe.train, exams, progress, job.report)
-        )
+    if job.held_out:
+        own.insert(1, evaluator(job.run, job.planned.base, job.held_out, recipe.train, scores, progress, job.report))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
     trainer: Any = type("Trainer", (Guarded, kind), {})(
         model=model,
@@ -263,6 +327,7 @@ def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, exams: li
         train_dataset=job.planned.prepared.table,
         callbacks=own,
     )
+    trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bfloat16 over a 4-bit base; small steps would be lost
             parameter.data = parameter.data.float()

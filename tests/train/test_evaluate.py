@@ -10,13 +10,13 @@ from petool_lite.console import silent
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import Layout, chat_from_directory, prompt_ids
 from petool_lite.recipe import load_recipe
-from petool_lite.train.evaluation import Mark, _replies, _waited, best_mark, check_exam, load_exam
+from petool_lite.train.evaluate import Score, _replies, _waited, best_score, check_evaluation, load_evaluation_set
 
-EXAM = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_tokens=400", "bench.max_reply_tokens=8"]
+HELD_OUT = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_tokens=400", "bench.max_reply_tokens=8"]
 
 
-def mark(step: int, joint: float, tool: float = 0.0) -> Mark:
-    return Mark(step, 100, tool, 0.0, joint, 1.0)
+def score(step: int, joint: float, tool: float = 0.0) -> Score:
+    return Score(step, 100, tool, 0.0, joint, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +41,27 @@ def test_it_stops_early_and_completes(stopped) -> None:
 
 def test_the_prompts_are_those_of_bench(smollm2) -> None:
     chat = chat_from_directory(smollm2.directory)
-    exam = load_exam(load_recipe("demo", EXAM)[1], chat, silent)
+    held_out = load_evaluation_set(load_recipe("demo", HELD_OUT)[1], chat, silent)
     from petool_lite.data.files import load_dataset
 
     entries = load_dataset("demo:test:5", "rating").entries
     wanted = [prompt_ids(chat, entry, Layout("rating", "compact", 400 - 8)) for entry in entries]
-    assert exam.prompts == tuple(ids for ids, _ in wanted)
-    assert exam.golds == tuple(entry.gold for entry in entries)
-    short = load_exam(load_recipe("demo", [*EXAM[:2], "model.max_tokens=80", EXAM[3]])[1], chat, silent)
+    assert held_out.prompts == tuple(ids for ids, _ in wanted)
+    assert held_out.golds == tuple(entry.gold for entry in entries)
+    short = load_evaluation_set(
+        load_recipe("demo", [*HELD_OUT[:2], "model.max_tokens=80", HELD_OUT[3]])[1], chat, silent
+    )
     assert (len(short.prompts), short.too_long) == (0, 5), "too long is wrong, not left out"
 
 
 def test_where_all_settings_are_learned_each_has_its_turn(smollm2) -> None:
     chat = chat_from_directory(smollm2.directory)
-    exam = load_exam(load_recipe("demo", [*EXAM, "data.setting=all"])[1], chat, silent)
+    held_out = load_evaluation_set(load_recipe("demo", [*HELD_OUT, "data.setting=all"])[1], chat, silent)
     from petool_lite.data.files import load_dataset
 
     turns = ("rating", "preferred", "chronological", "rating", "preferred")
     pairs = zip(load_dataset("demo:test:5", "rating").entries, turns, strict=True)
-    assert exam.prompts == tuple(prompt_ids(chat, entry, Layout(name, "compact", 392))[0] for entry, name in pairs)
+    assert held_out.prompts == tuple(prompt_ids(chat, entry, Layout(name, "compact", 392))[0] for entry, name in pairs)
 
 
 def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(tiny, smollm2) -> None:
@@ -67,28 +69,28 @@ def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(tiny, smollm2)
     from transformers import AutoModelForCausalLM
 
     chat = chat_from_directory(smollm2.directory)
-    exam = load_exam(load_recipe("demo", EXAM)[1], chat, silent)
+    held_out = load_evaluation_set(load_recipe("demo", HELD_OUT)[1], chat, silent)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    prompts = [ids[: len(ids) - 30 * index] for index, ids in enumerate(exam.prompts)]
-    together = _replies(model, prompts, exam)
-    assert together == [_replies(model, [prompt], exam)[0] for prompt in prompts]
+    prompts = [ids[: len(ids) - 30 * index] for index, ids in enumerate(held_out.prompts)]
+    together = _replies(model, prompts, held_out)
+    assert together == [_replies(model, [prompt], held_out)[0] for prompt in prompts]
     assert all(together)
     assert len(set(together)) > 1
 
 
 def test_the_best_is_the_highest_joint_then_tool_then_latest(tmp_path) -> None:
-    assert best_mark(tmp_path) is None
-    for each in (mark(2, 50.0), mark(4, 60.0, 70.0), mark(6, 60.0, 70.0), mark(8, 60.0, 65.0)):
+    assert best_score(tmp_path) is None
+    for each in (score(2, 50.0), score(4, 60.0, 70.0), score(6, 60.0, 70.0), score(8, 60.0, 65.0)):
         (tmp_path / "best" / f"step-{each.step}").mkdir(parents=True)
-        text = json.dumps({key: getattr(each, key) for key in Mark.__dataclass_fields__})
+        text = json.dumps({key: getattr(each, key) for key in Score.__dataclass_fields__})
         (tmp_path / "best" / f"step-{each.step}" / "eval.json").write_text(text)
-    assert best_mark(tmp_path).step == 6
+    assert best_score(tmp_path).step == 6
 
 
 def test_patience_counts_from_the_last_real_improvement() -> None:
-    assert _waited([mark(1, 10.0)]) == 0
-    assert _waited([mark(1, 10.0), mark(2, 10.0), mark(3, 9.0)]) == 2
-    assert _waited([mark(1, 10.0), mark(2, 10.0), mark(3, 10.0, 1.0)]) == 0
+    assert _waited([score(1, 10.0)]) == 0
+    assert _waited([score(1, 10.0), score(2, 10.0), score(3, 9.0)]) == 2
+    assert _waited([score(1, 10.0), score(2, 10.0), score(3, 10.0, 1.0)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -97,23 +99,23 @@ def test_patience_counts_from_the_last_real_improvement() -> None:
         (["train.eval_every=5"], "needs entries to score"),
         (["train.early_stop=2"], "needs evaluations"),
         (["train.eval_every=5", "train.eval_data=nowhere.json"], "no such data file"),
-        ([*EXAM[:2], "model.max_tokens=100", "bench.max_reply_tokens=100"], "no room for a prompt"),
+        ([*HELD_OUT[:2], "model.max_tokens=100", "bench.max_reply_tokens=100"], "no room for a prompt"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_early(pairs, message) -> None:
     with pytest.raises(PetoolError, match=message):
-        check_exam(load_recipe("demo", pairs)[1])
+        check_evaluation(load_recipe("demo", pairs)[1])
 
 
 @pytest.mark.slow
-def test_a_real_model_gets_better_marks_and_the_best_adapter_stays(command, tmp_path) -> None:
+def test_a_real_model_gets_better_scores_and_the_best_adapter_stays(command, tmp_path) -> None:
     """SmolLM2 on the demo's entries, evaluated on functions that it never saw."""
-    pairs = ["train.eval_every=25", "train.eval_data=demo:test:12", "train.eval_rows=12"]
+    pairs = ["train.eval_every=25", "train.eval_data=demo:test:12"]
     overrides = [part for pair in pairs for part in ("--set", pair)]
     result = command("train", "demo", *overrides, "--json", cwd=tmp_path, env=own_runs(tmp_path), timeout=3000)
     assert result.returncode == 0, result.stderr
     run = Path(json.loads(result.stdout)["run"])
-    marks = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    scores = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
     manifest = json.loads((run / "manifest.json").read_text())
-    assert [each["step"] for each in marks] == [25, 50, 75, 80]
-    assert manifest["evaluation"]["best"]["joint_acc"] == max(each["joint_acc"] for each in marks) > 50
+    assert [each["step"] for each in scores] == [25, 50, 75, 80]
+    assert manifest["evaluation"]["best"]["joint_acc"] == max(each["joint_acc"] for each in scores) > 50

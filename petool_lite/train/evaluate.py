@@ -28,14 +28,14 @@ from petool_lite.runs import draft, write_json
 from petool_lite.scorer import score_reply
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.devices import agreed
-from petool_lite.train.model import computing, generating, save_trained
+from petool_lite.train.load import computing, generating, save_trained
 from petool_lite.train.records import Progress, append_row
 
 _STAGE = "evaluating"
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationSet:
     """Held-out prompts as token ids with their right calls; entries too long for the model count as wrong.
 
     `batch_tokens` bounds the prompt tokens that are padded and read together, `reply_tokens` one reply.
@@ -50,7 +50,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Score:
     """The result of one evaluation: accuracies in percent over `n` entries, by the published scorer."""
 
     step: int
@@ -66,7 +66,7 @@ class Mark:
         return self.joint_acc, self.tool_acc
 
 
-def check_exam(recipe: Recipe) -> None:
+def check_evaluation(recipe: Recipe) -> None:
     """Refuse settings of the evaluation that do not fit together, or data that is not there."""
     settings = recipe.train
     if settings.eval_every and not settings.eval_data:
@@ -79,12 +79,12 @@ def check_exam(recipe: Recipe) -> None:
         source_sha256(settings.eval_data)
 
 
-def load_exam(recipe: Recipe, chat: Chat, report: Report) -> Exam | None:
+def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> EvaluationSet | None:
     """The recipe's held-out entries, rendered as training renders them; None where nothing is to be evaluated."""
     settings = recipe.train
     if not settings.eval_every:
         return None
-    dataset, learned = load_learned(recipe.data, settings.eval_data, settings.eval_rows)
+    dataset, learned = load_learned(recipe.data, settings.eval_data)
     reply = recipe.bench.max_reply_tokens
     prompts, golds = [], []
     for entry, setting in zip(dataset.entries, cycle(learned), strict=False):  # of several settings each has its turn
@@ -98,26 +98,26 @@ def load_exam(recipe: Recipe, chat: Chat, report: Report) -> Exam | None:
     too_long = len(dataset.entries) - len(prompts)
     more = f", {too_long} of them too long for {recipe.model.max_tokens} tokens" if too_long else ""
     report(f"evaluating on {len(dataset.entries)} entries every {settings.eval_every} steps{more}", 0, 0, "")
-    return Exam(tuple(prompts), tuple(golds), too_long, chat, recipe.model.max_tokens, reply)
+    return EvaluationSet(tuple(prompts), tuple(golds), too_long, chat, recipe.model.max_tokens, reply)
 
 
-def evaluate(exam: Exam, model: Any, step: int, report: Report) -> Mark:
+def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
     """Greedy replies of `model` as it stands, scored; the model, its modes and all random numbers stay as they were."""
     started = time.perf_counter()
-    total = len(exam.prompts)
+    total = len(held_out.prompts)
     report(_STAGE, 0, total, f"step {step}")
     tool = param = joint = done = 0
     with same_randomness(), generating(model):
-        for batch in _batches(exam.prompts, exam.batch_tokens):
-            replies = _replies(model, [exam.prompts[index] for index in batch], exam)
+        for batch in _batches(held_out.prompts, held_out.batch_tokens):
+            replies = _replies(model, [held_out.prompts[index] for index in batch], held_out)
             for index, reply in zip(batch, replies, strict=True):
-                marks = score_reply(reply, asdict(exam.golds[index]))
-                tool, param, joint = tool + marks[0], param + marks[1], joint + all(marks)
+                scores = score_reply(reply, asdict(held_out.golds[index]))
+                tool, param, joint = tool + scores[0], param + scores[1], joint + all(scores)
             done += len(batch)
             report(_STAGE, done, total, f"step {step}, joint {100 * joint / done:.1f} %")
-    n = total + exam.too_long
+    n = total + held_out.too_long
     tool_acc, param_acc, joint_acc = (round(100 * count / n, 2) for count in (tool, param, joint))
-    return Mark(step, n, tool_acc, param_acc, joint_acc, round(time.perf_counter() - started, 2))
+    return Score(step, n, tool_acc, param_acc, joint_acc, round(time.perf_counter() - started, 2))
 
 
 def _batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -129,10 +129,10 @@ def _batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[li
         del order[:size]
 
 
-def _replies(model: Any, prompts: Sequence[Sequence[int]], exam: Exam) -> list[str]:
+def _replies(model: Any, prompts: Sequence[Sequence[int]], held_out: EvaluationSet) -> list[str]:
     import torch
 
-    end = exam.chat.eos_id
+    end = held_out.chat.eos_id
     ids, mask = left_padded(prompts, end)
     device = model.device
     # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
@@ -140,14 +140,14 @@ def _replies(model: Any, prompts: Sequence[Sequence[int]], exam: Exam) -> list[s
         output = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            max_new_tokens=exam.reply_tokens,
+            max_new_tokens=held_out.reply_tokens,
             do_sample=False,
             eos_token_id=end,
             pad_token_id=end,
         )
-    assert exam.chat.decode is not None  # a chat from a directory has one
+    assert held_out.chat.decode is not None  # a chat from a directory has one
     found = [row[: row.index(end)] if end in row else row for row in output[:, ids.shape[1] :].tolist()]
-    return [exam.chat.decode(row) for row in found]
+    return [held_out.chat.decode(row) for row in found]
 
 
 @contextmanager
@@ -164,21 +164,21 @@ def same_randomness() -> Iterator[None]:
     numpy.random.set_state(numpy_state)
 
 
-def best_mark(run: Path) -> Mark | None:
-    """The mark of the adapter or model kept in `run`/best, or None."""
-    marks = [Mark(**json.loads(path.read_text())) for path in run.glob("best/step-*/eval.json")]
-    return max(marks, key=lambda mark: (mark.rank, mark.step), default=None)
+def best_score(run: Path) -> Score | None:
+    """The score of the adapter or model kept in `run`/best, or None."""
+    scores = [Score(**json.loads(path.read_text())) for path in run.glob("best/step-*/eval.json")]
+    return max(scores, key=lambda score: (score.rank, score.step), default=None)
 
 
-def best_folder(run: Path, mark: Mark) -> Path:
-    """Folder of the kept adapter or model that got `mark`."""
-    return run / "best" / f"step-{mark.step}"
+def best_folder(run: Path, score: Score) -> Path:
+    """Folder of the kept adapter or model that got `score`."""
+    return run / "best" / f"step-{score.step}"
 
 
-def examiner(
+def evaluator(
     run: Path,
     base: Base,
-    exam: Exam,
+    held_out: EvaluationSet,
     settings: TrainSettings,
     rows: Sequence[dict[str, Any]],
     progress: Progress,
@@ -191,9 +191,9 @@ def examiner(
     """
     from transformers import TrainerCallback
 
-    class Examine(TrainerCallback):
+    class Evaluate(TrainerCallback):
         trainer: Any
-        marks = tuple(Mark(**row) for row in rows)
+        scores = tuple(Score(**row) for row in rows)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             # At the step's own log line, so that it comes before the checkpoint of the same step.
@@ -201,48 +201,48 @@ def examiner(
             if not logs or "loss" not in logs or not due:
                 return
             if state.is_world_process_zero:  # the other processes wait
-                self.examine(state.global_step)
-            waited = _waited(self.marks) if self.marks else 0
+                self.evaluate(state.global_step)
+            waited = _waited(self.scores) if self.scores else 0
             enough = settings.early_stop and waited >= settings.early_stop and state.global_step < state.max_steps
             if agreed(bool(enough)):
                 progress.stopped_early = control.should_training_stop = True
                 report(f"stopping early: {waited} evaluations in a row brought nothing better", 0, 0, "")
 
-        def examine(self, step: int) -> None:
-            mark = evaluate(exam, self.trainer.model, step, report)
-            progress.exam_seconds += mark.seconds
-            self.marks = (*self.marks, mark)
-            append_row(run / "eval.jsonl", asdict(mark))
-            best = best_mark(run)
-            if best is None or mark.rank >= best.rank:  # of equals the one that has learned longer
-                _keep(run, base, mark, self.trainer.model)
-                best = mark
-            report(_told(mark, best), 0, 0, "")
-            self.trainer.log({f"eval_{key}": getattr(mark, key) for key in ("tool_acc", "param_acc", "joint_acc")})
+        def evaluate(self, step: int) -> None:
+            score = evaluate(held_out, self.trainer.model, step, report)
+            progress.evaluation_seconds += score.seconds
+            self.scores = (*self.scores, score)
+            append_row(run / "eval.jsonl", asdict(score))
+            best = best_score(run)
+            if best is None or score.rank >= best.rank:  # of equals the one that has learned longer
+                _keep(run, base, score, self.trainer.model)
+                best = score
+            report(_told(score, best), 0, 0, "")
+            self.trainer.log({f"eval_{key}": getattr(score, key) for key in ("tool_acc", "param_acc", "joint_acc")})
 
-    return Examine()
+    return Evaluate()
 
 
-def _waited(marks: Sequence[Mark]) -> int:
+def _waited(scores: Sequence[Score]) -> int:
     """How many evaluations have passed since the one that was better than all before it."""
-    ranks = [mark.rank for mark in marks]
+    ranks = [score.rank for score in scores]
     return len(ranks) - 1 - ranks.index(max(ranks))
 
 
-def _told(mark: Mark, best: Mark) -> str:
-    kept = "the best so far" if mark.step == best.step else f"the best is step {best.step}'s {best.joint_acc:.1f} %"
+def _told(score: Score, best: Score) -> str:
+    kept = "the best so far" if score.step == best.step else f"the best is step {best.step}'s {best.joint_acc:.1f} %"
     return (
-        f"step {mark.step}: tool {mark.tool_acc:.1f} %, parameters {mark.param_acc:.1f} %, "
-        f"joint {mark.joint_acc:.1f} % of {mark.n} in {mark.seconds:.0f} s; {kept}"
+        f"step {score.step}: tool {score.tool_acc:.1f} %, parameters {score.param_acc:.1f} %, "
+        f"joint {score.joint_acc:.1f} % of {score.n} in {score.seconds:.0f} s; {kept}"
     )
 
 
-def _keep(run: Path, base: Base, mark: Mark, model: Any) -> None:
-    """Save adapter or model with its mark, then drop the one before."""
-    target = best_folder(run, mark)
+def _keep(run: Path, base: Base, score: Score, model: Any) -> None:
+    """Save adapter or model with its score, then drop the one before."""
+    target = best_folder(run, score)
     with disk_errors(run, f"best/{target.name}"), draft(target) as folder:
         save_trained(model, folder, base)
-        write_json(folder / "eval.json", asdict(mark))
+        write_json(folder / "eval.json", asdict(score))
     for other in run.glob("best/step-*"):
         if other != target:
             shutil.rmtree(other)

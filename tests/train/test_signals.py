@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from petool_lite.train.stop import stop_signals
+from petool_lite.train.signals import stop_signals
 
 STUBBORN = """
 import time
-from petool_lite.train.stop import stop_signals
+from petool_lite.train.signals import stop_signals
 with stop_signals() as stop:
     with stop.between_steps():
         print("ready", flush=True)
@@ -23,7 +23,7 @@ with stop_signals() as stop:
 AGREE = """
 import os, sys
 import torch
-from petool_lite.train.stop import agreed
+from petool_lite.train.signals import agreed
 torch.distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
 print(agreed(False), agreed(sys.argv[1] == "1"))
 """

@@ -1,0 +1,125 @@
+"""Saved LoRA adapters in PEFT's format: training goes on from what export can merge, and one check says which."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petool_lite.errors import PetoolError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Settings under which an adapter is more than scaling * B @ A, each with the values that mean nothing.
+_MORE: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "lora_bias": (),
+    "use_dora": (),
+    "fan_in_fan_out": (),
+    "rank_pattern": (),
+    "alpha_pattern": (),
+    "modules_to_save": (),
+    "trainable_token_indices": (),
+    "target_parameters": (),
+    "layer_replication": (),
+    "megatron_config": (),
+    "alora_invocation_tokens": (),
+    "use_qalora": (),
+    "use_bdlora": (),
+    "arrow_config": (),
+    "monteclora_config": (),
+    "velora_config": (),
+    "corda_config": (),
+}
+_SIDES = (".lora_A.weight", ".lora_B.weight")
+# Ways to begin that change the base's own weights: without that base the adapter means something else.
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A plain LoRA adapter: rank `r`, `alpha`, the `scaling` of B @ A that follows from them (with `rslora` alpha over
+    the root of r), the linears it changes by their last names, as its weights hold them, and the base it names."""
+
+    r: int
+    alpha: float
+    rslora: bool
+    scaling: float
+    targets: tuple[str, ...]
+    base: str
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read `folder`/adapter_config.json and the names in adapter_model.safetensors; no weight is read.
+
+    Raises PetoolError where a file is missing or damaged, or the adapter is more than scaling * B @ A on linears, so
+    that it could be neither trained on nor merged exactly.
+    """
+    config = _config(folder)
+    try:
+        r, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _damaged(folder, f"{error!r}") from error
+    if r < 1 or not math.isfinite(alpha) or alpha == 0:
+        raise _damaged(folder, f"r {r}, lora_alpha {alpha:g}")
+    _check_plain(folder, config)
+    rslora = bool(config.get("use_rslora"))
+    scaling = alpha / (math.sqrt(r) if rslora else r)
+    base = str(config.get("base_model_name_or_path") or "")
+    return AdapterConfig(r, alpha, rslora, scaling, _targets(folder), base)
+
+
+def _damaged(folder: Path, why: str) -> PetoolError:
+    return PetoolError(f"damaged adapter: {folder / CONFIG} ({why})", "save it again, or give another adapter")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise PetoolError(f"adapter file missing: {path}", "give the folder that PEFT or petool-lite saved")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, str(error)) from error
+    if not isinstance(found, dict):
+        raise _damaged(folder, "no JSON object")
+    return found
+
+
+def _check_plain(folder: Path, config: dict[str, Any]) -> None:
+    """Raise for what is not LoRA, or more than LoRA."""
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise PetoolError(f"the adapter {folder} is of the kind {kind}", "only LoRA can be trained on and merged")
+    for key, harmless in _MORE.items():
+        if config.get(key) and config[key] not in harmless:
+            raise PetoolError(
+                f"the adapter {folder} uses {key} = {json.dumps(config[key])[:80]}",
+                "only plain LoRA matrices can be trained on and merged; train it without that setting",
+            )
+    begun = str(config.get("init_lora_weights") or "").lower()
+    if begun.startswith(_CHANGED_BASE):
+        raise PetoolError(
+            f"the adapter {folder} began with {begun}, which changes the base's own weights",
+            "save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
+        )
+
+
+def _targets(folder: Path) -> tuple[str, ...]:
+    """Last names of the linears that the weights are of; `target_modules` may be a pattern, or not say it."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise PetoolError(f"no {WEIGHTS} in {folder}", "pickled weights (.bin) are not read; save it as safetensors")
+    try:
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise PetoolError(f"damaged adapter: {path} ({error})", "save it again, or train the run again") from error
+    odd = [name for name in names if not name.endswith(_SIDES) or "embed_tokens" in name or "lm_head" in name]
+    if odd or not names:
+        raise PetoolError(
+            f"the adapter {folder} holds {odd[0] if odd else 'no matrices'}",
+            "only LoRA matrices of the layers' linears can be trained on and merged",
+        )
+    return tuple(sorted({name.rsplit(".", 3)[1] for name in names}))

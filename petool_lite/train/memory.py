@@ -1,0 +1,363 @@
+"""How many tokens fit: memory of a run, predicted before anything is loaded, and the dry step that proves it.
+
+Predictions follow from what a layer keeps of a token for its backward pass. Unsloth's layers on one H200, 27 November
+2026, 3B shape: 42.0, 71.9 and 103.8 GiB for 16, 32 and 48 thousand tokens that are all kept, and with checkpointing 4.1
+and 5.2 GiB for 8 and 20 thousand (6.1 for 16 with dropout): all within 5 % of this.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petool_lite.console import Report, silent
+from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.prompt.prepare import Prepared
+from petool_lite.recipe import Recipe
+from petool_lite.runs import TRAINED, draft
+from petool_lite.train.checkpoints import disk_errors
+from petool_lite.train.devices import arithmetic, count, is_first
+from petool_lite.train.evaluate import EvaluationSet, evaluate, same_randomness
+from petool_lite.train.load import save_trained
+from petool_lite.train.step import MicroBatch, answer_loss, micro_batches
+
+if TYPE_CHECKING:
+    from petool_lite.train.plan import Plan
+
+LEAN = (8 - 0.6) * 2**30  # bytes of a card of 8 GB, less CUDA's own memory and what the allocator cannot use
+_SHARE = 0.9  # of that, or of the free memory: torch holds more than tensors take
+CPU_BUDGET = 2048  # tokens of a micro-batch on a CPU, where longer ones gain nothing
+_MOST = 65536  # tokens of a micro-batch: from 16,000 on more gain little
+_FEWEST = 4096  # in a shorter one on a GPU the fixed time of a micro-batch decides
+_FIXED = 0.1 * 2**30  # bytes of rotary tables, staging buffers and the like
+# Bytes that an optimizer holds of a weight; paged states lie in the machine's memory.
+_STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}
+# Size of a checkpoint with AdamW's two states, in what is saved: an adapter in float32, or a model in bfloat16.
+_CHECKPOINT = {"lora": 3.1, "full": 6.1}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a decoder model, from its config.json."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    key_heads: int
+    size: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of a layer's linears."""
+        own, keys = self.heads * self.size, self.key_heads * self.size
+        return {
+            "q_proj": (own, self.hidden),
+            "k_proj": (keys, self.hidden),
+            "v_proj": (keys, self.hidden),
+            "o_proj": (self.hidden, own),
+            "gate_proj": (self.inner, self.hidden),
+            "up_proj": (self.inner, self.hidden),
+            "down_proj": (self.hidden, self.inner),
+        }
+
+    @property
+    def in_linears(self) -> int:
+        """Weights of all layers' linears."""
+        return self.layers * sum(a * b for a, b in self.linears.values())
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole model."""
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.in_linears + 2 * self.layers * self.hidden + tables + self.hidden
+
+
+@dataclass(frozen=True)
+class Load:
+    """The rows: their lengths in tokens, and the share of tokens that are answers."""
+
+    lengths: tuple[int, ...]
+    answers: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train on a GPU: precision of the base, whether layers compute their inner values twice
+    (`checkpointing`), tokens of a micro-batch, and the predicted peak of allocated memory in GiB."""
+
+    precision: str
+    checkpointing: bool
+    token_budget: int
+    peak_gb: float
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """A model's config.json."""
+    found: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    return found
+
+
+def sizes(directory: Path) -> Sizes:
+    """Sizes of the model in `directory`."""
+    config = read_config(directory)
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    return Sizes(
+        hidden,
+        config["intermediate_size"],
+        config["num_hidden_layers"],
+        heads,
+        config.get("num_key_value_heads") or heads,
+        config.get("head_dim") or hidden // heads,
+        config["vocab_size"],
+        bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def load_of(prepared: Prepared) -> Load:
+    """Lengths of the prepared rows."""
+    import pyarrow.compute
+
+    lengths = pyarrow.compute.list_value_length(prepared.table.data.column("input_ids")).to_pylist()
+    return Load(tuple(lengths), prepared.summary["loss_tokens"] / prepared.summary["tokens"])
+
+
+def peak_bytes(
+    model: Sizes, recipe: Recipe, way: tuple[str, bool], tokens: int, answers: float, optimizer: bool = True
+) -> float:
+    """Predicted peak of allocated GPU memory with micro-batches of `tokens`, a share `answers` of which are answers;
+    `way` is the base's precision and whether checkpointing is on. Without the `optimizer`'s state where no update has
+    been taken yet."""
+    precision, checkpointing = way
+    full = recipe.train.method == "full"
+    resident = _resident(model, recipe, precision, optimizer)
+    kept, inside = (_whole if full else _adapted)(model, recipe)
+    head = answers * model.vocabulary * 16  # logits in bfloat16 and float32, and their gradients
+    if not checkpointing:
+        return resident + tokens * (model.layers * kept + max(inside, head))
+    inputs = 4 * model.hidden * model.layers if full else 0  # Unsloth keeps them in the machine's memory
+    return resident + tokens * (inputs + max(kept + inside, head))
+
+
+def _resident(model: Sizes, recipe: Recipe, precision: str, optimizer: bool) -> float:
+    """Bytes of weights, gradients, the optimizer's state, and what 4-bit weights are unpacked into."""
+    states = _STATES[recipe.train.optimizer] if optimizer else 0
+    if recipe.train.method == "full":  # float32 weights and gradients, copies in bfloat16 to compute with
+        return model.parameters * (4 + 4 + 2 + states) + _FIXED
+    a_weight = {"nf4": 0.5 + 1 / 64 + 4 / 64 / 256, "bf16": 2.0}[precision]
+    unpacked = 2 * model.inner * model.hidden if precision == "nf4" else 0
+    shapes = [model.linears[name] for name in recipe.lora.targets if name in model.linears]
+    tuned = model.layers * recipe.lora.r * sum(a + b for a, b in shapes)
+    rest = 2 * (model.parameters - model.in_linears)
+    return model.in_linears * a_weight + rest + unpacked + tuned * (4 + 4 + states) + _FIXED
+
+
+def _adapted(model: Sizes, recipe: Recipe) -> tuple[float, float]:
+    """Bytes of a token that a layer under an adapter keeps, and that its backward pass works with beside them: inputs
+    and norms of both halves, heads, their result, gate and up; with dropout masks of a byte and dropped inputs."""
+    own, keys, hidden, inner = model.heads * model.size, model.key_heads * model.size, model.hidden, model.inner
+    kept, inside = 2 * (4 * hidden + 2 * own + 2 * keys + 2 * inner) + 4 * model.heads, 2 * (inner + 2 * hidden)
+    if recipe.lora.dropout:
+        kept, inside = kept + 5 * hidden + own + inner, inside + 2 * (2 * inner + hidden)
+    return kept, inside
+
+
+def _whole(model: Sizes, recipe: Recipe) -> tuple[float, float]:
+    """The same for transformers' layers in full fine-tuning: sums and norms in float32, and what autograd casts. A GPU
+    holds nine tenths of it at a time, by ten runs of SmolLM2-135M on one H200."""
+    own, keys, hidden, inner = model.heads * model.size, model.key_heads * model.size, model.hidden, model.inner
+    norms = 2 * (4 + 4) * hidden + (3 + 2) * 2 * hidden
+    kept = norms + 2 * (own + 2 * keys) + 2 * own + 4 * model.heads + 4 * 2 * inner
+    return 0.885 * kept, 0.885 * (2 * 4 * inner + 3 * 4 * hidden)
+
+
+def largest_batch(recipe: Recipe, budget: int, load: Load) -> int:
+    """Tokens of the largest micro-batch that can come: no more than the longest rows of an update."""
+    return min(max(budget, *load.lengths), sum(sorted(load.lengths)[-recipe.train.rows :]))
+
+
+def choose(model: Sizes, recipe: Recipe, load: Load, free: float) -> Way:
+    """The way to train in `free` bytes of a GPU; raises PetoolError (exit code 3) where nothing fits.
+
+    lean keeps the recipe's precision, checkpoints, and fits a card of 8 GB; auto takes the first of all ways that fits:
+    a base in bfloat16 before one in 4 bits, and rather keeps everything than computes it twice. Within a way the
+    micro-batch is as large as fits, or what train.token_budget says.
+    """
+    limit = _SHARE * (free if recipe.train.memory == "auto" else min(LEAN, free))
+    for way in _ways(recipe):
+        found = _fitting(model, recipe, way, load, limit)
+        if found is not None:
+            return found
+    own = _ways(recipe)[-1]
+    least = recipe.train.token_budget or max(load.lengths)
+    peak = peak_bytes(model, recipe, own, largest_batch(recipe, least, load), load.answers)
+    if peak > free:
+        raise PetoolError(
+            f"this recipe needs about {peak / 2**30:.1f} GiB of GPU memory, {free / 2**30:.1f} GiB are free",
+            _way_out(model, recipe, load, free),
+            MACHINE,
+        )
+    return Way(*own, least, round(peak / 2**30, 2))
+
+
+def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
+    """Precisions and checkpointing to try, the fastest first."""
+    if recipe.train.method == "full":
+        return [("bf16", False), ("bf16", True)]
+    if recipe.train.memory == "auto":
+        return [("bf16", False), ("nf4", False), ("bf16", True), ("nf4", True)]
+    return [(recipe.model.precision, True)]
+
+
+def _fitting(model: Sizes, recipe: Recipe, way: tuple[str, bool], load: Load, limit: float) -> Way | None:
+    """The way with the largest micro-batch within `limit` bytes; None where that is too small."""
+    longest, budget = max(load.lengths), recipe.train.token_budget
+    none, one = (peak_bytes(model, recipe, way, tokens, load.answers) for tokens in (0, 1))
+    most = int((limit - none) / (one - none))
+    least = largest_batch(recipe, budget or max(longest, min(_FEWEST, sum(load.lengths))), load)
+    if most < least:
+        return None
+    budget = budget or max(longest, min(most, _MOST) // 1024 * 1024)
+    peak = peak_bytes(model, recipe, way, largest_batch(recipe, budget, load), load.answers)
+    return Way(*way, budget, round(peak / 2**30, 2))
+
+
+def _way_out(model: Sizes, recipe: Recipe, load: Load, free: float) -> str:
+    """The settings that would fit."""
+    plain = replace(recipe, train=replace(recipe.train, token_budget=0))
+    way = _ways(plain)[-1] if recipe.train.method == "full" else ("nf4", True)
+    for tokens in (max(load.lengths), 4096, 2048, 1024, 512):
+        if peak_bytes(model, plain, way, tokens, load.answers) <= _SHARE * free:
+            settings = {"model.precision": way[0], "train.token_budget": 0, "model.max_tokens": tokens}
+            return "would fit: " + " ".join(f"--set {key}={value}" for key, value in settings.items())
+    rather = "--set train.method=lora, or " if recipe.train.method == "full" else ""
+    return f"{rather}take a smaller base, or a GPU with more memory"
+
+
+def free_on_gpu() -> float:
+    """Free bytes of the current GPU."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[0])
+
+
+def check_cpu_memory(recipe: Recipe, directory: Path, name: str) -> None:
+    """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process."""
+    model, free = sizes(directory), free_memory()
+    packed = read_config(directory).get("quantization_config") is not None  # a file in 4 bits already, or in 8
+
+    def needed(method: str, precision: str) -> float:
+        return count() * least_on_cpu(model, method, "nf4" if packed else precision, recipe.train.optimizer)
+
+    mine = needed(recipe.train.method, recipe.model.precision)
+    if mine <= free:
+        return
+    fitting = [kind for kind in ("bf16", "nf4") if needed("lora", kind) <= free]
+    raise PetoolError(
+        f"{name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
+        f"would fit: --set train.method=lora --set model.precision={fitting[0]}"
+        if fitting
+        else "take a smaller base, such as smollm2-135m, fewer processes or a larger machine",
+        MACHINE,
+    )
+
+
+def least_on_cpu(model: Sizes, method: str, precision: str, optimizer: str) -> float:
+    """Bytes of a process on a CPU: the base's weights or, where all of them learn, weights, gradients, optimizer state
+    and copies to compute with. Rows, adapter and libraries come on top, for a small base more than this."""
+    width: int = arithmetic().itemsize
+    if method == "full":
+        copies = 0 if width == 4 else 2  # of float32 none are made
+        return model.parameters * (4 + 4 + copies + _STATES[optimizer])
+    return (model.parameters - model.in_linears) * width + model.in_linears * (0.5 if precision == "nf4" else width)
+
+
+def free_memory(meminfo: Path = Path("/proc/meminfo")) -> float:
+    """Bytes that this machine can still give, those of its swap included; infinite where it does not tell."""
+    try:
+        rows = (line.split() for line in meminfo.read_text().splitlines())
+    except OSError:
+        return float("inf")
+    found = {row[0]: int(row[1]) * 1024 for row in rows if row and row[0] in ("MemAvailable:", "SwapFree:")}
+    return sum(found.values()) if "MemAvailable:" in found else float("inf")
+
+
+def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet | None, report: Report) -> None:
+    """Before the first update on a GPU: the largest micro-batch forward and backward, one evaluation, one save, so that
+    a run fails now or never.
+
+    Nothing is learned and no random number is used up. Raises torch.OutOfMemoryError, or PetoolError where the disk
+    cannot take a checkpoint.
+    """
+    import torch
+
+    assert planned.way is not None
+    batch = fullest(planned.prepared, planned.recipe, planned.way.token_budget)
+    with same_randomness():
+        (answer_loss(trainer.model, batch) / len(batch.answers)).backward()
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        trainer.model.zero_grad(set_to_none=True)
+    if held_out is not None and is_first():
+        longest = max(range(len(held_out.prompts)), key=lambda index: len(held_out.prompts[index]))
+        one = (held_out.prompts[longest],), (held_out.golds[longest],)
+        short = replace(held_out, prompts=one[0], golds=one[1], too_long=0, reply_tokens=2)
+        evaluate(short, trainer.model, 0, silent)
+    if is_first():
+        _save(run, trainer.model, planned)
+    model, way, load = sizes(planned.base.directory), planned.way, load_of(planned.prepared)
+    predicted = peak_bytes(
+        model, planned.recipe, (way.precision, way.checkpointing), len(batch.ids), load.answers, optimizer=False
+    )
+    report(
+        f"dry step: a micro-batch of {len(batch.ids):,} tokens (peak {peak:.2f} GiB, predicted "
+        f"{predicted / 2**30:.2f}), {'an evaluation, ' if held_out else ''}a save",
+        0,
+        0,
+        "",
+    )
+
+
+def fullest(prepared: Prepared, recipe: Recipe, budget: int) -> MicroBatch:
+    """About the fullest micro-batch there can be: the longest row, and of the others, longest first, what has room."""
+    lengths = load_of(prepared).lengths
+    chosen: list[int] = []
+    left = most = max(budget, *lengths)
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if lengths[index] <= left and len(chosen) < recipe.train.rows:
+            chosen.append(index)
+            left -= lengths[index]
+    (batch,) = micro_batches(list(prepared.table.select(chosen)), most)
+    return batch
+
+
+def _save(run: Path, model: Any, planned: "Plan") -> None:
+    """Write what is trained beside its place and remove it; there must be room for three checkpoints of it."""
+    method = planned.recipe.train.method
+    with disk_errors(run, TRAINED[method]), draft(run / "dry-step") as folder:
+        save_trained(model, folder, planned.base)
+        needed = 3 * _CHECKPOINT[method] * sum(file.stat().st_size for file in folder.iterdir())
+    shutil.rmtree(run / "dry-step")
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise PetoolError(
+            f"the checkpoints of this run take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {run}",
+            "make room, or set PETOOL_LITE_RUNS to a larger disk",
+        )
+
+
+def table(ways: Sequence[tuple[str, Way | None]]) -> list[dict[str, Any]]:
+    """Named ways as plain rows, for `train --dry-run`."""
+    return [
+        {
+            "memory": name,
+            "precision": way and way.precision,
+            "kept": way and ("layers' inputs, in the machine's memory" if way.checkpointing else "everything"),
+            "token_budget": way and way.token_budget,
+            "peak_gb": way and way.peak_gb,
+        }
+        for name, way in ways
+    ]

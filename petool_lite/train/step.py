@@ -1,0 +1,200 @@
+"""One update in micro-batches: rows packed side by side up to a token budget, and only answers reach the output head.
+
+A micro-batch costs a fixed time for its thousands of kernel launches, so short rows are put into one. No row sees
+another: attention is exact row by row, and positions restart. The loss is a sum over answer tokens divided by their
+number in the whole update, so how rows are grouped changes nothing but rounding. Answers are 1-2 % of the tokens of
+PEToolBench; the head runs for their positions alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from petool_lite.train.attention import PACKED, bounds_of
+from petool_lite.train.load import causal_of, computing
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed rows: `ids` and `positions` (tokens), `lengths` of the rows, and for the `answers` (1-d) `where` they are
+    predicted from, as indices into the tokens, and which `entries` the rows are of.
+
+    A row's last token predicts nothing and is not read.
+    """
+
+    ids: Any
+    positions: Any
+    lengths: tuple[int, ...]
+    where: Any
+    answers: Any
+    entries: tuple[str, ...] = ()
+
+
+def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of rows, packed so that no group has more than `budget` tokens but a row that alone exceeds it.
+
+    First fit decreasing: the longest row first, each into the first group with room. The groups with the most
+    tokens come first, so memory that is too little shows in the first micro-batch.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = next((place for place, left in enumerate(room) if lengths[index] <= left), None)
+        if place is None:
+            groups.append([index])
+            room.append(budget - lengths[index])
+        else:
+            groups[place].append(index)
+            room[place] -= lengths[index]
+    return groups
+
+
+def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
+    """Pack rows (`input_ids`: numbers or an array, `answer_start`) into micro-batches of at most `budget` tokens."""
+    import numpy
+    import torch
+
+    def joined(parts: Sequence[Any]) -> Any:
+        return torch.from_numpy(numpy.concatenate(parts, dtype=numpy.int64))
+
+    batches = []
+    whole = [numpy.asarray(row["input_ids"]) for row in rows]
+    starts = [row["answer_start"] for row in rows]
+    for members in group([len(ids) for ids in whole], budget):
+        lengths = tuple(len(whole[index]) - 1 for index in members)
+        offsets = numpy.cumsum((0, *lengths))
+        places = zip(members, lengths, offsets, strict=False)
+        batches.append(
+            MicroBatch(
+                ids=joined([whole[index][:-1] for index in members]),
+                positions=joined([numpy.arange(length) for length in lengths]),
+                lengths=lengths,
+                where=joined([offset + numpy.arange(starts[index] - 1, length) for index, length, offset in places]),
+                answers=joined([whole[index][starts[index] :] for index in members]),
+                entries=tuple(str(rows[index].get("entry_id", index)) for index in members),
+            )
+        )
+    return batches
+
+
+def shares(lengths: Sequence[int], devices: int) -> list[list[int]]:
+    """Indices of an update's rows for each device, so that their tokens are about the same: the longest row first,
+    each to the device with the fewest tokens so far."""
+    found: list[list[int]] = [[] for _ in range(devices)]
+    tokens = [0] * devices
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        device = tokens.index(min(tokens))
+        found[device].append(index)
+        tokens[device] += lengths[index]
+    return found
+
+
+def answer_tokens(rows: Sequence[Row]) -> int:
+    """What the loss of an update is divided by."""
+    return sum(len(row["input_ids"]) - int(row["answer_start"]) for row in rows)
+
+
+def answer_loss(model: Any, batch: MicroBatch) -> Any:
+    """Cross entropy summed over the answer tokens of a micro-batch, through the layers as Unsloth or transformers has
+    them: the hidden states of all tokens, then norm, output head and loss for what answers are predicted from."""
+    import torch
+
+    device = next(model.parameters()).device
+    ids, positions, where, answers = (
+        item.to(device, non_blocking=True) for item in (batch.ids, batch.positions, batch.where, batch.answers)
+    )
+    causal = causal_of(model)
+    packed: dict[str, Any] = {}
+    if causal.config._attn_implementation == PACKED:
+        packed = {"bounds": bounds_of(batch.lengths, device)}
+    else:  # for Unsloth's layers; on the host, where reading them costs no wait for the GPU
+        packed = {"packed_seq_lengths": torch.tensor(batch.lengths, dtype=torch.int32)}
+    with computing(model):
+        hidden = causal.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, **packed)
+        logits = causal.lm_head(hidden.last_hidden_state[0].index_select(0, where))
+    return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
+
+
+def answer_trainer(token_budget: int) -> Any:
+    """The class AnswerTrainer for micro-batches of that many tokens; made in a function, for trl is slow to import."""
+    import torch
+    from accelerate.data_loader import prepare_data_loader
+    from trl import SFTTrainer
+
+    class AnswerTrainer(SFTTrainer):
+        """SFTTrainer whose batch is all rows of an update, of which each device takes its share in micro-batches.
+
+        `parts` are the micro-batches of the last update: entry ids, loss, and the gradient's norm after it.
+        """
+
+        tokens_seen = 0
+        parts: tuple[tuple[tuple[str, ...], Any, Any], ...] = ()
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(data_collator=self.collate, **arguments)
+            model = self.model
+            plain = model.forward
+
+            def forward(*inputs: Any, micro_batch: MicroBatch | None = None, **options: Any) -> Any:
+                if micro_batch is None:
+                    with computing(model):
+                        return plain(*inputs, **options)
+                return answer_loss(model, micro_batch)
+
+            # several devices' gradients are averaged for what runs through the wrapped model's forward only
+            model.forward = forward
+            self.tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            model.zero_grad = self.forget_gradients
+
+        def forget_gradients(self, set_to_none: bool = True) -> None:
+            """As a module's zero_grad does it, which walks through thousands of modules while the GPU waits."""
+            for parameter in self.tuned:
+                parameter.grad = None
+
+        def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+            """Nobody reads this estimate, which costs a walk through the model, too."""
+            return 0
+
+        def get_train_dataloader(self) -> Any:
+            """Whole updates, the same on every device. Rows come as arrays: lists of numbers would cost an
+            update of 100,000 tokens 40 ms, for which the GPU would wait."""
+            rows = self.train_dataset.with_format("numpy", columns=["input_ids"], output_all_columns=True)
+            options = {"batch_size": self._train_batch_size, "sampler": self._get_train_sampler(self.train_dataset)}
+            loader = torch.utils.data.DataLoader(rows, collate_fn=self.data_collator, **options)
+            seeded = {"use_seedable_sampler": True, "data_seed": self.args.data_seed}
+            return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False, **seeded)
+
+        def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
+            """This device's micro-batches of an update, and what the whole update holds."""
+            lengths = [len(row["input_ids"]) for row in rows]
+            own = shares(lengths, self.accelerator.num_processes)[self.accelerator.process_index]
+            return {
+                "batches": micro_batches([rows[index] for index in own or [0]], token_budget),
+                "spare": not own,  # fewer rows than devices: this one computes along, for nothing
+                "tokens": sum(lengths),
+                "answers": answer_tokens(rows),
+            }
+
+        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+            """Forward and backward of every micro-batch; returns this device's share of the update's mean loss."""
+            if not model.training:  # it walks through every module
+                model.train()
+            batches, accelerator = inputs["batches"], self.accelerator
+            # gradients are averaged over the devices, and answers are counted over all of them
+            scale = 0.0 if inputs["spare"] else accelerator.num_processes / inputs["answers"]
+            parts = []
+            for number, batch in enumerate(batches, 1):
+                # several devices exchange their gradients once an update, after the last micro-batch
+                with nullcontext() if number == len(batches) else accelerator.no_sync(model):
+                    loss = model(micro_batch=batch) * scale
+                    accelerator.backward(loss)
+                norms = torch._foreach_norm([parameter.grad for parameter in self.tuned])
+                parts.append((batch.entries, loss.detach(), torch.stack(norms).sum()))
+            self.parts = tuple(parts)
+            self.tokens_seen += inputs["tokens"]
+            return torch.stack([loss for _, loss, _ in parts]).sum()
+
+    return AnswerTrainer

@@ -1,0 +1,92 @@
+"""Memory against what a GPU measured, and what is chosen and refused."""
+
+import json
+
+import pytest
+
+from petool_lite.errors import PetoolError
+from petool_lite.recipe import load_recipe
+from petool_lite.train.memory import Load, Sizes, choose, least_on_cpu, peak_bytes
+
+LLAMA_3B = Sizes(3072, 8192, 28, 24, 8, 128, 128256, True)
+SMOLLM2 = Sizes(576, 1536, 30, 9, 3, 64, 49152, True)
+ROWS = Load((7231, *(2761, 3100, 3290, 2500, 2900) * 140), 0.0126)
+GIB = 2**30
+
+
+def rating(*settings: str):
+    return load_recipe("rating", ["lora.dropout=0.0", "train.optimizer=adamw_torch", *settings])[1]
+
+
+# GiB at the peak, one H200, 3B shape, Unsloth's layers, 27 November 2026: way, dropout, tokens
+MEASURED = [
+    (("nf4", True), "0.0", 8192, 4.05),
+    (("nf4", True), "0.0", 20480, 5.23),
+    (("nf4", True), "0.1", 16261, 5.9),
+    (("bf16", False), "0.0", 16240, 42.04),
+    (("bf16", False), "0.0", 32604, 71.9),
+    (("bf16", False), "0.0", 48900, 103.77),
+]
+
+
+@pytest.mark.parametrize(("way", "dropout", "tokens", "gib"), MEASURED)
+def test_predicted_memory_is_within_a_tenth_of_the_measured(way, dropout, tokens, gib) -> None:
+    found = peak_bytes(LLAMA_3B, rating(f"lora.dropout={dropout}"), way, tokens, 0.011)
+    assert found / GIB == pytest.approx(gib, rel=0.1)
+
+
+def test_full_fine_tuning_takes_twenty_bytes_a_weight_or_eighteen_and_what_the_rows_take() -> None:
+    for model, weights in ((SMOLLM2, 134.5e6), (LLAMA_3B, 3.21e9)):
+        assert model.parameters == pytest.approx(weights, rel=0.01)
+        recipe = rating("train.method=full", "model.precision=bf16")
+        found = peak_bytes(model, recipe, ("bf16", True), 0, 0.0)
+        assert found / weights == pytest.approx(18, rel=0.06)
+    assert least_on_cpu(SMOLLM2, "lora", "nf4", "adamw_torch") < least_on_cpu(SMOLLM2, "lora", "bf16", "adamw_torch")
+
+
+def test_lean_fits_eight_gigabytes_and_keeps_the_published_numerics() -> None:
+    for settings in ([], ["lora.dropout=0.1"]):
+        for free in (140 * GIB, 7.6 * GIB):
+            lean = choose(LLAMA_3B, rating(*settings), ROWS, free)
+            assert 16384 <= lean.token_budget <= 65536
+            assert lean.peak_gb <= 0.9 * min(7.4, free / GIB)
+            assert (lean.precision, lean.checkpointing) == ("nf4", True)
+
+
+def test_auto_keeps_all_where_it_can() -> None:
+    recipe = rating("train.memory=auto")
+    ways = {gib: choose(LLAMA_3B, recipe, ROWS, gib * GIB) for gib in (140, 80, 20, 8)}
+    assert [(way.precision, way.checkpointing) for way in ways.values()] == [
+        ("bf16", False), ("bf16", False), ("nf4", False), ("nf4", True),
+    ]  # fmt: skip
+    assert all(way.peak_gb <= 0.9 * gib for gib, way in ways.items())
+    assert ways[140].token_budget > 49152
+
+
+def test_too_little_memory_is_refused_with_what_would_fit() -> None:
+    with pytest.raises(PetoolError) as error:
+        choose(LLAMA_3B, rating("model.precision=bf16", "train.token_budget=65536"), ROWS, 12 * GIB)
+    assert (error.value.exit_code, "12.0 GiB are free" in error.value.message) == (3, True)
+    fitting = [part.removeprefix("--set ") for part in error.value.hint.removeprefix("would fit: ").split(" --set ")]
+    assert choose(LLAMA_3B, rating(*fitting), ROWS, 12 * GIB).peak_gb < 12
+    with pytest.raises(PetoolError, match="GiB of GPU memory"):
+        choose(LLAMA_3B, rating(), ROWS, 2 * GIB)
+    full = rating("train.method=full", "model.precision=bf16")
+    with pytest.raises(PetoolError, match=r"needs about \d\d\.\d GiB of GPU memory, 24\.0 GiB") as error:
+        choose(LLAMA_3B, full, ROWS, 24 * GIB)
+    assert "--set train.method=lora" in error.value.hint
+
+
+def test_a_given_budget_stays() -> None:
+    way = choose(LLAMA_3B, rating("train.token_budget=8192"), ROWS, 140 * GIB)
+    assert (way.token_budget, way.peak_gb < 4.6) == (8192, True)
+
+
+def test_the_dry_run_counts_and_on_a_cpu_predicts_nothing(tiny, command, tmp_path) -> None:
+    line = ["train", "rating", "--set", f"model.base={tiny}", "--set", "data.train=demo:train:20", "--dry-run"]
+    result = command(*line, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert (plan["kept"], plan["ways"], plan["gpu"], plan["trains_here"]) == (20, [], None, False)
+    assert not list(tmp_path.iterdir()), "nothing is written"
+    assert "needs a GPU: not here" in command(*line, cwd=tmp_path).stderr

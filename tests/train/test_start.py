@@ -1,0 +1,137 @@
+"""What is refused before anything is loaded: an adapter to start from that says more, odd schedules, odd rows."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petool_lite.adapters import read_adapter_config
+from petool_lite.errors import PetoolError
+from petool_lite.recipe import load_recipe
+from petool_lite.train import dry_run
+from petool_lite.train.checkpoints import rate_at
+from petool_lite.train.plan import update_count
+
+LINEARS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Any:
+    """Write an adapter folder whose adapter_config.json is changed, on all linears of one layer."""
+    import torch
+    from safetensors.torch import save_file
+
+    def make(names: tuple[str, ...] = (), **changes: Any) -> Path:
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "target_modules": LINEARS}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | changes))
+        stem = "base_model.model.model.layers.0.mlp"
+        held = names or tuple(f"{stem}.{name}.lora_{side}.weight" for name in LINEARS for side in "AB")
+        save_file({name: torch.ones(2, 2) for name in held}, tmp_path / "adapter_model.safetensors")
+        return tmp_path
+
+    return make
+
+
+def test_a_plain_adapter_and_its_scale(adapter) -> None:
+    plain = read_adapter_config(adapter(base_model_name_or_path="some/base"))
+    assert (plain.r, plain.alpha, plain.scaling, plain.base) == (4, 8, 2, "some/base")
+    rooted = read_adapter_config(adapter(use_rslora=True))
+    assert (rooted.rslora, rooted.scaling) == (True, 4)
+    for text in ("all-linear", ".*layers.*(q_proj|v_proj)", None):
+        assert read_adapter_config(adapter(target_modules=text)).targets == tuple(LINEARS), "the weights tell"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peft_type": "IA3"},
+        {"use_dora": True},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"fan_in_fan_out": True},
+        {"rank_pattern": {"q_proj": 8}},
+        {"alpha_pattern": {"q_proj": 64}},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [1, 2]},
+        {"layer_replication": [[0, 2]]},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"r": 0},
+        {"lora_alpha": "NaN"},
+        {"lora_alpha": 1e999},
+        {"names": ("base_model.model.lm_head.lora_A.weight",)},
+        {"names": ("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector",)},
+    ],
+)
+def test_an_adapter_that_is_more_than_two_matrices_is_refused(adapter, changes) -> None:
+    with pytest.raises(PetoolError):
+        read_adapter_config(adapter(**changes))
+
+
+def test_pickled_weights_and_files_that_are_no_json(adapter) -> None:
+    folder = adapter()
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(PetoolError, match=r"no adapter_model\.safetensors"):
+        read_adapter_config(folder)
+    (folder / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(PetoolError, match="damaged adapter"):
+        read_adapter_config(folder)
+
+
+def test_the_hint_for_another_shape_can_be_pasted(adapter, tiny) -> None:
+    folder = adapter(target_modules="all-linear", base_model_name_or_path=str(tiny))
+    settings = [f"model.base={tiny}", "data.train=demo:train:4", f"model.adapter={folder}"]
+    with pytest.raises(PetoolError, match="another shape") as error:
+        dry_run(load_recipe("demo", [*settings, 'lora.targets=["q_proj"]'])[1])
+    pasted = [part.strip("' ") for part in error.value.hint.split("--set")[1:]]
+    assert dry_run(load_recipe("demo", [*settings, *pasted])[1])["kept"] == 4
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["train.epochs=0", "train.learning_rate=0", "train.learning_rate=1e30", "train.rows=0", "lora.targets=[]",
+     'lora.targets=["qproj"]', "lora.dropout=1", "train.batch_size=4"],
+)  # fmt: skip
+def test_settings_that_train_nothing_are_refused_by_the_recipe(setting) -> None:
+    with pytest.raises(PetoolError, match=setting.partition("=")[0].replace(".", r"\.")):
+        load_recipe("demo", [setting])
+
+
+def test_a_rank_beyond_the_model_is_refused(tiny) -> None:
+    with pytest.raises(PetoolError, match=r"lora\.r = 100000 is more than .* is wide \(256\)"):
+        dry_run(load_recipe("demo", [f"model.base={tiny}", "data.train=demo:train:4", "lora.r=100000"])[1])
+
+
+def test_tokens_beyond_the_vocabulary_and_rows_beyond_a_window_are_refused(tiny, tmp_path) -> None:
+    def refused(**changes: Any) -> str:
+        base = shutil.copytree(tiny, tmp_path / f"base{len(list(tmp_path.iterdir()))}")
+        config = json.loads((base / "config.json").read_text()) | changes
+        (base / "config.json").write_text(json.dumps(config))
+        with pytest.raises(PetoolError) as error:
+            dry_run(load_recipe("demo", [f"model.base={base}", "data.train=demo:train:4"])[1])
+        return error.value.message
+
+    assert "its vocabulary ends at 999" in refused(vocab_size=1000)
+    assert "sees the last 64 tokens only (sliding_window)" in refused(sliding_window=64)
+
+
+def test_updates_are_counted_once_and_a_begun_one_counts() -> None:
+    _, recipe = load_recipe("rating")
+    assert update_count(recipe, 9000) == 2 * 282  # 281.25 updates an epoch
+    assert update_count(load_recipe("rating", ["train.max_steps=10"])[1], 9000) == 10
+    for epochs, wanted in (("1.5", 5), ("1", 3), ("0.1", 1), ("2", 6)):
+        assert update_count(load_recipe("rating", [f"train.epochs={epochs}"])[1], 96) == wanted
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant_with_warmup"])
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (1, 1), (1, 2), (0.07, 60), (0.5, 3)])
+def test_every_update_has_a_rate_above_nothing_and_one_has_the_peak(shape, warmup, total) -> None:
+    rates = [rate_at(done, shape, warmup, total) for done in range(total)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert math.isclose(max(rates), 1)
+    assert (
+        rates == sorted(rates)
+        or sorted(rates[rates.index(max(rates)) :], reverse=True) == rates[rates.index(max(rates)) :]
+    )

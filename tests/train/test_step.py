@@ -1,0 +1,210 @@
+"""An update in packed micro-batches is exact: loss and gradients of rows one by one, in all families and methods."""
+
+import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support import loss_row_by_row
+
+from petool_lite.train import step
+from petool_lite.train.attention import PACKED, bounds_of, offer_to_transformers
+from petool_lite.train.load import generating
+from petool_lite.train.step import answer_loss, answer_trainer, group, micro_batches, shares
+
+ROWS = ((20, 12), (9, 1), (33, 30), (17, 16))
+FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3Text"]
+
+
+def made(family: str = "Llama", packed: bool = True, adapter: bool = False, **changes: Any) -> Any:
+    """A small float32 model, ready for packed rows as `load_model` makes one; with an `adapter` that does something."""
+    import transformers
+
+    shape = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
+    settings = {"vocab_size": 300, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
+    config = getattr(transformers, f"{family}Config")(**settings | shape | changes)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    if adapter:
+        from peft import LoraConfig, get_peft_model
+
+        for weight in model.parameters():  # biases and norms are 0 and 1, which would hide their loss
+            torch.nn.init.normal_(weight, std=0.05)
+        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+    if packed:
+        pack(model)
+    return model
+
+
+def pack(model: Any) -> Any:
+    offer_to_transformers()
+    step.causal_of(model).set_attn_implementation(PACKED)
+    return model
+
+
+def rows() -> list[dict[str, Any]]:
+    torch.manual_seed(1)
+    return [{"input_ids": torch.randint(0, 300, (n,)).tolist(), "answer_start": start} for n, start in ROWS]
+
+
+def gradients(model: Any) -> dict[str, Any]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def an_update(model: Any, budget: int) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients of all rows, in micro-batches of `budget` tokens."""
+    total = 0.0
+    for batch in micro_batches(rows(), budget):
+        loss = answer_loss(model, batch)
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+def apart(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """The largest distance between two gradients of the same parameter, relative to the wanted one."""
+    assert found.keys() == wanted.keys()
+    return max(float((found[name] - wanted[name]).norm() / (wanted[name].norm() + 1e-9)) for name in wanted)
+
+
+@pytest.fixture
+def float32(monkeypatch) -> None:
+    monkeypatch.setattr(step, "computing", lambda model: nullcontext())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_are_exact(float32, family, adapter, checkpointing) -> None:
+    """Against transformers' own attention and loss, a row at a time; no difference but float32's rounding."""
+    model = made(family, packed=False, adapter=adapter)
+    plain = copy.deepcopy(model)
+    wanted = loss_row_by_row(plain, rows())
+    wanted.backward()
+    exact = gradients(plain)
+    pack(model)
+    if checkpointing:
+        if adapter:
+            model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for budget in (1, 50, 1000):
+        loss, found = an_update(model, budget)
+        assert loss == pytest.approx(wanted.item(), rel=1e-5), budget
+        assert apart(found, exact) < 2e-4, budget
+
+
+def test_packed_rows_agree_in_bfloat16(monkeypatch) -> None:
+    """What GPUs and CPUs with instructions for it do."""
+    monkeypatch.setattr(step, "computing", lambda model: torch.autocast("cpu", dtype=torch.bfloat16))
+    model = made()
+    single, packed = an_update(model, 1), an_update(model, 1000)
+    assert packed[0] == pytest.approx(single[0], rel=2e-3)
+    assert apart(packed[1], single[1]) < 3e-2
+
+
+def an_update_of_the_trainer(model: Any, batch: Any, budget: int, devices: int) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients as AnswerTrainer makes them on several devices, one after the other, then averaged."""
+    kind: Any = answer_trainer(budget)
+    plain = model.forward
+    model.forward = lambda micro_batch: answer_loss(model, micro_batch)
+    losses = []
+    for index in range(devices):
+        accelerator = SimpleNamespace(
+            num_processes=devices,
+            process_index=index,
+            backward=lambda loss: loss.backward(),
+            no_sync=lambda model: nullcontext(),
+        )
+        trainer = SimpleNamespace(accelerator=accelerator, model=model, tokens_seen=0, tuned=list(model.parameters()))
+        losses.append(kind.training_step(trainer, model, kind.collate(trainer, batch)).item())
+    model.forward = plain
+    return sum(losses) / devices, {name: gradient / devices for name, gradient in gradients(model).items()}
+
+
+def test_the_loss_of_an_update_is_the_mean_over_answers_however_it_is_parted(float32, monkeypatch) -> None:
+    batch = rows()
+    model = made(packed=False)
+    plain = copy.deepcopy(model)
+    wanted = loss_row_by_row(plain, batch) / sum(n - start for n, start in ROWS)
+    wanted.backward()
+    exact = gradients(plain)
+    pack(model)
+    monkeypatch.setattr(step, "causal_of", lambda model: SimpleNamespace(**parts(model)))
+    for budget, devices in ((1, 1), (1000, 1), (50, 2), (1000, 6)):  # of six devices two have nothing to do
+        loss, found = an_update_of_the_trainer(model, batch, budget, devices)
+        assert loss == pytest.approx(wanted.item(), rel=1e-5), (budget, devices)
+        assert apart(found, exact) < 1e-4, (budget, devices)
+
+
+def parts(model: Any) -> dict[str, Any]:
+    return {"model": model.model, "lm_head": model.lm_head, "config": model.config}
+
+
+def test_a_row_does_not_see_its_neighbours() -> None:
+    model = made()
+    one, *others = rows()
+    changed = [{**row, "input_ids": [7] * len(row["input_ids"])} for row in others]
+    states = []
+    for batch in ([one, *others], [one, *changed]):
+        (packed,) = micro_batches([*batch], 1000)
+        bounds = bounds_of(packed.lengths, "cpu")
+        hidden = model.model(packed.ids[None], position_ids=packed.positions[None], bounds=bounds, use_cache=False)
+        start = sum(packed.lengths[: packed.lengths.index(19)])
+        states.append(hidden[0][0, start : start + 19])
+    assert torch.equal(*states)
+
+
+def test_what_would_not_be_exact_is_not_computed() -> None:
+    """Rows that would see each other in silence are impossible: the attention wants to be told where they end. Nor
+    does it compute a window that is shorter than a row."""
+    with pytest.raises(TypeError, match="bounds"):
+        made().model(torch.tensor([[1, 2, 3]]))
+    with pytest.raises(ValueError, match="window shorter than a row"):
+        an_update(made("Gemma3Text", sliding_window=16), 1000)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_generating_is_as_plain_and_leaves_training_as_it_was(family) -> None:
+    model, plain = made(family), made(family, packed=False).eval()
+    ids = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    options = {"attention_mask": (ids > 0).long(), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with generating(model), torch.no_grad():
+        found = model.generate(ids, **options)
+    assert torch.equal(found, plain.generate(ids, **options))
+    assert model.config._attn_implementation == PACKED
+    assert all(module.training for module in model.modules())
+
+
+def test_a_micro_batch_holds_what_its_rows_are_predicted_from() -> None:
+    batch = [
+        {"input_ids": [5, 6, 7, 8, 9, 10], "answer_start": 4, "entry_id": "a"},
+        {"input_ids": [11, 12, 13, 14], "answer_start": 1, "entry_id": "b"},
+    ]
+    (packed,) = micro_batches(batch, budget=10)
+    assert packed.ids.tolist() == [5, 6, 7, 8, 9, 11, 12, 13], "a row's last token predicts nothing"
+    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert (packed.where.tolist(), packed.answers.tolist()) == ([3, 4, 5, 6, 7], [9, 10, 12, 13, 14])
+    assert (packed.lengths, packed.entries) == ((5, 3), ("a", "b"))
+
+
+def test_rows_share_micro_batches_up_to_the_budget() -> None:
+    lengths = [3, 9, 5, 12, 4, 1]
+    groups = group(lengths, 10)
+    assert groups == [[3], [1, 5], [2, 4], [0]]  # 12 alone exceeds the budget; 9 + 1, 5 + 4, 3
+    assert sorted(index for members in groups for index in members) == list(range(6))
+
+
+def test_devices_get_about_the_same_tokens() -> None:
+    lengths = [3000, 2500, 7000, 900, 3100, 2800, 8000, 2900]
+    found = shares(lengths, 2)
+    assert sorted(index for share in found for index in share) == list(range(8))
+    tokens = [sum(lengths[index] for index in share) for share in found]
+    assert max(tokens) < 1.1 * min(tokens)
+    assert shares([5], 2) == [[0], []]
