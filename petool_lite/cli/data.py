@@ -1,5 +1,6 @@
 """`petool-lite data`: fetch, look at, check, convert and split entries."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +156,14 @@ def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json
 def convert(source: str, target: str, setting: str, strict: bool, as_json: bool) -> None:
     """Write the entries of SOURCE to TARGET as OpenAI fine-tuning lines (JSONL), whatever form they are in."""
     from petool_lite.console import print_json, say
-    from petool_lite.data.files import load_dataset, write_rows
+    from petool_lite.data.files import load_dataset, write_lines
     from petool_lite.data.openai import entry_line
 
     path = Path(target)
     if path.exists():
         raise PetoolError(f"{path} exists already", "give another TARGET")
     dataset = load_dataset(source, setting, skip_bad=not strict)
-    write_rows(path, [entry_line(entry) for entry in dataset.entries])
+    write_lines(path, [entry_line(entry) for entry in dataset.entries])
     for message in dataset.bad:
         say(f"left out: {message}")
     if as_json:
@@ -221,3 +222,55 @@ def _each_setting(source: str, number: int) -> dict[str, Entry]:
     rows = raw_rows(source)
     names = settings_of(rows[number]) if number < len(rows) else ()
     return {name: _numbered(source, name, number) for name in names or SETTINGS[:1]}
+
+
+@data.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--tools", "lists", multiple=True, metavar="FILE", help="More tools to offer beside; can be repeated.")
+@click.option("--count", default=1000, show_default=True, type=click.IntRange(min=1), help="How many entries.")
+@click.option("--seed", default=0, show_default=True, help="The same seed makes the same entries.")
+@click.option("--out", "target", required=True, metavar="FILE", help="Where the OpenAI lines go.")
+@click.option(
+    "--without-call", default=0.1, show_default=True, type=click.FloatRange(0, 1), help="Share in which no tool fits."
+)
+@skip_option
+@as_json
+def simulate(
+    sources: tuple[str, ...],
+    lists: tuple[str, ...],
+    count: int,
+    target: str,
+    strict: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make entries of simulated users from the calls in SOURCE...: whose tool is right follows from their history.
+
+    SOURCE is a log of calls in any form that `data check` reads; your own, or public ones.
+    """
+    from petool_lite.console import print_json, progress, say
+    from petool_lite.data.files import load_dataset, load_tools, write_lines
+    from petool_lite.data.openai import entry_line
+    from petool_lite.data.simulate import examples_of
+    from petool_lite.data.simulate import simulate as verb
+
+    path = Path(target)
+    if path.exists():
+        raise PetoolError(f"{path} exists already", "give another FILE")
+    with progress() as report:
+        examples = [call for name in sources for call in examples_of(load_dataset(name, skip_bad=not strict).entries)]
+        tools = [tool for name in lists for tool in load_tools(name)]
+        made = verb(examples, tools, count, options["seed"], options["without_call"])
+
+        def lines() -> Iterator[Any]:
+            for number, entry in enumerate(made, 1):
+                if number % 100 == 0 or number == count:
+                    report("simulating users", number, count, "")
+                yield entry_line(entry)
+
+        write_lines(path, lines())
+    if as_json:
+        print_json({"file": str(path), "entries": count, "calls": len(examples)})
+        return
+    say(f"{count} entries of {len(examples)} calls")
+    click.echo(path)

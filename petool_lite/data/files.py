@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from petool_lite.data.fetch import data_files, fetch
 from petool_lite.data.fields import Fault
 from petool_lite.data.splits import folds
 from petool_lite.errors import PetoolError
-from petool_lite.runs import write_text
+from petool_lite.runs import draft
 from petool_lite.text import decode_text, parse_json, parse_json_lines, read_text
 
 FORMS = "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, hub:OWNER/NAME[/FILE]"
@@ -112,13 +112,13 @@ def raw_rows(source: str) -> list[Any]:
     return _read(source)[0]
 
 
-def write_rows(path: Path, rows: Sequence[Any]) -> None:
-    """Write JSON Lines. Half a surrogate pair is written as an escape, so that it can be read, and named, again."""
-    lines = []
-    for row in rows:
-        line = json.dumps(row, ensure_ascii=False)
-        lines.append(json.dumps(row) if any("\ud800" <= letter <= "\udfff" for letter in line) else line)
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSON Lines, one row at a time; what is no text in Unicode as an escape, to be named when it is read."""
+    with draft(path) as work, work.open("w", encoding="utf-8") as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False)
+            odd = not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line)
+            file.write(f"{json.dumps(row) if odd else line}\n")
 
 
 def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
@@ -132,7 +132,7 @@ def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) 
         chosen = {"test": part, "train": [index for other in parts if other is not part for index in other]}
         for name, indexes in chosen.items():
             path = folder / f"fold{number}-{name}.jsonl"
-            write_rows(path, [rows[index] for index in sorted(indexes)])
+            write_lines(path, [rows[index] for index in sorted(indexes)])
             written[path] = len(indexes)
     return written
 

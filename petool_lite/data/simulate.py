@@ -1,0 +1,283 @@
+"""Simulated users over any corpus of calls: entries whose right provider follows from what the user did before.
+
+A call of the corpus is offered by one to four made-up providers under names of their own, among other tools. What the
+user thought of the providers is drawn first and written into the history; so the answer follows from what is written,
+by likes and dislikes, by the latest use where nothing was rated, or because one provider alone does it. In a tenth of
+the entries nobody does.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from petool_lite.data.entries import (
+    DISLIKED,
+    LIKED,
+    NO_TOOL,
+    Call,
+    Entry,
+    Interaction,
+    Tool,
+    name_words,
+    properties,
+    providers,
+    required,
+)
+from petool_lite.errors import PetoolError
+
+_FIRST = """
+Amber Apex Atlas Aqua Bright Cedar Clear Cobalt Coral Delta Echo Ember Falcon Fern Global Harbor Helio Iris Juniper
+Kestrel Lark Lumen Maple Meridian Nimbus North Nova Onyx Orbit Pebble Pine Pixel Prime Pulse Quartz Quill Rapid Raven
+River Sable Sigma Solar Swift Terra Tidal True Umbra Vale Vertex Wave Willow Zen
+"""
+_LAST = "Api Base Cloud Connect Data Desk Engine Feed Gate Hub Info Kit Labs Link Plus Point Pro Service Works"
+_AREAS = """
+Books Business Data Events Finance Food Health Jobs Location Mail Media Music News Science Search Shopping Social
+Sports Tools Travel Weather
+"""
+_SAME = (
+    "get fetch retrieve read show", "search find query lookup", "list enumerate all", "create add make new",
+    "delete remove drop", "update edit change modify", "calculate compute work_out", "convert translate turn",
+    "send post submit", "check verify validate", "book reserve", "buy order purchase", "play start",
+)  # fmt: skip
+_SYNONYMS = {word: tuple(words.split()) for words in _SAME for word in words.split()}
+_LIGHT = frozenset(word for words in _SAME for word in words.split())  # words that say nothing of what is done to what
+_PUBLISHED = "<{area}>.<{owner}>.<{name}>"
+_FORMS = ("{owner}.{name}", "{owner}__{name}", "{owner}/{name}", "{owner}_{name}", "mcp__{owner}__{name}", _PUBLISHED)
+_LONGEST = 1500  # characters of a request; longer ones are documents
+
+# What the user thought of the wanted provider and of each rival: two lists of verdicts, in order of time.
+_UP, _DOWN = (LIKED,), (DISLIKED,)
+_Verdicts = Sequence[str | None]
+_KINDS: dict[str, Sequence[tuple[_Verdicts, _Verdicts]]] = {
+    "liked": ((_UP, ()), (_UP, _DOWN), (_UP * 2, _DOWN), (_UP * 3, ())),
+    "disliked": (((), _DOWN), ((), _DOWN * 2), ((), _DOWN * 3)),
+    "mixed": ((_UP + _DOWN + _UP, _DOWN + _UP + _DOWN), (_UP, _UP + _DOWN)),
+    "moved": ((_UP, _UP + _DOWN), (_UP * 2, _UP + _DOWN * 2)),
+    "used": (((None,), ()), ((None,), (None,)), ((None,) * 2, (None,)), ((None,), (None,) * 2)),
+}
+_IN_ORDER = ("moved", "used")  # here the rivals' calls come before the wanted one's
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call of the corpus: what was asked, the called tool, its arguments, and the tools that were offered beside."""
+
+    query: str
+    tool: Tool
+    arguments: Mapping[str, Any]
+    others: tuple[Tool, ...]
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """A made-up provider: how its tools are named, and in which style words are joined."""
+
+    form: str
+    style: int
+
+    def named(self, tool: Tool, rng: Random) -> str:
+        """This provider's name for a tool of the corpus: other words of the same meaning, joined in its own style."""
+        words = [rng.choice(_SYNONYMS.get(word, (word,))) if rng.random() < 0.5 else word for word in _split(tool.name)]
+        return self.form.format(name=_joined([part for word in words for part in word.split("_")], self.style))
+
+
+def _split(name: str) -> list[str]:
+    """The lower-case words of what a tool is called."""
+    api = name.split(">.<")[-1].rstrip(">") if name.startswith("<") else re.split(r"__|[./]", name)[-1]
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+", api)
+    return [word.lower() for word in words] or ["tool"]
+
+
+def _joined(words: Sequence[str], style: int) -> str:
+    if style == 0:
+        return "_".join(words)
+    if style == 1:
+        return words[0] + "".join(word.title() for word in words[1:])
+    return "-".join(words) if style == 2 else "".join(word.title() for word in words)
+
+
+def _owners(count: int, rng: Random) -> list[_Owner]:
+    """Providers with names of their own; most write their tools' names in the same form."""
+    common, found = rng.choice(_FORMS), {}
+    while len(found) < count:
+        first, last = rng.choice(_FIRST.split()), rng.choice(("", *_LAST.split()))
+        form = common if rng.random() < 0.9 else rng.choice(_FORMS)
+        name = f"{first} {last}".strip() if form == _PUBLISHED else f"{first}{last}"
+        name = name if form == _PUBLISHED or rng.random() < 0.3 else name.lower()
+        form = form.replace("{owner}", name).replace("{area}", rng.choice(_AREAS.split()))
+        found[first] = _Owner(form, rng.randrange(4))
+    return list(found.values())
+
+
+def examples_of(entries: Sequence[Entry]) -> list[Example]:
+    """The entries' calls; those without a call, or with a very long request, are no examples."""
+    found = []
+    for entry in entries:
+        called = [tool for tool in entry.tools if isinstance(entry.answer, Call) and tool.name == entry.answer.name]
+        if len(called) == 1 and isinstance(entry.answer, Call) and 0 < len(entry.query) <= _LONGEST:
+            others = tuple(tool for tool in entry.tools if tool is not called[0])
+            found.append(Example(entry.query, called[0], entry.answer.arguments, others))
+    return found
+
+
+def simulate(
+    examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without_call: float = 0.1
+) -> Iterator[Entry]:
+    """`count` entries, one at a time; every example is used before one is used again. The same seed gives the same.
+
+    `pool` are more tools to offer beside; `without_call` is the share of entries in which no tool fits. Raises
+    PetoolError where the corpus has fewer than two functions.
+    """
+    if len({example.tool.name for example in examples}) < 2:
+        raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
+    beside = [*pool, *(tool for example in examples for tool in (example.tool, *example.others))]
+    order: list[int] = []
+    for number in range(count):
+        if not order:
+            order = list(range(len(examples)))
+            Random(f"{seed} order {number}").shuffle(order)
+        example = examples[order.pop()]
+        draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
+        made = (_entry(f"{seed}-{number}", example, examples, beside, rng, without_call) for rng in draws)
+        entry = next((entry for entry in made if entry is not None), None)
+        if entry is None:
+            raise PetoolError(f"no user can be simulated for a call of {example.tool.name}", "leave that call out")
+        yield entry
+
+
+def _entry(
+    identity: str,
+    example: Example,
+    examples: Sequence[Example],
+    beside: Sequence[Tool],
+    rng: Random,
+    without_call: float,
+) -> Entry | None:
+    """One draw; None where names clash or the answer would not follow from what is written."""
+    fits = rng.random() >= without_call
+    owners = _owners(rng.randrange(3, 7), rng)
+    rivals = owners[: rng.choice((1, 2, 2, 3, 3, 4))]
+    renaming = _renaming(example.tool, rng)
+    equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
+    tools = [*(equal if fits else ()), *_distractors(example, beside, owners, rng)]
+    rng.shuffle(tools)
+    if len({tool.name for tool in tools}) < len(tools):
+        return None
+    kind = rng.choice(list(_KINDS))
+    history = _history(kind, rivals, equal, owners[len(rivals) :], examples, rng)
+    arguments = {renaming.get(name, name): value for name, value in example.arguments.items()}
+    answer = Call(equal[0].name, arguments) if fits else NO_TOOL
+    entry = Entry(identity, example.query, tuple(tools), tuple(history), answer)
+    return entry if not fits or follows(entry, [tool.name for tool in equal]) else None
+
+
+def follows(entry: Entry, equal: Sequence[str]) -> bool:
+    """Whether of the tools `equal` the user prefers the answer's: its provider has the best balance of verdicts, or,
+    where none of them was rated, was used last. One tool alone needs no history."""
+    if len(equal) == 1:
+        return True
+    known = providers(entry)
+    if len({known[name] for name in equal}) < len(equal):
+        return False
+
+    def standing(name: str) -> tuple[int, int]:
+        events = [(at, item.verdict) for at, item in enumerate(entry.history) if known[item.call.name] == known[name]]
+        rated = sum({LIKED: 1, DISLIKED: -1}.get(verdict or "", 0) for _, verdict in events)
+        return rated, 0 if any_rated else max((at + 1 for at, _ in events), default=0)
+
+    shown = {known[name] for name in equal}
+    any_rated = any(item.verdict for item in entry.history if known[item.call.name] in shown)
+    ranked = sorted(equal, key=standing, reverse=True)
+    return (
+        isinstance(entry.answer, Call) and ranked[0] == entry.answer.name and standing(ranked[0]) > standing(ranked[1])
+    )
+
+
+def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
+    """Other names for a tool's parameters, now and then ones that say nothing, so that declarations have to be read."""
+    names = list(properties(tool))
+    if rng.random() < 0.5 or any(key.startswith("$") for key in tool.parameters):
+        return {}
+    style = rng.randrange(4)
+    made = {
+        name: _joined(_split(name), style) if rng.random() < 0.8 else f"arg{index + 1}"
+        for index, name in enumerate(names)
+    }
+    return made if len(set(made.values())) == len(names) else {}
+
+
+def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random) -> Tool:
+    """A tool of the corpus as a provider offers it."""
+    described = {}
+    for name, schema in properties(tool).items():
+        new = renaming.get(name, name)
+        silent = new.startswith("arg") and new != name and isinstance(schema, Mapping) and not schema.get("description")
+        described[new] = {**schema, "description": " ".join(_split(name))} if silent else schema
+    needed = {"required": [renaming.get(name, name) for name in required(tool)]} if required(tool) else {}
+    return Tool(owner.named(tool, rng), tool.description, {**tool.parameters, "properties": described, **needed})
+
+
+def _distractors(example: Example, beside: Sequence[Tool], owners: Sequence[_Owner], rng: Random) -> list[Tool]:
+    """Other tools, of providers that occur and of others: some of those offered with the call, the rest from anywhere.
+
+    None has a word of the called tool's name in common with it, so that it does not do the same.
+    """
+    words = name_words(example.tool.name) - _LIGHT
+    near = [tool for tool in example.others if rng.random() < 0.6][:5]
+    anywhere = (rng.choice(beside) for _ in range(1000))
+    found: dict[str, Tool] = {}
+    for tool in (*near, *anywhere):
+        if len(found) >= max(3, len(near)) + rng.randrange(0, 4):
+            break
+        if tool.name != example.tool.name and not words & name_words(tool.name):
+            found[tool.name] = tool
+    strangers = _owners(3, rng)
+    return [_offered(rng.choice(owners if rng.random() < 0.5 else strangers), tool, {}, rng) for tool in found.values()]
+
+
+def _history(
+    kind: str,
+    rivals: Sequence[_Owner],
+    equal: Sequence[Tool],
+    strangers: Sequence[_Owner],
+    examples: Sequence[Example],
+    rng: Random,
+) -> list[Interaction]:
+    """Calls of the rivals as `kind` says, the wanted one's first, and some of strangers among them."""
+    good, bad = rng.choice(_KINDS[kind])
+    plans = [
+        (rivals[0], equal[0], good),
+        *((owner, tool, bad) for owner, tool in zip(rivals[1:], equal[1:], strict=True)),
+    ]
+    if len(rivals) == 1:
+        plans = [(rivals[0], equal[0], rng.choice(((), (), _UP, _DOWN)))]
+    calls: list[list[Interaction]] = []
+    for owner, tool, verdicts in plans:
+        calls.append([_earlier(owner, tool, verdict, examples, rng) for verdict in verdicts])
+    others = [_earlier(owner, None, rng.choice((LIKED, DISLIKED, None)), examples, rng) for owner in strangers]
+    if kind in _IN_ORDER:
+        made = [*_merged(calls[1:], rng), *calls[0]]
+    else:
+        made = _merged(calls, rng)
+    return _merged([made, others[: rng.randrange(len(others) + 1)]], rng)
+
+
+def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
+    """All items, each part in its own order."""
+    turns = [index for index, part in enumerate(parts) for _ in part]
+    rng.shuffle(turns)
+    queues = [iter(part) for part in parts]
+    return [next(queues[index]) for index in turns]
+
+
+def _earlier(
+    owner: _Owner, tool: Tool | None, verdict: str | None, examples: Sequence[Example], rng: Random
+) -> Interaction:
+    """An earlier call of a provider: now and then of the very tool that it offers, else of another tool."""
+    other = rng.choice(examples)
+    if tool is not None and rng.random() < 0.3:
+        return Interaction(other.query[:300], Call(tool.name, {}), verdict)
+    return Interaction(other.query[:300], Call(owner.named(other.tool, rng), other.arguments), verdict)

@@ -1,0 +1,108 @@
+"""Simulated users: the answer always follows from what is written, and everything that users have occurs."""
+
+import itertools
+import json
+from collections import Counter
+
+import pytest
+
+from petool_lite.data.answers import answer_faults
+from petool_lite.data.entries import DISLIKED, LIKED, Call, Tool, balance, providers
+from petool_lite.data.files import load_dataset
+from petool_lite.data.openai import entry_line, parse
+from petool_lite.data.simulate import Example, examples_of, simulate
+from petool_lite.errors import PetoolError
+
+
+def tool(name: str, **parameters: str) -> Tool:
+    properties = {key: {"type": kind} for key, kind in parameters.items()}
+    return Tool(name, name.replace("_", " "), {"type": "object", "properties": properties, "required": [*properties]})
+
+
+EXAMPLES = [
+    Example("Rain in Bern?", tool("get_forecast", city="string"), {"city": "Bern"}, (tool("send_mail", to="string"),)),
+    Example("Mail Ann.", tool("send_mail", to="string"), {"to": "Ann"}, ()),
+    Example("Play So What.", tool("playSong", songTitle="string"), {"songTitle": "So What"}, ()),
+    Example("What is 3 + 4?", tool("calculator", a="integer", b="integer"), {"a": 3, "b": 4}, ()),
+    Example("Book 4 at Luigi's.", tool("reserve_table", people="integer"), {"people": 4}, ()),
+]
+
+
+@pytest.fixture(scope="module")
+def entries():
+    return list(simulate(EXAMPLES, [], 3000, 7))
+
+
+def test_the_answer_follows_from_what_is_written(entries) -> None:
+    """Among tools of one description: a strictly better balance, or the latest use where none is rated."""
+    for entry in entries:
+        if not isinstance(entry.answer, Call):
+            continue
+        right = next(item for item in entry.tools if item.name == entry.answer.name)
+        rivals = [item for item in entry.tools if item.description == right.description and item is not right]
+        known = providers(entry)
+        assert len({known[item.name] for item in (right, *rivals)}) == 1 + len(rivals)
+        calls = [(known[item.call.name], item.verdict) for item in entry.history]
+        if any(verdict for owner, verdict in calls if owner in {known[item.name] for item in (right, *rivals)}):
+            assert all(balance_of(entry, right) > balance_of(entry, rival) for rival in rivals)
+        elif rivals:
+            latest = [owner for owner, _ in calls if owner in {known[item.name] for item in (right, *rivals)}][-1]
+            assert latest == known[right.name]
+        assert answer_faults(entry) == []
+    assert all(item.provider == "" for entry in entries for item in entry.tools)
+
+
+def balance_of(entry, offered) -> int:
+    known = providers(entry)
+    verdicts = [item.verdict for item in entry.history if known[item.call.name] == known[offered.name]]
+    assert balance(entry, offered.name) == len(verdicts) - 2 * verdicts.count(DISLIKED)
+    return verdicts.count(LIKED) - verdicts.count(DISLIKED)
+
+
+def test_nothing_that_is_offered_fits_where_the_answer_says_so(entries) -> None:
+    without = [entry for entry in entries if not isinstance(entry.answer, Call)]
+    assert 0.07 < len(without) / len(entries) < 0.13
+    for entry in without:
+        asked = next(example for example in EXAMPLES if example.query == entry.query)
+        assert asked.tool.description not in [item.description for item in entry.tools]
+
+
+def test_everything_that_users_have_occurs(entries) -> None:
+    seen: Counter[str] = Counter()
+    for entry in entries:
+        if isinstance(entry.answer, Call):
+            known = providers(entry)
+            own = [item for item in entry.history if known[item.call.name] == known[entry.answer.name]]
+            verdicts = {item.verdict for item in own}
+            seen["the very tool was liked"] += any(i.call.name == entry.answer.name and i.verdict == LIKED for i in own)
+            seen["no history"] += not entry.history
+            seen["contradictory"] += {LIKED, DISLIKED} <= verdicts
+            seen["never seen before"] += not own
+            seen["used, not rated"] += None in verdicts
+            seen[f"parameters renamed: {set(entry.answer.arguments) not in [set(e.arguments) for e in EXAMPLES]}"] += 1
+            seen[next(mark for mark in ("<", "mcp__", "__", ".", "/", "_", "") if mark in entry.answer.name)] += 1
+    assert all(count >= 20 for count in seen.values()), seen
+    assert len(seen) >= 12
+
+
+def test_the_same_seed_gives_the_same_and_a_longer_run_begins_alike(entries) -> None:
+    again = list(itertools.islice(simulate(EXAMPLES, [], 10**9, 7), 50))
+    assert again == entries[:50]
+    assert list(simulate(EXAMPLES, [], 50, 8)) != again
+    assert [parse(entry_line(entry), entry.id) for entry in again] == again
+
+
+def test_fewer_than_two_tools_are_refused() -> None:
+    with pytest.raises(PetoolError, match="fewer than two tools"):
+        list(simulate(EXAMPLES[:1], [], 1, 0))
+
+
+def test_the_command_makes_entries_of_ones_own_log(command, tmp_path) -> None:
+    rows = [entry_line(entry) for entry in load_dataset("demo:train:40").entries]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = command("data", "simulate", "log.jsonl", "--count", "60", "--out", "made.jsonl", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["entries"] == 60
+    made = load_dataset(str(tmp_path / "made.jsonl")).entries
+    assert len(made) == 60
+    assert len(examples_of(made)) > 40
