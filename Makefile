@@ -40,7 +40,6 @@ test-faults: .venv/ready
 
 fuzz: .venv/ready
 	@PETOOL_LITE_FUZZ=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
-	@bash tests/fuzz/guided.sh
 
 audit: .venv/ready
 	@bash requirements/audit.sh

@@ -20,14 +20,16 @@ def decode_text(raw: bytes, name: str) -> str:
         raise PetoolError(f"{name} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
 
 
-def read_text(path: Path, most: int = 1 << 31) -> str:
-    """The text of a file of at most `most` bytes; raises PetoolError for one that cannot be read."""
+def read_text(path: Path, most: int = 1 << 28) -> str:
+    """The text of a file or pipe of at most `most` bytes; raises PetoolError for one that cannot be read."""
     try:
-        if path.stat().st_size > most:
-            raise PetoolError(f"{path} has {path.stat().st_size:,} bytes, more than {most:,}", "give the right file")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise PetoolError(f"cannot read {path}: {error.strerror or error}", "check the path and its rights") from error
+        with path.open("rb") as file:
+            raw = file.read(most + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PetoolError(f"cannot read {path}: {reason}", "check the path and its rights") from error
+    if len(raw) > most:
+        raise PetoolError(f"{path} has more than {most:,} bytes", "give the right file")
     return decode_text(raw, str(path))
 
 

@@ -258,10 +258,7 @@ def _history(
     for owner, tool, verdicts in plans:
         calls.append([_earlier(owner, tool, verdict, examples, rng) for verdict in verdicts])
     others = [_earlier(owner, None, rng.choice((LIKED, DISLIKED, None)), examples, rng) for owner in strangers]
-    if kind in _IN_ORDER:
-        made = [*_merged(calls[1:], rng), *calls[0]]
-    else:
-        made = _merged(calls, rng)
+    made = [*_merged(calls[1:], rng), *calls[0]] if kind in _IN_ORDER else _merged(calls, rng)
     return _merged([made, others[: rng.randrange(len(others) + 1)]], rng)
 
 

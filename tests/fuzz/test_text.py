@@ -1,6 +1,7 @@
-"""Recipes, entries, replies, grammars and templates of any content: taken, or refused by a PetoolError."""
+"""Recipes, entries, tools, replies, grammars and templates of any content: taken, or refused by a PetoolError."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support_fuzz import cases, deep, scalar, text, value
 
-from petool_lite.data.entries import Parameter, Tool, parse_entry
+from petool_lite.data.entries import Entry, Tool
+from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset
+from petool_lite.data.openai import conversation, entry_line, parse, read_tools
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.parse import CallFailure, parse_call
-from petool_lite.inference.request import request_entry, tools_from_openai
-from petool_lite.prompt.render import Chat, Layout, prompt_ids, render
+from petool_lite.prompt.render import Chat, Layout, prompt_ids, render_messages
 from petool_lite.recipe import load_recipe, settings, to_toml
 from petool_lite.scorer import published_call, score_reply
 
@@ -70,28 +72,59 @@ def test_any_override_is_taken_or_refused(recipe_file, key, raw) -> None:
 
 
 calls = st.fixed_dictionaries({}, optional={"tool_name": scalar, "parameters": value})
-history = st.lists(
-    st.one_of(value, st.fixed_dictionaries({}, optional={"instruction": scalar, "tool_call": calls, "rating": scalar})),
-    max_size=3,
-)
+past = st.fixed_dictionaries({}, optional={"instruction": scalar, "tool_call": calls, "rating": scalar})
 parameter = st.one_of(scalar, st.fixed_dictionaries({}, optional={"name": scalar, "type": scalar, "default": value}))
-tool = st.one_of(
-    value,
-    st.fixed_dictionaries(
-        {
-            "tool_name": text,
-            "required_parameters": st.lists(parameter, max_size=3),
-            "optional_parameters": st.lists(parameter, max_size=2),
-        }
-    ),
+published_tool = st.fixed_dictionaries(
+    {"tool_name": text, "required_parameters": st.lists(parameter, max_size=3)},
+    optional={"optional_parameters": st.lists(parameter, max_size=2), "tool_description": scalar},
 )
 prompt = st.one_of(
     text,
     st.builds(
-        lambda a, h, b, t: f"{a}{json.dumps(h)}{b}{json.dumps(t)}", text, history, text, st.lists(tool, max_size=3)
+        lambda a, h, b, t: f"{a}{json.dumps(h)}{b}{json.dumps(t)}",
+        text,
+        st.lists(st.one_of(value, past), max_size=3),
+        text,
+        st.lists(st.one_of(value, published_tool), max_size=3),
     ),
 )
-entry = st.one_of(
+schema = st.recursive(
+    st.one_of(value, st.fixed_dictionaries({}, optional={"type": scalar, "enum": value, "default": value})),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["object", "array", "string", "dict", "number", "int", ["string", "null"]]),
+            "properties": st.one_of(value, st.dictionaries(text, inner, max_size=3)),
+            "required": st.one_of(value, st.lists(text, max_size=2)),
+            "items": inner,
+            "anyOf": st.lists(inner, max_size=2),
+            "$ref": st.sampled_from(["#", "#/$defs/a", "#/properties/a", "http://x"]),
+            "minimum": scalar,
+            "pattern": text,
+            "additionalProperties": inner,
+        },
+    ),
+    max_leaves=5,
+)
+function = st.fixed_dictionaries(
+    {"name": text}, optional={"description": scalar, "parameters": schema, "provider": scalar}
+)
+tools = st.lists(
+    st.one_of(value, published_tool, function, st.fixed_dictionaries({"type": text, "function": function})), max_size=3
+)
+called = st.fixed_dictionaries({"name": text, "arguments": st.one_of(value, value.map(json.dumps), text)})
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool", "odd"])},
+    optional={
+        "content": st.one_of(scalar, st.sampled_from(["liked", "disliked", "used"]), value),
+        "tool_calls": st.one_of(
+            value, st.lists(st.fixed_dictionaries({"function": called}, optional={"id": text}), max_size=2)
+        ),
+        "tool_call_id": scalar,
+    },
+)
+messages = st.lists(st.one_of(message, value), max_size=6)
+row = st.one_of(
     value,
     st.fixed_dictionaries(
         {},
@@ -100,7 +133,6 @@ entry = st.one_of(
             "input": scalar,
             "instruction": prompt,
             "output": st.one_of(scalar, calls.map(json.dumps)),
-            "chosen": scalar,
             "rejected": scalar,
             "instruction_ratings": prompt,
             "api_call_ground_truth": calls,
@@ -109,34 +141,28 @@ entry = st.one_of(
             "entry_id": scalar,
         },
     ),
+    st.fixed_dictionaries({"messages": messages, "tools": st.one_of(tools, tools.map(json.dumps))}),
+    st.fixed_dictionaries(
+        {"query": scalar, "tools": tools.map(json.dumps), "answers": st.lists(called).map(json.dumps)}
+    ),
+    st.fixed_dictionaries(
+        {
+            "conversations": st.lists(
+                st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "tool"]), "value": text})
+            )
+        },
+        optional={"tools": tools},
+    ),
 )
 
 
-def use(found) -> None:
+def use(found: Entry) -> None:
     """What training and scoring do with an entry that was read."""
-    for style in ("published", "compact"):
-        prompt_ids(CHAT, found, Layout("rating", style, 4096))
-    if found.gold is not None:
-        json.loads(found.gold.to_json())
-
-
-@cases(500)
-@given(row=entry)
-@example(row={"query": "q", "instruction_ratings": "[" * 20000})
-@example(row={"query": "q", "instruction_ratings": "[1," * 20000})
-def test_any_entry_is_parsed_or_refused(row) -> None:
-    try:
-        found = parse_entry(row, "rating", "the file", 0)
-        use(found)
-    except PetoolError:
-        return
-
-
-def test_a_call_that_could_not_be_written_again_is_refused() -> None:
-    row = {"query": "q", "instruction_ratings": "[] []", "api_call_ground_truth": {"tool_name": "a", "parameters": {}}}
-    row["api_call_ground_truth"]["parameters"]["x"] = deep(900)
-    with pytest.raises(PetoolError):
-        parse_entry(row, "rating", "the file", 0)
+    for style in ("published", "petool"):
+        if style == "petool" or found.published:
+            prompt_ids(CHAT, found, Layout(style, 4096))
+    if found.answer is not None and found.published is None:
+        assert parse(json.loads(json.dumps(entry_line(found))), found.id) == replace(found, function=None)
 
 
 @pytest.fixture(scope="module")
@@ -144,80 +170,67 @@ def data_file(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("data") / "any.json"
 
 
+@cases(700)
+@given(found=row)
+@example(found={"query": "q", "instruction_ratings": "[" * 20000})
+@example(found={"query": "q", "instruction_ratings": "[1," * 20000})
+@example(found={"query": "q", "instruction_ratings": "[] []", "api_call_ground_truth": deep(900)})
+def test_any_entry_is_read_and_rendered_or_refused(data_file, found) -> None:
+    data_file.write_text(json.dumps([found]))
+    try:
+        for entry in load_dataset(str(data_file)).entries:
+            use(entry)
+    except PetoolError:
+        return
+
+
 @cases(200)
-@given(
-    raw=st.one_of(
-        st.binary(max_size=300),
-        value.map(json.dumps).map(str.encode),
-        st.lists(entry, max_size=3).map(json.dumps).map(str.encode),
-    )
-)
+@given(raw=st.one_of(st.binary(max_size=300), value.map(json.dumps).map(str.encode)))
 @example(raw=b"[" * 100_000)
 @example(raw=b'{"a":' * 100_000)
 @example(raw=b"PK\x05\x06" + b"\0" * 18)
+@example(raw=b"\x1f\x8b" + b"\0" * 18)
 def test_any_data_file_is_read_or_refused(data_file, raw) -> None:
     data_file.write_bytes(raw)
     try:
-        load_dataset(str(data_file), "rating")
+        load_dataset(str(data_file))
     except PetoolError:
         return
 
 
-requests = st.one_of(value, st.lists(tool, max_size=3))
-
-
-@cases(300)
-@given(query=st.text(max_size=30), tools=requests, past=st.one_of(value, history))
-def test_any_request_makes_an_entry_or_is_refused(query, tools, past) -> None:
+@cases(400)
+@given(talk=messages, offered=tools)
+def test_any_conversation_is_rendered_or_refused(talk, offered) -> None:
     try:
-        use(request_entry(query, tools, past, "rating"))
-    except PetoolError:
+        use(conversation(talk, read_tools(offered)))
+    except (Fault, PetoolError):
         return
 
 
-schema = st.one_of(
-    value,
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "properties": st.dictionaries(
-                text,
-                st.one_of(value, st.fixed_dictionaries({}, optional={"type": value, "enum": value, "default": value})),
-                max_size=3,
-            ),
-            "required": value,
-        },
-    ),
-)
-function = st.one_of(
-    value, st.fixed_dictionaries({"name": text}, optional={"description": value, "parameters": schema})
-)
-
-
-@cases(300)
-@given(tools=st.lists(st.one_of(value, st.fixed_dictionaries({"function": function})), max_size=3))
-def test_any_openai_tools_are_taken_or_refused(tools) -> None:
-    try:
-        request_entry("q", tools_from_openai(tools), [], "rating")
-    except PetoolError:
-        return
-
-
-TOOLS = (Tool("a.b.c", "", (Parameter("x", "STRING", "", ""),), (Parameter("y", "NUMBER", "", ""),)),)
+TOOLS = (Tool("a.b.c", "", {"type": "object", "properties": {"x": {"type": "string"}, "y": {}}, "required": ["x"]}),)
 pieces = st.sampled_from(
-    ['{"tool_name": "', "a.b.c", '", "parameters": {', '"x": "', '"', "}}", "{", "}", ", ", "\n", "1"]
+    [
+        '{"tool_name": "',
+        '<tool_call>\n{"name": "',
+        "a.b.c",
+        '", "parameters": {',
+        '", "arguments": {',
+        '"x": "',
+        '"',
+        "}}",
+    ]
+    + ["{", "}", ", ", "\n", "\n</tool_call>", "1", "No tool fits."]
 )
 reply = st.one_of(text, value.map(json.dumps), st.lists(st.one_of(pieces, text), max_size=20).map("".join))
 
 
 @cases(600)
-@given(said=reply, finish=st.sampled_from(["stop", "length"]))
-@example(said='{"a":' * 100_000, finish="stop")
-@example(said='{"tool_name": "a.b.c", "parameters": ' + "9" * 5000, finish="stop")
-def test_any_reply_is_a_call_or_a_named_failure(said, finish) -> None:
+@given(said=reply, finish=st.sampled_from(["stop", "length"]), style=st.sampled_from(["petool", "published"]))
+@example(said='{"a":' * 100_000, finish="stop", style="published")
+@example(said='<tool_call>\n{"name": "a.b.c", "arguments": ' + "9" * 5000, finish="stop", style="petool")
+def test_any_reply_is_a_call_no_call_or_a_named_failure(said, finish, style) -> None:
     try:
-        call = parse_call(said, TOOLS, finish)
-        assert "x" in call.parameters
+        parse_call(said, TOOLS, finish, style)
     except CallFailure as failure:
         assert failure.kind
         assert failure.reply == said
@@ -232,76 +245,37 @@ def test_any_reply_can_be_scored(said) -> None:
     assert found is not None or right == (False, False)
 
 
-parameters = st.lists(
-    st.builds(Parameter, text, st.one_of(text, st.sampled_from(["NUMBER", "ARRAY", "BOOLEAN"])), text, value),
-    max_size=5,
-)
-offered = st.lists(st.builds(lambda n, r, o: Tool(n, "", tuple(r), tuple(o)), text, parameters, parameters), max_size=3)
-
-
 @pytest.fixture(scope="module")
 def constrainer(smollm2) -> Constrainer:
     return Constrainer.from_directory(smollm2.directory, 2)
 
 
 @cases(150)
-@given(tools=offered)
-def test_any_tools_make_a_grammar_or_are_refused(constrainer, tools) -> None:
+@given(offered=tools)
+def test_any_tools_make_a_grammar_or_are_refused(constrainer, offered) -> None:
     try:
-        constraint = constrainer.start(tools)
+        constraint = constrainer.start(read_tools(offered))
         for _ in range(3):
             forced = constraint.forced()
             if not forced or constraint.finished:
                 break
             constraint.accept(forced)
-    except PetoolError:
+    except (Fault, PetoolError):
         return
 
 
-parts = st.sampled_from(
-    [
-        "{{ ",
-        " }}",
-        "{% ",
-        " %}",
-        "for m in messages",
-        "endfor",
-        "m.content",
-        "messages[0]",
-        "range(99999)",
-        "* 99999999",
-    ]
-    + [
-        "set x = x ~ x",
-        "set x = 'a'",
-        "x",
-        "if x",
-        "endif",
-        "macro f()",
-        "endmacro",
-        "f()",
-        "loop(messages)",
-        "''.__class__",
-    ]
-    + [
-        "|center(999999999)",
-        "|join",
-        "|tojson",
-        "'%099999999d' % 1",
-        "** 99",
-        "namespace()",
-        "raise_exception('no')",
-        "[",
-        "]",
-    ]
-)
+BLOCKS = """{{ | }}|{% | %}|for m in messages|endfor|m.content|messages[0]|range(99999)|* 99999999|set x = x ~ x|set x = 'a'
+|x|if x|endif|macro f()|endmacro|f()|loop(messages)|''.__class__|\\|center(999999999)|\\|join|\\|tojson|'%099999999d' % 1
+|** 99|namespace()|raise_exception('no')|[|]|{% generation %}|{% endgeneration %}"""
 
 
 @cases(300)
-@given(template=st.one_of(text, st.lists(st.one_of(parts, text), max_size=12).map(" ".join)))
+@given(
+    template=st.one_of(text, st.lists(st.one_of(st.sampled_from(BLOCKS.split("|")), text), max_size=12).map(" ".join))
+)
 def test_any_template_renders_or_is_refused(template) -> None:
-    chat = Chat(CHAT.encode_batch, template, "<s>", "</s>", 2)
+    chat = replace(CHAT, template=template)
     try:
-        render(chat, [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+        render_messages(chat, [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
     except PetoolError:
         return

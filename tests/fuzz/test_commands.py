@@ -1,0 +1,146 @@
+"""Random command lines over good and bad files: an exit code that is documented, never a traceback, nothing half-written.
+
+All lines of a batch run in one process, which is what makes thousands of them affordable. Verbs that would train or
+serve for minutes get what they refuse, or little to do.
+"""
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support_fuzz import FACTOR
+from support_published import published_rows
+
+from petool_lite.data.openai import entry_line
+from petool_lite.recipe import settings
+
+COUNT, BATCH = 160 * FACTOR, 80
+RUNNER = """
+import contextlib, io, json, os, sys, traceback
+from petool_lite.cli import main
+for line in json.load(sys.stdin):
+    said, talk = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            main(line, prog_name="petool-lite")
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        code = traceback.format_exc()
+    print("RESULT " + json.dumps([line, code, said.getvalue()[-300:]]), file=sys.__stdout__, flush=True)
+"""
+ODD = ["", " ", "-1", "0", "nan", "1e999", "\x00", "9" * 400, "a\nb", "日本", "--", "%s", "../..", "/dev/null", "[red]"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, exported) -> Path:
+    """Good files and bad ones, and one complete run."""
+    folder = tmp_path_factory.mktemp("lines")
+    rows = published_rows("train", 6)
+    from petool_lite.data.petoolbench import parse
+
+    line = entry_line(parse(rows[0], "rating", "0"))
+    files = {
+        "rows.json": json.dumps(rows).encode(),
+        "rows.jsonl": b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, rows)).encode(),
+        "log.jsonl.gz": gzip.compress(json.dumps(line).encode()),
+        "tools.json": json.dumps(line["tools"]).encode(),
+        "history.json": json.dumps(line["messages"][:-2]).encode(),
+        "twice.json": json.dumps(line["tools"] * 2).encode(),
+        "mine.toml": b"[train]\nmax_steps = 1\n",
+        "bad.toml": b"[train\n",
+        "cut.json": json.dumps(rows).encode()[:-40],
+        "half.json": json.dumps(rows).replace("Give", "\\ud800").encode(),
+        "utf16.json": "[]".encode("utf-16"),
+        "empty.json": b"",
+        "deep.json": b"[" * 50_000,
+        "noise.gguf": random.Random(0).randbytes(3000),
+        "head.gguf": b"GGUF\x03\x00\x00\x00" + b"\xff" * 64,
+        "results.jsonl": b'{"schema": 1}\n{',
+    }
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    (folder / "link.json").symlink_to("link.json")
+    (folder / "folder").mkdir()
+    (folder / "runs").symlink_to(exported / "runs")
+    return folder
+
+
+def random_line(rng: random.Random, place: Path) -> list[str]:
+    names = [path.name for path in place.iterdir()] + [
+        "gone.json",
+        "one",
+        "runs/one",
+        "demo:test:2",
+        "hub:a/b",
+        "hub:x",
+    ]
+    keys = [name for name, *_ in settings()]
+
+    def file() -> str:
+        return rng.choice(names) if rng.random() < 0.85 else rng.choice(ODD)
+
+    def odd(*usual: str) -> str:
+        return rng.choice(usual) if rng.random() < 0.7 else rng.choice(ODD)
+
+    def overrides() -> list[str]:
+        return [
+            part
+            for _ in range(rng.randrange(3))
+            for part in ("--set", f"{odd(*keys)}={rng.choice([file(), odd('1', 'true')])}")
+        ]
+
+    shapes: list[Callable[[], list[str]]] = [
+        lambda: ["data", rng.choice(["check", "stats"]), file(), *(["--skip-bad"] if rng.random() < 0.5 else [])],
+        lambda: ["data", "check", file(), file()],
+        lambda: ["data", "preview", rng.choice(["demo", file()]), *overrides(), "--entry", odd("0", "3")],
+        lambda: ["data", "split", file(), "--folds", odd("2", "3"), "--to", f"out/{rng.randrange(10**6)}"],
+        lambda: ["data", "convert", file(), f"out-{rng.randrange(10**6)}.jsonl", "--skip-bad"],
+        lambda: ["data", "simulate", file(), "--tools", file(), "--count", odd("2"), "--out", f"sim-{rng.randrange(10**6)}"],
+        lambda: ["data", "fetch", "--repo", odd("a/b"), "--file", odd("x.json")],
+        lambda: ["train", rng.choice(["demo", "rating", "dpo", file()]), *overrides(), "--dry-run"],
+        lambda: ["train", "--resume", file()],
+        lambda: ["export", "--run", file(), "--gguf", odd("q8_1", "q4_k_m,", "f16;")],
+        lambda: ["bench", "--model", file(), "--data", file(), "--limit", odd("0", "1"), "--variants", odd("fast", "rules")],
+        lambda: ["bench", rng.choice(["score", "report", "compare", "merge"]), file(), file()],
+        lambda: ["call", odd("Rain?"), "--tools", file(), "--history", file(), "--model", odd("noise.gguf", "head.gguf", "one")],
+        lambda: ["call", odd("Rain?"), "--tools", file(), "--user", odd("ann"), "--max-tokens", odd("4")],
+        lambda: ["serve", "--model", odd("noise.gguf", "gone"), "--port", odd("99999", "8080")],
+        lambda: ["runs", rng.choice(["list", "show", "path"]), *([file()] if rng.random() < 0.5 else [])],
+        lambda: ["recipes", rng.choice(["list", "show", "copy", "keys"]), *([file()] if rng.random() < 0.6 else [])],
+        lambda: ["doctor", "--model", file(), *(["--tune"] if rng.random() < 0.3 else [])],
+        lambda: [odd("call", "bench", "export"), odd("--help", "--json", "--nonsense")],
+    ]  # fmt: skip
+    line = rng.choice(shapes)()
+    return [*line, "--json"] if rng.random() < 0.3 else line
+
+
+@pytest.mark.parametrize("number", range(COUNT // BATCH))
+def test_no_command_line_ends_in_a_traceback(place, number) -> None:
+    rng = random.Random(number if FACTOR == 1 else None)
+    lines = [random_line(rng, place) for _ in range(BATCH)]
+    environment = os.environ | {"PETOOL_LITE_RUNS": "runs", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps(lines),
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    results = [json.loads(text[7:]) for text in done.stdout.splitlines() if text.startswith("RESULT ")]
+    assert len(results) == BATCH, f"the process ended at {lines[len(results)]}: {done.stderr[-2000:]}"
+    for line, code, _ in results:
+        assert code in (0, 1, 2, 3), f"{line}: {code}"
+    assert "Traceback" not in done.stderr
+    assert not [path for path in place.rglob(".*.draft")], "something half-written is left"
+    refused = sum(code != 0 for _, code, _ in results)
+    assert BATCH * 0.3 < refused < BATCH, "good lines and bad ones"
