@@ -264,15 +264,27 @@ def test_any_tools_make_a_grammar_or_are_refused(constrainer, offered) -> None:
         return
 
 
-BLOCKS = """{{ | }}|{% | %}|for m in messages|endfor|m.content|messages[0]|range(99999)|* 99999999|set x = x ~ x|set x = 'a'
-|x|if x|endif|macro f()|endmacro|f()|loop(messages)|''.__class__|\\|center(999999999)|\\|join|\\|tojson|'%099999999d' % 1
-|** 99|namespace()|raise_exception('no')|[|]|{% generation %}|{% endgeneration %}"""
+BLOCKS = [
+    *(
+        "{{ ",
+        " }}",
+        "{% ",
+        " %}",
+        "for m in messages",
+        "endfor",
+        "m.content",
+        "messages[0]",
+        "range(99999)",
+        "* 99999999",
+    ),
+    *("set x = x ~ x", "set x = 'a'", "x", "if x", "endif", "macro f()", "endmacro", "f()", "loop(messages)", "** 99"),
+    *("''.__class__", "|center(999999999)", "|join", "|tojson", "'%099999999d' % 1", "namespace()", "[", "]"),
+    *("raise_exception('no')", "{% generation %}", "{% endgeneration %}"),
+]
 
 
 @cases(300)
-@given(
-    template=st.one_of(text, st.lists(st.one_of(st.sampled_from(BLOCKS.split("|")), text), max_size=12).map(" ".join))
-)
+@given(template=st.one_of(text, st.lists(st.one_of(st.sampled_from(BLOCKS), text), max_size=12).map(" ".join)))
 def test_any_template_renders_or_is_refused(template) -> None:
     chat = replace(CHAT, template=template)
     try:
