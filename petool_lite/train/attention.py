@@ -1,16 +1,21 @@
 """Exact causal attention of rows that are packed side by side: no row sees another, and nothing is padded.
 
-On a GPU torch's own variable-length flash kernel, on a CPU scaled_dot_product_attention row by row. transformers finds
-it as the attention implementation PACKED; Unsloth's layers have a dispatch of their own, which `teach` it.
+On a GPU long rows go through cuDNN one by one where that is faster, the others through torch's variable-length flash
+kernel together; on a CPU each through scaled_dot_product_attention. On one H200 two rows of 8,100 tokens take cuDNN
+6.1 ms forward and backward in a layer of the 3B shape and the flash kernel 9.9, 16 rows of 1,000 take 5.6 and 2.3.
+transformers finds it as the attention implementation PACKED; Unsloth's layers have a dispatch of their own: `teach`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 PACKED = "petool_packed"  # what `packed_attention` is called among transformers' ways to attend
 _UNKNOWN = ("softcap", "s_aux", "head_mask")  # arguments of other kinds of attention
+_LONG = 2560  # tokens of a row from which on cuDNN is faster
+_BUCKET = 128  # cuDNN plans anew for each length, in a tenth of a second: rows are filled up to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,43 @@ def packed_attention(
     if not query.is_cuda:
         return _row_by_row(query, key, value, bounds, scaling), None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
-    parts = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
-    return _flash().apply(*parts, bounds.ends, max(bounds.lengths), scaling)[None], None
+    q, k, v = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
+    return attend(q, k, v, bounds, scaling)[None], None
+
+
+def attend(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float) -> Any:
+    """Attention on a GPU of (tokens, heads, size) in 16 bits; keys and values may have fewer heads."""
+    import torch
+
+    lengths = bounds.lengths
+    long = len(list(takewhile(lambda length: length >= _LONG, lengths))) if _cudnn() else 0  # the longest come first
+    each = zip(*(item.split(lengths)[:long] for item in (query, key, value)), strict=True)
+    parts = [_one_row(q, k, v, scaling) for q, k, v in each]
+    if long < len(lengths):
+        begin = sum(lengths[:long])
+        rest = (item[begin:] for item in (query, key, value))
+        parts.append(_flash().apply(*rest, bounds.ends[long:] - begin, lengths[long], scaling))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _one_row(query: Any, key: Any, value: Any, scaling: float) -> Any:
+    """One row through cuDNN, filled up at its end: no token of the row sees what comes after it."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import pad, scaled_dot_product_attention
+
+    more = -len(query) % _BUCKET
+    q, k, v = (pad(item, (0, 0, 0, 0, 0, more)).transpose(0, 1)[None] for item in (query, key, value))
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+    return out[0].transpose(0, 1)[: len(query)]
+
+
+@cache
+def _cudnn() -> bool:
+    """Whether cuDNN attends faster than the flash kernel: on Hopper and the Blackwell of data centres."""
+    import torch
+
+    return torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability()[0] in (9, 10)
 
 
 def _row_by_row(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float) -> Any:
@@ -100,20 +140,23 @@ def _flash() -> Any:
 
 
 def teach(dispatch: Any) -> str:
-    """Give `dispatch` (unsloth.utils.attention_dispatch) the kernel where it has none, and say what it uses.
+    """Give `dispatch` (unsloth.utils.attention_dispatch) this attention for packed rows, and say what it uses.
 
-    flash-attn and xformers do not load beside every torch. Unsloth then takes torch's variable-length kernel from torch
-    2.12 on; torch 2.11 has the same one below its public face, with grouped heads.
+    flash-attn and xformers do not load beside every torch; where neither does, Unsloth takes torch's variable-length
+    kernel from torch 2.12 on, and calls each row apart before. The names are those of Unsloth 2026.10.9.
     """
     if dispatch.HAS_FLASH_ATTENTION:
         return "flash-attn"
     if dispatch.HAS_XFORMERS:
         return "xformers"
-    if dispatch._TORCH_VARLEN_ATTN is not None:
-        return "torch's variable-length kernel"
 
-    def attend(query: Any, key: Any, value: Any, ends: Any, longest: int, *, scale: Any, **_: Any) -> Any:
-        return _flash().apply(query, key, value, ends, longest, scale or query.shape[-1] ** -0.5)
+    def packed(query: Any, key: Any, value: Any, info: Any, *, sliding_window: int | None, scale: Any, **_: Any) -> Any:
+        lengths = dispatch.packed_segment_lengths(info, query.shape[2])  # known to the host: no wait for the GPU
+        if sliding_window and sliding_window < max(lengths):
+            raise ValueError("packed rows know no window shorter than a row")
+        q, k, v = (item.squeeze(0).transpose(0, 1).contiguous() for item in (query, key, value))
+        return attend(q, k, v, Bounds(info[1], lengths), scale or query.shape[-1] ** -0.5)[None]
 
-    dispatch._TORCH_VARLEN_ATTN = dispatch._varlen_attn_call = attend
-    return "torch's flash kernel"
+    dispatch._TORCH_VARLEN_ATTN = dispatch._torch_varlen_packed = packed
+    dispatch._torch_varlen_beats_segments = lambda *_: True
+    return "petool-lite's, in Unsloth's layers"

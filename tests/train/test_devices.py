@@ -13,6 +13,7 @@ from support import own_runs, tiny_settings
 from petool_lite.train.devices import arithmetic
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tiny, tmp_path) -> None:
     """The same losses, gradient norms and adapter but for rounding; rows differ in number and length on both."""
     from safetensors.torch import load_file

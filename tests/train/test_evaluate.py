@@ -31,6 +31,7 @@ def stopped(tiny, command, tmp_path_factory) -> Path:
     return Path(json.loads(result.stdout)["run"])
 
 
+@pytest.mark.slow
 def test_it_stops_early_and_completes(stopped) -> None:
     manifest = json.loads((stopped / "manifest.json").read_text())
     assert (manifest["steps"], manifest["evaluation"]["stopped_early"]) == (4, True)
