@@ -11,21 +11,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report
-from petool_lite.data.entries import ToolCall
+from petool_lite.data.entries import Answer
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
-from petool_lite.inference.gpu import left_padded
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import load_learned
 from petool_lite.prompt.render import Chat, Layout, prompt_ids
 from petool_lite.recipe import Recipe, TrainSettings
 from petool_lite.runs import draft, write_json
-from petool_lite.scorer import score_reply
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.devices import agreed
 from petool_lite.train.load import computing, generating, save_trained
@@ -36,13 +33,13 @@ _STAGE = "evaluating"
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out prompts as token ids with their right calls; entries too long for the model count as wrong.
+    """Held-out prompts as token ids with their right answers; entries too long for the model count as wrong.
 
     `batch_tokens` bounds the prompt tokens that are padded and read together, `reply_tokens` one reply.
     """
 
     prompts: tuple[list[int], ...]
-    golds: tuple[ToolCall, ...]
+    answers: tuple[Answer, ...]
     too_long: int
     chat: Chat
     batch_tokens: int
@@ -84,21 +81,40 @@ def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> Evaluatio
     settings = recipe.train
     if not settings.eval_every:
         return None
-    dataset, learned = load_learned(recipe.data, settings.eval_data)
+    sets = load_learned(recipe.data, settings.eval_data)
+    # of several settings each has its turn
+    entries = [
+        each[number % len(each)] for number, each in enumerate(zip(*(item.entries for item in sets), strict=False))
+    ]
     reply = recipe.bench.max_reply_tokens
-    prompts, golds = [], []
-    for entry, setting in zip(dataset.entries, cycle(learned), strict=False):  # of several settings each has its turn
-        if entry.gold is None:
+    layout = Layout(recipe.data.style, recipe.model.max_tokens)
+    prompts: list[list[int]] = []
+    answers: list[Answer] = []
+    for entry in entries:
+        if entry.answer is None:
             raise PetoolError(f"{settings.eval_data}: entry {entry.id} has no right answer", "use a labelled file")
-        layout = Layout(setting, recipe.data.style, recipe.model.max_tokens)
         fitted = prompt_ids(chat, entry, layout, reserve=reply)
         if fitted is not None:
-            prompts.append(fitted[0])
-            golds.append(entry.gold)
-    too_long = len(dataset.entries) - len(prompts)
+            prompts.append(fitted.ids)
+            answers.append(entry.answer)
+    too_long = len(entries) - len(prompts)
     more = f", {too_long} of them too long for {recipe.model.max_tokens} tokens" if too_long else ""
-    report(f"evaluating on {len(dataset.entries)} entries every {settings.eval_every} steps{more}", 0, 0, "")
-    return EvaluationSet(tuple(prompts), tuple(golds), too_long, chat, recipe.model.max_tokens, reply)
+    report(f"evaluating on {len(entries)} entries every {settings.eval_every} steps{more}", 0, 0, "")
+    return EvaluationSet(tuple(prompts), tuple(answers), too_long, chat, recipe.model.max_tokens, reply)
+
+
+def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
+    """Whether a reply calls the right tool, and gives the right arguments, whatever tool it calls; where no tool is
+    right, both mean a reply without a call."""
+    from petool_lite.inference.parse import CallFailure, read_answer
+
+    try:
+        found = read_answer(reply)
+    except CallFailure:
+        return False, False
+    if isinstance(found, str) or isinstance(right, str):
+        return (isinstance(found, str) and isinstance(right, str),) * 2
+    return found.name == right.name, found.arguments == right.arguments
 
 
 def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
@@ -111,7 +127,7 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
         for batch in _batches(held_out.prompts, held_out.batch_tokens):
             replies = _replies(model, [held_out.prompts[index] for index in batch], held_out)
             for index, reply in zip(batch, replies, strict=True):
-                scores = score_reply(reply, asdict(held_out.golds[index]))
+                scores = score_answer(reply, held_out.answers[index])
                 tool, param, joint = tool + scores[0], param + scores[1], joint + all(scores)
             done += len(batch)
             report(_STAGE, done, total, f"step {step}, joint {100 * joint / done:.1f} %")
@@ -131,6 +147,8 @@ def _batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[li
 
 def _replies(model: Any, prompts: Sequence[Sequence[int]], held_out: EvaluationSet) -> list[str]:
     import torch
+
+    from petool_lite.inference.gpu import left_padded
 
     end = held_out.chat.eos_id
     ids, mask = left_padded(prompts, end)

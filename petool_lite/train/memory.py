@@ -303,8 +303,8 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
         trainer.model.zero_grad(set_to_none=True)
     if held_out is not None and is_first():
         longest = max(range(len(held_out.prompts)), key=lambda index: len(held_out.prompts[index]))
-        one = (held_out.prompts[longest],), (held_out.golds[longest],)
-        short = replace(held_out, prompts=one[0], golds=one[1], too_long=0, reply_tokens=2)
+        one = (held_out.prompts[longest],), (held_out.answers[longest],)
+        short = replace(held_out, prompts=one[0], answers=one[1], too_long=0, reply_tokens=2)
         evaluate(short, trainer.model, 0, silent)
     if is_first():
         _save(run, trainer.model, planned)
