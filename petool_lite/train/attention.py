@@ -63,29 +63,8 @@ def packed_attention(
 
 def attend(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float) -> Any:
     """Attention on a GPU of (tokens, heads, size) in 16 bits; keys and values may have fewer heads."""
-    import torch
-
-    lengths = bounds.lengths
-    long = len(list(takewhile(lambda length: length >= _LONG, lengths))) if _cudnn() else 0  # the longest come first
-    each = zip(*(item.split(lengths)[:long] for item in (query, key, value)), strict=True)
-    parts = [_one_row(q, k, v, scaling) for q, k, v in each]
-    if long < len(lengths):
-        begin = sum(lengths[:long])
-        rest = (item[begin:] for item in (query, key, value))
-        parts.append(_flash().apply(*rest, bounds.ends[long:] - begin, lengths[long], scaling))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _one_row(query: Any, key: Any, value: Any, scaling: float) -> Any:
-    """One row through cuDNN, filled up at its end: no token of the row sees what comes after it."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import pad, scaled_dot_product_attention
-
-    more = -len(query) % _BUCKET
-    q, k, v = (pad(item, (0, 0, 0, 0, 0, more)).transpose(0, 1)[None] for item in (query, key, value))
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-    return out[0].transpose(0, 1)[: len(query)]
+    long = len(list(takewhile(lambda length: length >= _LONG, bounds.lengths)))  # the longest rows come first
+    return _function().apply(query, key, value, bounds, long if _cudnn() else 0, scaling)
 
 
 @cache
@@ -94,6 +73,91 @@ def _cudnn() -> bool:
     import torch
 
     return torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability()[0] in (9, 10)
+
+
+def _filled(rows: Any, place: slice) -> Any:
+    """One row of (tokens, heads, size) as (1, heads, tokens, size), zeros behind it: no token sees what comes after."""
+    from torch.nn.functional import pad
+
+    more = (place.start - place.stop) % _BUCKET
+    row = rows[place]
+    return (pad(row, (0, 0, 0, 0, 0, more)) if more else row).transpose(0, 1)[None]
+
+
+def _cudnn_forward(query: Any, key: Any, value: Any, place: slice, out: Any, scale: float) -> list[Any]:
+    """Write the result of one row into `out`; returns the five tensors that its backward pass wants."""
+    import torch
+
+    row = (_filled(item, place) for item in (query, key, value))
+    found, sums, ends_q, ends_k, _, _, seed, offset, _ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *row, None, True, 0.0, True, False, scale=scale
+    )
+    out[place] = found[0].transpose(0, 1)[: place.stop - place.start]
+    return [sums, ends_q, ends_k, seed, offset]
+
+
+def _cudnn_backward(items: Sequence[Any], place: slice, state: Sequence[Any], scale: float) -> list[Any]:
+    """Gradients of query, key and value of one row; `items` are the result's gradient, query, key, value and result."""
+    import torch
+
+    row = [_filled(item, place) for item in items]
+    sums, ends_q, ends_k, seed, offset = state
+    length = row[0].shape[2]
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+        *row, sums, seed, offset, None, ends_q, ends_k, length, length, 0.0, True, scale=scale
+    )
+    return [item[0].transpose(0, 1)[: place.stop - place.start] for item in found]
+
+
+@cache
+def _function() -> Any:
+    """Both kernels as one step of autograd, which keeps query, key, value and result and copies a row at a time; made
+    in a function because torch is slow to import."""
+    import torch
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Any, key: Any, value: Any, bounds: Bounds, long: int, scale: float) -> Any:
+            lengths, states = bounds.lengths, []
+            ctx.places = [slice(sum(lengths[:n]), sum(lengths[: n + 1])) for n in range(long)]
+            ctx.rest = slice(sum(lengths[:long]), None)
+            ctx.longest, ctx.scale = (lengths[long] if long < len(lengths) else 0), scale
+            ends = bounds.ends[long:] - ctx.rest.start
+            out = torch.empty_like(query) if long else None
+            for place in ctx.places:
+                states += _cudnn_forward(query, key, value, place, out, scale)
+            if ctx.longest:
+                tail = (item[ctx.rest] for item in (query, key, value))
+                found, *state, _ = torch.ops.aten._flash_attention_forward(
+                    *tail, ends, ends, ctx.longest, ctx.longest, 0.0, True, False, scale=scale
+                )
+                states += [ends, *state]
+                if out is None:
+                    out = found
+                else:
+                    out[ctx.rest] = found
+            ctx.save_for_backward(query, key, value, out, *states)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            items, states = [gradient.contiguous(), *ctx.saved_tensors[:4]], ctx.saved_tensors[4:]
+            found = [torch.empty_like(item) for item in items[1:4]]
+            for n, place in enumerate(ctx.places):
+                parts = _cudnn_backward(items, place, states[5 * n : 5 * n + 5], ctx.scale)
+                for whole, part in zip(found, parts, strict=True):
+                    whole[place] = part
+            if ctx.longest:
+                ends, sums, seed, unused = states[-4:]
+                tail = (item[ctx.rest] for item in items)
+                parts = torch.ops.aten._flash_attention_backward(
+                    *tail, sums, ends, ends, ctx.longest, ctx.longest, 0.0, True, seed, unused, scale=ctx.scale
+                )
+                for whole, part in zip(found, parts, strict=True):
+                    whole[ctx.rest] = part
+            return *found, None, None, None
+
+    return Attention
 
 
 def _row_by_row(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float) -> Any:
@@ -108,35 +172,6 @@ def _row_by_row(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float
         for q, k, v in zip(*parts, strict=True)
     ]
     return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2)
-
-
-@cache
-def _flash() -> Any:
-    """The flash kernel as one step of autograd; made in a function because torch is slow to import."""
-    import torch
-
-    class Flash(torch.autograd.Function):
-        """(tokens, heads, size), keys and values with fewer heads, all rows of the bounds causal."""
-
-        @staticmethod
-        def forward(ctx: Any, query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float) -> Any:
-            out, sums, seed, unused, _ = torch.ops.aten._flash_attention_forward(
-                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale
-            )
-            ctx.longest, ctx.scale = longest, scale
-            ctx.save_for_backward(query, key, value, out, sums, ends, seed, unused)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
-            query, key, value, out, sums, ends, seed, unused = ctx.saved_tensors
-            found = torch.ops.aten._flash_attention_backward(
-                gradient.contiguous(), query, key, value, out, sums, ends, ends, ctx.longest, ctx.longest,
-                0.0, True, seed, unused, scale=ctx.scale,
-            )  # fmt: skip
-            return *found, None, None, None
-
-    return Flash
 
 
 def teach(dispatch: Any) -> str:

@@ -48,7 +48,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Score:
-    """The result of one evaluation: accuracies in percent over `n` entries, by the published scorer."""
+    """The result of one evaluation: accuracies in percent over `n` entries."""
 
     step: int
     n: int

@@ -31,7 +31,7 @@ _SHARE = 0.9  # of that, or of the free memory: torch holds more than tensors ta
 CPU_BUDGET = 2048  # tokens of a micro-batch on a CPU, where longer ones gain nothing
 _MOST = 65536  # tokens of a micro-batch: from 16,000 on more gain little
 _FEWEST = 4096  # in a shorter one on a GPU the fixed time of a micro-batch decides
-_FIXED = 0.1 * 2**30  # bytes of rotary tables, staging buffers and the like
+_FIXED = 0.2 * 2**30  # bytes of rotary tables, staging buffers and the like
 # Bytes that an optimizer holds of a weight; paged states lie in the machine's memory.
 _STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}
 # Size of a checkpoint with AdamW's two states, in what is saved: an adapter in float32, or a model in bfloat16.

@@ -96,7 +96,8 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     prepared = prepare(recipe, base, chat, report)
     _check_rows(base, prepared)
     prepared.summary["steps"] = update_count(recipe, prepared.summary["kept"])
-    report(facts_text("training rows", prepared.summary), 0, 0, "")
+    counts = {name: value for name, value in prepared.summary.items() if isinstance(value, int)}
+    report(facts_text("training rows", counts), 0, 0, "")
     if prepared.left_out:
         names = ", ".join(prepared.left_out[:5]) + (", ..." if len(prepared.left_out) > 5 else "")
         why = f"more than {recipe.model.max_tokens} tokens"
