@@ -15,7 +15,7 @@ from typing import Any
 PACKED = "petool_packed"  # what `packed_attention` is called among transformers' ways to attend
 _UNKNOWN = ("softcap", "s_aux", "head_mask")  # arguments of other kinds of attention
 _LONG = 2560  # tokens of a row from which on cuDNN is faster
-_BUCKET = 128  # cuDNN plans anew for each length, in a tenth of a second: rows are filled up to a multiple of this
+_BUCKET = 256  # cuDNN plans anew for each length, in a tenth of a second: rows are filled up to a multiple of this
 
 
 @dataclass(frozen=True)
