@@ -1,4 +1,4 @@
-"""Rules without a model, which say what an accuracy means: what chance, the first place or the likes alone reach.
+"""Baselines without a model, which say what an accuracy means: what chance, the first place or the likes alone reach.
 
 They answer with a call of a candidate: its required parameters, each with its declared default, so their parameter
 accuracy says how often defaults are the answer.
@@ -6,6 +6,7 @@ accuracy says how often defaults are the answer.
 
 import hashlib
 import random
+import re
 from collections.abc import Callable
 
 from petool_lite.data.entries import Entry, Tool, ToolCall, balance, call_default
@@ -24,15 +25,37 @@ def _first(entry: Entry, setting: str) -> Tool:
 
 
 def _liked(entry: Entry, setting: str) -> Tool:
-    """The first candidate of the provider with the most likes less dislikes in the history."""
     prompt = entry.prompt(setting)
     return max(prompt.tools, key=lambda tool: balance(prompt.history, tool.name))
 
 
-RULES: dict[str, Rule] = {"rule-random": _random, "rule-first": _first, "rule-liked": _liked}
+def _words(entry: Entry, setting: str) -> Tool:
+    prompt, asked = entry.prompt(setting), _split(entry.query)
+    return max(
+        prompt.tools,
+        key=lambda tool: (
+            len(asked & _split(f"{tool.name} {tool.description}")),
+            balance(prompt.history, tool.name),
+        ),
+    )
+
+
+def _split(text: str) -> set[str]:
+    """The words of a text in lower case, also those inside names such as getWeather_today."""
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return set(re.findall(r"[^\W_]+", parts.lower()))
+
+
+RULES: dict[str, Rule] = {"rule-random": _random, "rule-first": _first, "rule-liked": _liked, "rule-words": _words}
+ABOUT = {
+    "rule-random": "no model: a tool drawn by lot",
+    "rule-first": "no model: the first tool of the list",
+    "rule-liked": "no model: the first tool of the provider with the most likes",
+    "rule-words": "no model: the tool that shares most words with the request, of equals the better-liked provider's",
+}
 
 
 def rule_call(name: str, entry: Entry, setting: str) -> ToolCall:
-    """What the rule of that name answers."""
+    """What the baseline of that name answers."""
     tool = RULES[name](entry, setting)
     return ToolCall(tool.name, {item.name: call_default(item) for item in tool.required})

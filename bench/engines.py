@@ -3,7 +3,9 @@
 Every engine gets the same token ids, the same end tokens and the same limit, and chooses greedily.
 """
 
+import hashlib
 import json
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.baselines import rule_call
-from petool_lite.bench.rows import ids_sha256, reply_row, unread_row
 from petool_lite.bench.variants import Variant
 
 from petool_lite.console import Report
 from petool_lite.data.entries import Entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.parse import failure
 from petool_lite.inference.sequences import common_length
 from petool_lite.prompt.render import Chat, Layout, chat_from_directory, prompt_ids, recorded_style, spread
 
 UNKNOWN_STYLE = "published"
 FLIP_SAMPLE = 16  # entries that are decoded alone as well
+_UNREAD = {
+    "prompt_tokens": 0,
+    "reply": "",
+    "reply_tokens": 0,
+    "finish": "stop",
+    "failure": None,
+    "cached_tokens": 0,
+    "prefill_s": 0.0,
+    "decode_s": 0.0,
+    "seconds": 0.0,
+    "cold": False,
+    "batch": 1,
+    "history_dropped": 0,
+}
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
@@ -37,14 +52,38 @@ class Prompts:
     ids: Mapping[int, list[int]]
     dropped: Mapping[int, int]
 
-    @property
-    def misfits(self) -> list[int]:
-        """Indices of the entries whose prompt is too long even without history."""
-        return [index for index in self.entries if index not in self.ids]
+    def misfits(self) -> Rows:
+        """Rows of the entries whose prompt is too long even without history."""
+        for index in self.entries.keys() - self.ids.keys():
+            yield index, {"status": "too_long"} | _UNREAD
 
     def tools(self, index: int) -> Any:
         """The candidates of an entry."""
         return self.entries[index].prompt(self.setting).tools
+
+    def asked(self, index: int) -> dict[str, Any]:
+        """What a row says of an entry's prompt."""
+        ids, dropped = self.ids[index], self.dropped[index]
+        return {"prompt_sha256": ids_sha256(ids), "prompt_tokens": len(ids), "history_dropped": dropped}
+
+    def answered(self, index: int, reply: Reply) -> dict[str, Any]:
+        """What a row says of a model's reply to an entry."""
+        return self.asked(index) | {
+            "status": "ok",
+            "reply": reply.text,
+            "reply_tokens": len(reply.ids),
+            "finish": reply.finish,
+            "failure": failure(reply.text, self.tools(index), reply.finish),
+            "cached_tokens": min(reply.reused_tokens, len(self.ids[index])),
+            "prefill_s": round(reply.prefill_s, 4),
+            "decode_s": round(reply.decode_s, 4),
+            "seconds": round(reply.prefill_s + reply.decode_s, 4),
+        }
+
+
+def ids_sha256(ids: Sequence[int]) -> str:
+    """SHA-256 of token ids as little-endian uint32, as hex: equal where two engines read the same prompt."""
+    return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()
 
 
 def fitted(chat: Chat, entries: Mapping[int, Entry], layout: Layout, report: Report) -> Prompts:
@@ -69,9 +108,7 @@ def model_style(model: Path) -> str:
 def rule_rows(variant: Variant, entries: Mapping[int, Entry], setting: str) -> Rows:
     """What a rule answers; it reads no tokens and takes no time worth counting."""
     for index, entry in entries.items():
-        call = rule_call(variant.name, entry, setting).to_json()
-        row = unread_row("ok") | {"reply": call}
-        yield index, row | {"failure": failure(call, entry.prompt(setting).tools, "stop")}
+        yield index, _UNREAD | {"status": "ok", "reply": rule_call(variant.name, entry, setting).to_json()}
 
 
 def llama_rows(
@@ -81,14 +118,12 @@ def llama_rows(
     with LlamaModel(variant.weights, vocab_only=True) as vocabulary:
         layout = Layout(setting, str(variant.style), vocabulary.train_ctx - max_reply_tokens)
         prompts = fitted(vocabulary.chat(), entries, layout, report)
-    for index in prompts.misfits:
-        yield index, unread_row("too_long")
-    order = sorted(prompts.ids, key=lambda index: prompts.ids[index])
+    yield from prompts.misfits()
     longest = max((len(ids) for ids in prompts.ids.values()), default=0)
     with LlamaModel(variant.weights, n_ctx=longest + max_reply_tokens) as model:
         model.exact_reuse = True  # a reply must not depend on which entry came before
         constrainer = model.constrainer() if variant.decoding == "constrained" else None
-        for index in order:
+        for index in sorted(prompts.ids, key=lambda index: prompts.ids[index]):
             ids = prompts.ids[index]
             held = common_length(model.held, ids)
             started = time.perf_counter()
@@ -96,21 +131,13 @@ def llama_rows(
                 constraint = constrainer.start(prompts.tools(index)) if constrainer else None
                 reply = model.generate(ids, max_reply_tokens, constraint, reuse=True)
             except PetoolError as error:
-                facts = {"error": error.message, "seconds": round(time.perf_counter() - started, 4)}
-                yield index, unread_row("engine_error") | facts | _asked(prompts, index)
+                facts = {"status": "engine_error", "error": error.message}
+                facts["seconds"] = round(time.perf_counter() - started, 4)
+                yield index, _UNREAD | facts | prompts.asked(index)
                 continue
-            row = reply_row(reply, ids, entries[index], setting)
+            row = prompts.answered(index, reply)
             row["cached_tokens"] = min(held, reply.reused_tokens)
-            yield index, row | {"cold": row["cached_tokens"] == 0, "batch": 1} | _asked(prompts, index)
-
-
-def _asked(prompts: Prompts, index: int) -> dict[str, Any]:
-    ids = prompts.ids[index]
-    return {
-        "prompt_sha256": ids_sha256(ids),
-        "prompt_tokens": len(ids),
-        "history_dropped": prompts.dropped[index],
-    }
+            yield index, row | {"cold": row["cached_tokens"] == 0, "batch": 1}
 
 
 class GpuEngine:
@@ -150,8 +177,7 @@ class GpuEngine:
         config = json.loads((variant.weights / "config.json").read_text())
         layout = Layout(setting, str(variant.style), config["max_position_embeddings"] - max_reply_tokens)
         prompts = fitted(chat, entries, layout, report)
-        for index in prompts.misfits:
-            yield index, unread_row("too_long")
+        yield from prompts.misfits()
         indices = list(prompts.ids)
         constrain = None
         if variant.decoding == "constrained":
@@ -168,11 +194,9 @@ class GpuEngine:
             told |= checked_batch(model, texts, job, variant.batch, report)
         first = True
         for place, reply in model.generate(texts, job, told["batch"]):
-            index = indices[place]
-            row = reply_row(reply, texts[place], entries[index], setting)
-            yield index, row | {"cold": first, "batch": told["batch"]} | _asked(prompts, index)
+            yield indices[place], prompts.answered(indices[place], reply) | {"cold": first, "batch": told["batch"]}
             first = False
-        told["memory_gb"] = round(model.peak_memory_gb(), 3)
+            told["memory_gb"] = round(model.peak_memory_gb(), 3)
 
 
 def checked_batch(
