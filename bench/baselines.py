@@ -9,35 +9,32 @@ import random
 import re
 from collections.abc import Callable
 
-from petool_lite.data.entries import Entry, Tool, ToolCall, balance, call_default
+from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required
 
-Rule = Callable[[Entry, str], Tool]
+Rule = Callable[[Entry], Tool]
 
 
-def _random(entry: Entry, setting: str) -> Tool:
+def _random(entry: Entry) -> Tool:
     """A candidate drawn by the entry's id, so that every shard and every run draws the same."""
     seed = hashlib.sha256(entry.id.encode()).hexdigest()
-    return random.Random(seed).choice(entry.prompt(setting).tools)
+    return random.Random(seed).choice(entry.tools)
 
 
-def _first(entry: Entry, setting: str) -> Tool:
-    return entry.prompt(setting).tools[0]
+def _first(entry: Entry) -> Tool:
+    return entry.tools[0]
 
 
-def _liked(entry: Entry, setting: str) -> Tool:
-    prompt = entry.prompt(setting)
-    return max(prompt.tools, key=lambda tool: balance(prompt.history, tool.name))
+def _liked(entry: Entry) -> Tool:
+    return max(entry.tools, key=lambda tool: balance(entry, tool.name))
 
 
-def _words(entry: Entry, setting: str) -> Tool:
-    prompt, asked = entry.prompt(setting), _split(entry.query)
-    return max(
-        prompt.tools,
-        key=lambda tool: (
-            len(asked & _split(f"{tool.name} {tool.description}")),
-            balance(prompt.history, tool.name),
-        ),
-    )
+def _words(entry: Entry) -> Tool:
+    asked = _split(entry.query)
+
+    def rank(tool: Tool) -> tuple[int, int]:
+        return len(asked & _split(f"{tool.name} {tool.description}")), balance(entry, tool.name)
+
+    return max(entry.tools, key=rank)
 
 
 def _split(text: str) -> set[str]:
@@ -55,7 +52,8 @@ ABOUT = {
 }
 
 
-def rule_call(name: str, entry: Entry, setting: str) -> ToolCall:
+def rule_call(name: str, entry: Entry) -> Call:
     """What the baseline of that name answers."""
-    tool = RULES[name](entry, setting)
-    return ToolCall(tool.name, {item.name: call_default(item) for item in tool.required})
+    tool = RULES[name](entry)
+    schemas = properties(tool)
+    return Call(tool.name, {key: schemas[key].get("default", "") for key in required(tool) if key in schemas})

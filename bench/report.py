@@ -313,7 +313,8 @@ def files_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
 def heading(document: Mapping[str, Any]) -> list[str]:
     """What was scored on what, a line a setting, and whether it is all of it."""
     lines = [
-        f"{item['source']}, {item['setting']} setting, {item['total']:,} entries, SHA-256 {item['sha256'][:16]}"
+        f"{item['source']}{'' if item['setting'] == 'none' else ', ' + item['setting'] + ' setting'}, "
+        f"{item['total']:,} entries, SHA-256 {item['sha256'][:16]}"
         for item in document["data"]
     ]
     return [*lines, "PARTIAL: not all entries were scored."] if document["partial"] else lines

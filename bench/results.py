@@ -22,9 +22,10 @@ _ROW: dict[str, Any] = {
     **dict.fromkeys(("entry_id", "status", "variant", "setting", "engine", "decoding", "style"), str),
     **{"index": int, "prompt_tokens": int, "seconds": float, "cached_tokens?": int, "history_dropped?": int},
     **{"batch?": int, "cold?": bool, "prompt_sha256?": str, "error?": str, "query?": str},
-    "gold": {"tool_name": str, "parameters": dict},
+    "gold": dict,
     "facts": {"offered": list, "same_job": list, "history_length": int},
 }
+_CALL = {"tool_name": str, "parameters": dict}
 _REPLY = {"reply": str, "finish": str, "reply_tokens": int, "prefill_s": float, "decode_s": float}
 _META: dict[str, Any] = {
     **dict.fromkeys(("variant", "engine", "decoding", "style", "setting", "model"), str),
@@ -104,6 +105,7 @@ def _check_schema(value: Any) -> None:
 def _check_row(row: Any, before: Sequence[Mapping[str, Any]], seen: Mapping[str, int]) -> None:
     _check_schema(row)
     _check(row, _ROW)
+    _check(row["gold"], {"no_call": str} if "no_call" in row["gold"] else _CALL, "gold.")
     if row["status"] not in ("ok", "too_long", "engine_error"):
         raise _Fault(f"unknown status {row['status']}")
     if row["status"] == "ok":

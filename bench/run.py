@@ -1,6 +1,5 @@
 """Generate: one greedy reply an entry, one line a reply, kept as it comes. Scoring is another step over the files."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.engines import GpuEngine, Rows, llama_rows, model_style, rule_rows
+from petool_lite.bench.engines import GpuEngine, Rows, Work, llama_rows, model_style, rule_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.results import SCHEMA, Store, continued, open_store
 from petool_lite.bench.variants import GPU, LLAMA, Variant
@@ -17,32 +16,43 @@ from petool_lite.console import Report
 from petool_lite.data.answers import equal_tools
 from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset
+from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.runs import versions
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every variant is asked: the entries, the setting, the longest reply, which shard (i of n) of them.
+    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them.
 
     `fresh` starts results files over instead of going on with them.
     """
 
     dataset: Dataset
-    setting: str
     max_reply_tokens: int
     limit: int | None = None
     shard: tuple[int, int] | None = None
     fresh: bool = False
 
+    @property
+    def setting(self) -> str:
+        """PEToolBench's setting that the entries were loaded with, "none" for other data."""
+        return self.dataset.entries[0].setting or "none"
+
+    @property
+    def text(self) -> bool:
+        """Whether an answer without a call is allowed: for some entry it is the right one."""
+        return any(isinstance(entry.answer, str) for entry in self.dataset.entries)
+
     def entries(self) -> dict[int, Entry]:
         """This task's entries by their place in the data; raises PetoolError where one has no right answer."""
         first, step = self.shard or (0, 1)
-        found = {index: entry for index, entry in enumerate(self.dataset.entries) if index % step == first}
+        chosen = self.dataset.entries[: self.limit]
+        found = {index: entry for index, entry in enumerate(chosen) if index % step == first}
         source = self.dataset.source
         if not found:
             raise PetoolError(f"{source}: shard {first}/{step} has no entry", "make fewer shards", USAGE)
-        unanswered = next((entry.id for entry in found.values() if entry.gold is None), None)
+        unanswered = next((entry.id for entry in found.values() if entry.answer is None), None)
         if unanswered is not None:
             raise PetoolError(
                 f"{source}: entry {unanswered} has no right answer to score against", "use a labelled file"
@@ -59,7 +69,8 @@ def generate_all(variants: Sequence[Variant], task: Task, folder: Path, engine: 
     work = []
     for variant in variants:
         if variant.engine == LLAMA and variant.style is None:
-            variant = replace(variant, style=model_style(variant.weights))
+            known = "published" if task.dataset.entries[0].published else "petool"
+            variant = replace(variant, style=model_style(variant.weights) or known)
         path, meta = folder / f"results-{variant.name}.jsonl", _meta(variant, task, len(entries))
         if not task.fresh:
             continued(path, meta)
@@ -99,8 +110,8 @@ def _generate(
     named = {key: store.meta[key] for key in ("setting", "variant", "engine", "decoding", "style")}
     forget_peak()
     try:
-        for index, row in _rows(variant, task, left, told, engine, report):
-            store.append(entry_row(index, left[index], task.setting) | named | row)
+        for index, row in _rows(Work(variant, left, task.max_reply_tokens, task.text), told, engine, report):
+            store.append(entry_row(index, left[index]) | named | row)
             report(stage, len(store.rows), total, _speed(row))
     finally:
         peak = max(peak_gb(), store.meta["peak_memory_gb"] or 0.0)
@@ -108,36 +119,28 @@ def _generate(
         store.save_meta(seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak, gpu=gpu)
 
 
-def _rows(
-    variant: Variant, task: Task, left: Mapping[int, Entry], told: dict[str, Any], engine: GpuEngine, report: Report
-) -> Rows:
-    if variant.engine == GPU:
-        return engine.rows(variant, left, task.setting, task.max_reply_tokens, told, report)
-    if variant.engine == LLAMA:
-        return llama_rows(variant, left, task.setting, task.max_reply_tokens, report)
-    return rule_rows(variant, left, task.setting)
+def _rows(work: Work, told: dict[str, Any], engine: GpuEngine, report: Report) -> Rows:
+    if work.variant.engine == GPU:
+        return engine.rows(work, told, report)
+    return llama_rows(work, report) if work.variant.engine == LLAMA else rule_rows(work)
 
 
-def entry_row(index: int, entry: Entry, setting: str) -> dict[str, Any]:
-    """What a row says of the entry itself; `prompt_sha256` is of the text until a row of an engine replaces it.
+def entry_row(index: int, entry: Entry) -> dict[str, Any]:
+    """What a row says of the entry itself.
 
-    The fact `same_job` lists the offered tools that do the right one's job, itself included; it is empty where nothing
-    tells.
+    `gold` is the right call in the published scorers' form, or {"no_call": text} where no tool fits. The fact
+    `same_job` lists the offered tools that do the right one's job, itself included; it is empty where nothing tells.
     """
-    assert entry.gold is not None  # checked before any model is loaded
-    prompt = entry.prompt(setting)
-    text = f"{prompt.text}\n{entry.query}"
     return {
         "schema": SCHEMA,
         "index": index,
         "entry_id": entry.id,
         "query": entry.query,
-        "prompt_sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
-        "gold": {"tool_name": entry.gold.tool_name, "parameters": dict(entry.gold.parameters)},
+        "gold": published_call(entry.answer) or {"no_call": str(entry.answer)},
         "facts": {
-            "offered": [item.name for item in prompt.tools],
-            "same_job": list(equal_tools(entry, setting) or ()),
-            "history_length": len(prompt.history),
+            "offered": [tool.name for tool in entry.tools],
+            "same_job": list(equal_tools(entry) or ()),
+            "history_length": len(entry.history),
         },
     }
 
@@ -157,7 +160,7 @@ def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
         "model_sha256": variant.sha256(),
         "model_bytes": variant.bytes,
         "data": {"source": data.source, "sha256": data.sha256, "total": data.total},
-        "limit": task.limit if task.limit and task.limit < data.total else None,
+        "limit": task.limit if task.limit and task.limit < len(data.entries) else None,
         "shard": list(task.shard) if task.shard else None,
         "entries": count,
         "max_reply_tokens": task.max_reply_tokens,

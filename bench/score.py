@@ -12,8 +12,9 @@ from fractions import Fraction
 from math import ceil, sqrt
 from typing import Any
 
-from petool_lite.inference.parse import CallFailure, read_call
-from petool_lite.scorer import published_call, score_reply
+from petool_lite.data.entries import Answer, Call
+from petool_lite.inference.parse import CallFailure, read_answer
+from petool_lite.scorer import published_form, read_published, score_reply
 
 SCORERS = ("published", "spanning", "strict")
 METRICS = ("tool", "param", "joint")
@@ -28,7 +29,7 @@ CLASSES = {
     "missing_parameter": "right tool, a parameter is missing",
     "extra_parameter": "right tool, a parameter too many",
     "wrong_parameter": "right tool, a wrong value",
-    "no_call": "no call to be read, where one was right",
+    "no_call": "no call to be read",
     "needless_call": "a call, where no tool fits",
     "cut_off": "reached the reply limit before a call was complete",
     "too_long": "the prompt exceeds the context",
@@ -69,21 +70,32 @@ def _number(text: str) -> float | int:
 
 
 def score_row(row: Mapping[str, Any]) -> Score:
-    """Score one row; one without a reply (too long, engine error) is wrong by every scorer."""
+    """Score one row; one without a reply (too long, engine error) is wrong by every scorer.
+
+    Where no tool fits, any reply without a call is right, by every scorer.
+    """
     reply, gold = row.get("reply", "") if row["status"] == "ok" else "", row["gold"]
+    answer: Answer | None = None
     call, strict = None, (False, False)
     try:
-        read = read_call(reply, row.get("finish", "stop"))
-        same = canonical(read.parameters) == canonical(gold["parameters"])
-        call = {"tool_name": read.tool_name, "parameters": read.parameters}
-        strict = (read.tool_name == gold["tool_name"], same)
+        answer = read_answer(reply, row.get("finish", "stop"))
+        if isinstance(answer, Call):
+            call = {"tool_name": answer.name, "parameters": dict(answer.arguments)}
+            same = canonical(call["parameters"]) == canonical(gold.get("parameters"))
+            strict = (answer.name == gold.get("tool_name"), same)
     except (CallFailure, RecursionError):
-        found = published_call(reply, spanning=True)
+        pass
+    text = reply if row["style"] == "published" else published_form(reply)
+    if call is None:
+        found = read_published(text, spanning=True)
         if found and isinstance(found["tool_name"], str) and isinstance(found["parameters"], dict):
             call = {key: found[key] for key in ("tool_name", "parameters")}
-    published = _scored(reply, gold, False)
-    text = canonical(call) if call is not None else f"no call: {reply}"
-    return Score(published, published if "\n" not in reply else _scored(reply, gold, True), strict, call, text)
+    told = canonical(call) if call is not None else f"no call: {reply}"
+    if "no_call" in gold:
+        right = isinstance(answer, str) and call is None
+        return Score((right, right), (right, right), (right, right), call, told)
+    published = _scored(text, gold, False)
+    return Score(published, published if "\n" not in text else _scored(text, gold, True), strict, call, told)
 
 
 def _scored(reply: str, gold: Mapping[str, Any], spanning: bool) -> Pair:
@@ -102,6 +114,8 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
     if score.call is None:
         return "cut_off" if row["finish"] == "length" else "no_call"
     name, facts, gold = score.call["tool_name"], row["facts"], row["gold"]
+    if "no_call" in gold:
+        return "needless_call"
     if name != gold["tool_name"]:
         if name not in facts["offered"]:
             return "invented_tool"

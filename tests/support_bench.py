@@ -5,27 +5,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.answers import equal_tools
+from petool_lite.bench.run import entry_row
+
 from petool_lite.data.entries import Entry
+from petool_lite.prompt.render import answer_text
 
 
-def facts(entry: Entry, setting: str = "rating") -> dict[str, Any]:
-    """What docs/bench.md calls facts, from an entry."""
-    prompt = entry.prompt(setting)
-    same = list(equal_tools(entry, setting) or ())
-    return {"offered": [item.name for item in prompt.tools], "same_job": same, "history_length": len(prompt.history)}
+def answer(entry: Entry) -> str:
+    """The right reply in the published form."""
+    return answer_text(entry.answer, "published")
 
 
 def row(entry: Entry, index: int, reply: str, **more) -> dict[str, Any]:
     """A results row of schema 2."""
-    gold = {"tool_name": entry.gold.tool_name, "parameters": dict(entry.gold.parameters)}
     made = {
-        "schema": 2, "index": index, "entry_id": entry.id, "query": entry.query, "setting": "rating", "variant": "tuned",
-        "engine": "llama.cpp", "decoding": "constrained", "style": "compact", "status": "ok",
+        **entry_row(index, entry), "setting": "rating", "variant": "tuned",
+        "engine": "llama.cpp", "decoding": "constrained", "style": "petool", "status": "ok",
         "prompt_sha256": hashlib.sha256(entry.id.encode()).hexdigest(), "prompt_tokens": 700 + index,
         "reply": reply, "reply_tokens": 30, "finish": "stop", "failure": None, "cached_tokens": 100 * (index > 0),
         "prefill_s": 0.5, "decode_s": 0.25, "seconds": 0.75 + index / 100, "cold": index == 0, "batch": 1,
-        "history_dropped": 0, "gold": gold, "facts": facts(entry),
+        "history_dropped": 0,
     }  # fmt: skip
     return made | more
 
@@ -35,7 +34,8 @@ def meta(rows: list[dict[str, Any]], **more) -> dict[str, Any]:
     same = {key: rows[0][key] for key in ("variant", "engine", "decoding", "style", "setting")}
     data = {"source": "demo:test:40", "sha256": "ab" * 32, "total": len(rows)}
     made = {
-        "schema": 2, **same, "about": "what was trained", "model": "model.q4_k_m.gguf", "model_sha256": "cd" * 32, "model_bytes": 105_000_000,
+        "schema": 2, **same, "about": "what was trained", "model": "model.q4_k_m.gguf",
+        "model_sha256": "cd" * 32, "model_bytes": 105_000_000,
         "data": data, "limit": None, "shard": None, "entries": len(rows), "complete": True, "max_reply_tokens": 256,
         "machine": {"device": "cpu", "cpu": "Some CPU", "cores": 2, "host_ram_gb": 24.0}, "commit": "0123abc",
         "versions": {"petool-lite": "0.1"}, "started": "2026-11-22T22:00:00", "seconds": 33.0,

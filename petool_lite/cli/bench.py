@@ -40,9 +40,9 @@ def show(title: str, facts: dict[str, Any], as_json: bool) -> None:
     "If not given: base, tuned and rules, on the GPU if the run was trained on one that is here.",
 )  # fmt: skip
 @click.option("--data", default=None, metavar="SOURCE", help="Entries to score; the recipe's own if not given.")
-@click.option("--setting", type=SETTING, default=None, help="Which prompt; the recipe's own, or rating.")
+@click.option("--setting", type=SETTING, default=None, help="PEToolBench's prompt; the recipe's own, or rating.")
 @click.option(
-    "--style", type=click.Choice(["published", "compact"]), default=None, help="Override the file's prompt style."
+    "--style", type=click.Choice(["published", "petool"]), default=None, help="Override the file's prompt style."
 )
 @click.option(
     "--decoding",
@@ -97,9 +97,9 @@ def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
         variants = [replace(item, batch=options["batch"]) if item.engine == GPU else item for item in variants]
     setting = options["setting"] or _default_setting(trained)
     limit, shard, fresh = (options[key] for key in ("limit", "shard", "fresh"))
-    dataset = load_dataset(options["data"] or bench.data, setting, limit or 0)
+    dataset = load_dataset(options["data"] or bench.data, setting)
     options["out"] = options["out"] or str(folder)
-    task = Task(dataset, setting, bench.max_reply_tokens, limit, shard, fresh)
+    task = Task(dataset, bench.max_reply_tokens, limit, shard, fresh)
     return with_decodings(variants, options["decoding"]), task, Path(options["out"])
 
 

@@ -29,7 +29,7 @@ def plain(rows: list[dict]) -> list[dict]:
 
 
 def task_of(count: int = 4, reply: int = 24, **changes) -> Task:
-    return Task(load_dataset(DATA, "rating", count), "rating", reply, count, **changes)
+    return Task(load_dataset(DATA), reply, count, **changes)
 
 
 def generate(variant: Variant, task: Task, folder: Path, engine: GpuEngine | None = None, report=silent) -> Path:
@@ -41,7 +41,7 @@ def generate(variant: Variant, task: Task, folder: Path, engine: GpuEngine | Non
 @pytest.fixture(scope="module")
 def whole(tiny_files, tmp_path_factory) -> Path:
     """The results of an undisturbed bench of 10 entries."""
-    return generate(Variant("tiny", tiny_files["f16"], "compact"), task_of(10), tmp_path_factory.mktemp("whole"))
+    return generate(Variant("tiny", tiny_files["f16"], "petool"), task_of(10), tmp_path_factory.mktemp("whole"))
 
 
 def test_after_ctrl_c_the_same_command_goes_on(whole, tiny_files, tmp_path, monkeypatch) -> None:
@@ -58,7 +58,7 @@ def test_after_ctrl_c_the_same_command_goes_on(whole, tiny_files, tmp_path, monk
         return right(self, *arguments, **options)
 
     monkeypatch.setattr(LlamaModel, "generate", stopped)
-    variant, path = Variant("tiny", tiny_files["f16"], "compact"), tmp_path / whole.name
+    variant, path = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name
     with pytest.raises(PetoolError) as caught:
         verb([variant], task_of(10), tmp_path)
     assert (caught.value.exit_code, caught.value.hint) == (130, "the same command goes on from here")
@@ -80,7 +80,7 @@ def test_a_cut_last_line_is_repaired_and_told_and_engine_failures_are_tried_agai
     broken = json.loads(lines[2]) | {"status": "engine_error", "error": "it broke", "reply": "", "reply_tokens": 0}
     path.write_text("\n".join([*lines[:2], json.dumps(broken), *lines[3:8], lines[8][:200]]))
     meta_path(path).write_text(meta_path(whole).read_text())
-    variant = Variant("tiny", tiny_files["f16"], "compact")
+    variant = Variant("tiny", tiny_files["f16"], "petool")
     generate(variant, task_of(10), tmp_path, report=lambda stage, *rest: said.append(stage))
     assert any("its last line was cut off" in line for line in said)
     assert any("1 failures of the engine are tried again" in line for line in said)
@@ -101,14 +101,14 @@ def test_an_engine_that_fails_is_no_wrong_answer(tiny_files, tmp_path, monkeypat
         return right(self, *arguments, **options)
 
     monkeypatch.setattr(LlamaModel, "generate", failing)
-    rows = rows_of(generate(Variant("x", tiny_files["f16"], "compact"), task_of(3), tmp_path))
+    rows = rows_of(generate(Variant("x", tiny_files["f16"], "petool"), task_of(3), tmp_path))
     assert sorted(row["status"] for row in rows) == ["engine_error", "ok", "ok"]
     (found,) = write_report(tmp_path)["variants"]
     assert (found["n"], found["engine_errors"], found["classes"]["engine_error"]) == (2, 1, 1)
 
 
 def test_from_the_command_line_to_the_report(tiny_files, tmp_path, command) -> None:
-    line = ["bench", "--model", tiny_files["f16"], "--out", tmp_path, "--style", "compact", "--decoding", "both"]
+    line = ["bench", "--model", tiny_files["f16"], "--out", tmp_path, "--style", "petool", "--decoding", "both"]
     result = command(*line, "--data", DATA, "--limit", "2", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
@@ -144,13 +144,13 @@ def test_a_finished_bench_loads_nothing_and_a_smaller_limit_uses_what_is_there(t
 
 
 def test_results_of_other_work_are_refused_by_name_before_any_reply(tiny_files, tmp_path) -> None:
-    variant = Variant("x", tiny_files["f16"], "compact")
+    variant = Variant("x", tiny_files["f16"], "petool")
     target = generate(variant, task_of(2, 2), tmp_path)
     before = target.read_bytes()
-    other = Task(load_dataset("demo:test:13", "rating", 2), "rating", 2, 2)
+    other = Task(load_dataset("demo:test:13"), 2, 2)
     cases = [
         (variant, other, "another data set: demo:test:10, not demo:test:13"),
-        (replace(variant, style="published"), task_of(2, 2), "another prompt style: compact, not published"),
+        (replace(variant, style="published"), task_of(2, 2), "another prompt style: petool, not published"),
         (replace(variant, model=tiny_files["q4_k_m"]), task_of(2, 2), "another model: .*f16.gguf, not .*q4_k_m.gguf"),
         (variant, task_of(2, 3), "another reply limit: 2, not 3"),
         (replace(variant, decoding="free"), task_of(2, 2), "another decoding: constrained, not free"),
@@ -172,7 +172,7 @@ def test_a_folder_of_other_data_is_refused_before_the_work(tmp_path) -> None:
 
     first, second = rule_variants(["rule-first", "rule-liked"])
     bench([first], task_of(2), tmp_path)
-    other = Task(load_dataset("demo:test:13", "rating", 2), "rating", 2, 2)
+    other = Task(load_dataset("demo:test:13"), 2, 2)
     with pytest.raises(PetoolError, match="was made from other data: demo:test:10, not demo:test:13"):
         bench([second], other, tmp_path)
     assert not (tmp_path / "results-rule-liked.jsonl").exists()
@@ -217,8 +217,8 @@ def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files,
     with LlamaModel(tiny_files["f16"], vocab_only=True) as vocabulary:
         assert vocabulary.stop_ids() == stop_ids(folder, chat_from_directory(folder))
     engine, task = GpuEngine("cpu"), task_of(3, 6)
-    variants = [Variant("a", tiny_files["f16"], "compact", decoding="free")]
-    variants.append(Variant("b", folder, "compact", GPU, decoding="free", batch=2))
+    variants = [Variant("a", tiny_files["f16"], "petool", decoding="free")]
+    variants.append(Variant("b", folder, "petool", GPU, decoding="free", batch=2))
     found = []
     for variant in variants:
         generate(variant, task, tmp_path, engine)
@@ -234,10 +234,10 @@ def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files,
 
 
 def test_a_prompt_beyond_the_context_keeps_its_row(tiny_files, tmp_path) -> None:
-    dataset = load_dataset(DATA, "rating", 2)
+    dataset = load_dataset(DATA)
     long = replace(dataset.entries[0], query="word " * 2000)
-    task = Task(replace(dataset, entries=(long, dataset.entries[1])), "rating", 4)
-    rows = plain(rows_of(generate(Variant("x", tiny_files["f16"], "compact"), task, tmp_path)))
+    task = Task(replace(dataset, entries=(long, dataset.entries[1])), 4)
+    rows = plain(rows_of(generate(Variant("x", tiny_files["f16"], "petool"), task, tmp_path)))
     assert [(row["status"], row["reply"] == "") for row in rows] == [("too_long", True), ("ok", False)]
 
 
@@ -263,10 +263,10 @@ def test_a_shared_beginning_is_not_read_again_and_changes_no_bit(tiny_files) -> 
 
 def test_entries_of_one_user_are_neighbours(tiny_files, tmp_path) -> None:
     """Same history, same tools, another query: most of the second prompt is in memory already."""
-    dataset = load_dataset(DATA, "rating", 4)
-    twins = [replace(entry, id=f"{entry.id}b", query=f"{entry.query} Please.") for entry in dataset.entries]
-    dataset = replace(dataset, entries=(*dataset.entries, *twins), total=8)
-    rows = rows_of(generate(Variant("x", tiny_files["f16"], "compact"), Task(dataset, "rating", 4), tmp_path))
+    dataset = load_dataset(DATA)
+    twins = [replace(entry, id=f"{entry.id}b", query=f"{entry.query} Please.") for entry in dataset.entries[:4]]
+    dataset = replace(dataset, entries=(*dataset.entries[:4], *twins), total=8)
+    rows = rows_of(generate(Variant("x", tiny_files["f16"], "petool"), Task(dataset, 4), tmp_path))
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         assert first["entry_id"].rstrip("b") == second["entry_id"].rstrip("b")
         assert second["cached_tokens"] > 0.6 * second["prompt_tokens"] - 64
@@ -284,7 +284,7 @@ def test_a_batch_that_changes_replies_is_halved_until_none_changes(tiny_files, t
         return -logits if memory.slots > 2 else logits
 
     monkeypatch.setattr(Decoder, "step", wrong)
-    variant = Variant("x", tiny_files["folder"], "compact", GPU, decoding="free", batch=4)
+    variant = Variant("x", tiny_files["folder"], "petool", GPU, decoding="free", batch=4)
     generate(variant, task_of(4, 4), tmp_path, GpuEngine("cpu"))
     gpu = json.loads((tmp_path / "results-x.meta.json").read_text())["gpu"]
     assert (gpu["batch"], gpu["flips"], gpu["flips_by_batch"]) == (2, 0, {"4": 4, "2": 0})

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 from petool_lite.bench.report import write_report
-from support_bench import row, write_results
+from support_bench import answer, row, write_results
 
 from petool_lite.data.files import load_dataset
 
-ENTRIES = load_dataset("demo:test:40", "rating").entries
+ENTRIES = load_dataset("demo:test:40").entries
 HOSTILE = (
     "</script><img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>",
     "<!--<script>", "]]>", "\u2028</style><svg onload=window.pwned=1>", "${window.pwned=1}", "\\u003c/script>",
@@ -21,11 +21,11 @@ HOSTILE = (
 def page_file(tmp_path_factory):
     """Two variants, 40 entries each; the replies of one are hostile where they are wrong."""
     folder = tmp_path_factory.mktemp("html")
-    replies = [entry.gold.to_json() if index % 2 else HOSTILE[index % 6] for index, entry in enumerate(ENTRIES)]
+    replies = [answer(entry) if index % 2 else HOSTILE[index % 6] for index, entry in enumerate(ENTRIES)]
     made = [row(entry, index, reply) for index, (entry, reply) in enumerate(zip(ENTRIES, replies, strict=True))]
     data = {"source": "<img src=x onerror=window.pwned=1>", "sha256": "ab" * 32, "total": 40}
     write_results(folder, made, started="1", data=data)
-    base = [row(entry, index, entry.gold.to_json(), variant="base<i onclick=x>") for index, entry in enumerate(ENTRIES)]
+    base = [row(entry, index, answer(entry), variant="base<i onclick=x>") for index, entry in enumerate(ENTRIES)]
     write_results(folder, base, started="2", model_bytes=270_000_000, data=data)
     write_report(folder)
     return folder / "report.html"

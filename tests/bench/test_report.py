@@ -10,20 +10,20 @@ from petool_lite.bench.baselines import ABOUT
 from petool_lite.bench.compare import compare_folders
 from petool_lite.bench.report import print_report, write_report
 from petool_lite.bench.score import CLASSES
-from support_bench import row, write_results
+from support_bench import answer, row, write_results
 
 from petool_lite.console import stdout
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 
-ENTRIES = load_dataset("demo:test:40", "rating").entries
+ENTRIES = load_dataset("demo:test:40").entries
 BASELINE = {"engine": "none", "decoding": "none", "style": "none", "seconds": 0.0, "prefill_s": 0.0, "decode_s": 0.0}
 
 
 def rows(right: int, wrong: str = "no call", count: int = 40, **more) -> list[dict]:
     """Rows of the first `count` demo entries, of which the first `right` are right."""
     chosen = enumerate(ENTRIES[:count])
-    return [row(entry, index, entry.gold.to_json() if index < right else wrong, **more) for index, entry in chosen]
+    return [row(entry, index, answer(entry) if index < right else wrong, **more) for index, entry in chosen]
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ PUBLISHED = {"source": "hub:travisxu/PEToolBench/user_entries_test_r.json", "sha
 
 
 def thousand(**more) -> list[dict]:
-    return [row(ENTRIES[i % 40], i, ENTRIES[i % 40].gold.to_json(), **more) | {"entry_id": str(i)} for i in range(1000)]
+    return [row(ENTRIES[i % 40], i, answer(ENTRIES[i % 40]), **more) | {"entry_id": str(i)} for i in range(1000)]
 
 
 def test_a_whole_run_on_the_published_entries_stands_beside_the_published_table(tmp_path) -> None:

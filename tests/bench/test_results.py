@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from petool_lite.bench.page import html_report
 from petool_lite.bench.report import build_report, markdown_report, score_results, write_report
 from petool_lite.bench.results import load_folder, load_results, load_rows
-from support_bench import meta, row, write_results
+from support_bench import answer, meta, row, write_results
 
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 
-ENTRIES = load_dataset("demo:test:4", "rating").entries
+ENTRIES = load_dataset("demo:test:4").entries
 
 
 def rows(**more) -> list[dict]:
-    return [row(entry, index, entry.gold.to_json(), **more) for index, entry in enumerate(ENTRIES)]
+    return [row(entry, index, answer(entry), **more) for index, entry in enumerate(ENTRIES)]
 
 
 def test_rows_come_back_in_the_order_of_the_data(tmp_path) -> None:
@@ -58,7 +58,7 @@ def test_a_reply_may_hold_any_line_end_of_unicode(tmp_path) -> None:
         (lambda r: r[2].update(schema=3), "line 3: schema 3, this petool-lite reads 2"),
         (lambda r: r[3].update(entry_id=r[0]["entry_id"]), f"line 4: entry {ENTRIES[0].id} was on line 1 already"),
         (lambda r: r[3].update(setting="preferred"), "line 4: setting preferred, but rating above"),
-        (lambda r: r[3].update(style="published"), "line 4: style published, but compact above"),
+        (lambda r: r[3].update(style="published"), "line 4: style published, but petool above"),
         (lambda r: r[3].update(variant="base"), "line 4: variant base, but tuned above"),
         (lambda r: r[0].update(status="done"), "line 1: unknown status done"),
         (lambda r: r[0].update(seconds=-1), "line 1: seconds is no amount"),

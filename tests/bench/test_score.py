@@ -21,10 +21,10 @@ from petool_lite.bench.score import (
     summary,
     wilson,
 )
-from support_bench import row
+from support_bench import answer, row
 
 from petool_lite.data.files import load_dataset
-from petool_lite.scorer import published_call, score_reply
+from petool_lite.scorer import published_form, read_published, score_reply
 
 GOLD = {"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x", "n": 2}}
 GOOD = json.dumps(GOLD)
@@ -90,12 +90,12 @@ def test_the_quick_search_finds_what_the_published_expression_finds(pieces, span
     except ValueError:
         call = None
     call = call if isinstance(call, dict) and {"tool_name", "parameters"} <= set(call) else None
-    assert published_call(reply, spanning) == call
+    assert read_published(reply, spanning) == call
 
 
 def reply_row(reply: str, **more):
     facts = {"offered": ["<A>.<b>.<c>"], "same_job": ["<A>.<b>.<c>"], "history_length": 3}
-    return {"status": "ok", "reply": reply, "gold": GOLD, "finish": "stop", "facts": facts, **more}
+    return {"status": "ok", "style": "petool", "reply": reply, "gold": GOLD, "finish": "stop", "facts": facts, **more}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
         reply_row(GOOD),
         reply_row(GOOD.replace("<b>", "<z>")),
         reply_row("cut", finish="length"),
-        {"status": "engine_error", "gold": GOLD, "facts": {}},
+        {"status": "engine_error", "style": "petool", "gold": GOLD, "facts": {}},
     ]
     score = summary(rows, [score_row(item) for item in rows])
     assert (score["n"], score["engine_errors"], score["no_call"], score["cut_off"]) == (4, 1, 1, 1)
@@ -189,7 +189,7 @@ def call(tool: str = "<W>.<Sun>.<forecast>", **parameters) -> str:
     [
         (call(), {}, "right"),
         (f"Here you are: {call()}", {"finish": "length"}, "right"),
-        (call().replace('"parameters": {', '"parameters":\n{').replace("}}", "}\n}"), {}, "other_form"),
+        (call().replace('"parameters": {', '"parameters":\n{').replace("}}", "}\n}"), {"style": "published"}, "other_form"),
         (call("<W>.<Rain>.<forecast>"), {}, "wrong_provider"),
         (call("<M>.<Tune>.<search>"), {}, "wrong_function"),
         (call("<M>.<Tune>.<search>"), {"same_job": []}, "wrong_tool"),
@@ -199,6 +199,7 @@ def call(tool: str = "<W>.<Sun>.<forecast>", **parameters) -> str:
         (call(city="Bergen"), {}, "wrong_parameter"),
         ("I would call the forecast.", {}, "no_call"),
         (call()[:-9], {"finish": "length"}, "cut_off"),
+        (call(), {"gold": {"no_call": "No tool fits."}}, "needless_call"),
         ("", {"status": "too_long"}, "too_long"),
         ("", {"status": "engine_error"}, "engine_error"),
     ],
@@ -211,19 +212,49 @@ def test_each_class_of_error(reply, more, found) -> None:
 
 def test_every_class_is_tested_above() -> None:
     cases = next(mark for mark in test_each_class_of_error.pytestmark if mark.name == "parametrize").args[1]
-    assert {case[2] for case in cases} == set(CLASSES) - {"needless_call"}
+    assert {case[2] for case in cases} == set(CLASSES)
+
+
+HERMES = '<tool_call>\n{"name": "<A>.<b>.<c>", "arguments": {"q": "x", "n": 2}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("reply", "published", "strict"),
+    [
+        (HERMES, True, True),
+        (f"Sure!\n{HERMES}", True, False),
+        (HERMES.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"), True, True),
+        (HERMES.replace("2", "2.0"), True, True),
+        (HERMES.replace("<b>", "<d>"), False, False),
+        (HERMES.replace("}}", "}"), False, False),
+        ("No tool fits.", False, False),
+        (GOOD, True, True),
+    ],
+)
+def test_a_petool_reply_is_read_by_the_published_scorer_in_its_own_form(reply, published, strict) -> None:
+    score = score_row(reply_row(reply))
+    assert (all(score.published), all(score.strict)) == (published, strict)
+    assert read_published(published_form(HERMES)) == GOLD
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"), [("No tool fits.", True), ("I cannot do that.", True), (HERMES, False), (HERMES[:-20], False)]
+)
+def test_where_no_tool_fits_a_reply_without_a_call_is_right(reply, right) -> None:
+    score = score_row(reply_row(reply, gold={"no_call": "No tool fits."}))
+    assert {score.published, score.spanning, score.strict} == {(right, right)}
 
 
 LOOP = "}}" + '{"tool_name": "a", "parameters": {' * 30  # a small model going in circles: costs the plain search 20 ms
 
 
 def test_3000_rows_are_scored_within_seconds() -> None:
-    entries = load_dataset("demo:test:100", "rating").entries
+    entries = load_dataset("demo:test:100").entries
     rng = random.Random(0)
     rows = []
     for index in range(3000):
         entry = entries[index % 100]
-        good = entry.gold.to_json()
+        good = answer(entry)
         reply = rng.choice([good, f"Sure:\n{good}", good[:-5], good.replace("<", "{", 3), LOOP])
         rows.append(row(entry, index, reply))
     started = time.thread_time()  # not the clock: other processes run, too

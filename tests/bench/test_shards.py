@@ -28,7 +28,7 @@ def lines_of(path: Path) -> list[str]:
 def shards(tmp_path_factory) -> Path:
     """A folder with everything and three shards of 7 entries, by two rules."""
     root = tmp_path_factory.mktemp("shards")
-    task = Task(load_dataset("demo:test:7", "rating"), "rating", 8)
+    task = Task(load_dataset("demo:test:7"), 8)
     variants = rule_variants(["rule-first", "rule-random"])
     generate(variants, task, root / "whole")
     for place in range(3):

@@ -9,6 +9,7 @@ from petool_lite.bench.baselines import ABOUT, RULES, rule_call
 from petool_lite.bench.variants import check_names, default_names, run_variants, with_decodings
 
 from petool_lite.console import silent
+from petool_lite.data.entries import required
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import load_recipe
@@ -100,14 +101,14 @@ def test_gpu_variants_are_the_base_with_what_was_trained(run, gpu) -> None:
 
 
 def test_baselines_answer_valid_calls_the_same_every_time() -> None:
-    entries = load_dataset("demo:test:40", "rating").entries
+    entries = load_dataset("demo:test:40").entries
     assert list(ABOUT) == list(RULES)
     for name in RULES:
-        calls = [rule_call(name, entry, "rating") for entry in entries]
-        assert calls == [rule_call(name, entry, "rating") for entry in entries]
+        calls = [rule_call(name, entry) for entry in entries]
+        assert calls == [rule_call(name, entry) for entry in entries]
         for entry, call in zip(entries, calls, strict=True):
-            tool = next(tool for tool in entry.prompt("rating").tools if tool.name == call.tool_name)
-            assert set(call.parameters) == {item.name for item in tool.required}
+            tool = next(tool for tool in entry.tools if tool.name == call.name)
+            assert set(call.arguments) == set(required(tool))
 
 
 def test_the_rule_of_words_reads_names_and_descriptions_and_then_the_likes() -> None:
@@ -118,9 +119,9 @@ def test_the_rule_of_words_reads_names_and_descriptions_and_then_the_likes() -> 
 
 def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
     """What docs/results.md says of them."""
-    entries = load_dataset(str(open_entries), "rating").entries
+    entries = load_dataset(str(open_entries)).entries
     shares = {
-        name: 100 * sum(rule_call(name, entry, "rating").tool_name == entry.gold.tool_name for entry in entries) / 753
+        name: 100 * sum(rule_call(name, entry).tool_name == entry.answer.name for entry in entries) / 753
         for name in RULES
     }
     assert shares == pytest.approx(
