@@ -34,19 +34,10 @@ from petool_lite.prompt.render import (
 )
 
 FLIP_SAMPLE = 16  # entries that are decoded alone as well
-_UNREAD = {
-    "prompt_tokens": 0,
-    "reply": "",
-    "reply_tokens": 0,
-    "finish": "stop",
-    "failure": None,
-    "cached_tokens": 0,
-    "prefill_s": 0.0,
-    "decode_s": 0.0,
-    "seconds": 0.0,
-    "cold": False,
-    "batch": 1,
-    "history_dropped": 0,
+_UNREAD: dict[str, Any] = {
+    **dict.fromkeys(("prompt_tokens", "reply_tokens", "cached_tokens", "history_dropped"), 0),
+    **dict.fromkeys(("prefill_s", "decode_s", "seconds"), 0.0),
+    **{"reply": "", "finish": "stop", "failure": None, "cold": False, "batch": 1},
 }
 Rows = Iterator[tuple[int, dict[str, Any]]]
 

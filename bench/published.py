@@ -47,12 +47,8 @@ def partial_reasons(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) 
         found.append(f"limited to {meta['limit']} of {total:,} entries")
     if meta.get("shard"):
         found.append("one shard of the data")
-    if len(rows) < meta["entries"]:
+    if len(rows) < meta["entries"] or not meta["complete"]:
         found.append(f"{len(rows):,} of {meta['entries']:,} entries so far")
-    elif not meta["complete"]:
-        found.append("the run did not finish")
-    if not found and len(rows) < total:
-        found.append(f"{len(rows):,} of {total:,} entries")
     broken = sum(row["status"] == "engine_error" for row in rows)
     if broken:
         found.append(f"the engine failed on {broken:,} entries, which are not scored")

@@ -334,20 +334,16 @@ def difference(one: Mapping[str, Any], two: Mapping[str, Any], same: Mapping[str
 
 def _held(path: Path, report: Report) -> dict[int, dict[str, Any]]:
     """The rows of a file by index, after its repair."""
-    raw = path.read_bytes()
-    whole, end, last = raw.rpartition(b"\n")
-    if last:
-        if _is_row(last):
-            path.write_bytes(raw + b"\n")
-        else:
-            os.truncate(path, len(whole) + len(end))
-            report(f"{path.name}: its last line was cut off; that entry is generated again", 0, 0, "")
-    if not path.stat().st_size:
+    if b"\n" not in path.read_bytes():  # nothing, or a first row that was cut
+        path.write_bytes(b"")
         return {}
-    rows = {row["index"]: row for row in load_rows(path)[0]}
-    good = {index: row for index, row in rows.items() if row["status"] != "engine_error"}
+    rows, cut = load_rows(path)
+    good = {row["index"]: row for row in rows if row["status"] != "engine_error"}
+    if cut:
+        report(f"{path.name}: its last line was cut off; that entry is generated again", 0, 0, "")
     if len(good) < len(rows):
         report(f"{path.name}: {len(rows) - len(good)} failures of the engine are tried again", 0, 0, "")
+    if cut or len(good) < len(rows) or not path.read_bytes().endswith(b"\n"):
         write_rows(path, good.values())
     return good
 
@@ -355,10 +351,3 @@ def _held(path: Path, report: Report) -> dict[int, dict[str, Any]]:
 def write_rows(path: Path, rows: Any) -> None:
     """Write a whole results file."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _is_row(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False

@@ -49,19 +49,16 @@ def _merged(name: str, folders: Sequence[Path]) -> tuple[list[dict[str, Any]], d
 
 
 def _check(parts: Sequence[Results]) -> None:
-    first, owners = parts[0], dict[int, Results]()
-    count = (first.meta.get("shard") or [0, 1])[1]
+    first = parts[0]
+    shards = [part.meta.get("shard") or [0, 0] for part in parts]
+    if sorted(shards) != [[place, len(parts)] for place in range(len(parts))]:
+        told = ", ".join(
+            f"{part.path} is shard {place}/{count}" for part, (place, count) in zip(parts, shards, strict=True)
+        )
+        raise PetoolError(
+            f"these are not all shards of one bench, each once: {told}", "they come from bench --shard i/n"
+        )
     for part in parts:
-        shard = part.meta.get("shard")
-        if shard is None:
-            raise PetoolError(f"{part.path} is no shard", "shards come from bench --shard i/n")
-        if shard[1] != count or shard[0] in owners:
-            other = owners.get(shard[0], first)
-            raise PetoolError(
-                f"{part.path} is shard {shard[0]}/{shard[1]}, {other.path} is shard {other.meta['shard'][0]}/{count}",
-                "give each shard of one bench once",
-            )
-        owners[shard[0]] = part
         if not part.meta["complete"] or len(part.rows) != part.meta["entries"]:
             raise PetoolError(
                 f"{part.path} is not finished: {len(part.rows)} of {part.meta['entries']} entries", "run it again"
@@ -70,25 +67,13 @@ def _check(parts: Sequence[Results]) -> None:
         if other:
             hint = "shards of one bench need the same data, model and settings"
             raise PetoolError(f"{part.path} and {first.path} have {other}", hint)
-    missing = sorted(set(range(count)) - set(owners))
-    if missing:
-        raise PetoolError(f"{first.path.name}: shards {missing} of {count} are missing", "give all shards")
-    wrong = [row for number, part in owners.items() for row in part.rows if row["index"] % count != number]
-    if wrong:
-        raise PetoolError(f"entry {wrong[0]['entry_id']} stands in another shard than its own", "run that shard again")
 
 
 def _meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The meta of all shards: seconds of work together, the highest peak, and the machines that differ."""
+    """The meta of all shards: seconds of work together, the highest peak, the smallest batch, all machines."""
     gpus = [meta["gpu"] for meta in metas if meta.get("gpu")]
+    counted = ("flips", "flips_checked")
     machines = [meta["machine"] for meta in metas]
-    gpu = gpus and {
-        "batch": min(item["batch"] for item in gpus),
-        "flips": sum(item["flips"] for item in gpus),
-        "flips_checked": sum(item["flips_checked"] for item in gpus),
-        "tokens_per_s": round(sum(item["tokens_per_s"] for item in gpus) / len(gpus), 1),
-        "memory_gb": max(item.get("memory_gb", 0.0) for item in gpus),
-    }
     return {
         **metas[0],
         "shard": None,
@@ -96,7 +81,9 @@ def _meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "entries": sum(meta["entries"] for meta in metas),
         "started": min(meta["started"] for meta in metas),
         "seconds": round(sum(meta["seconds"] for meta in metas), 2),
-        "peak_memory_gb": max((meta["peak_memory_gb"] or 0.0 for meta in metas), default=None),
+        "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas),
         "machines": [item for place, item in enumerate(machines) if item not in machines[:place]],
-        "gpu": gpu or None,
+        "gpu": min(gpus, key=lambda gpu: gpu["batch"]) | {key: sum(gpu[key] for gpu in gpus) for key in counted}
+        if gpus
+        else None,
     }
