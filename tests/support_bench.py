@@ -7,8 +7,14 @@ from typing import Any
 
 from petool_lite.bench.run import entry_row
 
-from petool_lite.data.entries import Entry
+from petool_lite.data.entries import Call, Entry
+from petool_lite.data.files import load_dataset
 from petool_lite.prompt.render import answer_text
+
+
+def called(count: int) -> list[Entry]:
+    """Entries of the demo whose right answer is a call."""
+    return [entry for entry in load_dataset("demo:test:100").entries if isinstance(entry.answer, Call)][:count]
 
 
 def answer(entry: Entry) -> str:

@@ -6,11 +6,9 @@ import sys
 
 import pytest
 from petool_lite.bench.report import write_report
-from support_bench import answer, row, write_results
+from support_bench import answer, called, row, write_results
 
-from petool_lite.data.files import load_dataset
-
-ENTRIES = load_dataset("demo:test:40").entries
+ENTRIES = called(40)
 HOSTILE = (
     "</script><img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>",
     "<!--<script>", "]]>", "\u2028</style><svg onload=window.pwned=1>", "${window.pwned=1}", "\\u003c/script>",

@@ -10,13 +10,12 @@ from petool_lite.bench.baselines import ABOUT
 from petool_lite.bench.compare import compare_folders
 from petool_lite.bench.report import print_report, write_report
 from petool_lite.bench.score import CLASSES
-from support_bench import answer, row, write_results
+from support_bench import answer, called, row, write_results
 
 from petool_lite.console import stdout
-from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 
-ENTRIES = load_dataset("demo:test:40").entries
+ENTRIES = called(40)
 BASELINE = {"engine": "none", "decoding": "none", "style": "none", "seconds": 0.0, "prefill_s": 0.0, "decode_s": 0.0}
 
 

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from petool_lite.bench.page import html_report
 from petool_lite.bench.report import build_report, markdown_report, score_results, write_report
 from petool_lite.bench.results import load_folder, load_results, load_rows
-from support_bench import answer, meta, row, write_results
+from support_bench import answer, called, meta, row, write_results
 
-from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 
-ENTRIES = load_dataset("demo:test:4").entries
+ENTRIES = called(4)
 
 
 def rows(**more) -> list[dict]:

@@ -21,9 +21,8 @@ from petool_lite.bench.score import (
     summary,
     wilson,
 )
-from support_bench import answer, row
+from support_bench import answer, called, row
 
-from petool_lite.data.files import load_dataset
 from petool_lite.scorer import published_form, read_published, score_reply
 
 GOLD = {"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x", "n": 2}}
@@ -189,7 +188,11 @@ def call(tool: str = "<W>.<Sun>.<forecast>", **parameters) -> str:
     [
         (call(), {}, "right"),
         (f"Here you are: {call()}", {"finish": "length"}, "right"),
-        (call().replace('"parameters": {', '"parameters":\n{').replace("}}", "}\n}"), {"style": "published"}, "other_form"),
+        (
+            call().replace('"parameters": {', '"parameters":\n{').replace("}}", "}\n}"),
+            {"style": "published"},
+            "other_form",
+        ),
         (call("<W>.<Rain>.<forecast>"), {}, "wrong_provider"),
         (call("<M>.<Tune>.<search>"), {}, "wrong_function"),
         (call("<M>.<Tune>.<search>"), {"same_job": []}, "wrong_tool"),
@@ -249,11 +252,11 @@ LOOP = "}}" + '{"tool_name": "a", "parameters": {' * 30  # a small model going i
 
 
 def test_3000_rows_are_scored_within_seconds() -> None:
-    entries = load_dataset("demo:test:100").entries
+    entries = called(50)
     rng = random.Random(0)
     rows = []
     for index in range(3000):
-        entry = entries[index % 100]
+        entry = entries[index % 50]
         good = answer(entry)
         reply = rng.choice([good, f"Sure:\n{good}", good[:-5], good.replace("<", "{", 3), LOOP])
         rows.append(row(entry, index, reply))

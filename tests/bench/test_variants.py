@@ -121,8 +121,7 @@ def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
     """What docs/results.md says of them."""
     entries = load_dataset(str(open_entries)).entries
     shares = {
-        name: 100 * sum(rule_call(name, entry).tool_name == entry.answer.name for entry in entries) / 753
-        for name in RULES
+        name: 100 * sum(rule_call(name, entry).name == entry.answer.name for entry in entries) / 753 for name in RULES
     }
     assert shares == pytest.approx(
         {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}, abs=1.5
