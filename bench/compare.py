@@ -30,7 +30,7 @@ def compare_folders(
     else:
         pairs = [(one[name], two[name]) for name in one if name in two]
         if not pairs and len(one) == len(two) == 1:
-            pairs = [(*one.values(), *two.values())]
+            pairs = [(next(iter(one.values())), next(iter(two.values())))]
     if not pairs:
         raise PetoolError(
             f"no variant is in both: {', '.join(one)} in {first}, {', '.join(two)} in {second}",
@@ -76,15 +76,21 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
 
 def _flipped(one: Scored, two: Scored, common: Sequence[str]) -> list[dict[str, Any]]:
     """Entries whose verdict on the tool or on the parameters changed, in the order of the data."""
-    before, after = ({row["entry_id"]: (row, *rest) for row, *rest in item.triples()} for item in (one, two))
+    before, after = ({triple[0]["entry_id"]: triple for triple in item.triples()} for item in (one, two))
     found = []
     for key in common:
         (row, old, name), (other, new, now) = before[key], after[key]
         gained = sum(new.published) - sum(old.published)
         if old.published != new.published:
-            facts = {"entry_id": key, "change": "better" if gained > 0 else "worse" if gained else "other"}
-            facts |= {"classes": [name, now], "replies": [row.get("reply", ""), other.get("reply", "")]}
-            found.append(facts | {"gold": row["gold"]})
+            found.append(
+                {
+                    "entry_id": key,
+                    "change": "better" if gained > 0 else "worse" if gained else "other",
+                    "classes": [name, now],
+                    "gold": row["gold"],
+                    "replies": [row.get("reply", ""), other.get("reply", "")],
+                }
+            )
     return found
 
 

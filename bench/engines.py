@@ -148,8 +148,8 @@ def llama_rows(work: Work, report: Report) -> Rows:
                 reply = model.generate(prompt.ids, longest_reply, constraint, reuse=True)
             except PetoolError as error:
                 facts = {"status": "engine_error", "error": error.message}
-                facts["seconds"] = round(time.perf_counter() - started, 4)
-                yield index, _UNREAD | facts | prompts.asked(index)
+                seconds = round(time.perf_counter() - started, 4)
+                yield index, _UNREAD | facts | prompts.asked(index) | {"seconds": seconds}
                 continue
             row = prompts.answered(index, reply)
             row["cached_tokens"] = min(held, reply.reused_tokens)

@@ -82,7 +82,7 @@ def _check(value: Mapping[str, Any], shape: Mapping[str, Any], where: str = "") 
     """Raise _Fault for the first key that is not as `shape` says."""
     for key, kind in shape.items():
         name = key.removesuffix("?")
-        found = value.get(name)
+        found: Any = value.get(name)
         if found is None and name != key:
             continue
         if name not in value:
@@ -321,7 +321,8 @@ def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
 def difference(one: Mapping[str, Any], two: Mapping[str, Any], same: Mapping[str, str]) -> str:
     """The first of the keys `same` in which two metas differ, as `another WORD: this, not that`; "" if none."""
     for key, word in same.items():
-        old, new = one.get(key), two.get(key)
+        old: Any = one.get(key)
+        new: Any = two.get(key)
         shown = old, new
         if key == "data" and isinstance(old, dict):
             old, new, shown = old.get("sha256"), new["sha256"], (old.get("source"), new["source"])

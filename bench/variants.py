@@ -190,8 +190,7 @@ def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
     """
     chosen = DECODINGS if decoding == "both" else (decoding,)
     found = []
-    for item in variants:
-        for name in chosen if item.engine != NONE else ():
-            free = {"name": f"{item.name}-free", "about": f"{item.about}, writing anything"} if name == "free" else {}
-            found.append(replace(item, decoding=name, **free))
+    for item in (item for item in variants if item.engine != NONE):
+        free = replace(item, name=f"{item.name}-free", about=f"{item.about}, writing anything", decoding="free")
+        found += [free if name == "free" else replace(item, decoding=name) for name in chosen]
     return found + [item for item in variants if item.engine == NONE]
