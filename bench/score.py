@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import ceil, sqrt
 from typing import Any
 
-from petool_lite.data.entries import Answer, Call
+from petool_lite.data.entries import Call
 from petool_lite.inference.parse import CallFailure, read_answer
 from petool_lite.scorer import published_form, read_published, score_reply
 
@@ -75,7 +75,6 @@ def score_row(row: Mapping[str, Any]) -> Score:
     Where no tool fits, any reply without a call is right, by every scorer.
     """
     reply, gold = row.get("reply", "") if row["status"] == "ok" else "", row["gold"]
-    answer: Answer | None = None
     call, strict = None, (False, False)
     try:
         answer = read_answer(reply, row.get("finish", "stop"))
@@ -91,11 +90,9 @@ def score_row(row: Mapping[str, Any]) -> Score:
         if found and isinstance(found["tool_name"], str) and isinstance(found["parameters"], dict):
             call = {key: found[key] for key in ("tool_name", "parameters")}
     told = canonical(call) if call is not None else f"no call: {reply}"
-    if "no_call" in gold:
-        right = isinstance(answer, str) and call is None
-        return Score((right, right), (right, right), (right, right), call, told)
     published = _scored(text, gold, False)
-    return Score(published, published if "\n" not in text else _scored(text, gold, True), strict, call, told)
+    spanning = published if "\n" not in text else _scored(text, gold, True)
+    return Score(published, spanning, published if "no_call" in gold else strict, call, told)
 
 
 def _scored(reply: str, gold: Mapping[str, Any], spanning: bool) -> Pair:

@@ -63,9 +63,20 @@ def _call(text: str) -> dict[str, Any] | None:
 def score_reply(reply: str, gold: Mapping[str, Any], spanning: bool = False) -> tuple[bool, bool]:
     """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right.
 
-    Values are compared as Python does: 1, 1.0 and true are equal.
+    Values are compared as Python does: 1, 1.0 and true are equal. Where `gold` is {"no_call": ...}, any text without a
+    call is right on both counts.
     """
     call = read_published(reply, spanning)
+    if "no_call" in gold:
+        right = call is None and _is_text(reply)
+        return right, right
     if call is None:
         return False, False
     return call["tool_name"] == gold["tool_name"], call["parameters"] == gold["parameters"]
+
+
+def _is_text(reply: str) -> bool:
+    try:
+        return isinstance(read_answer(reply), str)
+    except (CallFailure, RecursionError):
+        return False
