@@ -61,11 +61,10 @@ def check_neighbours(variants: "list[Variant]", task: "Task", folder: Path) -> N
 
 def generate(variants: "list[Variant]", task: "Task", folder: Path, report: Report = silent) -> None:
     """Only the results files. Ctrl-C ends it with what is done kept, as a PetoolError with exit code 130."""
-    from petool_lite.bench.engines import GpuEngine
     from petool_lite.bench.run import generate_all
 
     try:
-        generate_all(variants, task, folder, GpuEngine(), report)
+        generate_all(variants, task, folder, report)
     except KeyboardInterrupt:
         raise PetoolError(
             f"stopped; the replies so far are in {folder}", "the same command goes on from here", INTERRUPTED

@@ -156,55 +156,38 @@ def llama_rows(work: Work, report: Report) -> Rows:
             yield index, row | {"cold": row["cached_tokens"] == 0, "batch": 1}
 
 
-class GpuEngine:
-    """The last model that was loaded on the GPU, kept for the next variant of the same weights."""
+def gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
+    """Replies of a model directory in batches of which the check found no reply changed.
 
-    def __init__(self, device: str | None = None) -> None:
-        """`device` None is this process's GPU; "cpu" is for tests."""
-        self._device = device
-        self._key: tuple[Any, ...] = ()
-        self._model: Any = None
+    `told` gets the meta's "gpu" facts. Raises PetoolError where there is no GPU.
+    """
+    from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
-    def load(self, variant: Variant) -> Any:
-        """The variant's model. Raises PetoolError where there is no GPU."""
-        from petool_lite.inference.gpu import GpuModel
+    variant, folder = work.variant, work.variant.weights
+    chat = chat_from_directory(folder)
+    config = json.loads((folder / "config.json").read_text())
+    prompts = fitted(chat, work, config["max_position_embeddings"], report)
+    yield from prompts.misfits()
+    indices = list(prompts.rendered)
+    constrain = None
+    if variant.decoding == "constrained":
+        constrainer = Constrainer.from_directory(folder, chat.eos_id)
 
-        key = (variant.weights, variant.adapter, variant.precision)
-        if key != self._key:
-            self._key, self._model = (), None  # the old one goes before the new one comes
-            self._model = GpuModel(variant.weights, variant.adapter, variant.precision, self._device)
-            self._key = key
-        self._model.forget_peak()
-        return self._model
+        def constrain(place: int) -> Constraint:
+            return prompts.start(constrainer, indices[place])
 
-    def rows(self, work: Work, told: dict[str, Any], report: Report) -> Rows:
-        """Replies in batches of which the check found no reply changed; `told` gets the meta's "gpu" facts."""
-        from petool_lite.inference.gpu import Job, stop_ids
-
-        folder = work.variant.weights
-        chat = chat_from_directory(folder)
-        config = json.loads((folder / "config.json").read_text())
-        prompts = fitted(chat, work, config["max_position_embeddings"], report)
-        yield from prompts.misfits()
-        indices = list(prompts.rendered)
-        constrain = None
-        if work.variant.decoding == "constrained":
-            constrainer = Constrainer.from_directory(folder, chat.eos_id)
-
-            def constrain(place: int) -> Constraint:
-                return prompts.start(constrainer, indices[place])
-
-        assert chat.decode is not None  # a chat from a directory has one
-        job = Job(work.max_reply_tokens, chat.eos_id, stop_ids(folder, chat), chat.decode, constrain)
-        model = self.load(work.variant)
-        texts = [prompts.rendered[index].ids for index in indices]
-        if "batch" not in told:
-            told |= checked_batch(model, texts, job, work.variant.batch, report)
-        first = True
-        for place, reply in model.generate(texts, job, told["batch"]):
-            yield indices[place], prompts.answered(indices[place], reply) | {"cold": first, "batch": told["batch"]}
-            first = False
-            told["memory_gb"] = round(model.peak_memory_gb(), 3)
+    assert chat.decode is not None  # a chat from a directory has one
+    job = Job(work.max_reply_tokens, chat.eos_id, stop_ids(folder, chat), chat.decode, constrain)
+    model = GpuModel(folder, variant.adapter, variant.precision, variant.device)
+    model.forget_peak()
+    texts = [prompts.rendered[index].ids for index in indices]
+    if "batch" not in told:
+        told |= checked_batch(model, texts, job, variant.batch, report)
+    first = True
+    for place, reply in model.generate(texts, job, told["batch"]):
+        yield indices[place], prompts.answered(indices[place], reply) | {"cold": first, "batch": told["batch"]}
+        first = False
+        told["memory_gb"] = round(model.peak_memory_gb(), 3)
 
 
 def checked_batch(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.engines import GpuEngine, Rows, Work, llama_rows, model_style, rule_rows
+from petool_lite.bench.engines import Rows, Work, gpu_rows, llama_rows, model_style, rule_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.results import SCHEMA, Store, continued, open_store
 from petool_lite.bench.variants import GPU, LLAMA, Variant
@@ -60,7 +60,7 @@ class Task:
         return found
 
 
-def generate_all(variants: Sequence[Variant], task: Task, folder: Path, engine: GpuEngine, report: Report) -> None:
+def generate_all(variants: Sequence[Variant], task: Task, folder: Path, report: Report) -> None:
     """Write results-<variant>.jsonl in `folder` for each variant, going on where an earlier run stopped.
 
     Raises PetoolError before the first reply where one of the files is of other work.
@@ -76,12 +76,10 @@ def generate_all(variants: Sequence[Variant], task: Task, folder: Path, engine: 
             continued(path, meta)
         work.append((variant, path, meta))
     for variant, path, meta in work:
-        generate_results(variant, task, path, meta, engine, report)
+        generate_results(variant, task, path, meta, report)
 
 
-def generate_results(
-    variant: Variant, task: Task, target: Path, meta: dict[str, Any], engine: GpuEngine, report: Report
-) -> None:
+def generate_results(variant: Variant, task: Task, target: Path, meta: dict[str, Any], report: Report) -> None:
     """Write one row an entry to `target` as docs/bench.md describes it.
 
     An entry longer than the model's context loses old history, counted in the row; one that is too long even then
@@ -92,16 +90,14 @@ def generate_results(
     with open_store(target, meta, task.fresh, report) as store:
         left = {index: entry for index, entry in entries.items() if index not in store.rows}
         if left:
-            _generate(variant, task, left, store, engine, report)
+            _generate(Work(variant, left, task.max_reply_tokens, task.text), store, report)
             return
         more = f" (and {len(store.rows) - len(entries):,} more)" if len(store.rows) > len(entries) else ""
         report(f"{target.name}: all {len(entries):,} entries are there already{more}", 0, 0, "")
 
 
-def _generate(
-    variant: Variant, task: Task, left: Mapping[int, Entry], store: Store, engine: GpuEngine, report: Report
-) -> None:
-    stage, total = f"bench {variant.name}", len(store.rows) + len(left)
+def _generate(work: Work, store: Store, report: Report) -> None:
+    stage, total = f"bench {work.variant.name}", len(store.rows) + len(work.entries)
     if store.rows:
         report(f"{stage}: {len(store.rows):,} of {total:,} entries are there already", 0, 0, "")
     report(stage, len(store.rows), total, "")
@@ -110,18 +106,18 @@ def _generate(
     named = {key: store.meta[key] for key in ("setting", "variant", "engine", "decoding", "style")}
     forget_peak()
     try:
-        for index, row in _rows(Work(variant, left, task.max_reply_tokens, task.text), told, engine, report):
-            store.append(entry_row(index, left[index]) | named | row)
+        for index, row in _rows(work, told, report):
+            store.append(entry_row(index, work.entries[index]) | named | row)
             report(stage, len(store.rows), total, _speed(row))
     finally:
         peak = max(peak_gb(), store.meta["peak_memory_gb"] or 0.0)
-        gpu = told | {"tokens_per_s": _tokens_per_s(store)} if variant.engine == GPU else None
+        gpu = told | {"tokens_per_s": _tokens_per_s(store)} if work.variant.engine == GPU else None
         store.save_meta(seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak, gpu=gpu)
 
 
-def _rows(work: Work, told: dict[str, Any], engine: GpuEngine, report: Report) -> Rows:
+def _rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
     if work.variant.engine == GPU:
-        return engine.rows(work, told, report)
+        return gpu_rows(work, told, report)
     return llama_rows(work, report) if work.variant.engine == LLAMA else rule_rows(work)
 
 

@@ -31,7 +31,8 @@ class Variant:
 
     `about` says in plain English what it is. `style` overrides the prompt style in a GGUF file's metadata (None: as
     recorded there). `decoding` is "constrained" to calls of the offered tools or "free", "none" for a rule. `precision`
-    ("bf16" with the adapter merged, "nf4" with the adapter on it) and `batch` are of the GPU.
+    ("bf16" with the adapter merged, "nf4" with the adapter on it) and `batch` are of the GPU; `device` None is this
+    process's own, "cpu" is for tests.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Variant:
     precision: str = "bf16"
     batch: int = BATCH
     about: str = ""
+    device: str | None = None
 
     @property
     def weights(self) -> Path:

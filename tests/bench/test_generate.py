@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from petool_lite.bench.engines import GpuEngine
 from petool_lite.bench.results import meta_path, open_store
 from petool_lite.bench.run import Task, _meta, generate_all
 from petool_lite.bench.variants import GPU, Variant, rule_variants
@@ -32,9 +31,9 @@ def task_of(count: int = 4, reply: int = 24, **changes) -> Task:
     return Task(load_dataset(DATA), reply, count, **changes)
 
 
-def generate(variant: Variant, task: Task, folder: Path, engine: GpuEngine | None = None, report=silent) -> Path:
+def generate(variant: Variant, task: Task, folder: Path, report=silent) -> Path:
     """Generate one variant's results into `folder`; its file."""
-    generate_all([variant], task, folder, engine or GpuEngine(), report)
+    generate_all([variant], task, folder, report)
     return folder / f"results-{variant.name}.jsonl"
 
 
@@ -158,7 +157,7 @@ def test_results_of_other_work_are_refused_by_name_before_any_reply(tiny_files, 
     ]
     for changed, task, words in cases:
         with pytest.raises(PetoolError, match=words) as caught:
-            generate_all([*rule_variants(["rule-first"]), changed], task, tmp_path, GpuEngine(), silent)
+            generate_all([*rule_variants(["rule-first"]), changed], task, tmp_path, silent)
         assert "--fresh" in caught.value.hint
     assert target.read_bytes() == before
     assert not (tmp_path / "results-rule-first.jsonl").exists()
@@ -216,12 +215,12 @@ def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files,
     folder = tiny_files["folder"]
     with LlamaModel(tiny_files["f16"], vocab_only=True) as vocabulary:
         assert vocabulary.stop_ids() == stop_ids(folder, chat_from_directory(folder))
-    engine, task = GpuEngine("cpu"), task_of(3, 6)
+    task = task_of(3, 6)
     variants = [Variant("a", tiny_files["f16"], "petool", decoding="free")]
-    variants.append(Variant("b", folder, "petool", GPU, decoding="free", batch=2))
+    variants.append(Variant("b", folder, "petool", GPU, decoding="free", batch=2, device="cpu"))
     found = []
     for variant in variants:
-        generate(variant, task, tmp_path, engine)
+        generate(variant, task, tmp_path)
         found.append(plain(rows_of(tmp_path / f"results-{variant.name}.jsonl")))
     for mine, other in zip(*found, strict=True):
         for key in ("index", "prompt_sha256", "prompt_tokens", "gold", "facts", "history_dropped", "finish"):
@@ -284,8 +283,8 @@ def test_a_batch_that_changes_replies_is_halved_until_none_changes(tiny_files, t
         return -logits if memory.slots > 2 else logits
 
     monkeypatch.setattr(Decoder, "step", wrong)
-    variant = Variant("x", tiny_files["folder"], "petool", GPU, decoding="free", batch=4)
-    generate(variant, task_of(4, 4), tmp_path, GpuEngine("cpu"))
+    variant = Variant("x", tiny_files["folder"], "petool", GPU, decoding="free", batch=4, device="cpu")
+    generate(variant, task_of(4, 4), tmp_path)
     gpu = json.loads((tmp_path / "results-x.meta.json").read_text())["gpu"]
     assert (gpu["batch"], gpu["flips"], gpu["flips_by_batch"]) == (2, 0, {"4": 4, "2": 0})
     assert {row["batch"] for row in rows_of(tmp_path / "results-x.jsonl")} == {2}

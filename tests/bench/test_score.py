@@ -65,11 +65,8 @@ def test_an_object_ends_at_the_first_two_braces(parameters, right) -> None:
     assert score_reply(json.dumps(call), call) == right
 
 
-def test_a_space_between_the_last_braces_is_no_match() -> None:
-    assert score_reply(GOOD[:-1] + " }", GOLD) == (False, False)
-
-
 def test_the_spanning_scorer_reads_over_line_ends() -> None:
+    assert score_reply(GOOD[:-1] + " }", GOLD) == (False, False), "a space between the last braces is no match"
     assert score_reply("{\n" + GOOD[1:], GOLD) == (False, False)
     assert score_reply("{\n" + GOOD[1:], GOLD, spanning=True) == (True, True)
     assert score_reply(LINES, GOLD, spanning=True) == (True, True)

@@ -1,6 +1,7 @@
 """Shards and their merge."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,14 +54,10 @@ def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
         assert one.meta["shards"] == 3
 
 
-def changed(root: Path, tmp_path: Path, place: int, name: str = "results-rule-first.meta.json", **values) -> list[Path]:
+def changed(root: Path, tmp_path: Path, place: int, **values) -> list[Path]:
     """Copies of the shards, with other values in one meta file."""
-    import shutil
-
-    found = []
-    for number, folder in enumerate(parts(root)):
-        found.append(Path(shutil.copytree(folder, tmp_path / f"s{number}")))
-    file = found[place] / name
+    found = [Path(shutil.copytree(folder, tmp_path / f"s{number}")) for number, folder in enumerate(parts(root))]
+    file = found[place] / "results-rule-first.meta.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
     return found
 
