@@ -38,7 +38,7 @@ def bench(variants: "list[Variant]", task: "Task", folder: Path, report: Report 
     with locked(folder):
         generate(variants, task, folder, report)
         if task.shard is not None:
-            report(f"replies of shard {task.shard[0]}/{task.shard[1]}: {folder}", 0, 0, "")
+            report(f"replies of shard {task.shard[0]}/{task.shard[1]}: {folder}; bench merge makes all one", 0, 0, "")
             return None
         return write_report(folder)
 

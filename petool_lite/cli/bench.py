@@ -1,5 +1,6 @@
 """`petool-lite bench`: generate replies and score them; `bench score | report | compare | merge` read results again."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,18 @@ def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
     if options["batch"]:
         variants = [replace(item, batch=options["batch"]) if item.engine == GPU else item for item in variants]
     setting = options["setting"] or _default_setting(trained)
-    limit, shard, fresh = (options[key] for key in ("limit", "shard", "fresh"))
+    limit, fresh = options["limit"], options["fresh"]
+    shard = options["shard"] or _rank()
     dataset = load_dataset(options["data"] or bench.data, setting)
     options["out"] = options["out"] or str(folder)
     task = Task(dataset, bench.max_reply_tokens, limit, shard, fresh)
     return with_decodings(variants, options["decoding"]), task, Path(options["out"])
+
+
+def _rank() -> tuple[int, int] | None:
+    """The shard of a process of torchrun or accelerate; None for a process of its own."""
+    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return (rank, count) if count > 1 else None
 
 
 def _default_setting(data: Any) -> str:
