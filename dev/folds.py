@@ -35,7 +35,7 @@ from petool_lite.bench.score import METRICS, percent, score_row
 from petool_lite.console import Report, print_json, print_table, progress, say
 from petool_lite.data.entries import SETTINGS
 from petool_lite.data.files import load_dataset, source_sha256, write_folds
-from petool_lite.data.splits import function_groups
+from petool_lite.data.splits import folds, function_groups
 from petool_lite.errors import PetoolError
 from petool_lite.inference.gpu import gpu_available
 from petool_lite.recipe import ALL, flat, load_recipe
@@ -141,11 +141,15 @@ def keep_study(study: Study) -> None:
     write_json(path, {"shared": shared, "changes": changes})
 
 
-def write_split(study: Study) -> dict[str, int]:
-    """Write each fold's files; the group of each entry's function by its id. A fold shares none with its training."""
+def write_split(study: Study) -> dict[tuple[int, int], int]:
+    """Write each fold's files; the group of each entry's function by fold and place in its test file.
+
+    A fold shares no function with its training.
+    """
     write_folds(study.data, study.scored[0], study.folds, 0, study.out / "folds")
     entries = load_dataset(study.data, study.scored[0]).entries
-    return {entry.id: group for entry, group in zip(entries, function_groups(entries), strict=True)}
+    groups, parts = function_groups(entries), folds(entries, study.folds, 0)
+    return {(fold, place): groups[index] for fold, part in enumerate(parts) for place, index in enumerate(sorted(part))}
 
 
 def train_and_bench(study: Study, one: One) -> bool:
@@ -270,7 +274,7 @@ def _own_cores(jobs: int) -> Callable[[], None]:
     return begin
 
 
-def collect(study: Study, groups: Mapping[str, int]) -> list[dict[str, Any]]:
+def collect(study: Study, groups: Mapping[tuple[int, int], int]) -> list[dict[str, Any]]:
     """A line for each change, prompt and variant, from the results files that are whole."""
     lines: dict[tuple[str, str, str], list[tuple[One, Results]]] = {}
     for change in study.changes:
@@ -284,10 +288,10 @@ def collect(study: Study, groups: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def _line(
-    label: str, setting: str, variant: str, found: Sequence[tuple[One, Results]], groups: Mapping[str, int]
+    label: str, setting: str, variant: str, found: Sequence[tuple[One, Results]], groups: Mapping[tuple[int, int], int]
 ) -> dict[str, Any]:
     """Scores over all runs of a line, by the published scorer; intervals draw functions, not entries."""
-    scored = [(one, [(groups[row["entry_id"]], score_row(row)) for row in item.rows]) for one, item in found]
+    scored = [(one, [(groups[one.fold, row["index"]], score_row(row)) for row in item.rows]) for one, item in found]
     every = [pair for _, pairs in scored for pair in pairs]
     line: dict[str, Any] = {"label": label, "setting": setting, "variant": variant, "runs": len(found)}
     line |= {"n": len(every), "functions": len({group for group, _ in every})}
