@@ -72,7 +72,7 @@ _KINDS: dict[Any, tuple[str, Any]] = {
     str: ("text", lambda value: isinstance(value, str)),
     bool: ("flag", lambda value: isinstance(value, bool)),
     int: ("count", lambda value: isinstance(value, int) and _KINDS[float][1](value)),
-    float: ("amount", lambda value: isinstance(value, int | float) and value is not True and 0 <= value < 2**53),
+    float: ("amount", lambda value: isinstance(value, int | float) and type(value) is not bool and 0 <= value < 2**53),
     list: ("list of names", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)),
     dict: ("object", lambda value: isinstance(value, dict)),
 }

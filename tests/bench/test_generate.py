@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from petool_lite.bench.results import meta_path, open_store
-from petool_lite.bench.run import Task, _meta, generate_all
+from petool_lite.bench.results import meta_path
+from petool_lite.bench.run import Task, generate_all
 from petool_lite.bench.variants import GPU, Variant, rule_variants
 
 from petool_lite.console import silent
@@ -175,15 +175,6 @@ def test_a_folder_of_other_data_is_refused_before_the_work(tmp_path) -> None:
     with pytest.raises(PetoolError, match="was made from other data: demo:test:10, not demo:test:13"):
         bench([second], other, tmp_path)
     assert not (tmp_path / "results-rule-liked.jsonl").exists()
-
-
-def test_two_commands_do_not_write_one_file(tmp_path) -> None:
-    rule, target = rule_variants(["rule-first"])[0], tmp_path / "results-rule-first.jsonl"
-    meta = _meta(rule, task_of(), 4)
-    words = rf"process {os.getpid()} \(.*\) is writing to .*/results-rule-first\.jsonl"
-    with open_store(target, meta, False, silent), pytest.raises(PetoolError, match=words):
-        generate(rule, task_of(), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {target.name, "results-rule-first.meta.json"}, "no lock stays"
 
 
 def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tmp_path, command) -> None:
