@@ -46,26 +46,26 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 class Work:
     """Entries by index that a variant is to answer, in at most so many tokens.
 
-    `text` allows an answer without a call: the data has entries for which no tool fits.
+    `text` is the answer without a call that is allowed: this sentence, any text (True), or none (False).
     """
 
     variant: Variant
     entries: Mapping[int, Entry]
     max_reply_tokens: int
-    text: bool
+    text: bool | str
 
 
 @dataclass(frozen=True)
 class Prompts:
     """Entries by index, and the prompts of those that fit the context.
 
-    `text` says whether an answer without a call is allowed.
+    `text` is the answer without a call that is allowed, see `Work`.
     """
 
     entries: Mapping[int, Entry]
     rendered: Mapping[int, Rendered]
     style: str
-    text: bool
+    text: bool | str
 
     def misfits(self) -> Rows:
         """Rows of the entries whose prompt is too long even without history."""
@@ -89,7 +89,7 @@ class Prompts:
             "reply": reply.text,
             "reply_tokens": len(reply.ids),
             "finish": reply.finish,
-            "failure": failure(reply.text, self.entries[index].tools, reply.finish, self.text),
+            "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.text)),
             "cached_tokens": min(reply.reused_tokens, len(self.rendered[index].ids)),
             "prefill_s": round(reply.prefill_s, 4),
             "decode_s": round(reply.decode_s, 4),

@@ -40,9 +40,10 @@ class Task:
         return self.dataset.entries[0].setting or "none"
 
     @property
-    def text(self) -> bool:
-        """Whether an answer without a call is allowed: for some entry it is the right one."""
-        return any(isinstance(entry.answer, str) for entry in self.dataset.entries)
+    def text(self) -> bool | str:
+        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none."""
+        texts = {entry.answer for entry in self.dataset.entries if isinstance(entry.answer, str)}
+        return texts.pop() if len(texts) == 1 else bool(texts)
 
     def entries(self) -> dict[int, Entry]:
         """This task's entries by their place in the data; raises PetoolError where one has no right answer."""

@@ -185,7 +185,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tmp_pa
     (tmp_path / "bare.json").write_text(json.dumps([entries[0] | {"messages": entries[0]["messages"][:-1]}]))
     from petool_lite.models import embedded_gguf
 
-    for name, words in (("twice", "occurs more than once"), ("bare", "has no right answer")):
+    for name, words in (("twice", "expected an id of its own"), ("bare", "has no right answer")):
         result = command(
             "bench", "--model", embedded_gguf(), "--variants", "rules", "--data", f"{name}.json", "--out", "out",
             cwd=tmp_path, env=os.environ,
