@@ -151,4 +151,4 @@ def _rows(axes: Any, variants: Sequence[Mapping[str, Any]], columns: int) -> Non
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("%")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9)
+    axes.figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
