@@ -28,7 +28,7 @@ demo: .venv/ready
 	@echo "2/3 merge, quantize and check" >&2
 	@$(BIN)/petool-lite export --gguf q4_k_m
 	@echo "3/3 score base and tuned model on functions that training never saw" >&2
-	@$(BIN)/petool-lite bench --decoding free
+	@$(BIN)/petool-lite bench
 
 test: .venv/ready
 	@# two at a time, of one thread each: on two cores about a third less time

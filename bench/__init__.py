@@ -17,31 +17,38 @@ __all__ = ["bench", "generate"]
 INTERRUPTED = 130
 
 
-def bench(variants: "list[Variant]", task: "Task", folder: Path, report: Report = silent) -> dict[str, Any]:
+def bench(variants: "list[Variant]", task: "Task", folder: Path, report: Report = silent) -> dict[str, Any] | None:
     """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report.
 
-    Rows that an earlier run left are kept. Raises PetoolError for entries without right answers, results of other
-    work in the folder, or a model that does not load.
+    A shard has a folder of its own under `folder` and no report (None): `merge_shards` makes one of all. Rows that an
+    earlier run left are kept. Raises PetoolError for entries without right answers, results of other work in the
+    folder, or a model that does not load.
     """
     from petool_lite.bench.report import write_report
+    from petool_lite.bench.shards import shard_folder
     from petool_lite.bench.variants import LLAMA
 
     for variant in variants:
-        if variant.engine == LLAMA and variant.model is not None:
-            check_gguf(variant.model)  # before the folder is made
+        if variant.engine == LLAMA:
+            check_gguf(variant.weights)  # before the folder is made
     task.entries()
+    if task.shard is not None:
+        folder = shard_folder(folder, task.shard)
     check_neighbours(variants, task, folder)
     with locked(folder):
         generate(variants, task, folder, report)
+        if task.shard is not None:
+            report(f"replies of shard {task.shard[0]}/{task.shard[1]}: {folder}; bench merge makes all one", 0, 0, "")
+            return None
         return write_report(folder)
 
 
 def check_neighbours(variants: "list[Variant]", task: "Task", folder: Path) -> None:
     """Raise PetoolError for other results in the folder that the report could not hold beside these."""
-    from petool_lite.bench.results import load_results
+    from petool_lite.bench.results import load_results, results_files
 
     own = {f"results-{variant.name}.jsonl" for variant in variants}
-    for path in sorted(folder.glob("results-*.jsonl")):
+    for path in results_files(folder):
         if path.name in own:
             continue
         meta = load_results(path).meta
@@ -54,14 +61,10 @@ def check_neighbours(variants: "list[Variant]", task: "Task", folder: Path) -> N
 
 def generate(variants: "list[Variant]", task: "Task", folder: Path, report: Report = silent) -> None:
     """Only the results files. Ctrl-C ends it with what is done kept, as a PetoolError with exit code 130."""
-    from petool_lite.bench.engines import GpuEngine
-    from petool_lite.bench.run import generate_results
+    from petool_lite.bench.run import generate_all
 
-    task.entries()
-    engine = GpuEngine()
     try:
-        for variant in variants:
-            generate_results(variant, task, folder / f"results-{variant.name}.jsonl", engine, report)
+        generate_all(variants, task, folder, report)
     except KeyboardInterrupt:
         raise PetoolError(
             f"stopped; the replies so far are in {folder}", "the same command goes on from here", INTERRUPTED

@@ -1,4 +1,4 @@
-"""Rules without a model, which say what an accuracy means: what chance, the first place or the likes alone reach.
+"""Baselines without a model, which say what an accuracy means: what chance, the first place or the likes alone reach.
 
 They answer with a call of a candidate: its required parameters, each with its declared default, so their parameter
 accuracy says how often defaults are the answer.
@@ -6,33 +6,54 @@ accuracy says how often defaults are the answer.
 
 import hashlib
 import random
+import re
 from collections.abc import Callable
 
-from petool_lite.data.entries import Entry, Tool, ToolCall, balance, call_default
+from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required
 
-Rule = Callable[[Entry, str], Tool]
+Rule = Callable[[Entry], Tool]
 
 
-def _random(entry: Entry, setting: str) -> Tool:
+def _random(entry: Entry) -> Tool:
     """A candidate drawn by the entry's id, so that every shard and every run draws the same."""
     seed = hashlib.sha256(entry.id.encode()).hexdigest()
-    return random.Random(seed).choice(entry.prompt(setting).tools)
+    return random.Random(seed).choice(entry.tools)
 
 
-def _first(entry: Entry, setting: str) -> Tool:
-    return entry.prompt(setting).tools[0]
+def _first(entry: Entry) -> Tool:
+    return entry.tools[0]
 
 
-def _liked(entry: Entry, setting: str) -> Tool:
-    """The first candidate of the provider with the most likes less dislikes in the history."""
-    prompt = entry.prompt(setting)
-    return max(prompt.tools, key=lambda tool: balance(prompt.history, tool.name))
+def _liked(entry: Entry) -> Tool:
+    return max(entry.tools, key=lambda tool: balance(entry, tool.name))
 
 
-RULES: dict[str, Rule] = {"rule-random": _random, "rule-first": _first, "rule-liked": _liked}
+def _words(entry: Entry) -> Tool:
+    asked = _split(entry.query)
+
+    def rank(tool: Tool) -> tuple[int, int]:
+        return len(asked & _split(f"{tool.name} {tool.description}")), balance(entry, tool.name)
+
+    return max(entry.tools, key=rank)
 
 
-def rule_call(name: str, entry: Entry, setting: str) -> ToolCall:
-    """What the rule of that name answers."""
-    tool = RULES[name](entry, setting)
-    return ToolCall(tool.name, {item.name: call_default(item) for item in tool.required})
+def _split(text: str) -> set[str]:
+    """The words of a text in lower case, also those inside names such as getWeather_today."""
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return set(re.findall(r"[^\W_]+", parts.lower()))
+
+
+RULES: dict[str, Rule] = {"rule-random": _random, "rule-first": _first, "rule-liked": _liked, "rule-words": _words}
+ABOUT = {
+    "rule-random": "no model: a tool drawn by lot",
+    "rule-first": "no model: the first tool of the list",
+    "rule-liked": "no model: the first tool of the provider with the most likes",
+    "rule-words": "no model: the tool that shares most words with the request, of equals the better-liked provider's",
+}
+
+
+def rule_call(name: str, entry: Entry) -> Call:
+    """What the baseline of that name answers."""
+    tool = RULES[name](entry)
+    schemas = properties(tool)
+    return Call(tool.name, {key: schemas[key].get("default", "") for key in required(tool) if key in schemas})

@@ -1,16 +1,17 @@
 """Two folders of results, variant by variant, on the entries that both scored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.report import Scored, score_results
+from petool_lite.bench.report import Scored, Table, accuracy, p_text, score_results, show
 from petool_lite.bench.results import Results, check_same_data, load_folder
-from petool_lite.bench.score import accuracies, compare_marks
+from petool_lite.bench.score import METRICS, accuracies, paired
 
 from petool_lite.errors import USAGE, PetoolError
 
-SCHEMA = 1
+SCHEMA = 2
+_FLIPS = 12  # entries shown in a terminal; all are in the --json document
 
 
 def compare_folders(
@@ -21,43 +22,28 @@ def compare_folders(
     Variants of equal names are compared, or `variant` of the first with `against` of the second; a folder's only
     variant needs no name. Raises PetoolError where setting, data or right answers differ or no entry is common.
     """
-    one, two = load_folder(first), load_folder(second)
-    pairs = _pairs(one, two, first, second, variant, against)
-    return {
-        "schema": SCHEMA,
-        "first": str(first),
-        "second": str(second),
-        "variants": [_compared(old, new) for old, new in pairs],
-    }
-
-
-def _pairs(
-    one: Sequence[Results], two: Sequence[Results], first: Path, second: Path, variant: str | None, against: str | None
-) -> list[tuple[Results, Results]]:
-    if variant is not None:
-        return [(_named(one, variant, first), _named(two, against or variant, second))]
-    if against is not None:
+    one, two = ({item.name: item for item in load_folder(folder)} for folder in (first, second))
+    if against is not None and variant is None:
         raise PetoolError("--against needs --variant", "name the variant of the first folder too", USAGE)
-    common = [(old, new) for old in one for new in two if old.name == new.name]
-    if not common and len(one) == len(two) == 1:
-        common = [(one[0], two[0])]
-    if not common:
+    if variant is not None:
+        pairs = [(_named(one, variant, first), _named(two, against or variant, second))]
+    else:
+        pairs = [(one[name], two[name]) for name in one if name in two]
+        if not pairs and len(one) == len(two) == 1:
+            pairs = [(next(iter(one.values())), next(iter(two.values())))]
+    if not pairs:
         raise PetoolError(
-            f"no variant is in both: {_names(one)} in {first}, {_names(two)} in {second}",
+            f"no variant is in both: {', '.join(one)} in {first}, {', '.join(two)} in {second}",
             "name two: --variant NAME --against NAME",
         )
-    return common
+    found = [_compared(old, new) for old, new in pairs]
+    return {"schema": SCHEMA, "first": str(first), "second": str(second), "variants": found}
 
 
-def _named(results: Sequence[Results], name: str, folder: Path) -> Results:
-    found = next((item for item in results if item.name == name), None)
-    if found is None:
-        raise PetoolError(f"{folder} has no variant {name}", f"it has {_names(results)}")
-    return found
-
-
-def _names(results: Sequence[Results]) -> str:
-    return ", ".join(item.name for item in results)
+def _named(results: Mapping[str, Results], name: str, folder: Path) -> Results:
+    if name not in results:
+        raise PetoolError(f"{folder} has no variant {name}", f"it has {', '.join(results)}")
+    return results[name]
 
 
 def _compared(old: Results, new: Results) -> dict[str, Any]:
@@ -72,39 +58,35 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
     common = [key for key in before if key in after]
     if not common:
         raise PetoolError(f"{old.path} and {new.path} have no scored entry in common", "score the same entries")
+    hashes = {row["entry_id"]: row.get("prompt_sha256") for row in old.rows}
+    other = [
+        row for row in new.rows if row.get("prompt_sha256") != hashes.get(row["entry_id"], row.get("prompt_sha256"))
+    ]
     return {
         "first": old.name,
         "second": new.name,
         "setting": old.meta["setting"],
         "entries": [len(before), len(after)],
-        "other_prompts": _other_prompts(old, new),
-        "scores": [accuracies([marks[key] for key in common]) for marks in (before, after)],
-        **compare_marks(before, after),
+        "other_prompts": len(other),
+        "scores": [accuracies([scores[key] for key in common]) for scores in (before, after)],
+        **paired(before, after),
         "flipped": _flipped(one, two, common),
     }
 
 
-def _other_prompts(old: Results, new: Results) -> int:
-    """Common entries whose prompt is not the same, token for token."""
-    hashes = {row["entry_id"]: row.get("prompt_sha256") for row in old.rows}
-    return sum(row["entry_id"] in hashes and row.get("prompt_sha256") != hashes[row["entry_id"]] for row in new.rows)
-
-
 def _flipped(one: Scored, two: Scored, common: Sequence[str]) -> list[dict[str, Any]]:
     """Entries whose verdict on the tool or on the parameters changed, in the order of the data."""
-    before, after = _by_entry(one), _by_entry(two)
+    before, after = ({triple[0]["entry_id"]: triple for triple in item.triples()} for item in (one, two))
     found = []
     for key in common:
-        (row, mark, name), (other, now, now_name) = before[key], after[key]
-        if mark.published != now.published:
-            change = "better" if sum(now.published) > sum(mark.published) else "worse"
-            if sum(now.published) == sum(mark.published):
-                change = "other"
+        (row, old, name), (other, new, now) = before[key], after[key]
+        gained = sum(new.published) - sum(old.published)
+        if old.published != new.published:
             found.append(
                 {
                     "entry_id": key,
-                    "change": change,
-                    "classes": [name, now_name],
+                    "change": "better" if gained > 0 else "worse" if gained else "other",
+                    "classes": [name, now],
                     "gold": row["gold"],
                     "replies": [row.get("reply", ""), other.get("reply", "")],
                 }
@@ -112,6 +94,41 @@ def _flipped(one: Scored, two: Scored, common: Sequence[str]) -> list[dict[str, 
     return found
 
 
-def _by_entry(item: Scored) -> dict[str, Any]:
-    found = zip(item.results.rows, item.marks, item.classes, strict=True)
-    return {row["entry_id"]: (row, mark, name) for row, mark, name in found}
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """What `bench compare` found, on stdout."""
+    for item in found["variants"]:
+        show(_comparison(item))
+        if item["flipped"]:
+            show(_flips(item))
+
+
+def _comparison(item: Mapping[str, Any]) -> Table:
+    rows = []
+    for metric, words in zip(METRICS, ("tool", "parameters", "both"), strict=True):
+        test, (before, after) = item[metric], item["scores"]
+        change = f"{test['difference']:+.1f} ({test['ci'][0]:+.1f} to {test['ci'][1]:+.1f})"
+        flips = f"+{test['second_only']} -{test['first_only']}"
+        rows.append((words, accuracy(before, metric), accuracy(after, metric), change, flips, p_text(test["p"])))
+    notes = [f"n {item['n']:,}, the same call in {item['agreement']:.1f} %"]
+    if item["entries"] != [item["n"], item["n"]]:
+        notes[0] += f"; the first scored {item['entries'][0]:,} entries, the second {item['entries'][1]:,}"
+    if item["other_prompts"]:
+        notes.append(f"{item['other_prompts']:,} entries have another prompt (style, template or trimming)")
+    notes.append("difference in points with its 95 % interval, entries won and lost, exact McNemar test")
+    name = item["first"] if item["first"] == item["second"] else f"{item['first']} → {item['second']}"
+    columns = ("right, %", "first", "second", "difference", "entries", "p")
+    return Table("comparison", f"{name}, on the same entries", columns, rows, notes)
+
+
+def _flips(item: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            flip["entry_id"],
+            flip["change"],
+            " → ".join(name.replace("_", " ") for name in dict.fromkeys(flip["classes"])),
+        )
+        for flip in item["flipped"][:_FLIPS]
+    ]
+    left = len(item["flipped"]) - len(rows)
+    notes = [f"{left:,} more, and every reply: --json" if left else "the replies: --json"]
+    return Table("flipped", f"{len(item['flipped']):,} entries flipped", ("entry", "now", "class"), rows, notes)

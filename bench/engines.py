@@ -3,7 +3,9 @@
 Every engine gets the same token ids, the same end tokens and the same limit, and chooses greedily.
 """
 
+import hashlib
 import json
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,167 +13,180 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.baselines import rule_call
-from petool_lite.bench.rows import ids_sha256, reply_row, unread_row
 from petool_lite.bench.variants import Variant
 
 from petool_lite.console import Report
 from petool_lite.data.entries import Entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.parse import failure
-from petool_lite.inference.sequences import common_length
-from petool_lite.prompt.render import Chat, Layout, chat_from_directory, prompt_ids, recorded_style, spread
+from petool_lite.prompt.render import (
+    Chat,
+    Layout,
+    Rendered,
+    answer_text,
+    chat_from_directory,
+    common_length,
+    prompt_ids,
+    recorded_style,
+    spread,
+)
 
-UNKNOWN_STYLE = "published"
 FLIP_SAMPLE = 16  # entries that are decoded alone as well
+_UNREAD: dict[str, Any] = {
+    **dict.fromkeys(("prompt_tokens", "reply_tokens", "cached_tokens", "history_dropped"), 0),
+    **dict.fromkeys(("prefill_s", "decode_s", "seconds"), 0.0),
+    **{"reply": "", "finish": "stop", "failure": None, "cold": False, "batch": 1},
+}
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
+class Work:
+    """Entries by index that a variant is to answer, in at most so many tokens.
+
+    `text` is the answer without a call that is allowed: this sentence, any text (True), or none (False).
+    """
+
+    variant: Variant
+    entries: Mapping[int, Entry]
+    max_reply_tokens: int
+    text: bool | str
+
+
+@dataclass(frozen=True)
 class Prompts:
-    """Entries by index, the ids of those that fit the context, and how much history each of these lost."""
+    """Entries by index, and the prompts of those that fit the context.
+
+    `text` is the answer without a call that is allowed, see `Work`.
+    """
 
     entries: Mapping[int, Entry]
-    setting: str
-    ids: Mapping[int, list[int]]
-    dropped: Mapping[int, int]
+    rendered: Mapping[int, Rendered]
+    style: str
+    text: bool | str
 
-    @property
-    def misfits(self) -> list[int]:
-        """Indices of the entries whose prompt is too long even without history."""
-        return [index for index in self.entries if index not in self.ids]
+    def misfits(self) -> Rows:
+        """Rows of the entries whose prompt is too long even without history."""
+        for index in self.entries.keys() - self.rendered.keys():
+            yield index, {"status": "too_long"} | _UNREAD
 
-    def tools(self, index: int) -> Any:
-        """The candidates of an entry."""
-        return self.entries[index].prompt(self.setting).tools
+    def start(self, constrainer: Constrainer, index: int) -> Constraint:
+        """The constraint of the reply to an entry."""
+        return constrainer.start(self.entries[index].tools, self.style, self.text)
+
+    def asked(self, index: int) -> dict[str, Any]:
+        """What a row says of an entry's prompt."""
+        found = self.rendered[index]
+        facts = {"prompt_tokens": len(found.ids), "history_dropped": found.history_dropped}
+        return {"prompt_sha256": ids_sha256(found.ids), **facts}
+
+    def answered(self, index: int, reply: Reply) -> dict[str, Any]:
+        """What a row says of a model's reply to an entry."""
+        return self.asked(index) | {
+            "status": "ok",
+            "reply": reply.text,
+            "reply_tokens": len(reply.ids),
+            "finish": reply.finish,
+            "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.text)),
+            "cached_tokens": min(reply.reused_tokens, len(self.rendered[index].ids)),
+            "prefill_s": round(reply.prefill_s, 4),
+            "decode_s": round(reply.decode_s, 4),
+            "seconds": round(reply.prefill_s + reply.decode_s, 4),
+        }
 
 
-def fitted(chat: Chat, entries: Mapping[int, Entry], layout: Layout, report: Report) -> Prompts:
-    """Render all prompts; what does not fit loses old history."""
-    found = {index: prompt_ids(chat, entry, layout) for index, entry in entries.items()}
-    fits = {index: pair for index, pair in found.items() if pair}
-    trimmed = sum(lost > 0 for _, lost in fits.values())
-    lengths = ", ".join(f"{name} {value:,}" for name, value in spread([len(ids) for ids, _ in fits.values()]).items())
-    told = f"{len(found):,} prompts, {trimmed:,} trimmed, {len(found) - len(fits):,} too long; tokens {lengths}"
-    report(told, 0, 0, "")
-    ids = {index: pair[0] for index, pair in fits.items()}
-    return Prompts(entries, layout.setting, ids, {index: pair[1] for index, pair in fits.items()})
+def ids_sha256(ids: Sequence[int]) -> str:
+    """SHA-256 of token ids as little-endian uint32, as hex: equal where two engines read the same prompt."""
+    return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()
 
 
-def model_style(model: Path) -> str:
-    """The prompt style that a GGUF file names, or the published one; raises PetoolError if it does not load."""
+def fitted(chat: Chat, work: Work, context: int, report: Report) -> Prompts:
+    """Render all prompts; what does not fit a context of so many tokens loses old history."""
+    style = str(work.variant.style)
+    layout = Layout(style, context - work.max_reply_tokens)
+    found = {index: prompt_ids(chat, entry, layout) for index, entry in work.entries.items()}
+    fits = {index: prompt for index, prompt in found.items() if prompt}
+    trimmed = sum(prompt.history_dropped > 0 for prompt in fits.values())
+    lengths = spread([len(prompt.ids) for prompt in fits.values()])
+    told = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
+    lost = f"{trimmed:,} trimmed, {len(found) - len(fits):,} too long"
+    report(f"{len(found):,} prompts, {lost}; tokens {told}", 0, 0, "")
+    return Prompts(work.entries, fits, style, work.text)
+
+
+def model_style(model: Path) -> str | None:
+    """The prompt style that a GGUF file names, if it does; raises PetoolError if it does not load."""
     with LlamaModel(model, vocab_only=True) as vocabulary:
         style, layout = (vocabulary.metadata.get(f"petool_lite.prompt_{name}") for name in ("style", "layout"))
-        return recorded_style(style, layout) or UNKNOWN_STYLE
+        return recorded_style(style, layout)
 
 
-def rule_rows(variant: Variant, entries: Mapping[int, Entry], setting: str) -> Rows:
+def rule_rows(work: Work) -> Rows:
     """What a rule answers; it reads no tokens and takes no time worth counting."""
-    for index, entry in entries.items():
-        call = rule_call(variant.name, entry, setting).to_json()
-        row = unread_row("ok") | {"reply": call}
-        yield index, row | {"failure": failure(call, entry.prompt(setting).tools, "stop")}
+    for index, entry in work.entries.items():
+        call = answer_text(rule_call(work.variant.name, entry), "published")
+        yield index, _UNREAD | {"status": "ok", "reply": call}
 
 
-def llama_rows(
-    variant: Variant, entries: Mapping[int, Entry], setting: str, max_reply_tokens: int, report: Report
-) -> Rows:
+def llama_rows(work: Work, report: Report) -> Rows:
     """Replies of a GGUF file, in the order of the prompts' ids: neighbours then share the longest beginnings."""
-    with LlamaModel(variant.weights, vocab_only=True) as vocabulary:
-        layout = Layout(setting, str(variant.style), vocabulary.train_ctx - max_reply_tokens)
-        prompts = fitted(vocabulary.chat(), entries, layout, report)
-    for index in prompts.misfits:
-        yield index, unread_row("too_long")
-    order = sorted(prompts.ids, key=lambda index: prompts.ids[index])
-    longest = max((len(ids) for ids in prompts.ids.values()), default=0)
-    with LlamaModel(variant.weights, n_ctx=longest + max_reply_tokens) as model:
+    file, longest_reply = work.variant.weights, work.max_reply_tokens
+    with LlamaModel(file, vocab_only=True) as vocabulary:
+        prompts = fitted(vocabulary.chat(), work, vocabulary.train_ctx, report)
+    yield from prompts.misfits()
+    longest = max((len(prompt.ids) for prompt in prompts.rendered.values()), default=0)
+    with LlamaModel(file, n_ctx=longest + longest_reply) as model:
         model.exact_reuse = True  # a reply must not depend on which entry came before
-        constrainer = model.constrainer() if variant.decoding == "constrained" else None
-        for index in order:
-            ids = prompts.ids[index]
-            held = common_length(model.held, ids)
+        constrainer = model.constrainer() if work.variant.decoding == "constrained" else None
+        for index, prompt in sorted(prompts.rendered.items(), key=lambda item: item[1].ids):
+            held = common_length(model.held, prompt.ids)
             started = time.perf_counter()
             try:
-                constraint = constrainer.start(prompts.tools(index)) if constrainer else None
-                reply = model.generate(ids, max_reply_tokens, constraint, reuse=True)
+                constraint = prompts.start(constrainer, index) if constrainer else None
+                reply = model.generate(prompt.ids, longest_reply, constraint, reuse=True)
             except PetoolError as error:
-                facts = {"error": error.message, "seconds": round(time.perf_counter() - started, 4)}
-                yield index, unread_row("engine_error") | facts | _asked(prompts, index)
+                facts = {"status": "engine_error", "error": error.message}
+                seconds = round(time.perf_counter() - started, 4)
+                yield index, _UNREAD | facts | prompts.asked(index) | {"seconds": seconds}
                 continue
-            row = reply_row(reply, ids, entries[index], setting)
+            row = prompts.answered(index, reply)
             row["cached_tokens"] = min(held, reply.reused_tokens)
-            yield index, row | {"cold": row["cached_tokens"] == 0, "batch": 1} | _asked(prompts, index)
+            yield index, row | {"cold": row["cached_tokens"] == 0, "batch": 1}
 
 
-def _asked(prompts: Prompts, index: int) -> dict[str, Any]:
-    ids = prompts.ids[index]
-    return {
-        "prompt_sha256": ids_sha256(ids),
-        "prompt_tokens": len(ids),
-        "history_dropped": prompts.dropped[index],
-    }
+def gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
+    """Replies of a model directory in batches of which the check found no reply changed.
 
+    `told` gets the meta's "gpu" facts. Raises PetoolError where there is no GPU.
+    """
+    from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
-class GpuEngine:
-    """The last model that was loaded on the GPU, kept for the next variant of the same weights."""
+    variant, folder = work.variant, work.variant.weights
+    chat = chat_from_directory(folder)
+    config = json.loads((folder / "config.json").read_text())
+    prompts = fitted(chat, work, config["max_position_embeddings"], report)
+    yield from prompts.misfits()
+    indices = list(prompts.rendered)
+    constrain = None
+    if variant.decoding == "constrained":
+        constrainer = Constrainer.from_directory(folder, chat.eos_id)
 
-    def __init__(self, device: str | None = None) -> None:
-        """`device` None is this process's GPU; "cpu" is for tests."""
-        self._device = device
-        self._key: tuple[Any, ...] = ()
-        self._model: Any = None
+        def constrain(place: int) -> Constraint:
+            return prompts.start(constrainer, indices[place])
 
-    def load(self, variant: Variant) -> Any:
-        """The variant's model. Raises PetoolError where there is no GPU."""
-        from petool_lite.inference.gpu import GpuModel
-
-        key = (variant.weights, variant.adapter, variant.precision)
-        if key != self._key:
-            self._key, self._model = (), None  # the old one goes before the new one comes
-            self._model = GpuModel(variant.weights, variant.adapter, variant.precision, self._device)
-            self._key = key
-        self._model.forget_peak()
-        return self._model
-
-    def rows(
-        self,
-        variant: Variant,
-        entries: Mapping[int, Entry],
-        setting: str,
-        max_reply_tokens: int,
-        told: dict[str, Any],
-        report: Report,
-    ) -> Rows:
-        """Replies in batches of which the check found no reply changed; `told` gets the meta's "gpu" facts."""
-        from petool_lite.inference.gpu import Job, stop_ids
-
-        chat = chat_from_directory(variant.weights)
-        config = json.loads((variant.weights / "config.json").read_text())
-        layout = Layout(setting, str(variant.style), config["max_position_embeddings"] - max_reply_tokens)
-        prompts = fitted(chat, entries, layout, report)
-        for index in prompts.misfits:
-            yield index, unread_row("too_long")
-        indices = list(prompts.ids)
-        constrain = None
-        if variant.decoding == "constrained":
-            constrainer = Constrainer.from_directory(variant.weights, chat.eos_id)
-
-            def constrain(place: int) -> Constraint:
-                return constrainer.start(prompts.tools(indices[place]))
-
-        assert chat.decode is not None  # a chat from a directory has one
-        job = Job(max_reply_tokens, chat.eos_id, stop_ids(variant.weights, chat), chat.decode, constrain)
-        model = self.load(variant)
-        texts = [prompts.ids[index] for index in indices]
-        if "batch" not in told:
-            told |= checked_batch(model, texts, job, variant.batch, report)
-        first = True
-        for place, reply in model.generate(texts, job, told["batch"]):
-            index = indices[place]
-            row = reply_row(reply, texts[place], entries[index], setting)
-            yield index, row | {"cold": first, "batch": told["batch"]} | _asked(prompts, index)
-            first = False
+    assert chat.decode is not None  # a chat from a directory has one
+    job = Job(work.max_reply_tokens, chat.eos_id, stop_ids(folder, chat), chat.decode, constrain)
+    model = GpuModel(folder, variant.adapter, variant.precision, variant.device)
+    model.forget_peak()
+    texts = [prompts.rendered[index].ids for index in indices]
+    if "batch" not in told:
+        told |= checked_batch(model, texts, job, variant.batch, report)
+    first = True
+    for place, reply in model.generate(texts, job, told["batch"]):
+        yield indices[place], prompts.answered(indices[place], reply) | {"cold": first, "batch": told["batch"]}
+        first = False
         told["memory_gb"] = round(model.peak_memory_gb(), 3)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 SETTING, ENTRIES = "rating", 1000
 _FILES = ("user_entries_test.json", "user_entries_test_r.json")
-MARK = "published, not run here"
+SOURCE = "published, not run here"
 
 NOTES = {
     "a": "Prompts are cut after 4,000 tokens, so the end of the tools and the request itself is lost in long ones; "
@@ -43,16 +43,12 @@ ROWS = (
 def partial_reasons(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> list[str]:
     """Why a variant was not scored on the whole of its data; empty if it was."""
     total, found = meta["data"]["total"], []
-    if meta.get("limit"):
+    if meta.get("limit") and meta["limit"] < total:
         found.append(f"limited to {meta['limit']} of {total:,} entries")
     if meta.get("shard"):
         found.append("one shard of the data")
-    if len(rows) < meta["entries"]:
+    if len(rows) < meta["entries"] or not meta["complete"]:
         found.append(f"{len(rows):,} of {meta['entries']:,} entries so far")
-    elif not meta["complete"]:
-        found.append("the run did not finish")
-    if not found and len(rows) < total:
-        found.append(f"{len(rows):,} of {total:,} entries")
     broken = sum(row["status"] == "engine_error" for row in rows)
     if broken:
         found.append(f"the engine failed on {broken:,} entries, which are not scored")
@@ -86,7 +82,7 @@ def published_table(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         {"name": name, "tool_acc": tool, "param_acc": param, "notes": list(notes)} for name, tool, param, notes in ROWS
     ]
     return {
-        "mark": MARK,
+        "source": SOURCE,
         "ours": ours,
         "rows": rows if ours else [],
         "notes": NOTES if ours else {},

@@ -1,47 +1,59 @@
 """Generate: one greedy reply an entry, one line a reply, kept as it comes. Scoring is another step over the files."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.engines import GpuEngine, Rows, llama_rows, model_style, rule_rows
+from petool_lite.bench.engines import Rows, Work, gpu_rows, llama_rows, model_style, rule_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
-from petool_lite.bench.rows import entry_row
-from petool_lite.bench.store import Store, new_meta, open_store
+from petool_lite.bench.results import SCHEMA, Store, continued, open_store
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 
 from petool_lite.console import Report
+from petool_lite.data.answers import equal_tools
 from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset
+from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.runs import versions
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every variant is asked: the entries, the setting, the longest reply, which shard (i of n) of them.
+    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them.
 
     `fresh` starts results files over instead of going on with them.
     """
 
     dataset: Dataset
-    setting: str
     max_reply_tokens: int
     limit: int | None = None
     shard: tuple[int, int] | None = None
     fresh: bool = False
 
+    @property
+    def setting(self) -> str:
+        """PEToolBench's setting that the entries were loaded with, "none" for other data."""
+        return self.dataset.entries[0].setting or "none"
+
+    @property
+    def text(self) -> bool | str:
+        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none."""
+        texts = {entry.answer for entry in self.dataset.entries if isinstance(entry.answer, str)}
+        return texts.pop() if len(texts) == 1 else bool(texts)
+
     def entries(self) -> dict[int, Entry]:
         """This task's entries by their place in the data; raises PetoolError where one has no right answer."""
         first, step = self.shard or (0, 1)
-        found = {index: entry for index, entry in enumerate(self.dataset.entries) if index % step == first}
+        chosen = self.dataset.entries[: self.limit]
+        found = {index: entry for index, entry in enumerate(chosen) if index % step == first}
         source = self.dataset.source
         if not found:
             raise PetoolError(f"{source}: shard {first}/{step} has no entry", "make fewer shards", USAGE)
-        unanswered = next((entry.id for entry in found.values() if entry.gold is None), None)
+        unanswered = next((entry.id for entry in found.values() if entry.answer is None), None)
         if unanswered is not None:
             raise PetoolError(
                 f"{source}: entry {unanswered} has no right answer to score against", "use a labelled file"
@@ -49,77 +61,103 @@ class Task:
         return found
 
 
-def generate_results(variant: Variant, task: Task, target: Path, engine: GpuEngine, report: Report) -> None:
-    """Write one row an entry to `target` as docs/bench.md describes it, going on where an earlier run stopped.
+def generate_all(variants: Sequence[Variant], task: Task, folder: Path, report: Report) -> None:
+    """Write results-<variant>.jsonl in `folder` for each variant, going on where an earlier run stopped.
+
+    Raises PetoolError before the first reply where one of the files is of other work.
+    """
+    entries = task.entries()
+    work = []
+    for variant in variants:
+        if variant.engine == LLAMA and variant.style is None:
+            known = "published" if task.dataset.entries[0].published else "petool"
+            variant = replace(variant, style=model_style(variant.weights) or known)
+        path, meta = folder / f"results-{variant.name}.jsonl", _meta(variant, task, len(entries))
+        if not task.fresh:
+            continued(path, meta)
+        work.append((variant, path, meta))
+    for variant, path, meta in work:
+        generate_results(variant, task, path, meta, report)
+
+
+def generate_results(variant: Variant, task: Task, target: Path, meta: dict[str, Any], report: Report) -> None:
+    """Write one row an entry to `target` as docs/bench.md describes it.
 
     An entry longer than the model's context loses old history, counted in the row; one that is too long even then
     has the status "too_long" and scores as wrong. A failure of the engine is "engine_error", never a wrong answer,
     and is tried again by the next run.
     """
     entries = task.entries()
-    if variant.engine == LLAMA and variant.style is None:
-        variant = replace(variant, style=model_style(variant.weights))
-    meta = new_meta(_facts(variant, task, len(entries)))
-    with open_store(target, meta, set(entries), task.fresh, report) as store:
+    with open_store(target, meta, task.fresh, report) as store:
         left = {index: entry for index, entry in entries.items() if index not in store.rows}
         if left:
-            _generate(variant, task, left, store, engine, report)
-        else:
-            report(f"{target.name}: all {len(entries)} entries are there already", 0, 0, "")
+            _generate(Work(variant, left, task.max_reply_tokens, task.text), store, report)
+            return
+        more = f" (and {len(store.rows) - len(entries):,} more)" if len(store.rows) > len(entries) else ""
+        report(f"{target.name}: all {len(entries):,} entries are there already{more}", 0, 0, "")
 
 
-def _generate(
-    variant: Variant, task: Task, left: Mapping[int, Entry], store: Store, engine: GpuEngine, report: Report
-) -> None:
-    stage, total = f"bench {variant.name}", store.meta["entries"]
+def _generate(work: Work, store: Store, report: Report) -> None:
+    stage, total = f"bench {work.variant.name}", len(store.rows) + len(work.entries)
     if store.rows:
-        report(f"{stage}: {len(store.rows)} of {total} entries are there already", 0, 0, "")
+        report(f"{stage}: {len(store.rows):,} of {total:,} entries are there already", 0, 0, "")
     report(stage, len(store.rows), total, "")
     started, before = time.perf_counter(), store.meta["seconds"] or 0.0
     told: dict[str, Any] = dict(store.meta["gpu"] or {})
+    named = {key: store.meta[key] for key in ("setting", "variant", "engine", "decoding", "style")}
     forget_peak()
     try:
-        for index, row in _rows(variant, task, left, told, engine, report):
-            store.append(entry_row(index, left[index], task.setting) | _named(variant, task.setting) | row)
+        for index, row in _rows(work, told, report):
+            store.append(entry_row(index, work.entries[index]) | named | row)
             report(stage, len(store.rows), total, _speed(row))
     finally:
         peak = max(peak_gb(), store.meta["peak_memory_gb"] or 0.0)
-        gpu = told | {"tokens_per_s": _tokens_per_s(store)} if variant.engine == GPU else None
-        seconds = round(before + time.perf_counter() - started, 2)
-        done = len(store.rows) == total
-        store.save_meta(complete=done, seconds=seconds, peak_memory_gb=peak, gpu=gpu)
+        gpu = told | {"tokens_per_s": _tokens_per_s(store)} if work.variant.engine == GPU else None
+        store.save_meta(seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak, gpu=gpu)
 
 
-def _rows(
-    variant: Variant, task: Task, left: Mapping[int, Entry], told: dict[str, Any], engine: GpuEngine, report: Report
-) -> Rows:
-    if variant.engine == GPU:
-        return engine.rows(variant, left, task.setting, task.max_reply_tokens, told, report)
-    if variant.engine == LLAMA:
-        return llama_rows(variant, left, task.setting, task.max_reply_tokens, report)
-    return rule_rows(variant, left, task.setting)
+def _rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
+    if work.variant.engine == GPU:
+        return gpu_rows(work, told, report)
+    return llama_rows(work, report) if work.variant.engine == LLAMA else rule_rows(work)
 
 
-def _named(variant: Variant, setting: str) -> dict[str, Any]:
+def entry_row(index: int, entry: Entry) -> dict[str, Any]:
+    """What a row says of the entry itself.
+
+    `gold` is the right call in the published scorers' form, or {"no_call": text} where no tool fits. The fact
+    `same_job` lists the offered tools that do the right one's job, itself included; it is empty where nothing tells.
+    """
     return {
-        "setting": setting,
+        "schema": SCHEMA,
+        "index": index,
+        "entry_id": entry.id,
+        "query": entry.query,
+        "gold": published_call(entry.answer) or {"no_call": str(entry.answer)},
+        "facts": {
+            "offered": [tool.name for tool in entry.tools],
+            "same_job": list(equal_tools(entry) or ()),
+            "history_length": len(entry.history),
+        },
+    }
+
+
+def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
+    """The meta before the first row: what is asked of which model, where and with which versions."""
+    data = task.dataset
+    return {
+        "schema": SCHEMA,
+        "setting": task.setting,
         "variant": variant.name,
         "engine": variant.engine,
         "decoding": variant.decoding,
         "style": variant.style,
-    }
-
-
-def _facts(variant: Variant, task: Task, count: int) -> dict[str, Any]:
-    """The meta of a run: what was asked of which model, where and with which versions."""
-    data = task.dataset
-    return {
-        **_named(variant, task.setting),
+        "about": variant.about,
         "model": str(variant.model or variant.name),
         "model_sha256": variant.sha256(),
         "model_bytes": variant.bytes,
         "data": {"source": data.source, "sha256": data.sha256, "total": data.total},
-        "limit": task.limit,
+        "limit": task.limit if task.limit and task.limit < len(data.entries) else None,
         "shard": list(task.shard) if task.shard else None,
         "entries": count,
         "max_reply_tokens": task.max_reply_tokens,
@@ -127,6 +165,10 @@ def _facts(variant: Variant, task: Task, count: int) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "complete": False,
+        "seconds": 0.0,
+        "peak_memory_gb": None,
+        "gpu": None,
     }
 
 

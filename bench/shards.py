@@ -1,47 +1,89 @@
-"""A bench as one of several: a part by --shard, or one process of torchrun or accelerate with the first one merging."""
+"""A bench in parts, one for each GPU or machine, and the merge of finished parts."""
 
-import os
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench import bench, check_neighbours, generate
-from petool_lite.bench.merge import merge_shards, shard_folder
-from petool_lite.bench.report import write_report
-from petool_lite.bench.run import Task
-from petool_lite.bench.variants import Variant
+from petool_lite.bench.results import SAME, Results, difference, load_results, meta_path, write_rows
 
-from petool_lite.console import Report, silent
+from petool_lite.errors import USAGE, PetoolError
+from petool_lite.runs import write_json
 
-_PATIENCE = timedelta(days=30)  # how long the first process waits for the slowest
+_SAME = {**SAME, "limit": "limit", "versions": "versions", "commit": "commit"}
 
 
-def bench_ranks(variants: list[Variant], task: Task, folder: Path, report: Report) -> dict[str, Any] | None:
-    """Like `bench`; under torchrun or accelerate each process does its shard and the first one merges them.
+def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
+    """Where shard i of n keeps its results under `folder`."""
+    return folder / f"shard-{shard[0]}-of-{shard[1]}"
 
-    A shard's results lie in a folder of its own under `folder`. None where this process has no report to show:
-    in a shard by hand, and in all processes but the first.
+
+def merge_shards(folders: Sequence[Path], target: Path) -> list[Path]:
+    """Write each results file of the shards in `folders` as one into `target`; returns the files.
+
+    Raises PetoolError, and writes nothing, for a shard that is absent, double or unfinished, and for shards that were
+    made from other data, another model, other settings or other versions.
     """
-    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if task.shard is not None:
-        own = shard_folder(folder, task.shard)
-        generate(variants, task, own, report)
-        report(f"replies of shard {task.shard[0]}/{task.shard[1]}: {own}", 0, 0, "")
-        return None
-    if count == 1:
-        return bench(variants, task, folder, report)
-    check_neighbours(variants, task, folder)
-    from torch import distributed
+    if target.resolve() in [folder.resolve() for folder in folders]:
+        raise PetoolError(f"{target} is one of the shards", "give another --out", USAGE)
+    names: dict[str, None] = {}
+    for folder in folders:
+        found = sorted(path.name for path in folder.glob("results-*.jsonl"))
+        if not found:
+            raise PetoolError(f"no results-<variant>.jsonl in {folder}", "give the folders of finished shards")
+        names |= dict.fromkeys(found)
+    merged = {name: _merged(name, folders) for name in names}
+    for name, (rows, meta) in merged.items():
+        write_rows(target / name, rows)
+        write_json(meta_path(target / name), meta)
+    return [target / name for name in merged]
 
-    distributed.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        part = replace(task, shard=(rank, count))
-        generate(variants, part, shard_folder(folder, (rank, count)), report if rank == 0 else silent)
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
-    if rank:
-        return None
-    merge_shards([shard_folder(folder, (place, count)) for place in range(count)], folder)
-    return write_report(folder)
+
+def _merged(name: str, folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    absent = [str(folder) for folder in folders if not (folder / name).is_file()]
+    if absent:
+        raise PetoolError(f"{', '.join(absent)} has no {name}", "every shard needs the same variants")
+    parts = [load_results(folder / name) for folder in folders]
+    _check(parts)
+    rows = sorted((row for part in parts for row in part.rows), key=lambda row: int(row["index"]))
+    return rows, _meta([part.meta for part in parts])
+
+
+def _check(parts: Sequence[Results]) -> None:
+    first = parts[0]
+    shards = [part.meta.get("shard") or [0, 0] for part in parts]
+    if sorted(shards) != [[place, len(parts)] for place in range(len(parts))]:
+        told = ", ".join(
+            f"{part.path} is shard {place}/{count}" for part, (place, count) in zip(parts, shards, strict=True)
+        )
+        raise PetoolError(
+            f"these are not all shards of one bench, each once: {told}", "they come from bench --shard i/n"
+        )
+    for part in parts:
+        if not part.meta["complete"] or len(part.rows) != part.meta["entries"]:
+            raise PetoolError(
+                f"{part.path} is not finished: {len(part.rows)} of {part.meta['entries']} entries", "run it again"
+            )
+        other = difference(part.meta, first.meta, _SAME)
+        if other:
+            hint = "shards of one bench need the same data, model and settings"
+            raise PetoolError(f"{part.path} and {first.path} have {other}", hint)
+
+
+def _meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The meta of all shards: seconds of work together, the highest peak, the smallest batch, all machines."""
+    gpus = [meta["gpu"] for meta in metas if meta.get("gpu")]
+    counted = ("flips", "flips_checked")
+    machines = [meta["machine"] for meta in metas]
+    return {
+        **metas[0],
+        "shard": None,
+        "shards": len(metas),
+        "entries": sum(meta["entries"] for meta in metas),
+        "started": min(meta["started"] for meta in metas),
+        "seconds": round(sum(meta["seconds"] for meta in metas), 2),
+        "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas),
+        "machines": [item for place, item in enumerate(machines) if item not in machines[:place]],
+        "gpu": min(gpus, key=lambda gpu: gpu["batch"]) | {key: sum(gpu[key] for gpu in gpus) for key in counted}
+        if gpus
+        else None,
+    }

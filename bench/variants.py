@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from petool_lite.bench.baselines import RULES
+from petool_lite.bench.baselines import ABOUT, RULES
 
 from petool_lite.console import Report
 from petool_lite.errors import MACHINE, USAGE, PetoolError
@@ -14,17 +14,14 @@ from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, is_complete, read_manifest
 
 LLAMA, GPU, NONE = "llama.cpp", "transformers", "none"
-DECODINGS = ("free", "constrained")
+DECODINGS = ("constrained", "free")
 BATCH = 64  # replies decoded together on a GPU, unless a check finds that this changes one
-_SIDES = ("base", "tuned")
-_SIXTEEN = ("bf16", "f16")
-_GPU_NAMES = tuple(f"{side}-{what}" for side in _SIDES for what in ("nf4-gpu", "bf16-gpu", "bf16-gpu-single"))
-_ALIASES = {"tuned-gpu": "tuned-bf16-gpu", "base-gpu": "base-bf16-gpu"}
 GROUPS = ("rules", "cpu", "gpu", "all")
+_SIDES = {"base": "the base before training", "tuned": "what was trained"}
+_ON_GPU = tuple(f"{side}-{precision}-gpu" for side in _SIDES for precision in ("nf4", "bf16"))
 KNOWN = (
-    "base, tuned (the smallest exported type), base-TYPE, tuned-TYPE (a GGUF type), "
-    "base- or tuned-nf4-gpu, -bf16-gpu, -bf16-gpu-single, "
-    f"{', '.join(RULES)}, or the groups {', '.join(GROUPS)}"
+    "base, tuned (the smallest exported type), base-TYPE, tuned-TYPE (a GGUF type), base-gpu, tuned-gpu "
+    f"(in the precision of training), {', '.join(_ON_GPU)}, {', '.join(RULES)}, or the groups {', '.join(GROUPS)}"
 )
 
 
@@ -32,9 +29,10 @@ KNOWN = (
 class Variant:
     """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, or a rule.
 
-    `style` overrides the prompt style in a GGUF file's metadata (None: as recorded there). `decoding` is "free" or
-    "constrained" to calls of the offered tools, "none" for a rule. `precision` ("bf16" with the adapter merged, "nf4"
-    with the adapter on it) and `batch` are of the GPU.
+    `about` says in plain English what it is. `style` overrides the prompt style in a GGUF file's metadata (None: as
+    recorded there). `decoding` is "constrained" to calls of the offered tools or "free", "none" for a rule. `precision`
+    ("bf16" with the adapter merged, "nf4" with the adapter on it) and `batch` are of the GPU; `device` None is this
+    process's own, "cpu" is for tests.
     """
 
     name: str
@@ -42,9 +40,11 @@ class Variant:
     style: str | None = None
     engine: str = LLAMA
     adapter: Path | None = None
-    decoding: str = "free"
+    decoding: str = "constrained"
     precision: str = "bf16"
     batch: int = BATCH
+    about: str = ""
+    device: str | None = None
 
     @property
     def weights(self) -> Path:
@@ -85,109 +85,114 @@ def tuned_file(run: Path, type_name: str | None = None) -> Path:
 
 def check_names(names: Sequence[str]) -> None:
     """Raise PetoolError for a name that is not known."""
-    list(_expanded(names, None))
+    list(_expanded(names, None, ""))
 
 
 def rule_variants(names: Sequence[str]) -> list[Variant]:
     """The rules among `names`, groups included."""
-    chosen = set(_expanded(names, None))
-    return [Variant(name, engine=NONE, style="none", decoding="none") for name in RULES if name in chosen]
+    chosen = set(_expanded(names, None, ""))
+    return [
+        Variant(name, engine=NONE, style="none", decoding="none", about=ABOUT[name]) for name in RULES if name in chosen
+    ]
+
+
+def default_names(run: Path, report: Report) -> list[str]:
+    """What is benched unless told otherwise: base and tuned where the run was trained, and the rules.
+
+    That is this machine's GPU for a run that a GPU trained, else the smallest exported GGUF file; says what else there
+    is.
+    """
+    trained_on = str(read_manifest(run).get("device", "CPU")) if is_complete(run) else "CPU"
+    if trained_on.startswith("CPU") or not _gpu_here():
+        return ["base", "tuned", "rules"]
+    more = [f"tuned-{kind}" for kind in _exported(run)] or ["the GGUF files of `petool-lite export`"]
+    report(f"scoring on the GPU, as it was trained; also here, on the CPU: {', '.join(more)} (--variants)", 0, 0, "")
+    return ["base-gpu", "tuned-gpu", "rules"]
 
 
 def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report) -> list[Variant]:
     """The variants of a run by name, see KNOWN; the untouched base is exported on the fly in any GGUF type.
 
-    What a group names and this machine or run does not have is left out and said so. Raises PetoolError for a name
-    that is not known, a file that is not there, and where a GPU is needed and absent.
+    Raises PetoolError for a name that is not known, a file that is not there, and where a GPU is needed and absent.
     """
     if is_complete(run):
         manifest = read_manifest(run)
         recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
-    chosen = list(_expanded(names, run))
-    absent = [name for name in chosen if name in _GPU_NAMES] if not _gpu_here(chosen) else []
-    if absent and not [name for name in chosen if name not in absent and name not in RULES]:
-        raise PetoolError("the GPU variants need a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
-    if absent:
-        report(f"left out, since they need a GPU and torch finds none: {', '.join(absent)}", 0, 0, "")
     found = []
-    for name in dict.fromkeys(name for name in chosen if name not in absent):
+    for name in dict.fromkeys(_expanded(names, run, recipe.model.precision)):
         if name in RULES:
             found += rule_variants([name])
-        elif name in _GPU_NAMES:
+        elif name in _ON_GPU:
             found.append(_gpu_variant(name, run, recipe))
         else:
-            found += _file_variant(name, run, recipe, name in names, report)
+            found.append(_file_variant(name, run, recipe, report))
     return list({variant.name: variant for variant in found}.values())
 
 
-def _gpu_here(chosen: Sequence[str]) -> bool:
-    if not any(name in _GPU_NAMES for name in chosen):
-        return True
+def _gpu_here() -> bool:
     from petool_lite.inference.gpu import gpu_available
 
     return gpu_available()
 
 
-def _expanded(names: Sequence[str], run: Path | None) -> Iterator[str]:
-    """Names with groups spelled out and aliases replaced; raises PetoolError for one that is not known."""
+def _expanded(names: Sequence[str], run: Path | None, precision: str) -> Iterator[str]:
+    """Names with groups spelled out as far as this run and machine have them, base-gpu and tuned-gpu in `precision`."""
     from petool_lite.export import TYPES
 
-    files = {*_SIDES, *(f"{side}-{kind}" for side in _SIDES for kind in TYPES)}
-    for name in names:
-        name = _ALIASES.get(name, name)
-        if name not in files and name not in _GPU_NAMES and name not in RULES and name not in GROUPS:
+    short = {f"{side}-gpu": f"{side}-{precision or 'bf16'}-gpu" for side in _SIDES}
+    single = {*_SIDES, *_ON_GPU, *RULES, *(f"{side}-{kind}" for side in _SIDES for kind in TYPES)}
+    for name in (short.get(name, name) for name in names):
+        if name in single:
+            yield name
+        elif name not in GROUPS:
             raise PetoolError(f"unknown variant in {','.join(names)}: {name}", f"known: {KNOWN}", USAGE)
         if name in ("rules", "all"):
             yield from RULES
-        if name in ("cpu", "all"):
-            yield from (f"{side}-{kind}" for side in _SIDES for kind in (_sixteen(run), "q8_0", "q4_k_m"))
-        if name in ("gpu", "all"):
-            yield from _GPU_NAMES
-        if name not in GROUPS:
-            yield name
+        if name in ("cpu", "all") and run:
+            yield from (f"{side}-{kind}" for kind in _exported(run) for side in _SIDES)
+        if name == "gpu" or (name == "all" and run and _gpu_here()):
+            yield from _ON_GPU
 
 
-def _sixteen(run: Path | None) -> str:
-    """The 16-bit type that the run exported, bf16 if neither."""
-    return next((kind for kind in _SIXTEEN if run and (run / "export" / f"model.{kind}.gguf").is_file()), _SIXTEEN[0])
+def _exported(run: Path) -> list[str]:
+    """The types of the run's GGUF files."""
+    return sorted(path.name.split(".")[1] for path in (run / "export").glob("model.*.gguf"))
 
 
 def _gpu_variant(name: str, run: Path, recipe: Recipe) -> Variant:
     from petool_lite.models import resolve_base
 
-    trained = run / TRAINED[recipe.train.method] if name.startswith("tuned") else None
+    if not _gpu_here():
+        raise PetoolError(f"{name} needs a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
+    side, precision, _ = name.split("-")
+    trained = run / TRAINED[recipe.train.method] if side == "tuned" else None
     whole = trained if recipe.train.method == "full" else None
     adapter = None if whole else trained
-    precision = "nf4" if "-nf4-" in name else "bf16"
-    batch = 1 if name.endswith("-single") else BATCH
     directory = whole or resolve_base(recipe.model.base).directory
-    return Variant(name, directory, recipe.data.style, GPU, adapter, precision=precision, batch=batch)
+    about = f"{_SIDES[side]}, in {precision} on the GPU"
+    return Variant(name, directory, recipe.data.style, GPU, adapter, precision=precision, about=about)
 
 
-def _file_variant(name: str, run: Path, recipe: Recipe, asked: bool, report: Report) -> list[Variant]:
+def _file_variant(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
     from petool_lite.export import export_base
 
     side, _, kind = name.partition("-")
-    try:
-        tuned = tuned_file(run, kind or None) if side == "tuned" or not kind else None
-    except PetoolError as error:
-        if asked:
-            raise
-        report(f"left out {name}: {error.message}; {error.hint}", 0, 0, "")
-        return []
+    tuned = tuned_file(run, kind or None) if side == "tuned" or not kind else None
     kind = kind or (tuned.name.split(".")[1] if tuned else "")
+    about = f"{_SIDES[side]}, as a {kind} GGUF file on the CPU"
     if side == "tuned":
-        return [Variant(f"tuned-{kind}", tuned)]
-    return [Variant(f"base-{kind}", export_base(recipe.model.base, kind, report), recipe.data.style)]
+        return Variant(f"tuned-{kind}", tuned, about=about)
+    return Variant(f"base-{kind}", export_base(recipe.model.base, kind, report), recipe.data.style, about=about)
 
 
 def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
-    """Each variant with free or constrained decoding, or with "both"; a constrained one says so in its name.
+    """Each variant with constrained or free decoding, or with "both"; a free one says so in its name.
 
     Rules have no decoding and come last.
     """
     chosen = DECODINGS if decoding == "both" else (decoding,)
-    suffix = {"free": "", "constrained": "-constrained"}
-    models = [item for item in variants if item.engine != NONE]
-    found = [replace(item, name=item.name + suffix[name], decoding=name) for item in models for name in chosen]
+    found = []
+    for item in (item for item in variants if item.engine != NONE):
+        free = replace(item, name=f"{item.name}-free", about=f"{item.about}, writing anything", decoding="free")
+        found += [free if name == "free" else replace(item, decoding=name) for name in chosen]
     return found + [item for item in variants if item.engine == NONE]

@@ -94,7 +94,7 @@ def scores(run: Path) -> str:
     if not file.is_file():
         return "## Scores\n\nNot scored yet: `petool-lite bench`, then export again.\n"
     report = json.loads(file.read_text())
-    if report.get("schema") != 2:
+    if report.get("schema") != 3:
         return "## Scores\n\nScored by an earlier version: `petool-lite bench`, then export again.\n"
     rows = [
         f"| {item['name']}{' (partial)' if item['partial'] else ''} | {item['n']} | {item['tool_acc']:.1f} % | "

@@ -76,7 +76,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], caption: 
     """A table on stdout; columns of numbers are right-aligned, a head without any name is left out."""
     table = Table(show_header=any(columns))
     for index, column in enumerate(columns):
-        numbers = bool(rows) and all(row[index][:1].isdigit() for row in rows)
+        numbers = bool(rows) and all(row[index][:1] in "0123456789+-–<" for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
@@ -150,7 +150,7 @@ def progress() -> Iterator[Report]:
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total, note=note)
             if not stderr.is_terminal:
-                stderr.print(f"{stage}: {total} to do")
+                stderr.print(f"{stage}: {total - done} to do")
         bars.update(tasks[stage], completed=done, total=total, note=note)
         if not stderr.is_terminal and done == total:
             stderr.print(f"{stage}: done {note}")

@@ -11,12 +11,29 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from petool_lite.data.petoolbench import published_call
+from petool_lite.inference.parse import CallFailure, read_answer
+
 _PATTERN = r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\}'
 _CALL = re.compile(_PATTERN)
 _SPANNING = re.compile(_PATTERN, re.DOTALL)
+_WRAPPED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
-def published_call(reply: str, spanning: bool = False) -> dict[str, Any] | None:
+def published_form(reply: str) -> str:
+    """A reply of the petool style as the published scorers read one: its call as their JSON on one line.
+
+    A reply without a call that can be read stays as it is.
+    """
+    wrapped = _WRAPPED.search(reply)
+    try:
+        call = published_call(read_answer(wrapped[1] if wrapped else reply))
+    except (CallFailure, RecursionError):
+        return reply
+    return reply if call is None else json.dumps(call, ensure_ascii=False)
+
+
+def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
     """The call that the published scorer sees in a reply, or None.
 
     With `spanning` the match may span lines, as in the scorer of the published 3B result.
@@ -46,9 +63,20 @@ def _call(text: str) -> dict[str, Any] | None:
 def score_reply(reply: str, gold: Mapping[str, Any], spanning: bool = False) -> tuple[bool, bool]:
     """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right.
 
-    Values are compared as Python does: 1, 1.0 and true are equal.
+    Values are compared as Python does: 1, 1.0 and true are equal. Where `gold` is {"no_call": ...}, any text without a
+    call is right on both counts.
     """
-    call = published_call(reply, spanning)
+    call = read_published(reply, spanning)
+    if "no_call" in gold:
+        right = call is None and _is_text(reply)
+        return right, right
     if call is None:
         return False, False
     return call["tool_name"] == gold["tool_name"], call["parameters"] == gold["parameters"]
+
+
+def _is_text(reply: str) -> bool:
+    try:
+        return isinstance(read_answer(reply), str)
+    except (CallFailure, RecursionError):
+        return False

@@ -5,38 +5,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.jobs import jobs
+from petool_lite.bench.run import entry_row
 
-from petool_lite.data.entries import Entry, provider
+from petool_lite.data.entries import Call, Entry
+from petool_lite.data.files import load_dataset
+from petool_lite.prompt.render import answer_text
 
 
-def facts(entry: Entry, setting: str = "rating") -> dict[str, Any]:
-    """What docs/bench.md calls facts, from an entry."""
-    prompt, gold = entry.prompt(setting), entry.gold
-    same = next(job for job in jobs(prompt, setting) if gold.tool_name in {tool.name for tool in job.tools})
-    tool = next(tool for tool in prompt.tools if tool.name == gold.tool_name)
-    ratings = [call.rating for call in prompt.history if provider(call.call.tool_name) == provider(gold.tool_name)]
-    parameters = (*tool.required, *tool.optional)
-    return {
-        "offered": [item.name for item in prompt.tools],
-        "same_job": [item.name for item in same.tools],
-        "declared": [item.name for item in parameters],
-        "history_length": len(prompt.history),
-        "liked_share": sum(rating or 0 for rating in ratings) / len(ratings) if ratings else None,
-        "defaults": {item.name: item.default for item in parameters},
-    }
+def called(count: int) -> list[Entry]:
+    """Entries of the demo whose right answer is a call."""
+    return [entry for entry in load_dataset("demo:test:100").entries if isinstance(entry.answer, Call)][:count]
+
+
+def answer(entry: Entry) -> str:
+    """The right reply in the published form."""
+    return answer_text(entry.answer, "published")
 
 
 def row(entry: Entry, index: int, reply: str, **more) -> dict[str, Any]:
     """A results row of schema 2."""
-    gold = {"tool_name": entry.gold.tool_name, "parameters": dict(entry.gold.parameters)}
     made = {
-        "schema": 2, "index": index, "entry_id": entry.id, "setting": "rating", "variant": "tuned",
-        "engine": "llama.cpp", "decoding": "free", "style": "compact", "status": "ok",
+        **entry_row(index, entry), "setting": "rating", "variant": "tuned",
+        "engine": "llama.cpp", "decoding": "constrained", "style": "petool", "status": "ok",
         "prompt_sha256": hashlib.sha256(entry.id.encode()).hexdigest(), "prompt_tokens": 700 + index,
         "reply": reply, "reply_tokens": 30, "finish": "stop", "failure": None, "cached_tokens": 100 * (index > 0),
         "prefill_s": 0.5, "decode_s": 0.25, "seconds": 0.75 + index / 100, "cold": index == 0, "batch": 1,
-        "history_dropped": 0, "gold": gold, "facts": facts(entry),
+        "history_dropped": 0,
     }  # fmt: skip
     return made | more
 
@@ -46,7 +40,8 @@ def meta(rows: list[dict[str, Any]], **more) -> dict[str, Any]:
     same = {key: rows[0][key] for key in ("variant", "engine", "decoding", "style", "setting")}
     data = {"source": "demo:test:40", "sha256": "ab" * 32, "total": len(rows)}
     made = {
-        "schema": 2, **same, "model": "model.q4_k_m.gguf", "model_sha256": "cd" * 32, "model_bytes": 105_000_000,
+        "schema": 2, **same, "about": "what was trained", "model": "model.q4_k_m.gguf",
+        "model_sha256": "cd" * 32, "model_bytes": 105_000_000,
         "data": data, "limit": None, "shard": None, "entries": len(rows), "complete": True, "max_reply_tokens": 256,
         "machine": {"device": "cpu", "cpu": "Some CPU", "cores": 2, "host_ram_gb": 24.0}, "commit": "0123abc",
         "versions": {"petool-lite": "0.1"}, "started": "2026-11-22T22:00:00", "seconds": 33.0,

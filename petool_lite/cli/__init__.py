@@ -12,7 +12,6 @@ import click
 from petool_lite.cli.bench import bench, run_option, show
 from petool_lite.cli.call import call, chosen_model, model_option, serve
 from petool_lite.cli.data import as_json, data
-from petool_lite.cli.report import compare, report, score
 from petool_lite.errors import FAILED, USAGE, PetoolError
 
 # What a disk answers that is full, over its quota, read-only or not ours; EFBIG is a limit on the size of files.
@@ -279,9 +278,6 @@ def _proof(checks: dict[str, Any]) -> str:
 
 main.add_command(data)
 main.add_command(bench)
-bench.add_command(score)
-bench.add_command(report)
-bench.add_command(compare)
 main.add_command(call)
 main.add_command(serve)
 

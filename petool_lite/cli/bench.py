@@ -1,6 +1,7 @@
-"""`petool-lite bench`: score models on PEToolBench entries."""
+"""`petool-lite bench`: generate replies and score them; `bench score | report | compare | merge` read results again."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,21 @@ def show(title: str, facts: dict[str, Any], as_json: bool) -> None:
 @run_option
 @click.option("--model", "model", default=None, metavar="FILE", help="Bench this GGUF file instead of a run.")
 @click.option(
-    "--variants", default="base,tuned,rules", show_default=True, metavar="NAME[,NAME]",
-    help="What to bench: base, tuned, tuned-q8_0, tuned-nf4-gpu, ..., or the groups rules, cpu, gpu, all.",
+    "--variants", default=None, metavar="NAME[,NAME]",
+    help="What to bench: base, tuned, tuned-q8_0, tuned-nf4-gpu, ..., or the groups rules, cpu, gpu, all. "
+    "If not given: base, tuned and rules, on the GPU if the run was trained on one that is here.",
 )  # fmt: skip
 @click.option("--data", default=None, metavar="SOURCE", help="Entries to score; the recipe's own if not given.")
-@click.option("--setting", type=SETTING, default=None, help="Which prompt; the recipe's own, or rating.")
+@click.option("--setting", type=SETTING, default=None, help="PEToolBench's prompt; the recipe's own, or rating.")
 @click.option(
-    "--style", type=click.Choice(["published", "compact"]), default=None, help="Override the file's prompt style."
+    "--style", type=click.Choice(["published", "petool"]), default=None, help="Override the file's prompt style."
 )
 @click.option(
     "--decoding",
-    type=click.Choice(["free", "constrained", "both"]),
-    default="both",
+    type=click.Choice(["constrained", "free", "both"]),
+    default="constrained",
     show_default=True,
-    help="Let the model write anything, or only calls of the offered tools.",
+    help="Let the model write only calls of the offered tools, or anything.",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Score the first N entries only.")
 @click.option("--batch", type=click.IntRange(1, 512), default=None, help="Replies decoded together on a GPU.")
@@ -60,57 +62,53 @@ def show(title: str, facts: dict[str, Any], as_json: bool) -> None:
 @as_json
 @click.pass_context
 def bench(context: click.Context, /, **options: Any) -> None:
-    """Score models and rules on PEToolBench entries: GGUF files on this CPU, bases and adapters on a GPU.
+    """Score models and rules on labelled entries: GGUF files on this CPU, bases and adapters on a GPU.
 
     A stopped bench goes on where it was when its command is given again.
     """
     if context.invoked_subcommand is not None:
         return
-    from petool_lite.bench.shards import bench_ranks
-    from petool_lite.bench.terminal import print_report
-    from petool_lite.console import print_json, progress, say
+    from petool_lite.bench import bench as verb
+    from petool_lite.console import progress
 
     with progress() as report:
-        job = _job(options, report)
-        document = bench_ranks(job.variants, job.task, job.folder, report)
-    if document is None:  # a shard: another command, or the first process, has the report
-        return
-    print_report(document)
-    say(f"replies and report: {job.folder}")
-    if options["as_json"]:
-        print_json(document)
+        document = verb(*_work(options, report), report)
+    if document is not None:
+        _show_report(document, options["out"] or "", options["as_json"])
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a command line asks for."""
+def _show_report(document: dict[str, Any], where: str, as_json: bool) -> None:
+    from petool_lite.bench.report import print_report
+    from petool_lite.console import print_json, say
 
-    variants: list[Any]
-    task: Any
-    folder: Path
+    print_json(document) if as_json else print_report(document)
+    say(f"replies and report: {where}")
 
 
-def _job(options: dict[str, Any], report: Any) -> _Job:
-    from dataclasses import replace
-
+def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
+    """Variants, task and folder that a command line asks for; options["out"] is the folder afterwards."""
     from petool_lite.bench.run import Task
-    from petool_lite.bench.variants import GPU, with_decodings
+    from petool_lite.bench.variants import GPU, NONE, with_decodings
     from petool_lite.data.files import load_dataset
 
     variants, bench, trained, folder = _model_inputs(options) if options["model"] else _run_inputs(options, report)
     if options["style"]:
-        variants = [item if item.engine == "none" else replace(item, style=options["style"]) for item in variants]
+        variants = [item if item.engine == NONE else replace(item, style=options["style"]) for item in variants]
     if options["batch"]:
-        several = [item.engine == GPU and item.batch > 1 for item in variants]
-        variants = [
-            replace(item, batch=options["batch"]) if many else item
-            for item, many in zip(variants, several, strict=True)
-        ]
+        variants = [replace(item, batch=options["batch"]) if item.engine == GPU else item for item in variants]
     setting = options["setting"] or _default_setting(trained)
-    dataset = load_dataset(options["data"] or bench.data, setting, options["limit"] or 0)
-    limit, shard, fresh = (options[key] for key in ("limit", "shard", "fresh"))
-    task = Task(dataset, setting, bench.max_reply_tokens, limit, shard, fresh)
-    return _Job(with_decodings(variants, options["decoding"]), task, Path(options["out"] or folder))
+    limit, fresh = options["limit"], options["fresh"]
+    shard = options["shard"] or _rank()
+    dataset = load_dataset(options["data"] or bench.data, setting)
+    options["out"] = options["out"] or str(folder)
+    task = Task(dataset, bench.max_reply_tokens, limit, shard, fresh)
+    return with_decodings(variants, options["decoding"]), task, Path(options["out"])
+
+
+def _rank() -> tuple[int, int] | None:
+    """The shard of a process of torchrun or accelerate; None for a process of its own."""
+    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return (rank, count) if count > 1 else None
 
 
 def _default_setting(data: Any) -> str:
@@ -133,20 +131,81 @@ def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
         raise PetoolError("--model and --run exclude each other", "give one of them", USAGE)
     model = Path(options["model"]).expanduser()
     check_gguf(model)
-    variants = [Variant(model.stem, model), *rule_variants(options["variants"].split(","))]
+    names = (options["variants"] or "rules").split(",")
+    variants = [Variant(model.stem, model, about="the given GGUF file, on the CPU"), *rule_variants(names)]
     return variants, Recipe().bench, Recipe().data, runs_root() / f"bench-{model.stem}"
 
 
 def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:
-    from petool_lite.bench.variants import check_names, run_variants
+    from petool_lite.bench.variants import check_names, default_names, run_variants
     from petool_lite.recipe import load_recipe
     from petool_lite.runs import find_run
 
-    names = options["variants"].split(",")
-    check_names(names)
+    names = (options["variants"] or "").split(",") if options["variants"] else None
+    if names:
+        check_names(names)
     run = find_run(options["run"])
     recipe = load_recipe(str(run / "recipe.toml"))[1]
-    return run_variants(run, recipe, names, report), recipe.bench, recipe.data, run / "bench"
+    found = run_variants(run, recipe, names or default_names(run, report), report)
+    return found, recipe.bench, recipe.data, run / "bench"
+
+
+@bench.command("score")
+@click.argument("results")
+@as_json
+def bench_score(results: str, as_json: bool) -> None:
+    """Score RESULTS, a results-<variant>.jsonl or a folder of them; loads no model."""
+    from petool_lite.bench.report import files_table, show
+    from petool_lite.bench.results import load_rows, results_files, results_folder
+    from petool_lite.bench.score import score_row, summary
+    from petool_lite.console import print_json, say
+
+    found: dict[str, Any] = {}
+    place = Path(results).expanduser()
+    for path in results_files(results_folder(results)) if place.is_dir() else [place]:
+        rows, cut = load_rows(path)
+        if cut:
+            say(f"{path}: the last line was cut and is left out")
+        found[str(path)] = summary(rows, [score_row(row) for row in rows])
+    if as_json:
+        print_json(found if place.is_dir() else next(iter(found.values())))
+    else:
+        show(files_table(found))
+
+
+@bench.command("report")
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@click.option("--out", default=None, metavar="DIR", help="Where the report goes; beside the results if not given.")
+@as_json
+def bench_report(folders: tuple[str, ...], out: str | None, as_json: bool) -> None:
+    """Write report.json, report.md and report.html anew from the results files in DIR, a bench folder or a run.
+
+    Several folders, such as one a setting, make one report in --out.
+    """
+    from petool_lite.bench.report import write_report
+    from petool_lite.bench.results import results_folder
+
+    if len(folders) > 1 and out is None:
+        raise PetoolError("several folders make one report", "say where it goes: --out DIR", USAGE)
+    places = [results_folder(folder) for folder in folders]
+    target = Path(out).expanduser() if out else places[0]
+    _show_report(write_report(*places, target=target), str(target), as_json)
+
+
+@bench.command("compare")
+@click.argument("first")
+@click.argument("second")
+@click.option("--variant", default=None, metavar="NAME", help="This variant only.")
+@click.option("--against", default=None, metavar="NAME", help="Its name in SECOND, if it has another there.")
+@as_json
+def bench_compare(first: str, second: str, variant: str | None, against: str | None, as_json: bool) -> None:
+    """Compare two runs or bench folders on the entries that both scored: differences, tests, entries that flipped."""
+    from petool_lite.bench.compare import compare_folders, print_comparison
+    from petool_lite.bench.results import results_folder
+    from petool_lite.console import print_json
+
+    found = compare_folders(results_folder(first), results_folder(second), variant, against)
+    print_json(found) if as_json else print_comparison(found)
 
 
 @bench.command("merge")
@@ -155,14 +214,9 @@ def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, A
 @as_json
 def bench_merge(folders: tuple[str, ...], out: str, as_json: bool) -> None:
     """Make the results of all shards in DIR... one, as if they had been made by one command."""
-    from petool_lite.bench.merge import merge_shards
     from petool_lite.bench.report import write_report
-    from petool_lite.bench.terminal import print_report
-    from petool_lite.console import print_json, say
+    from petool_lite.bench.shards import merge_shards
 
-    merge_shards([Path(folder).expanduser() for folder in folders], Path(out).expanduser())
-    document = write_report(Path(out).expanduser())
-    print_report(document)
-    say(f"replies and report: {out}")
-    if as_json:
-        print_json(document)
+    target = Path(out).expanduser()
+    merge_shards([Path(folder).expanduser() for folder in folders], target)
+    _show_report(write_report(target), out, as_json)

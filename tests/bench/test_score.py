@@ -1,18 +1,29 @@
-"""The three scorers, the published one with its quirks, and what is made of their marks."""
+"""The three scorers, the published one with its quirks, and what is made of their right."""
 
 import json
 import random
 import re
 import time
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from petool_lite.bench.score import canonical, compare_marks, mark_row, score_rows
-from support_bench import row
+from petool_lite.bench.score import (
+    CLASSES,
+    canonical,
+    error_class,
+    mcnemar,
+    paired,
+    paired_interval,
+    quantile,
+    score_row,
+    summary,
+    wilson,
+)
+from support_bench import answer, called, row
 
-from petool_lite.data.files import load_dataset
-from petool_lite.scorer import published_call, score_reply
+from petool_lite.scorer import published_form, read_published, score_reply
 
 GOLD = {"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x", "n": 2}}
 GOOD = json.dumps(GOLD)
@@ -20,7 +31,7 @@ LINES = '{"tool_name": "<A>.<b>.<c>",\n"parameters": {"q": "x",\n "n": 2}}'
 
 
 @pytest.mark.parametrize(
-    ("reply", "marks"),
+    ("reply", "right"),
     [
         (GOOD, (True, True)),
         (f"Sure! {GOOD} Anything else?", (True, True)),
@@ -36,12 +47,12 @@ LINES = '{"tool_name": "<A>.<b>.<c>",\n"parameters": {"q": "x",\n "n": 2}}'
         ('{"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x"', (False, False)),
     ],
 )
-def test_one_reply(reply, marks) -> None:
-    assert score_reply(reply, GOLD) == marks
+def test_one_reply(reply, right) -> None:
+    assert score_reply(reply, GOLD) == right
 
 
 @pytest.mark.parametrize(
-    ("parameters", "marks"),
+    ("parameters", "right"),
     [
         ({"a": {"b": 1}, "c": 2}, (True, True)),
         ({"c": 2, "a": {"b": 1}}, (False, False)),
@@ -49,16 +60,13 @@ def test_one_reply(reply, marks) -> None:
         ({}, (True, True)),
     ],
 )
-def test_an_object_ends_at_the_first_two_braces(parameters, marks) -> None:
+def test_an_object_ends_at_the_first_two_braces(parameters, right) -> None:
     call = {"tool_name": "t", "parameters": parameters}
-    assert score_reply(json.dumps(call), call) == marks
-
-
-def test_a_space_between_the_last_braces_is_no_match() -> None:
-    assert score_reply(GOOD[:-1] + " }", GOLD) == (False, False)
+    assert score_reply(json.dumps(call), call) == right
 
 
 def test_the_spanning_scorer_reads_over_line_ends() -> None:
+    assert score_reply(GOOD[:-1] + " }", GOLD) == (False, False), "a space between the last braces is no match"
     assert score_reply("{\n" + GOOD[1:], GOLD) == (False, False)
     assert score_reply("{\n" + GOOD[1:], GOLD, spanning=True) == (True, True)
     assert score_reply(LINES, GOLD, spanning=True) == (True, True)
@@ -78,12 +86,12 @@ def test_the_quick_search_finds_what_the_published_expression_finds(pieces, span
     except ValueError:
         call = None
     call = call if isinstance(call, dict) and {"tool_name", "parameters"} <= set(call) else None
-    assert published_call(reply, spanning) == call
+    assert read_published(reply, spanning) == call
 
 
 def reply_row(reply: str, **more):
-    facts = {"offered": ["<A>.<b>.<c>"], "same_job": ["<A>.<b>.<c>"], "declared": ["q", "n"], "defaults": {}}
-    return {"status": "ok", "reply": reply, "gold": GOLD, "finish": "stop", "facts": facts, **more}
+    facts = {"offered": ["<A>.<b>.<c>"], "same_job": ["<A>.<b>.<c>"], "history_length": 3}
+    return {"status": "ok", "style": "petool", "reply": reply, "gold": GOLD, "finish": "stop", "facts": facts, **more}
 
 
 @pytest.mark.parametrize(
@@ -108,25 +116,25 @@ def reply_row(reply: str, **more):
     ],
 )
 def test_the_strict_scorer_compares_as_json(reply, strict) -> None:
-    assert mark_row(reply_row(reply)).strict == strict
+    assert score_row(reply_row(reply)).strict == strict
 
 
 def test_true_is_one_to_the_published_scorer_and_not_to_the_strict_one() -> None:
     gold = {"tool_name": "t", "parameters": {"on": 1}}
-    mark = mark_row(reply_row('{"tool_name": "t", "parameters": {"on": true}}', gold=gold))
-    assert (mark.published, mark.strict) == ((True, True), (True, False))
+    score = score_row(reply_row('{"tool_name": "t", "parameters": {"on": true}}', gold=gold))
+    assert (score.published, score.strict) == ((True, True), (True, False))
 
 
 def test_a_reply_that_reached_its_limit_is_no_strict_call() -> None:
-    assert mark_row(reply_row(GOOD, finish="length")).strict == (False, False)
-    assert mark_row(reply_row(GOOD, finish="length")).published == (True, True)
+    assert score_row(reply_row(GOOD, finish="length")).strict == (False, False)
+    assert score_row(reply_row(GOOD, finish="length")).published == (True, True)
 
 
 def test_nested_values_and_braces_in_strings_are_right_to_the_strict_scorer_only() -> None:
     for parameters in ({"c": 2, "a": {"b": [1, {"d": None}]}}, {"a": "}}", "c": 2}):
         gold = {"tool_name": "t", "parameters": parameters}
-        mark = mark_row(reply_row(json.dumps(gold), gold=gold))
-        assert (mark.published, mark.strict) == ((False, False), (True, True))
+        score = score_row(reply_row(json.dumps(gold), gold=gold))
+        assert (score.published, score.strict) == ((False, False), (True, True))
 
 
 def test_canonical_text_is_equal_for_equal_json_values_only() -> None:
@@ -141,9 +149,9 @@ def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
         reply_row(GOOD),
         reply_row(GOOD.replace("<b>", "<z>")),
         reply_row("cut", finish="length"),
-        {"status": "engine_error", "gold": GOLD, "facts": {}},
+        {"status": "engine_error", "style": "petool", "gold": GOLD, "facts": {}},
     ]
-    score = score_rows(rows)
+    score = summary(rows, [score_row(item) for item in rows])
     assert (score["n"], score["engine_errors"], score["no_call"], score["cut_off"]) == (4, 1, 1, 1)
     assert (score["tool_acc"], score["param_acc"], score["joint_acc"]) == (50.0, 75.0, 50.0)
     assert score["strict"]["joint_acc"] == 50.0
@@ -152,9 +160,9 @@ def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
 
 def test_paired_tests_count_who_alone_is_right() -> None:
     other = GOOD.replace("<b>", "<z>")
-    first = {index: mark_row(reply_row(GOOD if index < 3 else other)) for index in range(12)}
-    second = {index: mark_row(reply_row(GOOD if index > 1 else other)) for index in range(13)}
-    found = compare_marks(first, second)
+    first = {index: score_row(reply_row(GOOD if index < 3 else other)) for index in range(12)}
+    second = {index: score_row(reply_row(GOOD if index > 1 else other)) for index in range(13)}
+    found = paired(first, second)
     assert found["n"] == 12
     assert (found["tool"]["first_only"], found["tool"]["second_only"]) == (2, 9)
     assert found["tool"]["difference"] == pytest.approx(100 * 7 / 12, abs=1e-3)
@@ -163,18 +171,129 @@ def test_paired_tests_count_who_alone_is_right() -> None:
     assert found["agreement"] == pytest.approx(100 / 12, abs=1e-3)
 
 
+WEATHER = {"tool_name": "<W>.<Sun>.<forecast>", "parameters": {"city": "Oslo", "days": 3}}
+OFFERED = ["<W>.<Sun>.<forecast>", "<W>.<Rain>.<forecast>", "<M>.<Tune>.<search>"]
+
+
+def call(tool: str = "<W>.<Sun>.<forecast>", **parameters) -> str:
+    given = {**WEATHER["parameters"], **parameters}
+    return json.dumps({"tool_name": tool, "parameters": {key: value for key, value in given.items() if value}})
+
+
+@pytest.mark.parametrize(
+    ("reply", "more", "found"),
+    [
+        (call(), {}, "right"),
+        (f"Here you are: {call()}", {"finish": "length"}, "right"),
+        (
+            call().replace('"parameters": {', '"parameters":\n{').replace("}}", "}\n}"),
+            {"style": "published"},
+            "other_form",
+        ),
+        (call("<W>.<Rain>.<forecast>"), {}, "wrong_provider"),
+        (call("<M>.<Tune>.<search>"), {}, "wrong_function"),
+        (call("<M>.<Tune>.<search>"), {"same_job": []}, "wrong_tool"),
+        (call("<W>.<Snow>.<forecast>"), {}, "invented_tool"),
+        (call(city=None, lang="en"), {}, "missing_parameter"),
+        (call(lang="en"), {}, "extra_parameter"),
+        (call(city="Bergen"), {}, "wrong_parameter"),
+        ("I would call the forecast.", {}, "no_call"),
+        (call()[:-9], {"finish": "length"}, "cut_off"),
+        (call(), {"gold": {"no_call": "No tool fits."}}, "needless_call"),
+        ("", {"status": "too_long"}, "too_long"),
+        ("", {"status": "engine_error"}, "engine_error"),
+    ],
+)
+def test_each_class_of_error(reply, more, found) -> None:
+    facts = {"offered": OFFERED, "same_job": more.get("same_job", OFFERED[:2]), "history_length": 20}
+    row = reply_row(reply, gold=WEATHER) | {"facts": facts} | more
+    assert error_class(row, score_row(row)) == found
+
+
+def test_every_class_is_tested_above() -> None:
+    cases = next(mark for mark in test_each_class_of_error.pytestmark if mark.name == "parametrize").args[1]
+    assert {case[2] for case in cases} == set(CLASSES)
+
+
+HERMES = '<tool_call>\n{"name": "<A>.<b>.<c>", "arguments": {"q": "x", "n": 2}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("reply", "published", "strict"),
+    [
+        (HERMES, True, True),
+        (f"Sure!\n{HERMES}", True, False),
+        (HERMES.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"), True, True),
+        (HERMES.replace("2", "2.0"), True, True),
+        (HERMES.replace("<b>", "<d>"), False, False),
+        (HERMES.replace("}}", "}"), False, False),
+        ("No tool fits.", False, False),
+        (GOOD, True, True),
+    ],
+)
+def test_a_petool_reply_is_read_by_the_published_scorer_in_its_own_form(reply, published, strict) -> None:
+    score = score_row(reply_row(reply))
+    assert (all(score.published), all(score.strict)) == (published, strict)
+    assert read_published(published_form(HERMES)) == GOLD
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"), [("No tool fits.", True), ("I cannot do that.", True), (HERMES, False), (HERMES[:-20], False)]
+)
+def test_where_no_tool_fits_a_reply_without_a_call_is_right(reply, right) -> None:
+    score = score_row(reply_row(reply, gold={"no_call": "No tool fits."}))
+    assert {score.published, score.spanning, score.strict} == {(right, right)}
+
+
 LOOP = "}}" + '{"tool_name": "a", "parameters": {' * 30  # a small model going in circles: costs the plain search 20 ms
 
 
 def test_3000_rows_are_scored_within_seconds() -> None:
-    entries = load_dataset("demo:test:100", "rating").entries
+    entries = called(50)
     rng = random.Random(0)
     rows = []
     for index in range(3000):
-        entry = entries[index % 100]
-        good = entry.gold.to_json()
+        entry = entries[index % 50]
+        good = answer(entry)
         reply = rng.choice([good, f"Sure:\n{good}", good[:-5], good.replace("<", "{", 3), LOOP])
         rows.append(row(entry, index, reply))
     started = time.thread_time()  # not the clock: other processes run, too
-    assert score_rows(rows)["n"] == 3000
+    assert summary(rows, [score_row(item) for item in rows])["n"] == 3000
     assert time.thread_time() - started < 5
+
+
+def test_the_interval_is_wilsons() -> None:
+    # 787 of 1,000: computed by hand from the formula
+    assert wilson(787, 1000) == pytest.approx((76.06, 81.13), abs=0.02)
+    assert wilson(0, 0) == (0.0, 100.0)
+    assert wilson(10, 10)[1] == 100.0
+    assert wilson(0, 10)[0] == 0.0
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (2, 9), (5, 5), (0, 11), (7, 6)])
+def test_mcnemar_is_the_share_of_coin_throws_that_are_as_uneven(lost, won) -> None:
+    n = lost + won
+    uneven = sum(abs(2 * sum(throw) - n) >= abs(won - lost) for throw in product((0, 1), repeat=n))
+    assert mcnemar(lost, won) == pytest.approx(uneven / 2**n)
+
+
+def test_mcnemar_of_thousands_of_pairs_is_no_zero_by_underflow() -> None:
+    assert mcnemar(1500, 1500) == 1.0
+    assert 0 < mcnemar(1000, 1300) < 1e-9
+
+
+def test_the_paired_interval_holds_its_difference_and_is_symmetric() -> None:
+    low, high = paired_interval(20, 50, 500)
+    assert low < 6.0 < high
+    assert low > 0  # 20 against 50 is no chance: p < 0.001
+    assert paired_interval(50, 20, 500) == pytest.approx((-high, -low))
+    # by hand: centre 30/502, spread sqrt(71 - 900/502)/502
+    assert (low, high) == pytest.approx((2.73, 9.22), abs=0.02)
+    assert paired_interval(0, 0, 0) == (-100.0, 100.0)
+
+
+def test_quantiles_are_values_that_occurred() -> None:
+    assert quantile([], 0.5) is None
+    assert quantile([3, 1, 2], 0.5) == 2
+    assert quantile([1, 2, 3, 4], 0.5) == 2
+    assert quantile(list(range(1, 101)), 0.95) == 95

@@ -18,7 +18,7 @@ from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.parse import CallFailure, parse_call
 from petool_lite.prompt.render import Chat, Layout, prompt_ids, render_messages
 from petool_lite.recipe import load_recipe, settings, to_toml
-from petool_lite.scorer import published_call, score_reply
+from petool_lite.scorer import read_published, score_reply
 
 KEYS = [name for name, _, _, _ in settings()]
 PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -240,7 +240,7 @@ def test_any_reply_is_a_call_no_call_or_a_named_failure(said, finish, style) -> 
 @given(said=reply)
 @example(said='{"tool_name": "a' * 150)
 def test_any_reply_can_be_scored(said) -> None:
-    found = published_call(said)
+    found = read_published(said)
     right = score_reply(said, {"tool_name": "a.b.c", "parameters": {"x": ""}})
     assert found is not None or right == (False, False)
 

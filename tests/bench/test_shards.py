@@ -1,19 +1,17 @@
-"""Shards and their merge, by hand and as processes of torchrun."""
+"""Shards and their merge."""
 
 import json
-import subprocess
-import sys
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from petool_lite.bench.engines import GpuEngine
-from petool_lite.bench.merge import merge_shards, shard_folder
+from petool_lite.bench import bench, generate
 from petool_lite.bench.results import load_folder
-from petool_lite.bench.run import Task, generate_results
-from petool_lite.bench.variants import Variant, rule_variants
+from petool_lite.bench.run import Task
+from petool_lite.bench.shards import merge_shards, shard_folder
+from petool_lite.bench.variants import rule_variants
 
-from petool_lite.console import silent
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 
@@ -28,16 +26,14 @@ def lines_of(path: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def shards(tiny_files, tmp_path_factory) -> Path:
-    """A folder with everything and three shards of 7 entries, by a model and by a rule."""
+def shards(tmp_path_factory) -> Path:
+    """A folder with everything and three shards of 7 entries, by two rules."""
     root = tmp_path_factory.mktemp("shards")
-    task = Task(load_dataset("demo:test:7", "rating"), "rating", 8)
-    variants = [Variant("tiny", tiny_files["q4_k_m"], "compact"), *rule_variants(["rule-random"])]
-    for shard in (None, (0, 3), (1, 3), (2, 3)):
-        folder = root / "whole" if shard is None else shard_folder(root, shard)
-        for variant in variants:
-            target = folder / f"results-{variant.name}.jsonl"
-            generate_results(variant, replace(task, shard=shard), target, GpuEngine(), silent)
+    task = Task(load_dataset("demo:test:7"), 8)
+    variants = rule_variants(["rule-first", "rule-random"])
+    generate(variants, task, root / "whole")
+    for place in range(3):
+        assert bench(variants, replace(task, shard=(place, 3)), root) is None, "a shard has no report"
     return root
 
 
@@ -47,7 +43,7 @@ def parts(root: Path) -> list[Path]:
 
 def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
     merge_shards(parts(shards)[::-1], tmp_path / "merged")
-    for name in ("results-tiny.jsonl", "results-rule-random.jsonl"):
+    for name in ("results-rule-first.jsonl", "results-rule-random.jsonl"):
         assert lines_of(tmp_path / "merged" / name) == lines_of(shards / "whole" / name)
         rows = (tmp_path / "merged" / name).read_text().split("\n")
         assert [json.loads(row)["index"] for row in rows if row] == list(range(7))
@@ -58,14 +54,10 @@ def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
         assert one.meta["shards"] == 3
 
 
-def changed(root: Path, tmp_path: Path, place: int, name: str = "results-tiny.meta.json", **values) -> list[Path]:
+def changed(root: Path, tmp_path: Path, place: int, **values) -> list[Path]:
     """Copies of the shards, with other values in one meta file."""
-    import shutil
-
-    found = []
-    for number, folder in enumerate(parts(root)):
-        found.append(Path(shutil.copytree(folder, tmp_path / f"s{number}")))
-    file = found[place] / name
+    found = [Path(shutil.copytree(folder, tmp_path / f"s{number}")) for number, folder in enumerate(parts(root))]
+    file = found[place] / "results-rule-first.meta.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
     return found
 
@@ -73,15 +65,15 @@ def changed(root: Path, tmp_path: Path, place: int, name: str = "results-tiny.me
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"complete": False}, "s1/results-tiny.jsonl is not finished: 2 of 2 entries"),
+        ({"complete": False}, "s1/results-rule-first.jsonl is not finished: 2 of 2 entries"),
         ({"entries": 3}, "is not finished: 2 of 3 entries"),
-        ({"shard": [0, 3]}, "are both shard 0/3"),
-        ({"shard": [1, 4]}, "is shard 1/4"),
-        ({"shard": None}, "is no shard"),
+        ({"shard": [0, 3]}, "not all shards of one bench.*s1/results-rule-first.jsonl is shard 0/3"),
+        ({"shard": [1, 4]}, "s1/results-rule-first.jsonl is shard 1/4"),
+        ({"shard": None}, "s1/results-rule-first.jsonl is shard 0/0"),
         ({"model_sha256": "0" * 64}, "another model"),
         ({"max_reply_tokens": 9}, "another reply limit"),
         ({"commit": "other"}, "another commit"),
-        ({"data": {"source": "other.json", "sha256": "0" * 64, "total": 7}}, "another data set: other.json"),
+        ({"data": {"source": "other.json", "sha256": "0" * 64, "total": 7}}, "another data set: .*other.json"),
     ],
 )
 def test_shards_that_do_not_fit_are_named_and_nothing_is_written(shards, tmp_path, values, words) -> None:
@@ -92,28 +84,14 @@ def test_shards_that_do_not_fit_are_named_and_nothing_is_written(shards, tmp_pat
 
 
 def test_absent_shards_and_variants_are_named(shards, tmp_path) -> None:
-    with pytest.raises(PetoolError, match=r"shards \[1\] of 3 are missing"):
+    with pytest.raises(PetoolError, match="not all shards of one bench"):
         merge_shards([parts(shards)[0], parts(shards)[2]], tmp_path / "merged")
     folders = changed(shards, tmp_path, 0)
-    (folders[2] / "results-tiny.jsonl").unlink()
-    with pytest.raises(PetoolError, match=r"s2 has no results-tiny\.jsonl"):
+    (folders[2] / "results-rule-first.jsonl").unlink()
+    with pytest.raises(PetoolError, match=r"s2 has no results-rule-first\.jsonl"):
         merge_shards(folders, tmp_path / "merged")
     with pytest.raises(PetoolError, match="is one of the shards"):
         merge_shards(folders, folders[0])
-
-
-def test_the_processes_of_torchrun_share_the_work_and_the_first_reports(tiny_files, tmp_path) -> None:
-    line = ["-m", "petool_lite", "bench", "--model", str(tiny_files["f16"]), "--style", "compact", "--data"]
-    line += ["demo:test:5", "--variants", "rules", "--decoding", "constrained", "--json"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run([*launcher, *line, "--out", str(tmp_path / "two")], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout.splitlines()[-1])
-    assert {variant["n"] for variant in report["variants"]} == {5}
-    name = f"results-{tiny_files['f16'].stem}-constrained.jsonl"
-    one = subprocess.run([sys.executable, *line, "--out", str(tmp_path / "one")], capture_output=True, text=True)
-    assert one.returncode == 0, one.stderr
-    assert lines_of(tmp_path / "two" / name) == lines_of(tmp_path / "one" / name)
 
 
 @pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/2"])

@@ -1,0 +1,105 @@
+"""report.html in a real browser: what it shows, what it lets a reader do, and that no reply can do anything."""
+
+import re
+import shutil
+import sys
+
+import pytest
+from petool_lite.bench.report import write_report
+from support_bench import answer, called, row, write_results
+
+ENTRIES = called(40)
+HOSTILE = (
+    "</script><img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>",
+    "<!--<script>", "]]>", "\u2028</style><svg onload=window.pwned=1>", "${window.pwned=1}", "\\u003c/script>",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    """Two variants, 40 entries each; the replies of one are hostile where they are wrong."""
+    folder = tmp_path_factory.mktemp("html")
+    replies = [answer(entry) if index % 2 else HOSTILE[index % 6] for index, entry in enumerate(ENTRIES)]
+    made = [row(entry, index, reply) for index, (entry, reply) in enumerate(zip(ENTRIES, replies, strict=True))]
+    data = {"source": "<img src=x onerror=window.pwned=1>", "sha256": "ab" * 32, "total": 40}
+    write_results(folder, made, started="1", data=data)
+    base = [row(entry, index, answer(entry), variant="base<i onclick=x>") for index, entry in enumerate(ENTRIES)]
+    write_results(folder, base, started="2", model_bytes=270_000_000, data=data)
+    write_report(folder)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, page_file):
+    """The report, opened; errors and requests beyond the file itself fail the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    trouble = []
+    opened.on("pageerror", lambda error: trouble.append(str(error)))
+    opened.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    opened.on("request", lambda request: trouble.append(request.url) if not request.url.startswith("file:") else None)
+    opened.goto(page_file.as_uri())
+    yield opened
+    assert trouble == []
+    context.close()
+
+
+def test_the_file_names_nothing_outside_itself(page_file) -> None:
+    text = page_file.read_text()
+    assert not re.search(r"<[^>]*\s(?:src|href)\s*=\s*[\"']?+(?!data:|#)", text)
+    assert "@import" not in text
+    assert text.count("<script") == 1
+    assert "<img" not in text
+    assert "<svg onload" not in text
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)), "charts share no id"
+
+
+def test_without_matplotlib_there_are_tables_and_it_is_said(page_file, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    shutil.copytree(page_file.parent, tmp_path / "again")
+    write_report(tmp_path / "again")
+    text = (tmp_path / "again" / "report.html").read_text()
+    assert "matplotlib is not installed" in text
+    assert "<svg" not in text
+    assert 'id="scores"' in text
+
+
+def test_hostile_replies_are_text_and_entries_are_filtered(page) -> None:
+    count, shown = page.locator("#count"), page.locator(".entry:visible")
+    assert count.inner_text() == "40 of 40 entries"
+    page.check("#wrong")
+    assert shown.count() == 20
+    shown.first.locator("summary").click()
+    assert HOSTILE[0] in shown.first.inner_text()
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("img").count() == 0
+    page.check("#differ")
+    assert count.inner_text() == "20 of 40 entries"
+    page.fill("#words", "nothing has this text")
+    assert count.inner_text() == "0 of 40 entries"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(420, "dark"), (1280, "light")])
+def test_it_fits_a_phone_and_a_desk(browser, page_file, width, scheme) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("svg:visible").count() == 2
+    ends = page.evaluate("[...document.querySelectorAll('#scores th')].map((one) => one.getBoundingClientRect().right)")
+    assert max(ends) <= width, "both right is seen on a phone, too"
+    assert "tuned" in page.locator("#scores").inner_text()
+    context.close()
