@@ -1,4 +1,4 @@
-"""The adapter side of a merge: read a PEFT LoRA adapter and add its delta to rows of a base tensor in float32."""
+"""The adapter side of a merge: read a PEFT LoRA adapter, and add its delta to rows of a base tensor in float32."""
 
 import json
 from collections.abc import Mapping
@@ -32,9 +32,13 @@ class Adapter:
 
     modules: Mapping[str, tuple[Any, Any]]
     scale: float
-    alpha: float
     rank: int
     base_name: str
+
+    def delta(self, name: str, first: int = 0, last: int | None = None) -> Any:
+        """Rows [first, last) of scale * B @ A for the tensor `name`, float32, computed as PEFT does."""
+        low, high = self.modules[name]
+        return (high[first:last] @ low) * self.scale
 
 
 def load_adapter(folder: Path) -> Adapter:
@@ -66,7 +70,6 @@ def load_adapter(folder: Path) -> Adapter:
     return Adapter(
         modules={f"{module}.weight": (pair["A"], pair["B"]) for module, pair in pairs.items()},
         scale=alpha / (rank**0.5 if config.get("use_rslora") else rank),
-        alpha=alpha,
         rank=rank,
         base_name=str(config.get("base_model_name_or_path") or ""),
     )
@@ -124,7 +127,16 @@ def check_fit(adapter: Adapter, tensors: list[Tensor], base_name: str) -> None:
             )
 
 
-def delta_rows(adapter: Adapter, name: str, first: int, last: int) -> Any:
-    """Rows [first, last) of scale * B @ A for the tensor `name`, float32, computed as PEFT does."""
-    low, high = adapter.modules[name]
-    return (high[first:last] @ low) * adapter.scale
+def nf4_round_trip(weight: Any) -> Any:
+    """A float32 matrix (rows, columns) through NF4 and back, bfloat16 on the CPU: what 4-bit training saw.
+
+    bitsandbytes with the settings of training: blocks of 64, scales quantized again, bfloat16 weights and compute.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = quantize_4bit(
+        weight.to(device, torch.bfloat16), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    return dequantize_4bit(packed, state).to("cpu", torch.bfloat16)

@@ -6,7 +6,8 @@ from typing import Any
 
 from petool_lite.console import Report, facts_text, silent
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.models import Base, resolve_base, sound_weight_files
+from petool_lite.export import check_exportable
+from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
@@ -90,7 +91,7 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     check_evaluation(recipe)
     check_start(recipe, report)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
-    sound_weight_files(base.directory)
+    check_exportable(base.directory, report)
     _check_shape(recipe, base)
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)

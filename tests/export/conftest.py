@@ -33,7 +33,7 @@ def llama_quantize():
     import ctypes
 
     import llama_cpp
-    from petool_lite.export.tensor_types import FILE_TYPES
+    from petool_lite.export.quantize import FILE_TYPES
 
     from petool_lite.inference.llama_log import quiet
 

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from petool_lite.export import load_source, load_whole, write_targets
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.tensor_types import TYPES
-from petool_lite.train.model import save_trained
+from petool_lite.export.quantize import TYPES
 
-from petool_lite.models import gguf_fields, open_gguf, resolve_base
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import resolve_base
+from petool_lite.train.load import save_trained
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "converter.json"
 LLAMA3_ROPE = {

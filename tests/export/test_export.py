@@ -4,12 +4,13 @@ import json
 
 import pytest
 from petool_lite.export import export_base, load_source, write_targets
-from petool_lite.export.gguf import rope_factors
 from petool_lite.export.merge import load_adapter
 
 from petool_lite.errors import PetoolError
+from petool_lite.families import rope_divisors, rope_of
+from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.models import Base, gguf_fields, open_gguf, resolve_base
+from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.render import chat_from_directory
 
 LLAMA3_ROPE = {
@@ -111,7 +112,7 @@ def test_rope_factors_follow_the_published_rule() -> None:
     config = LlamaConfig(hidden_size=3072, num_attention_heads=24, head_dim=128, rope_parameters=LLAMA3_ROPE)
     wanted, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 1.0 / 500000.0 ** (__import__("numpy").arange(0, 128, 2) / 128)
-    assert plain / rope_factors(config.to_dict()).numpy() == pytest.approx(wanted.numpy(), rel=1e-5)
+    assert plain / rope_divisors(rope_of(config.to_dict()), 128).numpy() == pytest.approx(wanted.numpy(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from petool_lite.export import export_base, load_source, write_targets
+from petool_lite.export import export_base, load_source, write_targets, written
 from petool_lite.export.merge import load_adapter
 
 from petool_lite.errors import PetoolError
@@ -26,6 +26,10 @@ def adapter(small, make_adapter, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     make_adapter(small, folder)
     return folder
+
+
+def quiet(*_) -> None:
+    pass
 
 
 def refused(directory, adapter, tmp_path) -> PetoolError:
@@ -154,13 +158,11 @@ def test_a_disk_that_fills_up_is_cleaned_up(small, tmp_path, monkeypatch, functi
 
 
 def test_a_file_that_fails_its_check_never_gets_its_name(small, tmp_path) -> None:
-    def refuse(paths) -> None:
-        assert [path.stat().st_size > 0 for path in paths.values()] == [True, True]
-        raise PetoolError("q8_0 is wrong")
-
     targets = {name: tmp_path / "out" / f"{name}.gguf" for name in ("f16", "q8_0")}
-    with pytest.raises(PetoolError, match="q8_0 is wrong"):
-        write_targets(load_source(resolve_base(str(small))), targets, {}, check=refuse)
+    source = load_source(resolve_base(str(small)))
+    with pytest.raises(PetoolError, match="q8_0 is wrong"), written(source, targets, {}, quiet) as files:
+        assert [path.stat().st_size > 0 for path in files.paths.values()] == [True, True]
+        raise PetoolError("q8_0 is wrong")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -7,7 +7,8 @@ import pytest
 from petool_lite.export import load_source, load_whole, write_targets
 
 from petool_lite.errors import PetoolError
-from petool_lite.models import gguf_fields, open_gguf, resolve_base
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import resolve_base
 
 
 def test_its_gguf_is_that_of_the_folder_itself(trained_full, tiny, tmp_path) -> None:
@@ -84,5 +85,5 @@ def test_an_untrained_damaged_or_foreign_model_is_refused(trained_full, tiny, ti
         load_whole(base, cut)
     assert "train the run again" in error.value.hint
     (cut / "config.json").unlink()
-    with pytest.raises(PetoolError, match="damaged model"):
+    with pytest.raises(PetoolError, match="not a model directory"):
         load_whole(base, cut)

@@ -2,11 +2,13 @@
 
 import pytest
 from petool_lite.export import load_source, write_targets
-from petool_lite.export.gguf import file_order, gguf_name, permute
+from petool_lite.export.gguf import file_order, permute
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.tensor_types import TYPES, Architecture, choose_types
+from petool_lite.export.quantize import TYPES, choose_types
 
-from petool_lite.models import gguf_fields, open_gguf, resolve_base
+from petool_lite.families import Shape, gguf_name
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import resolve_base
 
 
 def float32_gguf(model, like, config, target) -> None:
@@ -71,7 +73,7 @@ def test_a_base_from_gguf_is_what_the_quantizer_writes(smollm2, llama_quantize, 
 @pytest.mark.parametrize("has_imatrix", [False, True])
 def test_the_mixture_of_a_large_model(file_type, has_imatrix) -> None:
     # Llama-3.2-3B: 28 layers, of which 14 get more bits in q4_k_m
-    model = Architecture(layers=28, heads=24, key_value_heads=8, tied=True)
+    model = Shape(28, 3072, 8192, 24, 8, 128, 128256, 131072, 1e-5, tied=True)
     names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm")
     columns = {f"blk.{layer}.{name}.weight": 8192 if name == "ffn_down" else 3072
                for layer in range(28) for name in names}  # fmt: skip

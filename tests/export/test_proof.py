@@ -2,21 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from petool_lite.export import Options, export_run, load_source, write_targets
-from petool_lite.export.evaluate import Evaluator
-from petool_lite.export.lora import write_lora
+from petool_lite.export.card import modelfile
+from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.modelfile import stop_tokens, template
 from petool_lite.export.reference import Reference, Row
-from petool_lite.export.verify import agreement, check_ids, shortfalls
+from petool_lite.export.verify import Evaluator, agreement, check_ids, shortfalls
 from petool_lite.export.weights import open_weights
 
 from petool_lite.errors import PetoolError
-from petool_lite.models import gguf_fields, open_gguf, resolve_base
-from petool_lite.prompt.render import chat_from_directory, render
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import resolve_base
 
 
 def quiet(*_) -> None:
@@ -69,7 +69,7 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
     plain = load_source(source.base)
     write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"}, {})
     write_targets(plain, {"bf16": tmp_path / "plain.gguf"}, {})
-    write_lora(tmp_path / "lora.gguf", source.adapter, source.config, {})
+    write_lora(tmp_path / "lora.gguf", source.adapter, source, {})
 
     def compare(name, lora=None):
         with Evaluator(tmp_path / name, 128, lora) as model:
@@ -99,9 +99,9 @@ def test_agreement_is_what_its_formula_says() -> None:
 
 def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
     write_targets(source, {"q8_0": tmp_path / "a.gguf"}, {})
-    assert check_ids(tmp_path / "a.gguf", source.base, ["one 123", "two"]) == 2
+    assert check_ids(tmp_path / "a.gguf", source, ["one 123", "two"]) == 2
     with pytest.raises(PetoolError, match="chat template or end token"):
-        check_ids(tmp_path / "a.gguf", smollm2, ["one"])
+        check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), ["one"])
 
 
 def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
@@ -131,8 +131,6 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
 def test_with_importance_the_file_is_what_the_quantizer_writes(
     tiny_model, llama3_tokenizer, llama_quantize, tmp_path, file_type
 ) -> None:
-    from dataclasses import replace
-
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
     with open_weights(source.tensors) as reader:
         sums = Reference(source, reader).input_squares([row.ids for row in rows()], quiet)
@@ -167,23 +165,18 @@ def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> Non
     assert (found == (trained + high @ low * adapter.scale).bfloat16().float().numpy()).all()
 
 
-def test_the_modelfile_template_is_the_chat_template(smollm2, tiny_model, llama3_tokenizer) -> None:
-    for directory, added in ((smollm2.directory, False), (tiny_model(llama3_tokenizer), True)):
-        chat = chat_from_directory(directory)
-        text = template(chat, added)
-        inner = text.removeprefix("{{ if .System }}").split("{{ else }}")[0]
-        filled = inner.replace("{{ .System }}", "Be brief.").replace("{{ .Prompt }}", "Hi {x}")
-        wanted = render(chat, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi {x}"}])
-        assert (chat.bos_token if added else "") + filled == wanted
-        assert text.endswith("{{ end }}{{ .Response }}")
-
-
-def test_stop_tokens_hold_those_of_the_generation_settings(tiny_model, llama3_tokenizer, tmp_path) -> None:
-    shutil.copytree(tiny_model(llama3_tokenizer), tmp_path / "base")
-    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
-    base = resolve_base(str(tmp_path / "base"))
-    chat = chat_from_directory(base.directory)
-    assert stop_tokens(chat, base, ["a", "b", "c"]) == [chat.eos_token, "b", "c"]
+def test_the_modelfile_stops_at_every_end_token_and_leaves_the_template_to_the_file(tuned, tmp_path) -> None:
+    base = shutil.copytree(tuned[0], tmp_path / "base")
+    for named, more in ((None, []), (1, ['"\\""']), ([1, 2, "x", True, -1, 10**9, None], ['"\\""', '"#"'])):
+        (base / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+        lines = modelfile("model.q8_0.gguf", base, 2048).splitlines()
+        assert (lines[0], lines[-2:]) == (
+            "FROM ./model.q8_0.gguf",
+            ["PARAMETER temperature 0", "PARAMETER num_ctx 2048"],
+        )
+        stops = [line.removeprefix("PARAMETER stop ") for line in lines[1:-2]]
+        assert stops[0] == '"<|eot_id|>"'
+        assert stops[len(stops) - len(more) :] == more
 
 
 @pytest.fixture(scope="module")
