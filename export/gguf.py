@@ -144,28 +144,15 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
     Raises PetoolError for a kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows.
     """
     tokenizer = read_json(directory / "tokenizer.json")
-    model = tokenizer.get("model") or {}
-    kind, normalizer = model.get("type", "unknown"), tokenizer.get("normalizer")
-    if kind != "BPE" or model.get("byte_fallback") or "Prepend" in str(normalizer):
-        sort = "SentencePiece" if model.get("byte_fallback") or kind == "Unigram" else kind
-        raise PetoolError(f"a tokenizer of the kind {sort} cannot be exported", "byte-level BPE can: Llama 3, SmolLM2")
-    if normalizer:
-        raise PetoolError("a tokenizer that normalizes its text cannot be exported", "llama.cpp would not do so")
-    splitter = _pre_tokenizer(tokenizer)
     try:
-        by_id = {index: (token, _NORMAL) for token, index in model["vocab"].items()}
-        for added in tokenizer.get("added_tokens") or []:
-            control = added["special"] or _looks_special(added["content"])
-            by_id[added["id"]] = (added["content"], _CONTROL if control else _USER_DEFINED)
-        last = max(by_id)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        splitter, by_id = _pre_tokenizer(tokenizer), _tokens(tokenizer)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"damaged tokenizer: {directory}/tokenizer.json ({error!r})"
+        raise PetoolError(what, "get the model again") from error
+    beyond = [repr(by_id[index][0]) for index in sorted(by_id) if index >= size]
+    if beyond:
         raise PetoolError(
-            f"damaged tokenizer: {directory}/tokenizer.json ({error!r})", "get the model again"
-        ) from error
-    if last >= size:
-        names = ", ".join(repr(by_id[index][0]) for index in sorted(by_id) if index >= size)
-        raise PetoolError(
-            f"the tokenizer has tokens beyond the {size:,} rows of the model: {names[:200]}",
+            f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}",
             "take them out of tokenizer.json, or give the model rows for them",
         )
     rows = [by_id.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(size)]
@@ -178,8 +165,14 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
 def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
     """llama.cpp's name of the pre-tokenizer in a parsed tokenizer.json: "llama-bpe" or "smollm".
 
-    Raises PetoolError for any other: a wrong name would change token ids in silence.
+    Raises PetoolError for any other, and for other kinds of tokenizers: token ids would change in silence.
     """
+    model, normalizer = tokenizer["model"], tokenizer.get("normalizer")
+    if model["type"] != "BPE" or model.get("byte_fallback"):
+        sort = "SentencePiece" if model.get("byte_fallback") or model["type"] == "Unigram" else model["type"]
+        raise PetoolError(f"a tokenizer of the kind {sort} cannot be exported", "byte-level BPE can: Llama 3, SmolLM2")
+    if normalizer:
+        raise PetoolError("a tokenizer that normalizes its text cannot be exported", "llama.cpp would not do so")
     stage = tokenizer.get("pre_tokenizer") or {}
     steps = stage.get("pretokenizers", [stage])
     kinds = [step.get("type") for step in steps]
@@ -188,6 +181,15 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
     if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return "smollm"
     raise PetoolError(f"a tokenizer that splits text by {kinds} cannot be exported", "those of Llama 3 and SmolLM2 can")
+
+
+def _tokens(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
+    """ID -> text and kind of every token."""
+    by_id = {int(index): (str(token), _NORMAL) for token, index in tokenizer["model"]["vocab"].items()}
+    for added in tokenizer.get("added_tokens") or []:
+        control = added["special"] or _looks_special(added["content"])
+        by_id[int(added["id"])] = (str(added["content"]), _CONTROL if control else _USER_DEFINED)
+    return by_id
 
 
 def _looks_special(token: str) -> bool:

@@ -175,7 +175,8 @@ class _Bands:
         self.heads = reordered_heads(tensor.name, source.shape)
         self.name = gguf_name(tensor.name)
         self.importance = (source.importance or {}).get(self.name)
-        self._lock, self._nf4 = Lock(), None
+        self._lock = Lock()
+        self._nf4: Any = None
 
     def all_rows(self) -> Iterator[tuple[int, int]]:
         """First row and end of each band; where rows are reordered within a head, a band holds whole heads."""

@@ -253,6 +253,16 @@ def chat_template(directory: Path, name: str = "default") -> str:
     return text
 
 
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizers.Tokenizer of a model directory; raises PetoolError where its file is damaged."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise PetoolError(f"damaged tokenizer: {directory}/tokenizer.json ({error})", "get the model again") from error
+
+
 def end_token(directory: Path) -> str:
     """The text of the token that ends an answer, as tokenizer_config.json names it; raises PetoolError for none."""
     found = read_json(directory / "tokenizer_config.json").get("eos_token")
@@ -265,9 +275,7 @@ def end_token(directory: Path) -> str:
 def end_tokens(directory: Path) -> dict[str, int]:
     """Text -> ID of every token that ends a reply: the end token first, then those that llama.cpp takes for an end
     by their text, then those that the model's generation_config.json adds, which may be null, a number or a list."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer = load_tokenizer(directory)
     file = directory / "generation_config.json"
     named = read_json(file).get("eos_token_id") if file.is_file() else None
     more = [

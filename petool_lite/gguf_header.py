@@ -77,7 +77,7 @@ def gguf_parts(path: Path) -> list[Path]:
     head = _head(path)
     if head.parts <= 1:
         return [path]
-    what = f"{path} is part {head.part + 1} of the {head.parts} of a split model"
+    what = f"{path} is part {head.part + 1} of {head.parts} of a split model"
     named = _PART.fullmatch(path.name)
     if named is None or (int(named[2]), int(named[3])) != (head.part + 1, head.parts):
         right = f"NAME-{head.part + 1:05}-of-{head.parts:05}.gguf"
