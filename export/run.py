@@ -1,6 +1,7 @@
 """From a run directory to its export folder: every file written and checked before one of them gets its name."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,9 +20,11 @@ from petool_lite.export.verify import LEVELS, Checks, prepare_trial
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
+from petool_lite.families import chat_template
 from petool_lite.inference.settings import default_threads
 from petool_lite.models import Base, base_of_run, file_sha256, resolve_base, weights_sha256
 from petool_lite.places import cache_place, library_places
+from petool_lite.prompt.render import petool_template
 from petool_lite.recipe import Recipe, load_recipe
 from petool_lite.runs import TRAINED, draft, locked, read_manifest, versions, write_json, write_text
 
@@ -61,9 +64,12 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
     merge_base = _merge_base(options, recipe)
     source = _trained_source(run, base, recipe, merge_base, report)
+    if manifest["prompt_style"] == "petool":
+        source = replace(source, template=petool_template(chat_template(base.directory)))
     if options.imatrix:
         source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
-    checks = Checks(source, prepare_trial(base, recipe, report), recipe.bench.max_reply_tokens, report)
+    wording = manifest["data"].get("wording", {})
+    checks = Checks(source, prepare_trial(base, recipe, wording, report), recipe.bench.max_reply_tokens, report)
     seconds = {"start": round(time.time() - started, 2)}
     keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
@@ -119,11 +125,13 @@ def _trained_source(run: Path, base: Base, recipe: Recipe, merge_base: str | Non
 
 
 def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, str]:
-    """Keys that only petool-lite's files have; inference reads the prompt style from them."""
+    """Keys that only petool-lite's files have; inference reads from them how prompts looked in training."""
+    wording = manifest["data"].get("wording")
     return {
         "petool_lite.prompt_style": manifest["prompt_style"],
         **({"petool_lite.prompt_layout": str(manifest["prompt_layout"])} if "prompt_layout" in manifest else {}),
         "petool_lite.setting": manifest["setting"],
+        **({"petool_lite.wording": json.dumps(wording)} if wording else {}),
         "petool_lite.version": versions().get("petool-lite", "unknown"),
         **({"petool_lite.merge_base": merge_base} if merge_base else {}),
     }

@@ -15,9 +15,9 @@ from petool_lite.export.source import Source
 from petool_lite.export.weights import open_weights
 
 from petool_lite.console import Report
-from petool_lite.data.demo import generate
-from petool_lite.data.entries import Entry, parse_entry
+from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
+from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama import LlamaModel
@@ -44,22 +44,26 @@ class Trial:
     source: str
 
 
-def prepare_trial(base: Base, recipe: Recipe, report: Report) -> Trial:
-    """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing."""
+def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report) -> Trial:
+    """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing.
+
+    `wording` is what the run learned around the arrays of the published prompt, by setting.
+    """
     chat = chat_from_directory(base.directory)
-    layout = Layout(recipe.data.one_setting, recipe.data.style, recipe.model.max_tokens)
+    data, layout = recipe.data, Layout(recipe.data.style, recipe.model.max_tokens)
+    entries: Sequence[Entry] = ()
     try:
-        entries: Sequence[Entry] = load_dataset(recipe.bench.data, layout.setting, _CONSIDERED).entries
+        entries = load_dataset(recipe.bench.data, data.one_setting).entries[:_CONSIDERED]
         name = recipe.bench.data
     except PetoolError as error:  # a run may be exported where its test data is not
-        entries, name = (), f"demo:test:{PROMPTS}"
+        name = f"demo:test:{PROMPTS}"
         report(f"checking with generated entries, since {error.message}", 0, 0, "")
-    demo = [
-        parse_entry(row, layout.setting, "demo", index)
-        for index, row in enumerate(generate("test", PROMPTS) if len(entries) < PROMPTS else [])
-    ]
-    texts = [prompt_text(chat, entry, layout) for entry in [*entries, *demo][:PROMPTS]]
-    usable = [entry for entry in entries if entry.gold is not None] or demo
+    made: Sequence[Entry] = () if len(entries) >= PROMPTS else load_dataset(f"demo:test:{PROMPTS}").entries
+    if data.style == "published":
+        words = wording.get(data.one_setting, ("", "", ""))
+        made = [published_entry(entry, words, data.one_setting) for entry in made if isinstance(entry.answer, Call)]
+    texts = [prompt_text(chat, entry, layout) for entry in [*entries, *made][:PROMPTS]]
+    usable = [entry for entry in entries if entry.answer is not None] or made
     rows = [Row(row.ids, row.answer_start) for row in examples(chat, usable, layout) if row is not None]
     return Trial(texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name)
 
