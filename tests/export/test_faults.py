@@ -17,15 +17,8 @@ from petool_lite.models import resolve_base
 
 
 @pytest.fixture(scope="module")
-def small(tiny_model, llama3_tokenizer):
-    return tiny_model(llama3_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def adapter(small, make_adapter, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapter")
-    make_adapter(small, folder)
-    return folder
+def adapter(tuned):
+    return tuned[1]
 
 
 def quiet(*_) -> None:

@@ -1,4 +1,4 @@
-"""What proves an export: figures that a wrong file fails, the LoRA file, the importance matrix, the 4-bit base."""
+"""Checks of an export: figures that a wrong file fails, the LoRA file, the importance matrix, the 4-bit base."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from petool_lite.export import Options, export_run, load_source, write_targets
+from petool_lite.export import run as run_module
 from petool_lite.export.card import modelfile
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
@@ -15,6 +16,7 @@ from petool_lite.export.verify import Evaluator, agreement, check_ids, shortfall
 from petool_lite.export.weights import open_weights
 
 from petool_lite.errors import PetoolError
+from petool_lite.families import chat_template
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
 
@@ -26,15 +28,6 @@ def quiet(*_) -> None:
 def rows(count=3, length=40):
     rng = np.random.default_rng(0)
     return [Row([int(token) for token in rng.integers(0, 500, length + 3 * i)], 30) for i in range(count)]
-
-
-@pytest.fixture(scope="module")
-def tuned(tiny_model, llama3_tokenizer, make_adapter, tmp_path_factory):
-    """A tiny base whose generation settings name two end tokens, an adapter for it, and its merged model."""
-    base = tiny_model(llama3_tokenizer)
-    folder = tmp_path_factory.mktemp("tuned")
-    model = make_adapter(base, folder / "adapter").merge_and_unload()
-    return base, folder / "adapter", model
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +95,14 @@ def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
     assert check_ids(tmp_path / "a.gguf", source, ["one 123", "two"]) == 2
     with pytest.raises(PetoolError, match="chat template or end token"):
         check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), ["one"])
+    with pytest.raises(PetoolError, match="chat template or end token"):
+        check_ids(tmp_path / "a.gguf", replace(source, template="another"), ["one"])
+    base = shutil.copytree(source.base.directory, tmp_path / "base")
+    text = json.loads((base / "tokenizer.json").read_text())
+    text["model"]["merges"] = text["model"]["merges"][:5]
+    (base / "tokenizer.json").write_text(json.dumps(text))
+    with pytest.raises(PetoolError, match="llama.cpp and training disagree on a prompt: token 0 of 3 and 5 is .* and "):
+        check_ids(tmp_path / "a.gguf", replace(source, base=replace(source.base, directory=base)), ["one two"])
 
 
 def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
@@ -180,33 +181,19 @@ def test_the_modelfile_stops_at_every_end_token_and_leaves_the_template_to_the_f
 
 
 @pytest.fixture(scope="module")
-def run(tuned, tmp_path_factory):
+def run(tuned, make_run):
     """A run directory around the random adapter."""
-    from petool_lite.recipe import load_recipe, to_toml
-
-    folder = tmp_path_factory.mktemp("run")
-    recipe = load_recipe("demo", [f"model.base={tuned[0]}", "data.train=demo:train:8", "model.max_tokens=2048"])[1]
-    (folder / "recipe.toml").write_text(to_toml(recipe))
-    shutil.copytree(tuned[1], folder / "adapter")
-    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(tuned[0])
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    manifest = {
-        "base": {"name": str(tuned[0])}, "prompt_style": "compact", "setting": "rating",
-        "data": {"source": "demo:train:8", "sha256": "0", "kept": 8, "tokens": 100},
-    }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
+    return make_run(tuned[1], tuned[0])
 
 
-def test_a_run_becomes_files_that_explain_themselves(run) -> None:
+def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     document = export_run(run, Options(("q4_k_m", "f16"), imatrix=True, lora=True, level="quick"))
     folder = run / "export"
     assert {path.name for path in folder.iterdir()} == {
         "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "imatrix.gguf", "Modelfile", "README.md", "export.json",
     }  # fmt: skip
     assert json.loads((folder / "export.json").read_text()) == document
-    assert (document["adapted_modules"], document["merged_tensors"]) == (14, 14)
+    assert (document["adapted_modules"], document["merged_tensors"], document["merge_base"]) == (14, 14, "bf16")
     assert 0 < document["relative_change"] < 10
     assert document["checks"]["q4_k_m"] == {"prompts_with_equal_ids": 50}
     card = (folder / "README.md").read_text()
@@ -214,7 +201,8 @@ def test_a_run_becomes_files_that_explain_themselves(run) -> None:
         assert item["sha256"] in card
     assert "Not scored yet" in card
     fields = gguf_fields(open_gguf(folder / "model.q4_k_m.gguf"))
-    assert (fields["petool_lite.prompt_style"], fields["petool_lite.merge_base"]) == ("compact", "bf16")
+    assert (fields["petool_lite.prompt_style"], fields["petool_lite.merge_base"]) == ("petool", "bf16")
+    assert fields["tokenizer.chat_template"] == petool_template(chat_template(tuned[0]))
     assert fields["petool_lite.version"]
     assert (folder / "Modelfile").read_text().startswith("FROM ./model.q4_k_m.gguf\n")
 
@@ -225,10 +213,46 @@ def test_a_run_becomes_files_that_explain_themselves(run) -> None:
     assert again["files"][0]["sha256"] == document["files"][0]["sha256"]
 
 
-def test_a_model_that_never_stops_fails_its_export_and_leaves_no_file(run) -> None:
+def test_the_base_is_found_from_any_folder_and_merged_as_training_had_it(
+    tuned, make_run, tmp_path, monkeypatch
+) -> None:
+    run = make_run(tuned[1], tuned[0], "model.precision=nf4", name=tuned[0].name)  # a path beside the training's folder
+    monkeypatch.chdir(tmp_path)
+    document = export_run(run, Options(("q8_0",), level="quick"))
+    assert (document["base"], document["merge_base"]) == (tuned[0].name, "nf4")
+    other = export_run(run, Options(("q8_0",), merge_base="bf16", level="quick"))
+    assert other["files"][0]["sha256"] != document["files"][0]["sha256"]
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["base"]["directory"] = str(tmp_path / "gone")
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PetoolError, match=f"base model not found.*; the run's base lay in {tmp_path}/gone"):
+        export_run(run, Options(("q8_0",), level="quick"))
+
+
+def test_a_published_prompt_and_its_wording_go_with_the_file(tuned, make_run) -> None:
+    run = make_run(tuned[1], tuned[0], "data.style=published")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["data"]["wording"] = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    export_run(run, Options(("q8_0",), level="quick"))
+    fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
+    assert json.loads(fields["petool_lite.wording"]) == manifest["data"]["wording"]
+    assert fields["tokenizer.chat_template"] == chat_template(tuned[0])
+
+
+@pytest.mark.parametrize("fault", ["replies", "LoRA", "Modelfile"])
+def test_no_file_gets_its_name_before_the_last_check(run, monkeypatch, fault) -> None:
     shutil.rmtree(run / "export", ignore_errors=True)
-    with pytest.raises(PetoolError, match=r"the export is not right: q8_0: \d+ of 20 greedy replies stop"):
-        export_run(run, Options(("q8_0",)))
+
+    def fail(*_, **__) -> None:
+        raise PetoolError(f"{fault} failed")
+
+    options, told = Options(("q8_0",), lora=True, level="quick"), f"{fault} failed"
+    if fault == "replies":
+        options, told = Options(("q8_0",)), r"the export is not right: q8_0: \d+ of 20 greedy replies stop"
+    monkeypatch.setattr(run_module, {"LoRA": "write_lora", "Modelfile": "modelfile"}.get(fault, "card"), fail)
+    with pytest.raises(PetoolError, match=told):
+        export_run(run, options)
     assert list((run / "export").iterdir()) == []
 
 
@@ -250,7 +274,3 @@ def test_export_through_the_command_line(run, command) -> None:
     assert "50 prompts with equal ids" in result.stderr
     for noise in ("Failed to load", "Unknown separator", "Warning"):
         assert noise not in result.stderr
-    result = command("export", "--run", run, "--gguf", "q9", "--json")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert "unknown GGUF type: q9" in result.stderr
-    assert "Traceback" not in result.stderr
