@@ -61,9 +61,12 @@ def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str
     made: Sequence[Entry] = () if len(entries) >= PROMPTS else load_dataset(f"demo:test:{PROMPTS}").entries
     if data.style == "published":
         words = wording.get(data.one_setting, ("", "", ""))
-        made = [published_entry(entry, words, data.one_setting) for entry in made if isinstance(entry.answer, Call)]
+        entries, made = (
+            [item if item.published else published_entry(item, words, data.one_setting) for item in group]
+            for group in (entries, made)
+        )
     texts = [prompt_text(chat, entry, layout) for entry in [*entries, *made][:PROMPTS]]
-    usable = [entry for entry in entries if entry.answer is not None] or made
+    usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
     rows = [Row(row.ids, row.answer_start) for row in examples(chat, usable, layout) if row is not None]
     return Trial(texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name)
 
