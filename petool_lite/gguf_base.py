@@ -151,9 +151,9 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
     values, width = fields.values, fields.needed("llama.embedding_length", int)
     heads = fields.needed("llama.attention.head_count", int)
     size = values.get("llama.attention.key_length", width // heads)
-    same = {values.get(f"llama.{key}", size) for key in ("attention.value_length", "rope.dimension_count")}
-    if same != {size}:
-        raise PetoolError(f"{fields.path} has heads of {size} and parts of {sorted(same, key=str)}", _ELSEWHERE)
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if values.get(key, size) != size:
+            raise PetoolError(f"{fields.path}: {key} is {values[key]}, a head has {size}", _ELSEWHERE)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
