@@ -4,49 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import gguf_parts
 from petool_lite.models import resolve_base
-
-WIDTH, INNER = 32, 64
-TOKENS = [bytes([b]).decode("latin-1") if 33 <= b < 127 else chr(256 + b) for b in range(256)] + ["ab", "<|end|>"]
-KEYS = {
-    "llama.block_count": 1, "llama.context_length": 128, "llama.embedding_length": WIDTH,
-    "llama.feed_forward_length": INNER, "llama.attention.head_count": 2, "llama.attention.head_count_kv": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.dimension_count": WIDTH // 2,
-    "llama.vocab_size": len(TOKENS), "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-    "tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": [1] * 257 + [3], "tokenizer.ggml.merges": ["a b"],
-    "tokenizer.ggml.eos_token_id": 257, "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}",
-}  # fmt: skip
-
-
-def write(path: Path, split: int = 0, extra: str = "", **changes) -> Path:
-    """A whole Llama of 60 KB that llama.cpp runs; `changes` of its keys (None: without), `split` tensors a part."""
-    import gguf
-
-    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
-    for key, value in (KEYS | {key.replace("__", "."): value for key, value in changes.items()}).items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif value is not None:
-            {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
-    random = np.random.default_rng(0)
-    shapes = {"token_embd": (len(TOKENS), WIDTH), "output_norm": (WIDTH,), "blk.0.attn_norm": (WIDTH,)}
-    shapes |= {f"blk.0.attn_{name}": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")}
-    shapes |= {"blk.0.ffn_norm": (WIDTH,), "blk.0.ffn_gate": (INNER, WIDTH), "blk.0.ffn_up": (INNER, WIDTH)}
-    shapes |= {"blk.0.ffn_down": (WIDTH, INNER)}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32) * 0.1)
-    if extra:
-        writer.add_tensor(extra, np.ones(WIDTH, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def refused(path: Path) -> str:
@@ -63,8 +26,8 @@ def config(path: Path) -> dict:
 def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
     from safetensors.torch import load_file
 
-    whole = resolve_base(str(write(tmp_path / "m.gguf")))
-    write(tmp_path / "s.gguf", split=5)
+    whole = resolve_base(str(write_gguf(tmp_path / "m.gguf")))
+    write_gguf(tmp_path / "s.gguf", split=5)
     parts = sorted(tmp_path.glob("s-*.gguf"))
     assert gguf_parts(parts[0]) == parts
     assert len(parts) == 3
@@ -78,7 +41,7 @@ def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
 
 
 def test_a_part_is_refused_by_name(tmp_path) -> None:
-    write(tmp_path / "s.gguf", split=5)
+    write_gguf(tmp_path / "s.gguf", split=5)
     first, second, third = sorted(tmp_path.glob("s-*.gguf"))
     assert f"{second} is part 2 of 3 of a split model | give the first one: {first}" in refused(second)
     assert f"no such file: {tmp_path}/s.gguf | give the first part of the split model: {first}" in refused(
@@ -94,7 +57,7 @@ def test_a_part_is_refused_by_name(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["MODEL.GGUF", "sha256-aa11", "model.bin", "a file"])
 def test_it_is_known_by_its_first_bytes(tmp_path, name) -> None:
-    whole = write(tmp_path / "m.gguf")
+    whole = write_gguf(tmp_path / "m.gguf")
     (tmp_path / name).symlink_to(whole)
     found = resolve_base(str(tmp_path / name))
     assert found.gguf == tmp_path / name
@@ -126,7 +89,7 @@ def test_a_name_that_no_file_can_have(tmp_path) -> None:
     ],
 )
 def test_a_missing_key_is_named(tmp_path, key) -> None:
-    assert f"lacks the key {key}" in refused(write(tmp_path / "m.gguf", **{key.replace(".", "__"): None}))
+    assert f"lacks the key {key}" in refused(write_gguf(tmp_path / "m.gguf", **{key.replace(".", "__"): None}))
 
 
 @pytest.mark.parametrize("beyond", [258, 10**6, 2**32 - 1])
@@ -134,11 +97,11 @@ def test_a_special_token_beyond_the_vocabulary_counts_as_unset(tmp_path, beyond)
     from petool_lite.inference.llama import LlamaModel
 
     names = ("bos", "unknown", "padding", "seperator", "mask", "eot")
-    path = write(tmp_path / "m.gguf", **{f"tokenizer__ggml__{name}_token_id": beyond for name in names})
+    path = write_gguf(tmp_path / "m.gguf", **{f"tokenizer__ggml__{name}_token_id": beyond for name in names})
     assert (config(path)["bos_token_id"], config(path)["eos_token_id"], config(path)["pad_token_id"]) == (None, 257, 0)
     with LlamaModel(path, vocab_only=True) as model:
         assert (model.chat().bos_token, model.chat().eos_token) == ("", "<|end|>")
-    path = write(tmp_path / "n.gguf", tokenizer__ggml__eos_token_id=beyond)
+    path = write_gguf(tmp_path / "n.gguf", tokenizer__ggml__eos_token_id=beyond)
     assert "lacks the key tokenizer.ggml.eos_token_id" in refused(path)
     with LlamaModel(path, vocab_only=True) as model:
         assert model.chat().eos_token == "<|end|>"  # llama.cpp knows it by its text
@@ -157,9 +120,9 @@ def test_a_special_token_beyond_the_vocabulary_counts_as_unset(tmp_path, beyond)
     ],
 )
 def test_what_training_would_drop_is_refused(tmp_path, changes, told) -> None:
-    assert told in refused(write(tmp_path / "m.gguf", **changes))
+    assert told in refused(write_gguf(tmp_path / "m.gguf", **changes))
 
 
 def test_linear_rotary_scaling_is_kept(tmp_path) -> None:
-    path = write(tmp_path / "m.gguf", llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0)
+    path = write_gguf(tmp_path / "m.gguf", llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0)
     assert config(path)["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}

@@ -97,8 +97,8 @@ def make_run(tmp_path_factory):
 
     def make(trained, base, *settings, name=None):
         run = tmp_path_factory.mktemp("run")
-        settings = [f"model.base={name or base}", "data.train=demo:train:8", "model.max_tokens=4096", *settings]
-        recipe = load_recipe("demo", settings)[1]
+        own = [f"model.base={name or base}", "data.train=demo:train:8", "bench.max_reply_tokens=8"]
+        recipe = load_recipe("demo", [*own, "model.max_tokens=4096", *settings])[1]
         (run / "recipe.toml").write_text(to_toml(recipe))
         shutil.copytree(trained, run / trained.name)
         config = run / trained.name / "adapter_config.json"

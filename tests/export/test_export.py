@@ -3,6 +3,7 @@
 import pytest
 from petool_lite.export import export_base, load_source, write_targets
 from petool_lite.export.merge import load_adapter
+from support_gguf import write_gguf
 
 from petool_lite.families import rope_divisors, rope_of
 from petool_lite.gguf_base import gguf_fields, open_gguf
@@ -88,16 +89,20 @@ def test_the_embedded_base_keeps_every_key_of_its_gguf(smollm2) -> None:
     assert after["general.file_type"] == 15  # LLAMA_FTYPE_MOSTLY_Q4_K_M
 
 
-def test_the_unpacked_base_computes_what_the_gguf_does(smollm2) -> None:
+@pytest.mark.parametrize("name", ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)])
+def test_the_unpacked_base_computes_what_the_gguf_does(tmp_path, monkeypatch, name) -> None:
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
 
-    ids = chat_from_directory(smollm2.directory).encode("The quick brown fox jumps over the lazy")
-    model = AutoModelForCausalLM.from_pretrained(smollm2.directory, dtype=torch.float32)
+    monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "small.gguf", llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0)
+    base = resolve_base(name)
+    ids = chat_from_directory(base.directory).encode("The quick brown fox jumps over the lazy")
+    model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
     with torch.no_grad():
         wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
-    found = logits_of(smollm2.gguf, ids)
+    found = logits_of(base.gguf, ids)
     # llama.cpp rounds activations to 8 bits before it multiplies by 4-bit weights, so this is close, not equal
     assert wanted.argmax() in np.argsort(found)[-3:]
     assert np.corrcoef(found, wanted)[0, 1] > 0.99

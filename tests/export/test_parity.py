@@ -5,6 +5,7 @@ from petool_lite.export import load_source, write_targets
 from petool_lite.export.gguf import file_order, permute
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES, choose_types
+from support_gguf import write_gguf
 
 from petool_lite.families import Shape, gguf_name
 from petool_lite.gguf_base import gguf_fields, open_gguf
@@ -62,9 +63,12 @@ def test_every_type_is_what_the_quantizer_writes(
         assert path.read_bytes() == wanted.read_bytes(), name
 
 
-def test_a_base_from_gguf_is_what_the_quantizer_writes(smollm2, llama_quantize, tmp_path) -> None:
-    ours = {name: tmp_path / f"{name}.gguf" for name in ("bf16", "q4_k_m")}
-    write_targets(load_source(smollm2), ours, {})
+@pytest.mark.parametrize("name", ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)])
+def test_a_base_from_gguf_is_what_the_quantizer_writes(llama_quantize, tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "small.gguf")
+    ours = {kind: tmp_path / f"{kind}.gguf" for kind in ("bf16", "q4_k_m")}
+    write_targets(load_source(resolve_base(name)), ours, {})
     wanted = llama_quantize(ours["bf16"], tmp_path / "wanted.gguf", "q4_k_m")
     assert ours["q4_k_m"].read_bytes() == wanted.read_bytes()
 
