@@ -4,12 +4,11 @@ No network, no compiler, no checkout of llama.cpp, no 16-bit copy of the model: 
 merged, by the C functions inside llama-cpp-python.
 """
 
-from petool_lite.export.run import LEVELS, MERGE_BASES, TYPES, Options, export_base, export_run, write_targets, written
+from petool_lite.export.quantize import TYPES
+from petool_lite.export.run import Options, export_base, export_run, write_targets, written
 from petool_lite.export.source import check_exportable, load_source, load_whole
 
 __all__ = [
-    "LEVELS",
-    "MERGE_BASES",
     "TYPES",
     "Options",
     "check_exportable",

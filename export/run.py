@@ -16,7 +16,7 @@ from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
 from petool_lite.export.source import Source, load_source, load_whole
 from petool_lite.export.stream import Change, write_files
-from petool_lite.export.verify import LEVELS, Checks, prepare_trial
+from petool_lite.export.verify import Checks, prepare_trial
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
@@ -28,15 +28,11 @@ from petool_lite.prompt.render import petool_template
 from petool_lite.recipe import Recipe, load_recipe
 from petool_lite.runs import TRAINED, draft, locked, read_manifest, versions, write_json, write_text
 
-__all__ = ["LEVELS", "MERGE_BASES", "TYPES", "Options", "export_base", "export_run", "write_targets", "written"]
-
-MERGE_BASES = ("bf16", "nf4")
-
 
 @dataclass(frozen=True)
 class Options:
-    """What to export: GGUF types, which base weights to merge into (None: those that training used), importance
-    matrix, LoRA file, how much to check."""
+    """What to export: GGUF types, the base weights to merge into ("bf16", "nf4", None: those that training used), an
+    importance matrix, a LoRA file; `level` "quick" leaves out the checks that run the model."""
 
     types: tuple[str, ...]
     merge_base: str | None = None

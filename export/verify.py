@@ -26,7 +26,6 @@ from petool_lite.models import Base
 from petool_lite.prompt.render import Layout, chat_from_directory, examples, prompt_text
 from petool_lite.recipe import Recipe
 
-LEVELS = ("full", "quick")
 PROMPTS, REPLIES = 50, 20
 _CONSIDERED = 200  # held-out entries among which the shortest are taken
 STOPPED = 0.9  # share of greedy replies that must end by themselves

@@ -33,19 +33,9 @@ _LARGEST = 1 << 24  # of any size that a configuration states: loops and memory 
 _LAYERS = 512
 # Tokens that llama.cpp takes for the end of a reply by their text, whatever the file names as its end token.
 _END_TEXTS = (
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<EOT>",
-    "<reponame>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<|fim_pad|>",
-)
+    "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<end_of_turn>", "<EOT>",
+    "<reponame>", "<|repo_name|>", "<|file_sep|>", "<|fim_pad|>",
+)  # fmt: skip
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -176,30 +166,25 @@ def rope_divisors(rope: Rope, head_size: int) -> Any:
     return torch.where(lengths < rope.context / rope.high, torch.ones_like(divisors), divisors)
 
 
+_TO_GGUF = {module: name for name, module in (BLOCK_TENSORS | TOP_TENSORS).items()}
+
+
 def gguf_name(name: str) -> str:
     """`model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`; raises PetoolError for an unknown one."""
-    stem = name.removesuffix(".weight")
-    block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    if block and name != stem and block[2] in _BLOCK_NAMES:
-        return f"blk.{block[1]}.{_BLOCK_NAMES[block[2]]}.weight"
-    if name != stem and stem in _TOP_NAMES:
-        return f"{_TOP_NAMES[stem]}.weight"
-    raise PetoolError(f"a Llama model has no tensor {name[:100]}", "biases and other parts cannot be exported")
+    found = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.weight", name)
+    known = _TO_GGUF.get(found[2]) if found else None
+    if found is None or known is None or (found[1] is None) != (known in TOP_TENSORS):
+        raise PetoolError(f"a Llama model has no tensor {name[:100]}", "biases and other parts cannot be exported")
+    return f"{known}.weight" if found[1] is None else f"blk.{found[1]}.{known}.weight"
 
 
 def hugging_face_name(name: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; raises PetoolError for an unknown one."""
-    stem = name.removesuffix(".weight")
-    block = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
-    if block and name != stem and block[2] in BLOCK_TENSORS:
-        return f"model.layers.{block[1]}.{BLOCK_TENSORS[block[2]]}.weight"
-    if name != stem and stem in TOP_TENSORS:
-        return f"{TOP_TENSORS[stem]}.weight"
-    raise PetoolError(f"a Llama model has no tensor {name[:100]}", "biases and other parts cannot be trained")
-
-
-_BLOCK_NAMES = {module: name for name, module in BLOCK_TENSORS.items()}
-_TOP_NAMES = {module: name for name, module in TOP_TENSORS.items()}
+    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(.+)\.weight", name)
+    known = (BLOCK_TENSORS if found and found[1] else TOP_TENSORS).get(found[2]) if found else None
+    if found is None or known is None:
+        raise PetoolError(f"a Llama model has no tensor {name[:100]}", "biases and other parts cannot be trained")
+    return f"{known}.weight" if found[1] is None else f"model.layers.{found[1]}.{known}.weight"
 
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:

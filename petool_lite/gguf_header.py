@@ -12,6 +12,7 @@ import re
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ _NAME = 63  # bytes of a tensor's name in llama.cpp
 _DIMENSIONS = 4
 _KEPT = 1 << 10  # bytes of a text value that is looked at
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split file
-_ODD = re.compile(r"[\[\]*?]")  # what a pattern for file names would read otherwise
 _SPLIT = (99_999, 99_999, 1 << 31)  # the highest part, number of parts and of tensors in all of them
 _POSITIVE = (
     "context_length",
@@ -96,25 +96,32 @@ def gguf_parts(path: Path) -> list[Path]:
 
 def _head(path: Path) -> _Head:
     """The head of a file that is a sound GGUF file by itself."""
-    if path.is_dir():
-        found = sorted([*path.glob("*.gguf"), *path.glob("export/model.*.gguf")])
-        hint = "give a .gguf file; `petool-lite export` makes one of a run, and bench takes a run with --run"
-        raise PetoolError(f"{path} is a folder, not a GGUF file", f"give the file in it: {found[0]}" if found else hint)
-    if not path.is_file():
-        parts = sorted(path.parent.glob(f"{_ODD.sub('?', path.stem)}-00001-of-*.gguf"))
-        hint = f"give the first part of the split model: {parts[0]}" if parts else "give the path of a .gguf file"
-        raise PetoolError(f"no such file: {path}", hint)
     try:
+        if not path.is_file():
+            raise _no_file(path)
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
         facts = path.stat()
         head = _read(path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
     except OSError as error:
-        raise PetoolError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
+        raise PetoolError(f"cannot read {str(path)[:200]}: {error.strerror}", "check its permissions") from error
     if head.fault:
         raise PetoolError(f"damaged GGUF file: {path} ({head.fault})", "get or export the file again")
     return head
+
+
+def _no_file(path: Path) -> PetoolError:
+    """What to say where a file was meant: what is likely to have been."""
+    if path.is_dir():
+        found = sorted([*path.glob("*.gguf"), *path.glob("export/model.*.gguf")])
+        hint = "give a .gguf file; `petool-lite export` makes one of a run, and bench takes a run with --run"
+        return PetoolError(
+            f"{path} is a folder, not a GGUF file", f"give the file in it: {found[0]}" if found else hint
+        )
+    parts = sorted(path.parent.glob(f"{escape(path.stem)}-00001-of-*.gguf")) if path.parent.is_dir() else []
+    hint = f"give the first part of the split model: {parts[0]}" if parts else "give the path of a .gguf file"
+    return PetoolError(f"no such file: {path}", hint)
 
 
 @lru_cache(maxsize=64)

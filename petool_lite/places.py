@@ -100,5 +100,5 @@ def _substitute(wanted: Path | None) -> Path:
         raise PetoolError(
             f"no folder for temporary files: {error}", "set PETOOL_LITE_CACHE or TMPDIR to a folder with room", MACHINE
         ) from error
-    say(f"note: {wanted or 'a home folder'} cannot be written; {folder} is the cache instead")
+    say(f"note: {f'{wanted} cannot be written' if wanted else 'there is no home folder'}; {folder} is the cache instead")
     return folder

@@ -35,7 +35,7 @@ def test_without_a_home_that_can_be_written(monkeypatch, temporary, capfd, home)
     found = cache_root()
     assert found == temporary / f"petool-lite-{os.getuid()}" == cache_root()
     assert stat.S_IMODE(found.stat().st_mode) == 0o700
-    assert capfd.readouterr().err.count("cannot be written;") == 1
+    assert capfd.readouterr().err.count("is the cache instead") == 1
     assert cache_place("bases", "x") == found / "bases" / "x"
 
 
