@@ -100,5 +100,6 @@ def _substitute(wanted: Path | None) -> Path:
         raise PetoolError(
             f"no folder for temporary files: {error}", "set PETOOL_LITE_CACHE or TMPDIR to a folder with room", MACHINE
         ) from error
-    say(f"note: {f'{wanted} cannot be written' if wanted else 'there is no home folder'}; {folder} is the cache instead")
+    why = f"{wanted} cannot be written" if wanted else "there is no home folder"
+    say(f"note: {why}; {folder} is the cache instead")
     return folder
