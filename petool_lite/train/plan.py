@@ -122,17 +122,8 @@ def _check_shape(recipe: Recipe, base: Base) -> None:
 
 
 def _check_rows(base: Base, prepared: Prepared) -> None:
-    """Refuse rows that the base cannot read: tokens beyond its vocabulary, or more of them than its attention sees."""
-    import pyarrow.compute
-
+    """Refuse rows that are longer than the base's attention sees."""
     config = read_config(base.directory)
-    ids = prepared.table.data.column("input_ids")
-    highest = pyarrow.compute.max(pyarrow.compute.list_flatten(ids)).as_py()
-    if highest >= config["vocab_size"]:
-        raise PetoolError(
-            f"the tokenizer of {base.name} writes token {highest}, its vocabulary ends at {config['vocab_size'] - 1}",
-            "give the tokenizer that belongs to the model, or a model whose embeddings were resized to it",
-        )
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     longest = max(load_of(prepared).lengths)
     if window and longest > window:
