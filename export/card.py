@@ -1,10 +1,12 @@
-"""The model card beside an export: base, data, recipe, scores, hashes, licence."""
+"""The texts beside an export: the model card (base, data, recipe, scores, hashes, licence), and Ollama's Modelfile."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from petool_lite.models import Base, gguf_fields, open_gguf
+from petool_lite.families import end_tokens
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import Base
 from petool_lite.recipe import ALL
 
 _HEAD = """---
@@ -104,3 +106,13 @@ def scores(run: Path) -> str:
     head = ["| file | n | tool | parameters | both |", "| --- | ---: | ---: | ---: | ---: |"]
     source = ", ".join(f"`{item['source']}` ({item['setting']})" for item in report["data"])
     return "\n".join(["## Scores", "", f"On {source}, published scorer.", "", *head, *rows, ""])
+
+
+def modelfile(gguf: str, directory: Path, max_tokens: int) -> str:
+    """The Modelfile of the file `gguf` beside it: greedy, stopping at the end tokens of the base in `directory`.
+
+    `max_tokens` is the context in tokens. The template is left to the GGUF file, which holds it.
+    """
+    stops = [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in end_tokens(directory)]
+    lines = [f"FROM ./{gguf}", *stops, "PARAMETER temperature 0", f"PARAMETER num_ctx {max_tokens}"]
+    return "\n".join(lines) + "\n"

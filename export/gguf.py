@@ -1,36 +1,34 @@
-"""What a Llama model's GGUF file says of it: tensor names and order, keys and tokenizer, as llama.cpp's converter does.
+"""What a Llama model's GGUF file says of it: keys, tokenizer and tensors, as llama.cpp's converter writes them.
 
 Keys and tensors stand in the order in which llama.cpp's quantizer writes them, so that whole files can be compared.
 """
 
+import logging
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from petool_lite.export.quantize import tensor_bytes
-from petool_lite.export.tensor_types import FILE_TYPES
-from petool_lite.export.tokenizer import add_tokenizer
+from petool_lite.export.merge import Adapter
+from petool_lite.export.quantize import FILE_TYPES, tensor_bytes
 
 from petool_lite.errors import PetoolError
-from petool_lite.models import BLOCK_TENSORS, TOP_TENSORS, Base, gguf_fields, open_gguf
+from petool_lite.families import gguf_name, read_json, reordered_heads
+from petool_lite.gguf_base import gguf_fields, open_gguf
 
-_BLOCK_NAMES = {module: name for name, module in BLOCK_TENSORS.items()}
-_TOP_NAMES = {module: name for name, module in TOP_TENSORS.items()}
+if TYPE_CHECKING:
+    from petool_lite.export.source import Source
+
 # Keys that describe the file's weights, not the model; the quantizer sets them last.
 _OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
+_TEMPLATE = "tokenizer.chat_template"
 ROPE = "rope_freqs.weight"
-
-
-def gguf_name(name: str) -> str:
-    """`model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`; raises PetoolError for an unknown one."""
-    stem = name.removesuffix(".weight")
-    block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    if block and block[2] in _BLOCK_NAMES:
-        return f"blk.{block[1]}.{_BLOCK_NAMES[block[2]]}.weight"
-    if stem in _TOP_NAMES:
-        return f"{_TOP_NAMES[stem]}.weight"
-    raise PetoolError(f"unknown tensor in the base model: {name}", "only plain Llama models are supported")
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+# Llama 3 splits numbers into groups of up to three digits; SmolLM2 into single digits.
+_LLAMA3_MARK = r"\p{N}{1,3}"
+_NO_BOS_VOCABULARY = 49152  # the converter turns the start token off for models of this vocabulary, SmolLM2's too
 
 
 def file_order(name: str) -> tuple[int, str]:
@@ -50,11 +48,11 @@ class Content:
     """A file to be written: GGUF type, tensors (name -> type name, shape) in file order, extra string keys."""
 
     file_type: str
-    tensors: dict[str, tuple[str, tuple[int, ...]]]
-    extra: dict[str, str]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    extra: Mapping[str, str]
 
 
-def write_header(path: Path, base: Base, config: dict[str, Any], content: Content) -> tuple[dict[str, int], int]:
+def write_header(path: Path, source: "Source", content: Content) -> tuple[dict[str, int], int]:
     """Write everything but the tensors' data; return where each tensor starts and how long the whole file will be."""
     import gguf
     import numpy as np
@@ -68,11 +66,11 @@ def write_header(path: Path, base: Base, config: dict[str, Any], content: Conten
         dtype = np.dtype(np.float32 if kind == "F32" else np.uint8)
         raw = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
         writer.add_tensor_info(name, stored, dtype, sizes[name], raw_dtype=raw)
-    if base.gguf:
-        _copy_metadata(writer, base.gguf)
+    if source.base.gguf:
+        _copy_metadata(writer, source.base.gguf, source.template)
     else:
-        _add_metadata(writer, config, base)
-        add_tokenizer(writer, base.directory, config["vocab_size"])
+        _add_metadata(writer, source)
+        _add_tokenizer(writer, source.base.directory, source.shape.vocabulary, source.template)
     for key, value in content.extra.items():
         writer.add_string(key, value)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -89,74 +87,161 @@ def write_header(path: Path, base: Base, config: dict[str, Any], content: Conten
     return starts, position
 
 
-def _copy_metadata(writer: Any, source: Path) -> None:
-    """Carry over every key of a GGUF base, tokenizer included, but those that describe its weights' types."""
+def _copy_metadata(writer: Any, source: Path, template: str | None) -> None:
+    """Carry over every key of a GGUF base, tokenizer included, but those that describe its weights' types or parts."""
     reader = open_gguf(source)
-    for key, value in gguf_fields(reader).items():
-        if key not in _OWN_KEYS:
+    fields = gguf_fields(reader)
+    if template is not None:
+        fields = {key: value for key, value in fields.items() if not key.startswith(f"{_TEMPLATE}.")}
+        fields[_TEMPLATE] = template
+    for key, value in fields.items():
+        if key not in _OWN_KEYS and not key.startswith("split."):
             kinds = reader.fields[key].types
             writer.add_key_value(key, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
 
 
-def _add_metadata(writer: Any, config: dict[str, Any], base: Base) -> None:
+def _add_metadata(writer: Any, source: "Source") -> None:
     """The keys that llama.cpp's converter derives from the directory, in its order."""
     import gguf
 
     writer.add_type(gguf.GGUFType.MODEL)
     counts = writer.get_total_parameter_count()
-    about = gguf.Metadata.load(None, base.directory, None, counts[0])
-    about.name = about.name or base.directory.name
+    about = gguf.Metadata.load(None, source.base.directory, None, counts[0])
+    about.name = about.name or source.base.directory.name
     about.size_label = about.size_label or gguf.size_label(*counts)
     about.set_gguf_meta_model(writer)
-    heads = config["num_attention_heads"]
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads", heads))
-    theta = _rope(config).get("rope_theta")
-    if theta is not None:
-        writer.add_rope_freq_base(theta)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    if config.get("head_dim"):
-        writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(config.get("head_dim") or config["hidden_size"] // heads)
+    shape, rope = source.shape, source.rope
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.key_value_heads)
+    if rope.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope.factor)
+    if rope.theta is not None:
+        writer.add_rope_freq_base(rope.theta)
+    writer.add_layer_norm_rms_eps(shape.norm_epsilon)
+    if source.config.get("head_dim"):  # only where it is stated, as the converter does
+        writer.add_key_length(shape.head_size)
+        writer.add_value_length(shape.head_size)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_rope_dimension_count(shape.head_size)
 
 
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings from either place: rope_parameters (transformers 5) or rope_theta and rope_scaling."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    if "rope_theta" in config:
-        rope.setdefault("rope_theta", config["rope_theta"])
-    return rope
+@dataclass(frozen=True)
+class Vocabulary:
+    """A byte-level BPE tokenizer as llama.cpp knows it: the name of its pre-tokenizer, and (text, kind) by ID."""
+
+    splitter: str
+    tokens: list[tuple[str, int]]
 
 
-def rope_factors(config: dict[str, Any]) -> Any:
-    """Llama 3's per-frequency divisors, float32 torch tensor of shape (head_dim / 2,), or None for plain rotary.
+def read_vocabulary(directory: Path, size: int) -> Vocabulary:
+    """The tokenizer.json of a model of `size` token rows, filled up to them with unused tokens.
 
-    Wavelengths below original_context / high_freq_factor stay, those above original_context / low_freq_factor are
-    divided by `factor`, and those between are blended (the rule published with Llama 3.1). Computed in float32, as
-    llama.cpp's converter does, to the bit.
+    Raises PetoolError for a kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows.
     """
-    import math
+    tokenizer = read_json(directory / "tokenizer.json")
+    try:
+        splitter, by_id = _pre_tokenizer(tokenizer), _tokens(tokenizer)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"damaged tokenizer: {directory}/tokenizer.json ({error!r})"
+        raise PetoolError(what, "get the model again") from error
+    beyond = [repr(by_id[index][0]) for index in sorted(by_id) if index >= size]
+    if beyond:
+        raise PetoolError(
+            f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}",
+            "take them out of tokenizer.json, or give the model rows for them",
+        )
+    rows = [by_id.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(size)]
+    text, count = Counter(text for text, _ in rows).most_common(1)[0]
+    if count > 1:
+        raise PetoolError(f"the tokenizer has {count} tokens {text[:60]!r}", "get the model's own tokenizer")
+    return Vocabulary(splitter, rows)
 
-    import torch
 
-    rope = _rope(config)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise PetoolError(f"rotary scaling {kind!r} is not supported", "llama3 and default are")
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    base = rope.get("rope_theta", 10000.0)
-    lengths = 2 * math.pi / (1.0 / (base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)))
-    context = rope.get("original_max_position_embeddings", 8192)
-    low, high, factor = (rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0), rope.get("factor", 8.0))
-    blend = (context / lengths - low) / (high - low)
-    factors = 1 / ((1 - blend) / factor + blend)
-    factors = torch.where(lengths > context / low, torch.full_like(factors, factor), factors)
-    return torch.where(lengths < context / high, torch.ones_like(factors), factors)
+def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
+    """llama.cpp's name of the pre-tokenizer in a parsed tokenizer.json: "llama-bpe" or "smollm".
+
+    Raises PetoolError for any other, and for other kinds of tokenizers: token ids would change in silence.
+    """
+    model, normalizer = tokenizer["model"], tokenizer.get("normalizer")
+    if model["type"] != "BPE" or model.get("byte_fallback"):
+        sort = "SentencePiece" if model.get("byte_fallback") or model["type"] == "Unigram" else model["type"]
+        raise PetoolError(f"a tokenizer of the kind {sort} cannot be exported", "byte-level BPE can: Llama 3, SmolLM2")
+    if normalizer:
+        raise PetoolError("a tokenizer that normalizes its text cannot be exported", "llama.cpp would not do so")
+    stage = tokenizer.get("pre_tokenizer") or {}
+    steps = stage.get("pretokenizers", [stage])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["Split", "ByteLevel"] and _LLAMA3_MARK in str(steps[0].get("pattern")):
+        return "llama-bpe"
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    raise PetoolError(f"a tokenizer that splits text by {kinds} cannot be exported", "those of Llama 3 and SmolLM2 can")
+
+
+def _tokens(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
+    """ID -> text and kind of every token."""
+    by_id = {int(index): (str(token), _NORMAL) for token, index in tokenizer["model"]["vocab"].items()}
+    for added in tokenizer.get("added_tokens") or []:
+        control = added["special"] or _looks_special(added["content"])
+        by_id[int(added["id"])] = (str(added["content"]), _CONTROL if control else _USER_DEFINED)
+    return by_id
+
+
+def _looks_special(token: str) -> bool:
+    return token in ("<pad>", "<mask>") or (token.startswith("<|") and token.endswith("|>"))
+
+
+def _add_tokenizer(writer: Any, directory: Path, size: int, template: str | None) -> None:
+    """Add tokens, types, merges, special ids and the chat template, the directory's own or `template`."""
+    import gguf
+
+    class Special(gguf.SpecialVocab):  # type: ignore[misc] # gguf has no types
+        def _set_special_token(self, name: str, index: Any) -> None:
+            if not isinstance(index, int) or index >= 0:  # configurations write -1 for a token that is not there
+                super()._set_special_token(name, index)
+
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of separators, which a causal model has not
+    vocabulary = read_vocabulary(directory, size)
+    config = read_json(directory / "tokenizer_config.json")
+    if config.get("add_prefix_space") is not None:
+        writer.add_add_space_prefix(config["add_prefix_space"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.splitter)
+    writer.add_token_list([token for token, _ in vocabulary.tokens])
+    writer.add_token_types([kind for _, kind in vocabulary.tokens])
+    special = Special(directory, load_merges=True, n_vocab=size)
+    special.chat_template = special.chat_template if template is None else template
+    special.add_to_gguf(writer, quiet=True)
+    if size == _NO_BOS_VOCABULARY:
+        writer.kv_data[0].pop("tokenizer.ggml.add_bos_token", None)  # the writer warns of a key set twice
+        writer.add_add_bos_token(False)
+
+
+def write_lora(path: Path, adapter: Adapter, source: "Source", extra: Mapping[str, str]) -> None:
+    """The adapter alone as a GGUF LoRA: A and B of every module in float32, B's rows in llama.cpp's order.
+
+    llama.cpp scales by alpha / rank, so alpha is written such that this is the adapter's own scale.
+    """
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.scale * adapter.rank)
+    for key, value in extra.items():
+        writer.add_string(key, value)
+    for name in sorted(adapter.modules, key=lambda name: file_order(gguf_name(name))):
+        low, high = adapter.modules[name]
+        if heads := reordered_heads(name, source.shape):
+            high = permute(high, heads)
+        writer.add_tensor(f"{gguf_name(name)}.lora_a", low.contiguous().numpy())
+        writer.add_tensor(f"{gguf_name(name)}.lora_b", high.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.export.reference import Reference
-from petool_lite.export.stream import Source
+from petool_lite.export.source import Source
 from petool_lite.export.weights import open_weights
 
 from petool_lite.console import Report
-from petool_lite.models import file_sha256, open_gguf, weights_sha256
+from petool_lite.gguf_base import open_gguf
+from petool_lite.models import file_sha256, weights_sha256
 from petool_lite.prompt.prepare import prepare
 from petool_lite.prompt.render import chat_from_directory
 from petool_lite.recipe import Recipe
@@ -37,7 +38,8 @@ def importance(source: Source, run: Path, recipe: Recipe, path: Path, report: Re
         sums = Reference(source, reader).input_squares(rows, report)
     with draft(path) as work:
         _save(work, sums, identity, recipe.data.train, len(rows))
-    return {name: _mean(values, np.float32(count)) for name, (values, count) in sums.items()}
+    # divided in float32, as llama.cpp does when it reads such a file
+    return {name: values / np.float32(count) for name, (values, count) in sums.items()}
 
 
 def _identity(source: Source, run: Path, recipe: Recipe) -> str:
@@ -83,9 +85,4 @@ def _load(path: Path, identity: str) -> dict[str, Any] | None:
         return None
     values = {tensor.name: np.array(tensor.data, np.float32).reshape(-1) for tensor in reader.tensors}
     names = [name.removesuffix(".in_sum2") for name in values if name.endswith(".in_sum2")]
-    return {name: _mean(values[f"{name}.in_sum2"], values[f"{name}.counts"]) for name in names}
-
-
-def _mean(sums: Any, count: Any) -> Any:
-    """Mean squares, divided in float32 as llama.cpp does when it reads such a file."""
-    return sums / count
+    return {name: values[f"{name}.in_sum2"] / values[f"{name}.counts"] for name in names}

@@ -1,11 +1,112 @@
-"""Rows of weights to GGUF bytes by the C functions that llama.cpp's own quantizer calls. The one import of them."""
+"""Which GGUF type each tensor gets, and the C functions of llama.cpp that make its bytes. The one import of those.
+
+The rule for types is that of `llama_tensor_get_type` in llama.cpp (src/llama-quant.cpp, the version inside
+llama-cpp-python 0.3.36), for the Llama architecture without experts. Tests compare whole files with that quantizer's.
+"""
 
 import ctypes
+import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.families import Shape
+
+# name -> llama.cpp's file type (llama_ftype) and the tensor type that most of such a file has
+FILE_TYPES = {
+    "q4_k_m": (15, "Q4_K"),
+    "q4_k_s": (14, "Q4_K"),
+    "q4_0": (2, "Q4_0"),
+    "iq4_xs": (30, "IQ4_XS"),
+    "q5_k_m": (17, "Q5_K"),
+    "q5_k_s": (16, "Q5_K"),
+    "q6_k": (18, "Q6_K"),
+    "q8_0": (7, "Q8_0"),
+    "f16": (1, "F16"),
+    "bf16": (32, "BF16"),
+}
+TYPES = tuple(FILE_TYPES)
+PLAIN = ("f16", "bf16")  # nothing to choose: every matrix has the one type
+_BLOCK = {"Q4_K": 256, "Q5_K": 256, "Q6_K": 256, "IQ4_XS": 256, "IQ4_NL": 32}  # weights a block; 32 for the rest
+_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
+
+
+def choose_types(columns: Mapping[str, int], file_type: str, model: Shape, has_imatrix: bool = False) -> dict[str, str]:
+    """GGUF tensor name -> type name, for `columns`: name -> row length; vectors and norms are float32.
+
+    Names are GGUF's (`blk.3.attn_q.weight`); a type name is one of gguf.GGMLQuantizationType.
+    """
+    default = FILE_TYPES[file_type][1]
+    types = {}
+    for name, width in columns.items():
+        if "_norm" in name or name == "rope_freqs.weight":
+            types[name] = "F32"
+        elif file_type in PLAIN:
+            types[name] = default
+        else:
+            types[name] = _fallback(_wanted(name, width, file_type, default, model, has_imatrix), width)
+    return types
+
+
+def _wanted(name: str, width: int, file_type: str, default: str, model: Shape, has_imatrix: bool) -> str:
+    block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    if block is None:
+        is_output = name == "output.weight" or (name == "token_embd.weight" and model.tied)
+        return _output(default, width) if is_output else default
+    layer, kind = int(block[1]), block[2]
+    if kind == "attn_v":
+        return _attention_value(file_type, default, layer, model)
+    if kind == "ffn_down":
+        return _down(file_type, default, layer, model, has_imatrix)
+    return default
+
+
+def _output(default: str, width: int) -> str:
+    if default == "Q8_0" or width % _block(default):
+        return "Q8_0"
+    return "Q6_K"
+
+
+def _attention_value(file_type: str, default: str, layer: int, model: Shape) -> str:
+    chosen = default
+    if file_type == "iq4_xs" and model.heads // model.key_value_heads >= 4:
+        chosen = "Q5_K"
+    elif file_type in ("q4_k_m", "q5_k_m") and _more_bits(layer, model.layers):
+        chosen = "Q6_K"
+    elif file_type == "q4_k_s" and layer < 4:
+        chosen = "Q5_K"
+    is_70b = model.layers == 80 and model.heads != model.key_value_heads  # told by its shape, as llama.cpp does
+    return "Q5_K" if is_70b and chosen == "Q4_K" else chosen
+
+
+def _down(file_type: str, default: str, layer: int, model: Shape, has_imatrix: bool) -> str:
+    early = layer < model.layers // 8
+    if file_type in ("q4_k_m", "q5_k_m"):
+        return "Q6_K" if _more_bits(layer, model.layers) else default
+    if file_type == "q4_k_s" or (file_type == "iq4_xs" and not has_imatrix):
+        return "Q5_K" if early else default
+    if file_type == "q4_0" and has_imatrix:
+        return "Q4_1" if early else default
+    return default
+
+
+def _more_bits(layer: int, layers: int) -> bool:
+    """The first and last eighth of the layers, and every third between."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def _fallback(wanted: str, width: int) -> str:
+    """A type whose blocks fit into rows of `width` weights."""
+    if width % _block(wanted) == 0:
+        return wanted
+    smaller = _FALLBACK.get(wanted, wanted)
+    return smaller if width % _block(smaller) == 0 else "F16"
+
+
+def _block(name: str) -> int:
+    return _BLOCK.get(name, 32)
 
 
 @lru_cache(maxsize=1)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.gguf import gguf_name
-from petool_lite.export.merge import delta_rows
-from petool_lite.export.nf4 import round_trip
-from petool_lite.export.stream import Source
+from petool_lite.export.merge import nf4_round_trip
+from petool_lite.export.source import Source
 from petool_lite.export.weights import Reader, Tensor
 
 from petool_lite.console import Report
+from petool_lite.families import gguf_name
 
 _LARGE = 1_000_000_000  # weights from which layers run in bfloat16 on a CPU: float32 would take minutes
 _TOKENS = 4096  # padded tokens that run through a layer at once
@@ -171,6 +170,4 @@ def merged(source: Source, reader: Reader, tensor: Tensor) -> Any:
     weight = reader.whole(tensor)
     if source.adapter is None or tensor.name not in source.adapter.modules:
         return weight
-    if source.nf4:
-        weight = round_trip(weight).float()
-    return weight + delta_rows(source.adapter, tensor.name, 0, tensor.rows)
+    return (nf4_round_trip(weight).float() if source.nf4 else weight) + source.adapter.delta(tensor.name)

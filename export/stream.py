@@ -17,37 +17,21 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from petool_lite.export.gguf import ROPE, Content, file_order, gguf_name, permute, rope_factors, write_header
-from petool_lite.export.merge import Adapter, delta_rows
-from petool_lite.export.quantize import quantize_rows, tensor_bytes
-from petool_lite.export.tensor_types import Architecture, choose_types
+from petool_lite.export.gguf import ROPE, Content, file_order, permute, write_header
+from petool_lite.export.merge import nf4_round_trip
+from petool_lite.export.quantize import choose_types, quantize_rows, tensor_bytes
+from petool_lite.export.source import Source
 from petool_lite.export.weights import Reader, Tensor, open_weights
 
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
-from petool_lite.models import Base
+from petool_lite.families import gguf_name, reordered_heads, rope_divisors
 
 _BAND = 1 << 19  # weights in a band: 2 MiB as float32, about what a core's cache holds
 _AHEAD = 3  # tensors in work at once, so that no thread waits at the end of one
 _METADATA = 32 << 20  # room for keys and tokenizer in the disk estimate
 
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported: the base, the config and tensors, and the adapter and importance, if any.
-
-    The tensors are the base's, or those of a model of its own that training made of it: then `before` has the base's.
-    `importance` maps GGUF tensor names to float32 arrays (columns,). `nf4` takes the weights of adapted matrices as
-    4-bit training saw them.
-    """
-
-    base: Base
-    config: dict[str, Any]
-    tensors: list[Tensor]
-    adapter: Adapter | None = None
-    importance: dict[str, Any] | None = None
-    nf4: bool = False
-    before: Mapping[str, Tensor] = field(default_factory=dict)
+Plan = dict[str, tuple[str, tuple[int, ...]]]  # GGUF tensor name -> (type, shape), in file order
 
 
 @dataclass
@@ -59,12 +43,19 @@ class Change:
     changed: bool = False
     lock: Lock = field(default_factory=Lock)
 
-    def add(self, delta: float, base: float, changed: bool) -> None:
-        """Count one band."""
+    def add(self, delta: Any, base: Any, changed: bool) -> None:
+        """Count one band, given as tensors."""
+        squares = _square(delta), _square(base)
         with self.lock:
-            self.delta += delta
-            self.base += base
+            self.delta += squares[0]
+            self.base += squares[1]
             self.changed |= changed
+
+
+def _square(part: Any) -> float:
+    import torch
+
+    return float(torch.dot(part.reshape(-1), part.reshape(-1)))
 
 
 @dataclass(frozen=True)
@@ -72,40 +63,28 @@ class Target:
     """A file being written: where each tensor starts, and its type."""
 
     handle: int
-    types: dict[str, str]
-    starts: dict[str, int]
+    types: Mapping[str, str]
+    starts: Mapping[str, int]
 
 
-def plan(source: Source, types: list[str]) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
-    """File type -> GGUF tensor name -> (type, shape), in file order."""
-    config = source.config
+def plan(source: Source, types: list[str]) -> dict[str, Plan]:
+    """The tensors of each file type."""
     shapes = {gguf_name(tensor.name): tensor.shape for tensor in source.tensors}
-    factors = rope_factors(config)
-    if factors is not None:
-        shapes[ROPE] = tuple(factors.shape)
-    heads = config["num_attention_heads"]
-    tied = "output.weight" not in shapes
-    model = Architecture(config["num_hidden_layers"], heads, config.get("num_key_value_heads", heads), tied)
+    if source.rope.kind == "llama3":
+        shapes[ROPE] = (source.shape.head_size // 2,)
     columns = {name: shapes[name][-1] for name in sorted(shapes, key=file_order)}
     plans = {}
     for name in types:
-        chosen = choose_types(columns, name, model, source.importance is not None)
+        chosen = choose_types(columns, name, source.shape, source.importance is not None)
         plans[name] = {tensor: (kind, shapes[tensor]) for tensor, kind in chosen.items()}
     return plans
 
 
-def bytes_needed(plans: dict[str, dict[str, tuple[str, tuple[int, ...]]]]) -> int:
-    """Disk space that the files of `plans` take, metadata estimated from above."""
-    total = 0
-    for tensors in plans.values():
-        total += _METADATA
-        for kind, shape in tensors.values():
-            total += tensor_bytes(kind, shape[0] if len(shape) == 2 else 1, shape[-1]) + 32
-    return total
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Raise PetoolError if `folder` has less than `needed` bytes free."""
+def check_disk(folder: Path, plans: dict[str, Plan]) -> None:
+    """Raise PetoolError if `folder` has too little room for the files of `plans`, metadata estimated from above."""
+    needed = len(plans) * _METADATA
+    for kind, shape in (tensor for tensors in plans.values() for tensor in tensors.values()):
+        needed += tensor_bytes(kind, shape[0] if len(shape) == 2 else 1, shape[-1]) + 32
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise PetoolError(
@@ -115,13 +94,14 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def write_files(
-    source: Source, paths: dict[str, Path], extra: dict[str, str], threads: int, report: Report
+    source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], threads: int, report: Report
 ) -> dict[str, Change]:
     """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name.
 
-    Raises PetoolError if the disk is full, the base cannot be read, or a weight is not finite.
+    Raises PetoolError if the disk is or gets full, the base cannot be read, or a weight is not finite.
     """
     plans = plan(source, list(paths))
+    check_disk(next(iter(paths.values())).parent, plans)
     try:
         with (
             open_weights([*source.tensors, *source.before.values()]) as reader,
@@ -136,16 +116,15 @@ def write_files(
 
 @contextmanager
 def _targets(
-    source: Source, paths: dict[str, Path], plans: dict[str, Any], extra: dict[str, str]
+    source: Source, paths: Mapping[str, Path], plans: dict[str, Plan], extra: Mapping[str, str]
 ) -> Iterator[list[Target]]:
     """Files with their header written and their whole size reserved, so that a full disk shows before the work."""
     targets: list[Target] = []
     try:
         for name, path in paths.items():
-            starts, size = write_header(path, source.base, source.config, Content(name, plans[name], extra))
+            starts, size = write_header(path, source, Content(name, plans[name], extra))
             handle = os.open(path, os.O_RDWR)
-            types = {tensor: kind for tensor, (kind, _) in plans[name].items()}
-            targets.append(Target(handle, types, starts))
+            targets.append(Target(handle, {tensor: kind for tensor, (kind, _) in plans[name].items()}, starts))
             os.ftruncate(handle, size)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, size)
@@ -159,9 +138,9 @@ def _run(source: Source, reader: Reader, targets: list[Target], threads: int, re
     import torch
 
     changes = {name: Change() for name in (source.adapter.modules if source.adapter else source.before)}
-    factors = rope_factors(source.config)
-    if factors is not None:
-        _write(targets, ROPE, factors.reshape(1, -1), 0, None)
+    divisors = rope_divisors(source.rope, source.shape.head_size)
+    if divisors is not None:
+        _write(targets, ROPE, divisors.reshape(1, -1), 0, None)
     tensors = sorted(source.tensors, key=lambda tensor: file_order(gguf_name(tensor.name)))
     stage = "merging and quantizing" if source.adapter else f"quantizing the {'model' if source.before else 'base'}"
     before = torch.get_num_threads()
@@ -172,7 +151,8 @@ def _run(source: Source, reader: Reader, targets: list[Target], threads: int, re
         try:
             for tensor in [*tensors, *[None] * _AHEAD]:
                 if tensor is not None:
-                    waiting.append((tensor, _submit(pool, source, reader, targets, tensor, changes.get(tensor.name))))
+                    band = _Bands(source, reader, targets, tensor, changes.get(tensor.name))
+                    waiting.append((tensor, [pool.submit(band.work, *rows) for rows in band.all_rows()]))
                 if len(waiting) >= _AHEAD or (tensor is None and waiting):
                     finished, futures = waiting.popleft()
                     for future in futures:
@@ -185,85 +165,66 @@ def _run(source: Source, reader: Reader, targets: list[Target], threads: int, re
     return changes
 
 
-def _submit(
-    pool: ThreadPoolExecutor,
-    source: Source,
-    reader: Reader,
-    targets: list[Target],
-    tensor: Tensor,
-    change: Change | None,
-) -> list[Future[None]]:
-    """Hand a tensor's bands to the pool."""
-    heads = _heads(tensor.name, source.config)
-    step = max(1, _BAND // tensor.columns)
-    if heads:  # rows are reordered within a head, so a band holds whole heads
-        size = tensor.rows // heads
-        step = max(1, step // size) * size
-    nf4 = _Once(reader, tensor) if source.nf4 and change is not None else None
-    name = gguf_name(tensor.name)
-    importance = (source.importance or {}).get(name)
+class _Bands:
+    """One tensor on its way into every file, a band of rows at a time."""
 
-    def work(first: int, last: int) -> None:
-        weight = nf4.rows(first, last) if nf4 else reader.rows(tensor, first, last)
-        if source.adapter and change is not None:
-            weight = _merge(weight, source.adapter, tensor.name, first, change)
-        elif change is not None:
-            _compare(reader.rows(source.before[tensor.name], first, last), weight, change)
-        if heads:
-            weight = permute(weight, heads * (last - first) // tensor.rows)
+    def __init__(
+        self, source: Source, reader: Reader, targets: list[Target], tensor: Tensor, change: Change | None
+    ) -> None:
+        self.source, self.reader, self.targets, self.tensor, self.change = source, reader, targets, tensor, change
+        self.heads = reordered_heads(tensor.name, source.shape)
+        self.name = gguf_name(tensor.name)
+        self.importance = (source.importance or {}).get(self.name)
+        self._lock = Lock()
+        self._nf4: Any = None
+
+    def all_rows(self) -> Iterator[tuple[int, int]]:
+        """First row and end of each band; where rows are reordered within a head, a band holds whole heads."""
+        rows, step = self.tensor.rows, max(1, _BAND // self.tensor.columns)
+        if self.heads:
+            size = rows // self.heads
+            step = max(1, step // size) * size
+        return ((first, min(first + step, rows)) for first in range(0, rows, step))
+
+    def work(self, first: int, last: int) -> None:
+        """Read, merge, check, reorder, quantize and write the rows [first, last)."""
+        weight = self._weight(first, last)
+        if self.heads:
+            weight = permute(weight, self.heads * (last - first) // self.tensor.rows)
         # a sum shows any NaN or infinity in one pass; the quantizer itself would hide some
         if not math.isfinite(float(weight.sum())):
             raise PetoolError(
-                f"{tensor.name} holds values that are not finite", "what was trained is damaged, or the base"
+                f"{self.tensor.name} holds values that are not finite", "what was trained is damaged, or the base"
             )
-        _write(targets, name, weight.contiguous(), first, importance)
+        _write(self.targets, self.name, weight.contiguous(), first, self.importance)
 
-    return [pool.submit(work, first, min(first + step, tensor.rows)) for first in range(0, tensor.rows, step)]
+    def _weight(self, first: int, last: int) -> Any:
+        """The rows as they are exported, in float32; how training moved them is counted."""
+        import torch
 
+        adapter, change, name = self.source.adapter, self.change, self.tensor.name
+        if change is None:
+            return self.reader.rows(self.tensor, first, last)
+        if adapter is None:
+            weight = self.reader.rows(self.tensor, first, last)
+            before = self.reader.rows(self.source.before[name], first, last)
+            delta = weight - before
+            change.add(delta, before, bool(delta.any()))
+            return weight
+        before = self._as_trained(first, last)
+        delta = adapter.delta(name, first, last)
+        weight = before + delta
+        change.add(delta, before, not torch.equal(weight, before))
+        return weight
 
-class _Once:
-    """The 4-bit round trip of one tensor, made by the thread that needs it first."""
-
-    def __init__(self, reader: Reader, tensor: Tensor) -> None:
-        self._reader, self._tensor, self._lock = reader, tensor, Lock()
-        self._weight: Any = None
-
-    def rows(self, first: int, last: int) -> Any:
-        from petool_lite.export.nf4 import round_trip
-
+    def _as_trained(self, first: int, last: int) -> Any:
+        """The base's rows as training had them; the 4-bit round trip is made by the thread that needs it first."""
+        if not self.source.nf4:
+            return self.reader.rows(self.tensor, first, last)
         with self._lock:
-            if self._weight is None:
-                self._weight = round_trip(self._reader.whole(self._tensor))
-        return self._weight[first:last].float()
-
-
-def _heads(name: str, config: dict[str, Any]) -> int:
-    """Heads whose rows llama.cpp reorders; 0 for any other tensor."""
-    if name.endswith("q_proj.weight"):
-        return int(config["num_attention_heads"])
-    if name.endswith("k_proj.weight"):
-        return int(config.get("num_key_value_heads", config["num_attention_heads"]))
-    return 0
-
-
-def _merge(weight: Any, adapter: Adapter, name: str, first: int, change: Change) -> Any:
-    import torch
-
-    delta = delta_rows(adapter, name, first, first + weight.shape[0])
-    merged = weight + delta
-    change.add(_square(delta), _square(weight), change.changed or not torch.equal(merged, weight))
-    return merged
-
-
-def _compare(before: Any, weight: Any, change: Change) -> None:
-    delta = weight - before
-    change.add(_square(delta), _square(before), change.changed or bool(delta.any()))
-
-
-def _square(part: Any) -> float:
-    import torch
-
-    return float(torch.dot(part.reshape(-1), part.reshape(-1)))
+            if self._nf4 is None:
+                self._nf4 = nf4_round_trip(self.reader.whole(self.tensor))
+        return self._nf4[first:last].float()
 
 
 def _write(targets: list[Target], name: str, weight: Any, first: int, importance: Any) -> None:

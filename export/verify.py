@@ -1,29 +1,31 @@
-"""Prove a finished GGUF: same token ids as in training, same answers as the merged model, replies that end.
+"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end.
 
 Every figure is returned for export.json; one below its threshold fails the export and is named.
 """
 
-from collections.abc import Sequence
+import ctypes
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.evaluate import Evaluator, Outcome
 from petool_lite.export.reference import Reference, Row
-from petool_lite.export.stream import Source
+from petool_lite.export.source import Source
 from petool_lite.export.weights import open_weights
 
 from petool_lite.console import Report
-from petool_lite.data.demo import generate
-from petool_lite.data.entries import Entry, parse_entry
+from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
+from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
+from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.llama_log import first_error
 from petool_lite.models import Base
 from petool_lite.prompt.render import Layout, chat_from_directory, examples, prompt_text
 from petool_lite.recipe import Recipe
 
-LEVELS = ("full", "quick")
 PROMPTS, REPLIES = 50, 20
 _CONSIDERED = 200  # held-out entries among which the shortest are taken
 STOPPED = 0.9  # share of greedy replies that must end by themselves
@@ -41,112 +43,180 @@ class Trial:
     source: str
 
 
-def prepare_trial(base: Base, recipe: Recipe, report: Report) -> Trial:
-    """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing."""
+def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report) -> Trial:
+    """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing.
+
+    `wording` is what the run learned around the arrays of the published prompt, by setting.
+    """
     chat = chat_from_directory(base.directory)
-    layout = Layout(recipe.data.one_setting, recipe.data.style, recipe.model.max_tokens)
+    data, layout = recipe.data, Layout(recipe.data.style, recipe.model.max_tokens)
+    entries: Sequence[Entry] = ()
     try:
-        entries: Sequence[Entry] = load_dataset(recipe.bench.data, layout.setting, _CONSIDERED).entries
+        entries = load_dataset(recipe.bench.data, data.one_setting).entries[:_CONSIDERED]
         name = recipe.bench.data
     except PetoolError as error:  # a run may be exported where its test data is not
-        entries, name = (), f"demo:test:{PROMPTS}"
+        name = f"demo:test:{PROMPTS}"
         report(f"checking with generated entries, since {error.message}", 0, 0, "")
-    demo = [
-        parse_entry(row, layout.setting, "demo", index)
-        for index, row in enumerate(generate("test", PROMPTS) if len(entries) < PROMPTS else [])
-    ]
-    texts = [prompt_text(chat, entry, layout) for entry in [*entries, *demo][:PROMPTS]]
-    usable = [entry for entry in entries if entry.gold is not None] or demo
+    made: Sequence[Entry] = () if len(entries) >= PROMPTS else load_dataset(f"demo:test:{PROMPTS}").entries
+    if data.style == "published":
+        words = wording.get(data.one_setting, ("", "", ""))
+        entries, made = (
+            [item if item.published else published_entry(item, words, data.one_setting) for item in group]
+            for group in (entries, made)
+        )
+    texts = [prompt_text(chat, entry, layout) for entry in [*entries, *made][:PROMPTS]]
+    usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
     rows = [Row(row.ids, row.answer_start) for row in examples(chat, usable, layout) if row is not None]
     return Trial(texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name)
 
 
-def check_ids(path: Path, base: Base, texts: Sequence[str]) -> int:
+class Checks:
+    """The checks of one export: `figures` by file type as they are found, `seconds` that they took."""
+
+    def __init__(self, source: Source, trial: Trial, max_reply: int, report: Report) -> None:
+        """Files of `source` are tried on `trial`, with replies of at most `max_reply` tokens."""
+        self.source, self.trial, self.max_reply, self.report = source, trial, max_reply, report
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+        self._wanted: list[Any] = []  # the merged model's own logits, which every file is compared with
+
+    def run(self, paths: Mapping[str, Path], level: str) -> None:
+        """Check the files, by type; at level "full" with the model run. Raises PetoolError naming each fault."""
+        started = time.time()
+        for number, (name, path) in enumerate(paths.items(), 1):
+            texts = check_ids(path, self.source, self.trial.texts)
+            self.figures[name] = {"prompts_with_equal_ids": texts}
+            self.report("checking token ids", number, len(paths), name)
+        if level == "full":
+            with open_weights(self.source.tensors) as reader:
+                self._wanted = Reference(self.source, reader).answer_logits(self.trial.rows, self.report)
+            self._run_files(paths)
+        self.seconds += time.time() - started
+
+    def _run_files(self, paths: Mapping[str, Path]) -> None:
+        """Let every file answer; each is compared with the merged model, and with bf16 where that is among them."""
+        whole = None
+        for name in sorted(paths, key=lambda name: name != "bf16"):
+            outcomes = self._outcomes(paths[name], self.max_reply, name)
+            found = [outcome.logits for outcome in outcomes]
+            self.figures[name] |= {
+                "replies": len(outcomes),
+                "replies_stopped": sum(outcome.stopped for outcome in outcomes),
+                "against_transformers": agreement(self._wanted, found),
+            }
+            if name == "bf16":
+                whole = found
+            elif whole is not None:
+                self.figures[name]["against_bf16"] = agreement(whole, found)
+        faults = [fault for name, figures in self.figures.items() for fault in shortfalls(name, figures)]
+        if faults:
+            raise PetoolError(
+                "the export is not right: " + "; ".join(faults),
+                "train longer, or take a larger type; --verify quick leaves out what runs the model",
+            )
+
+    def run_lora(self, path: Path, type_name: str, base_file: Path) -> None:
+        """Compare the base's file with the LoRA file on it in llama.cpp to the merged model; see `run`."""
+        started = time.time()
+        outcomes = self._outcomes(base_file, 0, f"base {type_name} + LoRA", path)
+        found = agreement(self._wanted, [outcome.logits for outcome in outcomes])
+        self.figures["lora"] = {"base_file": base_file.name, "against_transformers": found}
+        if faults := shortfalls(type_name, self.figures["lora"]):
+            raise PetoolError(f"the LoRA file is not right: {'; '.join(faults)}", "this is a fault of the export")
+        self.seconds += time.time() - started
+
+    def _outcomes(self, path: Path, max_reply: int, name: str, lora: Path | None = None) -> list["Outcome"]:
+        """Let llama.cpp answer the trial's rows."""
+        rows, outcomes = self.trial.rows, []
+        with Evaluator(path, max(len(row.ids) for row in rows) + max_reply + 1, lora) as model:
+            for number, row in enumerate(rows, 1):
+                outcomes.append(model.run(row.ids[: row.answer_start], row.answer, max_reply))
+                self.report(f"running {name} in llama.cpp", number, len(rows), "")
+        return outcomes
+
+
+def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
     """How many texts have the same token ids in llama.cpp, transformers and training; raises PetoolError if not all.
 
     Also checks the chat template and the end token.
     """
     from transformers import AutoTokenizer
 
-    trained = chat_from_directory(base.directory)
-    tokenizer = AutoTokenizer.from_pretrained(base.directory)
+    trained = chat_from_directory(source.base.directory)
+    template = trained.template if source.template is None else source.template
+    tokenizer = AutoTokenizer.from_pretrained(source.base.directory)
     with LlamaModel(path, vocab_only=True) as model:
         exported = model.chat()
-        if (exported.template, exported.eos_id) != (trained.template, trained.eos_id):
+        if (exported.template, exported.eos_id) != (template, trained.eos_id):
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
         for text in texts:
             ids = exported.encode(text)
-            for name, other in (("training", trained.encode(text)), ("transformers", _ids(tokenizer, text))):
+            others = {
+                "training": trained.encode(text),
+                "transformers": list(tokenizer(text, add_special_tokens=False)["input_ids"]),
+            }
+            for name, other in others.items():
                 if ids != other:
-                    raise PetoolError(f"{path.name}: llama.cpp and {name} disagree on a prompt: {_where(ids, other)}")
+                    where = _first_difference(ids, other, exported.decode or model.decode)
+                    raise PetoolError(f"{path.name}: llama.cpp and {name} disagree on a prompt: {where}")
     return len(texts)
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _where(ids: Sequence[int], other: Sequence[int]) -> str:
+def _first_difference(ids: Sequence[int], other: Sequence[int], decode: Any) -> str:
+    """The first differing token on both sides, with its text."""
     place = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
-    return f"token {place} of {len(ids)} and {len(other)}"
+    shown = [f"{side[place]} {decode([side[place]])!r}" if place < len(side) else "nothing" for side in (ids, other)]
+    return f"token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}"
 
 
-def reference_logits(source: Source, trial: Trial, report: Report) -> list[Any]:
-    """What the merged model in transformers says of each answer token of the trial."""
-    with open_weights(source.tensors) as reader:
-        return Reference(source, reader).answer_logits(trial.rows, report)
+@dataclass(frozen=True)
+class Outcome:
+    """`logits`: float32 numpy (answer tokens, vocabulary). `reply`: greedy ids; `stopped`: it ended by itself."""
+
+    logits: Any
+    reply: tuple[int, ...]
+    stopped: bool
 
 
-def verify_ids(paths: dict[str, Path], base: Base, trial: Trial, report: Report) -> dict[str, dict[str, Any]]:
-    """The checks that run no model: type -> figures."""
-    checks: dict[str, dict[str, Any]] = {}
-    for number, (name, path) in enumerate(paths.items(), 1):
-        checks[name] = {"prompts_with_equal_ids": check_ids(path, base, trial.texts)}
-        report("checking token ids", number, len(paths), name)
-    return checks
+class Evaluator(LlamaModel):
+    """One GGUF file with a LoRA file applied, if given: logits of given answers, and greedy replies.
 
-
-def verify_answers(
-    paths: dict[str, Path], wanted: list[Any], trial: Trial, max_reply: int, report: Report
-) -> dict[str, dict[str, Any]]:
-    """Let every file answer and compare with `wanted`, the merged model's logits: type -> figures.
-
-    Raises PetoolError naming each figure below its threshold.
+    Scoring uses petool_lite.inference as it is; this adds what scoring does not need, logits of every answer token.
     """
-    checks: dict[str, dict[str, Any]] = {}
-    whole = None
-    for name in sorted(paths, key=lambda name: name != "bf16"):  # the others are compared with bf16 where it is there
-        outcomes = run_file(paths[name], trial, max_reply, report, name)
-        found = [outcome.logits for outcome in outcomes]
-        checks[name] = {
-            "replies": len(outcomes),
-            "replies_stopped": sum(outcome.stopped for outcome in outcomes),
-            "against_transformers": agreement(wanted, found),
-        }
-        if name == "bf16":
-            whole = found
-        elif whole is not None:
-            checks[name]["against_bf16"] = agreement(whole, found)
-    faults = [fault for name, figures in checks.items() for fault in shortfalls(name, figures)]
-    if faults:
-        raise PetoolError(
-            "the export is not right: " + "; ".join(faults),
-            "train longer, or take a larger type; --verify quick leaves out what runs the model",
-        )
-    return checks
 
+    def __init__(self, path: Path, n_ctx: int, lora: Path | None = None) -> None:
+        """Load both; `n_ctx` holds a prompt with its answer or reply. Raises PetoolError if one does not load."""
+        super().__init__(path, n_ctx)
+        if lora is not None:
+            try:
+                self._apply(lora)
+            except PetoolError:
+                self.close()
+                raise
 
-def run_file(
-    path: Path, trial: Trial, max_reply: int, report: Report, name: str, lora: Path | None = None
-) -> list[Outcome]:
-    """Let llama.cpp answer the trial's rows."""
-    longest = max(len(row.ids) for row in trial.rows)
-    outcomes = []
-    with Evaluator(path, longest + max_reply + 1, lora) as model:
-        for number, row in enumerate(trial.rows, 1):
-            outcomes.append(model.run(row.ids[: row.answer_start], row.answer, max_reply))
-            report(f"running {name} in llama.cpp", number, len(trial.rows), "")
-    return outcomes
+    def _apply(self, lora: Path) -> None:
+        check_gguf(lora)
+        adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
+        adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
+        scales = (ctypes.c_float * 1)(1.0)
+        if not adapters or self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales) != 0:
+            raise PetoolError(f"llama.cpp cannot apply {lora}: {first_error()}", "this is a fault of the export")
+
+    def run(self, prompt: Sequence[int], answer: Sequence[int], max_reply: int) -> Outcome:
+        """Logits for each token of `answer` after `prompt`, and what the model says greedily after `prompt` itself."""
+        import numpy as np
+
+        self.read(prompt, reuse=False)
+        parts = [self._logits(-1).copy()[None]]
+        # one more than is kept, to see whether the reply ends there
+        reply, finish, _ = self._decode([], max_reply + 1, None, None)
+        self._keep(len(prompt))
+        step = self.settings.ubatch
+        for first in range(0, len(answer) - 1, step):
+            given = answer[:-1][first : first + step]
+            self._eval(given, every=True)
+            parts.append(np.stack([self._logits(place) for place in range(len(given))]))
+        return Outcome(np.concatenate(parts), tuple(reply[:max_reply]), finish == "stop")
 
 
 def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:

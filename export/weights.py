@@ -1,7 +1,7 @@
-"""The base's weights: where each tensor lies in the safetensors files, read a band of rows at a time.
+"""A model's weights: where each tensor lies in the safetensors files, read a band of rows at a time.
 
-Tensors are read with positioned reads into small buffers, not through a map of the whole file, so that the base's
-pages never count as this process's memory and several threads can read at once.
+Read by position into small buffers, so that the files' pages never count as this process's memory and several threads
+read at once. The library's own reader takes a map of the whole file, or, by position, a whole tensor for every slice.
 """
 
 import json
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
-from petool_lite.models import BLOCK_TENSORS, sound_weight_files
+from petool_lite.families import COMPUTED, Shape, gguf_name, tensor_shapes
+from petool_lite.models import sound_weight_files
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the base: `shape` (rows, columns) or (columns,), `offset` in bytes from the file's start."""
+    """One tensor of a model: `shape` (rows, columns) or (columns,), `offset` in bytes from the file's start."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,32 +40,50 @@ class Tensor:
         """Length of one row."""
         return self.shape[-1]
 
-    @property
-    def bytes(self) -> int:
-        """Size in the base's own type."""
-        return self.rows * self.columns * _BYTES[self.dtype]
 
-
-def find_tensors(directory: Path, config: dict[str, Any]) -> list[Tensor]:
+def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
     """Every tensor of a Llama model directory, one file or shards, without a tied output head.
 
-    Raises PetoolError if a file is damaged or cut, a tensor is missing, double, of another type or not of Llama.
+    Raises PetoolError if a file is damaged or cut, or a tensor is missing, double, or of a name, type or shape that
+    a model of this `shape` does not have. What every program computes anew is left out and told.
     """
-    found: dict[str, Tensor] = {}
+    expected, found, computed = tensor_shapes(shape), dict[str, Tensor](), 0
     for file in sound_weight_files(directory):
         for tensor in _tensors_of(file):
-            if tensor.name == "lm_head.weight" and config.get("tie_word_embeddings"):
-                continue
-            if tensor.name in found:
+            if tensor.name.endswith(COMPUTED):
+                computed += 1
+            elif tensor.name in found:
                 raise PetoolError(f"{directory} holds {tensor.name} twice", "remove the files of another format")
-            found[tensor.name] = tensor
-    missing = _expected(config) - set(found)
+            elif not (tensor.name == "lm_head.weight" and shape.tied):
+                found[tensor.name] = _fitting(tensor, expected)
+    missing = set(expected) - set(found)
     if missing:
         raise PetoolError(
             f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all",
-            "get the base model again",
+            "get the model again",
         )
+    if computed:
+        report(f"left out: {computed} tensors of rotary angles ({COMPUTED[0]}), which are computed anew", 0, 0, "")
     return list(found.values())
+
+
+def _fitting(tensor: Tensor, expected: dict[str, tuple[int, ...]]) -> Tensor:
+    """The tensor, if a model of the expected shapes has it."""
+    if tensor.dtype not in _BYTES:
+        raise PetoolError(
+            f"{tensor.name} in {tensor.file} has the type {tensor.dtype}",
+            "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training",
+        )
+    if tensor.name not in expected:
+        gguf_name(tensor.name)  # which has words for what no Llama has
+        raise PetoolError(f"{tensor.name} is more than config.json says", "get the model again")
+    if tensor.shape != expected[tensor.name]:
+        raise PetoolError(
+            f"{tensor.name} in {tensor.file} has the shape {list(tensor.shape)}, by config.json it has "
+            f"{list(expected[tensor.name])}",
+            "get the model again",
+        )
+    return tensor
 
 
 def _tensors_of(file: Path) -> Iterator[Tensor]:
@@ -71,23 +91,9 @@ def _tensors_of(file: Path) -> Iterator[Tensor]:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if not 1 <= len(entry["shape"]) <= 2 or 0 in entry["shape"]:
-            raise PetoolError(f"{name} in {file} has the shape {entry['shape']}", "give a model of the Llama family")
-        if entry["dtype"] not in _BYTES:
-            raise PetoolError(
-                f"{name} in {file} has the type {entry['dtype']}", "give the base in bfloat16, float16 or float32"
-            )
         yield Tensor(name, tuple(entry["shape"]), entry["dtype"], file, 8 + length + entry["data_offsets"][0])
-
-
-def _expected(config: dict[str, Any]) -> set[str]:
-    layers = range(config["num_hidden_layers"])
-    blocks = {f"model.layers.{layer}.{module}.weight" for layer in layers for module in BLOCK_TENSORS.values()}
-    head = set() if config.get("tie_word_embeddings") else {"lm_head.weight"}
-    return blocks | {"model.embed_tokens.weight", "model.norm.weight"} | head
 
 
 class Reader:
@@ -106,7 +112,7 @@ class Reader:
         while len(view):
             count = os.preadv(self._handles[tensor.file], [view], position)
             if count == 0:
-                raise PetoolError(f"{tensor.file} ends inside {tensor.name}", "get the base model again")
+                raise PetoolError(f"{tensor.file} ends inside {tensor.name}", "get the model again")
             view, position = view[count:], position + count
         kinds = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
         return torch.frombuffer(buffer, dtype=kinds[tensor.dtype]).reshape(last - first, tensor.columns).float()

@@ -2,13 +2,17 @@
 
 Layout (GGUF versions 2 and 3, little-endian): magic, version, tensor count, key count; keys with typed values; tensor
 infos (name, dimensions, type, offset); padding; tensor data. llama.cpp reads the same fields with fewer bounds: a
-length, count or offset that the file cannot hold may end the process or claim all memory there.
+length, count or offset that the file cannot hold may end the process or claim all memory there. A split file is
+several such files, of which the first has the keys.
 """
 
 import math
 import mmap
+import re
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ _WIDEST = 1 << 24  # of any length or width that a model states
 _NAME = 63  # bytes of a tensor's name in llama.cpp
 _DIMENSIONS = 4
 _KEPT = 1 << 10  # bytes of a text value that is looked at
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split file
+_SPLIT = (99_999, 99_999, 1 << 31)  # the highest part, number of parts and of tensors in all of them
 _POSITIVE = (
     "context_length",
     "embedding_length",
@@ -49,35 +55,83 @@ class _Damage(Exception):
     """What of the header cannot be."""
 
 
+@dataclass(frozen=True)
+class _Head:
+    """What is wrong with a file, or nothing; how many tensors it has, and which part of a split file it is."""
+
+    fault: str
+    tensors: int = 0
+    part: int = 0
+    parts: int = 1
+    all_tensors: int = 0
+
+
 def check_gguf(path: Path) -> None:
-    """Raise PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree."""
-    if path.is_dir():
-        found = sorted([*path.glob("*.gguf"), *path.glob("export/model.*.gguf")])
-        hint = "give a .gguf file; `petool-lite export` makes one of a run, and bench takes a run with --run"
-        raise PetoolError(f"{path} is a folder, not a GGUF file", f"give the file in it: {found[0]}" if found else hint)
-    if not path.is_file():
-        raise PetoolError(f"no such file: {path}", "give the path of a .gguf file")
+    """Raise PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree, and
+    for a part of a split file that is not the first or has not all others beside it."""
+    gguf_parts(path)
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """The checked files of a GGUF model: itself, or all parts of a split one by their names; see `check_gguf`."""
+    head = _head(path)
+    if head.parts <= 1:
+        return [path]
+    what = f"{path} is part {head.part + 1} of {head.parts} of a split model"
+    named = _PART.fullmatch(path.name)
+    if named is None or (int(named[2]), int(named[3])) != (head.part + 1, head.parts):
+        right = f"NAME-{head.part + 1:05}-of-{head.parts:05}.gguf"
+        raise PetoolError(f"{what}, but not called so", f"call it {right}, and the others accordingly")
+    files = [path.with_name(f"{named[1]}-{number:05}-of-{head.parts:05}.gguf") for number in range(1, head.parts + 1)]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise PetoolError(f"{what}, and {missing[0]} is not beside it", "put all parts into one folder")
+    if head.part:
+        raise PetoolError(what, f"give the first one: {files[0]}")
+    heads = [_head(file) for file in files]
+    if [item.part for item in heads] != [*range(head.parts)] or sum(item.tensors for item in heads) != head.all_tensors:
+        raise PetoolError(f"{what}, and the others are not of the same model", "get all parts again")
+    return files
+
+
+def _head(path: Path) -> _Head:
+    """The head of a file that is a sound GGUF file by itself."""
     try:
+        if not path.is_file():
+            raise _no_file(path)
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
         facts = path.stat()
-        fault = _fault(path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        head = _read(path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
     except OSError as error:
-        raise PetoolError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
-    if fault:
-        raise PetoolError(f"damaged GGUF file: {path} ({fault})", "get or export the file again")
+        raise PetoolError(f"cannot read {str(path)[:200]}: {error.strerror}", "check its permissions") from error
+    if head.fault:
+        raise PetoolError(f"damaged GGUF file: {path} ({head.fault})", "get or export the file again")
+    return head
 
 
-@lru_cache(maxsize=16)
-def _fault(path: Path, size: int, time: int, inode: int) -> str:
-    """What is wrong with the file, or nothing; found once for each state of it."""
+def _no_file(path: Path) -> PetoolError:
+    """What to say where a file was meant: what is likely to have been."""
+    if path.is_dir():
+        found = sorted([*path.glob("*.gguf"), *path.glob("export/model.*.gguf")])
+        hint = "give a .gguf file; `petool-lite export` makes one of a run, and bench takes a run with --run"
+        return PetoolError(
+            f"{path} is a folder, not a GGUF file", f"give the file in it: {found[0]}" if found else hint
+        )
+    parts = sorted(path.parent.glob(f"{escape(path.stem)}-00001-of-*.gguf")) if path.parent.is_dir() else []
+    hint = f"give the first part of the split model: {parts[0]}" if parts else "give the path of a .gguf file"
+    return PetoolError(f"no such file: {path}", hint)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, size: int, time: int, inode: int) -> _Head:
+    """The file's head; read once for each state of it."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            _check(_Cursor(data))
+            return _check(_Cursor(data))
         except _Damage as damage:
-            return str(damage)
-    return ""
+            return _Head(str(damage))
 
 
 class _Cursor:
@@ -129,7 +183,7 @@ class _Cursor:
         self.place = place
 
 
-def _check(cursor: _Cursor) -> None:
+def _check(cursor: _Cursor) -> _Head:
     version = cursor.number("I")
     if version not in (2, 3):
         raise _Damage(f"version {version}; 2 and 3 are known, in little-endian order")
@@ -141,6 +195,10 @@ def _check(cursor: _Cursor) -> None:
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise _Damage(f"general.alignment is {alignment!r}")
     _check_tensors(cursor, tensors, alignment)
+    split = [values.get(f"split.{name}", default) for name, default in (("no", 0), ("count", 1), ("tensors.count", 0))]
+    if not all(isinstance(number, int) and 0 <= number <= most for number, most in zip(split, _SPLIT, strict=True)):
+        raise _Damage(f"it says of its parts {split}")
+    return _Head("", tensors, *split)
 
 
 def _values(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -204,12 +262,13 @@ def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
     for name in ("scores", "token_type"):
         if tokens is not None and lengths.get(f"tokenizer.ggml.{name}", tokens) != tokens:
             raise _Damage(f"{tokens:,} tokens, but {lengths[f'tokenizer.ggml.{name}']:,} of their {name}")
-    for key, value in values.items():
-        if tokens is None or not key.startswith("tokenizer.ggml.") or not key.endswith("_token_id"):
-            continue
-        # 2^32 - 1, or -1, says that there is no such token
-        if not isinstance(value, int) or not (-1 <= value < tokens or value == 0xFFFFFFFF):
-            raise _Damage(f"{key} is {value!r} of {tokens:,} tokens")
+    for key, value in values.items():  # one beyond the vocabulary counts as unset, in llama.cpp as here
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and not isinstance(value, int):
+            raise _Damage(f"{key} is {value!r}")
+    if values.get("tokenizer.ggml.model") == b"gpt2":
+        for name in ("tokens", "token_type", "merges"):  # without types, control tokens would be read as plain text
+            if f"tokenizer.ggml.{name}" not in lengths:
+                raise _Damage(f"it lacks the key tokenizer.ggml.{name}")
 
 
 def _check_tensors(cursor: _Cursor, count: int, alignment: int) -> None:

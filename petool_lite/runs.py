@@ -52,6 +52,10 @@ def draft(target: Path) -> Iterator[Path]:
         elif target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
+    except OSError as error:
+        if error.filename == str(path):  # whoever reads of it knows the file's own name
+            error.filename = str(target)
+        raise
     finally:
         if path.is_dir():
             shutil.rmtree(path)

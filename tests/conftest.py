@@ -55,7 +55,8 @@ def open_entries() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(made_once):
-    from petool_lite.models import cache_root, resolve_base
+    from petool_lite.models import resolve_base
+    from petool_lite.places import cache_root
 
     def unpack(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:

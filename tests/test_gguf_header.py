@@ -34,6 +34,7 @@ def file(keys: list[bytes], tensors: list[bytes], data: int = 32, version: int =
 
 
 LLAMA = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+GPT2 = text(b"tokenizer.ggml.model") + struct.pack("<I", 8) + text(b"gpt2")
 HUGE = 2**63 + 5
 
 
@@ -66,7 +67,8 @@ HUGE = 2**63 + 5
             file([strings("tokenizer.ggml.tokens", [b"a", b"b"]), strings("tokenizer.ggml.scores", [b""])], []),
             "1 of their scores",
         ),
-        (file([strings("tokenizer.ggml.tokens", [b"a"]), u32("tokenizer.ggml.eos_token_id", 7)], []), "is 7 of 1"),
+        (file([strings("tokenizer.ggml.tokens", [b"a"]), GPT2], []), "lacks the key tokenizer.ggml.token_type"),
+        (file([u32("split.no", 0), u32("split.count", 10**6), u32("split.tensors.count", 1)], []), "of its parts"),
         (file([], [tensor(shape=(2**40, 2**40))]), "longer than the file"),
         (file([], [tensor(shape=(0,))]), "shape"),
         (file([], [tensor(shape=(1,) * 5)]), "5 dimensions"),

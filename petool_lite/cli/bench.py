@@ -123,7 +123,7 @@ def _default_setting(data: Any) -> str:
 
 def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
     from petool_lite.bench.variants import Variant, rule_variants
-    from petool_lite.models import check_gguf
+    from petool_lite.gguf_header import check_gguf
     from petool_lite.recipe import Recipe
     from petool_lite.runs import runs_root
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.families import end_tokens
 from petool_lite.inference.constrain import Constraint
 from petool_lite.inference.decoder import ROWS, Decoder, Memory, Steps
 from petool_lite.inference.llama import Reply
@@ -52,30 +53,9 @@ def _own_gpu() -> str:
     return f"cuda:{place}"
 
 
-# Texts of tokens that end a reply for llama.cpp whatever else a tokenizer says; the Llama family has these.
-_END_TEXTS = (
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<EOT>",
-    "<reponame>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<|fim_pad|>",
-)
-
-
 def stop_ids(directory: Path, chat: Chat) -> frozenset[int]:
     """The ids that end a reply: the same ones as llama.cpp's for the GGUF file of the same model."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    found = (tokenizer.token_to_id(text) for text in _END_TEXTS)
-    return frozenset({chat.eos_id, *(token for token in found if token is not None)})
+    return frozenset({chat.eos_id, *end_tokens(directory).values()})
 
 
 def load_causal_model(directory: Path, adapter: Path | None, precision: str, device: str) -> Any:

@@ -92,16 +92,29 @@ class LlamaModel(Closing):
         """How this model talks, from the file's own metadata."""
         template = self.metadata.get("tokenizer.chat_template")
         if not template:
-            raise PetoolError("the GGUF file has no chat template", "export it again from an instruct model")
-        eos = self._lib.llama_vocab_eos(self._vocab)
-        bos = self._lib.llama_vocab_bos(self._vocab)
+            raise _lacking("tokenizer.chat_template")
         return Chat(
             lambda texts: [self.encode(text) for text in texts],
             template,
-            self._token_text(bos),
-            self._token_text(eos),
-            eos,
+            self._token_text(self._special("bos")),
+            self._token_text(self._end),
+            self._end,
         )
+
+    @property
+    def _end(self) -> int:
+        """The end token: the one that the file names, else the end of a turn that llama.cpp knows by its text."""
+        found = self._special("eos")
+        found = found if found >= 0 else int(self._lib.llama_vocab_eot(self._vocab))
+        if found < 0:
+            raise _lacking("tokenizer.ggml.eos_token_id")
+        return found
+
+    def _special(self, name: str) -> int:
+        """A special token that the file names; -1 for none or one beyond the vocabulary, where llama.cpp guesses."""
+        found = self.metadata.get(f"tokenizer.ggml.{name}_token_id", "")
+        known = found.isdecimal() and int(found) < self._lib.llama_vocab_n_tokens(self._vocab)
+        return int(found) if known else -1
 
     def _token_text(self, token: int) -> str:
         text = self._lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
@@ -134,7 +147,7 @@ class LlamaModel(Closing):
         """Makes constraints for this model's tokenizer; takes under a second, so keep it."""
         from llguidance.llamacpp import lltokenizer_from_vocab
 
-        eos = self._lib.llama_vocab_eos(self._vocab)
+        eos = self._end
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it uses an old name of a function
             return Constrainer(lltokenizer_from_vocab(self._vocab, eos_token=eos))
 
@@ -343,6 +356,10 @@ class LlamaModel(Closing):
             self._keep(0)
             raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
         self._held += ids
+
+
+def _lacking(key: str) -> PetoolError:
+    return PetoolError(f"the GGUF file lacks the key {key}", "export it again from an instruct model")
 
 
 def _log_softmax(logits: Any) -> Any:

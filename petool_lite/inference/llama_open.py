@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from petool_lite.errors import PetoolError
+from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama_log import first_error, quiet
 from petool_lite.inference.settings import EngineSettings, default_threads
-from petool_lite.models import check_gguf
 
 _BATCH = 2048  # the most tokens in one call of llama_decode
 _KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers

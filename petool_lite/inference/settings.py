@@ -1,5 +1,6 @@
 """How fast llama.cpp runs here: the settings, where `doctor --tune` keeps the best ones, and what they are kept for."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,7 +9,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from petool_lite.models import cache_root, file_sha256
+from petool_lite.models import file_sha256
+from petool_lite.places import cache_place
 from petool_lite.runs import write_json
 
 KV_TYPES = ("f16", "q8_0")
@@ -45,18 +47,19 @@ def model_sha256(path: Path) -> str:
     """SHA-256 of a model file, remembered for as long as its size and time stay the same (2 GB take seconds)."""
     facts = path.stat()
     name = hashlib.sha256(f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns} {facts.st_ino}".encode()).hexdigest()
-    kept = cache_root() / "hashes" / f"{name[:32]}.json"
+    kept = cache_place("hashes", f"{name[:32]}.json")
     try:
         return str(json.loads(kept.read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         found = file_sha256(path)
-        write_json(kept, {"sha256": found})
+        with contextlib.suppress(OSError):  # then it is found again the next time
+            write_json(kept, {"sha256": found})
         return found
 
 
 def _tuned_file(model: Path) -> Path:
     machine = f"{platform.machine()} {cpu_name()} {default_threads()} {library_version()} {model_sha256(model)}"
-    return cache_root() / "tuned" / f"{hashlib.sha256(machine.encode()).hexdigest()[:32]}.json"
+    return cache_place("tuned", f"{hashlib.sha256(machine.encode()).hexdigest()[:32]}.json")
 
 
 def cpu_name() -> str:

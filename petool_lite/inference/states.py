@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.models import cache_root
+from petool_lite.places import cache_root
 from petool_lite.runs import draft
 
 _MAGIC = b"petool-lite state 1\n"

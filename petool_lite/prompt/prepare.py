@@ -18,7 +18,8 @@ from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset, load_dataset, raw_rows, source_sha256
 from petool_lite.data.petoolbench import PROMPT_FIELD, settings_of
 from petool_lite.errors import PetoolError
-from petool_lite.models import Base, cache_root, file_sha256
+from petool_lite.models import Base, file_sha256
+from petool_lite.places import cache_place
 from petool_lite.prompt.render import Chat, Example, Layout, cut_descriptions, examples, spread
 from petool_lite.recipe import ALL, DataSettings, Recipe
 from petool_lite.runs import draft, write_json
@@ -51,7 +52,7 @@ def prepare(recipe: Recipe, base: Base, chat: Chat, report: Report = silent) -> 
     Raises PetoolError for bad data, or if no row fits `model.max_tokens`.
     """
     digest = source_sha256(recipe.data.train)
-    folder = cache_root() / "prepared" / _key(recipe, base, chat, digest)
+    folder = cache_place("prepared", _key(recipe, base, chat, digest))
     if not (folder / "summary.json").is_file():
         with draft(folder) as work:
             work.mkdir()

@@ -18,6 +18,7 @@ from petool_lite.data.entries import Answer, Call, Entry, Tool, properties, prov
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.data.petoolbench import prompt_of, published_call
 from petool_lite.errors import PetoolError
+from petool_lite.families import chat_template, load_tokenizer
 from petool_lite.prompt.template import render_template
 
 # Llama-3.x templates print today's date unless told otherwise; a fixed one keeps prompts the same every day.
@@ -70,14 +71,9 @@ class Example:
 
 def chat_from_directory(directory: Path) -> Chat:
     """The Chat of a model directory in Hugging Face format; needs the `tokenizers` library only."""
-    from tokenizers import Tokenizer
-
     config = json.loads((directory / "tokenizer_config.json").read_text())
-    template_file = directory / "chat_template.jinja"
-    template = template_file.read_text() if template_file.is_file() else _default_template(config.get("chat_template"))
-    if template is None:
-        raise PetoolError(f"no chat template in {directory}", "petool-lite needs an instruct model")
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    template = chat_template(directory)
+    tokenizer = load_tokenizer(directory)
     eos = _token_text(config.get("eos_token"))
     eos_id = tokenizer.token_to_id(eos) if eos else None
     if eos is None or eos_id is None:
@@ -92,14 +88,6 @@ def chat_from_directory(directory: Path) -> Chat:
         eos_id=eos_id,
         decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
     )
-
-
-def _default_template(value: Any) -> str | None:
-    """A model's template; of a list of named ones the default, or else that for tools."""
-    if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default") or named.get("tool_use")
-    return value if isinstance(value, str) else None
 
 
 def recorded_style(style: str | None, layout: object) -> str | None:

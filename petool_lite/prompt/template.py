@@ -42,11 +42,22 @@ def _compiled(template: str) -> Any:
     """The template and its environment; compiled once, since that takes as long as tokenizing a prompt."""
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
     from jinja2.runtime import Macro
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     if len(template) > _LONGEST:
         raise PetoolError(f"the chat template has {len(template):,} characters, more than {_LONGEST:,}")
+
+    class GenerationTag(Extension):
+        """Reads {% generation %}, by which some templates mark what a model is to learn, as what stands in it."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja's own form
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
 
     class Environment(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset(["*", "**"])
@@ -72,7 +83,9 @@ def _compiled(template: str) -> Any:
                 raise SecurityError("a call with such a number")
             return super().call(__context, __obj, *args, **kwargs)
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
+    )
     environment.filters["counted"] = lambda items: _counted(items, environment)
     environment.filters["tojson"] = _to_json
     del environment.globals["lipsum"]

@@ -20,9 +20,9 @@ from typing import Any
 from petool_lite.console import say
 from petool_lite.data.entries import nested_beyond
 from petool_lite.errors import FAILED, USAGE, PetoolError
+from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.tool_caller import REPLY_TOKENS
 from petool_lite.inference.worker import Engine, EngineOptions, Event
-from petool_lite.models import check_gguf
 
 _HEAD_S, _BODY_S = 10, 60  # seconds in which the head of a connection's first request, and a request's body, arrive
 _CONNECTIONS = 512  # at once; more are answered 503

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.families import shape_of
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, draft
@@ -104,17 +105,16 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def sizes(directory: Path) -> Sizes:
     """Sizes of the model in `directory`."""
-    config = read_config(directory)
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    found = shape_of(read_config(directory))
     return Sizes(
-        hidden,
-        config["intermediate_size"],
-        config["num_hidden_layers"],
-        heads,
-        config.get("num_key_value_heads") or heads,
-        config.get("head_dim") or hidden // heads,
-        config["vocab_size"],
-        bool(config.get("tie_word_embeddings", False)),
+        found.width,
+        found.feed_forward,
+        found.layers,
+        found.heads,
+        found.key_value_heads,
+        found.head_size,
+        found.vocabulary,
+        found.tied,
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from petool_lite.console import Report, facts_text, silent
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.models import Base, resolve_base, sound_weight_files
+from petool_lite.export import check_exportable
+from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
@@ -90,7 +91,7 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     check_evaluation(recipe)
     check_start(recipe, report)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
-    sound_weight_files(base.directory)
+    check_exportable(base.directory, report)
     _check_shape(recipe, base)
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
@@ -122,17 +123,8 @@ def _check_shape(recipe: Recipe, base: Base) -> None:
 
 
 def _check_rows(base: Base, prepared: Prepared) -> None:
-    """Refuse rows that the base cannot read: tokens beyond its vocabulary, or more of them than its attention sees."""
-    import pyarrow.compute
-
+    """Refuse rows that are longer than the base's attention sees."""
     config = read_config(base.directory)
-    ids = prepared.table.data.column("input_ids")
-    highest = pyarrow.compute.max(pyarrow.compute.list_flatten(ids)).as_py()
-    if highest >= config["vocab_size"]:
-        raise PetoolError(
-            f"the tokenizer of {base.name} writes token {highest}, its vocabulary ends at {config['vocab_size'] - 1}",
-            "give the tokenizer that belongs to the model, or a model whose embeddings were resized to it",
-        )
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     longest = max(load_of(prepared).lengths)
     if window and longest > window:

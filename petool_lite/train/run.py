@@ -14,6 +14,7 @@ from typing import Any
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.places import library_places
 from petool_lite.prompt.render import LAYOUTS
 from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
@@ -77,6 +78,7 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     code 130 or 143; a second one ends the process. A new run that has not trained a step leaves nothing.
     """
     started = time.time()
+    library_places()
     grow_in_place()
     run: Path | None = resume
     report = report if is_first() else silent

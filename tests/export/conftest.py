@@ -33,7 +33,7 @@ def llama_quantize():
     import ctypes
 
     import llama_cpp
-    from petool_lite.export.tensor_types import FILE_TYPES
+    from petool_lite.export.quantize import FILE_TYPES
 
     from petool_lite.inference.llama_log import quiet
 
@@ -55,5 +55,62 @@ def llama_quantize():
     return run
 
 
-def quiet(*_) -> None:
-    pass
+@pytest.fixture(scope="session")
+def small(tiny_model, llama3_tokenizer):
+    """A tiny base with a tokenizer like Llama 3's."""
+    return tiny_model(llama3_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tuned(small, make_adapter, tmp_path_factory):
+    """The tiny base, the folder of an adapter for it, and the merged model."""
+    folder = tmp_path_factory.mktemp("tuned") / "adapter"
+    return small, folder, make_adapter(small, folder).merge_and_unload()
+
+
+@pytest.fixture(scope="session")
+def tuned_full(small, tmp_path_factory):
+    """The tiny base and the folder of a model of which every weight has moved, as training saves it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from petool_lite.models import resolve_base
+    from petool_lite.train.load import save_trained
+
+    model = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("full") / "model"
+    save_trained(model, folder, resolve_base(str(small)))
+    return small, folder
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory):
+    """A run directory around what was trained: its folder, the base's name, its place, and changes of the recipe."""
+    import json
+    import shutil
+
+    from petool_lite.prompt.render import LAYOUTS
+    from petool_lite.recipe import load_recipe, to_toml
+
+    def make(trained, base, *settings, name=None):
+        run = tmp_path_factory.mktemp("run")
+        own = [f"model.base={name or base}", "data.train=demo:train:8", "bench.max_reply_tokens=8"]
+        recipe = load_recipe("demo", [*own, "model.max_tokens=4096", *settings])[1]
+        (run / "recipe.toml").write_text(to_toml(recipe))
+        shutil.copytree(trained, run / trained.name)
+        config = run / trained.name / "adapter_config.json"
+        if config.is_file():
+            named = {"base_model_name_or_path": str(name or base)}
+            config.write_text(json.dumps(json.loads(config.read_text()) | named))
+        manifest = {
+            "base": {"name": str(name or base), "directory": str(base), "gguf": None},
+            "prompt_style": recipe.data.style, "prompt_layout": LAYOUTS[recipe.data.style], "setting": "rating",
+            "data": {"source": "demo:train:8", "sha256": "0", "kept": 8, "tokens": 100},
+        }  # fmt: skip
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        return run
+
+    return make

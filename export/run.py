@@ -1,0 +1,240 @@
+"""From a run directory to its export folder: every file written and checked before one of them gets its name."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from petool_lite.export.card import card, modelfile
+from petool_lite.export.gguf import write_lora
+from petool_lite.export.imatrix import importance
+from petool_lite.export.merge import load_adapter
+from petool_lite.export.quantize import TYPES
+from petool_lite.export.source import Source, load_source, load_whole
+from petool_lite.export.stream import Change, write_files
+from petool_lite.export.verify import Checks, prepare_trial
+
+from petool_lite.console import Report, silent
+from petool_lite.errors import PetoolError
+from petool_lite.families import chat_template
+from petool_lite.inference.settings import default_threads
+from petool_lite.models import Base, base_of_run, file_sha256, resolve_base, weights_sha256
+from petool_lite.places import cache_place, library_places
+from petool_lite.prompt.render import petool_template
+from petool_lite.recipe import Recipe, load_recipe
+from petool_lite.runs import TRAINED, draft, locked, read_manifest, versions, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export: GGUF types, the base weights to merge into ("bf16", "nf4", None: those that training used), an
+    importance matrix, a LoRA file; `level` "quick" leaves out the checks that run the model."""
+
+    types: tuple[str, ...]
+    merge_base: str | None = None
+    imatrix: bool = False
+    lora: bool = False
+    level: str = "full"
+
+
+def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
+    """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
+
+    With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. export.json goes first and comes last:
+    while it is there, it tells of the files beside it. A check that fails raises PetoolError; no new file is left then.
+    """
+    check_types(list(options.types))
+    library_places()
+    with _only_writer(run / "export"):
+        return _export(run, options, report)
+
+
+def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
+    started, folder = time.time(), run / "export"
+    manifest = read_manifest(run)
+    recipe = load_recipe(str(run / "recipe.toml"))[1]
+    base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
+    merge_base = _merge_base(options, recipe)
+    source = _trained_source(run, base, recipe, merge_base, report)
+    if manifest["prompt_style"] == "petool":
+        source = replace(source, template=petool_template(chat_template(base.directory)))
+    if options.imatrix:
+        source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
+    wording = manifest["data"].get("wording", {})
+    checks = Checks(source, prepare_trial(base, recipe, wording, report), recipe.bench.max_reply_tokens, report)
+    seconds = {"start": round(time.time() - started, 2)}
+    keys = _own_keys(manifest, merge_base)
+    targets = {name: folder / f"model.{name}.gguf" for name in options.types}
+    with written(source, targets, keys, report) as files, ExitStack() as drafts:
+        checks.run(files.paths, options.level)
+        paths = {target.name: files.paths[name] for name, target in targets.items()}
+        if options.lora and source.adapter is not None:
+            paths["lora.gguf"] = drafts.enter_context(draft(folder / "lora.gguf"))
+            write_lora(paths["lora.gguf"], source.adapter, source, keys)
+            if options.level == "full":
+                checks.run_lora(paths["lora.gguf"], options.types[0], _base_file(base, options.types[0], report))
+        document = _document(run, source, files.changes, paths, checks)
+        document |= {"merge_base": merge_base} if merge_base else {}
+        document["imatrix"] = "imatrix.gguf" if options.imatrix else None
+        seconds |= {"write": files.seconds, "check": round(checks.seconds, 2)}
+        document["seconds"] = {**seconds, "all": round(time.time() - started, 2)}
+        texts = {
+            "Modelfile": modelfile(next(iter(paths)), base.directory, recipe.model.max_tokens),
+            "README.md": card(run, base, manifest, document),
+        }
+        (folder / "export.json").unlink(missing_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    write_json(folder / "export.json", document)
+    return document
+
+
+def _merge_base(options: Options, recipe: Recipe) -> str | None:
+    """The base weights to merge an adapter into: those it learned beside, if not told; None where there is none."""
+    if recipe.train.method != "full":
+        return options.merge_base or ("nf4" if recipe.model.precision == "nf4" else "bf16")
+    if options.lora or options.merge_base:
+        what = "--lora-gguf" if options.lora else "--merge-base"
+        raise PetoolError(
+            f"{what} needs an adapter, and in this run all weights learned",
+            f"leave {what} out: the model is exported as it is",
+        )
+    return None
+
+
+def _trained_source(run: Path, base: Base, recipe: Recipe, merge_base: str | None, report: Report) -> Source:
+    """What the run trained: its adapter on the base, or its own model; raises PetoolError if that is not whole."""
+    folder = run / TRAINED[recipe.train.method]
+    if merge_base is None:
+        return load_whole(base, folder)
+    adapter = load_adapter(folder)
+    if adapter.base_name and adapter.base_name != base.name:
+        raise PetoolError(
+            f"the adapter was trained on {adapter.base_name}, the run names {base.name}",
+            "the adapter belongs to another base model",
+        )
+    return load_source(base, adapter, merge_base == "nf4", report)
+
+
+def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, str]:
+    """Keys that only petool-lite's files have; inference reads from them how prompts looked in training."""
+    wording = manifest["data"].get("wording")
+    return {
+        "petool_lite.prompt_style": manifest["prompt_style"],
+        **({"petool_lite.prompt_layout": str(manifest["prompt_layout"])} if "prompt_layout" in manifest else {}),
+        "petool_lite.setting": manifest["setting"],
+        **({"petool_lite.wording": json.dumps(wording)} if wording else {}),
+        "petool_lite.version": versions().get("petool-lite", "unknown"),
+        **({"petool_lite.merge_base": merge_base} if merge_base else {}),
+    }
+
+
+def _document(
+    run: Path, source: Source, changes: Mapping[str, Change], paths: Mapping[str, Path], checks: Checks
+) -> dict[str, Any]:
+    """What export.json says of the files in `paths`: final name -> where it lies now."""
+    delta, weights = (sum(getattr(change, name) for change in changes.values()) for name in ("delta", "base"))
+    changed = sum(change.changed for change in changes.values())
+    method = "full" if source.adapter is None else "lora"
+    counts = ("tensors", "changed_tensors") if method == "full" else ("adapted_modules", "merged_tensors")
+    return {
+        "base": source.base.name,
+        "method": method,
+        **dict(zip(counts, (len(changes), changed), strict=True)),
+        f"{TRAINED[method]}_sha256": weights_sha256(run / TRAINED[method]),
+        "relative_change": (delta / weights) ** 0.5,
+        "files": [
+            {
+                "type": name.split(".")[-2],  # model.q4_k_m.gguf, lora.gguf
+                "file": name,
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+            for name, path in paths.items()
+        ],
+        "checks": checks.figures,
+        "checked_on": checks.trial.source,
+        "versions": versions(),
+    }
+
+
+def export_base(name: str, type_name: str, report: Report = silent) -> Path:
+    """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
+    check_types([type_name])
+    return _base_file(resolve_base(name, lambda text: report(text, 0, 0, "")), type_name, report)
+
+
+def _base_file(base: Base, type_name: str, report: Report) -> Path:
+    identity = file_sha256(base.gguf)[:16] if base.gguf else _weights_identity(base.directory)
+    target = cache_place("exports", f"{base.directory.name}-{identity}.{type_name}.gguf")
+    if not target.is_file():
+        write_targets(load_source(base, report=report), {type_name: target}, {}, report)
+    return target
+
+
+def _weights_identity(directory: Path) -> str:
+    """A key for a weights directory: names, sizes and times of its files (hashing gigabytes would cost a minute)."""
+    facts = sorted(
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in directory.glob("*.safetensors")
+    )
+    return hashlib.sha256(repr((str(directory), facts)).encode()).hexdigest()[:16]
+
+
+def check_types(types: list[str]) -> None:
+    """Raise PetoolError for a GGUF type that petool-lite does not write."""
+    unknown = [name for name in types if name not in TYPES]
+    if unknown or not types:
+        raise PetoolError(f"unknown GGUF type: {', '.join(unknown) or 'none given'}", f"one of: {', '.join(TYPES)}")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files that have no name yet, by GGUF type; how each trained tensor changed; seconds it took."""
+
+    paths: dict[str, Path]
+    changes: dict[str, Change]
+    seconds: float
+
+
+@contextmanager
+def written(source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report) -> Iterator[Written]:
+    """Write a GGUF file for each type in `targets`, all in one folder, and yield them under other names.
+
+    They get their own where the block ends, and are removed if it raises; the caller holds the folder. Raises
+    PetoolError where training changed nothing.
+    """
+    with ExitStack() as drafts:
+        paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
+        started = time.time()
+        changes = write_files(source, paths, extra, default_threads(), report)
+        still = [name for name, change in changes.items() if not change.changed]
+        if source.before and len(still) == len(changes):
+            raise PetoolError("training changed no weight of the base", "the model is untrained; train the run again")
+        if source.adapter is not None and still:
+            raise PetoolError(
+                f"{len(changes) - len(still)} tensors changed, but the adapter has {len(changes)} modules: "
+                f"{still[0]} did not",
+                "the adapter is untrained, or belongs to another base",
+            )
+        yield Written(paths, changes, round(time.time() - started, 2))
+
+
+def write_targets(
+    source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report = silent
+) -> dict[str, Change]:
+    """Write a GGUF file for each type in `targets`, unchecked; return how each trained tensor changed."""
+    with _only_writer(next(iter(targets.values())).parent), written(source, targets, extra, report) as files:
+        return files.changes
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder against other exports, and remove what a killed one left in it."""
+    with locked(folder):
+        for leftover in folder.glob(".*.draft"):
+            leftover.unlink()
+        yield

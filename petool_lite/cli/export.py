@@ -1,0 +1,56 @@
+"""`petool-lite export`: parse, export a run, print the files."""
+
+from typing import Any
+
+import click
+
+from petool_lite.cli.bench import run_option
+from petool_lite.cli.data import as_json
+
+
+@click.command()
+@run_option
+@click.option("--gguf", "types", default="q4_k_m", show_default=True, metavar="TYPE[,TYPE]", help="Types to write.")
+@click.option("--lora-gguf", "lora", is_flag=True, help="Also the adapter alone, for llama.cpp to apply to a base.")
+@click.option(
+    "--merge-base", type=click.Choice(["bf16", "nf4"]), default=None,
+    help="Merge into the base as it is (bf16) or as 4-bit training saw it (nf4).  [default: what training used]",
+)  # fmt: skip
+@click.option("--imatrix", is_flag=True, help="Quantize by what matters on the recipe's own training rows.")
+@click.option(
+    "--verify", "level", type=click.Choice(["full", "quick"]), default="full", show_default=True,
+    help="quick leaves out the checks that run the model.",
+)  # fmt: skip
+@as_json
+def export(run: str | None, types: str, as_json: bool, **options: Any) -> None:
+    """Write what a run trained as GGUF files, an adapter merged into its base, checked against the model itself."""
+    from petool_lite.console import print_json, progress, say
+    from petool_lite.export import Options, export_run
+    from petool_lite.runs import find_run
+
+    names = tuple(dict.fromkeys(name.strip().lower() for name in types.split(",") if name.strip()))
+    folder = find_run(run) / "export"
+    with progress() as report:
+        document = export_run(folder.parent, Options(types=names, **options), report)
+    if as_json:
+        print_json({**document, "paths": [str(folder / item["file"]) for item in document["files"]]})
+        return
+    for item in document["files"]:
+        say(
+            ", ".join(
+                [f"{item['type']}: {item['bytes'] / 1e6:.0f} MB", *_figures(document["checks"].get(item["type"]))]
+            )
+        )
+        click.echo(folder / item["file"])
+
+
+def _figures(checks: dict[str, Any] | None) -> list[str]:
+    """What the checks of one file found, in words."""
+    found, checks = [], checks or {}
+    if "prompts_with_equal_ids" in checks:
+        found.append(f"{checks['prompts_with_equal_ids']} prompts with equal ids")
+    if "replies" in checks:
+        found.append(f"{checks['replies_stopped']} of {checks['replies']} replies stop")
+    if against := checks.get("against_transformers"):
+        found.append(f"top-1 agreement with the merged model {against['top1']:.1%}, KL {against['kl']:.3g}")
+    return found

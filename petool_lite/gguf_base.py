@@ -1,0 +1,221 @@
+"""A base that came as a GGUF file, written out once as a directory in Hugging Face format for training."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from petool_lite.errors import PetoolError
+from petool_lite.families import hugging_face_name, reordered_heads, shape_of
+from petool_lite.gguf_header import gguf_parts
+from petool_lite.places import cache_place
+
+# The layout of the written directory; part of the cache key, so that a changed writer never reads an old copy.
+_VERSION = 3
+_ELSEWHERE = "train from the model's own directory"
+
+
+def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
+    """The directory made of `gguf` (all parts of a split one), written into the cache if it is not there yet.
+
+    Raises PetoolError for a model that is not of the Llama family, and for one that lacks or holds what training
+    cannot do with.
+    """
+    from petool_lite.models import file_sha256
+
+    hashes = " ".join(file_sha256(part) for part in gguf_parts(gguf))
+    key = hashes if " " not in hashes else hashlib.sha256(hashes.encode()).hexdigest()
+    target = cache_place("bases", f"{gguf.stem}-{key[:16]}-v{_VERSION}")
+    if (target / "config.json").is_file():
+        return target
+    report(f"unpacking {gguf.name} for training (once)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
+    try:
+        _write_directory(gguf, draft)
+        try:
+            draft.rename(target)
+        except OSError:  # another process finished first
+            if not (target / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def open_gguf(path: Path) -> Any:
+    """A gguf.GGUFReader over a memory map of the file (of a split one, its first part); PetoolError if damaged."""
+    from gguf import GGUFReader
+
+    gguf_parts(path)
+    return _reader(GGUFReader, path)
+
+
+def _reader(reader: Any, path: Path) -> Any:
+    try:
+        return reader(path)
+    except (ValueError, IndexError, KeyError, OverflowError, OSError, MemoryError, UnicodeDecodeError) as error:
+        raise PetoolError(f"damaged GGUF file: {path} ({error})", "get or export the file again") from error
+
+
+def gguf_fields(reader: Any) -> dict[str, Any]:
+    """All metadata of a gguf.GGUFReader as plain Python values, without the reader's own GGUF.* rows.
+
+    Raises PetoolError for a text that is not UTF-8.
+    """
+    try:
+        return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    except UnicodeDecodeError as error:
+        raise PetoolError(
+            f"damaged GGUF file: a text is not UTF-8 ({error})", "get or export the file again"
+        ) from error
+
+
+def unpermute(weight: Any, heads: int) -> Any:
+    """Undo llama.cpp's row order of a Llama q or k projection (rotary pairs interleaved), shape (rows, columns)."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+class _Fields:
+    """A GGUF file's metadata, whose missing keys are named."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self.path, self.values = path, values
+        self.tokens: list[str] = self.needed("tokenizer.ggml.tokens", list)
+
+    def needed(self, key: str, kind: type) -> Any:
+        """The value of `key`, which must be there and of `kind`."""
+        if key not in self.values:
+            raise PetoolError(f"{self.path} lacks the key {key}, without which it cannot be trained on", _ELSEWHERE)
+        if not isinstance(self.values[key], kind):
+            raise PetoolError(f"{self.path}: {key} is no {kind.__name__}", _ELSEWHERE)
+        return self.values[key]
+
+    def special(self, name: str) -> int | None:
+        """The ID of a special token; one beyond the vocabulary counts as unset, as in llama.cpp."""
+        found = self.values.get(f"tokenizer.ggml.{name}_token_id")
+        return found if isinstance(found, int) and 0 <= found < len(self.tokens) else None
+
+    @property
+    def end(self) -> int:
+        """The end token's ID."""
+        found = self.special("eos")
+        if found is None:
+            raise PetoolError(f"{self.path} lacks the key tokenizer.ggml.eos_token_id: no answer would end", _ELSEWHERE)
+        return found
+
+    @property
+    def padding(self) -> int:
+        """An ID to pad with; not the end's, or training frameworks mask the end away or add a token."""
+        found = (self.special(name) for name in ("padding", "unknown", "bos"))
+        return next((index for index in found if index is not None and index != self.end), 0 if self.end else 1)
+
+
+def _write_directory(gguf: Path, target: Path) -> None:
+    import torch
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+    from safetensors.torch import save_file
+
+    readers = [_reader(GGUFReader, part) for part in gguf_parts(gguf)]
+    fields = _Fields(gguf, gguf_fields(readers[0]))
+    if fields.values.get("general.architecture") != "llama":
+        raise PetoolError(
+            f"{gguf} is not a model of the Llama family: {fields.values.get('general.architecture')}",
+            "petool-lite trains and exports the architecture called llama",
+        )
+    names = {tensor.name for reader in readers for tensor in reader.tensors}
+    config = _config(fields, tied="output.weight" not in names)
+    if "rope_freqs.weight" in names:
+        raise PetoolError(f"{gguf} has scaled rotary frequencies", _ELSEWHERE)
+    shape, tensors = shape_of(config), {}
+    for tensor in (tensor for reader in readers for tensor in reader.tensors):
+        name = hugging_face_name(tensor.name)
+        try:
+            weight = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise PetoolError(f"{gguf}: {tensor.name} is of a type that is not read ({error})", _ELSEWHERE) from error
+        if heads := reordered_heads(name, shape):
+            weight = unpermute(weight, heads)
+        tensors[name] = torch.from_numpy(weight.copy()).to(torch.bfloat16)
+    _write_tokenizer(fields, target)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
+    values, width = fields.values, fields.needed("llama.embedding_length", int)
+    heads = fields.needed("llama.attention.head_count", int)
+    size = values.get("llama.attention.key_length", width // heads)
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if values.get(key, size) != size:
+            raise PetoolError(f"{fields.path}: {key} is {values[key]}, a head has {size}", _ELSEWHERE)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "vocab_size": len(fields.tokens),
+        "hidden_size": width,
+        "intermediate_size": fields.needed("llama.feed_forward_length", int),
+        "num_hidden_layers": fields.needed("llama.block_count", int),
+        "num_attention_heads": heads,
+        "num_key_value_heads": values.get("llama.attention.head_count_kv", heads),
+        "head_dim": size,
+        "max_position_embeddings": fields.needed("llama.context_length", int),
+        "rms_norm_eps": fields.needed("llama.attention.layer_norm_rms_epsilon", float),
+        "rope_theta": float(values.get("llama.rope.freq_base", 10000.0)),
+        "rope_scaling": _rope_scaling(fields),
+        "tie_word_embeddings": tied,
+        "hidden_act": "silu",
+        "bos_token_id": fields.special("bos"),
+        "eos_token_id": fields.end,
+        "pad_token_id": fields.padding,
+    }
+
+
+def _rope_scaling(fields: _Fields) -> dict[str, Any] | None:
+    kind = fields.values.get("llama.rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    if kind != "linear":
+        raise PetoolError(f"{fields.path} scales rotary positions by {kind}, which cannot be trained", _ELSEWHERE)
+    return {"rope_type": kind, "factor": fields.needed("llama.rope.scaling.factor", float)}
+
+
+def _write_tokenizer(fields: _Fields, target: Path) -> None:
+    """Write tokenizer.json and its config from GGUF metadata.
+
+    Built here because transformers' own GGUF reader drops the digit-splitting pre-tokenizer and picks another
+    end token. The "smollm" pre-tokenizer splits single digits and then words as GPT-2 does.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    model, splitter = (fields.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if (model, splitter) != ("gpt2", "smollm"):
+        raise PetoolError(f"tokenizer {model}/{splitter} cannot be read from a GGUF", _ELSEWHERE)
+    tokens = fields.tokens
+    merges = [tuple(merge.split(" ")) for merge in fields.needed("tokenizer.ggml.merges", list)]
+    tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = fields.needed("tokenizer.ggml.token_type", list)
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    tokenizer.save(str(target / "tokenizer.json"))
+    named = {"bos": fields.special("bos"), "eos": fields.end, "unk": fields.special("unknown"), "pad": fields.padding}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{name}_token": tokens[index] for name, index in named.items() if index is not None},
+        "add_bos_token": bool(fields.values.get("tokenizer.ggml.add_bos_token", False)),
+        "chat_template": fields.needed("tokenizer.chat_template", str),
+        "model_max_length": fields.needed("llama.context_length", int),
+        "clean_up_tokenization_spaces": False,
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))

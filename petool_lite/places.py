@@ -1,0 +1,105 @@
+"""Folders that petool-lite writes to without being told, where some of them may be missing, read-only or of nobody.
+
+A place that cannot be written costs speed or memory between calls, never the answer: then a folder of this user's in
+the machine's temporary directory takes its part.
+"""
+
+import atexit
+import getpass
+import os
+import shutil
+import stat
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from petool_lite.errors import MACHINE, PetoolError
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as somebody typed it, `~` resolved; raises PetoolError where the system knows no such home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise PetoolError(f"no such folder: {text} ({error})", "write the path without ~") from error
+
+
+def cache_root() -> Path:
+    """A folder for things that can be made again, made here and writable.
+
+    $PETOOL_LITE_CACHE, else ~/.cache/petool-lite, else one in the temporary directory, which is said once.
+    """
+    wanted = _wanted()
+    return wanted if wanted is not None and _writable(wanted) else _substitute(wanted)
+
+
+def cache_place(*parts: str) -> Path:
+    """Where a thing that can be made again lies, or is to be written: a cache may be complete and read-only."""
+    wanted = _wanted()
+    if wanted is not None and wanted.joinpath(*parts).exists():
+        return wanted.joinpath(*parts)
+    return cache_root().joinpath(*parts)
+
+
+def library_places() -> None:
+    """Give the libraries that train and export what they stop without: a writable cache, and the user's name."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a user ID without a name, as containers have it
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    if not os.access(".", os.W_OK):
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_root() / "unsloth"))
+    home = _home()
+    if home is None or not _writable(home / ".cache"):
+        for variable, name in _LIBRARIES.items():
+            os.environ.setdefault(variable, str(cache_root() / name))
+
+
+_LIBRARIES = {
+    "HF_HOME": "huggingface",
+    "MPLCONFIGDIR": "matplotlib",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+}
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _wanted() -> Path | None:
+    """The cache that the user or the system names."""
+    given, home = os.environ.get("PETOOL_LITE_CACHE"), _home()
+    return user_path(given) if given else home and home / ".cache" / "petool-lite"
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+@lru_cache(maxsize=4)
+def _substitute(wanted: Path | None) -> Path:
+    """This user's own folder in the temporary directory, or, where that name is taken, one for this process alone."""
+    from petool_lite.console import say
+
+    try:
+        folder = Path(tempfile.gettempdir()) / f"petool-lite-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+            folder = Path(tempfile.mkdtemp(prefix="petool-lite-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    except OSError as error:
+        raise PetoolError(
+            f"no folder for temporary files: {error}", "set PETOOL_LITE_CACHE or TMPDIR to a folder with room", MACHINE
+        ) from error
+    why = f"{wanted} cannot be written" if wanted else "there is no home folder"
+    say(f"note: {why}; {folder} is the cache instead")
+    return folder

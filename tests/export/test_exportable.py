@@ -1,0 +1,192 @@
+"""What export cannot write is refused before training, in words; what it leaves out or finds elsewhere is right."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from petool_lite.export import check_exportable, load_source, write_targets
+
+from petool_lite.errors import PetoolError
+from petool_lite.families import chat_template, end_tokens, shape_of
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import resolve_base
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model, llama3_tokenizer) -> Path:
+    return tiny_model(llama3_tokenizer)
+
+
+@pytest.fixture
+def model(plain, tmp_path) -> Path:
+    return Path(shutil.copytree(plain, tmp_path / "model"))
+
+
+def change(file: Path, **keys) -> None:
+    """Set keys of a JSON file; None takes one away."""
+    content = json.loads(file.read_text()) | keys
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def change_weights(model: Path, change) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def refused(model: Path) -> str:
+    """What training would be told; export says the same."""
+    with pytest.raises(PetoolError) as error:
+        check_exportable(resolve_base(str(model)).directory)
+    assert error.value.hint
+    return f"{error.value.message} | {error.value.hint}"
+
+
+def exported(model: Path, said: list[str] | None = None) -> dict:
+    """The keys of a bf16 file of the model."""
+    base = resolve_base(str(model))
+    check_exportable(base.directory, lambda text, *_: said.append(text) if said is not None else None)
+    write_targets(load_source(base), {"bf16": model / "out.gguf"}, {})
+    return gguf_fields(open_gguf(model / "out.gguf"))
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling of the kind yarn"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling of the kind dynamic"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope cannot be exported"),
+        ({"rope_parameters": {"rope_type": "su"}}, "known: default, linear, llama3"),
+        ({"rope_scaling": {"type": "linear"}}, "factor of its rotary scaling is None"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor of its rotary scaling is 4"),
+        ({"rope_scaling": LLAMA3 | {"factor": 0}}, "factor of its rotary scaling is 0"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0"),
+        ({"rope_scaling": ["linear"]}, "the rotary scaling is ['linear']"),
+        ({"partial_rotary_factor": 0.5}, "a part of each head"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"hidden_act": "gelu"}, "the activation gelu"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps is small"),
+        ({"num_key_value_heads": 3}, "do not go together"),
+        ({"vocab_size": 999}, "by config.json it has [999, 256]"),
+        ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing, 9 in all"),
+        ({"num_hidden_layers": 1}, "is more than config.json says"),
+        ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
+        ({"hidden_size": None}, "hidden_size is not there"),
+        ({"num_attention_heads": 2.5}, "num_attention_heads is 2.5"),
+    ],
+)
+def test_a_configuration_that_no_file_can_hold(model, keys, told) -> None:
+    drop = {"rope_parameters": None} if "rope_scaling" in keys or "rope_theta" in keys else {}
+    change(model / "config.json", **drop | keys)
+    assert told in refused(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind", "told"),
+    [
+        ("model.layers.0.self_attn.q_proj.bias", (256,), "bfloat16", "no tensor model.layers.0.self_attn.q_proj.bias"),
+        ("model.layers.0.self_attn.q_norm.weight", (64,), "bfloat16", "no tensor model.layers.0.self_attn.q_norm"),
+        ("score.weight", (2, 256), "bfloat16", "no tensor score.weight"),
+        ("model.norm.weight", (255,), "bfloat16", "has the shape [255], by config.json it has [256]"),
+        ("model.layers.1.mlp.up_proj.weight", (512, 256), "uint8", "has the type U8"),
+        ("model.layers.1.mlp.up_proj.weight", (512, 256), "float8_e4m3fn", "has the type F8_E4M3"),
+    ],
+)
+def test_tensors_that_no_file_can_hold(model, name, shape, kind, told) -> None:
+    import torch
+
+    change_weights(model, lambda tensors: tensors.update({name: torch.zeros(shape).to(getattr(torch, kind))}))
+    assert told in refused(model)
+
+
+def change_tokenizer(model: Path, change) -> None:
+    file = model / "tokenizer.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def added(index: int, text: str) -> dict:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": index, "content": text, "special": True, **flags}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda found: found["model"].update(byte_fallback=True), "of the kind SentencePiece cannot be exported"),
+        (lambda found: found.update(model={"type": "Unigram", "vocab": []}), "of the kind SentencePiece"),
+        (lambda found: found.update(model={"type": "WordPiece", "vocab": {}}), "of the kind WordPiece"),
+        (lambda found: found.update(normalizer={"type": "NFC"}), "normalizes its text"),
+        (lambda found: found.update(pre_tokenizer={"type": "Whitespace"}), "splits text by ['Whitespace']"),
+        (lambda found: found["added_tokens"].append(added(5000, "[PAD]")), "tokens beyond the"),
+        (lambda found: found["added_tokens"].append(added(1, "<|eot_id|>")), "2 tokens '<|eot_id|>'"),
+        (lambda found: found["model"].update(vocab=[]), "damaged tokenizer: "),
+        (lambda found: found.update(pre_tokenizer=["ByteLevel"]), "damaged tokenizer: "),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_would_read_otherwise(model, change, told) -> None:
+    change_tokenizer(model, change)
+    assert told in refused(model)
+
+
+def test_what_has_no_template_or_no_end(model) -> None:
+    config = model / "tokenizer_config.json"
+    for keys in ({"chat_template": [{"name": "rag", "template": "x"}]}, {"chat_template": 7}, {"chat_template": None}):
+        change(config, **keys)
+        assert "no chat template" in refused(model)
+    change(config, chat_template="{{ messages }}", eos_token=None)
+    assert "no end token" in refused(model)
+
+
+def test_computed_tensors_are_left_out_with_a_word(model) -> None:
+    import torch
+
+    names = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(2)]
+    more = {name: torch.ones(32) for name in [*names, "lm_head.weight"]}
+    change_weights(model, lambda tensors: tensors.update(more))
+    said: list[str] = []
+    exported(model, said)
+    assert said == ["left out: 2 tensors of rotary angles (rotary_emb.inv_freq), which are computed anew"]
+    assert len(open_gguf(model / "out.gguf").tensors) == 2 * 9 + 2
+
+
+def test_of_a_list_of_templates_the_default_one_is_taken(model) -> None:
+    template = json.loads((model / "tokenizer_config.json").read_text())["chat_template"]
+    named = [{"name": "tool_use", "template": f"{template} tools"}, {"name": "default", "template": template}]
+    change(model / "tokenizer_config.json", chat_template=named)
+    assert chat_template(model) == template
+    assert chat_template(model, "tool_use") == f"{template} tools"
+    assert chat_template(model, "other") == template
+    fields = exported(model)
+    assert (fields["tokenizer.chat_template"], fields["tokenizer.chat_template.tool_use"]) == (
+        template,
+        f"{template} tools",
+    )
+    (model / "chat_template.jinja").write_text("from the file")  # as transformers 5 saves it
+    assert chat_template(model) == "from the file"
+
+
+def test_sizes_and_special_tokens_may_be_null_or_absent(model) -> None:
+    config = json.loads((model / "config.json").read_text())
+    wanted = shape_of(config)
+    assert shape_of(config | {"num_key_value_heads": None}).key_value_heads == wanted.heads
+    assert shape_of(config | {"head_dim": None}).head_size == 64
+    change(model / "config.json", pad_token_id=-1, bos_token_id=10**6, eos_token_id=[1, 2])
+    fields = exported(model)
+    assert fields["tokenizer.ggml.bos_token_id"] < fields["llama.vocab_size"]
+
+
+@pytest.mark.parametrize("named", [None, 1, [1, 2, None, True, "x", -1, 10**12], "text", {}])
+def test_end_tokens_of_any_generation_settings(model, named) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    found = end_tokens(model)
+    assert next(iter(found)) == "<|eot_id|>"
+    more = {1: [1], None: []}.get(named if isinstance(named, int | None) else 0, [1, 2] if type(named) is list else [])
+    assert [index for index in found.values() if index < 900] == more

@@ -1,0 +1,128 @@
+"""A GGUF file as a base: whole or in parts, known by its first bytes, missing keys named, nothing dropped unsaid."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support_gguf import write_gguf
+
+from petool_lite.errors import PetoolError
+from petool_lite.gguf_header import gguf_parts
+from petool_lite.models import resolve_base
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(PetoolError) as error:
+        resolve_base(str(path))
+    assert error.value.hint
+    return f"{error.value.message} | {error.value.hint}"
+
+
+def config(path: Path) -> dict:
+    return json.loads((resolve_base(str(path)).directory / "config.json").read_text())
+
+
+def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    whole = resolve_base(str(write_gguf(tmp_path / "m.gguf")))
+    write_gguf(tmp_path / "s.gguf", split=5)
+    parts = sorted(tmp_path.glob("s-*.gguf"))
+    assert gguf_parts(parts[0]) == parts
+    assert len(parts) == 3
+    joined = resolve_base(str(parts[0]))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (joined.directory / name).read_text() == (whole.directory / name).read_text()
+    one, other = (load_file(base.directory / "model.safetensors") for base in (whole, joined))
+    assert {name: tensor.tolist() for name, tensor in one.items()} == {
+        name: tensor.tolist() for name, tensor in other.items()
+    }
+
+
+def test_a_part_is_refused_by_name(tmp_path) -> None:
+    write_gguf(tmp_path / "s.gguf", split=5)
+    first, second, third = sorted(tmp_path.glob("s-*.gguf"))
+    assert f"{second} is part 2 of 3 of a split model | give the first one: {first}" in refused(second)
+    assert f"no such file: {tmp_path}/s.gguf | give the first part of the split model: {first}" in refused(
+        tmp_path / "s.gguf"
+    )
+    renamed = Path(shutil.copy(first, tmp_path / "first.gguf"))
+    assert "but not called so | call it NAME-00001-of-00003.gguf" in refused(renamed)
+    shutil.copy(second, third)
+    assert "the others are not of the same model" in refused(first)
+    third.unlink()
+    assert f"{third.name} is not beside it" in refused(first)
+
+
+@pytest.mark.parametrize("name", ["MODEL.GGUF", "sha256-aa11", "model.bin", "a file"])
+def test_it_is_known_by_its_first_bytes(tmp_path, name) -> None:
+    whole = write_gguf(tmp_path / "m.gguf")
+    (tmp_path / name).symlink_to(whole)
+    found = resolve_base(str(tmp_path / name))
+    assert found.gguf == tmp_path / name
+    assert (found.directory / "model.safetensors").is_file()
+    (tmp_path / "text.gguf").write_text("hello")
+    assert "not a GGUF file" in refused(tmp_path / "text.gguf")
+    assert "not a GGUF file" in refused(shutil.copy(tmp_path / "text.gguf", tmp_path / "text"))
+
+
+def test_a_name_that_no_file_can_have(tmp_path) -> None:
+    for name in ("x" * 5000, "a\0b", "owner/" + "y" * 300):
+        assert refused(name)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "tokenizer.chat_template",
+        "tokenizer.ggml.merges",
+        "tokenizer.ggml.token_type",
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.eos_token_id",
+        "llama.attention.layer_norm_rms_epsilon",
+        "llama.attention.head_count",
+        "llama.block_count",
+        "llama.context_length",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+    ],
+)
+def test_a_missing_key_is_named(tmp_path, key) -> None:
+    assert f"lacks the key {key}" in refused(write_gguf(tmp_path / "m.gguf", **{key.replace(".", "__"): None}))
+
+
+@pytest.mark.parametrize("beyond", [258, 10**6, 2**32 - 1])
+def test_a_special_token_beyond_the_vocabulary_counts_as_unset(tmp_path, beyond) -> None:
+    from petool_lite.inference.llama import LlamaModel
+
+    names = ("bos", "unknown", "padding", "seperator", "mask", "eot")
+    path = write_gguf(tmp_path / "m.gguf", **{f"tokenizer__ggml__{name}_token_id": beyond for name in names})
+    assert (config(path)["bos_token_id"], config(path)["eos_token_id"], config(path)["pad_token_id"]) == (None, 257, 0)
+    with LlamaModel(path, vocab_only=True) as model:
+        assert (model.chat().bos_token, model.chat().eos_token) == ("", "<|end|>")
+    path = write_gguf(tmp_path / "n.gguf", tokenizer__ggml__eos_token_id=beyond)
+    assert "lacks the key tokenizer.ggml.eos_token_id" in refused(path)
+    with LlamaModel(path, vocab_only=True) as model:
+        assert model.chat().eos_token == "<|end|>"  # llama.cpp knows it by its text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"llama__rope__scaling__type": "yarn"}, "scales rotary positions by yarn"),
+        ({"llama__rope__scaling__type": "linear"}, "lacks the key llama.rope.scaling.factor"),
+        ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, a head has 16"),
+        ({"extra": "rope_freqs.weight"}, "has scaled rotary frequencies"),
+        ({"extra": "blk.0.attn_q.bias"}, "no tensor blk.0.attn_q.bias"),
+        ({"tokenizer__ggml__pre": "qwen2"}, "tokenizer gpt2/qwen2 cannot be read"),
+        ({"llama__attention__head_count_kv": 3}, "do not go together"),
+    ],
+)
+def test_what_training_would_drop_is_refused(tmp_path, changes, told) -> None:
+    assert told in refused(write_gguf(tmp_path / "m.gguf", **changes))
+
+
+def test_linear_rotary_scaling_is_kept(tmp_path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0)
+    assert config(path)["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}

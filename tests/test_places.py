@@ -1,0 +1,80 @@
+"""A place that cannot be written costs speed, never the answer: the cache falls back to a folder of this user's."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from petool_lite import places
+from petool_lite.errors import PetoolError
+from petool_lite.places import cache_place, cache_root, library_places, user_path
+
+
+@pytest.fixture
+def temporary(monkeypatch, tmp_path) -> Path:
+    """A temporary directory of this test's own, and no memory of what was said before."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    places._substitute.cache_clear()
+    yield folder
+    places._substitute.cache_clear()
+
+
+def nobody() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("home", ["/", "/dev/null", "/proc/home", None])
+def test_without_a_home_that_can_be_written(monkeypatch, temporary, capfd, home) -> None:
+    monkeypatch.delenv("PETOOL_LITE_CACHE")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path).startswith(str(temporary)))
+    monkeypatch.setattr(places.Path, "home", nobody if home is None else lambda: Path(home))
+    found = cache_root()
+    assert found == temporary / f"petool-lite-{os.getuid()}" == cache_root()
+    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+    assert capfd.readouterr().err.count("is the cache instead") == 1
+    assert cache_place("bases", "x") == found / "bases" / "x"
+
+
+def test_a_complete_cache_that_is_read_only_is_used(monkeypatch, temporary, tmp_path) -> None:
+    kept = tmp_path / "kept"
+    (kept / "bases" / "there").mkdir(parents=True)
+    monkeypatch.setenv("PETOOL_LITE_CACHE", str(kept))
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(kept)))
+    assert cache_place("bases", "there") == kept / "bases" / "there"
+    assert cache_place("bases", "new").is_relative_to(temporary)
+
+
+def test_somebody_elses_folder_is_not_taken(monkeypatch, temporary) -> None:
+    (temporary / f"petool-lite-{os.getuid()}").symlink_to("/etc")
+    monkeypatch.setenv("PETOOL_LITE_CACHE", "/dev/null/cache")
+    found = cache_root()
+    assert found.parent == temporary
+    assert found.name != f"petool-lite-{os.getuid()}"
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/dev/null")
+    places._substitute.cache_clear()
+    with pytest.raises(PetoolError, match="no folder for temporary files"):
+        cache_root()
+
+
+def test_libraries_get_a_name_and_places(monkeypatch, temporary) -> None:
+    for name in ("HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "LOGNAME", "UNSLOTH_COMPILE_LOCATION", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    monkeypatch.setattr(places.Path, "home", nobody)
+    monkeypatch.setattr(places.getpass, "getuser", lambda: {}["uid"])
+    library_places()
+    assert os.environ["LOGNAME"] == f"uid{os.getuid()}"
+    assert Path(os.environ["HF_HOME"]).parent == cache_root()
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+    for name in ("HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name)
+
+
+def test_a_tilde_of_nobody() -> None:
+    assert user_path("a/b") == Path("a/b")
+    with pytest.raises(PetoolError, match="no such folder: ~nobody-of-this-name"):
+        user_path("~nobody-of-this-name/x")
