@@ -12,7 +12,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama_log import first_error
 from petool_lite.inference.llama_open import Closing, open_context, open_model
-from petool_lite.inference.sequences import as_bytes, common_length, exact_start
+from petool_lite.inference.sequences import common_length, exact_start
 from petool_lite.inference.settings import EngineSettings
 from petool_lite.prompt.render import Chat
 
@@ -49,6 +49,7 @@ class LlamaModel(Closing):
         self._held: list[int] = []  # ids whose keys and values are in the engine's memory
         self.settings = settings or EngineSettings()
         self.exact_reuse = False  # see `read`
+        self.check: Callable[[], None] | None = None  # called before each batch; what it raises ends the request
         self._lib, self._model = open_model(path, vocab_only)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.metadata = self._read_metadata()
@@ -233,11 +234,10 @@ class LlamaModel(Closing):
         watch: Callable[[list[int]], None] | None,
     ) -> tuple[list[int], str, int]:
         """Reply ids without the end token, why it ended, and how many ids were forced; `reply` is read already."""
-        forced_tokens, base = len(reply), len(self._held) - len(reply)
-        place = -1  # where in the last batch the logits for the next choice are
+        forced_tokens = len(reply)
         while len(reply) < max_tokens:
             forced = constraint.forced() if constraint else []
-            step = (forced or [self._choose(constraint, place)])[: max_tokens - len(reply)]
+            step = (forced or [self._choose(constraint)])[: max_tokens - len(reply)]
             if constraint:
                 constraint.accept(step)
             ended = self._lib.llama_vocab_is_eog(self._vocab, step[-1])
@@ -249,53 +249,11 @@ class LlamaModel(Closing):
             if ended:
                 return reply, "stop", forced_tokens
             if len(reply) < max_tokens:
-                guess = [] if forced else self._guess(base, reply)[: max_tokens - len(reply) - 1]
-                self._eval([*step, *guess], every=bool(guess))
-                place = -1
-                if guess:
-                    place = self._check(guess, constraint)
-                    reply = reply + guess[:place]
-                    self._keep(base + len(reply))
+                self._eval(step)
         return reply, "length", forced_tokens
 
-    def _guess(self, base: int, reply: list[int]) -> list[int]:
-        """Ids that followed the reply's last ids in the prompt, most likely if the model copies from there now."""
-        if not self.settings.draft:
-            return []
-        prompt = self._held[:base]
-        for length in (3, 2, 1):
-            tail = reply[-length:]
-            # In bytes, since a search in a list of ids takes longer than choosing a token.
-            found = as_bytes(prompt).rfind(as_bytes(tail)) if len(tail) == length else -1
-            if found >= 0 and found % 4 == 0:
-                start = found // 4 + length
-                return prompt[start : start + self.settings.draft]
-        return []
-
-    def _check(self, guess: list[int], constraint: Constraint | None) -> int:
-        """How many ids of a guess are what would have been chosen; the last batch holds one token and the guess."""
-        for place, token in enumerate(guess):
-            forced = constraint.forced() if constraint else []
-            chosen = forced[0] if forced else self._choose(constraint, place)
-            if chosen != token or self._lib.llama_vocab_is_eog(self._vocab, chosen):
-                return place
-            if constraint:
-                constraint.accept([token])
-        return len(guess)
-
-    def step_seconds(self, width: int, repeat: int = 8) -> float:
-        """Mean seconds of one batch of `width` tokens with a choice after each, behind what is held."""
-        length = len(self._held)
-        started = time.perf_counter()
-        for _ in range(repeat):
-            self._eval(self._held[:width], every=True)
-            for place in range(width):
-                self._choose(None, place)
-            self._keep(length)
-        return (time.perf_counter() - started) / repeat
-
-    def _choose(self, constraint: Constraint | None, place: int) -> int:
-        logits = self._logits(place)
+    def _choose(self, constraint: Constraint | None) -> int:
+        logits = self._logits(-1)
         return constraint.choose(logits) if constraint else int(logits.argmax())
 
     def _logits(self, place: int) -> Any:
@@ -326,6 +284,8 @@ class LlamaModel(Closing):
 
     def _eval(self, ids: Sequence[int], every: bool = False) -> None:
         """Read `ids` after what is held; logits of the last one, or of `every` one, can be had then."""
+        if self.check:
+            self.check()
         lib, count = self._lib, len(ids)
         batch = lib.llama_batch_init(count, 0, 1)
         try:

@@ -1,6 +1,5 @@
 """Sequences of token ids: what two of them share, and from where a shared one may be read on."""
 
-import struct
 from collections.abc import Sequence
 
 # llama.cpp's products of 1 to 9 rows were seen to round otherwise than larger ones, those of 10 and more all alike.
@@ -13,11 +12,6 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
         if left != right:
             return place
     return min(len(one), len(other))
-
-
-def as_bytes(ids: Sequence[int]) -> bytes:
-    """Ids as int32, four bytes each."""
-    return struct.pack(f"<{len(ids)}i", *ids)
 
 
 def exact_start(shared: int, length: int, step: int) -> int:
