@@ -20,8 +20,15 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import failure
-from petool_lite.inference.sequences import common_length
-from petool_lite.prompt.render import Chat, Layout, chat_from_directory, prompt_ids, recorded_style, spread
+from petool_lite.prompt.render import (
+    Chat,
+    Layout,
+    chat_from_directory,
+    common_length,
+    prompt_ids,
+    recorded_style,
+    spread,
+)
 
 UNKNOWN_STYLE = "published"
 FLIP_SAMPLE = 16  # entries that are decoded alone as well

@@ -19,12 +19,19 @@ from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import Closing
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
-from petool_lite.inference.request import any_history, any_tools, with_published_prompt
+from petool_lite.inference.request import request_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
-from petool_lite.inference.sequences import common_length
 from petool_lite.inference.settings import EngineSettings, library_version, model_sha256, tuned_settings
 from petool_lite.inference.states import StateKey, StateStore
-from petool_lite.prompt.render import Layout, Rendered, answer_text, prompt_ids, prompt_text, recorded_style
+from petool_lite.prompt.render import (
+    Layout,
+    Rendered,
+    answer_text,
+    common_length,
+    prompt_ids,
+    prompt_text,
+    recorded_style,
+)
 
 DECODINGS = ("constrained", "free")
 DEFAULT_CONTEXT = 8192  # tokens; a model made for less has less
@@ -160,8 +167,7 @@ class ToolCaller(Closing):
         With `user` (any text), what was read for that user is kept on disk for the next time. Raises CallFailure for a
         reply that is no valid answer or a failing engine, PetoolError for a request that cannot be served.
         """
-        entry = Entry("the request", query, any_tools(tools), any_history(history))
-        return self.call_entry(entry, user, options)
+        return self.call_entry(request_entry(query, tools, history), user, options)
 
     def call_entry(self, entry: Entry, user: str | None = None, options: CallOptions | None = None) -> CallReply:
         """Like `call`, for an entry."""
@@ -171,7 +177,8 @@ class ToolCaller(Closing):
         started = time.perf_counter()
         check_names(entry.tools)
         if self.style == "published" and entry.published is None:
-            entry = with_published_prompt(entry, options.setting or self.trained_setting)
+            wording = self._model.metadata.get("petool_lite.wording")
+            entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
         prompt = self._prompt(entry, options)
         tools = _allowed(entry.tools, options.only)
         text = options.choice != REQUIRED and (self.may_decline or options.choice == NONE)
@@ -197,7 +204,7 @@ class ToolCaller(Closing):
         first = before - started + reply.prefill_s
         seconds = time.perf_counter() - started
         saved, warning = self._remember(user, list(prompt.ids[: prompt.shared])) if user is not None else (0, "")
-        answer = parse_call(reply.text, tools, reply.finish, text or options.decoding == "free" and self.may_decline)
+        answer = parse_call(reply.text, tools, reply.finish, text or (options.decoding == "free" and self.may_decline))
         notes = tuple(note for tool in tools for note in buildable(tool).notes) if constraint else ()
         return CallReply(answer, reply, first, seconds, prompt.history_dropped, candidates, saved, warning, notes)
 
@@ -274,6 +281,4 @@ def _candidate(entry: Entry, name: str, probability: float) -> Candidate:
     calls = [item for item in entry.history if known[item.call.name] == known[name]]
     verdicts = [item.verdict for item in calls]
     told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in calls)
-    return Candidate(
-        name, probability, verdicts.count(LIKED), verdicts.count(DISLIKED), verdicts.count(None), told
-    )
+    return Candidate(name, probability, verdicts.count(LIKED), verdicts.count(DISLIKED), verdicts.count(None), told)

@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import Tool
+from petool_lite.data.entries import Call, Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.parse import check_names
 from petool_lite.inference.schema import ANY_NUMBER, Schema, buildable, options
+from petool_lite.prompt.render import CALL_END, CALL_START, answer_text
 
-STYLES = {
-    "petool": ('<tool_call>\n{"name": NAME, "arguments": ', "}\n</tool_call>"),
-    "published": ('{"tool_name": NAME, "parameters": ', "}"),
-}
-_MARKS = ("<tool_call>", "</tool_call>")  # one token each in some vocabularies
+_MARKS = (CALL_START.strip(), CALL_END.strip())  # <tool_call> and its end: one token each in some vocabularies
 _ANY_ORDER = 64  # parameters: the grammar keeps those that are written in a 64-bit set; more keep the declared order
 _TEXT = r"TEXT: /[^<{\s](.|\n)*/"
 _NUMBER = r"NUMBER: /-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?(e[+-][0-9]{2})?/"
@@ -32,13 +29,13 @@ def grammar(tools: Sequence[Tool], style: str, text: bool = False, marks: dict[s
 
     `marks` are the words that are one special token, with its id. Raises PetoolError that names the tool and the place.
     """
-    check_names(tools)
-    head, tail = STYLES[style]
+    if tools or not text:
+        check_names(tools)
     choices = [f"tool{index}" for index in range(len(tools))] + (["TEXT"] if text else [])
     rules = ["start: " + " | ".join(choices), _NUMBER, *([_TEXT] if text else [])]
     for index, tool in enumerate(tools):
-        name = json.dumps(tool.name, ensure_ascii=False)
-        start, end = (_literal(part, marks or {}) for part in (head.replace("NAME", name), tail))
+        head, _, tail = answer_text(Call(tool.name, {}), style).rpartition("{}")
+        start, end = (_literal(part, marks or {}) for part in (head, tail))
         rules += [f"tool{index}: {start} arguments{index} {end}", *_arguments(index, buildable(tool).schema)]
     try:
         "\n".join(rules).encode()

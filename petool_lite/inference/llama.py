@@ -12,9 +12,11 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama_log import first_error
 from petool_lite.inference.llama_open import Closing, open_context, open_model
-from petool_lite.inference.sequences import common_length, exact_start
 from petool_lite.inference.settings import EngineSettings
-from petool_lite.prompt.render import Chat
+from petool_lite.prompt.render import Chat, common_length
+
+# llama.cpp's products of 1 to 9 rows were seen to round otherwise than larger ones, those of 10 and more all alike.
+_FEW_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -174,11 +176,11 @@ class LlamaModel(Closing):
         """Read `ids` so that the next token can be chosen; returns how many of them the memory held already.
 
         With `exact_reuse` set, the logits are those of a reading from the start, to the bit: matrix products of few
-        rows round otherwise than those of many, so no part is shorter than it would be there, or than FEW_ROWS.
+        rows round otherwise than those of many, so no part is shorter than it would be there, or than _FEW_ROWS.
         """
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
         shared = min(common_length(self._held, ids), len(ids) - 1) if reuse else 0
-        shared = exact_start(shared, len(ids), step) if self.exact_reuse else shared
+        shared = _exact_start(shared, len(ids), step) if self.exact_reuse else shared
         self._keep(shared)
         offset = shared
         while offset < len(ids):
@@ -310,3 +312,14 @@ def _log_softmax(logits: Any) -> Any:
 
     top = logits.max()
     return logits - (top + np.log(np.exp(logits - top).sum()))
+
+
+def _exact_start(shared: int, length: int, step: int) -> int:
+    """The most of `shared` ids to keep so that the rest of `length` is read as a reading from the start reads it.
+
+    That one reads parts of `step` ids and a last one. The part from here to the next multiple of `step` must have as
+    many rows as there, or at least _FEW_ROWS.
+    """
+    start = shared // step * step
+    rows = min(start + step, length) - start
+    return max(start, min(shared, start + rows - _FEW_ROWS))

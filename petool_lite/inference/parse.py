@@ -11,13 +11,14 @@ from typing import Any
 
 from petool_lite.data.entries import Answer, Call, Tool, properties, required
 from petool_lite.errors import PetoolError
+from petool_lite.prompt.render import CALL_END, CALL_START
 
 NO_CALL, BAD_JSON, UNKNOWN_TOOL = "no_call", "bad_json", "unknown_tool"
 MISSING_PARAMETER, EXTRA_PARAMETER, CUT_OFF = "missing_parameter", "extra_parameter", "cut_off"
 ENGINE = "engine_error"
 FAILURES = (NO_CALL, BAD_JSON, UNKNOWN_TOOL, MISSING_PARAMETER, EXTRA_PARAMETER, CUT_OFF, ENGINE)
 _FORMS = ({"name", "arguments"}, {"tool_name", "parameters"}, {"name", "parameters"})
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_OPEN, _CLOSE = CALL_START.strip(), CALL_END.strip()
 _BY_SCHEMA = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
 
 
@@ -53,9 +54,11 @@ def read_answer(reply: str, finish: str = "stop") -> Answer:
     value = _object(text.strip(), reply)
     name = value.get("name", value.get("tool_name"))
     arguments = value.get("arguments", value.get("parameters"))
+    if getattr(value, "double", False) or getattr(arguments, "double", False):
+        raise CallFailure(BAD_JSON, "the reply gives a parameter twice", reply)
     if set(value) not in _FORMS or not isinstance(name, str) or not isinstance(arguments, dict):
         raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
-    return Call(name, arguments)
+    return Call(name, dict(arguments))
 
 
 def read_call(reply: str, finish: str = "stop") -> Call:
@@ -100,18 +103,19 @@ def _object(text: str, reply: str) -> Mapping[str, Any]:
     if not text.startswith("{"):
         raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse, parse_float=_finite)
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise CallFailure(BAD_JSON, f"the reply is not JSON: {error}", reply) from error
     return value if isinstance(value, dict) else {}
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return found
+class _Pairs(dict[str, Any]):
+    """An object; `double` where a key occurs twice in it."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.double = len(self) != len(pairs)
 
 
 def _refuse(name: str) -> None:

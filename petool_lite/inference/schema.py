@@ -17,21 +17,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from petool_lite.data.entries import Tool
+from petool_lite.data.schema import ANYTHING, TYPES, item_type, type_names
 from petool_lite.errors import PetoolError
 
 Schema = dict[str, Any]
 
-_WORDS = {
-    "string": "string str text char date datetime date-time time timestamp uuid uri url email enum file bytes",
-    "number": "number float double decimal numeric real",
-    "integer": "integer int int32 int64 long short",
-    "boolean": "boolean bool",
-    "array": "array list tuple set",
-    "object": "object dict dictionary map mapping hash record struct json",
-    "null": "null none nil nonetype undefined",
-    "any": "any mixed",
-}
-_KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 # Which words speak of values of one type only; a schema that says no type is of the one that its words speak of.
 _OF_TYPE = {
     "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"),
@@ -40,7 +30,7 @@ _OF_TYPE = {
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
 _CONSTRAINING = {"type", "enum", "const", "not", *(word for words in _OF_TYPE.values() for word in words)}
-_JOINED = {"$ref", "allOf", "anyOf", "oneOf"}
+_JOINED = {"$ref", "allOf", "anyOf", "oneOf", "x-published"}
 _NOT_HELD = (
     "not", "if", "uniqueItems", "contains", "propertyNames", "dependentRequired", "dependentSchemas", "dependencies",
 )  # fmt: skip
@@ -147,6 +137,9 @@ class _Reader:
         if "const" in value or "enum" in value:
             return self._listed(value, kinds, path)
         made = [self._typed(kind, value, path, depth) for kind in kinds]
+        beside = value.get("x-published")
+        if isinstance(beside, Mapping) and isinstance(beside.get("default"), str) and "string" not in kinds:
+            made.append({"enum": [beside["default"]]})  # PEToolBench's answers write such a default as it stands
         return made[0] if len(made) == 1 else {"anyOf": made}
 
     def _joined(self, value: Schema, path: str, depth: int) -> Schema:
@@ -260,15 +253,18 @@ class _Reader:
             told = [kind for kind, keys in _OF_TYPE.items() if any(key in value for key in keys)]
             return told if len(told) == 1 else [default]
         found: list[str] = []
-        for word in words if isinstance(words, list) else re.split(r"\s*(?:\||,| or )\s*", str(words)):
-            plain = re.sub(r"[\[(<].*", "", str(word)).strip().lower()
-            if plain not in _KINDS:
-                near = difflib.get_close_matches(plain, _KINDS, 1)
-                hint = f"did you mean {_KINDS[near[0]]}?" if near else "the types of JSON are string, number, ..."
+        for word in words if isinstance(words, list) else [words]:
+            names = ["any"] if str(word).lower() in ANYTHING else type_names(word)
+            if not names and isinstance(word, str) and (inner := item_type(word)) is not None:
+                names = ["array"]
+                value.setdefault("items", inner)
+            if not names:
+                near = difflib.get_close_matches(str(word).lower(), TYPES, 1)
+                hint = f"did you mean {TYPES[near[0]]}?" if near else "the types of JSON are string, number, ..."
                 raise self.fault(f"{path}.type", f"unknown type {json.dumps(word, ensure_ascii=False)}", hint)
-            if word != _KINDS[plain]:
-                self.note(f"{path}.type", f"{json.dumps(word, ensure_ascii=False)} is read as {_KINDS[plain]}")
-            found.append(_KINDS[plain])
+            if names != [word]:
+                self.note(f"{path}.type", f"{json.dumps(word, ensure_ascii=False)} is read as {' or '.join(names)}")
+            found += names
         found = list(dict.fromkeys(found))
         return ["any"] if "any" in found else [kind for kind in found if kind != "integer" or "number" not in found]
 
@@ -324,7 +320,7 @@ class _Reader:
             count = _number(value.get(key))
             if count is None and value.get(key) is not None:
                 self.note(f"{path}.{key}", "not held: no number")
-            elif count is not None and 0 < count < 1 << 31 or count == 0 and key.startswith("max"):
+            elif (count is not None and 0 < count < 1 << 31) or (count == 0 and key.startswith("max")):
                 found[key] = int(count)
         if len(found) == 2 and found[keys[0]] > found[keys[1]]:
             raise _Impossible
@@ -421,7 +417,7 @@ def _is_kind(value: Any, kind: str) -> bool:
     if isinstance(value, bool) or kind == "boolean":
         return isinstance(value, bool) and kind == "boolean"
     if kind == "integer":
-        return isinstance(value, int) or isinstance(value, float) and value.is_integer()
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     kinds = {"string": str, "number": int | float, "array": list, "object": dict, "null": type(None)}
     return isinstance(value, kinds[kind])
 
