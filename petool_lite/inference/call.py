@@ -181,7 +181,9 @@ class ToolCaller(Closing):
             entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
         prompt = self._prompt(entry, options)
         tools = _allowed(entry.tools, options.only)
-        text = options.choice != REQUIRED and (self.may_decline or options.choice == NONE)
+        if options.choice == NONE and not self.may_decline:
+            raise PetoolError("tool_choice none: this model answers with a tool call and nothing else", "leave it out")
+        text = options.choice != REQUIRED and self.may_decline
         constraint = None
         if options.decoding != "free":
             offered = () if options.choice == NONE else tools

@@ -101,7 +101,8 @@ def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
     for name, allowed in _ONLY.items():
         value = body.get(name)
         if value is not None and value not in allowed:
-            raise Refusal(400, f"{name}: this server does not do that; leave it out", name)
+            wanted = f"expected {_short(allowed[0])}, found {_short(value)}" if allowed else "this server has none"
+            raise Refusal(400, f"{name}: {wanted}; leave it out", name)
     entry = _entry(body, messages)
     choice, only = _choice(body.get("tool_choice"), entry)
     options = body.get("stream_options")
