@@ -51,17 +51,29 @@ class LlamaModel(Closing):
         self._held: list[int] = []  # ids whose keys and values are in the engine's memory
         self.settings = settings or EngineSettings()
         self.exact_reuse = False  # see `read`
-        self.check: Callable[[], None] | None = None  # called before each batch; what it raises ends the request
+        self.check: Callable[[], None] | None = None  # called before and amid batches; what it raises ends the request
+        self._raised: BaseException | None = None
         self._lib, self._model = open_model(path, vocab_only)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.metadata = self._read_metadata()
         self.n_ctx = n_ctx or self.train_ctx
         if not vocab_only:
+            callback = self._lib.llama_cpp.ggml_abort_callback
+            self._abort, self._no_abort = callback(self._wanted_no_more), callback()
             try:
                 self._context = open_context(self._lib, self._model, self.n_ctx, self.settings)
             except PetoolError:
                 self.close()
                 raise
+
+    def _wanted_no_more(self, data: Any) -> bool:
+        """Called by llama.cpp amid a large batch, which takes seconds; here Ctrl-C is heard, too."""
+        try:
+            if self.check:
+                self.check()
+        except BaseException as error:
+            self._raised = error
+        return self._raised is not None
 
     def close(self) -> None:
         """Free the model; calling it again does nothing."""
@@ -286,9 +298,10 @@ class LlamaModel(Closing):
 
     def _eval(self, ids: Sequence[int], every: bool = False) -> None:
         """Read `ids` after what is held; logits of the last one, or of `every` one, can be had then."""
+        lib, count = self._lib, len(ids)
         if self.check:
             self.check()
-        lib, count = self._lib, len(ids)
+        lib.llama_set_abort_callback(self._context, self._abort if count > _FEW_ROWS else self._no_abort, None)
         batch = lib.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
@@ -301,6 +314,10 @@ class LlamaModel(Closing):
             code = lib.llama_decode(self._context, batch)
         finally:
             lib.llama_batch_free(batch)
+        if raised := self._raised:
+            self._raised = None
+            self._keep(len(self._held))
+            raise raised
         if code != 0:
             self._keep(0)
             raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")

@@ -1,6 +1,7 @@
 """The engine in a process of its own, so that a crash or a request without end costs that request only."""
 
 import json
+import math
 import multiprocessing
 import re
 import signal
@@ -62,6 +63,7 @@ class Engine:
         self._process: Any = None
         self._pipe: Connection | None = None
         self._cancelled = threading.Event()
+        self._latest = math.inf  # when a cancelled request must have ended, on time.monotonic's clock
         self._ended = False
 
     def start(self) -> None:
@@ -110,17 +112,19 @@ class Engine:
         return self._process is not None and bool(self._process.is_alive())
 
     def _receive(self, deadline: float) -> Event:
-        """The next event; a cancelled request gets _STOP_S more and no longer."""
+        """The next event; raises TimeoutError after the deadline, which `cancel` brings near."""
         assert self._pipe is not None
-        told = False
-        while not self._pipe.poll(max(0.0, min(0.1, deadline - time.monotonic()))):
-            if self._cancelled.is_set() and not told:
-                told, deadline = True, min(deadline, time.monotonic() + _STOP_S)
+        while True:
+            if self._cancelled.is_set():
+                self._cancelled.clear()
                 self._pipe.send(_CANCEL)
-            if time.monotonic() >= deadline:
+                self._latest = time.monotonic() + _STOP_S
+            left = min(deadline, self._latest) - time.monotonic()
+            if self._pipe.poll(max(0.0, min(0.1, left))):
+                event: Event = self._pipe.recv()
+                return event
+            if left <= 0:
                 raise TimeoutError
-        event: Event = self._pipe.recv()
-        return event
 
     def ask(self, request: Request, deadline: float) -> Iterator[Event]:
         """Events of one request, the last one not a "delta"; `deadline` on time.monotonic's clock.
@@ -128,6 +132,7 @@ class Engine:
         A worker that dies or takes too long is replaced for the next request.
         """
         self._cancelled.clear()
+        self._latest = math.inf
         if self._ended:
             yield "failed", {"kind": "engine_error", "message": "the server is stopping"}
             return
