@@ -175,14 +175,14 @@ class ToolCaller(Closing):
         if options.decoding not in DECODINGS:
             raise PetoolError(f"unknown decoding: {options.decoding}", f"one of: {', '.join(DECODINGS)}", USAGE)
         started = time.perf_counter()
+        if options.choice == NONE and not self.may_decline:
+            raise PetoolError("tool_choice none: this model answers with a tool call and nothing else", "leave it out")
         check_names(entry.tools)
         if self.style == "published" and entry.published is None:
             wording = self._model.metadata.get("petool_lite.wording")
             entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
         prompt = self._prompt(entry, options)
         tools = _allowed(entry.tools, options.only)
-        if options.choice == NONE and not self.may_decline:
-            raise PetoolError("tool_choice none: this model answers with a tool call and nothing else", "leave it out")
         text = options.choice != REQUIRED and self.may_decline
         constraint = None
         if options.decoding != "free":
