@@ -1,7 +1,7 @@
-"""The strict reading of a reply: one call of an offered tool with its declared parameters, a plain text, or a failure.
+"""The strict reading of a reply: a call of an offered tool with its declared parameters, a plain text, or a failure.
 
-Both forms of a call are read: petool's `<tool_call>`, a line with {"name": ..., "arguments": {...}}, `</tool_call>`; and
-the published line {"tool_name": ..., "parameters": {...}}. The published scorer has rules of its own (bench).
+Both forms of a call are read: petool's, {"name": ..., "arguments": {...}} between <tool_call> and </tool_call>, and the
+published line {"tool_name": ..., "parameters": {...}}. The published scorer has rules of its own (bench).
 """
 
 import json

@@ -2,38 +2,20 @@
 
 Type names of other languages are understood (`dict`, `float`, `STRING`), references are followed, `allOf` is merged,
 objects take only the parameters that they declare unless they say otherwise. What llguidance cannot hold a reply to
-(`not`, `uniqueItems`, a pattern with look-ahead, an overlapping `oneOf`) is left out or widened and said in a note; what
-makes no sense is refused. Both name the tool and the place. https://json-schema.org/draft/2020-12
+(`not`, `uniqueItems`, a pattern with look-ahead, an overlapping `oneOf`) is left out or widened and said in a note;
+what makes no sense is refused. Both name the tool and the place. https://json-schema.org/draft/2020-12
 """
 
-import difflib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
 
 from petool_lite.data.entries import Tool
-from petool_lite.data.schema import ANYTHING, TYPES, item_type, type_names
-from petool_lite.errors import PetoolError
+from petool_lite.inference.resolve import NOT_HELD, Impossible, Resolver, Schema, as_number
 
-Schema = dict[str, Any]
-
-# Which words speak of values of one type only; a schema that says no type is of the one that its words speak of.
-_OF_TYPE = {
-    "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"),
-    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains"),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-}
-_CONSTRAINING = {"type", "enum", "const", "not", *(word for words in _OF_TYPE.values() for word in words)}
-_JOINED = {"$ref", "allOf", "anyOf", "oneOf", "x-published"}
-_NOT_HELD = (
-    "not", "if", "uniqueItems", "contains", "propertyNames", "dependentRequired", "dependentSchemas", "dependencies",
-)  # fmt: skip
 _FORMATS = ("date-time", "date", "time", "duration", "email", "ipv4", "ipv6", "uuid")  # others are no rule for a text
 # Ends of the numbers that may be written: with neither, an exponent of many digits would be infinite.
 ANY_NUMBER = {"type": "number", "minimum": -1e15, "maximum": 1e15}
@@ -61,29 +43,18 @@ def _built(name: str, text: str) -> Built:
     return Built(found, tuple(dict.fromkeys(reader.notes)))
 
 
-class _Impossible(Exception):
-    """No value fits the schema; a choice goes on without it."""
-
-
-class _Reader:
+class _Reader(Resolver):
     def __init__(self, tool: str, schema: Any) -> None:
-        self.tool, self.source = tool, {} if schema is None else schema
-        self.notes: list[str] = []
+        super().__init__(tool, schema)
         self._names: dict[str, str] = {}  # a reference -> its name among our own definitions
         self._definitions: dict[str, Schema] = {}
         self._either: list[tuple[str, Schema]] = []  # every oneOf, to be tried when all definitions are there
-
-    def fault(self, path: str, message: str, hint: str = "") -> PetoolError:
-        return PetoolError(f"the tool {self.tool}: {path}: {message}", hint or "mend the tool's declaration")
-
-    def note(self, path: str, message: str) -> None:
-        self.notes.append(f"the tool {self.tool}: {path}: {message}")
 
     def root(self) -> Schema:
         """The whole: an object's schema, or a choice of objects'."""
         try:
             found = self.node(self.source, "parameters", "object")
-        except _Impossible:
+        except Impossible:
             raise self.fault("parameters", "no arguments fit this schema") from None
         if set(found) == {"$ref"}:
             found = self._definitions[found["$ref"].rpartition("/")[2]]
@@ -111,29 +82,27 @@ class _Reader:
             raise self.fault("parameters", f"no grammar can be built: {reason}")
 
     def node(self, value: Any, path: str, default: str = "any", depth: int = 0) -> Schema:
-        """The schema `value` at `path`; `default` is its type where it tells none. Raises _Impossible."""
+        """The schema `value` at `path`; `default` is its type where it tells none. Raises Impossible."""
         if depth > _DEEPEST:
             raise self.fault(path, f"the schema is nested more than {_DEEPEST} levels deep")
         if value is True or value is None:
             value = {}
         if value is False:
-            raise _Impossible
+            raise Impossible
         if not isinstance(value, Mapping):
             raise self.fault(path, f"expected a schema, an object, found {json.dumps(value)[:60]}")
-        value = self._joined(
-            {key: item for key, item in value.items() if key in _CONSTRAINING | _JOINED | {*_NOT_HELD}}, path, depth
-        )
+        value = self.joined(value, path, depth)
         if "$ref" in value:
             return self._reference(value["$ref"], path)
         for word in ("anyOf", "oneOf"):
             if word in value:
                 return self._choice(word, value, path, default, depth)
         if value.get("not") in (True, {}):
-            raise _Impossible
-        for word in _NOT_HELD:
+            raise Impossible
+        for word in NOT_HELD:
             if word in value and value[word] is not False:
                 self.note(path, f"{word} is not held")
-        kinds = self._kinds(value, path, default)
+        kinds = self.kinds(value, path, default)
         if "const" in value or "enum" in value:
             return self._listed(value, kinds, path)
         made = [self._typed(kind, value, path, depth) for kind in kinds]
@@ -142,140 +111,39 @@ class _Reader:
             made.append({"enum": [beside["default"]]})  # PEToolBench's answers write such a default as it stands
         return made[0] if len(made) == 1 else {"anyOf": made}
 
-    def _joined(self, value: Schema, path: str, depth: int) -> Schema:
-        """`value` with the schemas of its allOf, and of a $ref beside other words, merged into it."""
-        parts = self._list(value.pop("allOf", []), f"{path}.allOf")
-        if "$ref" in value and (parts or len(value) > 1):
-            parts = [{"$ref": value.pop("$ref")}, *parts]
-        if len(parts) == 1 and not value and isinstance(parts[0], Mapping) and set(parts[0]) == {"$ref"}:
-            return dict(parts[0])
-        for index, part in enumerate(parts):
-            if depth + index > _DEEPEST:
-                raise self.fault(path, "allOf is nested too deep")
-            while isinstance(part, Mapping) and "$ref" in part:
-                rest = {key: item for key, item in part.items() if key != "$ref"}
-                target = self._target(part["$ref"], path)
-                depth += 1
-                if depth > _DEEPEST:
-                    raise self.fault(path, "a reference leads back to itself")
-                part = {"allOf": [target, rest]} if set(rest) & (_CONSTRAINING | _JOINED) else target
-            if part is False:
-                raise _Impossible
-            if isinstance(part, Mapping):
-                words = {key: item for key, item in part.items() if key in _CONSTRAINING | _JOINED | {*_NOT_HELD}}
-                value = self._merged(value, self._joined(words, path, depth + 1), path)
-        return value
-
-    def _merged(self, one: Schema, other: Schema, path: str) -> Schema:
-        """A schema of what fits both."""
-        found = dict(one)
-        for key, item in other.items():
-            mine = found.get(key)
-            if key not in found or mine == item:
-                found[key] = item
-            elif key == "properties" and isinstance(mine, Mapping) and isinstance(item, Mapping):
-                both = {name: {"allOf": [mine[name], item[name]]} for name in item if name in mine}
-                found[key] = {**mine, **item, **both}
-            elif key == "required" and isinstance(mine, list) and isinstance(item, list):
-                found[key] = [*mine, *(name for name in item if name not in mine)]
-            elif key in ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"):
-                found[key] = max(mine, item)
-            elif key in ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"):
-                found[key] = min(mine, item)
-            elif key == "type":
-                kinds = [self._kinds({"type": word}, path, "any") for word in (mine, item)]
-                common = [kind for kind in kinds[0] if kind in kinds[1] or "any" in kinds[1]]
-                common += ["integer"] if "integer" in kinds[0] + kinds[1] and "number" in kinds[0] + kinds[1] else []
-                if not (common := kinds[1] if "any" in kinds[0] else common):
-                    raise _Impossible
-                found[key] = common
-            elif key == "enum" and isinstance(mine, list) and isinstance(item, list):
-                found[key] = [value for value in mine if value in item]
-            elif key == "items":
-                found[key] = {"allOf": [mine, item]}
-            elif key in ("anyOf", "oneOf") and isinstance(mine, list) and isinstance(item, list):
-                found[key] = [{"allOf": [left, right]} for left in mine for right in item]
-            elif key == "additionalProperties":
-                found[key] = False if False in (mine, item) else {"allOf": [mine, item]}
-            else:
-                self.note(path, f"of two declarations of {key} only the first is held")
-        return found
-
     def _choice(self, word: str, value: Schema, path: str, default: str, depth: int) -> Schema:
         rest = {key: item for key, item in value.items() if key != word}
         made: list[Schema] = []
-        for index, part in enumerate(self._list(value[word], f"{path}.{word}")):
+        for index, part in enumerate(self.list_of(value[word], f"{path}.{word}")):
             part = {"allOf": [rest, part]} if rest else part
             try:
                 found = self.node(part, f"{path}.{word}[{index}]", default, depth + 1)
-            except _Impossible:
+            except Impossible:
                 continue
             if found not in made:
                 made.append(found)
         if not made:
-            raise _Impossible
+            raise Impossible
         if len(made) > 1 and word == "oneOf":
             self._either.append((path, {"oneOf": made}))
         return made[0] if len(made) == 1 else {"anyOf": made}
 
-    def _list(self, value: Any, path: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise self.fault(path, "expected a list of schemas")
-        return value
-
-    def _target(self, reference: Any, path: str) -> Any:
-        """What a reference inside the schema points to; see RFC 6901."""
-        if not isinstance(reference, str) or not re.match(r"#(/|$)", reference):
-            raise self.fault(path, f"the reference {reference} leads out of the schema", "declare it under $defs")
-        found = self.source
-        for part in reference.removeprefix("#").split("/")[1:]:
-            part = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-                found = found[int(part)]
-            elif isinstance(found, Mapping) and part in found:
-                found = found[part]
-            else:
-                raise self.fault(path, f"the reference {reference} points to nothing", "declare it under $defs")
-        return found
-
     def _reference(self, reference: Any, path: str) -> Schema:
-        target = self._target(reference, path)
+        target = self.target(reference, path)
         if reference not in self._names:
             name = self._names[reference] = f"d{len(self._names)}"
             self._definitions[name] = {}
             self._definitions[name] = self.node(target, reference)
         return {"$ref": f"#/$defs/{self._names[reference]}"}
 
-    def _kinds(self, value: Schema, path: str, default: str) -> list[str]:
-        """The JSON types that the schema allows."""
-        words = value.get("type")
-        if words in (None, "", []):
-            told = [kind for kind, keys in _OF_TYPE.items() if any(key in value for key in keys)]
-            return told if len(told) == 1 else [default]
-        found: list[str] = []
-        for word in words if isinstance(words, list) else [words]:
-            names = ["any"] if str(word).lower() in ANYTHING else type_names(word)
-            if not names and isinstance(word, str) and (inner := item_type(word)) is not None:
-                names = ["array"]
-                value.setdefault("items", inner)
-            if not names:
-                near = difflib.get_close_matches(str(word).lower(), TYPES, 1)
-                hint = f"did you mean {TYPES[near[0]]}?" if near else "the types of JSON are string, number, ..."
-                raise self.fault(f"{path}.type", f"unknown type {json.dumps(word, ensure_ascii=False)}", hint)
-            if names != [word]:
-                self.note(f"{path}.type", f"{json.dumps(word, ensure_ascii=False)} is read as {' or '.join(names)}")
-            found += names
-        found = list(dict.fromkeys(found))
-        return ["any"] if "any" in found else [kind for kind in found if kind != "integer" or "number" not in found]
-
     def _listed(self, value: Schema, kinds: list[str], path: str) -> Schema:
-        values = [value["const"]] if "const" in value else self._list(value["enum"], f"{path}.enum")
+        values = [value["const"]] if "const" in value else self.list_of(value["enum"], f"{path}.enum")
         fitting = [item for item in values if "any" in kinds or any(_is_kind(item, kind) for kind in kinds)]
         if values and not fitting:
             self.note(path, "no value of enum is of the declared type; the values count")
             fitting = values
         if not fitting:
-            raise _Impossible
+            raise Impossible
         return {"enum": fitting}
 
     def _typed(self, kind: str, value: Schema, path: str, depth: int) -> Schema:
@@ -317,13 +185,13 @@ class _Reader:
         """The lengths among `keys` that are declared, as integers."""
         found = {}
         for key in keys:
-            count = _number(value.get(key))
+            count = as_number(value.get(key))
             if count is None and value.get(key) is not None:
                 self.note(f"{path}.{key}", "not held: no number")
             elif (count is not None and 0 < count < 1 << 31) or (count == 0 and key.startswith("max")):
                 found[key] = int(count)
         if len(found) == 2 and found[keys[0]] > found[keys[1]]:
-            raise _Impossible
+            raise Impossible
         return found
 
     def _number(self, kind: str, value: Schema, path: str) -> Schema:
@@ -333,7 +201,7 @@ class _Reader:
                 limit = value.get(key)
                 if key.startswith("exclusive") and limit is True:  # as draft 4 says it: of the other limit
                     limit = found.pop(side.lower(), None)
-                if (number := _number(limit)) is None:
+                if (number := as_number(limit)) is None:
                     if not isinstance(limit, bool | None):
                         self.note(f"{path}.{key}", "not held: no number")
                     continue
@@ -342,7 +210,7 @@ class _Reader:
                 if kind == "integer" and number != int(number):
                     key, number = side.lower(), math.ceil(number) if round_up else math.floor(number)
                 found[key] = int(number) if number == int(number) else number
-        if (step := _number(value.get("multipleOf"))) and step > 0:
+        if (step := as_number(value.get("multipleOf"))) and step > 0:
             found["multipleOf"] = int(step) if step == int(step) else step
         return ANY_NUMBER if found == {"type": "number"} else found
 
@@ -356,7 +224,7 @@ class _Reader:
             found["prefixItems"] = places
         try:
             found["items"] = self.node(items, f"{path}.items", depth=depth + 1)
-        except _Impossible:
+        except Impossible:
             found["items"] = False
         return found
 
@@ -373,7 +241,7 @@ class _Reader:
         for name, item in declared.items():
             try:
                 places[name] = self.node(item, f"{path}.properties.{name}", depth=depth + 1)
-            except _Impossible:
+            except Impossible:
                 if name in required:
                     raise
         more = value.get("additionalProperties")
@@ -397,20 +265,8 @@ class _Reader:
     def _more(self, value: Any, path: str, depth: int) -> Any:
         try:
             return False if value is None else self.node(value, path, depth=depth + 1)
-        except _Impossible:
+        except Impossible:
             return False
-
-
-def _number(value: Any) -> float | None:
-    """A finite number as it is, also where it stands as text; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-        return None
-    return value
 
 
 def _is_kind(value: Any, kind: str) -> bool:
@@ -456,5 +312,8 @@ def _refusal(schema: Schema, coerce: bool = True) -> str:
     from llguidance import LLMatcher
 
     text = json.dumps({**options(coerce), **schema}, ensure_ascii=False)
-    reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text))
+    try:
+        reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text))
+    except ValueError as error:
+        reason = str(error)
     return reason.strip().splitlines()[-1] if reason else ""

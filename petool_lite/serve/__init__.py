@@ -91,7 +91,7 @@ def _server(application: Any, queue: Any) -> Any:
             super().connection_made(transport)
             self.loop.call_later(_HEAD_S, lambda: transport.close() if self.scope is None else None)
 
-    class Server(uvicorn.Server):
+    class Server(uvicorn.Server):  # type: ignore[misc]
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             queue.engine.end()
             super().handle_exit(sig, frame)

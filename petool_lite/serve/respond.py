@@ -221,7 +221,7 @@ class Responses(Form):
         cut = self.finish == "length"
         found = self._response("incomplete" if cut else "completed")
         output = [self._item(found["status"])] if self.name is not None or self.text else []
-        usage = None
+        usage: dict[str, Any] | None = None
         if self.counts is not None:
             prompt, known, reply = self.counts
             usage = {"input_tokens": prompt, "output_tokens": reply, "total_tokens": prompt + reply}

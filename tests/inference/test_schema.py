@@ -156,7 +156,10 @@ def test_what_is_not_held_is_said_with_tool_and_place(chance, place, said) -> No
         ({**of("a", a={"$ref": "#/$defs/N"}), "$defs": {"N": {"allOf": [{"$ref": "#/$defs/N"}]}}}, "contains itself"),
         (of("a", a=False), "no arguments fit"),
         ({"type": "string"}, "parameters: expected the schema of an object"),
-        (of("a", a={"type": "integer", "minimum": 9, "maximum": 3}), "parameters.properties.a: no grammar can be built"),
+        (
+            of("a", a={"type": "integer", "minimum": 9, "maximum": 3}),
+            "parameters.properties.a: no grammar can be built",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_tool_and_place(schema, said) -> None:

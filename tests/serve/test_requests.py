@@ -93,7 +93,11 @@ def test_a_message_without_a_text_is_refused(content) -> None:
 
 def test_turns_are_history_or_conversation() -> None:
     call = {"id": "1", "function": {"name": "car", "arguments": "{}"}}
-    liked = [*ASK, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "liked"}]
+    liked = [
+        *ASK,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "liked"},
+    ]
     entry = chat(messages=liked + ASK).request.entry
     assert ([item.verdict for item in entry.history], entry.turns, entry.query) == (["liked"], (), ASK[0]["content"])
     result = [*liked[:2], {"role": "tool", "tool_call_id": "1", "content": "a red one"}]
@@ -130,7 +134,10 @@ CALLS = [
 
 @pytest.mark.parametrize("form", [form for form, _ in CALLS])
 def test_a_reply_is_cut_into_name_and_arguments_wherever_its_tokens_end(form) -> None:
-    for name, arguments in (("t", {}), ('odd", "arguments": {"x": "y"}', {"a": ', "parameters": ', "b": {"c": "日本 👋}"}})):
+    for name, arguments in (
+        ("t", {}),
+        ('odd", "arguments": {"x": "y"}', {"a": ', "parameters": ', "b": {"c": "日本 👋}"}}),
+    ):
         dumped = [json.dumps(value, ensure_ascii=False) for value in (name, arguments)]
         raw = (form % tuple(dumped)).encode()
         for step in (1, 2, 7, 1000):

@@ -100,7 +100,14 @@ def test_the_official_client_gets_a_tool_call_for_a_whole_conversation(client) -
     call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}
     used = [{"role": "user", "content": "Rome?"}, {"role": "assistant", "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "1", "content": "liked"}]  # fmt: skip
-    ask = {"model": model, "messages": used + ASK, "tools": TOOLS, "user": "ann", "parallel_tool_calls": True, "seed": 1}
+    ask = {
+        "model": model,
+        "messages": used + ASK,
+        "tools": TOOLS,
+        "user": "ann",
+        "parallel_tool_calls": True,
+        "seed": 1,
+    }
     reply = client.chat.completions.create(**ask)
     choice = reply.choices[0]
     call = choice.message.tool_calls[0].function
@@ -150,7 +157,11 @@ def test_responses_are_the_same_call_whole_and_streamed(client) -> None:
               {"type": "function_call_output", "call_id": "1", "output": "liked"}]  # fmt: skip
     question = {"role": "user", "content": [{"type": "input_text", "text": ASK[0]["content"]}]}
     ask = {"model": "any", "tools": flat, "input": [{"role": "user", "content": "Rome?"}, *before, question]}
-    ask["tool_choice"] = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}]}
+    ask["tool_choice"] = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "get_weather"}],
+    }
     whole = client.responses.create(**ask, instructions="Be brief.")
     (item,) = whole.output
     assert (whole.status, item.type, item.name) == ("completed", "function_call", "get_weather")
