@@ -23,7 +23,7 @@ from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import CallFailure
 from petool_lite.inference.settings import default_threads, library_version, tuned_settings
 from petool_lite.inference.states import StateStore
-from petool_lite.inference.tool_caller import CallOptions, ToolCaller
+from petool_lite.inference.call import CallOptions, ToolCaller
 from petool_lite.prompt.render import Layout, prompt_text
 
 LOW, HIGH = 2_800, 3_300  # tokens of the published prompts that are timed

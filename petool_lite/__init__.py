@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from petool_lite.inference.tool_caller import ToolCaller
+    from petool_lite.inference.call import ToolCaller
 
 __all__ = ["ToolCaller"]
 
@@ -11,7 +11,7 @@ __all__ = ["ToolCaller"]
 def __getattr__(name: str) -> Any:
     # On first use, so that `import petool_lite` stays cheap.
     if name == "ToolCaller":
-        from petool_lite.inference.tool_caller import ToolCaller
+        from petool_lite.inference.call import ToolCaller
 
         return ToolCaller
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

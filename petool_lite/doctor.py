@@ -68,9 +68,8 @@ def _llama_cpp() -> dict[str, Any]:
 
 
 _PROMPT, _REPLY = 768, 24  # tokens of the probe
-# A typical call, which is what is tuned: prompt tokens read, and batches in which the reply's open tokens are chosen,
-# by the length of the guess (right answers of the open entries followed through the constraint and the guessing).
-_READ, _CHOICES = 1200, {0: 15.4, 3: 8.3, 5: 7.4}
+# A typical call, which is what is tuned: prompt tokens read, and tokens of the reply that are chosen one by one.
+_READ, _CHOSEN = 1200, 15.4
 _WORTH = 0.03  # a setting must save this share of the time to replace a plainer one
 
 
@@ -118,7 +117,6 @@ def _alternatives() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     yield "prefill threads", [{"threads_prefill": count} for count in counts if count < cores]
     yield "decode threads", [{"threads_decode": count} for count in counts if count < cores]
     yield "batch size", [{"ubatch": size} for size in (128, 256, 1024)]
-    yield "guessed tokens", [{"draft": count} for count in _CHOICES]
     yield "flash attention", [{"flash_attention": True}]
     yield "kv type", [{"flash_attention": True, "kv_type": "q8_0"}]
 
@@ -127,17 +125,17 @@ def _trial(model: Path, settings: Any) -> dict[str, Any]:
     """The faster of two runs: what else the machine does only ever adds time."""
     from petool_lite.inference.llama import LlamaModel
 
-    with LlamaModel(model, n_ctx=_PROMPT + _REPLY, settings=replace(settings, draft=0)) as loaded:
+    with LlamaModel(model, n_ctx=_PROMPT + _REPLY, settings=settings) as loaded:
         ids = loaded.encode('{"tool": "search", "query": "The quick brown fox jumps over the lazy dog."}\n' * 80)[
             :_PROMPT
         ]
         replies = [loaded.generate(ids, _REPLY) for _ in range(2)]
-        step = min(loaded.step_seconds(1 + settings.draft) for _ in range(2))
     prefill = max(len(ids) / reply.prefill_s for reply in replies)
+    decode = max(len(reply.ids) / reply.decode_s for reply in replies)
     return {
         "settings": settings,
         "ids": replies[0].ids,
         "prefill_tokens_per_s": round(prefill, 1),
-        "decode_tokens_per_s": round(max(len(reply.ids) / reply.decode_s for reply in replies), 1),
-        "call_s": round(_READ / prefill + _CHOICES[settings.draft] * step, 3),
+        "decode_tokens_per_s": round(decode, 1),
+        "call_s": round(_READ / prefill + _CHOSEN / decode, 3),
     }

@@ -40,7 +40,7 @@ def test_doctor_tunes_and_says_what_it_measured(command, monkeypatch, tmp_path) 
     shutil.copy(embedded_gguf(), file)
     stages = []
     found = tune(file, lambda stage, done, total, note: stages.append(done))
-    assert stages == [0, 1, 2, 3, 4, 5, 6]
+    assert stages == [0, 1, 2, 3, 4, 5]
     assert all(trial["prefill_tokens_per_s"] > 0 < trial["decode_tokens_per_s"] for trial in found["trials"])
     assert {trial["flash_attention"] for trial in found["trials"]} == {True, False}
     assert tuned_settings(file) == EngineSettings(**found["settings"])

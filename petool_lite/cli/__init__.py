@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from petool_lite.cli.bench import bench, show
-from petool_lite.cli.call import call, chosen_model, model_option, serve
+from petool_lite.cli.call import call
 from petool_lite.cli.data import as_json, data
+from petool_lite.cli.doctor import doctor
 from petool_lite.cli.export import export
+from petool_lite.cli.serve import serve
 from petool_lite.errors import FAILED, USAGE, PetoolError
 
 # What a disk answers that is full, over its quota, read-only or not ours; EFBIG is a limit on the size of files.
@@ -67,37 +69,6 @@ def main(context: click.Context) -> None:
         from petool_lite.welcome import first_steps
 
         click.echo("\n".join(first_steps()))
-
-
-@main.command()
-@click.option("--tune", is_flag=True, help="Find the fastest settings for a model here, once, and remember them.")
-@model_option
-@as_json
-def doctor(tune: bool, model: str | None, as_json: bool) -> None:
-    """Show what this machine can do: GPU, llama.cpp's health, disk. With --tune, make `call` and `serve` faster."""
-    from petool_lite.console import plain, print_facts, print_json, print_table, progress
-    from petool_lite.doctor import examine
-    from petool_lite.doctor import tune as verb
-    from petool_lite.errors import USAGE, PetoolError
-
-    if model and not tune:
-        raise PetoolError("--model says what --tune tunes for", f"petool-lite doctor --tune --model {model}", USAGE)
-    if tune:
-        with progress() as report:
-            found = verb(chosen_model(model), report)
-        if as_json:
-            print_json(found)
-            return
-        columns = list(found["trials"][0])
-        rows = [[plain(value) for value in trial.values()] for trial in found["trials"]]
-        print_table(f"trials with {found['model']}", [name.replace("_", " ") for name in columns], rows)
-        click.echo("best: " + plain(found["settings"]))
-        return
-    facts = examine()
-    if as_json:
-        print_json(facts)
-        return
-    print_facts("this machine", facts)
 
 
 @main.group()
@@ -240,6 +211,7 @@ main.add_command(data)
 main.add_command(bench)
 main.add_command(call)
 main.add_command(serve)
+main.add_command(doctor)
 
 
 @main.group()

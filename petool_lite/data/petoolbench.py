@@ -160,6 +160,8 @@ def _schema(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         schema["default"] = _value(default, schema["type"])
     back = _published_parameter("", schema)
     beside = {key: row[key] for key in ("type", "default") if key in row and _other(back[key], row[key])}
+    if schema["type"] in ("number", "boolean") and isinstance(schema.get("default", default), str):
+        beside["default"] = default  # answers write it as it stands, though it is of another type
     return schema | ({_BESIDE: beside} if beside else {})
 
 

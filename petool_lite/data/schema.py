@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-_TYPES = {
+TYPES = {
     "object": "object", "dict": "object", "map": "object", "mapping": "object", "record": "object", "struct": "object",
     "json": "object", "array": "array", "list": "array", "tuple": "array", "set": "array", "sequence": "array",
     "string": "string", "str": "string", "text": "string", "char": "string", "date": "string", "time": "string",
@@ -17,9 +17,9 @@ _TYPES = {
     "path": "string", "hash": "string", "integer": "integer", "int": "integer", "int32": "integer",
     "int64": "integer", "long": "integer", "short": "integer", "number": "number", "float": "number",
     "double": "number", "decimal": "number", "numeric": "number", "real": "number", "boolean": "boolean",
-    "bool": "boolean", "null": "null", "none": "null", "nonetype": "null",
+    "bool": "boolean", "null": "null", "none": "null", "nonetype": "null", "undefined": "null",
 }  # fmt: skip
-_ANYTHING = ("any", "mixed", "object|array", "unknown", "")
+ANYTHING = ("any", "mixed", "unknown", "")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ONES = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
@@ -88,30 +88,30 @@ def _tidied(found: dict[str, Any]) -> dict[str, Any]:
 def _type(word: Any, schema: Mapping[str, Any]) -> dict[str, Any]:
     """`type` and what goes with it for a type's name, or a list of names."""
     if isinstance(word, list):
-        names = [name for item in word for name in _names(item)]
+        names = [name for item in word for name in type_names(item)]
         return {"type": list(dict.fromkeys(names))} if names and len(names) >= len(word) else {}
-    names = _names(word)
-    if isinstance(word, str) and not names and (inner := _item_type(word)) and "items" not in schema:
+    names = type_names(word)
+    if isinstance(word, str) and not names and (inner := item_type(word)) and "items" not in schema:
         return {"type": "array", "items": inner}
     return {"type": names[0] if len(names) == 1 else names} if names else {}
 
 
-def _names(word: Any) -> list[str]:
+def type_names(word: Any) -> list[str]:
     """JSON's type names for one name of the wild; none for one that allows anything or that nobody knows."""
     if not isinstance(word, str):
         return []
     plain = word.lower().split("(")[0].replace(", optional", "").replace("optional[", "").strip(" ]")
     if "|" in plain:
-        return [name for part in plain.split("|") for name in _names(part)]
-    return [_TYPES[plain]] if plain in _TYPES else []
+        return [name for part in plain.split("|") for name in type_names(part)]
+    return [TYPES[plain]] if plain in TYPES else []
 
 
-def _item_type(word: str) -> dict[str, Any] | None:
+def item_type(word: str) -> dict[str, Any] | None:
     """The items' schema of a list written as `List[str]` or `array of strings`; None for another name."""
     plain = word.lower().replace(", optional", "").strip()
     for head in ("list[", "tuple[", "set[", "array of ", "list of "):
         if plain.startswith(head):
-            inner = _names(plain.removeprefix(head).split(",")[0].strip(" ]").removesuffix("s"))
+            inner = type_names(plain.removeprefix(head).split(",")[0].strip(" ]").removesuffix("s"))
             return {"type": inner[0]} if inner else {}
     return {} if plain in ("list", "array") else None
 

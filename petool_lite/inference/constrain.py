@@ -1,160 +1,110 @@
-"""Constrained decoding: a reply can only be a call of an offered tool in the format that training uses.
+"""Constrained decoding: a reply can only be a call of an offered tool in the form that training uses, or a plain text.
 
-A request's candidates become one grammar: exactly an offered name, then that tool's parameters in any order (right
-answers do not keep the declared one), each at most once and every required one, with values of the declared type, in
-the spacing of `ToolCall.to_json`, then the end token. llguidance runs the grammar for both engines. A grammar that
-cannot be built, or a token that it refuses, raises PetoolError; nothing falls back to a free reply.
+Each tool's own JSON Schema becomes a grammar by llguidance: exactly the tool's name, then its parameters in any order
+(right answers do not keep the declared one), each at most once and every required one, in the spacing of json.dumps,
+then the end token. A text is let through where no tool may fit. A grammar that cannot be built, or a token that it
+refuses, raises PetoolError; nothing falls back to a free reply.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import Parameter, Tool
+from petool_lite.data.entries import Call, Tool
 from petool_lite.errors import PetoolError
+from petool_lite.inference.parse import check_names
+from petool_lite.inference.resolve import Schema
+from petool_lite.inference.schema import ANY_NUMBER, buildable, options
+from petool_lite.prompt.render import CALL_END, CALL_START, answer_text
 
-# The published words for types (ENUM lists no values, a GEOPOINT or a DATE is written as text); the lower-case
-# JSON schema words come with requests to the server. Any other word means text.
-_RULES = {
-    "NUMBER": "NUMBER",
-    "FLOAT": "NUMBER",
-    "INTEGER": "INTEGER",
-    "INT": "INTEGER",
-    "BOOLEAN": "BOOLEAN",
-    "BOOL": "BOOLEAN",
-    "ARRAY": "array3",
-    "LIST": "array3",
-    "OBJECT": "object3",
-    "MAP": "object3",
-}
-_SHORTEST_LIMIT = 256  # characters of a text value, or twice its default: the longest real one has 116
-_MOST_PARAMETERS = 64  # of one tool: the grammar keeps the ones that are written in a 64-bit set
-_MOST_ITEMS = 31  # of an array or object
-
-# Text as json.dumps(ensure_ascii=False) writes it: only the quote, the backslash and control characters are escaped.
-_TEXT = r'/"([^"\\\x00-\x1f]|\\["\\bfnrt]|\\u00[01][0-9a-f]){0,%d}"/'
-_VALUES = r"""
-INTEGER: /-?(0|[1-9][0-9]{0,18})/
-NUMBER: /-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?(e[+-][0-9]{2})?/
-BOOLEAN: "true" | "false"
-json0: TEXT | NUMBER | BOOLEAN | "null"
-"""
+_MARKS = (CALL_START.strip(), CALL_END.strip())  # <tool_call> and its end: one token each in some vocabularies
+_ANY_ORDER = 64  # parameters: the grammar keeps those that are written in a 64-bit set; more keep the declared order
+_TEXT = r"TEXT: /[^<{\s](.|\n)*/"
+_NUMBER = r"NUMBER: /-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?(e[+-][0-9]{2})?/"
 
 
-def value_rule(parameter: Parameter) -> str:
-    """The grammar rule for a parameter's declared type; text for a type that is not known."""
-    word = parameter.type.split("(")[0].strip().upper()
-    return _RULES.get(word, "TEXT")
+def grammar(tools: Sequence[Tool], style: str, text: bool = False, marks: dict[str, int] | None = None) -> str:
+    """The grammar of all calls of `tools`, and of a plain text if `text`, in llguidance's Lark dialect.
+
+    `marks` are the words that are one special token, with its id. Raises PetoolError that names the tool and the place.
+    """
+    if tools or not text:
+        check_names(tools)
+    choices = [f"tool{index}" for index in range(len(tools))] + (["TEXT"] if text else [])
+    rules = ["start: " + " | ".join(choices), _NUMBER, *([_TEXT] if text else [])]
+    for index, tool in enumerate(tools):
+        head, _, tail = answer_text(Call(tool.name, {}), style).rpartition("{}")
+        start, end = (_literal(part, marks or {}) for part in (head, tail))
+        rules += [f"tool{index}: {start} arguments{index} {end}", *_arguments(index, buildable(tool).schema)]
+    try:
+        "\n".join(rules).encode()
+    except UnicodeEncodeError as error:
+        raise PetoolError("a name or value of a tool is not valid Unicode", "half of a surrogate pair") from error
+    return "\n".join(rules)
 
 
-def _literal(text: str) -> str:
+def _literal(text: str, marks: dict[str, int] | None = None) -> str:
     # A literal of the grammar is written as a JSON string, so no character of a name has a meaning in the grammar;
     # its lexer takes the one control character that JSON leaves as it is (DEL) in escaped form only.
+    for mark, token in (marks or {}).items():
+        before, found, after = text.partition(mark)
+        if found:
+            parts = [_literal(part, marks) for part in (before, after) if part]
+            return " ".join([*parts[: bool(before)], f"<[{token}]>", *parts[bool(before) :]])
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def written_default(parameter: Parameter) -> str | None:
-    """A default that its own type cannot hold, as JSON, such as "" for a NUMBER; None for all others.
-
-    The data answers such a parameter with the default as it stands (20 of the 22 numbers that the open entries write
-    as text), so it is a legal value beside those of the type.
-    """
-    default, rule = parameter.default, value_rule(parameter)
-    if not isinstance(default, str) or rule == "TEXT":
-        return None
-    try:
-        read = json.loads(default)
-    except ValueError:
-        return json.dumps(default, ensure_ascii=False)
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "NUMBER": (int, float),
-        "INTEGER": int,
-        "BOOLEAN": bool,
-        "array3": list,
-        "object3": dict,
-    }
-    return None if isinstance(read, kinds[rule]) else json.dumps(default, ensure_ascii=False)
-
-
-def declared(tool: Tool) -> tuple[tuple[Parameter, ...], int]:
-    """The tool's parameters, each name once and required ones first, and how many are required.
-
-    Real tools declare a name twice; the first declaration counts, as in the published data.
-    """
-    found: dict[str, Parameter] = {}
-    for parameter in tool.required:
-        found.setdefault(parameter.name, parameter)
-    required = len(found)
-    for parameter in tool.optional:
-        found.setdefault(parameter.name, parameter)
-    return tuple(found.values()), required
-
-
-def grammar(tools: Sequence[Tool]) -> str:
-    """The grammar of all calls of `tools`, in llguidance's Lark dialect; raises PetoolError where none can be made."""
-    if not tools:
-        raise PetoolError("no tool is offered, so there is nothing to call", "give at least one tool")
-    rules = ["start: " + " | ".join(f"tool{index}" for index in range(len(tools)))]
-    longest = _SHORTEST_LIMIT
-    for index, tool in enumerate(tools):
-        rules += _tool_rules(index, tool)
-        defaults = [item.default for item in declared(tool)[0] if isinstance(item.default, str)]
-        longest = max([longest, *(2 * len(default) for default in defaults)])
-    rules.append("TEXT: " + _TEXT % longest)
-    text = "\n".join(rules) + _VALUES + "\n".join(_nested_rules())
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PetoolError("a name or default of a tool is not valid Unicode", "half of a surrogate pair") from error
-    return text
-
-
-def _tool_rules(index: int, tool: Tool) -> list[str]:
-    parameters, required = declared(tool)
-    if len(parameters) > _MOST_PARAMETERS:
-        raise PetoolError(
-            f"the tool {tool.name} declares {len(parameters)} parameters, more than {_MOST_PARAMETERS}",
-            "offer it with fewer, or use free decoding",
-        )
-    first = [] if required else ['"}}"']
+def _arguments(index: int, schema: Schema) -> list[str]:
+    """The rules of one tool's arguments."""
+    places = schema.get("properties", {})
+    plain = set(schema) <= {"type", "properties", "required", "additionalProperties", "$defs"}
+    if not plain or schema["additionalProperties"] is not False or len(places) > _ANY_ORDER:
+        return [f"arguments{index}: %json {_json(schema, {})}"]
+    names = sorted(places, key=lambda name: name not in schema["required"])
+    required = len(schema["required"])
+    first = [] if required else ['"{}"']
     # A rule's parameter is the set of what is written already, a bit each; required parameters have the low bits.
-    rest = ['"}}"' + (f" %if is_ones([0:{required}])" if required else "")]
-    for bit, parameter in enumerate(parameters):
-        key, value = f"{json.dumps(parameter.name, ensure_ascii=False)}: ", _value(parameter)
-        first.append(f"{_literal(key)} {value} rest{index}::{hex(1 << bit)}")
-        rest.append(f"{_literal(', ' + key)} {value} rest{index}::set_bit({bit}) %if bit_clear({bit})")
-    head = f'{{"tool_name": {json.dumps(tool.name, ensure_ascii=False)}, "parameters": {{'
-    rules = [f"tool{index}: {_literal(head)} first{index}", f"first{index}: " + " | ".join(first)]
-    return rules + ([f"rest{index}::_: " + "\n | ".join(rest)] if parameters else [])
+    rest = ['"}"' + (f" %if is_ones([0:{required}])" if required else "")]
+    values = []
+    for bit, name in enumerate(names):
+        key, value = json.dumps(name, ensure_ascii=False), f"value{index}_{bit}"
+        first.append(f"{_literal('{' + key + ': ')} {value} rest{index}::{hex(1 << bit)}")
+        rest.append(f"{_literal(', ' + key + ': ')} {value} rest{index}::set_bit({bit}) %if bit_clear({bit})")
+        number = places[name] == ANY_NUMBER
+        values.append(f"{value}: " + ("NUMBER" if number else f"%json {_json(places[name], schema.get('$defs', {}))}"))
+    rules = [f"arguments{index}: " + " | ".join(first), *values]
+    return rules + ([f"rest{index}::_: " + "\n | ".join(rest)] if names else [])
 
 
-def _value(parameter: Parameter) -> str:
-    rule, default = value_rule(parameter), written_default(parameter)
-    return rule if default is None else f"({rule} | {_literal(default)})"
-
-
-def _nested_rules() -> list[str]:
-    """JSON arrays and objects, three deep, so that every answer ends."""
-    rules = []
-    for depth in (1, 2, 3):
-        inside = f"json{depth - 1}"
-        pair = f'TEXT ": " {inside}'
-        rules.append(f'array{depth}: "[]" | "[" {inside} (", " {inside}){{0,{_MOST_ITEMS}}} "]"')
-        rules.append(f'object{depth}: "{{}}" | "{{" {pair} (", " {pair}){{0,{_MOST_ITEMS}}} "}}"')
-        rules.append(f"json{depth}: json0 | array{depth} | object{depth}")
-    return rules
+def _json(schema: Schema, definitions: Schema) -> str:
+    """A schema with llguidance's options and those definitions that it refers to."""
+    text = json.dumps({**options(), **schema}, ensure_ascii=False)
+    needed: dict[str, str] = {}
+    new = [text]
+    while new:
+        names = set(re.findall(r'"#/\$defs/(\w+)"', "".join(new))) - set(needed)
+        new = [json.dumps(definitions[name], ensure_ascii=False) for name in names if name in definitions]
+        needed |= dict(zip((name for name in names if name in definitions), new, strict=True))
+    if not needed:
+        return text
+    return text[:-1] + ', "$defs": {' + ", ".join(f'"{name}": {item}' for name, item in needed.items()) + "}}"
 
 
 class Constraint:
     """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either."""
 
-    def __init__(self, tokenizer: Any, tools: Sequence[Tool]) -> None:
+    def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""
         from llguidance import LLMatcher
 
         self._tokenizer = tokenizer
-        self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(grammar(tools)), log_level=0)
+        found = {mark: tokenizer.tokenize_str(mark, parse_special=True) for mark in _MARKS}
+        marks = {mark: ids[0] for mark, ids in found.items() if len(ids) == 1 and tokenizer.is_special_token(ids[0])}
+        self._marks = frozenset(marks.values())
+        rules = grammar(tools, style, text, marks)
+        self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(rules), log_level=0)
         self.eos_id: int = tokenizer.eos_token
         self._ended = False
         self._check("no grammar can be built from these tools")
@@ -177,10 +127,16 @@ class Constraint:
         if self._ended or self._matcher.is_stopped():
             return [] if self._ended else [self.eos_id]
         found: list[int] = self._matcher.compute_ff_tokens()
-        if any(self._tokenizer.is_special_token(token) for token in found):
-            # A name that spells a special token, such as "<|im_end|>", is written as plain text.
-            found = self._tokenizer.greedy_tokenize(self._matcher.compute_ff_bytes().decode("utf-8", "ignore"))
+        odd = [place for place, token in enumerate(found) if self._odd(token)]
+        if odd and odd[0]:
+            return found[: odd[0]]
+        if odd:  # a name that spells a special token, such as "<|im_end|>", is written as plain text
+            plain = self._matcher.compute_ff_bytes().partition(b"\xff")[0].decode("utf-8", "ignore")
+            found = self._tokenizer.greedy_tokenize(plain)
         return found
+
+    def _odd(self, token: int) -> bool:
+        return bool(self._tokenizer.is_special_token(token)) and token not in self._marks
 
     def bits(self) -> Any:
         """The allowed next ids as numpy uint8: bit i of byte j is the id 8j + i; the last bytes may be unused."""
@@ -231,6 +187,9 @@ class Constrainer:
         text = (directory / "tokenizer.json").read_text()
         return cls(LLTokenizer(text, n_vocab=size, eos_token=eos_id))
 
-    def start(self, tools: Sequence[Tool]) -> Constraint:
-        """The constraint of one reply; raises PetoolError if it cannot be built."""
-        return Constraint(self._tokenizer, tools)
+    def start(self, tools: Sequence[Tool], style: str, text: bool = False) -> Constraint:
+        """The constraint of one reply: a call of one of `tools` in the prompt style's form, or a text if `text`.
+
+        Raises PetoolError if it cannot be built.
+        """
+        return Constraint(self._tokenizer, tools, style, text)

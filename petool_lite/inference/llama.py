@@ -12,9 +12,11 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama_log import first_error
 from petool_lite.inference.llama_open import Closing, open_context, open_model
-from petool_lite.inference.sequences import as_bytes, common_length, exact_start
 from petool_lite.inference.settings import EngineSettings
-from petool_lite.prompt.render import Chat
+from petool_lite.prompt.render import Chat, common_length
+
+# llama.cpp's products of 1 to 9 rows were seen to round otherwise than larger ones, those of 10 and more all alike.
+_FEW_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,29 @@ class LlamaModel(Closing):
         self._held: list[int] = []  # ids whose keys and values are in the engine's memory
         self.settings = settings or EngineSettings()
         self.exact_reuse = False  # see `read`
+        self.check: Callable[[], None] | None = None  # called before and amid batches; what it raises ends the request
+        self._raised: BaseException | None = None
         self._lib, self._model = open_model(path, vocab_only)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.metadata = self._read_metadata()
         self.n_ctx = n_ctx or self.train_ctx
         if not vocab_only:
+            callback = self._lib.llama_cpp.ggml_abort_callback
+            self._abort, self._no_abort = callback(self._wanted_no_more), callback()
             try:
                 self._context = open_context(self._lib, self._model, self.n_ctx, self.settings)
             except PetoolError:
                 self.close()
                 raise
+
+    def _wanted_no_more(self, data: Any) -> bool:
+        """Called by llama.cpp amid a large batch, which takes seconds; here Ctrl-C is heard, too."""
+        try:
+            if self.check:
+                self.check()
+        except BaseException as error:
+            self._raised = error
+        return self._raised is not None
 
     def close(self) -> None:
         """Free the model; calling it again does nothing."""
@@ -186,11 +201,11 @@ class LlamaModel(Closing):
         """Read `ids` so that the next token can be chosen; returns how many of them the memory held already.
 
         With `exact_reuse` set, the logits are those of a reading from the start, to the bit: matrix products of few
-        rows round otherwise than those of many, so no part is shorter than it would be there, or than FEW_ROWS.
+        rows round otherwise than those of many, so no part is shorter than it would be there, or than _FEW_ROWS.
         """
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
         shared = min(common_length(self._held, ids), len(ids) - 1) if reuse else 0
-        shared = exact_start(shared, len(ids), step) if self.exact_reuse else shared
+        shared = _exact_start(shared, len(ids), step) if self.exact_reuse else shared
         self._keep(shared)
         offset = shared
         while offset < len(ids):
@@ -246,11 +261,10 @@ class LlamaModel(Closing):
         watch: Callable[[list[int]], None] | None,
     ) -> tuple[list[int], str, int]:
         """Reply ids without the end token, why it ended, and how many ids were forced; `reply` is read already."""
-        forced_tokens, base = len(reply), len(self._held) - len(reply)
-        place = -1  # where in the last batch the logits for the next choice are
+        forced_tokens = len(reply)
         while len(reply) < max_tokens:
             forced = constraint.forced() if constraint else []
-            step = (forced or [self._choose(constraint, place)])[: max_tokens - len(reply)]
+            step = (forced or [self._choose(constraint)])[: max_tokens - len(reply)]
             if constraint:
                 constraint.accept(step)
             ended = self._lib.llama_vocab_is_eog(self._vocab, step[-1])
@@ -262,53 +276,11 @@ class LlamaModel(Closing):
             if ended:
                 return reply, "stop", forced_tokens
             if len(reply) < max_tokens:
-                guess = [] if forced else self._guess(base, reply)[: max_tokens - len(reply) - 1]
-                self._eval([*step, *guess], every=bool(guess))
-                place = -1
-                if guess:
-                    place = self._check(guess, constraint)
-                    reply = reply + guess[:place]
-                    self._keep(base + len(reply))
+                self._eval(step)
         return reply, "length", forced_tokens
 
-    def _guess(self, base: int, reply: list[int]) -> list[int]:
-        """Ids that followed the reply's last ids in the prompt, most likely if the model copies from there now."""
-        if not self.settings.draft:
-            return []
-        prompt = self._held[:base]
-        for length in (3, 2, 1):
-            tail = reply[-length:]
-            # In bytes, since a search in a list of ids takes longer than choosing a token.
-            found = as_bytes(prompt).rfind(as_bytes(tail)) if len(tail) == length else -1
-            if found >= 0 and found % 4 == 0:
-                start = found // 4 + length
-                return prompt[start : start + self.settings.draft]
-        return []
-
-    def _check(self, guess: list[int], constraint: Constraint | None) -> int:
-        """How many ids of a guess are what would have been chosen; the last batch holds one token and the guess."""
-        for place, token in enumerate(guess):
-            forced = constraint.forced() if constraint else []
-            chosen = forced[0] if forced else self._choose(constraint, place)
-            if chosen != token or self._lib.llama_vocab_is_eog(self._vocab, chosen):
-                return place
-            if constraint:
-                constraint.accept([token])
-        return len(guess)
-
-    def step_seconds(self, width: int, repeat: int = 8) -> float:
-        """Mean seconds of one batch of `width` tokens with a choice after each, behind what is held."""
-        length = len(self._held)
-        started = time.perf_counter()
-        for _ in range(repeat):
-            self._eval(self._held[:width], every=True)
-            for place in range(width):
-                self._choose(None, place)
-            self._keep(length)
-        return (time.perf_counter() - started) / repeat
-
-    def _choose(self, constraint: Constraint | None, place: int) -> int:
-        logits = self._logits(place)
+    def _choose(self, constraint: Constraint | None) -> int:
+        logits = self._logits(-1)
         return constraint.choose(logits) if constraint else int(logits.argmax())
 
     def _logits(self, place: int) -> Any:
@@ -340,6 +312,9 @@ class LlamaModel(Closing):
     def _eval(self, ids: Sequence[int], every: bool = False) -> None:
         """Read `ids` after what is held; logits of the last one, or of `every` one, can be had then."""
         lib, count = self._lib, len(ids)
+        if self.check:
+            self.check()
+        lib.llama_set_abort_callback(self._context, self._abort if count > _FEW_ROWS else self._no_abort, None)
         batch = lib.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
@@ -352,6 +327,10 @@ class LlamaModel(Closing):
             code = lib.llama_decode(self._context, batch)
         finally:
             lib.llama_batch_free(batch)
+        if raised := self._raised:
+            self._raised = None
+            self._keep(len(self._held))
+            raise raised
         if code != 0:
             self._keep(0)
             raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
@@ -367,3 +346,14 @@ def _log_softmax(logits: Any) -> Any:
 
     top = logits.max()
     return logits - (top + np.log(np.exp(logits - top).sum()))
+
+
+def _exact_start(shared: int, length: int, step: int) -> int:
+    """The most of `shared` ids to keep so that the rest of `length` is read as a reading from the start reads it.
+
+    That one reads parts of `step` ids and a last one. The part from here to the next multiple of `step` must have as
+    many rows as there, or at least _FEW_ROWS.
+    """
+    start = shared // step * step
+    rows = min(start + step, length) - start
+    return max(start, min(shared, start + rows - _FEW_ROWS))

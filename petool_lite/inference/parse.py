@@ -1,23 +1,29 @@
-"""The strict reading of a reply: one call of an offered tool with its declared parameters, or a failure with a name.
+"""The strict reading of a reply: a call of an offered tool with its declared parameters, a plain text, or a failure.
 
-`read_call` is also what the strict score of `bench` reads; the published scorer has rules of its own (scorer).
+Both forms of a call are read: petool's, {"name": ..., "arguments": {...}} between <tool_call> and </tool_call>, and the
+published line {"tool_name": ..., "parameters": {...}}. The published scorer has rules of its own (bench).
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from petool_lite.data.entries import Tool, ToolCall
+from petool_lite.data.entries import Answer, Call, Tool, properties, required
 from petool_lite.errors import PetoolError
+from petool_lite.prompt.render import CALL_END, CALL_START
 
 NO_CALL, BAD_JSON, UNKNOWN_TOOL = "no_call", "bad_json", "unknown_tool"
 MISSING_PARAMETER, EXTRA_PARAMETER, CUT_OFF = "missing_parameter", "extra_parameter", "cut_off"
 ENGINE = "engine_error"
 FAILURES = (NO_CALL, BAD_JSON, UNKNOWN_TOOL, MISSING_PARAMETER, EXTRA_PARAMETER, CUT_OFF, ENGINE)
+_FORMS = ({"name", "arguments"}, {"tool_name", "parameters"}, {"name", "parameters"})
+_OPEN, _CLOSE = CALL_START.strip(), CALL_END.strip()
+_BY_SCHEMA = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
 
 
 class CallFailure(PetoolError):
-    """A reply that is no valid call, or no reply at all; `kind` is one of FAILURES, `reply` the text as it came."""
+    """A reply that is no valid answer, or no reply at all; `kind` is one of FAILURES, `reply` the text as it came."""
 
     def __init__(self, kind: str, message: str, reply: str = "", hint: str = "") -> None:
         super().__init__(message, hint)
@@ -25,59 +31,99 @@ class CallFailure(PetoolError):
         self.reply = reply
 
 
-def read_call(reply: str, finish: str = "stop") -> ToolCall:
-    """The call that the whole of `reply` consists of, of whatever tool; raises CallFailure for any other form."""
+def check_names(tools: Sequence[Tool]) -> None:
+    """Raise PetoolError where no tool is offered, or two of one name: which one a reply calls could not be told."""
+    if not tools:
+        raise PetoolError("no tool is offered, so there is nothing to call", "give at least one tool")
+    double = [name for name, count in Counter(tool.name for tool in tools).items() if count > 1]
+    if double:
+        raise PetoolError(f"two tools have the name {double[0]}", "give each tool a name of its own")
+
+
+def read_answer(reply: str, finish: str = "stop") -> Answer:
+    """The answer that the whole of `reply` is: a call of whatever tool, or a plain text; raises CallFailure."""
+    text = reply.strip()
+    if not text.startswith(("{", _OPEN)) and _OPEN not in text and text:
+        return text
     if finish == "length":
         raise CallFailure(CUT_OFF, f"the reply reached its limit: ...{reply[-60:]}", reply, "allow a longer reply")
-    value = _object(reply)
-    name, parameters = value.get("tool_name"), value.get("parameters")
-    if set(value) != {"tool_name", "parameters"} or not isinstance(name, str) or not isinstance(parameters, dict):
+    if text.startswith(_OPEN):
+        text, closed, after = text.removeprefix(_OPEN).strip().rpartition(_CLOSE)
+        if not closed or after:
+            raise CallFailure(BAD_JSON, f"the reply's call does not end with {_CLOSE}", reply)
+    value = _object(text.strip(), reply)
+    name = value.get("name", value.get("tool_name"))
+    arguments = value.get("arguments", value.get("parameters"))
+    if getattr(value, "double", False) or getattr(arguments, "double", False):
+        raise CallFailure(BAD_JSON, "the reply gives a parameter twice", reply)
+    if set(value) not in _FORMS or not isinstance(name, str) or not isinstance(arguments, dict):
         raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
-    return ToolCall(name, parameters)
+    return Call(name, dict(arguments))
 
 
-def parse_call(reply: str, tools: Sequence[Tool], finish: str = "stop") -> ToolCall:
-    """The call that `reply` consists of; raises CallFailure. `finish` is the engine's, "stop" or "length"."""
-    call = read_call(reply, finish)
-    name, parameters = call.tool_name, call.parameters
-    tool = next((item for item in tools if item.name == name), None)
+def read_call(reply: str, finish: str = "stop") -> Call:
+    """The call that the whole of `reply` consists of, of whatever tool; raises CallFailure for any other form."""
+    found = read_answer(reply, finish)
+    if isinstance(found, str):
+        kind, what = (CUT_OFF, "reached its limit") if finish == "length" else (NO_CALL, "is no tool call")
+        raise CallFailure(kind, f"the reply {what}: {reply[:80]}", reply)
+    return found
+
+
+def parse_call(reply: str, tools: Sequence[Tool], finish: str = "stop", text: bool = False) -> Answer:
+    """The answer that `reply` is: a call of one of `tools`, or where `text` is allowed a text that says no tool fits.
+
+    `finish` is the engine's, "stop" or "length". Raises CallFailure for anything else.
+    """
+    call = read_answer(reply, finish) if text else read_call(reply, finish)
+    if isinstance(call, str):
+        return call
+    tool = next((item for item in tools if item.name == call.name), None)
     if tool is None:
-        raise CallFailure(UNKNOWN_TOOL, f"the reply calls a tool that was not offered: {name}", reply)
-    missing = [item.name for item in tool.required if item.name not in parameters]
+        raise CallFailure(UNKNOWN_TOOL, f"the reply calls a tool that was not offered: {call.name}", reply)
+    missing = [name for name in required(tool) if name not in call.arguments and name in properties(tool)]
     if missing:
-        raise CallFailure(MISSING_PARAMETER, f"the call of {name} lacks {', '.join(missing)}", reply)
-    extra = sorted(set(parameters) - {item.name for item in tool.required + tool.optional})
-    if extra:
-        raise CallFailure(EXTRA_PARAMETER, f"{name} declares no {', '.join(extra)}", reply)
+        raise CallFailure(MISSING_PARAMETER, f"the call of {call.name} lacks {', '.join(missing)}", reply)
+    extra = sorted(set(call.arguments) - set(properties(tool)) - set(required(tool)))
+    if extra and not any(tool.parameters.get(word) for word in _BY_SCHEMA):
+        raise CallFailure(EXTRA_PARAMETER, f"{call.name} declares no {', '.join(extra)}", reply)
     return call
 
 
-def failure(reply: str, tools: Sequence[Tool], finish: str) -> str | None:
-    """The kind of failure of a reply, or None for a valid call."""
+def failure(reply: str, tools: Sequence[Tool], finish: str, text: bool = False) -> str | None:
+    """The kind of failure of a reply, or None for a valid answer."""
     try:
-        parse_call(reply, tools, finish)
+        parse_call(reply, tools, finish, text)
     except CallFailure as found:
         return found.kind
     return None
 
 
-def _object(reply: str) -> dict[str, Any]:
-    text = reply.strip()
+def _object(text: str, reply: str) -> Mapping[str, Any]:
     if not text.startswith("{"):
-        raise CallFailure(NO_CALL, f"the reply is no tool call: {text[:80]}", reply)
+        raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise CallFailure(BAD_JSON, f"the reply is not JSON: {error}", reply) from error
     return value if isinstance(value, dict) else {}
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return found
+class _Pairs(dict[str, Any]):
+    """An object; `double` where a key occurs twice in it."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.double = len(self) != len(pairs)
 
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large")
+    return number

@@ -1,121 +1,94 @@
-"""Requests in the published JSON shapes, or in OpenAI's, as an Entry for the one renderer."""
+"""Requests in anybody's form as an Entry: tools and history of OpenAI, MCP or PEToolBench, or a whole row of a file."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from petool_lite.data.entries import PROMPT_FIELD, SETTINGS, Entry, check_setting, parse_entry, provider
+from petool_lite.data import openai, petoolbench
+from petool_lite.data.entries import SETTINGS, Entry, Tool, check_setting
+from petool_lite.data.fields import Fault, kind_of, sound
 from petool_lite.errors import PetoolError
 
-# JSON schema's words for types as the published data has them; the data knows no integers apart from numbers.
-_TYPES = {
-    "string": "STRING",
-    "number": "NUMBER",
-    "integer": "INTEGER",
-    "boolean": "BOOLEAN",
-    "array": "ARRAY",
-    "object": "OBJECT",
-}
+_ID = "the request"
 
 
-def request_entry(query: str, tools: Any, history: Any, setting: str) -> Entry:
-    """An entry from a query, a list of tools and a list of earlier calls in the published shapes.
+@contextmanager
+def named_faults() -> Iterator[None]:
+    """Turn a field that is not as expected into a PetoolError that names it."""
+    try:
+        yield
+    except Fault as fault:
+        raise PetoolError(f"{fault}", "the README shows the forms of tools and history") from None
 
-    Its prompt has the structure of a published one but not its wording, so it suits the compact style only.
-    Raises PetoolError that names the field that is not as expected.
+
+def request_entry(query: str, tools: Any, history: Any = None) -> Entry:
+    """An entry from a query, a list of tools (OpenAI's, MCP's or PEToolBench's form) and what came before: OpenAI
+    messages, or PEToolBench's earlier calls. Raises PetoolError that names the field that is not as expected."""
+    with named_faults():
+        offered: tuple[Tool, ...] = openai.read_tools(tools)
+        rows = [] if history is None else history
+        if not isinstance(rows, list | tuple):
+            raise Fault("history", f"a list of earlier calls or messages, found {kind_of(rows)}")
+        if any(isinstance(row, Mapping) and "role" in row for row in rows):
+            entry = openai.conversation([*rows, {"role": "user", "content": query}], offered, _ID)
+            return entry
+        calls = tuple(petoolbench.read_interaction(row, f"history[{index}]") for index, row in enumerate(rows))
+        return Entry(_ID, str(sound(query, "query")), offered, calls)
+
+
+def row_entry(row: Mapping[str, Any], setting: str | None = None) -> Entry:
+    """An entry from one object: query, tools and history; a published entry or training row; or an OpenAI line.
+
+    The answer that a row may hold is left out. Raises PetoolError.
     """
-    check_setting(setting)
-    if not isinstance(tools, list) or not tools:
-        raise PetoolError("tools: expected a list of at least one tool", "objects with tool_name, ...")
-    if not isinstance(history, list):
-        raise PetoolError("history: expected a list of earlier calls", "objects with instruction, tool_call, rating")
-    for name, items, key in (("tools", tools, "required_parameters"), ("history", history, "tool_call")):
-        for index, item in enumerate(items):
-            if not isinstance(item, Mapping) or key not in item:
-                raise PetoolError(
-                    f"{name}[{index}]: expected an object with {key}",
-                    "the README shows both lists; a whole published entry goes to --request",
-                )
-    text = f"{json.dumps(history)}\n{json.dumps(tools)}"
-    return parse_entry({"query": query, PROMPT_FIELD[setting]: text}, setting, "the request", 0)
+    if setting is not None:
+        check_setting(setting)
+    if "messages" in row:
+        with named_faults():
+            messages = row["messages"]
+            if not isinstance(messages, list) or not messages:
+                raise Fault("messages", "a list of messages")
+            last = messages[-1]
+            before = messages[:-1] if isinstance(last, Mapping) and last.get("role") == "assistant" else messages
+            return openai.conversation(before, openai.read_tools(row.get("tools") or []), _ID)
+    if "instruction" in row or petoolbench.settings_of(row):
+        return replace(_published_row(row, setting), id=_ID, answer=None)
+    if not isinstance(row.get("query"), str):
+        raise PetoolError("the request has no query", "a text under the key query")
+    return request_entry(row["query"], row.get("tools"), row.get("history"))
 
 
-def published_entry(row: Mapping[str, Any], setting: str | None) -> Entry:
-    """An entry from a published test entry, or from a training row with or without its answer. Raises PetoolError.
+def _published_row(row: Mapping[str, Any], setting: str | None) -> Entry:
+    with named_faults():
+        if "instruction" not in row:
+            return petoolbench.parse(row, setting or petoolbench.settings_of(row)[0], _ID)
+        chosen = setting or SETTINGS[0]
+        prompt = {"query": row.get("query", row.get("input")), petoolbench.PROMPT_FIELD[chosen]: row["instruction"]}
+        entry = petoolbench.parse(prompt, chosen, _ID)
+        if setting is None and entry.history and all(item.verdict is None for item in entry.history):
+            return petoolbench.parse(
+                {**prompt, petoolbench.PROMPT_FIELD["preferred"]: row["instruction"]}, "preferred", _ID
+            )
+        return entry
 
-    Without a `setting` a test entry needs any prompt, and the history of a training row says which setting it is of.
+
+def with_published_prompt(entry: Entry, wording: str | None, setting: str | None) -> Entry:
+    """The entry with the published prompt that its model was trained on.
+
+    Its system message where that is a whole one; else one in `wording`, the model's own record (JSON: for each setting
+    the text around the two arrays). Raises PetoolError where there is neither.
     """
-    if "instruction" not in row:
-        held = [name for name, field in PROMPT_FIELD.items() if field in row]
-        return parse_entry(row, setting or (held or SETTINGS)[0], "the request", 0)
-    query, first = row.get("query", row.get("input")), setting or SETTINGS[0]
-    entry = parse_entry({"query": query, PROMPT_FIELD[first]: row["instruction"]}, first, "the request", 0)
-    prompt = entry.prompt(first)
-    told = choose_setting([{"rating": item.rating} for item in prompt.history], setting, None)
-    return replace(entry, prompts={told: prompt})
-
-
-def choose_setting(history: Sequence[Any], chosen: str | None, trained: str | None) -> str:
-    """The chosen setting, else the one that the model was trained in, else what the history's ratings suggest."""
-    rated = any(isinstance(item, Mapping) and item.get("rating") is not None for item in history)
-    return chosen or trained or ("rating" if rated or not history else "preferred")
-
-
-def tools_from_openai(tools: Any) -> list[dict[str, Any]]:
-    """OpenAI's `tools` in the published shape; a tool in the published shape stays as it is.
-
-    Raises PetoolError for what is neither.
-    """
-    if not isinstance(tools, list) or not tools:
-        raise PetoolError("tools: expected a list of at least one tool", "this model answers with a call and only that")
-    return [_from_openai(tool, index) for index, tool in enumerate(tools)]
-
-
-def _from_openai(tool: Any, index: int) -> dict[str, Any]:
-    if isinstance(tool, Mapping) and "required_parameters" in tool:
-        return dict(tool)
-    function = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise PetoolError(f"tools[{index}].function.name: expected a name", 'a tool is {"type": "function", ...}')
-    schema = function.get("parameters") or {}
-    properties = schema.get("properties", {}) if isinstance(schema, Mapping) else None
-    if not isinstance(properties, Mapping) or not all(isinstance(item, Mapping) for item in properties.values()):
-        raise PetoolError(f"tools[{index}].function.parameters.properties: expected an object of schemas")
-    required = schema.get("required") or []
-    if not isinstance(required, list):
-        raise PetoolError(f"tools[{index}].function.parameters.required: expected a list of names")
-    rows = {name: _parameter(name, item) for name, item in properties.items()}
-    return {
-        "tool_name": function["name"],
-        "tool_description": str(function.get("description") or ""),
-        "required_parameters": [row for name, row in rows.items() if name in required],
-        "optional_parameters": [row for name, row in rows.items() if name not in required],
-    }
-
-
-def _parameter(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    kind = schema.get("type", "string")
-    choices = schema.get("enum")
-    about = str(schema.get("description") or "") + (f" One of {json.dumps(choices)}." if choices else "")
-    default = schema.get("default", "")
-    return {
-        "name": name,
-        "type": _TYPES.get(kind if isinstance(kind, str) else "string", "STRING"),
-        "description": about.strip(),
-        "default": default if isinstance(default, str) else json.dumps(default),
-    }
-
-
-def ratings_of(entry: Entry, setting: str, tool_name: str) -> dict[str, Any]:
-    """What the history says of a tool's provider: counts of ratings and the earlier calls, the latest last."""
-    calls = [item for item in entry.prompt(setting).history if provider(item.call.tool_name) == provider(tool_name)]
-    ratings = [item.rating for item in calls]
-    return {
-        "liked": ratings.count(1),
-        "disliked": ratings.count(0),
-        "unrated": ratings.count(None),
-        "calls": [
-            {"instruction": item.instruction, "tool_name": item.call.tool_name, "rating": item.rating} for item in calls
-        ],
-    }
+    system = entry.turns[0].get("content") if entry.turns and entry.turns[0].get("role") == "system" else None
+    if isinstance(system, str) and "required_parameters" in system:
+        return _published_row({"instruction": system, "query": entry.query}, setting)
+    texts = json.loads(wording) if wording else {}
+    rated = any(item.verdict for item in entry.history) or not entry.history
+    chosen = next((name for name in (setting, "rating" if rated else "preferred", *texts) if name in texts), None)
+    if chosen is None:
+        raise PetoolError(
+            "this model was trained on the published prompt, and its file does not record the wording",
+            "export it again with this version, or give a whole entry (--request)",
+        )
+    return petoolbench.published_entry(entry, texts[chosen], chosen)

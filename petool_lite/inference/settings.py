@@ -21,8 +21,7 @@ class EngineSettings:
     """Speed settings of one context. Threads of 0 mean every core that this process may use.
 
     `ubatch` is the number of prompt tokens in one matrix product. Flash attention speeds prefill and slows decode on
-    CPUs; the KV type q8_0 needs it, and halves the memory of a prompt. `draft` tokens are guessed from the prompt after
-    each chosen one and checked together with it, since values are mostly copied; 0 guesses none.
+    CPUs; the KV type q8_0 needs it, and halves the memory of a prompt.
     """
 
     threads_decode: int = 0
@@ -30,7 +29,6 @@ class EngineSettings:
     ubatch: int = 512
     flash_attention: bool = False
     kv_type: str = "f16"
-    draft: int = 0
 
 
 def library_version() -> str:

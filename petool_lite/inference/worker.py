@@ -1,8 +1,11 @@
 """The engine in a process of its own, so that a crash or a request without end costs that request only."""
 
 import json
+import math
 import multiprocessing
+import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import say
+from petool_lite.data.entries import Call, Entry
 from petool_lite.errors import PetoolError
+from petool_lite.inference.call import AUTO, CallOptions, ToolCaller
 from petool_lite.inference.parse import CallFailure
-from petool_lite.inference.request import published_entry, tools_from_openai
-from petool_lite.inference.tool_caller import CallOptions, ToolCaller
+from petool_lite.prompt.render import CALL_START
 
 _LOAD_S = 600  # seconds that loading may take
+_STOP_S = 10  # seconds that an engine may take to hear that its request is not wanted any more
+_CANCEL = "cancel"
 
-# What a worker answers: ("delta", piece), then one of ("done", reply), ("refused", message), ("failed", message)
+# What a worker answers: ("delta", piece), then one of ("done", facts), ("refused", facts), ("failed", facts)
 Event = tuple[str, dict[str, Any]]
 
 
@@ -32,21 +38,45 @@ class EngineOptions:
     trim_history: bool = False
 
 
+@dataclass(frozen=True)
+class Request:
+    """What one request asks of the engine; see `CallOptions`."""
+
+    entry: Entry
+    choice: str = AUTO
+    only: tuple[str, ...] | None = None
+    reply_tokens: int | None = None
+    user: str | None = None
+
+
+class _Cancelled(Exception):
+    """Nobody wants the reply any more."""
+
+
 class Engine:
-    """A worker process that is started again when it dies. One request at a time; not safe to share between threads."""
+    """A worker process that is started again when it dies. One request at a time; `cancel` and `end` come from other
+    threads."""
 
     def __init__(self, options: EngineOptions) -> None:
         """`start` loads the model."""
         self._options = options
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._cancelled = threading.Event()
+        self._latest = math.inf  # when a cancelled request must have ended, on time.monotonic's clock
+        self._ended = False
 
     def start(self) -> None:
         """Start the process and load the model; raises PetoolError if it does not load."""
         context = multiprocessing.get_context("spawn")  # a fork would copy threads and locks of the server
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._options), daemon=True)
-        self._process.start()
+        # Ctrl-C is the server's to handle, also while the new process is still starting up.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         try:
             kind, facts = self._receive(time.monotonic() + _LOAD_S)
@@ -66,23 +96,46 @@ class Engine:
             self._pipe.close()
         self._process = self._pipe = None
 
+    def end(self) -> None:
+        """End the process for good: a request that runs fails, and none starts it again."""
+        self._ended = True
+        if self._process is not None:
+            self._process.kill()
+
+    def cancel(self) -> None:
+        """Let the request that runs end as soon as the engine hears of it, in words that nobody reads."""
+        self._cancelled.set()
+
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and bool(self._process.is_alive())
 
     def _receive(self, deadline: float) -> Event:
+        """The next event; raises TimeoutError after the deadline, which `cancel` brings near."""
         assert self._pipe is not None
-        if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError
-        event: Event = self._pipe.recv()
-        return event
+        while True:
+            if self._cancelled.is_set():
+                self._cancelled.clear()
+                self._pipe.send(_CANCEL)
+                self._latest = time.monotonic() + _STOP_S
+            left = min(deadline, self._latest) - time.monotonic()
+            if self._pipe.poll(max(0.0, min(0.1, left))):
+                event: Event = self._pipe.recv()
+                return event
+            if left <= 0:
+                raise TimeoutError
 
-    def ask(self, request: dict[str, Any], deadline: float) -> Iterator[Event]:
+    def ask(self, request: Request, deadline: float) -> Iterator[Event]:
         """Events of one request, the last one not a "delta"; `deadline` on time.monotonic's clock.
 
         A worker that dies or takes too long is replaced for the next request.
         """
+        self._cancelled.clear()
+        self._latest = math.inf
+        if self._ended:
+            yield "failed", {"kind": "engine_error", "message": "the server is stopping"}
+            return
         if not self.alive:
             self.stop()
             self.start()
@@ -99,11 +152,11 @@ class Engine:
             yield "failed", {"kind": "timeout", "message": "the request took longer than the server allows"}
         except (EOFError, OSError):
             self.stop()
-            yield "failed", {"kind": "engine_error", "message": "the engine crashed; it starts again"}
+            what = "the server is stopping" if self._ended else "the engine crashed; it starts again"
+            yield "failed", {"kind": "engine_error", "message": what}
 
 
 def _work(pipe: Connection, options: EngineOptions) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
         caller = ToolCaller(options.model, options.n_ctx)
     except PetoolError as error:
@@ -113,84 +166,113 @@ def _work(pipe: Connection, options: EngineOptions) -> None:
     while True:
         try:
             request = pipe.recv()
+            if request == _CANCEL:  # it came too late
+                continue
+            event = _answer(caller, request, options, pipe)
+            pipe.send(event)
         except (EOFError, OSError):
             return  # the server is gone
-        try:
-            event = _answer(caller, request, options, pipe)
-        except Exception as error:  # no request may end the process; the text of the error may be the user's
-            say(f"a request failed in the engine: {type(error).__name__}")
-            event = "failed", {"kind": "engine_error", "message": f"the engine failed ({type(error).__name__})"}
-        try:
-            pipe.send(event)
-        except OSError:
-            return  # the server is gone
 
 
-def _answer(caller: ToolCaller, request: dict[str, Any], options: EngineOptions, pipe: Connection) -> Event:
+def _answer(caller: ToolCaller, request: Request, options: EngineOptions, pipe: Connection) -> Event:
     pieces = Pieces()
 
     def watch(text: str) -> None:
         for piece in pieces.grown(text):
             pipe.send(("delta", piece))
 
+    def check() -> None:
+        if pipe.poll() and pipe.recv() == _CANCEL:
+            raise _Cancelled
+
     chosen = CallOptions(
-        decoding=options.decoding,
+        options.decoding,
+        request.choice,
+        request.only,
         trim_history=options.trim_history,
-        reply_tokens=request["reply_tokens"],
-        only=request["only"],
-        watch=watch if request["stream"] else None,
+        reply_tokens=request.reply_tokens,
+        watch=watch,
+        check=check,
     )
     try:
-        if request["system"] is not None and caller.style == "published":
-            row = {"instruction": request["system"], "query": request["query"]}
-            reply = caller.call_entry(published_entry(row, caller.trained_setting), request["user"], chosen)
-        else:
-            tools = tools_from_openai(request["tools"])
-            reply = caller.call(request["query"], tools, request["history"], request["user"], chosen)
+        reply = caller.call_entry(request.entry, request.user, chosen)
+    except _Cancelled:
+        return "failed", {"kind": "cancelled", "message": "the request was cancelled"}
     except CallFailure as failure:
         return "failed", {"kind": failure.kind, "message": failure.message, "reply": failure.reply}
     except PetoolError as error:
         return "refused", {"message": f"{error.message} ({error.hint})" if error.hint else error.message}
+    except (EOFError, OSError):
+        raise
+    except Exception as error:  # no request may end the process; the text of the error may be the user's
+        say(f"a request failed in the engine: {type(error).__name__}")
+        return "failed", {"kind": "engine_error", "message": f"the engine failed ({type(error).__name__})"}
+    for piece in pieces.rest(reply.reply.text):
+        pipe.send(("delta", piece))
     return "done", {
-        "tool_name": reply.call.tool_name,
-        "arguments": json.dumps(dict(reply.call.parameters), ensure_ascii=False),
+        "called": isinstance(reply.answer, Call),
+        "finish": reply.reply.finish,
         "timings": reply.timings,
         "history_dropped": reply.history_dropped,
         "warning": reply.warning,
+        "notes": list(reply.notes),
     }
 
 
-class Pieces:
-    """Cuts a growing reply in the training format into the tool's name and pieces of its arguments."""
+_HEAD = re.compile(
+    r'\s*(?:<tool_call>\s*)?\{"(?:tool_)?name": ?("(?:[^"\\]|\\.)*"), ?"(?:arguments|parameters)": ?(?=\{)', re.DOTALL
+)
 
-    _BETWEEN = ', "parameters": '
+
+class Pieces:
+    """Cuts a growing reply into the tool's name and pieces of its arguments, or pieces of a text."""
 
     def __init__(self) -> None:
-        self._sent = -1  # characters of the arguments that are sent; -1 before the name is
+        self._sent = 0  # characters of the arguments or the text that are sent
+        self._start = -1  # where the arguments start; -1 before the name is sent
+        self._open, self._quoted, self._escaped, self._end = 0, False, False, -1  # the arguments up to what is sent
 
     def grown(self, text: str) -> Iterator[dict[str, str]]:
-        """What can be sent of `text`, the reply so far: {"name": ...} once, then {"arguments": ...}."""
-        head, found, arguments = self._split(text)
-        if not found:
-            return
-        if self._sent < 0:
-            self._sent = 0
-            yield {"name": json.loads(head + "}")["tool_name"]}
-        # The last brace closes the call, not its arguments; half a character comes with the next token.
-        ready = arguments[:-1].rstrip("�")
-        if len(ready) > self._sent:
-            yield {"arguments": ready[self._sent :]}
-            self._sent = len(ready)
+        """What can be sent of `text`, the reply so far: {"name"} once, then {"arguments"}; or {"content"}."""
+        text = text.rstrip("�")  # half a character comes with the next token
+        if self._start < 0:
+            head = _HEAD.match(text)
+            if head is None:
+                if not _like_a_call(text.lstrip()):
+                    yield from self._grown("content", text)
+                return
+            self._start = head.end()
+            yield {"name": json.loads(head[1])}
+        yield from self._grown("arguments", self._object(text[self._start :]))
 
-    def _split(self, text: str) -> tuple[str, str, str]:
-        """The text before, of and after the mark between name and arguments, which a name may contain, too."""
-        start = text.find(self._BETWEEN)
-        while start >= 0:
-            head = text[:start]
-            try:
-                json.loads(head + "}")
-            except ValueError:
-                start = text.find(self._BETWEEN, start + 1)
+    def rest(self, text: str) -> Iterator[dict[str, str]]:
+        """What is left when `text` is the whole reply: a text that began like a call."""
+        if self._start < 0:
+            yield from self._grown("content", text)
+
+    def _grown(self, key: str, text: str) -> Iterator[dict[str, str]]:
+        if len(text) > self._sent:
+            yield {key: text[self._sent :]}
+            self._sent = len(text)
+
+    def _object(self, text: str) -> str:
+        """`text` up to the end of the object that it starts with."""
+        for place in range(self._sent, len(text) if self._end < 0 else 0):
+            letter = text[place]
+            if self._quoted:
+                self._quoted = self._escaped or letter != '"'
+                self._escaped = letter == "\\" and not self._escaped
+            elif letter == '"':
+                self._quoted = True
             else:
-                return head, self._BETWEEN, text[start + len(self._BETWEEN) :]
-        return text, "", ""
+                self._open += (letter in "{[") - (letter in "]}")
+                if self._open == 0:
+                    self._end = place + 1
+                    break
+        return text if self._end < 0 else text[: self._end]
+
+
+def _like_a_call(text: str) -> bool:
+    """Whether a reply that begins so may still become a call."""
+    mark = CALL_START.strip()
+    return text.startswith(("{", mark)) or mark.startswith(text)

@@ -14,7 +14,7 @@ from support import wait_until
 from support_fuzz import cases, deep, scalar, text, value
 
 from petool_lite.models import embedded_gguf
-from petool_lite.serve import _Refusal, engine_request
+from petool_lite.serve.requests import Refusal, read_chat
 
 TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {"properties": {"a": {"type": "string"}}}}}]
 ASK = [{"role": "user", "content": "secretwordofthequery"}]
@@ -45,11 +45,11 @@ body = st.fixed_dictionaries(
 @given(found=body)
 def test_any_body_is_understood_or_refused(found) -> None:
     try:
-        wanted = engine_request(found)
-    except _Refusal as refusal:
+        asked = read_chat(found)
+    except Refusal as refusal:
         assert refusal.status == 400
         return
-    assert isinstance(wanted["query"], str)
+    assert isinstance(asked.request.entry.query, str)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import pytest
 
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.settings import EngineSettings
 from petool_lite.models import embedded_gguf
 
 
@@ -57,25 +56,6 @@ def test_what_is_no_gguf_is_refused(tmp_path) -> None:
         LlamaModel(cut)
     with pytest.raises(PetoolError, match="no such file"):
         LlamaModel(tmp_path / "gone.gguf")
-
-
-@pytest.mark.slow
-def test_guessing_from_the_prompt_takes_fewer_batches_and_chooses_the_same(model) -> None:
-    ids = model.encode("a b c d e f g h i j k l m n o p q r s t u v w x y z\n" * 4 + "a b c d e f g")
-    batches = []
-    with LlamaModel(embedded_gguf(), n_ctx=1024, settings=EngineSettings(draft=3)) as guessing:
-        evaluate = guessing._eval
-        guessing._eval = lambda *given, **named: (batches.append(len(given[0])), evaluate(*given, **named))
-        guessed = guessing.generate(ids, 18)
-        count = len(batches)
-        assert guessing.held == [*ids, *guessed.ids][: len(guessing.held)]
-        assert guessing.generate(ids, 5).ids == guessed.ids[:5]
-    assert count < 0.5 * len(guessed.ids)
-    # Several tokens in a batch go through other kernels than one, whose logits differ by some tenths at times.
-    for place, token in enumerate(guessed.ids):
-        model.read([*ids, *guessed.ids[:place]])
-        logits = model._logits(-1)
-        assert logits.max() - logits[token] < 0.5
 
 
 def test_a_read_prompt_is_not_read_again_and_a_state_brings_it_back(model) -> None:

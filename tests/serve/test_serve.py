@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,10 +14,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from petool_lite.bench.serve_load import engine
 from support import wait_until
 
-from petool_lite.inference.worker import Pieces
 from petool_lite.models import embedded_gguf
 
 CITY = {"type": "string", "description": "where"}
@@ -64,8 +63,9 @@ class Server:
 
     def engine(self) -> int:
         """The process id of the engine's worker."""
-        found = engine(self.process.pid)
-        assert found, "no worker"
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids = [int(pid) for file in tasks for pid in file.read_text().split()]
+        (found,) = [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
         return found
 
     def holds(self, requests: int) -> None:
@@ -73,8 +73,8 @@ class Server:
         wait_until(lambda: self.get("/health")[1]["requests"] == requests, f"{requests} requests")
         wait_until(lambda: all(asleep(self.process.pid) for _ in range(20)), "no thread of the server runs")
 
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGINT)
+    def end(self, how: int = signal.SIGINT) -> int:
+        self.process.send_signal(how)
         try:
             return self.process.wait(100)
         finally:
@@ -95,23 +95,40 @@ def client(server):
     return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=250)  # pragma: allowlist secret
 
 
-def test_the_official_client_gets_a_tool_call(client) -> None:
+def test_the_official_client_gets_a_tool_call_for_a_whole_conversation(client) -> None:
     model = client.models.list().data[0].id
-    history = [{"instruction": "q", "tool_call": {"tool_name": "x", "parameters": {}}, "rating": 1}]
-    reply = client.chat.completions.create(
-        model=model, messages=ASK, tools=TOOLS, user="ann", extra_body={"history": history}
-    )
+    call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}
+    used = [{"role": "user", "content": "Rome?"}, {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "liked"}]  # fmt: skip
+    ask = {
+        "model": model,
+        "messages": used + ASK,
+        "tools": TOOLS,
+        "user": "ann",
+        "parallel_tool_calls": True,
+        "seed": 1,
+    }
+    reply = client.chat.completions.create(**ask)
     choice = reply.choices[0]
     call = choice.message.tool_calls[0].function
     assert choice.finish_reason == "tool_calls"
     assert call.name in ("get_weather", 'odd "name" {}')
     assert isinstance(json.loads(call.arguments), dict)
     assert reply.usage.prompt_tokens > 50
-    again = client.chat.completions.create(
-        model=model, messages=ASK, tools=TOOLS, user="ann", extra_body={"history": history}
-    )
+    assert reply.petool_lite["unused"] == ["parallel_tool_calls", "seed"]
+    again = client.chat.completions.create(**ask)
     assert again.usage.prompt_tokens_details.cached_tokens > 0.7 * again.usage.prompt_tokens
     assert again.choices[0].message.tool_calls[0].function == call
+    rows = [{"instruction": "Rome?", "rating": 1,
+             "tool_call": {"tool_name": "get_weather", "parameters": {"city": "Rome"}}}]  # fmt: skip
+    plain = client.chat.completions.create(**ask | {"messages": ASK}, extra_body={"history": rows})
+    assert plain.usage.prompt_tokens == reply.usage.prompt_tokens, "both say the same history"
+    result = [*ASK, {"role": "assistant", "tool_calls": [{**TOOL_CALL}]},
+              {"role": "tool", "tool_call_id": "2", "content": "It rains."}]  # fmt: skip
+    assert client.chat.completions.create(**ask | {"messages": result}).choices[0].finish_reason == "tool_calls"
+
+
+TOOL_CALL = {"id": "2", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize("name", ["get_weather", 'odd "name" {}'])
@@ -134,22 +151,60 @@ def test_a_named_tool_choice_is_kept_and_streams_to_the_same_call(client, name) 
         assert set(json.loads(whole.arguments)) <= {"city", "days"}
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "said"),
-    [
+def test_responses_are_the_same_call_whole_and_streamed(client) -> None:
+    flat = [{"type": "function", **tool["function"], "strict": False} for tool in TOOLS]
+    before = [{"type": "function_call", "call_id": "1", "name": "get_weather", "arguments": '{"city": "Rome"}'},
+              {"type": "function_call_output", "call_id": "1", "output": "liked"}]  # fmt: skip
+    question = {"role": "user", "content": [{"type": "input_text", "text": ASK[0]["content"]}]}
+    ask = {"model": "any", "tools": flat, "input": [{"role": "user", "content": "Rome?"}, *before, question]}
+    ask["tool_choice"] = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "get_weather"}],
+    }
+    whole = client.responses.create(**ask, instructions="Be brief.")
+    (item,) = whole.output
+    assert (whole.status, item.type, item.name) == ("completed", "function_call", "get_weather")
+    assert whole.usage.input_tokens > 50
+    with client.responses.stream(**ask, instructions="Be brief.") as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert (final.output[0].name, final.output[0].arguments) == (item.name, item.arguments)
+    assert kinds[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
+    assert kinds[-3:] == ["response.function_call_arguments.done", "response.output_item.done", "response.completed"]
+    cut = client.responses.create(**ask, max_output_tokens=1)
+    assert (cut.status, cut.incomplete_details.reason, cut.output) == ("incomplete", "max_output_tokens", [])
+
+
+@pytest.mark.parametrize("limit", [1, 6, 24])
+def test_a_stream_that_is_cut_ends_as_one_that_is_not(server, limit) -> None:
+    body = {"messages": ASK, "tools": TOOLS[:1], "stream": True, "max_tokens": limit}
+    request = urllib.request.Request(
+        f"{server.url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=100) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in answer.read().decode().split("\n\n") if line]
+    chunks = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    assert (chunks[0]["delta"]["role"], chunks[-1]["finish_reason"], lines[-1]) == ("assistant", "length", "[DONE]")
+    code, whole = server.post(body | {"stream": False})
+    assert (code, whole["choices"][0]["finish_reason"]) == (200, "length")
+
+
+def test_a_request_that_cannot_be_served_is_said_by_the_server(server) -> None:
+    for body, status, said in (
         (b"{", 400, "not JSON"),
-        ({"messages": ASK}, 400, "give tools"),
-        ({"messages": ASK, "tools": TOOLS, "tool_choice": "none"}, 400, "give tools"),
-        ({"messages": [], "tools": TOOLS}, 400, "role user"),
-        ({"messages": ASK, "tools": [{"type": "function"}]}, 400, "tools[0].function.name"),
-        ({"messages": ASK, "tools": TOOLS, "history": [{}]}, 400, "history[0]"),
+        ({"messages": ASK}, 400, "tools: expected at least one"),
+        ({"messages": ASK, "tools": TOOLS, "tool_choice": "none"}, 400, "tool_choice none"),
+        ({"messages": ASK, "tools": [ODD]}, 400, "the tool t: parameters.properties.a.type"),
         ({"messages": [{"role": "user", "content": "x " * 9000}], "tools": TOOLS}, 400, "exceed the context of 2,048"),
         (b" " * (4 * 2**20 + 1), 413, "exceeds"),
-    ],
-)
-def test_what_cannot_be_served_is_said(server, body, status, said) -> None:
-    code, answer = server.post(body)
-    assert (code, said in answer["error"]["message"]) == (status, True), answer
+    ):
+        code, answer = server.post(body)
+        assert (code, said in answer["error"]["message"]) == (status, True), answer
+
+
+ODD = {"type": "function", "function": {"name": "t", "parameters": {"properties": {"a": {"type": "inetger"}}}}}
 
 
 def test_pages_of_other_sites_get_nothing(server) -> None:
@@ -192,6 +247,32 @@ def test_a_crash_of_the_engine_costs_one_request(server) -> None:
     assert server.engine() != pid
 
 
+LONG = {"type": "object", "properties": {f"t{n}": {"type": "string"} for n in range(12)},
+        "required": [f"t{n}" for n in range(12)]}  # fmt: skip
+SLOW = {"messages": ASK, "tools": [{"function": {"name": f"note_{n}", "parameters": LONG}} for n in range(8)],
+        "max_tokens": -1, "stream": True}  # fmt: skip
+
+
+def test_a_client_that_leaves_costs_nobody_time(server) -> None:
+    """One while its prompt is read or its reply decoded, one while it waits."""
+    port, raw = int(server.url.split(":")[-1].split("/")[0]), json.dumps(SLOW).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"  # noqa: E501
+    pid = server.engine()
+    for seconds in (0.3, 3.0):
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        for one in clients:
+            one.sendall(head.encode() + raw)
+        wait_until(lambda: server.get("/health")[1]["requests"] == 2, "both are there")
+        time.sleep(seconds)
+        for one in clients:
+            one.close()
+        started = time.monotonic()
+        wait_until(lambda: server.get("/health")[1]["requests"] == 0, "both are gone")
+        assert time.monotonic() - started < 3
+    assert server.post({"messages": ASK, "tools": TOOLS})[0] == 200
+    assert server.engine() == pid, "the engine was told, not killed"
+
+
 def test_an_api_key_is_asked_for_and_a_slow_request_is_ended(command) -> None:
     refused = command("serve", "--model", embedded_gguf(), "--host", "0.0.0.0", "--port", "0")
     assert (refused.returncode, "no API key is set" in refused.stderr) == (2, True)
@@ -209,13 +290,20 @@ def test_an_api_key_is_asked_for_and_a_slow_request_is_ended(command) -> None:
         assert server.end() == 0  # Ctrl-C ends it cleanly
 
 
-def test_a_reply_is_cut_into_name_and_arguments_wherever_its_tokens_end() -> None:
-    for name, arguments in (("t", {}), ('odd", "parameters": {"x": "y"}', {"a": ', "parameters": ', "b": "日本 👋"})):
-        call = {"tool_name": name, "parameters": arguments}
-        raw = json.dumps(call, ensure_ascii=False).encode()
-        for step in (1, 2, 7, 1000):
-            pieces = Pieces()
-            ends = [*range(step, len(raw), step), len(raw)]
-            found = [piece for end in ends for piece in pieces.grown(raw[:end].decode("utf-8", "replace"))]
-            assert found[0] == {"name": name}
-            assert json.loads("".join(piece["arguments"] for piece in found[1:])) == arguments
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_it_stops_at_once_while_a_request_runs(how, code) -> None:
+    server = Server()
+    pid, answers = server.engine(), []
+    thread = threading.Thread(target=lambda: answers.append(server.post(SLOW | {"stream": False})))
+    thread.start()
+    wait_until(lambda: server.get("/health")[1]["requests"] == 1, "the request runs")
+    server.process.send_signal(how)
+    started = time.monotonic()
+    rest = server.process.stderr.read()
+    assert server.process.wait(30) == code
+    assert time.monotonic() - started < 2
+    thread.join()
+    assert answers[0][0] == 500
+    assert "Traceback" not in rest
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "no orphan", 5)
+    server.end()

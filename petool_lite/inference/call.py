@@ -1,10 +1,10 @@
-"""From a user's words, tools and history to one typed call: what `call`, `serve` and the Python API share.
+"""From a user's words, tools and history to one typed answer: what `call`, `serve` and the Python API share.
 
 from petool_lite import ToolCaller
 
 with ToolCaller("model.q4_k_m.gguf") as caller:
     reply = caller.call("Show past rates of EUR.", tools=tools, history=history, user="ann")
-    print(reply.call.tool_name, reply.call.parameters)
+    print(reply.answer.name, reply.answer.arguments)
 """
 
 import math
@@ -14,39 +14,52 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import SETTINGS, Entry, ToolCall
+from petool_lite.data.entries import DISLIKED, LIKED, SETTINGS, Answer, Call, Entry, Tool, providers
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import Closing
-from petool_lite.inference.parse import ENGINE, CallFailure, parse_call
-from petool_lite.inference.request import choose_setting, ratings_of, request_entry
-from petool_lite.inference.sequences import common_length
+from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
+from petool_lite.inference.request import request_entry, with_published_prompt
+from petool_lite.inference.schema import buildable
 from petool_lite.inference.settings import EngineSettings, library_version, model_sha256, tuned_settings
 from petool_lite.inference.states import StateKey, StateStore
-from petool_lite.prompt.render import Layout, prompt_ids, prompt_text, recorded_style
+from petool_lite.prompt.render import (
+    Layout,
+    Rendered,
+    answer_text,
+    common_length,
+    prompt_ids,
+    prompt_text,
+    recorded_style,
+)
 
-DECODINGS = ("constrained", "free", "likelihood")
+DECODINGS = ("constrained", "free")
 DEFAULT_CONTEXT = 8192  # tokens; a model made for less has less
 REPLY_TOKENS = 512
+AUTO, REQUIRED, NONE = CHOICES = ("auto", "required", "none")  # whether a tool may, must or must not be called
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An offered tool with its probability among the offered ones, and what the history says of its provider."""
+    """An offered tool with its probability among the offered ones, and the earlier calls of its provider."""
 
-    tool_name: str
+    name: str
     probability: float
-    ratings: dict[str, Any]
+    liked: int
+    disliked: int
+    used: int
+    calls: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class CallReply:
-    """One call with what it took. Times in seconds; `first_token_s` runs from the request to the first choice.
+    """One answer, a call or a text, with what it took. Times in seconds; `first_token_s` runs from the request on.
 
-    `saved_bytes` were written to the user's memory; `warning` says why it could not be.
+    `saved_bytes` were written to the user's memory; `warning` says why it could not be. `notes` say what of the tools'
+    schemas the reply was not held to.
     """
 
-    call: ToolCall
+    answer: Answer
     reply: Reply
     first_token_s: float
     seconds: float
@@ -54,6 +67,7 @@ class CallReply:
     candidates: tuple[Candidate, ...] = ()
     saved_bytes: int = 0
     warning: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def timings(self) -> dict[str, float]:
@@ -76,19 +90,23 @@ class CallReply:
 
 @dataclass(frozen=True)
 class CallOptions:
-    """How a call is made: `decoding` is one of DECODINGS; `setting` None is the model's own.
+    """How a call is made: `decoding` is one of DECODINGS, `choice` one of CHOICES; `only` names the tools that may be
+    called (all stay in the prompt).
 
-    `trim_history` lets old history go where the prompt exceeds the context, instead of refusing it. `only` names the
-    one tool that may be called (all stay in the prompt). `watch` gets the reply's text as it grows.
+    `trim_history` lets old history go where the prompt exceeds the context, instead of refusing it. `reply_tokens`
+    None is as many as the context has room for. `watch` gets the reply's text as it grows; `check` is called before
+    every batch, and what either raises ends the call. `setting` is of PEToolBench's prompts, None for the model's own.
     """
 
     decoding: str = "constrained"
+    choice: str = AUTO
+    only: tuple[str, ...] | None = None
     setting: str | None = None
     trim_history: bool = False
     explain: bool = False
-    reply_tokens: int = REPLY_TOKENS
-    only: str | None = None
+    reply_tokens: int | None = REPLY_TOKENS
     watch: Callable[[str], None] | None = None
+    check: Callable[[], None] | None = None
 
 
 @dataclass
@@ -113,7 +131,7 @@ class ToolCaller(Closing):
     ) -> None:
         """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own), `settings` None: what tuning found here.
 
-        `style` overrides the prompt style that the file names ("compact" where it names none). Raises PetoolError.
+        `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError.
         """
         self.path = Path(model).expanduser()
         with LlamaModel(self.path, vocab_only=True) as head:
@@ -123,7 +141,10 @@ class ToolCaller(Closing):
         self._constrainer = self._model.constrainer()
         metadata = self._model.metadata
         own = (metadata.get("petool_lite.prompt_style"), metadata.get("petool_lite.prompt_layout"))
-        self.style = style or recorded_style(*own) or "compact"
+        recorded = recorded_style(*own)
+        self.style = style or recorded or "petool"
+        # A model that this package did not train has not learned to say that no tool fits: it always calls one.
+        self.may_decline = self.style == "petool" and recorded == "petool"
         # None: the file does not say, or the model learned all settings; then a request's own history tells.
         self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
         self._memory = _Memory(store or StateStore())
@@ -138,94 +159,85 @@ class ToolCaller(Closing):
         self._model.close()
 
     def call(
-        self,
-        query: str,
-        tools: Sequence[Any],
-        history: Sequence[Any] = (),
-        user: str | None = None,
-        options: CallOptions | None = None,
+        self, query: str, tools: Any, history: Any = (), user: str | None = None, options: CallOptions | None = None
     ) -> CallReply:
-        """The call for `query`; `tools` and `history` in the published JSON shapes.
+        """The answer to `query`. `tools` is a list in OpenAI's, MCP's or PEToolBench's form, `history` a list of
+        OpenAI messages or of PEToolBench's earlier calls.
 
         With `user` (any text), what was read for that user is kept on disk for the next time. Raises CallFailure for a
-        reply that is no valid call or a failing engine, PetoolError for a request that cannot be served.
+        reply that is no valid answer or a failing engine, PetoolError for a request that cannot be served.
         """
-        options = options or CallOptions()
-        setting = choose_setting(history, options.setting, self.trained_setting)
-        if self.style == "published":
-            raise PetoolError(
-                "this model was trained on the published prompt, whose wording comes with an entry",
-                "give a whole entry (--request), or a model trained on the compact prompt",
-            )
-        return self.call_entry(request_entry(query, list(tools), list(history), setting), user, options)
+        return self.call_entry(request_entry(query, tools, history), user, options)
 
     def call_entry(self, entry: Entry, user: str | None = None, options: CallOptions | None = None) -> CallReply:
-        """Like `call`, for a whole published entry."""
+        """Like `call`, for an entry."""
         options = options or CallOptions()
         if options.decoding not in DECODINGS:
             raise PetoolError(f"unknown decoding: {options.decoding}", f"one of: {', '.join(DECODINGS)}", USAGE)
         started = time.perf_counter()
-        setting = options.setting or self.trained_setting or next(iter(entry.prompts))
-        setting = setting if setting in entry.prompts else next(iter(entry.prompts))
-        ids, dropped, prefix = self._prompt(entry, setting, options)
-        tools = [tool for tool in entry.prompt(setting).tools if options.only in (None, tool.name)]
-        if not tools:
-            raise PetoolError(f"the tool to call was not offered: {options.only}", "name one of the tools")
-        constraint = None if options.decoding == "free" else self._constrainer.start(tools)
+        if options.choice == NONE and not self.may_decline:
+            raise PetoolError("tool_choice none: this model answers with a tool call and nothing else", "leave it out")
+        check_names(entry.tools)
+        if self.style == "published" and entry.published is None:
+            wording = self._model.metadata.get("petool_lite.wording")
+            entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
+        prompt = self._prompt(entry, options)
+        tools = _allowed(entry.tools, options.only)
+        text = options.choice != REQUIRED and self.may_decline
+        constraint = None
+        if options.decoding != "free":
+            offered = () if options.choice == NONE else tools
+            constraint = self._constrainer.start(offered, self.style, text)
         if user is not None:
-            self._recall(user, ids)
-        held = common_length(self._model.held, ids)
+            self._recall(user, prompt.ids)
+        held = common_length(self._model.held, prompt.ids)
+        room = self.n_ctx - len(prompt.ids)
+        self._model.check = options.check
         try:
-            candidates = self._candidates(entry, setting, ids) if self._scores_needed(options) else ()
-            if options.decoding == "likelihood" and options.only is None:
-                likeliest = max(candidates, key=lambda item: item.probability).tool_name
-                constraint = self._constrainer.start([tool for tool in tools if tool.name == likeliest])
+            candidates = self._candidates(entry, prompt.ids) if options.explain else ()
             before = time.perf_counter()
-            reply = self._model.generate(ids, options.reply_tokens, constraint, True, self._watcher(options))
+            limit = min(room, options.reply_tokens or room)
+            reply = self._model.generate(prompt.ids, limit, constraint, True, self._watcher(options))
         except PetoolError as error:
             raise CallFailure(ENGINE, error.message, hint=error.hint) from error
+        finally:
+            self._model.check = None
         reply = replace(reply, reused_tokens=min(held, reply.reused_tokens))
         first = before - started + reply.prefill_s
         seconds = time.perf_counter() - started
-        saved, warning = self._remember(user, ids[:prefix]) if user is not None else (0, "")
-        call = parse_call(reply.text, tools, reply.finish)
-        return CallReply(call, reply, first, seconds, dropped, candidates, saved, warning)
+        saved, warning = self._remember(user, list(prompt.ids[: prompt.shared])) if user is not None else (0, "")
+        answer = parse_call(reply.text, tools, reply.finish, text or (options.decoding == "free" and self.may_decline))
+        notes = tuple(note for tool in tools for note in buildable(tool).notes) if constraint else ()
+        return CallReply(answer, reply, first, seconds, prompt.history_dropped, candidates, saved, warning, notes)
 
     def _watcher(self, options: CallOptions) -> Callable[[list[int]], None] | None:
         watch = options.watch
         return (lambda ids: watch(self._model.decode(ids))) if watch else None
 
-    @staticmethod
-    def _scores_needed(options: CallOptions) -> bool:
-        return options.explain or options.decoding == "likelihood"
-
-    def _prompt(self, entry: Entry, setting: str, options: CallOptions) -> tuple[list[int], int, int]:
-        """Prompt ids, how much history they lost, and how many ids any query of this user shares."""
-        layout = Layout(setting, self.style, self.n_ctx - options.reply_tokens)
+    def _prompt(self, entry: Entry, options: CallOptions) -> Rendered:
+        """The prompt's ids with room for a reply; where a long reply is allowed, it has what room there is."""
+        reserve = min(options.reply_tokens or REPLY_TOKENS, REPLY_TOKENS)
+        layout = Layout(self.style, self.n_ctx - reserve)
         fitted = prompt_ids(self._chat, entry, layout)
-        if fitted is None or (fitted[1] and not options.trim_history):
+        if fitted is None or (fitted.history_dropped and not options.trim_history):
             length = len(self._chat.encode(prompt_text(self._chat, entry, layout)))
             hint = "allow old history to go (--trim-history), or open a larger context (--context)"
             raise PetoolError(
-                f"{length:,} prompt tokens and {options.reply_tokens} for the reply exceed the context of "
+                f"{length:,} prompt tokens and {reserve} for the reply exceed the context of "
                 f"{self.n_ctx:,}" + ("" if fitted else " even without any history"),
                 hint if fitted else "offer fewer tools, or open a larger context (--context)",
             )
-        other = prompt_ids(self._chat, replace(entry, query=""), layout)
-        return fitted[0], fitted[1], common_length(fitted[0], other[0] if other else [])
+        return fitted
 
-    def _candidates(self, entry: Entry, setting: str, ids: Sequence[int]) -> tuple[Candidate, ...]:
+    def _candidates(self, entry: Entry, ids: Sequence[int]) -> tuple[Candidate, ...]:
         """Every candidate with its full name's probability among the offered names, the likeliest first."""
-        names = list(dict.fromkeys(tool.name for tool in entry.prompt(setting).tools))
-        heads = [self._chat.encode(ToolCall(name, {}).to_json().removesuffix("}}")) for name in names]
+        names = [tool.name for tool in entry.tools]
+        heads = [self._chat.encode(answer_text(Call(name, {}), self.style).rpartition("{}")[0]) for name in names]
         # The last token may join with what follows in a real answer, and the name has ended before it.
         scores = self._model.log_likelihoods(ids, [head[:-1] for head in heads])
         top = max(scores)
         weights = [math.exp(score - top) for score in scores]
-        found = [
-            Candidate(name, weight / sum(weights), ratings_of(entry, setting, name))
-            for name, weight in zip(names, weights, strict=True)
-        ]
+        found = [_candidate(entry, name, weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
         return tuple(sorted(found, key=lambda item: -item.probability))
 
     def _key(self) -> StateKey:
@@ -254,3 +266,21 @@ class ToolCaller(Closing):
             return self._memory.store.save(user, self._key(), prefix, self._model.state(len(prefix))), ""
         except OSError as error:
             return 0, f"not remembered for the next time: {error.strerror or error}"
+
+
+def _allowed(tools: Sequence[Tool], only: Sequence[str] | None) -> tuple[Tool, ...]:
+    if only is None:
+        return tuple(tools)
+    unknown = [name for name in only if name not in {tool.name for tool in tools}]
+    if unknown or not only:
+        raise PetoolError(f"the tool to call was not offered: {', '.join(unknown) or 'none'}", "name one of the tools")
+    return tuple(tool for tool in tools if tool.name in only)
+
+
+def _candidate(entry: Entry, name: str, probability: float) -> Candidate:
+    """A candidate with what the history says of its provider: counts of verdicts and earlier calls, the latest last."""
+    known = providers(entry)
+    calls = [item for item in entry.history if known[item.call.name] == known[name]]
+    verdicts = [item.verdict for item in calls]
+    told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in calls)
+    return Candidate(name, probability, verdicts.count(LIKED), verdicts.count(DISLIKED), verdicts.count(None), told)

@@ -1,0 +1,41 @@
+"""`petool-lite serve`: an OpenAI-compatible server over a GGUF file on this CPU."""
+
+from typing import Any
+
+import click
+
+from petool_lite.cli.call import chosen_model, context_option, decoding_option, model_option, trim_option
+
+
+@click.command()
+@model_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any but a loopback address needs an API key.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
+@click.option(
+    "--api-key", envvar="PETOOL_LITE_API_KEY", default=None, help="What clients must send; better in the environment."
+)
+@click.option("--queue", default=8, show_default=True, type=click.IntRange(min=1), help="Requests that may wait.")
+@click.option(
+    "--timeout", default=300.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds, waiting included."
+)
+@click.option("--max-request", default=4, show_default=True, type=click.IntRange(min=1), help="MiB of one request.")
+@decoding_option
+@trim_option
+@context_option
+def serve(**options: Any) -> None:
+    """Serve /v1/chat/completions, /v1/responses, /v1/models and /health for OpenAI clients."""
+    from petool_lite.serve import ServeSettings, run
+
+    settings = ServeSettings(
+        model=chosen_model(options["model"]),
+        host=options["host"],
+        port=options["port"],
+        api_key=options["api_key"],
+        queue=options["queue"],
+        timeout_s=options["timeout"],
+        max_bytes=options["max_request"] * 2**20,
+        n_ctx=options["n_ctx"],
+        decoding=options["decoding"],
+        trim_history=options["trim_history"],
+    )
+    run(settings)

@@ -1,0 +1,260 @@
+"""Calls with a real model: every form of a request, the user's memory, failures with names, the command line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support_published import published_rows
+
+from petool_lite import ToolCaller
+from petool_lite.data import petoolbench
+from petool_lite.data.entries import Call
+from petool_lite.errors import PetoolError
+from petool_lite.inference.call import NONE, REQUIRED, CallOptions
+from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.parse import CallFailure
+from petool_lite.inference.request import request_entry, row_entry
+from petool_lite.inference.states import StateStore
+from petool_lite.models import embedded_gguf
+
+ROW = published_rows("test", 1)[0]
+ENTRY = row_entry(ROW, "rating")
+QUERY, TOOLS = ENTRY.query, [petoolbench.published_tool(tool) for tool in ENTRY.tools]
+HISTORY = [petoolbench.interaction_row(item, rated=True) for item in ENTRY.history] * 2
+WEATHER = {"type": "object", "properties": {"city": {"type": "str"}}, "required": ["city"]}
+OPENAI = [{"type": "function", "function": {"name": "sky.now", "description": "weather", "parameters": WEATHER}}]
+MCP = {"tools": [{"name": "sky.now", "description": "weather", "inputSchema": WEATHER}]}
+USED = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "sky.now", "arguments": "{}"}}]}
+TURNS = [{"role": "user", "content": "Rain?"}, USED, {"role": "tool", "tool_call_id": "1", "content": "disliked"}]
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory):
+    with ToolCaller(embedded_gguf(), n_ctx=2048, store=StateStore(tmp_path_factory.mktemp("users"))) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def store(tmp_path) -> StateStore:
+    return StateStore(tmp_path / "users")
+
+
+@pytest.fixture
+def fresh(store):
+    """A caller in which nothing has been read yet."""
+    callers = []
+
+    def make(**changes) -> ToolCaller:
+        callers.append(ToolCaller(embedded_gguf(), **{"n_ctx": 2048, "store": store, **changes}))
+        return callers[-1]
+
+    yield make
+    for caller in callers:
+        caller.close()
+
+
+@pytest.mark.parametrize("tools", [OPENAI, MCP, {"result": MCP}], ids=["openai", "mcp", "mcp result"])
+def test_tools_and_history_in_anybodys_form(caller, tools) -> None:
+    reply = caller.call("How is the weather in Oslo?", tools, TURNS, options=CallOptions(explain=True))
+    assert (reply.answer.name, list(reply.answer.arguments)) == ("sky.now", ["city"])
+    assert (reply.candidates[0].disliked, reply.candidates[0].calls[0]["query"]) == (1, "Rain?")
+    assert reply.notes == ('the tool sky.now: parameters.properties.city.type: "str" is read as string',)
+
+
+def test_a_request_of_published_rows_or_of_an_openai_line_is_the_same_entry() -> None:
+    training = {"instruction": ROW["instruction_ratings"], "input": QUERY, "output": "{}"}
+    assert row_entry(training) == replace(ENTRY, function=None, equal_tools=None)
+    assert row_entry({**training, "instruction": ROW["instruction_chronological"]}).setting == "preferred"
+    assert row_entry({"query": QUERY, "tools": TOOLS, "history": HISTORY[:3]}).history == ENTRY.history
+    line = {"messages": [*TURNS, {"role": "user", "content": "Oslo?"}], "tools": OPENAI}
+    assert row_entry(line) == request_entry("Oslo?", OPENAI, TURNS)
+    answered = [*line["messages"], {"role": "assistant", "content": "No tool fits."}]
+    assert row_entry({**line, "messages": answered}) == row_entry(line)
+
+
+def test_a_restored_state_gives_the_reply_of_a_fresh_one_and_saves_the_reading(fresh, store) -> None:
+    first = fresh().call(QUERY, TOOLS, HISTORY, user="ann")
+    assert first.reply.reused_tokens == 0
+    assert first.saved_bytes == store.path("ann").stat().st_size
+    other = "What about Lima, or any other large city nearby?"
+    plain = fresh().call(other, TOOLS, HISTORY)
+    restored = fresh().call(other, TOOLS, HISTORY, user="ann")
+    assert plain.reply.reused_tokens == 0
+    assert restored.reply.reused_tokens > 0.8 * restored.reply.prompt_tokens
+    assert restored.reply.ids == plain.reply.ids
+    assert restored.saved_bytes == 0  # the file holds this prefix already
+    changed = [HISTORY[0] | {"rating": 1 - HISTORY[0]["rating"]}, *HISTORY[1:]]
+    again = fresh().call(QUERY, TOOLS, changed, user="ann")
+    assert 0 < again.reply.reused_tokens < again.reply.prompt_tokens - 20
+    assert again.saved_bytes > 0
+    assert fresh(n_ctx=1536).call(QUERY, TOOLS, changed, user="ann").reply.reused_tokens == 0
+
+
+def test_one_process_keeps_what_it_has_read_and_keeps_users_apart(fresh) -> None:
+    caller = fresh()
+    replies = [caller.call(QUERY, TOOLS, HISTORY, user=user) for user in ("ann", "ann", "bob")]
+    assert [reply.reply.reused_tokens > 0 for reply in replies] == [False, True, True]  # same text, held in memory
+    assert len({reply.answer.name for reply in replies}) == 1
+
+
+def test_a_place_that_cannot_be_written_costs_the_memory_and_not_the_answer(fresh, tmp_path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    reply = fresh(store=StateStore(tmp_path / "file")).call(QUERY, TOOLS, HISTORY, user="ann")
+    assert isinstance(reply.answer, Call)
+    assert "not remembered for the next time" in reply.warning
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_or_trimmed(fresh) -> None:
+    caller, short = fresh(n_ctx=512), CallOptions(reply_tokens=64)
+    with pytest.raises(PetoolError, match=r"[\d,]+ prompt tokens and 64 for the reply exceed the context of 512 even"):
+        caller.call("a word " * 300, TOOLS, options=short)
+    call = {"tool_name": TOOLS[0]["tool_name"], "parameters": {}}
+    calls = [{"instruction": "x", "tool_call": call, "rating": 1}] * 20
+    with pytest.raises(PetoolError, match="exceed the context of 512$"):
+        caller.call("a word " * 40, TOOLS, calls, options=short)
+    reply = caller.call("a word " * 40, TOOLS, calls, options=replace(short, trim_history=True))
+    assert 0 < reply.history_dropped < 20
+    assert reply.reply.prompt_tokens <= 512 - 64
+
+
+def test_scores_are_those_of_reading_each_name_alone(caller) -> None:
+    """The shared reading of names against reading each one's tokens singly: with other batches some processors round
+    otherwise, by 0.03 of 27 nats."""
+    model = caller._model
+    ids = model.encode("Call: ")
+    choices = [model.encode(text) for text in ("tool one", "tool two", "tool", "other")]
+    found = model.log_likelihoods(ids, choices)
+    for choice, score in zip(choices, found, strict=True):
+        total = 0.0
+        model.read(ids, reuse=False)
+        for place, token in enumerate(choice):
+            model.read([*ids, *choice[:place]])
+            logits = model._logits(-1).astype(np.float64)
+            total += logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        assert score == pytest.approx(total, abs=0.02)
+    explained = caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(explain=True)).candidates
+    assert sum(item.probability for item in explained) == pytest.approx(1)
+    assert {item.name for item in explained} == {tool["tool_name"] for tool in TOOLS}
+
+
+def test_what_fails_has_a_name(caller, monkeypatch) -> None:
+    with pytest.raises(CallFailure) as free:
+        caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(decoding="free", reply_tokens=40))
+    assert free.value.kind in ("no_call", "bad_json", "cut_off", "unknown_tool", "missing_parameter")
+    monkeypatch.setattr(caller._model._lib, "llama_decode", lambda *_: -3)
+    with pytest.raises(CallFailure) as engine:
+        caller.call(QUERY, TOOLS, HISTORY)
+    assert engine.value.kind == "engine_error"
+    monkeypatch.undo()
+    assert caller.call(QUERY, TOOLS, HISTORY).answer.name
+
+
+def test_what_check_raises_ends_a_call_amid_the_reading_and_the_next_is_whole(caller) -> None:
+    """Ctrl-C and a client that left are heard within a batch."""
+    wanted = caller.call(QUERY, TOOLS, HISTORY).answer.name
+    seen = []
+
+    def check() -> None:
+        seen.append(1)
+        if len(seen) > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        caller.call("another " * 300, TOOLS, HISTORY[:2], options=CallOptions(check=check))
+    assert caller.call(QUERY, TOOLS, HISTORY).answer.name == wanted
+
+
+@pytest.mark.parametrize(
+    ("tools", "history", "said"),
+    [
+        ([], [], "no tool is offered"),
+        ("x", [], "tools: expected"),
+        ([{"x": 1}], [], r"tools\[0\].*name"),
+        ([OPENAI[0], MCP["tools"][0]], [], "sky.now"),
+        (TOOLS, [{"rating": 1}], r"history\[0\].tool_call"),
+        (TOOLS, [HISTORY[0] | {"rating": 3}], r"history\[0\].rating: expected 0 or 1, found 3"),
+        (TOOLS, [{"role": "wizard", "content": ""}], r"messages\[0\].role"),
+        ([{"tool_name": "x", "required_parameters": [{"name": 3}], "optional_parameters": []}], [], "name"),
+        ([{"name": "x", "parameters": {"properties": {"a": {"type": "inetger"}}}}], [], "the tool x: .*inetger"),
+    ],
+)
+def test_a_request_that_is_not_as_expected_names_the_field(caller, tools, history, said) -> None:
+    with pytest.raises(PetoolError, match=said):
+        caller.call(QUERY, tools, history)
+
+
+def test_a_model_of_the_published_style_gets_its_prompt_from_the_wording_in_its_file(fresh, monkeypatch) -> None:
+    read = LlamaModel._read_metadata
+    pieces = ENTRY.published
+    facts = {"petool_lite.prompt_style": "published", "petool_lite.setting": "rating"}
+    monkeypatch.setattr(LlamaModel, "_read_metadata", lambda model: read(model) | facts)
+    with pytest.raises(PetoolError, match="does not record the wording"):
+        fresh().call(QUERY, OPENAI)
+    facts["petool_lite.wording"] = json.dumps({"rating": [pieces.head, pieces.middle, pieces.tail]})
+    caller = fresh()
+    asked = []
+    monkeypatch.setattr(caller, "_prompt", lambda entry, options: asked.append(entry) or 1 / 0)
+    for request in (lambda: caller.call_entry(ENTRY), lambda: caller.call(QUERY, TOOLS, HISTORY[:3])):
+        with pytest.raises(ZeroDivisionError):
+            request()
+    texts = [petoolbench.prompt_of(entry.published) for entry in asked]
+    assert texts[0] == ROW["instruction_ratings"]
+    assert row_entry({"instruction": texts[1], "input": QUERY}, "rating") == asked[1]
+    with pytest.raises(PetoolError, match="tool_choice none"):
+        caller.call(QUERY, OPENAI, options=CallOptions(choice=NONE))
+
+
+def test_a_model_that_learned_to_decline_may_and_another_may_not(fresh, monkeypatch) -> None:
+    """The base here was taught neither: held to calls it calls, and where a text is let through it writes one."""
+    read = LlamaModel._read_metadata
+    hello = "Hello, who are you?"
+    assert isinstance(fresh().call(hello, OPENAI).answer, Call)
+    facts = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": "1"}
+    monkeypatch.setattr(LlamaModel, "_read_metadata", lambda model: read(model) | facts)
+    caller, short = fresh(), CallOptions(reply_tokens=120)
+    assert isinstance(caller.call(hello, OPENAI, options=short).answer, str)
+    assert isinstance(caller.call(hello, OPENAI, options=CallOptions(choice=NONE, reply_tokens=120)).answer, str)
+    assert isinstance(caller.call(hello, OPENAI, options=CallOptions(choice=REQUIRED)).answer, Call)
+
+
+def test_the_package_itself_stays_cheap() -> None:
+    code = "import sys, petool_lite; print([m for m in ('torch', 'numpy', 'llama_cpp', 'jinja2') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_call_on_the_command_line(command, tmp_path) -> None:
+    (tmp_path / "tools.json").write_text("\ufeff" + json.dumps(TOOLS), encoding="utf-8")
+    (tmp_path / "history.json").write_text(json.dumps(HISTORY))
+    line = ["call", "--model", embedded_gguf(), "--tools", "tools.json", "--history", "history.json", QUERY]
+    plain = command(*line, "--explain", cwd=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    assert json.loads(plain.stdout)["name"] in plain.stderr
+    assert "liked" in plain.stderr
+    whole = command("call", "--model", embedded_gguf(), "--request", "-", "--json", cwd=tmp_path,
+                    input=json.dumps({"query": QUERY, "tools": TOOLS, "history": HISTORY}))  # fmt: skip
+    document = json.loads(whole.stdout.splitlines()[-1])
+    assert document["call"] == json.loads(plain.stdout)
+    assert document["timings"]["prompt_tokens"] > 150
+    free = command(*line, "--decoding", "free", "--reply-tokens", "20", "--json", cwd=tmp_path)
+    assert (free.returncode, "failure" in json.loads(free.stdout)) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["call"], 2, "give a QUERY and --tools FILE"),
+        (["call", "q", "--tools", "gone.json"], 1, "cannot read gone.json"),
+        (["call", "q", "--tools", "-", "--history", "-"], 2, "only one of the files can be stdin"),
+        (["call", "q", "--tools", __file__], 1, "is not JSON"),
+        (["serve", "--model", "gone.gguf"], 1, "no such file"),
+    ],
+)
+def test_bad_use_is_one_clear_line(command, tmp_path, arguments, code, said) -> None:
+    result = command(*arguments, cwd=tmp_path)
+    assert (result.returncode, said in result.stderr, "Traceback" in result.stderr) == (code, True, False), (
+        result.stderr
+    )

@@ -1,0 +1,156 @@
+"""What a request may say and what it may not, and how a reply is cut into pieces, without a server."""
+
+import json
+
+import pytest
+
+from petool_lite.inference.worker import Pieces
+from petool_lite.serve.requests import Refusal, read_chat, read_responses
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": CITY}} for name in ("weather", "hotel", "car")]
+ASK = [{"role": "user", "content": "How is the weather in Oslo?"}]
+NAMED = {"type": "function", "function": {"name": "car"}}
+
+
+def chat(**more):
+    return read_chat({"messages": ASK, "tools": TOOLS, **more})
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [
+        (None, ("auto", None)),
+        ("auto", ("auto", None)),
+        ("required", ("required", None)),
+        ("none", ("none", None)),
+        (NAMED, ("required", ("car",))),
+        ({"type": "function", "name": "car"}, ("required", ("car",))),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}, ("auto", ("car",))),
+        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "car"}]},
+         ("required", ("car",))),
+    ],
+)  # fmt: skip
+def test_every_documented_tool_choice(choice, wanted) -> None:
+    request = chat(tool_choice=choice).request
+    assert (request.choice, request.only) == wanted
+
+
+@pytest.mark.parametrize("choice", ["any", "car", {}, 7, True, ["car"], {"type": "tool", "name": "car"}, {"type": "none"},
+                                    {"type": "function", "function": {"name": "fly"}}, {"type": "function"},
+                                    {"type": "allowed_tools"}, {"type": "allowed_tools", "mode": "auto", "tools": []},
+                                    {"type": "allowed_tools", "mode": "some", "tools": [NAMED]},
+                                    {"type": "custom", "custom": {"name": "car"}}])  # fmt: skip
+def test_every_other_tool_choice_is_refused_by_name(choice) -> None:
+    with pytest.raises(Refusal, match="^tool_choice") as caught:
+        chat(tool_choice=choice)
+    assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "tool_choice")
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n", "stream", "stream_options", "tool_choice",
+                                  "user", "history", "response_format", "stop", "logprobs", "model", "functions"])  # fmt: skip
+def test_null_means_absent(name) -> None:
+    assert chat(**{name: None}) == chat()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_tokens", 0), ("max_tokens", "64"), ("max_tokens", 1.5), ("max_tokens", True), ("max_completion_tokens", -2),
+     ("n", 2), ("n", "1"), ("stream", "yes"), ("stream", 1), ("stream_options", []), ("user", ["a"]), ("history", "x"),
+     ("history", [{}]), ("logprobs", True), ("response_format", {"type": "json_object"}), ("functions", [{}]),
+     ("modalities", ["audio"]), ("messages", []), ("messages", "hi"), ("tools", []), ("tools", {"a": 1}),
+     ("tools", [{"type": "function"}]), ("tools", [{"type": "web_search"}]), ("tools", [TOOLS[0], TOOLS[0]])],
+)  # fmt: skip
+def test_a_refusal_names_the_field(name, value) -> None:
+    with pytest.raises(Refusal, match=f"^{name}") as caught:
+        chat(**{name: value})
+    assert caught.value.body["error"]["param"] == name
+
+
+def test_limits_and_what_changes_nothing() -> None:
+    assert [chat(max_tokens=value).request.reply_tokens for value in (None, -1, 64, 64.0)] == [512, None, 64, 64]
+    assert chat(max_tokens=5, max_completion_tokens=7).request.reply_tokens == 7
+    assert chat(temperature=0.5, stop=["}"], n=1.0, store=False).unused == ("temperature", "stop", "store")
+    assert chat(user=7).request.user == "7"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("a", "a"), ([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}], "a b"), (["a"], "a"),
+     ([{"type": "text", "text": None}, {"type": "text", "text": "a"}], "a")],
+)  # fmt: skip
+def test_parts_of_a_message_are_read(content, text) -> None:
+    assert chat(messages=[{"role": "user", "content": content}]).request.entry.query == text
+
+
+@pytest.mark.parametrize("content", ["", " ", [], None, 3, {}, [{"type": "text", "text": 7}], [{"type": "text"}], [None],
+                                     [{"type": "image_url", "image_url": {"url": "x"}}],
+                                     [{"type": "input_audio"}, {"type": "text", "text": "a"}]])  # fmt: skip
+def test_a_message_without_a_text_is_refused(content) -> None:
+    with pytest.raises(Refusal, match="^messages"):
+        chat(messages=[{"role": "user", "content": content}])
+
+
+def test_turns_are_history_or_conversation() -> None:
+    call = {"id": "1", "function": {"name": "car", "arguments": "{}"}}
+    liked = [
+        *ASK,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "liked"},
+    ]
+    entry = chat(messages=liked + ASK).request.entry
+    assert ([item.verdict for item in entry.history], entry.turns, entry.query) == (["liked"], (), ASK[0]["content"])
+    result = [*liked[:2], {"role": "tool", "tool_call_id": "1", "content": "a red one"}]
+    entry = chat(messages=result).request.entry
+    assert (entry.history, [turn["role"] for turn in entry.turns]) == ((), ["user", "assistant", "tool"])
+    with pytest.raises(Refusal, match="^messages"):
+        chat(messages=liked)
+
+
+def test_responses_say_the_same_in_their_own_words() -> None:
+    flat = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    plain = read_responses({"input": ASK[0]["content"], "tools": flat, "max_output_tokens": 9, "store": True})
+    assert plain.request.entry == chat().request.entry
+    assert (plain.request.reply_tokens, plain.unused) == (9, ("store",))
+    items = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Rome?"}]},
+             {"type": "reasoning", "id": "r", "summary": []},
+             {"type": "function_call", "call_id": "c", "name": "car", "arguments": "{}"},
+             {"type": "function_call_output", "call_id": "c", "output": "used"}, ASK[0]]  # fmt: skip
+    entry = read_responses({"input": items, "tools": flat, "instructions": "Be brief."}).request.entry
+    assert [(item.query, item.verdict) for item in entry.history] == [("Rome?", None)]
+    assert entry.turns == ({"role": "system", "content": "Be brief."},)
+    for name, value in (("input", None), ("input", [{"type": "computer_call"}]), ("previous_response_id", "resp_1"),
+                        ("text", {"format": {"type": "json_schema"}}), ("instructions", 3)):  # fmt: skip
+        with pytest.raises(Refusal, match=f"^{name}"):
+            read_responses({"input": "x", "tools": flat, name: value})
+
+
+CALLS = [
+    ('<tool_call>\n{"name": %s, "arguments": %s}\n</tool_call>', "name"),
+    ('{"tool_name": %s, "parameters": %s}', "tool_name"),
+    ('{"name": %s, "parameters": %s}', "name"),
+]
+
+
+@pytest.mark.parametrize("form", [form for form, _ in CALLS])
+def test_a_reply_is_cut_into_name_and_arguments_wherever_its_tokens_end(form) -> None:
+    for name, arguments in (
+        ("t", {}),
+        ('odd", "arguments": {"x": "y"}', {"a": ', "parameters": ', "b": {"c": "日本 👋}"}}),
+    ):
+        dumped = [json.dumps(value, ensure_ascii=False) for value in (name, arguments)]
+        raw = (form % tuple(dumped)).encode()
+        for step in (1, 2, 7, 1000):
+            pieces = Pieces()
+            ends = [*range(step, len(raw), step), len(raw)]
+            found = [piece for end in ends for piece in pieces.grown(raw[:end].decode("utf-8", "replace"))]
+            found += pieces.rest(raw.decode())
+            assert found[0] == {"name": name}
+            assert "".join(piece["arguments"] for piece in found[1:]) == dumped[1]
+
+
+@pytest.mark.parametrize("text", ["No tool fits.", "日本 👋", "<b>bold</b>", "{ not a call", "<tool_cell>", ""])
+def test_a_text_is_sent_as_it_grows_and_whole(text) -> None:
+    raw, pieces = text.encode(), Pieces()
+    found = [piece for end in range(1, len(raw) + 1) for piece in pieces.grown(raw[:end].decode("utf-8", "replace"))]
+    assert "".join(piece["content"] for piece in [*found, *pieces.rest(text)]) == text
