@@ -151,7 +151,7 @@ class _Scene:
                 if len(self.tools) + len(offered) <= most:
                     provider = self.providers.pop()
                     self.offer(provider, offered)
-                    opinion = rng.choice([["liked"], ["liked", "liked"], ["disliked"], ["used"], []])
+                    opinion = rng.choice([["liked"], ["liked", "liked"], ["disliked"], ["disliked", "used"], []])
                     self.remember(provider, opinion[: _MOST_CALLS - len(self.calls)], self.domains[name])
 
 
