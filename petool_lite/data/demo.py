@@ -9,6 +9,7 @@ splits are disjoint.
 
 import json
 import random
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,21 +17,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from petool_lite.data.entries import NO_TOOL
+
 _TYPES = {"number": "integer", "switch": "boolean"}  # of a parameter; any other kind of value is a string
 _FORMS = ("{provider}.{name}", "{provider}__{name}", "{provider}_{name}", "{provider}/{name}")
 _FORMS += ("<{domain}>.<{provider}>.<{name}>", "mcp__{provider}__{name}")
 _KINDS = {"rivals": 60, "known": 15, "alone": 15, "none": 10}  # how many of a hundred entries
 _MOST_TOOLS, _MOST_CALLS = 8, 6
-NO_TOOL = "No tool fits."
 
 
 @dataclass(frozen=True)
 class Function:
-    """What several providers can do: how they name and describe it, its parameters, and how users ask for it."""
+    """What several providers can do: words for it, its parameters as name and kind of value, how users ask for it."""
 
     domain: str
-    names: tuple[str, ...]
-    descriptions: tuple[str, ...]
+    verbs: tuple[str, ...]
+    things: tuple[str, ...]
     parameters: Mapping[str, str]
     asks: tuple[str, ...]
 
@@ -45,10 +47,12 @@ def _words() -> dict[str, Any]:
 
 
 @cache
-def _values() -> dict[str, Sequence[Any]]:
-    """What a parameter of each kind may be."""
-    dates = [f"{day} {month}" for day in range(2, 29, 3) for month in ("March", "May", "July", "October")]
-    return {**_words()["values"], "date": dates, "number": range(11, 99), "switch": (True, False)}
+def values(kind: str) -> Sequence[Any]:
+    """What a parameter of this kind may be."""
+    if kind == "date":
+        return [f"{day} {month}" for day in range(2, 29, 3) for month in ("March", "May", "July", "October")]
+    made: dict[str, Sequence[Any]] = {"number": range(11, 99), "switch": (True, False)}
+    return made.get(kind) or list(_words()["values"][kind])
 
 
 @cache
@@ -59,7 +63,7 @@ def domains(split: str) -> dict[str, list[Function]]:
     for line in _words()[split]["functions"].splitlines():
         if line.startswith(" "):
             kinds = dict(part.split(":") for part in _parts(head[2], ","))
-            function = Function(domain, _parts(head[0], ","), _parts(head[1], ";"), kinds, _parts(line, ";"))
+            function = Function(domain, _parts(head[0], ","), _parts(head[1], ","), kinds, _parts(line, ";"))
             found.setdefault(domain, []).append(function)
         elif "|" in line:
             head = line.split("|")
@@ -76,9 +80,17 @@ class _Provider:
     variant: int
     form: str
 
+    def words(self, function: Function, variant: int) -> str:
+        """A verb and a thing of the function, such as "book hotel room"."""
+        verb, thing = (
+            function.verbs[variant % len(function.verbs)],
+            function.things[variant // 3 % len(function.things)],
+        )
+        return f"{verb.replace('_', ' ')} {thing}"
+
     def tool_name(self, function: Function) -> str:
-        api = function.names[self.variant % len(function.names)]
-        return self.form.format(domain=function.domain, provider=self.name, name=api)
+        name = re.sub(r"\W", "_", self.words(function, self.variant))
+        return self.form.format(domain=function.domain, provider=self.name, name=name)
 
     def tool(self, function: Function) -> dict[str, Any]:
         """The function as OpenAI's clients declare it."""
@@ -87,24 +99,25 @@ class _Provider:
             "properties": {name: {"type": _TYPES.get(kind, "string")} for name, kind in function.parameters.items()},
             "required": list(function.parameters),
         }
-        description = function.descriptions[self.variant % len(function.descriptions)]
+        description = self.words(function, self.variant + 4).capitalize()
         declared = {"name": self.tool_name(function), "description": description, "parameters": schema}
         return {"type": "function", "function": declared}
 
 
 def _request(function: Function, rng: random.Random) -> tuple[str, dict[str, Any]]:
     """How a user asks for `function`, and the arguments that this means."""
-    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name, kind in function.parameters.items():
-        values[name] = rng.choice([value for value in _values()[kind] if value not in values.values()])
-    said = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in values.items()}
-    return rng.choice(function.asks).format(**said), values
+        given[name] = rng.choice([value for value in values(kind) if value not in given.values()])
+    said = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in given.items()}
+    text = rng.choice(function.asks).format(it=rng.choice(function.things), **said)
+    return text[0].upper() + text[1:], given
 
 
 def _turns(provider: _Provider, function: Function, verdict: str | None, rng: random.Random) -> list[dict[str, Any]]:
     """A request, the call that answers it, and the user's verdict on it where there is one."""
-    text, values = _request(function, rng)
-    call = {"name": provider.tool_name(function), "arguments": json.dumps(values)}
+    text, given = _request(function, rng)
+    call = {"name": provider.tool_name(function), "arguments": json.dumps(given)}
     identity = f"call_{rng.randrange(16**6):06x}"
     turns: list[dict[str, Any]] = [
         {"role": "user", "content": text},
@@ -127,9 +140,9 @@ class _Scene:
 
     def __init__(self, split: str, rng: random.Random) -> None:
         self.rng, self.domains = rng, domains(split)
-        names, form, first = _words()[split]["providers"], rng.choice(_FORMS), rng.randrange(6)
+        names, form, first = _words()[split]["providers"], rng.choice(_FORMS), rng.randrange(9)
         chosen = rng.sample(names, len(names))
-        self.providers = [_Provider(name, first + index, form) for index, name in enumerate(chosen)]
+        self.providers = [_Provider(name, first + 2 * index, form) for index, name in enumerate(chosen)]
         self.tools: list[dict[str, Any]] = []
         self.calls: list[list[dict[str, Any]]] = []
 
@@ -151,7 +164,7 @@ class _Scene:
                 if len(self.tools) + len(offered) <= most:
                     provider = self.providers.pop()
                     self.offer(provider, offered)
-                    opinion = rng.choice([["liked"], ["liked", "liked"], ["disliked"], ["used"], []])
+                    opinion = rng.choice([["liked"], ["liked", "liked"], ["disliked"], ["disliked", "used"], []])
                     self.remember(provider, opinion[: _MOST_CALLS - len(self.calls)], self.domains[name])
 
 

@@ -1,17 +1,22 @@
 """The generated conversations: fixed, told by what is written in them, and not to be had without reading both parts."""
 
-import json
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import pytest
 
-from petool_lite.data.demo import NO_TOOL, Function, domains, generate
+from petool_lite.data.answers import answer_faults
+from petool_lite.data.demo import Function, domains, generate, values
+from petool_lite.data.entries import NO_TOOL, Call, Entry, Tool, balance, providers
+from petool_lite.data.openai import parse
+from petool_lite.prompt.render import Layout, chat_from_directory, prompt_ids
 
-SCORE = {"liked": 1, "used": 1, "disliked": -1}
+
+def said_of(value: object) -> str:
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 @cache
@@ -20,43 +25,55 @@ def functions(split: str) -> list[Function]:
 
 
 @cache
-def asked(split: str) -> list[tuple[re.Pattern[str], Function]]:
-    return [
-        (re.compile(re.sub(r"\\\{\w+\\\}", "(.+)", re.escape(ask)) + "$"), function)
-        for function in functions(split)
-        for ask in function.asks
-    ]
+def requests(split: str) -> list[tuple[re.Pattern[str], Function]]:
+    """Every way to ask for every function, with the values that it may name."""
+    found = []
+    for function in functions(split):
+        said = {name: "|".join(said_of(value) for value in values(kind)) for name, kind in function.parameters.items()}
+        said["it"] = "|".join(function.things)
+        slots = {name: f"({words})" for name, words in said.items()}
+        found += [
+            (re.compile(ask.replace("?", "[?]").format(**slots), re.IGNORECASE), function) for ask in function.asks
+        ]
+    return found
 
 
+def wanted(query: str, split: str) -> Function | None:
+    """The function that a request asks for."""
+    named = [function for pattern, function in requests(split) if pattern.fullmatch(query)]
+    assert len(named) <= 1
+    return named[0] if named else None
+
+
+def does(tool: Tool, function: Function) -> bool:
+    said = tool.description.lower()
+    return any(said.endswith(thing) for thing in function.things) and said.startswith(
+        tuple(verb.replace("_", " ") for verb in function.verbs)
+    )
+
+
+@dataclass(frozen=True)
 class Read:
-    """An entry as somebody reads it who has only the generator's list of functions beside it."""
+    """An entry, the function that it asks for, and the names of the tools that do it."""
 
-    def __init__(self, row: dict[str, Any], split: str) -> None:
-        self.query = row["messages"][-2]["content"]
-        self.tools = [tool["function"] for tool in row["tools"]]
-        said = {text: function for function in functions(split) for text in function.descriptions}
-        self.does = {tool["name"]: said[tool["description"]] for tool in self.tools}
-        self.wanted = next((function for pattern, function in asked(split) if pattern.match(self.query)), None)
-        self.able = [name for name, function in self.does.items() if function == self.wanted]
-        self.rated: list[tuple[str, int]] = []
-        for turn, verdict in zip(row["messages"], row["messages"][1:], strict=False):
-            if verdict["role"] == "tool":
-                self.rated.append((turn["tool_calls"][0]["function"]["name"], SCORE[verdict["content"]]))
-        last = row["messages"][-1]
-        self.call = last["tool_calls"][0]["function"] if "tool_calls" in last else None
-        self.answer = self.call["name"] if self.call else last["content"]
+    entry: Entry
+    function: Function | None
+    able: tuple[str, ...]
 
-    def balance(self, name: str) -> int:
-        return sum(score for called, score in self.rated if provider(called) == provider(name))
+    @property
+    def answer(self) -> str:
+        return self.entry.answer.name if isinstance(self.entry.answer, Call) else str(self.entry.answer)
 
 
-def provider(name: str) -> str:
-    plain = name.removeprefix("mcp__")
-    return plain.split(">.<")[1] if plain.startswith("<") else re.split(r"__|[._/]", plain)[0]
-
-
+@cache
 def read(split: str, count: int, seed: int = 0) -> list[Read]:
-    return [Read(row, split) for row in generate(split, count, seed)]
+    found = []
+    for index, row in enumerate(generate(split, count, seed)):
+        entry = parse(row, str(index))
+        function = wanted(entry.query, split)
+        able = [tool.name for tool in entry.tools if function and does(tool, function)]
+        found.append(Read(entry, function, tuple(able)))
+    return found
 
 
 def test_the_same_seed_gives_the_same_entries() -> None:
@@ -67,17 +84,16 @@ def test_the_same_seed_gives_the_same_entries() -> None:
 
 def test_no_function_name_or_provider_of_the_test_split_occurs_in_training() -> None:
     def seen(split: str) -> tuple[set[str], ...]:
-        names = {tool["function"]["name"] for row in generate(split, 800) for tool in row["tools"]}
         listed = functions(split)
         return (
-            {provider(name) for name in names},
-            {name for function in listed for name in function.names},
-            {text for function in listed for text in (*function.descriptions, *function.asks)},
+            {who for row in read(split, 800) for who in providers(row.entry).values()},
+            {name for row in read(split, 800) for name in providers(row.entry)},
+            {thing for function in listed for thing in function.things},
         )
 
     for train, test in zip(seen("train"), seen("test"), strict=True):
         assert train.isdisjoint(test)
-    assert len(functions("train")) >= 36
+    assert len(functions("train")) >= 50
     assert len(functions("test")) >= 20
 
 
@@ -86,41 +102,44 @@ def test_no_function_name_or_provider_of_the_test_split_occurs_in_training() -> 
 def test_the_answer_follows_from_what_is_written(split: str, seed: int) -> None:
     """The request tells the function and the values; of those who offer it, one has the best verdicts."""
     for row in read(split, 400, seed):
+        assert answer_faults(row.entry) == []
         if not row.able:
-            assert row.answer == NO_TOOL
+            assert row.entry.answer == NO_TOOL
             continue
-        best, *others = sorted(row.able, key=row.balance, reverse=True)
+        best, *others = sorted(row.able, key=lambda name: balance(row.entry, name), reverse=True)
         assert row.answer == best
-        assert all(row.balance(name) < row.balance(best) for name in others)
-        values = json.loads(row.call["arguments"])
-        assert values.keys() == row.wanted.parameters.keys()
-        for value in values.values():
-            said = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
-            assert said in row.query
+        assert all(balance(row.entry, name) < balance(row.entry, best) for name in others)
+        assert isinstance(row.entry.answer, Call)
+        assert row.function
+        assert row.entry.answer.arguments.keys() == row.function.parameters.keys()
+        for value in row.entry.answer.arguments.values():
+            assert said_of(value).lower() in row.entry.query.lower()
 
 
 def test_neither_the_request_nor_the_history_alone_is_enough() -> None:
+    draw = random.Random(1)
+
     def words(text: str) -> set[str]:
         return set(re.findall(r"[^\W_]+", text.lower()))
 
-    def overlap(row: Read, tool: dict[str, Any]) -> int:
-        return len(words(row.query) & words(f"{tool['name']} {tool['description']}"))
+    def overlap(row: Read, tool: Tool) -> int:
+        return len(words(row.entry.query) & words(f"{tool.name} {tool.description}"))
 
-    def by(key: Callable[[Read, dict[str, Any]], Any]) -> Callable[[Read], str]:
-        return lambda row: max(row.tools, key=lambda tool: key(row, tool))["name"]
+    def of_provider(row: Read) -> list[str]:
+        known = providers(row.entry)
+        return [tool.name for tool in row.entry.tools if known[tool.name] == known.get(row.answer)] or [NO_TOOL]
 
-    draw = random.Random(1)
+    def best(key: Callable[[Read, Tool], object]) -> Callable[[Read], str]:
+        return lambda row: max(row.entry.tools, key=lambda tool: key(row, tool)).name
+
     rules: dict[str, tuple[Callable[[Read], str], float]] = {
-        "random": (lambda row: draw.choice(row.tools)["name"], 0.25),
-        "first": (lambda row: row.tools[0]["name"], 0.25),
-        "best-liked": (by(lambda row, tool: row.balance(tool["name"])), 0.6),
-        "shared words": (by(overlap), 0.6),
-        "shared words, then liked": (by(lambda row, tool: (overlap(row, tool), row.balance(tool["name"]))), 0.6),
+        "random": (lambda row: draw.choice(row.entry.tools).name, 0.25),
+        "first": (lambda row: row.entry.tools[0].name, 0.25),
+        "best-liked": (best(lambda row, tool: balance(row.entry, tool.name)), 0.6),
+        "shared words": (best(overlap), 0.6),
+        "shared words, then liked": (best(lambda row, tool: (overlap(row, tool), balance(row.entry, tool.name))), 0.6),
         "knows the function": (lambda row: draw.choice(row.able or [NO_TOOL]), 0.6),
-        "knows the provider": (
-            lambda row: draw.choice([name for name in row.does if provider(name) == provider(row.answer)] or [NO_TOOL]),
-            0.6,
-        ),
+        "knows the provider": (lambda row: draw.choice(of_provider(row)), 0.6),
     }
     rows = read("test", 1500)
     scores = {name: sum(rule(row) == row.answer for row in rows) / len(rows) for name, (rule, _) in rules.items()}
@@ -129,10 +148,22 @@ def test_neither_the_request_nor_the_history_alone_is_enough() -> None:
 
 def test_every_kind_of_request_and_every_form_of_name_is_there() -> None:
     rows = read("train", 1000)
-    assert all(5 <= len(row.tools) <= 8 and len(row.rated) <= 6 for row in rows)
-    assert 70 <= sum(not row.able for row in rows) <= 130
+    assert all(5 <= len(row.entry.tools) <= 8 and len(row.entry.history) <= 6 for row in rows)
     assert {len(row.able) for row in rows} == {0, 1, 2, 3}
-    assert 100 < sum(any(name == row.answer for name, _ in row.rated) for row in rows) < 400
-    assert sum(len(row.able) == 1 and row.balance(row.answer) < 0 for row in rows) > 30
-    forms = {re.sub(r"[a-z]+(_[a-z]+)*", "a", row.tools[0]["name"].removeprefix("mcp__"), flags=re.I) for row in rows}
-    assert len(forms) >= 5
+    assert 70 <= sum(not row.able for row in rows) <= 130
+    rated_before = sum(any(item.call.name == row.answer for item in row.entry.history) for row in rows)
+    assert 100 < rated_before < 400
+    assert sum(len(row.able) == 1 and balance(row.entry, row.answer) < 0 for row in rows) > 30
+    names = [row.entry.tools[0].name for row in rows]
+    for form in (r"\w+\.\w+", r"[a-z]+__\w+", r"[a-z]+_\w+", r"\w+/\w+", r"<\w+>\.<\w+>\.<\w+>", r"mcp__\w+__\w+"):
+        assert any(re.fullmatch(form, name) for name in names)
+
+
+def test_prompts_are_short(smollm2) -> None:
+    chat = chat_from_directory(smollm2.directory)
+    for split in ("train", "test"):
+        rows = [prompt_ids(chat, row.entry, Layout("petool", 1024)) for row in read(split, 100)]
+        lengths = [len(row.ids) for row in rows if row]
+        assert len(lengths) == 100
+        assert 220 < sum(lengths) / 100 < 330
+        assert max(lengths) < 450
