@@ -1,7 +1,7 @@
 """The reference pages, made from the program: `python docs/make_reference.py` writes, `--check` fails if one is stale.
 
-commands.md comes from the click commands, recipe.md from the settings dataclasses. Nothing about an option or a setting is
-written by hand a second time.
+commands.md comes from the click commands, recipe.md from the settings dataclasses. Nothing about an option or a setting
+is written by hand a second time.
 """
 
 import inspect

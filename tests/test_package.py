@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from petool_lite.models import embedded_gguf
 
@@ -37,7 +38,9 @@ def built(tmp_path_factory) -> Path:
 
 def needs(lines: list[str]) -> set[str]:
     found = map(Requirement, lines)
-    return {need.name for need in found if need.marker is None or need.marker.evaluate({"extra": ""})}
+    return {
+        canonicalize_name(need.name) for need in found if need.marker is None or need.marker.evaluate({"extra": ""})
+    }
 
 
 @pytest.fixture(scope="module")
