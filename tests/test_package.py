@@ -20,6 +20,7 @@ from petool_lite.models import embedded_gguf
 
 REPOSITORY = Path(__file__).parent.parent
 MAPPED = {"petool_lite": "petool_lite", **{f"petool_lite/{name}": name for name in ("export", "bench", "recipes")}}
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 TOOL = {"tool_name": "<a>.<b>.<c>", "tool_description": "", "required_parameters": [], "optional_parameters": []}
 
 
@@ -49,9 +50,8 @@ def plain(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "tools.json").write_text(json.dumps([TOOL]))
     (folder / "site").mkdir()
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    waiting, seen = needs(project["dependencies"]), set()
-    assert not waiting & needs(project["optional-dependencies"]["train"])
+    waiting, seen = needs(PROJECT["dependencies"]), set()
+    assert not waiting & needs(PROJECT["optional-dependencies"]["train"])
     while waiting - seen:
         seen.add(name := min(waiting - seen))
         own = metadata.distribution(name)
@@ -185,3 +185,10 @@ def test_files_and_functions_stay_short_and_every_module_says_what_belongs_in_it
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         assert not [node.name for node in functions if own_lines(node) > 60], path
         assert len((ast.get_docstring(tree) or "").split()) >= 3 or path.name == "__main__.py", path
+
+
+def test_every_declared_dependency_has_a_tested_version() -> None:
+    pins = "\n".join(path.read_text() for path in sorted((REPOSITORY / "requirements").glob("*.txt")))
+    pinned = {canonicalize_name(name) for name in re.findall(r"^([\w-]+)==", pins, re.MULTILINE)}
+    extras = PROJECT["optional-dependencies"].values()
+    assert not {name for lines in (PROJECT["dependencies"], *extras) for name in needs(lines)} - pinned
