@@ -1,6 +1,5 @@
 """The documentation keeps up with the program: reference pages, quoted commands, settings, messages, paths, links."""
 
-import ast
 import importlib.util
 import os
 import re
@@ -10,7 +9,6 @@ import sys
 from pathlib import Path
 
 import click
-import pytest
 
 from petool_lite.cli import main
 from petool_lite.recipe import settings
@@ -21,9 +19,8 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 KEYS = {name for name, *_ in settings()}
 SECTIONS = "|".join(sorted({name.split(".")[0] for name in KEYS}))
-SETTING = re.compile(
-    rf"\b(?:{SECTIONS})\.(?!jsonl?\b|md\b|log\b|gguf\b|safetensors\b)[a-z_]+\b(?!\.)"
-)  # no file's name
+FILES = "jsonl?|md|log|gguf|safetensors"
+SETTING = re.compile(rf"\b(?:{SECTIONS})\.(?!(?:{FILES})\b)[a-z_]+\b(?!\.)")
 
 
 def test_reference_pages_are_those_of_the_program(tmp_path, monkeypatch, capsys) -> None:
@@ -82,28 +79,12 @@ def test_every_quoted_command_and_setting_is_one_of_the_program() -> None:
 
 
 def test_every_message_in_troubleshooting_is_in_the_source() -> None:
-    def pieces(node: ast.expr) -> str:
-        """The text of a string expression; every part that is not written out becomes `…`."""
-        if isinstance(node, ast.Constant):
-            return str(node.value)
-        parts = (
-            node.values
-            if isinstance(node, ast.JoinedStr)
-            else [node.left, node.right]
-            if isinstance(node, ast.BinOp)
-            else []
-        )
-        return "".join(map(pieces, parts)).replace("……", "…") or "…"
-
-    known = set()
-    for folder in ("petool_lite", "export", "bench"):
-        for path in (REPOSITORY / folder).rglob("*.py"):
-            nodes = ast.walk(ast.parse(path.read_text()))
-            known |= {pieces(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp)}
-    installer = (REPOSITORY / "requirements" / "install.sh").read_text()
+    files = [path for folder in ("petool_lite", "export", "bench") for path in (REPOSITORY / folder).rglob("*.py")]
+    source = "".join(path.read_text() for path in [*files, REPOSITORY / "requirements" / "install.sh"])
+    source = re.sub(r"\"\s*f?\"", "", source)  # a text over several lines in one piece
     titles = re.findall(r"^### `([^`]+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(titles) > 15
-    assert not [title for title in titles if title not in known and title not in installer]
+    assert not [(title, part) for title in titles for part in title.split("…") if part not in source]
 
 
 def test_every_relative_link_leads_somewhere() -> None:
@@ -118,7 +99,8 @@ def test_every_relative_link_leads_somewhere() -> None:
             assert anchor in [re.sub(r"\s+", "-", title.strip().lower()) for title in titles], f"{page.name}: {anchor}"
 
 
-def test_the_tree_names_paths_that_are_there_and_every_room() -> None:
+def test_the_tree_names_paths_that_are_there_and_every_room_and_figures_fill_a_page_each() -> None:
+    assert all(len((DOCS / name).read_text().splitlines()) <= 80 for name in ("results.md", "performance.md"))
     tree = (DOCS / "index.md").read_text().partition("<!-- tree")[2].partition("```text\n")[2].partition("```")[0]
     folder, paths = "", set()
     for line in tree.splitlines():
@@ -128,11 +110,6 @@ def test_the_tree_names_paths_that_are_there_and_every_room() -> None:
     assert not [path for path in paths if not (REPOSITORY / path).exists()]
     inits = [*REPOSITORY.glob("*/__init__.py"), *REPOSITORY.glob("petool_lite/*/__init__.py")]
     assert {f"{path.parent.relative_to(REPOSITORY)}/" for path in inits} <= paths
-
-
-@pytest.mark.parametrize("page", ["results.md", "performance.md"])
-def test_pages_of_figures_stay_a_page(page) -> None:
-    assert len((DOCS / page).read_text().splitlines()) <= 80
 
 
 def test_shells_complete_commands() -> None:
