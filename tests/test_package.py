@@ -109,13 +109,13 @@ __main__
 cli __init__
 train bench serve doctor
 export
-inference
+inference scorer
 prompt.prepare data.inspect
 recipe
 prompt
 data memory
 models gguf_base families adapters welcome
-runs places console scorer gguf_header text
+runs places console gguf_header text
 errors recipes
 """  # a part imports itself and the rows below its own; single files their own row, too
 RANK = {name: -row for row, names in enumerate(ROWS.splitlines()) for name in names.split()}
