@@ -6,11 +6,11 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train, export and bench a 135M model on this CPU (5 to 11 minutes after installing)"
+	@echo "make demo    train, export and bench a 135M model on this CPU"
 	@echo "make test    the test suite"
-	@echo "make test-faults  kills, full disks, odd clocks at length (KILLS=20); docs/reliability.md"
+	@echo "make test-faults  kills, full disks, odd clocks at length (KILLS=20)"
 	@echo "make fuzz    over 200,000 hostile recipes, entries, replies, files and requests"
-	@echo "make check   lint, format, types, reference pages, secrets and known vulnerabilities"
+	@echo "make check   lint, format, types, reference pages, secrets, known vulnerabilities and lines of code (make lines)"
 	@echo "make docs    the documentation as a site in site/ (make reference: its generated pages)"
 	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  first-token times beside llama-cpp-python's own"
 	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
@@ -19,7 +19,7 @@ help:
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
 	@echo "make clean   remove what was installed and built (runs are kept)"
 
-.venv/ready: requirements/install.sh requirements/torch.txt requirements/lock.txt requirements/llama.txt requirements/test.txt pyproject.toml
+.venv/ready: pyproject.toml $(addprefix requirements/,install.sh torch.txt lock.txt test.txt llama.txt llama.cmake)
 	@bash requirements/install.sh
 
 demo: .venv/ready
@@ -44,7 +44,13 @@ fuzz: .venv/ready
 audit: .venv/ready
 	@bash requirements/audit.sh
 
-check: .venv/ready audit
+# Lines of Python that are committed, beside what each part may have.
+lines:
+	@count() { git ls-files -z -- "$$@" | xargs -0 cat | wc -l; }; \
+		echo "lines: petool_lite, export and bench $$(count 'petool_lite/*.py' 'export/*.py' 'bench/*.py') (at most 13000)," \
+		"dev $$(count 'dev/*.py') (1200), tests $$(count 'tests/*.py') (8000)" >&2
+
+check: .venv/ready audit lines
 	@# the golden tokenizers are tables of words
 	@git ls-files -z | grep -zv '^tests/golden/' | xargs -0 $(BIN)/detect-secrets-hook
 	@$(BIN)/ruff check .

@@ -1,10 +1,9 @@
 """The reference pages, made from the program: `python docs/make_reference.py` writes, `--check` fails if one is stale.
 
-commands.md comes from the click commands, recipe.md from the settings dataclasses, messages.md from the PetoolErrors in
-the source. Nothing about an option, a setting or a message is written by hand a second time.
+commands.md comes from the click commands, recipe.md from the settings dataclasses. Nothing about an option or a setting
+is written by hand a second time.
 """
 
-import ast
 import inspect
 import sys
 from collections.abc import Iterator
@@ -15,15 +14,12 @@ import click
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "reference"
-CODE = ("petool_lite", "export", "bench")
-VARIES = "…"
-_CODES = {"USAGE": "2", "MACHINE": "3"}
 _NOTE = "<!-- Made by docs/make_reference.py; `make reference` writes it anew. -->\n\n"
 
 
 def pages() -> dict[str, str]:
     """File name -> Markdown of every generated page."""
-    return {"commands.md": commands_page(), "recipe.md": recipe_page(), "messages.md": messages_page()}
+    return {"commands.md": commands_page(), "recipe.md": recipe_page()}
 
 
 def commands_page() -> str:
@@ -97,49 +93,6 @@ def _value(default: Any) -> str:
     if isinstance(default, list):
         return ", ".join(default)
     return json.dumps(default) if isinstance(default, str | bool) else f"{default:g}"
-
-
-def messages_page() -> str:
-    """Every expected failure in the source: its message, the hint, the exit code."""
-    parts = [
-        "# All error messages\n",
-        f"Every expected failure with what to do about it; `{VARIES}` stands for what varies. The frequent ones are",
-        "explained in [troubleshooting](../troubleshooting.md). An error with a traceback is a fault of petool-lite.\n",
-    ]
-    rows = sorted({(f"`{message}`", hint, code) for message, hint, code in messages()})
-    parts.append(_table(("message", "hint", "exit code"), rows))
-    return _NOTE + "\n".join(parts)
-
-
-def messages() -> Iterator[tuple[str, str, str]]:
-    """(message, hint, exit code) of each PetoolError in the source, with VARIES in place of values."""
-    for folder in CODE:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "PetoolError":
-                    message, hint = [*(_template(argument) for argument in node.args[:2]), "", ""][:2]
-                    if message.strip(VARIES):
-                        yield message, hint, _exit_code(node)
-
-
-def _exit_code(call: ast.Call) -> str:
-    for given in [*call.args[2:], *(item.value for item in call.keywords)]:
-        if isinstance(given, ast.Attribute) and given.attr == "exit_code":
-            return "130, 143"
-        if isinstance(given, ast.Name) and given.id in _CODES:
-            return _CODES[given.id]
-    return "1"
-
-
-def _template(node: ast.expr) -> str:
-    """The text of a string expression; every part that is not written out becomes VARIES."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_template(part) for part in node.values).replace(VARIES * 2, VARIES)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return (_template(node.left) + _template(node.right)).replace(VARIES * 2, VARIES)
-    return VARIES
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv: torch with its dependencies, then the lock file without dependencies, then petool-lite itself.
 # Plain resolution cannot do it everywhere: unsloth asks for a newer certifi than some mirrors hold, and for
-# torchvision and xformers, which do not load beside a CPU build of torch. TORCH_ARGS goes to pip for torch.
+# torchvision and xformers, which do not load beside a CPU build of torch. TORCH_ARGS goes to pip for torch,
+# CMAKE_ARGS to llama.cpp (such as -DGGML_CUDA=on).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -12,14 +13,14 @@ command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ 
 
 step() { # step TITLE COMMAND...: run quietly, show the seconds that pass, and the log's end if it fails
   local title=$1 start=$SECONDS; shift
-  "$@" >>"$log" 2>&1 & local job=$!
+  "$@" >>"$log" 2>&1 & local pid=$!
   if [ -t 2 ]; then
-    while kill -0 $job 2>/dev/null; do printf '\r%s ... %d s ' "$title" $((SECONDS - start)) >&2; sleep 1; done
+    while kill -0 $pid 2>/dev/null; do printf '\r%s ... %d s ' "$title" $((SECONDS - start)) >&2; sleep 1; done
     printf '\r' >&2
   else
     printf '%s ...\n' "$title" >&2
   fi
-  wait $job || { printf '\nerror: %s failed; the end of %s:\n' "$title" "$log" >&2; tail -n 20 "$log" >&2; exit 1; }
+  wait $pid || { printf '\nerror: %s failed; the end of %s:\n' "$title" "$log" >&2; tail -n 20 "$log" >&2; exit 1; }
   printf '%s: done in %d s\n' "$title" $((SECONDS - start)) >&2
 }
 
@@ -27,11 +28,15 @@ echo "Installing into .venv (once; log in $log)" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 : >"$log"
 pip=".venv/bin/python -m pip --disable-pip-version-check install"
+# Of llama.cpp only the libraries that Python loads: no programs, no images and sound, no HTTP client. scikit-build-core
+# reads both variables, and brings cmake and ninja along where the machine has none.
+parts="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama_cpp_INCLUDE=$PWD/requirements/llama.cmake' ${CMAKE_ARGS:-}"
 # shellcheck disable=SC2086
 {
   step "1/4 torch" $pip ${TORCH_ARGS:-} -r requirements/torch.txt
   step "2/4 about 90 libraries" $pip --no-deps -r requirements/lock.txt -r requirements/test.txt
-  step "3/4 llama.cpp, compiled here: about 4 minutes the first time" $pip --no-deps -r requirements/llama.txt
+  step "3/4 llama.cpp, compiled here the first time" env CMAKE_ARGS="$parts" $pip --no-deps -r requirements/llama.txt
   step "4/4 petool-lite" $pip --no-deps --no-build-isolation -e .
 }
+echo "Installed in $SECONDS s" >&2
 touch .venv/ready

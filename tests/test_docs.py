@@ -1,45 +1,38 @@
-"""The documentation keeps up with the program: reference pages, quoted commands and quoted messages."""
+"""The documentation keeps up with the program: reference pages, quoted commands, settings, messages, paths, links."""
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import click
-import pytest
+
+from petool_lite.cli import main
+from petool_lite.recipe import settings
 
 REPOSITORY = Path(__file__).parent.parent
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+KEYS = {name for name, *_ in settings()}
+SECTIONS = "|".join(sorted({name.split(".")[0] for name in KEYS}))
+FILES = "jsonl?|md|log|gguf|safetensors"
+SETTING = re.compile(rf"\b(?:{SECTIONS})\.(?!(?:{FILES})\b)[a-z_]+\b(?!\.)")
 
 
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "make_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_reference_pages_are_those_of_the_program(generate) -> None:
-    for name, text in generate.pages().items():
-        assert (REPOSITORY / "docs" / "reference" / name).read_text() == text, f"{name} is stale: make reference"
-
-
-def test_the_check_names_a_stale_page(generate, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(generate, "TARGET", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["make_reference.py"])
-    assert generate.main() == 0
+def test_reference_pages_are_those_of_the_program(tmp_path, monkeypatch, capsys) -> None:
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    for name, text in reference.pages().items():
+        assert (DOCS / "reference" / name).read_text() == text, f"{name} is stale: make reference"
+        (tmp_path / name).write_text(text.replace("rank of the adapter", "its rank"))
+    monkeypatch.setattr(reference, "TARGET", tmp_path)
     monkeypatch.setattr(sys, "argv", ["make_reference.py", "--check"])
-    assert generate.main() == 0
-    page = tmp_path / "recipe.md"
-    page.write_text(page.read_text().replace("rank of the adapter", "its rank"))
-    assert generate.main() == 1
+    assert reference.main() == 1
     assert "recipe.md is stale" in capsys.readouterr().err
 
 
@@ -47,18 +40,11 @@ def quoted_commands() -> list[tuple[str, str]]:
     """(where, command line) of every petool-lite command in a code block, a recipe's head or inline code."""
     found = []
     for page in PAGES:
-        if "reference" in page.parts:
-            continue
         text = page.read_text()
-        lines = [
-            line
-            for language, block in BLOCK.findall(text)
-            if language != "text"
-            for line in block.replace("\\\n", " ").splitlines()
-        ]
-        lines += re.findall(r"(?<!`)`(petool-lite [^`]+)`", BLOCK.sub("", text)) + re.findall(
-            r"^ {4}(petool-lite .+)$", text, re.MULTILINE
-        )
+        blocks = "\n".join(block for language, block in BLOCK.findall(text) if language != "text")
+        inline = re.findall(r"(?<!`)`(petool-lite [^`]+)`", BLOCK.sub("", text).replace("\n", " "))
+        indented = re.findall(r"^ {4}(petool-lite .+)$", text, re.MULTILINE)
+        lines = [*blocks.replace("\\\n", " ").splitlines(), *inline, *indented]
         found += [(page.name, line) for line in lines if line.startswith("petool-lite ")]
     for recipe in sorted((REPOSITORY / "recipes").glob("*.toml")):
         head = re.sub(r"\\\n#\s*", " ", recipe.read_text())
@@ -68,8 +54,6 @@ def quoted_commands() -> list[tuple[str, str]]:
 
 def fault(line: str) -> str:
     """What the program would not understand in a quoted command line, or nothing."""
-    from petool_lite.cli import main
-
     words = shlex.split(re.sub(r"\[.*?\]|\.\.\.$", "", line), comments=True)[1:]
     command: click.Command = main
     while isinstance(command, click.Group) and words and words[0] in command.commands:
@@ -77,79 +61,64 @@ def fault(line: str) -> str:
     if isinstance(command, click.Group) and words and not words[0].startswith("-"):
         return f"no command {words[0]}"
     known = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}
-    unknown = [
-        word for word in words if re.match("--?[a-z]", word) and word.split("=")[0] not in known | {"--help", "-h"}
-    ]
+    options = [word.split("=")[0] for word in words if re.match("--?[a-z]", word)]
+    unknown = [name for name in options if name not in known | {"--help", "-h"}]
     return f"no option {', '.join(unknown)}" if unknown else ""
 
 
-def test_every_quoted_command_is_one_of_the_program() -> None:
+def test_every_quoted_command_and_setting_is_one_of_the_program() -> None:
     commands = quoted_commands()
     assert len(commands) > 50
-    wrong = [f"{where}: {line}: {fault(line)}" for where, line in commands if fault(line)]
-    assert not wrong, "\n".join(wrong)
+    assert not [f"{where}: {line}: {fault(line)}" for where, line in commands if fault(line)]
     assert fault("petool-lite bench --fastest") == "no option --fastest"
     assert fault("petool-lite fly now") == "no command fly"
+    inline = [(page.name, text) for page in PAGES for text in re.findall(r"`([^`\n]+)`", page.read_text())]
+    named = [(where, key) for where, text in [*commands, *inline] for key in SETTING.findall(text)]
+    assert len(named) > 40
+    assert not [(where, key) for where, key in named if key not in KEYS]
 
 
-def test_every_quoted_setting_exists() -> None:
-    from petool_lite.recipe import settings
-
-    keys = {name for name, *_ in settings()}
-    sections = "|".join(sorted({name.split(".")[0] for name in keys}))
-    used = [(w, key) for w, line in quoted_commands() for key in re.findall(rf"--set '?((?:{sections})\.\w+)=", line)]
-    assert len(used) > 15
-    assert not [pair for pair in used if pair[1] not in keys]
-
-
-def test_every_message_in_troubleshooting_is_in_the_source(generate) -> None:
-    import ast
-
-    known = set()
-    for folder in generate.CODE:
-        for path in sorted((REPOSITORY / folder).rglob("*.py")):
-            nodes = ast.walk(ast.parse(path.read_text()))
-            known |= {generate._template(n) for n in nodes if isinstance(n, ast.Constant | ast.JoinedStr | ast.BinOp)}
-    installer = (REPOSITORY / "requirements" / "install.sh").read_text()
-    titles = re.findall(r"^### `([^`]+)`$", (REPOSITORY / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
-    assert len(titles) > 30
-    assert not [title for title in titles if title not in known and title not in installer]
+def test_every_message_in_troubleshooting_is_in_the_source() -> None:
+    files = [path for folder in ("petool_lite", "export", "bench") for path in (REPOSITORY / folder).rglob("*.py")]
+    source = "".join(path.read_text() for path in [*files, REPOSITORY / "requirements" / "install.sh"])
+    source = re.sub(r"\"\s*f?\"", "", source)  # a text over several lines in one piece
+    titles = re.findall(r"^### `([^`]+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(titles) > 15
+    assert not [(title, part) for title in titles for part in title.split("…") if part not in source]
 
 
 def test_every_relative_link_leads_somewhere() -> None:
-    links = [(page, target) for page in PAGES for target in LINK.findall(BLOCK.sub("", page.read_text()))]
-    local = [(page, target) for page, target in links if "://" not in target]
-    assert len(local) > 30
-    for page, target in local:
-        path, _, anchor = target.partition("#")
+    found = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text()))]
+    local = [(page, *link.partition("#")[::2]) for page, link in found if "://" not in link]
+    assert len(local) > 20
+    for page, path, anchor in local:
         aim = (page.parent / path) if path else page
-        assert aim.exists(), f"{page.name}: {target}"
+        assert aim.exists(), f"{page.name}: {path}"
         if anchor:
-            titles = re.findall(r"^#+ (.+)$", aim.read_text(), re.MULTILINE)
-            slugs = {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
-            assert anchor in slugs, f"{page.name}: {target}"
+            titles = [re.sub(r"[^\w\s-]", "", line) for line in re.findall(r"^#+ (.+)$", aim.read_text(), re.MULTILINE)]
+            assert anchor in [re.sub(r"\s+", "-", title.strip().lower()) for title in titles], f"{page.name}: {anchor}"
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shell_completes_commands_and_options(shell) -> None:
-    import os
-    import subprocess
-
-    script = Path(sys.executable).parent / "petool-lite"
-    line = f"_PETOOL_LITE_COMPLETE={shell}_source petool-lite"
-    assert line in (REPOSITORY / "docs" / "index.md").read_text()
-    found = subprocess.run(
-        [script], env=os.environ | {"_PETOOL_LITE_COMPLETE": f"{shell}_source"}, capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
-    assert "_PETOOL_LITE_COMPLETE" in found.stdout
+def test_the_tree_names_paths_that_are_there_and_every_room_and_figures_fill_a_page_each() -> None:
+    assert all(len((DOCS / name).read_text().splitlines()) <= 80 for name in ("results.md", "performance.md"))
+    tree = (DOCS / "index.md").read_text().partition("<!-- tree")[2].partition("```text\n")[2].partition("```")[0]
+    folder, paths = "", set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = folder if line.startswith(" ") else name
+        paths.add(folder + name if line.startswith(" ") else name)
+    assert not [path for path in paths if not (REPOSITORY / path).exists()]
+    inits = [*REPOSITORY.glob("*/__init__.py"), *REPOSITORY.glob("petool_lite/*/__init__.py")]
+    assert {f"{path.parent.relative_to(REPOSITORY)}/" for path in inits} <= paths
 
 
-def test_completion_offers_the_rest_of_a_word() -> None:
-    import os
-    import subprocess
+def test_shells_complete_commands() -> None:
+    def answer(**variables: str) -> str:
+        script = Path(sys.executable).parent / "petool-lite"
+        return subprocess.run([script], env=os.environ | variables, capture_output=True, text=True).stdout
 
-    script = Path(sys.executable).parent / "petool-lite"
+    for shell in ("bash", "zsh", "fish"):
+        assert f"_PETOOL_LITE_COMPLETE={shell}_source petool-lite" in (DOCS / "index.md").read_text()
+        assert "_PETOOL_LITE_COMPLETE" in answer(_PETOOL_LITE_COMPLETE=f"{shell}_source")
     asked = {"_PETOOL_LITE_COMPLETE": "bash_complete", "COMP_WORDS": "petool-lite exp", "COMP_CWORD": "1"}
-    found = subprocess.run([script], env=os.environ | asked, capture_output=True, text=True)
-    assert found.stdout == "plain,export\n"
+    assert answer(**asked) == "plain,export\n"

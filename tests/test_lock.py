@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -25,20 +24,21 @@ with locked(Path(sys.argv[1])):
 @pytest.fixture
 def holder(tmp_path):
     line, pipe = [sys.executable, "-c", HOLD, tmp_path / "run"], subprocess.PIPE
-    process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
 
 
-def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_path) -> None:
+def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_path, monkeypatch) -> None:
     with pytest.raises(PetoolError) as error, locked(tmp_path / "run"):
         pass
     assert error.value.message.startswith(f"process {holder.pid} (")
     assert str(tmp_path / "run") in error.value.message
+    with monkeypatch.context() as patch:  # of several processes of one training, only the first holds the lock
+        patch.setenv("RANK", "1")
+        with locked(tmp_path / "run"):
+            pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / "run" / ".lock").exists(), "what a kill leaves"
@@ -47,15 +47,21 @@ def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_
     assert list((tmp_path / "run").iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written_is_said(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PetoolError, match="cannot write to"), locked(tmp_path / "file" / "run"):
+        pass
+
+
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])
 def test_each_verb_refuses_a_run_that_another_process_writes_to(holder, tmp_path, command, verb) -> None:
     """The holder stands for another command in the run's folder; links put its lock where each verb looks."""
-    run = tmp_path / "run"
-    (run / "recipe.toml").write_text('[data]\ntrain = "demo:train:4"\n')
-    other = tmp_path / "other"
+    run, other = tmp_path / "run", tmp_path / "other"
     other.mkdir()
-    (other / "recipe.toml").write_text((run / "recipe.toml").read_text())
+    for folder in (run, other):
+        (folder / "recipe.toml").write_text('[data]\ntrain = "demo:train:4"\n')
     (other / "manifest.json").write_text("{}")
+    (run / "model.q8_0.gguf").symlink_to(embedded_gguf())
     for name in ("export", "bench"):
         (other / name).symlink_to(run)
     line = {
@@ -63,20 +69,6 @@ def test_each_verb_refuses_a_run_that_another_process_writes_to(holder, tmp_path
         "export": ["export", "--run", other],
         "bench": ["bench", "--run", other, "--variants", "tuned", "--data", "demo:test:2"],
     }[verb]
-    if verb == "bench":
-        (run / "model.q8_0.gguf").symlink_to(embedded_gguf())
     result = command(*line, cwd=tmp_path)
     assert (result.returncode, f"process {holder.pid} (" in result.stderr) == (1, True), result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_only_the_first_process_of_several_holds_the_lock(holder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    with locked(tmp_path / "run"):
-        pass
-
-
-def test_a_folder_that_cannot_be_written_is_said(tmp_path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(PetoolError, match="cannot write to"), locked(Path(tmp_path / "file" / "run")):
-        pass

@@ -1,0 +1,3 @@
+# Read by CMake right after project(llama_cpp): llama-cpp-python forces this option on in the cache, and a plain variable
+# comes before the cache. The library `common` (argument parsing, downloads, an HTTP client) is of llama.cpp's own programs.
+set(LLAMA_BUILD_COMMON OFF)
