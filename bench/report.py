@@ -125,6 +125,7 @@ def build_report(scored: Sequence[Scored], empty: Sequence[str] = ()) -> dict[st
         "rows_schema": ROWS_SCHEMA,
         "partial": bool(empty) or any(item["partial"] for item in variants),
         "empty": list(empty),
+        "no_tool": max(sum("no_call" in row["gold"] for row in item.results.rows) for item in scored),
         "data": list(reversed(data.values())),
         "variants": variants,
         "pairs": pairs,
@@ -226,6 +227,8 @@ def _scores_table(document: Mapping[str, Any]) -> Table:
         for item in document["variants"]
     ]
     notes = ["in percent, with 95 % intervals; scored as published, decoded greedily"]
+    if document["no_tool"]:
+        notes.append(f"in {document['no_tool']:,} entries no tool fits, and any reply without a call is right")
     notes += [f"{name} has no reply yet and is left out" for name in document["empty"]]
     for item in document["variants"]:
         notes += [f"{item['name']}: PARTIAL, {'; '.join(item['partial'])}"] if item["partial"] else []
