@@ -92,7 +92,7 @@ def _copy_metadata(writer: Any, source: Path, template: str | None) -> None:
     reader = open_gguf(source)
     fields = gguf_fields(reader)
     if template is not None:
-        fields = {key: value for key, value in fields.items() if not key.startswith(f"{_TEMPLATE}.")}
+        fields = {key: value for key, value in fields.items() if not key.startswith(_TEMPLATE) or key == _TEMPLATE}
         fields[_TEMPLATE] = template
     for key, value in fields.items():
         if key not in _OWN_KEYS and not key.startswith("split."):

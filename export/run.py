@@ -76,7 +76,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
             paths["lora.gguf"] = drafts.enter_context(draft(folder / "lora.gguf"))
             write_lora(paths["lora.gguf"], source.adapter, source, keys)
             if options.level == "full":
-                checks.run_lora(paths["lora.gguf"], options.types[0], _base_file(base, options.types[0], report))
+                checks.run_lora(paths["lora.gguf"], options.types[0], export_base(base, options.types[0], report))
         document = _document(run, source, files.changes, paths, checks)
         document |= {"merge_base": merge_base} if merge_base else {}
         document["imatrix"] = "imatrix.gguf" if options.imatrix else None
@@ -162,13 +162,10 @@ def _document(
     }
 
 
-def export_base(name: str, type_name: str, report: Report = silent) -> Path:
+def export_base(base: Base | str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
     check_types([type_name])
-    return _base_file(resolve_base(name, lambda text: report(text, 0, 0, "")), type_name, report)
-
-
-def _base_file(base: Base, type_name: str, report: Report) -> Path:
+    base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
     identity = file_sha256(base.gguf)[:16] if base.gguf else _weights_identity(base.directory)
     target = cache_place("exports", f"{base.directory.name}-{identity}.{type_name}.gguf")
     if not target.is_file():

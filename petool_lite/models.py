@@ -16,7 +16,7 @@ from typing import Any
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.families import read_json, shape_of
 from petool_lite.gguf_header import check_gguf
-from petool_lite.places import user_path
+from petool_lite.places import library_places, user_path
 
 EMBEDDED = "smollm2-135m"
 # The weights' names that transformers and Unsloth load; where they find neither they would take a pickled file.
@@ -97,6 +97,7 @@ def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda
 
 def _download(name: str) -> Path:
     """The snapshot of a hub model; its config comes first, so that a wrong kind costs no download of weights."""
+    library_places()
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:

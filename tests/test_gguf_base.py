@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from petool_lite.export import load_source, write_targets
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
@@ -38,6 +39,8 @@ def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
     assert {name: tensor.tolist() for name, tensor in one.items()} == {
         name: tensor.tolist() for name, tensor in other.items()
     }
+    write_targets(load_source(joined), {"f16": tmp_path / "out.gguf"}, {})  # a whole file again
+    assert gguf_parts(tmp_path / "out.gguf") == [tmp_path / "out.gguf"]
 
 
 def test_a_part_is_refused_by_name(tmp_path) -> None:

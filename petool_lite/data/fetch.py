@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.places import library_places
 
 REPO = "travisxu/PEToolBench"
 FILES = tuple(f"user_entries_{split}_{setting}.json" for split in ("sft", "test") for setting in "prc")
@@ -34,6 +35,7 @@ def fetch(
     `revision` is a commit, branch or tag; None is the newest commit, or without a network the newest one that is
     there. Raises PetoolError if the Hub cannot be reached or refuses, or if a name is not there.
     """
+    library_places()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import tqdm
 
@@ -52,6 +54,7 @@ def fetch(
 
 def data_files(repo: str) -> list[str]:
     """The names of the JSON files of a Hub data set."""
+    library_places()
     from huggingface_hub import HfApi
 
     _check_request(repo, ["x"])

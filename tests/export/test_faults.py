@@ -1,7 +1,6 @@
 """What can go wrong in an export is one clear line and leaves no file, not even a half one."""
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -62,29 +61,6 @@ def test_an_adapter_with_trained_embeddings_is_refused(small, make_adapter, adap
     assert "embed_tokens" in refused(small, tmp_path / "hidden", tmp_path).message
 
 
-@pytest.mark.parametrize("key", ["use_dora", "alpha_pattern", "bias"])
-def test_an_adapter_that_is_more_than_lora_is_refused(small, adapter, tmp_path, key) -> None:
-    shutil.copytree(adapter, tmp_path / "other")
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    value = {"use_dora": True, "alpha_pattern": {"q_proj": 4}, "bias": "all"}[key]
-    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config | {key: value}))
-    assert key in refused(small, tmp_path / "other", tmp_path).message
-
-
-def test_a_damaged_adapter_is_refused(small, adapter, tmp_path) -> None:
-    for name, harm in {
-        "cut": lambda file: file.write_bytes(file.read_bytes()[:500]),
-        "gone": lambda file: file.unlink(),
-        "garbage": lambda file: file.write_bytes(b"hello" * 100),
-    }.items():
-        shutil.copytree(adapter, tmp_path / name)
-        harm(tmp_path / name / "adapter_model.safetensors")
-        assert "adapter" in refused(small, tmp_path / name, tmp_path).message
-    shutil.copytree(adapter, tmp_path / "settings")
-    (tmp_path / "settings" / "adapter_config.json").write_text("{")
-    assert "damaged adapter" in refused(small, tmp_path / "settings", tmp_path).message
-
-
 def test_a_damaged_base_is_refused(small, adapter, tmp_path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -111,18 +87,6 @@ def test_a_damaged_base_is_refused(small, adapter, tmp_path) -> None:
     save_file(weights | {"model.layers.1.mlp.up_proj.weight": broken}, file)
     found = refused(file.parent, adapter, tmp_path)
     assert "model.layers.1.mlp.up_proj.weight holds values that are not finite" in found.message
-
-
-def test_a_missing_shard_is_named(small, tmp_path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_pretrained(small).save_pretrained(tmp_path / "shards", max_shard_size="1MB")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(small / name, tmp_path / "shards")
-    shards = sorted((tmp_path / "shards").glob("*.safetensors"))
-    assert len(shards) > 2
-    shards[1].unlink()
-    assert f"{shards[1].name} is missing" in refused(tmp_path / "shards", None, tmp_path).message
 
 
 def test_an_unknown_type_is_named(command, small) -> None:

@@ -14,6 +14,7 @@ from petool_lite.export.merge import load_adapter
 from petool_lite.export.reference import Reference, Row
 from petool_lite.export.verify import Evaluator, agreement, check_ids, shortfalls
 from petool_lite.export.weights import open_weights
+from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
@@ -104,6 +105,16 @@ def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
     (base / "tokenizer.json").write_text(json.dumps(text))
     with pytest.raises(PetoolError, match=r"llama.cpp and training disagree on a prompt: token \d+ of"):
         check_ids(tmp_path / "a.gguf", replace(source, base=replace(source.base, directory=base)), ["one two"])
+
+
+def test_a_template_replaces_all_of_a_gguf_bases(tmp_path) -> None:
+    more = {"tokenizer__chat_template__tool_use": "tools", "tokenizer__chat_templates": ["tool_use"]}
+    source = load_source(resolve_base(str(write_gguf(tmp_path / "base.gguf", **more))))
+    for template, wanted in ((None, 3), ("mine", 1)):
+        write_targets(replace(source, template=template), {"f16": tmp_path / "out.gguf"}, {})
+        fields = gguf_fields(open_gguf(tmp_path / "out.gguf"))
+        assert len([key for key in fields if key.startswith("tokenizer.chat_template")]) == wanted
+        assert template in (None, fields["tokenizer.chat_template"])
 
 
 def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:

@@ -52,3 +52,12 @@ def test_the_memory_limit_ends_with_the_rendering() -> None:
     with pytest.raises(PetoolError, match="memory"):
         render_template("{{ 'a' | center(9999999999) }}", str)
     assert len(numpy.zeros(3 << 30, numpy.uint8)) == 3 << 30  # only taken, not written: that takes seconds
+
+
+def test_the_tag_that_marks_what_is_learned_is_read_as_what_stands_in_it() -> None:
+    template = "{% for m in messages %}a{% generation %}{{ m }}{% if m %}!{% endif %}{% endgeneration %}b{% endfor %}"
+    spaced = "{%- generation -%} x {%- endgeneration -%} "
+    assert render_template(template, str, messages=["1", ""]) == "a1!bab"
+    assert render_template(spaced, str) == "x"
+    with pytest.raises(PetoolError, match="does not work"):
+        render_template("{% generation %}", str)
