@@ -1,4 +1,4 @@
-"""First-token times on this CPU beside a peer's: `python -m cpu_speed MODEL.gguf [DATA [COUNT]]`.
+"""First-token times on this CPU beside a peer's: `python -m cpu_speed MODEL.gguf DATA [COUNT]`.
 
 The peer is llama-cpp-python's create_chat_completion with its tool grammar: same file, same prompt text, same threads,
 and the same guard against crashing AMX kernels. It is given the right tool, so that its grammar has nothing to choose.
@@ -11,37 +11,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from petool_lite.console import print_json, print_table, say
-from petool_lite.data.entries import Entry
+from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
+from petool_lite.data.openai import tool_json
 from petool_lite.errors import PetoolError
+from petool_lite.inference.call import CallOptions, ToolCaller
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import CallFailure
 from petool_lite.inference.settings import default_threads, library_version, tuned_settings
 from petool_lite.inference.states import StateStore
-from petool_lite.inference.call import CallOptions, ToolCaller
 from petool_lite.prompt.render import Layout, prompt_text
 
 LOW, HIGH = 2_800, 3_300  # tokens of the published prompts that are timed
 CONTEXT, REPLY = 8_192, 48
-_JSON_TYPES = {"NUMBER": "number", "BOOLEAN": "boolean", "ARRAY": "array", "OBJECT": "object"}
+PUBLISHED = Layout("published", CONTEXT)
+OTHER = "Please do the same for Lisbon, and for the second of next month."
 
 
 def chosen_entries(model: Path, data: str, count: int) -> list[Entry]:
     """The first entries whose published prompt has about 3,000 tokens; raises PetoolError if there are none."""
-    found = []
     with LlamaModel(model, vocab_only=True) as vocabulary:
         chat = vocabulary.chat()
-        for entry in load_dataset(data, "rating").entries:
-            length = len(chat.encode(prompt_text(chat, entry, Layout("rating", "published", CONTEXT))))
-            if LOW <= length <= HIGH:
-                found.append(entry)
-            if len(found) == count:
-                break
+        lengths = (
+            (entry, len(chat.encode(prompt_text(chat, entry, PUBLISHED)))) for entry in load_dataset(data).entries
+        )
+        found = [entry for entry, length in lengths if LOW <= length <= HIGH][:count]
     if not found:
         raise PetoolError(f"{data} has no prompt of {LOW:,} to {HIGH:,} tokens", "give the published entries")
     return found
@@ -50,7 +49,7 @@ def chosen_entries(model: Path, data: str, count: int) -> list[Entry]:
 def first_token(caller: ToolCaller, entry: Entry, user: str | None = None) -> dict[str, Any]:
     """Seconds from the request to the first chosen token, and what was read for it."""
     seen: list[float] = []
-    options = CallOptions(setting="rating", reply_tokens=REPLY, watch=lambda text: seen.append(time.perf_counter()))
+    options = CallOptions(reply_tokens=REPLY, watch=lambda text: seen.append(time.perf_counter()))
     started = time.perf_counter()
     try:
         timings = caller.call_entry(entry, user, options).timings
@@ -62,13 +61,12 @@ def first_token(caller: ToolCaller, entry: Entry, user: str | None = None) -> di
 def our_times(model: Path, entry: Entry, folder: Path) -> dict[str, Any]:
     """Cold with either prompt style, and the returning user with a new query in a new engine."""
     found: dict[str, Any] = {}
-    other = replace(entry, query="Please do the same for Lisbon, and for the second of next month.")
-    with ToolCaller(model, CONTEXT, style="compact") as caller:
-        found["cold, compact prompt"] = first_token(caller, entry)
+    with ToolCaller(model, CONTEXT, style="petool") as caller:
+        found["cold, petool prompt"] = first_token(caller, entry)
     with ToolCaller(model, CONTEXT, style="published", store=StateStore(folder)) as caller:
         found["cold, published prompt"] = first_token(caller, entry, "user")
     with ToolCaller(model, CONTEXT, style="published", store=StateStore(folder)) as caller:
-        found["returning, from disk"] = first_token(caller, other, "user")
+        found["returning, from disk"] = first_token(caller, replace(entry, query=OTHER), "user")
         found["returning, same process"] = first_token(caller, entry, "user")
     found["state_bytes"] = sum(file.stat().st_size for file in folder.iterdir())
     return found
@@ -88,19 +86,16 @@ def peer_times(model: Path, entry: Entry) -> dict[str, Any]:
     llama_cpp.llama_cpp.llama_model_default_params = guarded
     cores = default_threads()
     peer = llama_cpp.Llama(str(model), n_ctx=CONTEXT, n_threads=cores, n_threads_batch=cores, verbose=False)
-    other = replace(entry, query="Please do the same for Lisbon, and for the second of next month.")
     with LlamaModel(model, vocab_only=True) as vocabulary:
         chat = vocabulary.chat()
-    return {
-        "cold": _peer_first_token(peer, chat, entry),
-        "same process": _peer_first_token(peer, chat, other),
-    }
+    same = replace(entry, query=OTHER)
+    return {"cold": _peer_first_token(peer, chat, entry), "same process": _peer_first_token(peer, chat, same)}
 
 
 def _peer_first_token(peer: Any, chat: Any, entry: Entry) -> dict[str, Any]:
     from llama_cpp.llama_chat_format import ChatFormatterResponse, chat_formatter_to_chat_completion_handler
 
-    text = prompt_text(chat, entry, Layout("rating", "published", CONTEXT))
+    text = prompt_text(chat, entry, PUBLISHED)
     peer.chat_handler = chat_formatter_to_chat_completion_handler(
         lambda **_: ChatFormatterResponse(prompt=text, stop=chat.eos_token, added_special=True)
     )
@@ -110,52 +105,29 @@ def _peer_first_token(peer: Any, chat: Any, entry: Entry) -> dict[str, Any]:
         seen.append(time.perf_counter())
         return scores
 
-    assert entry.gold is not None
-    chosen = {"type": "function", "function": {"name": entry.gold.tool_name}}
-    tools = [_openai_tool(tool) for tool in entry.prompt("rating").tools]
+    assert isinstance(entry.answer, Call)
+    chosen = {"type": "function", "function": {"name": entry.answer.name}}
     messages = [{"role": "user", "content": entry.query}]
     started = time.perf_counter()
     reply = peer.create_chat_completion(
-        messages, tools=tools, tool_choice=chosen, temperature=0.0, max_tokens=1, logits_processor=[watch]
-    )
+        messages, tools=[tool_json(tool) for tool in entry.tools], tool_choice=chosen, temperature=0.0, max_tokens=1,
+        logits_processor=[watch],
+    )  # fmt: skip
     return {"seconds": seen[0] - started, "prompt_tokens": reply["usage"]["prompt_tokens"]}
 
 
-def _openai_tool(tool: Any) -> dict[str, Any]:
-    rows = {item.name: {"type": _JSON_TYPES.get(item.type, "string")} for item in tool.required + tool.optional}
-    schema = {"type": "object", "properties": rows, "required": [item.name for item in tool.required]}
-    return {"type": "function", "function": {"name": tool.name, "description": "", "parameters": schema}}
-
-
-def _step(side: str, model: Path, data: str, count: int, place: int) -> dict[str, Any]:
+def _step(side: str, arguments: list[str], place: int) -> dict[str, Any]:
     """One side's times for one entry, in a process of its own."""
-    line = [sys.executable, "-m", "cpu_speed", "--step", side, str(model), data, str(count)]
-    output = subprocess.run([*line, str(place)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    line = [sys.executable, "-m", "cpu_speed", "--step", side, *arguments, str(place)]
+    output = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
 
 
 def _run_step(side: str, model: Path, data: str, count: int, place: int) -> None:
     entry = chosen_entries(model, data, count)[place]
-    if side == "peer":
-        print_json(peer_times(model, entry))
-        return
     with tempfile.TemporaryDirectory() as folder:
-        print_json(our_times(model, entry, Path(folder)))
-
-
-def compare(model: Path, data: str, count: int) -> list[dict[str, Any]]:
-    """Both sides for each entry, one after the other."""
-    rows = []
-    for place in range(len(chosen_entries(model, data, count))):
-        ours, peer = (_step(side, model, data, count, place) for side in ("ours", "peer"))
-        rows.append({"ours": ours, "peer": peer})
-        say(f"entry {place + 1}: peer {peer['cold']['seconds']:.2f} s, returning {_of(ours):.3f} s")
-    return rows
-
-
-def _of(ours: dict[str, Any]) -> float:
-    return float(ours["returning, from disk"]["seconds"])
+        print_json(peer_times(model, entry) if side == "peer" else our_times(model, entry, Path(folder)))
 
 
 def main() -> None:
@@ -165,21 +137,20 @@ def main() -> None:
         _run_step(side, Path(file), source, int(number), int(place))
         return
     if len(sys.argv) < 3:
-        say("usage: python -m cpu_speed MODEL.gguf DATA [COUNT]")
-        sys.exit(2)
-    model, data = Path(sys.argv[1]), sys.argv[2]
-    count = int(sys.argv[3]) if len(sys.argv) > 3 else 3
-    load = os.getloadavg()[0]
-    rows = compare(model, data, count)
+        sys.exit("usage: python -m cpu_speed MODEL.gguf DATA [COUNT]")
+    model, arguments = Path(sys.argv[1]), [*sys.argv[1:4], "3"][:3]
+    load, rows = os.getloadavg()[0], []
+    for place in range(len(chosen_entries(model, arguments[1], int(arguments[2])))):
+        rows.append({side: _step(side, arguments, place) for side in ("ours", "peer")})
+        say(f"entry {place + 1} of {arguments[2]}")
     cold = [row["peer"]["cold"]["seconds"] for row in rows]
-    lines = [["peer, cold", *_shown(cold, cold)]]
-    lines.append(["peer, same process", *_shown([row["peer"]["same process"]["seconds"] for row in rows], cold)])
-    for name in ("cold, published prompt", "cold, compact prompt", "returning, from disk", "returning, same process"):
-        lines.append([name, *_shown([row["ours"][name]["seconds"] for row in rows], cold)])
+    names = [(side, name) for side in ("peer", "ours") for name in rows[0][side] if name != "state_bytes"]
+    lines = [[f"{side}: {name}", *_shown([row[side][name]["seconds"] for row in rows], cold)] for side, name in names]
     print_table(f"{model.name}: seconds to the first token", ["", "median", "peer's cold / this", "n"], lines)
     facts = {"cores": default_threads(), "load": load, "llama_cpp_python": library_version()}
-    settings = str(tuned_settings(model))
-    print_json({"benchmark": "cpu", "model": model.name, **facts, "settings": settings, "rows": rows})
+    print_json(
+        {"benchmark": "cpu", "model": model.name, **facts, "settings": asdict(tuned_settings(model)), "rows": rows}
+    )
 
 
 def _shown(seconds: list[float], cold: list[float]) -> list[str]:

@@ -6,6 +6,7 @@ Prints one table and, last, one JSON line. A request is lost if it ends with no 
 an answer, after which the client waits as long as the server says. Memory is the sum over the server's processes.
 """
 
+import itertools
 import json
 import os
 import re
@@ -24,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import print_json, print_table
-from petool_lite.data.demo import generate
-from petool_lite.data.entries import parse_entry
-from petool_lite.errors import PetoolError
+from petool_lite.data.files import load_dataset
+from petool_lite.data.openai import entry_messages, tool_json
 
 _PATIENCE = 120  # seconds a client waits for one answer
 _RETRY_S = 0.5  # after a 429; the server asks for 5 s, which would leave it idle at times
@@ -38,17 +38,14 @@ class Tally:
     """What came back: counts by status ("lost" for none), seconds of the good ones, memory in MiB over time."""
 
     statuses: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, status: str, kind: str, seconds: float) -> None:
+    def add(self, status: str, seconds: float) -> None:
         """Count one answer."""
         with self.lock:
             self.statuses[status] += 1
-            if kind:
-                self.kinds[kind] += 1
             if status == "200":
                 self.seconds.append(seconds)
 
@@ -56,15 +53,8 @@ class Tally:
 def bodies() -> list[bytes]:
     """Requests made from entries that no training saw."""
     found = []
-    for row in generate("test", 20):
-        entry = parse_entry(row, "rating", "demo", 0)
-        prompt = entry.prompt("rating")
-        body = {
-            "messages": [{"role": "user", "content": entry.query}],
-            "tools": json.loads(prompt.tools_text),
-            "history": json.loads(prompt.history_text),
-            "max_tokens": 64,
-        }
+    for entry in load_dataset("demo:test:20").entries:
+        body = {"messages": entry_messages(entry), "tools": [tool_json(tool) for tool in entry.tools], "max_tokens": 64}
         found.append(json.dumps(body).encode())
     return found
 
@@ -77,9 +67,7 @@ def server(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     assert process.stderr is not None
     said = process.stderr.readline()
     address = re.search(r"http://\S+/v1", said)
-    if address is None:
-        process.kill()
-        raise PetoolError(f"the server did not start: {said}{process.stderr.read()}")
+    assert address, f"the server did not start: {said}{process.stderr.read()}"
     threading.Thread(target=process.stderr.read, daemon=True).start()
     try:
         yield process, f"{address.group()}/chat/completions"
@@ -88,51 +76,40 @@ def server(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.wait(30)
 
 
-def ask(address: str, body: bytes) -> tuple[str, str]:
+def ask(address: str, body: bytes) -> str:
     """One request: its status and, for a failure, its kind."""
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
             json.load(answer)
-            return str(answer.status), ""
+            return str(answer.status)
     except urllib.error.HTTPError as error:
-        return str(error.code), str(json.load(error)["error"]["type"])
-    except (OSError, ValueError) as error:
-        return "lost", type(error).__name__
+        return f"{error.code} {json.load(error)['error']['type']}"
+    except (OSError, ValueError):
+        return "lost"
 
 
 def client(address: str, requests: list[bytes], first: int, end: float, tally: Tally) -> None:
     """Ask one request after the other until `end`, on time.monotonic's clock."""
-    number = first
-    while time.monotonic() < end:
-        started = time.monotonic()
-        status, kind = ask(address, requests[number % len(requests)])
-        tally.add(status, kind, time.monotonic() - started)
-        number += 1
-        if status == "429":
+    for number in itertools.count(first):
+        if (started := time.monotonic()) >= end:
+            return
+        status = ask(address, requests[number % len(requests)])
+        tally.add(status, time.monotonic() - started)
+        if status.startswith("429"):
             time.sleep(_RETRY_S)
 
 
 def children(pid: int) -> list[int]:
-    """Processes that `pid` has started and that run."""
+    """Processes that `pid` has started and that run; the last one is the worker that holds the model."""
     return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 def own_mib(pid: int) -> float:
     """Memory of a process and its children that is no file's, in MiB; the mapped model is not counted."""
-    total = 0
-    for each in [pid, *children(pid)]:
-        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{each}/status").read_text())
-        total += int(found[1]) if found else 0
-    return total / 1024
-
-
-def engine(pid: int) -> int | None:
-    """The worker that holds the model; None while there is none."""
-    for child in children(pid):
-        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-            return child
-    return None
+    texts = [Path(f"/proc/{each}/status").read_text() for each in (pid, *children(pid))]
+    found = [re.search(r"RssAnon:\s+(\d+) kB", text) for text in texts]
+    return sum(int(each[1]) for each in found if each) / 1024
 
 
 def load(process: subprocess.Popen[str], address: str, seconds: float, clients: int, kills: int) -> Tally:
@@ -148,34 +125,29 @@ def load(process: subprocess.Popen[str], address: str, seconds: float, clients: 
         try:
             tally.memory.append(own_mib(process.pid))
             due = kills and time.monotonic() - started > (killed + 0.5) * seconds / kills
-            if due and killed < kills and (pid := engine(process.pid)):
-                os.kill(pid, signal.SIGKILL)
+            if due and killed < kills and (workers := children(process.pid)):
+                os.kill(workers[-1], signal.SIGKILL)
                 killed += 1
         except (FileNotFoundError, ProcessLookupError):
             continue  # a worker that is just being replaced
     for thread in threads:
         thread.join()
-    tally.kinds["kills"] = killed
+    tally.statuses["engine killed by this test"] = killed
     return tally
 
 
 def facts(tally: Tally, seconds: float) -> dict[str, Any]:
     """The figures of one phase."""
-    times = sorted(tally.seconds) or [0.0]
-    memory = tally.memory or [0.0]
+    times, memory = sorted(tally.seconds) or [0.0], tally.memory or [0.0]
     early = memory[len(memory) // 6 : len(memory) // 3] or memory
     return {
-        "requests": sum(tally.statuses.values()),
-        **{f"status {name}": count for name, count in sorted(tally.statuses.items())},
+        **{name: count for name, count in sorted(tally.statuses.items())},
         "lost": tally.statuses["lost"],
         "answers a second": round(len(tally.seconds) / seconds, 2),
         "median seconds": round(times[len(times) // 2], 2),
         "longest seconds": round(times[-1], 2),
         "MiB early": round(sum(early) / len(early), 1),
         "MiB at the end": round(memory[-1], 1),
-        "MiB at most": round(max(memory), 1),
-        **{f"failed: {kind}": count for kind, count in sorted(tally.kinds.items()) if kind != "kills"},
-        "engine killed": tally.kinds["kills"],
     }
 
 
@@ -188,8 +160,7 @@ def main(arguments: list[str]) -> None:
     for name, count in (("load", 0), ("load and kills", kills)):
         with server(Path(arguments[0])) as (process, address):
             phases[name] = facts(load(process, address, seconds, clients, count), seconds)
-            status, _ = ask(address, bodies()[0])
-            phases[name]["status of one more"] = status
+            phases[name]["status of one more"] = ask(address, bodies()[0])
     columns = sorted({key for found in phases.values() for key in found})
     rows = [[key, *(str(found.get(key, 0)) for found in phases.values())] for key in columns]
     print_table(f"{clients} clients for {seconds} s each, queue 8", ["", *phases], rows)

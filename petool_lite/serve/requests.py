@@ -177,8 +177,8 @@ def _limit(body: Mapping[str, Any], name: str) -> int | None:
     number = int(value) if isinstance(value, float) and value.is_integer() else value
     if number == -1 and not isinstance(value, bool):
         return None
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise _wrong(name, "a whole number of at least 1, or -1 for no limit", value)
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number < 1 << 31:
+        raise _wrong(name, "a whole number from 1 to 2,147,483,647, or -1 for no limit", value)
     return number
 
 

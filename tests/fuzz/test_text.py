@@ -230,7 +230,7 @@ reply = st.one_of(text, value.map(json.dumps), st.lists(st.one_of(pieces, text),
 @example(said='<tool_call>\n{"name": "a.b.c", "arguments": ' + "9" * 5000, finish="stop", style="petool")
 def test_any_reply_is_a_call_no_call_or_a_named_failure(said, finish, style) -> None:
     try:
-        parse_call(said, TOOLS, finish, style)
+        parse_call(said, TOOLS, finish, style == "petool")
     except CallFailure as failure:
         assert failure.kind
         assert failure.reply == said
@@ -254,7 +254,7 @@ def constrainer(smollm2) -> Constrainer:
 @given(offered=tools)
 def test_any_tools_make_a_grammar_or_are_refused(constrainer, offered) -> None:
     try:
-        constraint = constrainer.start(read_tools(offered))
+        constraint = constrainer.start(read_tools(offered), "petool", True)
         for _ in range(3):
             forced = constraint.forced()
             if not forced or constraint.finished:

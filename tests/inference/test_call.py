@@ -113,7 +113,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_or_trimmed
         caller.call("a word " * 300, TOOLS, options=short)
     call = {"tool_name": TOOLS[0]["tool_name"], "parameters": {}}
     calls = [{"instruction": "x", "tool_call": call, "rating": 1}] * 20
-    with pytest.raises(PetoolError, match="exceed the context of 512$"):
+    with pytest.raises(PetoolError, match=r"exceed the context of 512$"):
         caller.call("a word " * 40, TOOLS, calls, options=short)
     reply = caller.call("a word " * 40, TOOLS, calls, options=replace(short, trim_history=True))
     assert 0 < reply.history_dropped < 20

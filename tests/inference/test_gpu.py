@@ -1,5 +1,7 @@
 """The GPU's decoder on a CPU: what transformers answers, whatever the batch, merged and in 4 bits, free and held."""
 
+from pathlib import Path
+
 import pytest
 
 from petool_lite.data.entries import Tool
@@ -77,11 +79,24 @@ def test_a_reply_ends_at_any_of_the_stop_ids_and_the_others_go_on(model, chat) -
     assert [len(short[index].ids) for index in range(3)] == [3, 7, 1]
 
 
+def random_adapter(base: Path, target: Path) -> Path:
+    """An adapter on every linear, none of whose weights is zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    settings = LoraConfig(
+        r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(target)
+    return target
+
+
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
 def test_an_adapter_counts_merged_or_on_a_4_bit_base(tiny, tmp_path, precision) -> None:
     """Logits are those of peft's own forward, and not those of the base."""
     import torch
-    from petool_lite.bench.gpu_speed import random_adapter
 
     prompt = prompts_of(40)[0]
     engine = GpuModel(tiny, random_adapter(tiny, tmp_path / "adapter"), precision, device="cpu")

@@ -64,8 +64,8 @@ VALID = {
     "list of types": of("a", "b", a={"type": ["boolean", "null"]}, b={"type": ["integer", "string"]}),
     "enum without a type": of("a", a={"enum": [0, 1, "x", None, {"k": [1, 2]}]}),
     "const": of("a", a={"const": 2}),
-    "bounds": of("a", "b", a={"type": "integer", "minimum": 3, "exclusiveMaximum": 9}, b={"type": "number", "minimum": 0.5,
-                 "maximum": 0.75}),
+    "bounds": of("a", "b", a={"type": "integer", "minimum": 3, "exclusiveMaximum": 9},
+                 b={"type": "number", "minimum": 0.5, "maximum": 0.75}),
     "multiples": of("a", a={"type": "integer", "multipleOf": 7, "minimum": 0}),
     "pattern and lengths": of("a", "b", a={"type": "string", "pattern": "^[A-Z]{2}-\\d{3}$"},
                               b={"type": "string", "minLength": 2, "maxLength": 4}),
@@ -88,7 +88,8 @@ VALID = {
     "of draft 4": of("a", a={"type": "integer", "minimum": 0, "exclusiveMinimum": True, "maximum": 5}),
     "never": of("a", a={"anyOf": [{"type": "number"}, {"not": {}}, NULL]}),
     "seventy parameters": of("p3", "p69", **{f"p{n}": {"type": "boolean"} for n in range(70)}),
-    "odd names": of("a.b", "say \"hi\" \\", "日本", **{"a.b": {"type": "boolean"}, "say \"hi\" \\": NULL, "日本": {"enum": ["é"]}}),
+    "odd names": of("a.b", 'say "hi" \\', "日本",
+                    **{"a.b": {"type": "boolean"}, 'say "hi" \\': NULL, "日本": {"enum": ["é"]}}),
     "no parameters": {"type": "object", "properties": {}, "additionalProperties": False},
 }  # fmt: skip
 
@@ -118,8 +119,10 @@ def test_type_names_of_other_languages_are_understood_and_said(chance, word, kin
     assert isinstance(chance.arguments(schema)["a"], kinds)
 
 
-@pytest.mark.parametrize("schema", [None, {}, {"type": "object"}, {"type": "object", "properties": []},
-                                    {"properties": None, "required": {}}, {"properties": {}, "required": None}])  # fmt: skip
+@pytest.mark.parametrize(
+    "schema", [None, {}, {"type": "object"}, {"type": "object", "properties": []},
+               {"properties": None, "required": {}}, {"properties": {}, "required": None}],
+)  # fmt: skip
 def test_shapes_without_parameters_are_a_tool_without_any(chance, schema) -> None:
     tools = read_tools([{"type": "function", "function": {"name": "clock", "parameters": schema}}])
     assert parse_call(chance.reply(tools), tools).arguments == {}
