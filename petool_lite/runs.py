@@ -169,7 +169,7 @@ def list_runs() -> list[Path]:
 
 
 def find_run(name: str | None) -> Path:
-    """A complete run by path or name, or the newest complete one for None; raises PetoolError if there is none."""
+    """A complete run by path, name or the beginning of one name; the newest for None. Raises PetoolError for none."""
     if name is None:
         complete = [path for path in list_runs() if is_complete(path)]
         if not complete:
@@ -177,7 +177,11 @@ def find_run(name: str | None) -> Path:
         return complete[-1]
     path = next((path for path in (Path(name).expanduser(), runs_root() / name) if path.is_dir()), None)
     if path is None:
-        raise PetoolError(f"no such run: {name}", "`petool-lite runs list` shows them")
+        begun = [run for run in list_runs() if name and run.name.startswith(name)]
+        if len(begun) != 1:
+            several = f"; several begin so, such as {begun[0].name} and {begun[1].name}" if begun else ""
+            raise PetoolError(f"no such run: {name}{several}", "`petool-lite runs list` shows them")
+        path = begun[0]
     if not is_complete(path):
         raise PetoolError(f"the run {path} is not finished", f"finish it: petool-lite train --resume {path}")
     return path

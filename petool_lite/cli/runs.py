@@ -1,0 +1,48 @@
+"""`petool-lite runs`: what was trained on this machine."""
+
+import json
+
+import click
+
+from petool_lite.cli.data import as_json
+
+
+@click.group()
+def runs() -> None:
+    """Training runs on this machine."""
+
+
+@runs.command("list")
+@as_json
+def runs_list(as_json: bool) -> None:
+    """All runs, the newest last."""
+    from petool_lite.console import print_json, print_table
+    from petool_lite.runs import is_complete, list_runs
+
+    found = [{"run": str(run), "complete": is_complete(run)} for run in list_runs()]
+    if as_json:
+        print_json(found)
+        return
+    rows = [[str(item["run"]), "complete" if item["complete"] else "unfinished"] for item in found]
+    print_table("runs", ["run", "state"], rows)
+
+
+@runs.command("show")
+@click.argument("run", required=False)
+@as_json
+def runs_show(run: str | None, as_json: bool) -> None:
+    """The manifest of a complete run."""
+    from petool_lite.console import print_json
+    from petool_lite.runs import find_run, read_manifest
+
+    manifest = read_manifest(find_run(run))
+    print_json(manifest) if as_json else click.echo(json.dumps(manifest, indent=2))
+
+
+@runs.command("path")
+@click.argument("run", required=False)
+def runs_path(run: str | None) -> None:
+    """The folder of a run, the newest complete one if not named."""
+    from petool_lite.runs import find_run
+
+    click.echo(find_run(run))

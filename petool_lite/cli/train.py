@@ -1,0 +1,84 @@
+"""`petool-lite train`: a recipe becomes a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from petool_lite.cli.bench import show
+from petool_lite.cli.data import as_json
+from petool_lite.errors import USAGE, PetoolError
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; can be repeated.")
+@click.option("--resume", default=None, metavar="RUN", help="Continue an unfinished run from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Check and count everything, load no model.")
+@as_json
+def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool) -> None:
+    """Train RECIPE (a file or a shipped name) into a new run directory."""
+    from petool_lite import train as verb
+    from petool_lite.console import print_json, progress, say, silent
+    from petool_lite.recipe import load_recipe
+    from petool_lite.runs import read_manifest
+
+    name, settings, folder = _recipe_or_resume(load_recipe, recipe, overrides, resume)
+    with progress() as report:
+        if dry_run:
+            found = verb.dry_run(settings, report if as_json else silent)
+            print_json(found) if as_json else _show_plan(found, settings.train.memory)
+            return
+        run = verb.train(name, settings, report, folder)
+    if not verb.is_first():
+        return
+    manifest = read_manifest(run)
+    if not as_json:
+        say(f"trained in {manifest['seconds']['train']:.0f} s, {manifest['tokens_per_s']:.0f} tokens/s")
+        click.echo(run)
+        return
+    show("", {"run": str(run), **{key: manifest[key] for key in ("seconds", "tokens_per_s", "peak_memory_gb")}}, True)
+
+
+def _recipe_or_resume(
+    load: Callable[..., tuple[str, Any]], recipe: str | None, overrides: tuple[str, ...], resume: str | None
+) -> tuple[str, Any, Path | None]:
+    if (recipe is None) == (resume is None):
+        raise PetoolError("give a RECIPE, or --resume RUN", "such as: petool-lite train demo", USAGE)
+    if resume is None:
+        return (*load(recipe, overrides), None)
+    from petool_lite.runs import is_complete, runs_root
+
+    folder = next((path for path in (Path(resume), runs_root() / resume) if (path / "recipe.toml").is_file()), None)
+    if folder is None:
+        raise PetoolError(f"no such run: {resume}", "`petool-lite runs list` shows them")
+    if is_complete(folder):
+        raise PetoolError(f"the run {folder} is complete", "start a new one: petool-lite train RECIPE")
+    return folder.name, load(str(folder / "recipe.toml"), overrides)[1], folder
+
+
+def _show_plan(found: dict[str, Any], memory: str) -> None:
+    """The rows, and the ways to train with what each would take on this GPU."""
+    from petool_lite.console import print_table, say
+
+    plain = {key: value for key, value in found.items() if not isinstance(value, dict | list) and value is not None}
+    trains_here = plain.pop("trains_here")
+    show("the rows", plain, False)
+    gpu = found["gpu"]
+    here = "training here: on the CPU, as the recipe says" if trains_here else "this recipe needs a GPU: not here"
+    note = f'this recipe takes train.memory = "{memory}"' if gpu else here
+    if not found["ways"]:
+        say(note)
+        return
+    rows = [
+        [
+            way["memory"],
+            way["precision"] or "does not fit",
+            *(str(way[key] or "-") for key in ("kept", "token_budget", "peak_gb")),
+        ]
+        for way in found["ways"]
+    ]
+    where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free"
+    columns = ["train.memory", "base", "kept for the backward pass", "tokens a micro-batch", "peak GiB"]
+    print_table(f"predicted: {where}", columns, rows, note)
