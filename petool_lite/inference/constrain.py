@@ -25,15 +25,18 @@ _TEXT = r"TEXT: /[^<{\s](.|\n)*/"
 _NUMBER = r"NUMBER: /-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?(e[+-][0-9]{2})?/"
 
 
-def grammar(tools: Sequence[Tool], style: str, text: bool = False, marks: dict[str, int] | None = None) -> str:
+def grammar(tools: Sequence[Tool], style: str, text: bool | str = False, marks: dict[str, int] | None = None) -> str:
     """The grammar of all calls of `tools`, and of a plain text if `text`, in llguidance's Lark dialect.
 
+    A `text` that is a string is the only text that is let through.
     `marks` are the words that are one special token, with its id. Raises PetoolError that names the tool and the place.
     """
     if tools or not text:
         check_names(tools)
-    choices = [f"tool{index}" for index in range(len(tools))] + (["TEXT"] if text else [])
-    rules = ["start: " + " | ".join(choices), _NUMBER, *([_TEXT] if text else [])]
+    choices = [f"tool{index}" for index in range(len(tools))] + (["text"] if text else [])
+    rules = ["start: " + " | ".join(choices), _NUMBER]
+    if text:
+        rules += [f"text: {_literal(text)}"] if isinstance(text, str) else ["text: TEXT", _TEXT]
     for index, tool in enumerate(tools):
         head, _, tail = answer_text(Call(tool.name, {}), style).rpartition("{}")
         start, end = (_literal(part, marks or {}) for part in (head, tail))
@@ -95,7 +98,7 @@ def _json(schema: Schema, definitions: Schema) -> str:
 class Constraint:
     """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either."""
 
-    def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool = False) -> None:
+    def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool | str = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""
         from llguidance import LLMatcher
 
@@ -187,9 +190,10 @@ class Constrainer:
         text = (directory / "tokenizer.json").read_text()
         return cls(LLTokenizer(text, n_vocab=size, eos_token=eos_id))
 
-    def start(self, tools: Sequence[Tool], style: str, text: bool = False) -> Constraint:
+    def start(self, tools: Sequence[Tool], style: str, text: bool | str = False) -> Constraint:
         """The constraint of one reply: a call of one of `tools` in the prompt style's form, or a text if `text`.
 
+        A `text` that is a string is the only one.
         Raises PetoolError if it cannot be built.
         """
         return Constraint(self._tokenizer, tools, style, text)

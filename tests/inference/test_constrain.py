@@ -107,6 +107,8 @@ def test_everything_else_is_refused(constrainer, chat, text) -> None:
     assert not accepts(constrainer, chat, [WEATHER], named)
     if text == "No tool fits.":
         assert accepts(constrainer, chat, [WEATHER], text, text=True)
+        assert accepts(constrainer, chat, [WEATHER], text, text=text)
+        assert not accepts(constrainer, chat, [WEATHER], "I know none.", text=text), "this sentence only"
     elif text:
         assert not accepts(constrainer, chat, [WEATHER], named, text=True)
 
