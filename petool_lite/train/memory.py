@@ -18,7 +18,6 @@ from petool_lite.families import shape_of
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, draft
-from petool_lite.train.attention import LONG
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.devices import agreed, arithmetic, count, is_first
 from petool_lite.train.evaluate import EvaluationSet, evaluate, same_randomness
@@ -135,8 +134,6 @@ def peak_bytes(
     precision, checkpointing = way
     full = recipe.train.method == "full"
     resident = _resident(model, recipe, precision, optimizer)
-    if max(load.lengths) >= LONG:  # cuDNN copies a row at a time and sums in float32
-        resident += min(tokens, max(load.lengths)) * model.heads * model.size * 16
     kept, inside = (_whole if full else _adapted)(model, recipe)
     head = load.answers * model.vocabulary * 16  # logits in bfloat16 and float32, and their gradients
     if not checkpointing:
