@@ -135,15 +135,8 @@ def made_rows(folder: Path, length: int) -> Any:
     from petool_lite.prompt.prepare import Prepared
 
     draw = random.Random(0)
-    rows = [
-        {
-            "entry_id": str(number),
-            "input_ids": [draw.randrange(1000, 100_000) for _ in range(length)],
-            "answer_start": length - 36,
-            "history_dropped": 0,
-        }
-        for number in range(36)
-    ]
+    ids = [[draw.randrange(1000, 100_000) for _ in range(length)] for _ in range(36)]
+    rows = [{"entry_id": str(n), "input_ids": row, "answer_start": length - 36} for n, row in enumerate(ids)]
     Dataset.from_list(rows).save_to_disk(folder / "made")
     counts = {"kept": 36, "tokens": 36 * length, "loss_tokens": 36 * 36}
     return lambda *_, **__: Prepared(load_from_disk(folder / "made"), counts, (), "made")
@@ -184,26 +177,15 @@ def peer(task: Mapping[str, Any]) -> None:
             marks.append((time.time(), len(seen)))
 
     arguments = SFTConfig(
-        output_dir=f"{task['folder']}/peer",
-        per_device_train_batch_size=batch,
-        bf16=True,
-        gradient_accumulation_steps=16 if batch == 1 else 2,
-        report_to="none",
-        max_steps=updates,
-        logging_steps=1,
-        save_strategy="no",
-        max_length=None,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        gradient_checkpointing=engine == "hf",
-        **optimizer_arguments(recipe.train),
-    )
-    table = Dataset.from_list(rows)
-    trainer = SFTTrainer(
-        model=model, processing_class=tokenizer, train_dataset=table, data_collator=collate,
-        callbacks=[Clock()], args=arguments,
+        output_dir=f"{task['folder']}/peer", per_device_train_batch_size=batch, bf16=True, max_length=None,
+        gradient_accumulation_steps=16 if batch == 1 else 2, report_to="none", max_steps=updates, logging_steps=1,
+        save_strategy="no", remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
+        gradient_checkpointing=engine == "hf", **optimizer_arguments(recipe.train),
     )  # fmt: skip
-    trainer.train()
+    SFTTrainer(
+        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), data_collator=collate,
+        callbacks=[Clock()], args=arguments,
+    ).train()  # fmt: skip
     (begin, first), (end, last) = marks[0], marks[-1]
     # what is collated ahead is at most one row off; of equal batches their number is known
     trained = sum(seen[first:last]) if batch == 1 else 2 * (updates - 1) * seen[0]

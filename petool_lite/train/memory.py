@@ -19,7 +19,7 @@ from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, draft
 from petool_lite.train.checkpoints import disk_errors
-from petool_lite.train.devices import arithmetic, count, is_first
+from petool_lite.train.devices import agreed, arithmetic, count, is_first
 from petool_lite.train.evaluate import EvaluationSet, evaluate, same_randomness
 from petool_lite.train.load import save_trained
 from petool_lite.train.step import MicroBatch, answer_loss, micro_batches
@@ -32,7 +32,7 @@ _SHARE = 0.9  # of that, or of the free memory: torch holds more than tensors ta
 CPU_BUDGET = 2048  # tokens of a micro-batch on a CPU, where longer ones gain nothing
 _MOST = 65536  # tokens of a micro-batch: from 16,000 on more gain little
 _FEWEST = 4096  # in a shorter one on a GPU the fixed time of a micro-batch decides
-_FIXED = 0.2 * 2**30  # bytes of rotary tables, staging buffers and the like
+_FIXED = 0.25 * 2**30  # bytes of rotary tables, staging buffers and the like
 # Bytes that an optimizer holds of a weight; paged states lie in the machine's memory.
 _STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}
 # Size of a checkpoint with AdamW's two states, in what is saved: an adapter in float32, or a model in bfloat16.
@@ -127,16 +127,15 @@ def load_of(prepared: Prepared) -> Load:
 
 
 def peak_bytes(
-    model: Sizes, recipe: Recipe, way: tuple[str, bool], tokens: int, answers: float, optimizer: bool = True
+    model: Sizes, recipe: Recipe, way: tuple[str, bool], tokens: int, load: Load, optimizer: bool = True
 ) -> float:
-    """Predicted peak of allocated GPU memory with micro-batches of `tokens`, a share `answers` of which are answers;
-    `way` is the base's precision and whether checkpointing is on. Without the `optimizer`'s state where no update has
-    been taken yet."""
+    """Predicted peak of allocated GPU memory with micro-batches of `tokens` of the rows `load`; `way` is the base's
+    precision and whether checkpointing is on. Without the `optimizer`'s state where no update has been taken yet."""
     precision, checkpointing = way
     full = recipe.train.method == "full"
     resident = _resident(model, recipe, precision, optimizer)
     kept, inside = (_whole if full else _adapted)(model, recipe)
-    head = answers * model.vocabulary * 16  # logits in bfloat16 and float32, and their gradients
+    head = load.answers * model.vocabulary * 16  # logits in bfloat16 and float32, and their gradients
     if not checkpointing:
         return resident + tokens * (model.layers * kept + max(inside, head))
     inputs = 4 * model.hidden * model.layers if full else 0  # Unsloth keeps them in the machine's memory
@@ -194,7 +193,7 @@ def choose(model: Sizes, recipe: Recipe, load: Load, free: float) -> Way:
             return found
     own = _ways(recipe)[-1]
     least = recipe.train.token_budget or max(load.lengths)
-    peak = peak_bytes(model, recipe, own, largest_batch(recipe, least, load), load.answers)
+    peak = peak_bytes(model, recipe, own, largest_batch(recipe, least, load), load)
     if peak > free:
         raise PetoolError(
             f"this recipe needs about {peak / 2**30:.1f} GiB of GPU memory, {free / 2**30:.1f} GiB are free",
@@ -216,13 +215,13 @@ def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
 def _fitting(model: Sizes, recipe: Recipe, way: tuple[str, bool], load: Load, limit: float) -> Way | None:
     """The way with the largest micro-batch within `limit` bytes; None where that is too small."""
     longest, budget = max(load.lengths), recipe.train.token_budget
-    none, one = (peak_bytes(model, recipe, way, tokens, load.answers) for tokens in (0, 1))
+    none, one = (peak_bytes(model, recipe, way, tokens, load) for tokens in (0, 1))
     most = int((limit - none) / (one - none))
     least = largest_batch(recipe, budget or max(longest, min(_FEWEST, sum(load.lengths))), load)
     if most < least:
         return None
     budget = budget or max(longest, min(most, _MOST) // 1024 * 1024)
-    peak = peak_bytes(model, recipe, way, largest_batch(recipe, budget, load), load.answers)
+    peak = peak_bytes(model, recipe, way, largest_batch(recipe, budget, load), load)
     return Way(*way, budget, round(peak / 2**30, 2))
 
 
@@ -231,7 +230,8 @@ def _way_out(model: Sizes, recipe: Recipe, load: Load, free: float) -> str:
     plain = replace(recipe, train=replace(recipe.train, token_budget=0))
     way = _ways(plain)[-1] if recipe.train.method == "full" else ("nf4", True)
     for tokens in (max(load.lengths), 4096, 2048, 1024, 512):
-        if peak_bytes(model, plain, way, tokens, load.answers) <= _SHARE * free:
+        short = Load(tuple(min(length, tokens) for length in load.lengths), load.answers)
+        if peak_bytes(model, plain, way, tokens, short) <= _SHARE * free:
             settings = {"model.precision": way[0], "train.token_budget": 0, "model.max_tokens": tokens}
             return "would fit: " + " ".join(f"--set {key}={value}" for key, value in settings.items())
     rather = "--set train.method=lora, or " if recipe.train.method == "full" else ""
@@ -286,21 +286,30 @@ def free_memory(meminfo: Path = Path("/proc/meminfo")) -> float:
     return sum(found.values()) if "MemAvailable:" in found else float("inf")
 
 
-def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet | None, report: Report) -> None:
+def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet | None, report: Report) -> "Plan":
     """Before the first update on a GPU: the largest micro-batch forward and backward, one evaluation, one save, so that
-    a run fails now or never.
+    a run fails now or never. Returns the plan, with smaller micro-batches where they did not fit as predicted.
 
-    Nothing is learned and no random number is used up. Raises torch.OutOfMemoryError, or PetoolError where the disk
-    cannot take a checkpoint.
+    Nothing is learned and no random number is used up. Raises torch.OutOfMemoryError where the longest row alone does
+    not fit, or PetoolError where the disk cannot take a checkpoint.
     """
     import torch
 
     assert planned.way is not None
-    batch = fullest(planned.prepared, planned.recipe, planned.way.token_budget)
-    with same_randomness():
-        (answer_loss(trainer.model, batch) / len(batch.answers)).backward()
+    way, load, model = planned.way, load_of(planned.prepared), sizes(planned.base.directory)
+    while True:
+        batch = fullest(planned.prepared, planned.recipe, way.token_budget)
+        torch.cuda.reset_peak_memory_stats()
+        fits = _fits(trainer.model, batch)
         peak = torch.cuda.max_memory_allocated() / 2**30
-        trainer.model.zero_grad(set_to_none=True)
+        if not agreed(not fits):
+            break
+        fewer = max(max(load.lengths), int(0.85 * way.token_budget))
+        if fewer == way.token_budget:
+            raise torch.OutOfMemoryError(f"the longest row has {fewer:,} tokens")
+        report(f"{way.token_budget:,} tokens a micro-batch do not fit after all; trying {fewer:,}", 0, 0, "")
+        way = replace(way, token_budget=fewer)
+    trainer.token_budget = way.token_budget
     if held_out is not None and is_first():
         longest = max(range(len(held_out.prompts)), key=lambda index: len(held_out.prompts[index]))
         one = (held_out.prompts[longest],), (held_out.answers[longest],)
@@ -308,17 +317,26 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
         evaluate(short, trainer.model, 0, silent)
     if is_first():
         _save(run, trainer.model, planned)
-    model, way, load = sizes(planned.base.directory), planned.way, load_of(planned.prepared)
-    predicted = peak_bytes(
-        model, planned.recipe, (way.precision, way.checkpointing), len(batch.ids), load.answers, optimizer=False
-    )
-    report(
-        f"dry step: a micro-batch of {len(batch.ids):,} tokens (peak {peak:.2f} GiB, predicted "
-        f"{predicted / 2**30:.2f}), {'an evaluation, ' if held_out else ''}a save",
-        0,
-        0,
-        "",
-    )
+    shape = way.precision, way.checkpointing
+    predicted = peak_bytes(model, planned.recipe, shape, len(batch.ids), load, optimizer=False) / 2**30
+    figures = f"peak {peak:.2f} GiB, predicted {predicted:.2f}"
+    report(f"dry step: a micro-batch of {len(batch.ids):,} tokens ({figures}), a save", 0, 0, "")
+    return replace(planned, way=way)
+
+
+def _fits(model: Any, batch: MicroBatch) -> bool:
+    """Whether a micro-batch goes forward and backward within the GPU's memory; the model is left as it was."""
+    import torch
+
+    try:
+        with same_randomness():
+            (answer_loss(model, batch) / len(batch.answers)).backward()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
 
 
 def fullest(prepared: Prepared, recipe: Recipe, budget: int) -> MicroBatch:

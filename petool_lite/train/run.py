@@ -145,7 +145,7 @@ def _train_into(job: Job, stop: Stop) -> None:
             trainer = _trainer(job, model, tokenizer, progress, scores, stop)
         with _memory_errors(job.planned.recipe):
             if job.planned.way is not None:
-                dry_step(job.run, job.planned, trainer, job.held_out, job.report)
+                job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
             _fit(trainer, checkpoint, stop)
     state = trainer.state
     if is_first():
@@ -315,7 +315,7 @@ def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, scores: l
     from transformers import PrinterCallback, ProgressCallback
 
     recipe = job.planned.recipe
-    kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer(recipe.train.token_budget)
+    kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer()
 
     total = job.planned.prepared.summary["steps"]
     own = [recorder(job.run, total, progress, job.report), stopper(stop)]
@@ -329,6 +329,7 @@ def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, scores: l
         train_dataset=job.planned.prepared.table,
         callbacks=own,
     )
+    trainer.token_budget = recipe.train.token_budget
     trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bfloat16 over a 4-bit base; small steps would be lost

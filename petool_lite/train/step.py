@@ -15,6 +15,7 @@ from petool_lite.train.attention import PACKED, bounds_of
 from petool_lite.train.load import causal_of, computing
 
 Row = Mapping[str, Any]
+_FLAG = "gradient_checkpointing"  # of a module of transformers
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def answer_loss(model: Any, batch: MicroBatch) -> Any:
         item.to(device, non_blocking=True) for item in (batch.ids, batch.positions, batch.where, batch.answers)
     )
     causal = causal_of(model)
+    if model.answer_places is not None:
+        model.answer_places.where = where
     packed: dict[str, Any] = {}
     if causal.config._attn_implementation == PACKED:
         packed = {"bounds": bounds_of(batch.lengths, device)}
@@ -118,8 +121,8 @@ def answer_loss(model: Any, batch: MicroBatch) -> Any:
     return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
 
 
-def answer_trainer(token_budget: int) -> Any:
-    """The class AnswerTrainer for micro-batches of that many tokens; made in a function, for trl is slow to import."""
+def answer_trainer() -> Any:
+    """The class AnswerTrainer; made in a function, for trl is slow to import."""
     import torch
     from accelerate.data_loader import prepare_data_loader
     from trl import SFTTrainer
@@ -131,11 +134,15 @@ def answer_trainer(token_budget: int) -> Any:
         """
 
         tokens_seen = 0
+        token_budget = 0  # of a micro-batch; to be set before it trains
         parts: tuple[tuple[tuple[str, ...], Any, Any], ...] = ()
 
         def __init__(self, **arguments: Any) -> None:
+            model = arguments["model"]
+            self.kept = [(part, part.gradient_checkpointing) for part in model.modules() if hasattr(part, _FLAG)]
             super().__init__(data_collator=self.collate, **arguments)
-            model = self.model
+            model.train()  # Unsloth's trainer leaves it ready to generate, which the dry step is not about
+            self.keep_checkpointing()
             plain = model.forward
 
             def forward(*inputs: Any, micro_batch: MicroBatch | None = None, **options: Any) -> Any:
@@ -148,6 +155,11 @@ def answer_trainer(token_budget: int) -> Any:
             model.forward = forward
             self.tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
             model.zero_grad = self.forget_gradients
+
+        def keep_checkpointing(self) -> None:
+            """As the model was loaded: the trainer switches the model by settings of its own."""
+            for part, wanted in self.kept:
+                part.gradient_checkpointing = wanted
 
         def forget_gradients(self, set_to_none: bool = True) -> None:
             """As a module's zero_grad does it, which walks through thousands of modules while the GPU waits."""
@@ -172,7 +184,7 @@ def answer_trainer(token_budget: int) -> Any:
             lengths = [len(row["input_ids"]) for row in rows]
             own = shares(lengths, self.accelerator.num_processes)[self.accelerator.process_index]
             return {
-                "batches": micro_batches([rows[index] for index in own or [0]], token_budget),
+                "batches": micro_batches([rows[index] for index in own or [0]], self.token_budget),
                 "spare": not own,  # fewer rows than devices: this one computes along, for nothing
                 "tokens": sum(lengths),
                 "answers": answer_tokens(rows),
@@ -182,6 +194,7 @@ def answer_trainer(token_budget: int) -> Any:
             """Forward and backward of every micro-batch; returns this device's share of the update's mean loss."""
             if not model.training:  # it walks through every module
                 model.train()
+            self.keep_checkpointing()
             batches, accelerator = inputs["batches"], self.accelerator
             # gradients are averaged over the devices, and answers are counted over all of them
             scale = 0.0 if inputs["spare"] else accelerator.num_processes / inputs["answers"]

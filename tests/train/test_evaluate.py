@@ -7,12 +7,21 @@ import pytest
 from support import own_runs, tiny_settings
 
 from petool_lite.console import silent
+from petool_lite.data.entries import Call
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import Layout, chat_from_directory, prompt_ids
 from petool_lite.recipe import load_recipe
-from petool_lite.train.evaluate import Score, _replies, _waited, best_score, check_evaluation, load_evaluation_set
+from petool_lite.train.evaluate import (
+    Score,
+    _replies,
+    _waited,
+    best_score,
+    check_evaluation,
+    load_evaluation_set,
+    score_answer,
+)
 
-HELD_OUT = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_tokens=400", "bench.max_reply_tokens=8"]
+HELD_OUT = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_tokens=2000", "bench.max_reply_tokens=8"]
 
 
 def score(step: int, joint: float, tool: float = 0.0) -> Score:
@@ -46,23 +55,39 @@ def test_the_prompts_are_those_of_bench(smollm2) -> None:
     from petool_lite.data.files import load_dataset
 
     entries = load_dataset("demo:test:5", "rating").entries
-    wanted = [prompt_ids(chat, entry, Layout("rating", "compact", 400 - 8)) for entry in entries]
-    assert held_out.prompts == tuple(ids for ids, _ in wanted)
-    assert held_out.golds == tuple(entry.gold for entry in entries)
+    assert held_out.prompts == tuple(prompt_ids(chat, entry, Layout("petool", 2000 - 8)).ids for entry in entries)
+    assert held_out.answers == tuple(entry.answer for entry in entries)
     short = load_evaluation_set(
-        load_recipe("demo", [*HELD_OUT[:2], "model.max_tokens=80", HELD_OUT[3]])[1], chat, silent
+        load_recipe("demo", [*HELD_OUT[:2], "model.max_tokens=40", HELD_OUT[3]])[1], chat, silent
     )
     assert (len(short.prompts), short.too_long) == (0, 5), "too long is wrong, not left out"
 
 
-def test_where_all_settings_are_learned_each_has_its_turn(smollm2) -> None:
-    chat = chat_from_directory(smollm2.directory)
-    held_out = load_evaluation_set(load_recipe("demo", [*HELD_OUT, "data.setting=all"])[1], chat, silent)
+def test_where_all_settings_are_learned_each_has_its_turn(smollm2, monkeypatch) -> None:
     from petool_lite.data.files import load_dataset
 
-    turns = ("rating", "preferred", "chronological", "rating", "preferred")
-    pairs = zip(load_dataset("demo:test:5", "rating").entries, turns, strict=True)
-    assert held_out.prompts == tuple(prompt_ids(chat, entry, Layout(name, "compact", 392))[0] for entry, name in pairs)
+    chat = chat_from_directory(smollm2.directory)
+    one, other = (load_dataset(source, "rating") for source in ("demo:test:5", "demo:train:5"))
+    monkeypatch.setattr("petool_lite.train.evaluate.load_learned", lambda *_: (one, other))
+    held_out = load_evaluation_set(load_recipe("demo", HELD_OUT)[1], chat, silent)
+    turns = [(one, other)[number % 2].entries[number] for number in range(5)]
+    assert held_out.answers == tuple(entry.answer for entry in turns)
+
+
+@pytest.mark.parametrize(
+    ("reply", "right", "wanted"),
+    [
+        ('<tool_call>\n{"name": "a", "arguments": {"q": 1}}\n</tool_call>', Call("a", {"q": 1}), (True, True)),
+        ('{"tool_name": "b", "parameters": {"q": 1}}', Call("a", {"q": 1}), (False, True)),
+        ('{"name": "a", "arguments": {}}', Call("a", {"q": 1}), (True, False)),
+        ('{"name": "a", "argum', Call("a", {}), (False, False)),
+        ("No tool fits.", Call("a", {}), (False, False)),
+        ("None of them.", "No tool fits.", (True, True)),
+        ('{"name": "a", "arguments": {}}', "No tool fits.", (False, False)),
+    ],
+)
+def test_a_reply_is_scored_by_its_tool_and_its_arguments(reply, right, wanted) -> None:
+    assert score_answer(reply, right) == wanted
 
 
 def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(tiny, smollm2) -> None:

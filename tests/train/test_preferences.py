@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from support import own_runs, tiny_settings
 
-from petool_lite.data.answers import with_rejected, wrong_providers
-from petool_lite.data.entries import parse_entry, provider
+from petool_lite.data.answers import with_rejected
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import Layout, chat_from_directory, example, examples
@@ -89,8 +88,8 @@ def test_pairs_have_the_ids_that_the_renderer_gives_each_answer(smollm2) -> None
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     chat = chat_from_directory(smollm2.directory)
-    layout = Layout("rating", "compact", 1024)
-    entries = with_rejected(load_dataset("demo:train:6", "rating").entries, "rating", seed=0)
+    layout = Layout("petool", 1024)
+    entries = with_rejected(load_dataset("demo:train:6", "rating").entries, seed=0)
     rows = [
         {"input_ids": row.ids, "answer_start": row.answer_start, "rejected_ids": row.rejected}
         for row in examples(chat, entries, layout, pairs=True)
@@ -98,46 +97,11 @@ def test_pairs_have_the_ids_that_the_renderer_gives_each_answer(smollm2) -> None
     batch = DataCollatorForPreference(pad_token_id=0)(pair_rows(rows))
     sides = zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True)
     found = [(ids[mask == 1].tolist(), int(answer.sum())) for ids, mask, answer in sides]
+    assert entries
     for index, entry in enumerate(entries):
-        call = json.loads(entry.rejected)
-        other = replace(entry.gold, tool_name=call["tool_name"], parameters=call["parameters"])
-        right, wrong = (example(chat, replace(entry, gold=gold), layout) for gold in (entry.gold, other))
+        right, wrong = (example(chat, replace(entry, answer=item), layout) for item in (entry.answer, entry.rejected))
         assert found[index] == (right.ids, len(right.ids) - right.answer_start)
         assert found[index + len(entries)] == (wrong.ids, len(wrong.ids) - wrong.answer_start)
-
-
-def test_the_made_wrong_call_is_the_right_one_of_a_disliked_equal_provider(open_entries) -> None:
-    entries = load_dataset(str(open_entries), "rating").entries
-    pairs = with_rejected(entries, "rating", seed=0)
-    assert len(pairs) > 100
-    for entry in pairs:
-        wrong = json.loads(entry.rejected)
-        assert wrong["parameters"] == dict(entry.gold.parameters)
-        assert wrong["tool_name"] in (entry.equal_tools or ())
-        assert provider(wrong["tool_name"]) != provider(entry.gold.tool_name)
-    assert pairs == with_rejected(entries, "rating", seed=0)
-
-
-def preference_row(chosen: str, rejected: str) -> dict:
-    entry = load_dataset("demo:train:1", "rating").entries[0]
-    return {"instruction": entry.prompt("rating").text, "input": entry.query, "chosen": chosen, "rejected": rejected}
-
-
-def test_a_preference_row_keeps_its_own_wrong_answer_in_the_right_ones_form() -> None:
-    right = '{"tool_name": "<A>.<b>.<c>", "parameters": {"q": 1}}'
-    spaced = '{"parameters":{"q":2},  "tool_name":"<A>.<b>.<c>"}'
-    parsed = parse_entry(preference_row(right, spaced), "rating", "file", 0)
-    assert parsed.rejected == '{"tool_name": "<A>.<b>.<c>", "parameters": {"q": 2}}'
-    assert parse_entry(preference_row(right, " I cannot. "), "rating", "file", 0).rejected == "I cannot."
-    same = parse_entry(preference_row(right, right.replace(" ", "")), "rating", "file", 0)
-    assert with_rejected([parsed, same], "rating", seed=0) == [parsed]
-
-
-def test_nothing_is_rejected_where_the_user_does_not_tell() -> None:
-    entry = load_dataset("demo:train:1", "rating").entries[0]
-    assert len(wrong_providers(entry, "rating")) == 2
-    silent = replace(entry, prompts={"rating": entry.prompt("rating").with_history([])})
-    assert wrong_providers(silent, "rating") == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from support import loss_row_by_row
 from petool_lite.train import step
 from petool_lite.train.attention import PACKED, bounds_of, offer_to_transformers
 from petool_lite.train.load import generating
+from petool_lite.train.shortcuts import shorten
 from petool_lite.train.step import answer_loss, answer_trainer, group, micro_batches, shares
 
 ROWS = ((20, 12), (9, 1), (33, 30), (17, 16))
@@ -44,6 +45,7 @@ def made(family: str = "Llama", packed: bool = True, adapter: bool = False, **ch
 def pack(model: Any) -> Any:
     offer_to_transformers()
     step.causal_of(model).set_attn_implementation(PACKED)
+    model.answer_places = shorten(step.causal_of(model))
     return model
 
 
@@ -111,7 +113,7 @@ def test_packed_rows_agree_in_bfloat16(monkeypatch) -> None:
 
 def an_update_of_the_trainer(model: Any, batch: Any, budget: int, devices: int) -> tuple[float, dict[str, Any]]:
     """Loss and gradients as AnswerTrainer makes them on several devices, one after the other, then averaged."""
-    kind: Any = answer_trainer(budget)
+    kind: Any = answer_trainer()
     plain = model.forward
     model.forward = lambda micro_batch: answer_loss(model, micro_batch)
     losses = []
@@ -122,7 +124,14 @@ def an_update_of_the_trainer(model: Any, batch: Any, budget: int, devices: int) 
             backward=lambda loss: loss.backward(),
             no_sync=lambda model: nullcontext(),
         )
-        trainer = SimpleNamespace(accelerator=accelerator, model=model, tokens_seen=0, tuned=list(model.parameters()))
+        trainer = SimpleNamespace(
+            accelerator=accelerator,
+            model=model,
+            tokens_seen=0,
+            token_budget=budget,
+            tuned=list(model.parameters()),
+            keep_checkpointing=lambda: None,
+        )
         losses.append(kind.training_step(trainer, model, kind.collate(trainer, batch)).item())
     model.forward = plain
     return sum(losses) / devices, {name: gradient / devices for name, gradient in gradients(model).items()}
