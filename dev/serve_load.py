@@ -2,8 +2,8 @@
 
 python -m serve_load MODEL.gguf [SECONDS] [CLIENTS] [KILLS]
 
-Prints one table and, last, one JSON line. A request is lost if it ends with no HTTP status; 429 (the queue is full) is
-an answer, after which the client waits as long as the server says. Memory is the sum over the server's processes.
+Prints a table and, last, a JSON line. A request is lost if it ends with no HTTP status; after 429 (the queue is full)
+a client waits. Memory is the sum over the server's processes.
 """
 
 import itertools
@@ -153,16 +153,15 @@ def facts(tally: Tally, seconds: float) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Both phases against servers of their own."""
-    if not arguments:
-        raise SystemExit("usage: python -m serve_load MODEL.gguf [SECONDS] [CLIENTS] [KILLS]")
+    assert arguments, "usage: python -m serve_load MODEL.gguf [SECONDS] [CLIENTS] [KILLS]"
     seconds, clients, kills = (int(value) for value in [*arguments[1:4], *("120", "50", "10")[len(arguments) - 1 :]])
     phases = {}
     for name, count in (("load", 0), ("load and kills", kills)):
         with server(Path(arguments[0])) as (process, address):
             phases[name] = facts(load(process, address, seconds, clients, count), seconds)
             phases[name]["status of one more"] = ask(address, bodies()[0])
-    columns = sorted({key for found in phases.values() for key in found})
-    rows = [[key, *(str(found.get(key, 0)) for found in phases.values())] for key in columns]
+    names = sorted({key for found in phases.values() for key in found})
+    rows = [[name, *(str(found.get(name, 0)) for found in phases.values())] for name in names]
     print_table(f"{clients} clients for {seconds} s each, queue 8", ["", *phases], rows)
     print_json({"clients": clients, "seconds": seconds, **phases})
 

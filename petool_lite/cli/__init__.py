@@ -42,6 +42,11 @@ class Main(click.Group):
             sys.exit(failure.exit_code)
         except BrokenPipeError:
             sys.exit(1)
+        except KeyboardInterrupt:
+            from petool_lite.console import say
+
+            say("stopped")
+            sys.exit(130)
         except OSError as error:
             if error.errno not in _DISK:
                 raise

@@ -111,9 +111,9 @@ class CallOptions:
 
 @dataclass
 class _Memory:
-    """The open context's link to users' files; one user's prefix is in the engine's memory at a time."""
+    """The open context's link to users' files, once there is one; one user's prefix is in the engine's memory."""
 
-    store: StateStore
+    store: StateStore | None
     key: StateKey | None = None
     saved: dict[str, list[int]] = field(default_factory=dict)
 
@@ -147,7 +147,7 @@ class ToolCaller(Closing):
         self.may_decline = self.style == "petool" and recorded == "petool"
         # None: the file does not say, or the model learned all settings; then a request's own history tells.
         self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
-        self._memory = _Memory(store or StateStore())
+        self._memory = _Memory(store)
 
     @property
     def n_ctx(self) -> int:
@@ -248,9 +248,13 @@ class ToolCaller(Closing):
             )
         return self._memory.key
 
+    def _store(self) -> StateStore:
+        self._memory.store = self._memory.store or StateStore()
+        return self._memory.store
+
     def _recall(self, user: str, ids: Sequence[int]) -> None:
         """Put the user's state into the engine's memory where that saves more reading than what is held."""
-        with self._memory.store.open(user, self._key()) as state:
+        with self._store().open(user, self._key()) as state:
             self._memory.saved.pop(user, None)
             if state is None:
                 return
@@ -263,7 +267,7 @@ class ToolCaller(Closing):
         if not prefix or self._memory.saved.get(user) == prefix:
             return 0, ""
         try:
-            return self._memory.store.save(user, self._key(), prefix, self._model.state(len(prefix))), ""
+            return self._store().save(user, self._key(), prefix, self._model.state(len(prefix))), ""
         except OSError as error:
             return 0, f"not remembered for the next time: {error.strerror or error}"
 

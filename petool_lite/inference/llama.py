@@ -11,7 +11,7 @@ from typing import Any
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama_log import first_error
-from petool_lite.inference.llama_open import Closing, open_context, open_model
+from petool_lite.inference.llama_open import Closing, held_signals, open_context, open_model
 from petool_lite.inference.settings import EngineSettings
 from petool_lite.prompt.render import Chat, common_length
 
@@ -53,6 +53,7 @@ class LlamaModel(Closing):
         self.exact_reuse = False  # see `read`
         self.check: Callable[[], None] | None = None  # called before and amid batches; what it raises ends the request
         self._raised: BaseException | None = None
+        self._signals: list[int] = []  # that came amid a batch
         self._lib, self._model = open_model(path, vocab_only)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.metadata = self._read_metadata()
@@ -67,13 +68,13 @@ class LlamaModel(Closing):
                 raise
 
     def _wanted_no_more(self, data: Any) -> bool:
-        """Called by llama.cpp amid a large batch, which takes seconds; here Ctrl-C is heard, too."""
+        """Called by llama.cpp amid a large batch, which takes seconds."""
         try:
             if self.check:
                 self.check()
         except BaseException as error:
             self._raised = error
-        return self._raised is not None
+        return self._raised is not None or bool(self._signals)
 
     def close(self) -> None:
         """Free the model; calling it again does nothing."""
@@ -324,7 +325,8 @@ class LlamaModel(Closing):
                 batch.n_seq_id[place] = 1
                 batch.seq_id[place][0] = 0
                 batch.logits[place] = every or place == count - 1
-            code = lib.llama_decode(self._context, batch)
+            with held_signals() as self._signals:
+                code = lib.llama_decode(self._context, batch)
         finally:
             lib.llama_batch_free(batch)
         if raised := self._raised:

@@ -4,7 +4,11 @@ It uses the C interface because the high-level class cannot turn off `use_extra_
 kernels crash in builds by some compilers.
 """
 
+import contextlib
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +38,29 @@ class Closing:
         self.close()
 
 
+@contextlib.contextmanager
+def held_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM that come inside are answered at the end; yields the list that they are put in.
+
+    Raised in Python code that C code has called, such as the log's, an interrupt would be printed and lost.
+    """
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in own:
+        signal.signal(number, lambda number, frame: seen.append(number))
+    try:
+        yield seen
+    finally:
+        for number, handler in own.items():
+            signal.signal(number, handler)
+    for number in seen:
+        own[signal.Signals(number)](number, None)
+
+
 def quiet_threads() -> None:
     """Let waiting threads spin for a moment and then sleep; OpenMP reads this when it is loaded.
 
@@ -60,7 +87,8 @@ def open_model(path: Path, vocab_only: bool = False) -> tuple[Any, Any]:
     options.use_extra_bufts = False  # AMX kernels may crash, see the module's docstring
     options.n_gpu_layers = 0
     options.vocab_only = vocab_only
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+    with held_signals():
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
     if not model:
         raise PetoolError(f"llama.cpp cannot load {path}: {first_error()}", "the file may be damaged; export it again")
     return llama_cpp, model
@@ -75,7 +103,8 @@ def open_context(lib: Any, model: Any, n_ctx: int, settings: EngineSettings) -> 
     on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     options.flash_attn_type = on if settings.flash_attention else off
     options.type_k = options.type_v = _KV_TYPES[settings.kv_type]
-    context = lib.llama_init_from_model(model, options)
+    with held_signals():
+        context = lib.llama_init_from_model(model, options)
     if not context:
         raise PetoolError(f"llama.cpp cannot open a context of {n_ctx} tokens: {first_error()}", "use less")
     return context
