@@ -156,6 +156,7 @@ def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json
 def convert(source: str, target: str, setting: str, strict: bool, as_json: bool) -> None:
     """Write the entries of SOURCE to TARGET as OpenAI fine-tuning lines (JSONL), whatever form they are in."""
     from petool_lite.console import print_json, say
+    from petool_lite.data.answers import schema_faults
     from petool_lite.data.files import load_dataset, write_lines
     from petool_lite.data.openai import entry_line
 
@@ -163,13 +164,18 @@ def convert(source: str, target: str, setting: str, strict: bool, as_json: bool)
     if path.exists():
         raise PetoolError(f"{path} exists already", "give another TARGET")
     dataset = load_dataset(source, setting, skip_bad=not strict)
-    write_lines(path, [entry_line(entry) for entry in dataset.entries])
-    for message in dataset.bad:
+    faults = {entry.id: schema_faults(entry) for entry in dataset.entries}
+    loose = [f"{source}, entry {name}, {found[0]}" for name, found in faults.items() if found]
+    if loose and strict:
+        raise PetoolError(f"{len(loose)} answers are not of their schema: {loose[0]}", "leave them out: --skip-bad")
+    sound, bad = [entry for entry in dataset.entries if not faults[entry.id]], [*dataset.bad, *loose]
+    write_lines(path, [entry_line(entry) for entry in sound])
+    for message in bad:
         say(f"left out: {message}")
     if as_json:
-        print_json({"file": str(path), "entries": len(dataset.entries), "left_out": list(dataset.bad)})
+        print_json({"file": str(path), "entries": len(sound), "left_out": bad})
         return
-    say(f"{len(dataset.entries)} entries, {len(dataset.bad)} left out")
+    say(f"{len(sound)} entries, {len(bad)} left out")
     click.echo(path)
 
 

@@ -26,9 +26,15 @@ def answer_faults(entry: Entry) -> list[str]:
         f"it gives {name}, which its tool does not declare" for name in given if name not in declared and not loose
     ]
     found += [f"it lacks the required {name}" for name in required(named[0]) if name not in given]
-    if found or entry.published is not None:
-        return found
-    return value_faults(named[0].parameters, dict(given))
+    return found if found or entry.published is not None else schema_faults(entry)
+
+
+def schema_faults(entry: Entry) -> list[str]:
+    """Where an entry's call is not of its tool's schema, as short sentences."""
+    if not isinstance(entry.answer, Call):
+        return []
+    name, arguments = entry.answer.name, dict(entry.answer.arguments)
+    return next((value_faults(tool.parameters, arguments) for tool in entry.tools if tool.name == name), [])
 
 
 def function_words(tool_name: str) -> str:

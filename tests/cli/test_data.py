@@ -64,6 +64,18 @@ def test_convert_writes_openai_lines_that_are_the_same_entries(command, files) -
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
 
 
+def test_convert_names_answers_that_are_not_of_their_schema(command, files) -> None:
+    rows = published_rows("train", 3)
+    rows[1]["api_call_ground_truth"]["parameters"]["limit"] = "ten"
+    (files / "rows.json").write_text(json.dumps(rows))
+    refused = command("data", "convert", "rows.json", "lines.jsonl", cwd=files)
+    assert refused.returncode == 1
+    assert "entry 1, limit: 'ten' is not of type 'number'" in refused.stderr
+    result = command("data", "convert", "rows.json", "lines.jsonl", "--skip-bad", cwd=files)
+    assert "left out: rows.json, entry 1, limit" in result.stderr
+    assert command("data", "check", "lines.jsonl", cwd=files).returncode == 0
+
+
 def test_preview_shows_the_loss_mask_of_an_openai_line_and_the_three_prompts(command, files) -> None:
     row = published_rows("train", 3)[2]
     more = ["--set", "data.train=train.json", "--set", "model.max_tokens=4096"]
