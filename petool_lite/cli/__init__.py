@@ -48,12 +48,14 @@ class Main(click.Group):
             say("stopped")
             sys.exit(130)
         except OSError as error:
-            if error.errno not in _DISK:
+            if error.errno not in _DISK and error.filename is None:
                 raise
             from petool_lite.console import fail
 
-            where = f"cannot write {error.filename or 'a file'}: {error.strerror}"
-            fail(PetoolError(where, "make room, or give a place that can be written; what was complete is kept"))
+            what = "write" if error.errno in _DISK else "use"
+            where = f"cannot {what} {str(error.filename or 'a file')[:200]}: {error.strerror}"
+            hint = "make room, or give a place that can be written; what was complete is kept"
+            fail(PetoolError(where, hint if error.errno in _DISK else "check the path"))
             sys.exit(FAILED)
 
 
