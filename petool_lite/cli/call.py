@@ -9,6 +9,7 @@ import click
 
 from petool_lite.cli.data import SETTING, as_json
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.places import user_path
 
 model_option = click.option(
     "--model", default=None, metavar="FILE", help="A GGUF file; the newest run's smallest export if not given."
@@ -29,7 +30,7 @@ trim_option = click.option("--trim-history", is_flag=True, help="Let old history
 def chosen_model(name: str | None) -> Path:
     """The named GGUF file, or the newest complete run's smallest export."""
     if name is not None:
-        return Path(name).expanduser()
+        return user_path(name)
     from petool_lite.bench.variants import tuned_file
     from petool_lite.runs import find_run
 
@@ -116,7 +117,7 @@ def _read_json(name: str, option: str) -> Any:
     from petool_lite.text import decode_text, parse_json, read_text
 
     place = "stdin" if name == "-" else name
-    text = decode_text(sys.stdin.buffer.read(), place) if name == "-" else read_text(Path(name).expanduser())
+    text = decode_text(sys.stdin.buffer.read(), place) if name == "-" else read_text(user_path(name))
     if not text.strip():
         raise PetoolError(f"{option}: {place} is empty", "expected JSON, see the README")
     return parse_json(text, f"{option}: {place}")

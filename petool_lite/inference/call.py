@@ -23,6 +23,7 @@ from petool_lite.inference.request import request_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
 from petool_lite.inference.settings import EngineSettings, library_version, model_sha256, tuned_settings
 from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.places import user_path
 from petool_lite.prompt.render import (
     Layout,
     Rendered,
@@ -133,7 +134,7 @@ class ToolCaller(Closing):
 
         `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError.
         """
-        self.path = Path(model).expanduser()
+        self.path = user_path(model)
         with LlamaModel(self.path, vocab_only=True) as head:
             limit = head.train_ctx or DEFAULT_CONTEXT
         self._model = LlamaModel(self.path, n_ctx or min(limit, DEFAULT_CONTEXT), settings or tuned_settings(self.path))

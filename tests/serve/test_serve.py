@@ -115,7 +115,7 @@ def test_the_official_client_gets_a_tool_call_for_a_whole_conversation(client) -
     assert call.name in ("get_weather", 'odd "name" {}')
     assert isinstance(json.loads(call.arguments), dict)
     assert reply.usage.prompt_tokens > 50
-    assert reply.petool_lite["unused"] == ["parallel_tool_calls"]
+    assert reply.petool_lite["unused"] == ["parallel_tool_calls", "seed"]
     again = client.chat.completions.create(**ask)
     assert again.usage.prompt_tokens_details.cached_tokens > 0.7 * again.usage.prompt_tokens
     assert again.choices[0].message.tool_calls[0].function == call
