@@ -1,4 +1,4 @@
-"""Replies from llama.cpp on a CPU, from transformers' modules on a GPU, or from a rule: (index, row) by entry.
+"""Replies from llama.cpp on a CPU, from transformers on a GPU, or from a rule: (index, row) by entry.
 
 Every engine gets the same token ids, the same end tokens and the same limit, and chooses greedily.
 """
@@ -33,7 +33,6 @@ from petool_lite.prompt.render import (
     spread,
 )
 
-FLIP_SAMPLE = 16  # entries that are decoded alone as well
 _UNREAD: dict[str, Any] = {
     **dict.fromkeys(("prompt_tokens", "reply_tokens", "cached_tokens", "history_dropped"), 0),
     **dict.fromkeys(("prefill_s", "decode_s", "seconds"), 0.0),
@@ -157,7 +156,7 @@ def llama_rows(work: Work, report: Report) -> Rows:
 
 
 def gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
-    """Replies of a model directory in batches of which the check found no reply changed.
+    """Replies of a model directory, decoded in batches; rounding may differ with the batch.
 
     `told` gets the meta's "gpu" facts. Raises PetoolError where there is no GPU.
     """
@@ -177,31 +176,11 @@ def gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
             return prompts.start(constrainer, indices[place])
 
     assert chat.decode is not None  # a chat from a directory has one
-    job = Job(work.max_reply_tokens, chat.eos_id, stop_ids(folder, chat), chat.decode, constrain)
+    job = Job(work.max_reply_tokens, stop_ids(folder, chat), chat.decode, constrain)
     model = GpuModel(folder, variant.adapter, variant.precision, variant.device)
-    model.forget_peak()
     texts = [prompts.rendered[index].ids for index in indices]
-    if "batch" not in told:
-        told |= checked_batch(model, texts, job, variant.batch, report)
-    first = True
-    for place, reply in model.generate(texts, job, told["batch"]):
-        yield indices[place], prompts.answered(indices[place], reply) | {"cold": first, "batch": told["batch"]}
+    told["batch"], first = variant.batch, True
+    for place, reply in model.generate(texts, job, variant.batch):
+        yield indices[place], prompts.answered(indices[place], reply) | {"cold": first, "batch": variant.batch}
         first = False
         told["memory_gb"] = round(model.peak_memory_gb(), 3)
-
-
-def checked_batch(
-    model: Any, prompts: Sequence[Sequence[int]], job: Any, wanted: int, report: Report
-) -> dict[str, Any]:
-    """The largest batch, from `wanted` down by halves, in which no reply of a sample differs from the same prompt's
-    alone; with how many were compared, and the differing ones of every size that was tried."""
-    size, tried = max(1, min(wanted, len(prompts))), {}
-    flips = checked = 0
-    while size > 1:
-        flips, checked = model.flips(prompts, job, size, FLIP_SAMPLE)
-        tried[str(size)] = flips
-        report(f"batches of {size}: {flips} of {checked} replies differ from those decoded alone", 0, 0, "")
-        if not flips:
-            break
-        size //= 2
-    return {"batch": size, "flips": flips if size > 1 else 0, "flips_checked": checked, "flips_by_batch": tried}

@@ -172,10 +172,7 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
         "peak_memory_gb": meta.get("peak_memory_gb") if runs else None,
         "model_bytes": meta.get("model_bytes") or None,
         "wall_seconds": meta.get("seconds"),
-        "gpu": {
-            key: gpu.get(key)
-            for key in ("batch", "tokens_per_s", "memory_gb", "flips", "flips_checked", "flips_by_batch")
-        },
+        "gpu": {key: gpu.get(key) for key in ("batch", "tokens_per_s", "memory_gb")},
     }
 
 
@@ -235,10 +232,6 @@ def _scores_table(document: Mapping[str, Any]) -> Table:
         notes += [f"{item['name']}: {item[key]:,} {words}" for key, words in _COUNTED.items() if item[key]]
         if item["cut_line"]:
             notes.append(f"{item['name']}: the last line of {item['results']} was cut and is left out")
-        gpu = item["cost"]["gpu"]
-        if gpu["flips_checked"]:
-            flips = f"{gpu['flips'] or 0} of {gpu['flips_checked']} checked replies"
-            notes.append(f"{item['name']}: batches of {gpu['batch']} changed {flips}")
     return Table("scores", "Scores", ("variant", "what it is", "n", "tool", "parameters", "both"), rows, notes)
 
 

@@ -32,7 +32,7 @@ _META: dict[str, Any] = {
     **{"entries": int, "complete": bool, "machine": dict, "versions": dict, "model_sha256?": str, "model_bytes?": int},
     **{"limit?": int, "max_reply_tokens?": int, "commit?": str, "peak_memory_gb?": float, "seconds?": float},
     "data": {"source": str, "sha256": str, "total": int},
-    "gpu?": {"batch?": int, "flips?": int, "flips_checked?": int, "tokens_per_s?": float, "memory_gb?": float},
+    "gpu?": {"batch?": int, "tokens_per_s?": float, "memory_gb?": float},
 }
 _ALIKE = ("variant", "setting", "engine", "decoding", "style")  # one value in a whole file
 # What must be as before for rows to be added, and what shards have in common, in the words of a refusal.

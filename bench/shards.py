@@ -72,7 +72,6 @@ def _check(parts: Sequence[Results]) -> None:
 def _meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The meta of all shards: seconds of work together, the highest peak, the smallest batch, all machines."""
     gpus = [meta["gpu"] for meta in metas if meta.get("gpu")]
-    counted = ("flips", "flips_checked")
     machines = [meta["machine"] for meta in metas]
     return {
         **metas[0],
@@ -83,7 +82,5 @@ def _meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": round(sum(meta["seconds"] for meta in metas), 2),
         "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas),
         "machines": [item for place, item in enumerate(machines) if item not in machines[:place]],
-        "gpu": min(gpus, key=lambda gpu: gpu["batch"]) | {key: sum(gpu[key] for gpu in gpus) for key in counted}
-        if gpus
-        else None,
+        "gpu": min(gpus, key=lambda gpu: gpu["batch"]) if gpus else None,
     }

@@ -9,13 +9,13 @@ from petool_lite.bench.baselines import ABOUT, RULES
 
 from petool_lite.console import Report
 from petool_lite.errors import MACHINE, USAGE, PetoolError
+from petool_lite.inference.gpu import BATCH
 from petool_lite.prompt.render import recorded_style
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, is_complete, read_manifest
 
 LLAMA, GPU, NONE = "llama.cpp", "transformers", "none"
 DECODINGS = ("constrained", "free")
-BATCH = 64  # replies decoded together on a GPU, unless a check finds that this changes one
 GROUPS = ("rules", "cpu", "gpu", "all")
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
 _ON_GPU = tuple(f"{side}-{precision}-gpu" for side in _SIDES for precision in ("nf4", "bf16"))
@@ -31,8 +31,8 @@ class Variant:
 
     `about` says in plain English what it is. `style` overrides the prompt style in a GGUF file's metadata (None: as
     recorded there). `decoding` is "constrained" to calls of the offered tools or "free", "none" for a rule. `precision`
-    ("bf16" with the adapter merged, "nf4" with the adapter on it) and `batch` are of the GPU; `device` None is this
-    process's own, "cpu" is for tests.
+    ("bf16" with the adapter merged, "nf4" with the adapter on it) and `batch`, the most replies decoded together, are
+    of the GPU; `device` None is this process's own, "cpu" is for tests.
     """
 
     name: str

@@ -18,6 +18,7 @@ from petool_lite.console import Report
 from petool_lite.data.entries import Answer
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
+from petool_lite.inference.gpu import batches, greedy_ids
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import load_learned
 from petool_lite.prompt.render import Chat, Layout, prompt_ids
@@ -124,7 +125,7 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
     report(_STAGE, 0, total, f"step {step}")
     tool = param = joint = done = 0
     with same_randomness(), generating(model):
-        for batch in _batches(held_out.prompts, held_out.batch_tokens):
+        for batch in batches([len(prompt) for prompt in held_out.prompts], held_out.batch_tokens):
             replies = _replies(model, [held_out.prompts[index] for index in batch], held_out)
             for index, reply in zip(batch, replies, strict=True):
                 scores = score_answer(reply, held_out.answers[index])
@@ -136,36 +137,14 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
     return Score(step, n, tool_acc, param_acc, joint_acc, round(time.perf_counter() - started, 2))
 
 
-def _batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, the longest first; each batch pads to at most `batch_tokens`, or is one."""
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    while order:
-        size = max(1, batch_tokens // len(prompts[order[0]]))
-        yield order[:size]
-        del order[:size]
-
-
 def _replies(model: Any, prompts: Sequence[Sequence[int]], held_out: EvaluationSet) -> list[str]:
     import torch
 
-    from petool_lite.inference.gpu import left_padded
-
-    end = held_out.chat.eos_id
-    ids, mask = left_padded(prompts, end)
-    device = model.device
     # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
     with torch.no_grad(), computing(model):
-        output = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=held_out.reply_tokens,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
+        replies = greedy_ids(model, prompts, {held_out.chat.eos_id}, held_out.reply_tokens)
     assert held_out.chat.decode is not None  # a chat from a directory has one
-    found = [row[: row.index(end)] if end in row else row for row in output[:, ids.shape[1] :].tolist()]
-    return [held_out.chat.decode(row) for row in found]
+    return [held_out.chat.decode(ids) for ids in replies]
 
 
 @contextmanager
