@@ -35,7 +35,7 @@ LINES = {
     "openai": {"messages": [{"role": "user", "content": "Rain in Bern?"}, message(CALL)], "tools": [FORECAST]},
     "functions": {
         "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "Rain in "}, {"type": "text", "text": "Bern?"}]},
+            {"role": "user", "content": [{"type": "text", "text": "Rain in Bern?"}]},
             {
                 "role": "assistant",
                 "content": None,
@@ -97,6 +97,15 @@ def test_verdicts_are_turns() -> None:
     messages = entry_messages(entry)
     assert [turn["content"] for turn in messages if turn["role"] == "tool"] == ["liked", "disliked", "used"]
     assert conversation(messages, WANTED.tools, "0") == entry
+
+
+def test_parts_of_a_text_are_lines() -> None:
+    parts = [
+        {"type": "text", "text": "Rain"},
+        {"type": "input_text", "text": "in Bern?"},
+        {"type": "text", "text": None},
+    ]
+    assert conversation([{"role": "user", "content": parts}], WANTED.tools).query == "Rain\nin Bern?\n"
 
 
 def test_two_calls_of_one_turn_get_their_own_verdicts_and_thanks_go_with_them() -> None:
