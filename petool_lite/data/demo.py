@@ -131,7 +131,7 @@ def _verdicts(kind: str, count: int, rng: random.Random) -> list[list[str]]:
     if kind == "alone":
         return [rng.choice([[], [], ["liked"], ["disliked"], ["disliked"]])]
     good = "used" if rng.random() < 0.1 else "liked"
-    wanted = [good] * (1 if kind == "known" else rng.choice([0, 1, 1, 2]))
+    wanted = [good] * (1 if kind == "known" else rng.choice([0, 1, 1, 1, 2]))
     return [wanted] + [["disliked"] * (1 if not wanted else rng.choice([0, 1, 1])) for _ in range(count - 1)]
 
 
@@ -164,7 +164,7 @@ class _Scene:
                 if len(self.tools) + len(offered) <= most:
                     provider = self.providers.pop()
                     self.offer(provider, offered)
-                    opinion = rng.choice([["liked"], ["liked", "liked"], ["disliked"], ["disliked", "used"], []])
+                    opinion = rng.choice([["liked"], ["disliked"], ["disliked", "used"], [], []])
                     self.remember(provider, opinion[: _MOST_CALLS - len(self.calls)], self.domains[name])
 
 
@@ -174,10 +174,11 @@ def _entry(split: str, rng: random.Random) -> dict[str, Any]:
     names = rng.sample(list(scene.domains), len(scene.domains))
     absent, home = scene.domains[names.pop()], scene.domains[names.pop()]
     asked, other = rng.sample(home, 2)
-    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 3]))]
     strange = rng.choice(scene.domains[rng.choice(names)])
+    beside = rng.choice([other, strange])
+    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 2, 3]))]
     for provider, verdicts in zip(rivals, _verdicts(kind, len(rivals), rng), strict=True):
-        scene.offer(provider, [asked, other] if len(rivals) > 1 or rng.random() < 0.7 else [asked])
+        scene.offer(provider, [asked, beside] if len(rivals) > 1 or rng.random() < 0.7 else [asked])
         scene.remember(provider, verdicts, [asked] if kind == "known" else [other, strange])
     scene.distract(names)
     rng.shuffle(scene.tools)
