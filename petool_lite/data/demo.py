@@ -20,8 +20,14 @@ from typing import Any
 from petool_lite.data.entries import NO_TOOL
 
 _TYPES = {"number": "integer", "switch": "boolean"}  # of a parameter; any other kind of value is a string
-_FORMS = ("{provider}.{name}", "{provider}__{name}", "{provider}_{name}", "{provider}/{name}")
-_FORMS += ("<{domain}>.<{provider}>.<{name}>", "mcp__{provider}__{name}")
+_FORMS = (
+    "{provider}.{name}",
+    "{provider}__{name}",
+    "{provider}_{name}",
+    "{provider}/{name}",
+    "<{domain}>.<{provider}>.<{name}>",
+    "mcp__{provider}__{name}",
+)
 _KINDS = {"rivals": 60, "known": 15, "alone": 15, "none": 10}  # how many of a hundred entries
 _MOST_TOOLS, _MOST_CALLS = 8, 6
 
