@@ -20,8 +20,14 @@ from typing import Any
 from petool_lite.data.entries import NO_TOOL
 
 _TYPES = {"number": "integer", "switch": "boolean"}  # of a parameter; any other kind of value is a string
-_FORMS = ("{provider}.{name}", "{provider}__{name}", "{provider}_{name}", "{provider}/{name}")
-_FORMS += ("<{domain}>.<{provider}>.<{name}>", "mcp__{provider}__{name}")
+_FORMS = (
+    "{provider}.{name}",
+    "{provider}__{name}",
+    "{provider}_{name}",
+    "{provider}/{name}",
+    "<{domain}>.<{provider}>.<{name}>",
+    "mcp__{provider}__{name}",
+)
 _KINDS = {"rivals": 60, "known": 15, "alone": 15, "none": 10}  # how many of a hundred entries
 _MOST_TOOLS, _MOST_CALLS = 8, 6
 
@@ -131,7 +137,7 @@ def _verdicts(kind: str, count: int, rng: random.Random) -> list[list[str]]:
     if kind == "alone":
         return [rng.choice([[], [], ["liked"], ["disliked"], ["disliked"]])]
     good = "used" if rng.random() < 0.1 else "liked"
-    wanted = [good] * (1 if kind == "known" else rng.choice([0, 1, 1, 2]))
+    wanted = [good] * (1 if kind == "known" else rng.choice([0, 1, 1, 1, 2]))
     return [wanted] + [["disliked"] * (1 if not wanted else rng.choice([0, 1, 1])) for _ in range(count - 1)]
 
 
@@ -164,7 +170,7 @@ class _Scene:
                 if len(self.tools) + len(offered) <= most:
                     provider = self.providers.pop()
                     self.offer(provider, offered)
-                    opinion = rng.choice([["liked"], ["liked", "liked"], ["disliked"], ["disliked", "used"], []])
+                    opinion = rng.choice([["liked"], ["disliked"], ["disliked", "used"], [], []])
                     self.remember(provider, opinion[: _MOST_CALLS - len(self.calls)], self.domains[name])
 
 
@@ -174,10 +180,11 @@ def _entry(split: str, rng: random.Random) -> dict[str, Any]:
     names = rng.sample(list(scene.domains), len(scene.domains))
     absent, home = scene.domains[names.pop()], scene.domains[names.pop()]
     asked, other = rng.sample(home, 2)
-    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 3]))]
     strange = rng.choice(scene.domains[rng.choice(names)])
+    beside = rng.choice([other, strange])
+    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 2, 3]))]
     for provider, verdicts in zip(rivals, _verdicts(kind, len(rivals), rng), strict=True):
-        scene.offer(provider, [asked, other] if len(rivals) > 1 or rng.random() < 0.7 else [asked])
+        scene.offer(provider, [asked, beside] if len(rivals) > 1 or rng.random() < 0.7 else [asked])
         scene.remember(provider, verdicts, [asked] if kind == "known" else [other, strange])
     scene.distract(names)
     rng.shuffle(scene.tools)
