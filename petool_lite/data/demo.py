@@ -20,16 +20,18 @@ from typing import Any
 from petool_lite.data.entries import NO_TOOL
 
 _TYPES = {"number": "integer", "switch": "boolean"}  # of a parameter; any other kind of value is a string
+_PLAIN = "{provider}_{name}"
 _FORMS = (
     "{provider}.{name}",
     "{provider}__{name}",
-    "{provider}_{name}",
+    _PLAIN,
     "{provider}/{name}",
     "<{domain}>.<{provider}>.<{name}>",
     "mcp__{provider}__{name}",
 )
 _KINDS = {"rivals": 60, "known": 15, "alone": 15, "none": 10}  # how many of a hundred entries
-_MOST_TOOLS, _MOST_CALLS = 8, 6
+_MOST_TOOLS, _MOST_CALLS = 7, 5
+_PLAINLY = 0.6  # how often a request has the word for the thing that the tools have
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,20 @@ def domains(split: str) -> dict[str, list[Function]]:
 
 @dataclass(frozen=True)
 class _Provider:
-    """A provider in one entry, with its way to name and describe functions."""
+    """A provider in one entry, with its way to name functions; all of an entry call a thing by the same word."""
 
     name: str
     variant: int
     form: str
+    word: int
 
     def words(self, function: Function, variant: int) -> str:
         """A verb and a thing of the function, such as "book hotel room"."""
-        verb, thing = (
-            function.verbs[variant % len(function.verbs)],
-            function.things[variant // 3 % len(function.things)],
-        )
+        verb, thing = function.verbs[variant % len(function.verbs)], self.thing(function)
         return f"{verb.replace('_', ' ')} {thing}"
+
+    def thing(self, function: Function) -> str:
+        return function.things[self.word % len(function.things)]
 
     def tool_name(self, function: Function) -> str:
         name = re.sub(r"\W", "_", self.words(function, self.variant))
@@ -105,24 +108,26 @@ class _Provider:
             "properties": {name: {"type": _TYPES.get(kind, "string")} for name, kind in function.parameters.items()},
             "required": list(function.parameters),
         }
-        description = self.words(function, self.variant + 4).capitalize()
+        description = self.words(function, self.variant + 1).capitalize()
         declared = {"name": self.tool_name(function), "description": description, "parameters": schema}
         return {"type": "function", "function": declared}
 
 
-def _request(function: Function, rng: random.Random) -> tuple[str, dict[str, Any]]:
-    """How a user asks for `function`, and the arguments that this means."""
+def _request(function: Function, thing: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """How a user asks for `function`, mostly by the word that the tools have, and the arguments that this means."""
     given: dict[str, Any] = {}
     for name, kind in function.parameters.items():
         given[name] = rng.choice([value for value in values(kind) if value not in given.values()])
     said = {name: ("off", "on")[value] if isinstance(value, bool) else value for name, value in given.items()}
-    text = rng.choice(function.asks).format(it=rng.choice(function.things), **said)
+    plain = [ask for ask in function.asks if "{it}" in ask]
+    ask = rng.choice(plain if plain and rng.random() < _PLAINLY else function.asks)
+    text = ask.format(it=thing if rng.random() < _PLAINLY else rng.choice(function.things), **said)
     return text[0].upper() + text[1:], given
 
 
 def _turns(provider: _Provider, function: Function, verdict: str | None, rng: random.Random) -> list[dict[str, Any]]:
     """A request, the call that answers it, and the user's verdict on it where there is one."""
-    text, given = _request(function, rng)
+    text, given = _request(function, provider.thing(function), rng)
     call = {"name": provider.tool_name(function), "arguments": json.dumps(given)}
     identity = f"call_{rng.randrange(16**6):06x}"
     turns: list[dict[str, Any]] = [
@@ -137,8 +142,8 @@ def _verdicts(kind: str, count: int, rng: random.Random) -> list[list[str]]:
     if kind == "alone":
         return [rng.choice([[], [], ["liked"], ["disliked"], ["disliked"]])]
     good = "used" if rng.random() < 0.1 else "liked"
-    wanted = [good] * (1 if kind == "known" else rng.choice([0, 1, 1, 1, 2]))
-    return [wanted] + [["disliked"] * (1 if not wanted else rng.choice([0, 1, 1])) for _ in range(count - 1)]
+    wanted = [good] * (1 if kind == "known" else rng.choice([0, 1, 1, 1, 1, 2]))
+    return [wanted] + [["disliked"] * (1 if not wanted else rng.choice([0, 1, 1, 1])) for _ in range(count - 1)]
 
 
 class _Scene:
@@ -148,7 +153,8 @@ class _Scene:
         self.rng, self.domains = rng, domains(split)
         names, form, first = _words()[split]["providers"], rng.choice(_FORMS), rng.randrange(9)
         chosen = rng.sample(names, len(names))
-        self.providers = [_Provider(name, first + 2 * index, form) for index, name in enumerate(chosen)]
+        word = rng.randrange(12)
+        self.providers = [_Provider(name, first + index, form, word) for index, name in enumerate(chosen)]
         self.tools: list[dict[str, Any]] = []
         self.calls: list[list[dict[str, Any]]] = []
 
@@ -163,14 +169,14 @@ class _Scene:
     def distract(self, names: Sequence[str]) -> None:
         """Fill the list with tools of other domains, by providers that the user likes, dislikes or does not know."""
         rng = self.rng
-        most = rng.randint(max(5, len(self.tools) + 2), _MOST_TOOLS)
+        most = max(len(self.tools) + 1, rng.randint(4, _MOST_TOOLS))
         for name in names:
             offered = rng.sample(self.domains[name], rng.choice([1, 2]))
             for _ in range(rng.choice([1, 2])):
                 if len(self.tools) + len(offered) <= most:
                     provider = self.providers.pop()
                     self.offer(provider, offered)
-                    opinion = rng.choice([["liked"], ["disliked"], ["disliked", "used"], [], []])
+                    opinion = rng.choice([["liked"], ["disliked"], ["disliked"], [], [], [], []])
                     self.remember(provider, opinion[: _MOST_CALLS - len(self.calls)], self.domains[name])
 
 
@@ -182,9 +188,11 @@ def _entry(split: str, rng: random.Random) -> dict[str, Any]:
     asked, other = rng.sample(home, 2)
     strange = rng.choice(scene.domains[rng.choice(names)])
     beside = rng.choice([other, strange])
-    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 2, 3]))]
+    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 2, 2, 3]))]
     for provider, verdicts in zip(rivals, _verdicts(kind, len(rivals), rng), strict=True):
-        scene.offer(provider, [asked, beside] if len(rivals) > 1 or rng.random() < 0.7 else [asked])
+        # a name such as `acorn_track_parcel` tells its provider only beside another one of it
+        several = provider.form == _PLAIN or rng.random() < 0.6
+        scene.offer(provider, [asked, beside] if several else [asked])
         scene.remember(provider, verdicts, [asked] if kind == "known" else [other, strange])
     scene.distract(names)
     rng.shuffle(scene.tools)
@@ -192,7 +200,8 @@ def _entry(split: str, rng: random.Random) -> dict[str, Any]:
     last = _turns(rivals[0], asked, None, rng)
     if kind == "none":
         small_talk = rng.choice(_words()[split]["small_talk"])
-        query = small_talk if rng.random() < 0.5 else _request(rng.choice(absent), rng)[0]
+        unknown = rng.choice(absent)
+        query = small_talk if rng.random() < 0.5 else _request(unknown, rng.choice(unknown.things), rng)[0]
         last = [{"role": "user", "content": query}, {"role": "assistant", "content": NO_TOOL}]
     return {"messages": [turn for call in scene.calls for turn in call] + last, "tools": scene.tools}
 

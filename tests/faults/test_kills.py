@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from petool_lite.bench.serve_load import children
+from support_faults import children
 from support import tiny_settings, wait_until
 from support_faults import KILLS, begin, finish, incomplete, kill_at_random
 
