@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import own_runs, tiny_settings
+from support_published import published_rows
 
 from petool_lite.data.answers import with_rejected
 from petool_lite.data.files import load_dataset
@@ -16,16 +17,25 @@ from petool_lite.recipe import load_recipe
 from petool_lite.train.preference import pair_rows
 
 DPO = [
-    "train.objective=dpo", "data.train=demo:train:12", "train.rows=2", "train.max_steps=8",
+    "train.objective=dpo", "train.rows=2", "train.max_steps=8",
     "train.learning_rate=3e-3", "train.warmup_ratio=0", "lora.dropout=0.0", "train.save_every=0",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def second(trained, tiny, command, tmp_path_factory) -> Path:
+def pairs(tmp_path_factory) -> Path:
+    """Entries that list equal tools of other providers."""
+    path = tmp_path_factory.mktemp("pairs") / "entries.json"
+    path.write_text(json.dumps(published_rows("train", 12)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def second(trained, tiny, pairs, command, tmp_path_factory) -> Path:
     """A complete DPO run on top of `trained`, its adapter given as a folder."""
     root = tmp_path_factory.mktemp("second")
-    overrides = [part for pair in [*DPO, f"model.adapter={trained / 'adapter'}"] for part in ("--set", pair)]
+    settings = [*DPO, f"data.train={pairs}", f"model.adapter={trained / 'adapter'}"]
+    overrides = [part for pair in settings for part in ("--set", pair)]
     result = command("train", "demo", *tiny_settings(tiny), *overrides, "--json", cwd=root, env=own_runs(root))
     assert result.returncode == 0, result.stderr
     return Path(json.loads(result.stdout)["run"])
@@ -41,8 +51,9 @@ def test_it_starts_level_with_its_own_start_and_then_prefers_the_right_calls(sec
     assert sum(row["rewards/margins"] for row in rows[4:]) / 4 > 0.05
 
 
-def test_nothing_is_predicted_and_what_it_does_not_read_is_refused(trained, tiny, command, tmp_path) -> None:
-    overrides = [part for pair in [*DPO, f"model.adapter={trained / 'adapter'}"] for part in ("--set", pair)]
+def test_nothing_is_predicted_and_what_it_does_not_read_is_refused(trained, tiny, pairs, command, tmp_path) -> None:
+    settings = [*DPO, f"data.train={pairs}", f"model.adapter={trained / 'adapter'}"]
+    overrides = [part for pair in settings for part in ("--set", pair)]
     line = ["train", "demo", *tiny_settings(tiny), *overrides, "--dry-run"]
     plan = command(*line, "--json", cwd=tmp_path)
     assert plan.returncode == 0, plan.stderr
@@ -84,12 +95,12 @@ def test_its_checkpoint_holds_the_trained_adapter_alone(second) -> None:
     assert all((saved[name] == final[name]).all() for name in final)
 
 
-def test_pairs_have_the_ids_that_the_renderer_gives_each_answer(smollm2) -> None:
+def test_pairs_have_the_ids_that_the_renderer_gives_each_answer(smollm2, pairs) -> None:
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     chat = chat_from_directory(smollm2.directory)
     layout = Layout("petool", 1024)
-    entries = with_rejected(load_dataset("demo:train:6", "rating").entries, seed=0)
+    entries = with_rejected(load_dataset(str(pairs), "rating").entries, seed=0)
     rows = [
         {"input_ids": row.ids, "answer_start": row.answer_start, "rejected_ids": row.rejected}
         for row in examples(chat, entries, layout, pairs=True)
@@ -120,6 +131,6 @@ def test_a_start_that_cannot_be_right_is_refused_before_loading(trained, tiny, o
     from petool_lite.recipe import load_recipe
     from petool_lite.train.plan import plan
 
-    pairs = [*tiny_settings(tiny)[1::2], *DPO, f"model.adapter={trained}", override]
+    settings = [*tiny_settings(tiny)[1::2], *DPO, f"model.adapter={trained}", override]
     with pytest.raises(PetoolError, match=message):
-        plan(load_recipe("demo", pairs)[1], silent)
+        plan(load_recipe("demo", settings)[1], silent)
