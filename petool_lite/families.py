@@ -218,24 +218,22 @@ def reordered_heads(name: str, shape: Shape) -> int:
     return shape.key_value_heads if name.endswith("self_attn.k_proj.weight") else 0
 
 
-def chat_template(directory: Path, name: str = "default") -> str:
-    """The chat template of a model directory; of a list of templates the one called `name`, else the default one.
+def chat_template(directory: Path) -> str:
+    """The chat template of a model directory; of a list of templates the default one.
 
     chat_template.jinja goes before tokenizer_config.json, as in transformers. Raises PetoolError if there is none.
     """
     file = directory / "chat_template.jinja"
     found = read_json(directory / "tokenizer_config.json").get("chat_template")
     if file.is_file():
-        found = {"default": file.read_text(encoding="utf-8")}
-        found |= {item.stem: item.read_text(encoding="utf-8") for item in directory.glob("additional_chat_templates/*")}
+        found = file.read_text(encoding="utf-8")
     elif isinstance(found, list):
         found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-    elif not isinstance(found, dict):
-        found = {"default": found}
-    text = found.get(name) or found.get("default")
-    if not isinstance(text, str) or not text:
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not isinstance(found, str) or not found:
         raise PetoolError(f"no chat template in {directory}", "petool-lite needs an instruct model")
-    return text
+    return found
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -248,7 +246,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise PetoolError(f"damaged tokenizer: {directory}/tokenizer.json ({error})", "get the model again") from error
 
 
-def end_token(directory: Path) -> str:
+def _end_token(directory: Path) -> str:
     """The text of the token that ends an answer, as tokenizer_config.json names it; raises PetoolError for none."""
     found = read_json(directory / "tokenizer_config.json").get("eos_token")
     text = found.get("content") if isinstance(found, dict) else found
@@ -268,6 +266,6 @@ def end_tokens(directory: Path) -> dict[str, int]:
         for index in (named if isinstance(named, list) else [named])
         if type(index) is int and 0 <= index < _LARGEST
     ]
-    texts = [end_token(directory), *_END_TEXTS, *(tokenizer.id_to_token(index) for index in more)]
+    texts = [_end_token(directory), *_END_TEXTS, *(tokenizer.id_to_token(index) for index in more)]
     found = {text: tokenizer.token_to_id(text) for text in texts if text}
     return {text: index for text, index in found.items() if index is not None}

@@ -66,14 +66,12 @@ class _Head:
     all_tensors: int = 0
 
 
-def check_gguf(path: Path) -> None:
-    """Raise PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree, and
-    for a part of a split file that is not the first or has not all others beside it."""
-    gguf_parts(path)
+def check_gguf(path: Path) -> list[Path]:
+    """The checked files of a GGUF model: itself, or all parts of a split one.
 
-
-def gguf_parts(path: Path) -> list[Path]:
-    """The checked files of a GGUF model: itself, or all parts of a split one by their names; see `check_gguf`."""
+    Raises PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree, and for
+    a part of a split file that is not the first or has not all others beside it.
+    """
     head = _head(path)
     if head.parts <= 1:
         return [path]

@@ -69,8 +69,7 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
         return Base(name, path.resolve(), None)
     if not _HUB_ID.fullmatch(name):
         raise PetoolError(
-            f"base model not found: {name}",
-            f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"',
+            f"base model not found: {name}", f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
         )
     directory = _download(name)
     _check_directory(directory)
