@@ -149,7 +149,7 @@ def _write_directory(gguf: Path, target: Path) -> None:
 def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
     values, width = fields.values, fields.needed("llama.embedding_length", int)
     heads = fields.needed("llama.attention.head_count", int)
-    size = values.get("llama.attention.key_length", width // heads)
+    size = values.get("llama.attention.key_length", width // max(1, heads))
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if values.get(key, size) != size:
             raise PetoolError(f"{fields.path}: {key} is {values[key]}, a head has {size}", _ELSEWHERE)

@@ -1,9 +1,8 @@
 """Can a GGUF file's keys be those of a model? Checked before any C code sees them.
 
 Layout (GGUF versions 2 and 3, little-endian): magic, version, tensor count, key count; keys with typed values; then
-tensors, which llama.cpp and the package gguf check themselves. Of keys llama.cpp believes more: a number that it divides
-by or allocates for may end the process or claim all memory. A split file is several files, of which the first has the
-keys.
+tensors, which llama.cpp and the package gguf check themselves. Of some keys llama.cpp believes too much, and ends the
+process. A split file is several files, of which the first has the keys.
 """
 
 import mmap
@@ -20,24 +19,16 @@ from petool_lite.errors import PetoolError
 MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
-_LAYERS, _EXPERTS = 512, 512  # what llama.cpp has room for
-_WIDEST = 1 << 24  # of any length or width that a model states
 _KEPT = 1 << 10  # bytes of a text value that is looked at
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split file
 _SPLIT = (99_999, 99_999, 1 << 31)  # the highest part, number of parts and of tensors in all of them
-_POSITIVE = (
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "vocab_size",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "rope.dimension_count",
-)
-
-_RANGES = {"attention.layer_norm_rms_epsilon": 1.0, "attention.layer_norm_epsilon": 1.0, "rope.freq_base": 1e12}
+# Numbers that end the process in llama.cpp where they are beyond this, or not of this type.
+_LIMITS: dict[str, tuple[type, float, float]] = {
+    "block_count": (int, 1, 512),
+    "expert_count": (int, 0, 512),
+    "attention.layer_norm_rms_epsilon": (float, 0, 1),
+    "attention.layer_norm_epsilon": (float, 0, 1),
+}
 
 
 class _Damage(Exception):
@@ -219,23 +210,15 @@ def _array(cursor: _Cursor, key: str) -> int:
 
 
 def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
-    """Refuse numbers that llama.cpp divides by, allocates for or indexes with, where they cannot be."""
+    """Refuse values that llama.cpp believes, and that would end the process there."""
     architecture = values.get("general.architecture", b"")
     if not isinstance(architecture, bytes):
         raise _Damage("general.architecture is no text")
     prefix = architecture.decode("utf-8", "replace")
-    limits = {name: (1, _WIDEST) for name in _POSITIVE} | {"block_count": (1, _LAYERS), "expert_count": (0, _EXPERTS)}
-    for name, (least, most) in limits.items():
-        found = values.get(f"{prefix}.{name}", least)
-        if not isinstance(found, int) or not least <= found <= most:
+    for name, (kind, least, most) in _LIMITS.items():
+        found = values.get(f"{prefix}.{name}", kind(most))
+        if not isinstance(found, kind) or not least <= found <= most:
             raise _Damage(f"{prefix}.{name} is {found!r}")
-    for name, highest in _RANGES.items():
-        found = values.get(f"{prefix}.{name}", highest)
-        if not isinstance(found, float) or not 0 <= found <= highest:
-            raise _Damage(f"{prefix}.{name} is {found!r}")
-    heads, width = values.get(f"{prefix}.attention.head_count", 1), values.get(f"{prefix}.embedding_length", _WIDEST)
-    if heads > width:
-        raise _Damage(f"{heads} heads share a width of {width}")
     tokens = lengths.get("tokenizer.ggml.tokens")
     for name in ("scores", "token_type"):
         if tokens is not None and lengths.get(f"tokenizer.ggml.{name}", tokens) != tokens:

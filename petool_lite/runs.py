@@ -19,19 +19,9 @@ from petool_lite.errors import PetoolError
 # What a run trained lies in a folder of its own: train.method -> its name.
 TRAINED = {"lora": "adapter", "full": "model"}
 _PACKAGES = (
-    "petool-lite",
-    "unsloth",
-    "unsloth_zoo",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "tokenizers",
-    "llama-cpp-python",
-    "gguf",
-)
+    "petool-lite", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets",
+    "tokenizers", "llama-cpp-python", "gguf",
+)  # fmt: skip
 
 
 def runs_root() -> Path:

@@ -52,8 +52,6 @@ HUGE = 2**63 + 5
         (file([text(b"k") + struct.pack("<IIQ", 9, 4, 2**61)], []), "numbers do not fit"),
         (file([text(b"k") + struct.pack("<IIQQ", 9, 8, 1, HUGE)], []), "longer than the file"),
         (file([LLAMA, u32("llama.block_count", 10**9)], []), "block_count is 1000000000"),
-        (file([LLAMA, u32("llama.attention.head_count", 0)], []), "head_count is 0"),
-        (file([LLAMA, u32("llama.embedding_length", 4), u32("llama.attention.head_count", 8)], []), "8 heads"),
         (file([LLAMA, u32("llama.expert_count", 9999)], []), "expert_count"),
         (file([strings("tokenizer.ggml.tokens", [b"a", b"a"])], []), "token occurs twice"),
         (
