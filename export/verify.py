@@ -19,7 +19,6 @@ from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
-from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.llama_log import first_error
 from petool_lite.models import Base
@@ -189,7 +188,6 @@ class Evaluator(LlamaModel):
                 raise
 
     def _apply(self, lora: Path) -> None:
-        check_gguf(lora)
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
         adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
         scales = (ctypes.c_float * 1)(1.0)

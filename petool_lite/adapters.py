@@ -75,7 +75,7 @@ def _check_plain(folder: Path, config: dict[str, Any]) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise PetoolError(f"the adapter {folder} is of the kind {kind}", "only LoRA can be trained on and merged")
-    used = [key for key in _MORE if config.get(key)] + (["bias"] if config.get("bias", "none") != "none" else [])
+    used = [key for key in _MORE if config.get(key)] + (["bias"] if config.get("bias") not in (None, "none") else [])
     if used:
         raise PetoolError(
             f"the adapter {folder} uses {used[0]} = {json.dumps(config[used[0]])[:80]}",
