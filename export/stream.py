@@ -71,7 +71,7 @@ def plan(source: Source, types: list[str]) -> dict[str, Plan]:
     if source.rope.kind == "llama3":
         shapes[ROPE] = (source.shape.head_size // 2,)
     columns = {name: shapes[name][-1] for name in sorted(shapes, key=file_order)}
-    plans = {}
+    plans: dict[str, Plan] = {}
     for name in types:
         chosen = choose_types(columns, name, source.shape, source.importance is not None)
         plans[name] = {tensor: (kind, shapes[tensor]) for tensor, kind in chosen.items()}
