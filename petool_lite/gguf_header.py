@@ -217,7 +217,7 @@ def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
     prefix = architecture.decode("utf-8", "replace")
     for name, (kind, least, most) in _LIMITS.items():
         found: Any = values.get(f"{prefix}.{name}", kind(most))
-        if not isinstance(found, kind) or not least <= found <= most:
+        if type(found) is not kind or not least <= found <= most:
             raise _Damage(f"{prefix}.{name} is {found!r}")
     tokens = lengths.get("tokenizer.ggml.tokens")
     for name in ("scores", "token_type"):
