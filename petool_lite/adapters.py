@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
+from petool_lite.text import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Settings under which an adapter is more than scaling * B @ A.
@@ -61,13 +62,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise PetoolError(f"adapter file missing: {path}", "give the folder that PEFT or petool-lite saved")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, str(error)) from error
-    if not isinstance(found, dict):
-        raise _damaged(folder, "no JSON object")
-    return found
+    return read_object(path, f"damaged adapter: {path}", "save it again, or give another adapter")
 
 
 def _check_plain(folder: Path, config: dict[str, Any]) -> None:

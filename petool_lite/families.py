@@ -3,7 +3,6 @@
 The one owner of each of these facts: training, export and inference ask here.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
+from petool_lite.text import read_object
 
 # GGUF's name of a block's tensor -> the Hugging Face module
 BLOCK_TENSORS = {
@@ -40,15 +40,9 @@ _END_TEXTS = (
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in one of a model's files; raises PetoolError for anything else, or no file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PetoolError(f"not a model directory: {file.parent}", f"{file.name} is missing") from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise PetoolError(f"not a model directory: {file.parent}", f"{file.name} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise PetoolError(f"not a model directory: {file.parent}", f"{file.name} is no JSON object")
-    return found
+    if not file.is_file():
+        raise PetoolError(f"not a model directory: {file.parent}", f"{file.name} is missing")
+    return read_object(file, f"not a model directory: {file.parent}", "get the model again")
 
 
 @dataclass(frozen=True)
@@ -191,17 +185,9 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model of this shape: its Hugging Face name, and (rows, columns) or (columns,)."""
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     width, wide = shape.width, shape.feed_forward
-    block: dict[str, tuple[int, ...]] = {
-        "attn_norm": (width,),
-        "attn_q": (queries, width),
-        "attn_k": (keys, width),
-        "attn_v": (keys, width),
-        "attn_output": (width, queries),
-        "ffn_norm": (width,),
-        "ffn_gate": (wide, width),
-        "ffn_up": (wide, width),
-        "ffn_down": (width, wide),
-    }
+    block: dict[str, tuple[int, ...]] = {"attn_q": (queries, width), "attn_output": (width, queries)}
+    block |= dict.fromkeys(("attn_norm", "ffn_norm"), (width,)) | dict.fromkeys(("attn_k", "attn_v"), (keys, width))
+    block |= dict.fromkeys(("ffn_gate", "ffn_up"), (wide, width)) | {"ffn_down": (width, wide)}
     names = {
         f"model.layers.{layer}.{module}.weight": block[name]
         for layer in range(shape.layers)

@@ -23,7 +23,7 @@ _KEPT = 1 << 10  # bytes of a text value that is looked at
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split file
 _SPLIT = (99_999, 99_999, 1 << 31)  # the highest part, number of parts and of tensors in all of them
 # Numbers that end the process in llama.cpp where they are beyond this, or not of this type.
-_LIMITS: dict[str, tuple[type, float, float]] = {
+_LIMITS: dict[str, tuple[Any, float, float]] = {
     "block_count": (int, 1, 512),
     "expert_count": (int, 0, 512),
     "attention.layer_norm_rms_epsilon": (float, 0, 1),
@@ -217,7 +217,7 @@ def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
     prefix = architecture.decode("utf-8", "replace")
     for name, (kind, least, most) in _LIMITS.items():
         found: Any = values.get(f"{prefix}.{name}", kind(most))
-        if type(found) is not kind or not least <= found <= most:
+        if not isinstance(found, kind) or not least <= found <= most:
             raise _Damage(f"{prefix}.{name} is {found!r}")
     tokens = lengths.get("tokenizer.ggml.tokens")
     for name in ("scores", "token_type"):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
+from petool_lite.text import read_object
 
 # What a run trained lies in a folder of its own: train.method -> its name.
 TRAINED = {"lora": "adapter", "full": "model"}
@@ -179,11 +180,7 @@ def find_run(name: str | None) -> Path:
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a complete run."""
-    try:
-        manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise PetoolError(f"cannot read {run}/manifest.json: {error}", "train again, or give another run") from error
-    return manifest
+    return read_object(run / "manifest.json", f"{run} has no sound manifest", "train again, or give another run")
 
 
 def versions() -> dict[str, str]:
