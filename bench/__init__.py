@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from petool_lite.bench.run import Task
     from petool_lite.bench.variants import Variant
 
-__all__ = ["bench", "generate"]
-
-INTERRUPTED = 130
+__all__ = ["bench"]
 
 
 def bench(variants: "list[Variant]", task: "Task", folder: Path, report: Report = silent) -> dict[str, Any] | None:
@@ -25,6 +23,7 @@ def bench(variants: "list[Variant]", task: "Task", folder: Path, report: Report 
     folder, or a model that does not load.
     """
     from petool_lite.bench.report import write_report
+    from petool_lite.bench.run import generate
     from petool_lite.bench.shards import shard_folder
     from petool_lite.bench.variants import LLAMA
 
@@ -57,15 +56,3 @@ def check_neighbours(variants: "list[Variant]", task: "Task", folder: Path) -> N
                 f"{path} was made from other data: {meta['data']['source']}, not {task.dataset.source}",
                 "give another --out, or take that file away",
             )
-
-
-def generate(variants: "list[Variant]", task: "Task", folder: Path, report: Report = silent) -> None:
-    """Only the results files. Ctrl-C ends it with what is done kept, as a PetoolError with exit code 130."""
-    from petool_lite.bench.run import generate_all
-
-    try:
-        generate_all(variants, task, folder, report)
-    except KeyboardInterrupt:
-        raise PetoolError(
-            f"stopped; the replies so far are in {folder}", "the same command goes on from here", INTERRUPTED
-        ) from None

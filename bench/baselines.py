@@ -6,10 +6,9 @@ accuracy says how often defaults are the answer.
 
 import hashlib
 import random
-import re
 from collections.abc import Callable
 
-from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required
+from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required, words
 
 Rule = Callable[[Entry], Tool]
 
@@ -29,18 +28,12 @@ def _liked(entry: Entry) -> Tool:
 
 
 def _words(entry: Entry) -> Tool:
-    asked = _split(entry.query)
+    asked = words(entry.query)
 
     def rank(tool: Tool) -> tuple[int, int]:
-        return len(asked & _split(f"{tool.name} {tool.description}")), balance(entry, tool.name)
+        return len(asked & words(f"{tool.name} {tool.description}")), balance(entry, tool.name)
 
     return max(entry.tools, key=rank)
-
-
-def _split(text: str) -> set[str]:
-    """The words of a text in lower case, also those inside names such as getWeather_today."""
-    parts = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
-    return set(re.findall(r"[^\W_]+", parts.lower()))
 
 
 RULES: dict[str, Rule] = {"rule-random": _random, "rule-first": _first, "rule-liked": _liked, "rule-words": _words}

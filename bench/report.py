@@ -28,7 +28,6 @@ from petool_lite.errors import PetoolError
 from petool_lite.runs import write_json, write_text
 
 SCHEMA = 3
-NO_VALUE = "–"
 _COUNTED = {
     "history_trimmed": "prompts without their oldest history",
     "too_long": "prompts beyond its context, which count as wrong",
@@ -210,7 +209,7 @@ def p_text(value: float) -> str:
 
 
 def _figure(value: float | None, digits: int) -> str:
-    return NO_VALUE if value is None else f"{value:,.{digits}f}"
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def label(variant: Mapping[str, Any]) -> str:

@@ -12,13 +12,15 @@ from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.results import SCHEMA, Store, continued, open_store
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 
-from petool_lite.console import Report
+from petool_lite.console import Report, silent
 from petool_lite.data.answers import equal_tools
 from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset
 from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.runs import versions
+
+_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,11 @@ class Task:
         return found
 
 
-def generate_all(variants: Sequence[Variant], task: Task, folder: Path, report: Report) -> None:
+def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> None:
     """Write results-<variant>.jsonl in `folder` for each variant, going on where an earlier run stopped.
 
-    Raises PetoolError before the first reply where one of the files is of other work.
+    Raises PetoolError before the first reply where one of the files is of other work. Ctrl-C ends it with what is done
+    kept, as a PetoolError with exit code 130.
     """
     entries = task.entries()
     work = []
@@ -76,11 +79,15 @@ def generate_all(variants: Sequence[Variant], task: Task, folder: Path, report: 
         if not task.fresh:
             continued(path, meta)
         work.append((variant, path, meta))
-    for variant, path, meta in work:
-        generate_results(variant, task, path, meta, report)
+    try:
+        for variant, path, meta in work:
+            _generate(variant, task, path, meta, report)
+    except KeyboardInterrupt:
+        where, hint = f"stopped; the replies so far are in {folder}", "the same command goes on from here"
+        raise PetoolError(where, hint, _INTERRUPTED) from None
 
 
-def generate_results(variant: Variant, task: Task, target: Path, meta: dict[str, Any], report: Report) -> None:
+def _generate(variant: Variant, task: Task, target: Path, meta: dict[str, Any], report: Report) -> None:
     """Write one row an entry to `target` as docs/bench.md describes it.
 
     An entry longer than the model's context loses old history, counted in the row; one that is too long even then
@@ -91,13 +98,13 @@ def generate_results(variant: Variant, task: Task, target: Path, meta: dict[str,
     with open_store(target, meta, task.fresh, report) as store:
         left = {index: entry for index, entry in entries.items() if index not in store.rows}
         if left:
-            _generate(Work(variant, left, task.max_reply_tokens, task.text), store, report)
+            _fill(Work(variant, left, task.max_reply_tokens, task.text), store, report)
             return
         more = f" (and {len(store.rows) - len(entries):,} more)" if len(store.rows) > len(entries) else ""
         report(f"{target.name}: all {len(entries):,} entries are there already{more}", 0, 0, "")
 
 
-def _generate(work: Work, store: Store, report: Report) -> None:
+def _fill(work: Work, store: Store, report: Report) -> None:
     stage, total = f"bench {work.variant.name}", len(store.rows) + len(work.entries)
     if store.rows:
         report(f"{stage}: {len(store.rows):,} of {total:,} entries are there already", 0, 0, "")

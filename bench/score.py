@@ -90,16 +90,9 @@ def score_row(row: Mapping[str, Any]) -> Score:
         if found and isinstance(found["tool_name"], str) and isinstance(found["parameters"], dict):
             call = {key: found[key] for key in ("tool_name", "parameters")}
     told = canonical(call) if call is not None else f"no call: {reply}"
-    published = _scored(text, gold, False)
-    spanning = published if "\n" not in text else _scored(text, gold, True)
+    published = score_reply(text, gold)
+    spanning = published if "\n" not in text else score_reply(text, gold, spanning=True)
     return Score(published, spanning, published if "no_call" in gold else strict, call, told)
-
-
-def _scored(reply: str, gold: Mapping[str, Any], spanning: bool) -> Pair:
-    try:
-        return score_reply(reply, gold, spanning)
-    except RecursionError:  # comparing what the parser just managed to nest
-        return False, False
 
 
 def error_class(row: Mapping[str, Any], score: Score) -> str:

@@ -17,39 +17,29 @@ def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
     return folder / f"shard-{shard[0]}-of-{shard[1]}"
 
 
-def merge_shards(folders: Sequence[Path], target: Path) -> list[Path]:
-    """Write each results file of the shards in `folders` as one into `target`; returns the files.
+def merge_shards(folders: Sequence[Path], target: Path) -> None:
+    """Write each results file of the shards in `folders` as one into `target`.
 
     Raises PetoolError, and writes nothing, for a shard that is absent, double or unfinished, and for shards that were
     made from other data, another model, other settings or other versions.
     """
     if target.resolve() in [folder.resolve() for folder in folders]:
         raise PetoolError(f"{target} is one of the shards", "give another --out", USAGE)
-    names: dict[str, None] = {}
-    for folder in folders:
-        found = sorted(path.name for path in folder.glob("results-*.jsonl"))
-        if not found:
-            raise PetoolError(f"no results-<variant>.jsonl in {folder}", "give the folders of finished shards")
-        names |= dict.fromkeys(found)
-    merged = {name: _merged(name, folders) for name in names}
-    for name, (rows, meta) in merged.items():
-        write_rows(target / name, rows)
-        write_json(meta_path(target / name), meta)
-    return [target / name for name in merged]
+    names = sorted({path.name for folder in folders for path in folder.glob("results-*.jsonl")})
+    if not names:
+        raise PetoolError(f"no results-<variant>.jsonl in {folders[0]}", "give the folders of finished shards")
+    merged = {name: _parts(name, folders) for name in names}
+    for name, parts in merged.items():
+        write_rows(target / name, sorted((row for part in parts for row in part.rows), key=lambda row: row["index"]))
+        write_json(meta_path(target / name), _meta([part.meta for part in parts]))
 
 
-def _merged(name: str, folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _parts(name: str, folders: Sequence[Path]) -> list[Results]:
+    """One variant's results of every shard; raises PetoolError where they do not make a whole."""
     absent = [str(folder) for folder in folders if not (folder / name).is_file()]
     if absent:
         raise PetoolError(f"{', '.join(absent)} has no {name}", "every shard needs the same variants")
     parts = [load_results(folder / name) for folder in folders]
-    _check(parts)
-    rows = sorted((row for part in parts for row in part.rows), key=lambda row: int(row["index"]))
-    return rows, _meta([part.meta for part in parts])
-
-
-def _check(parts: Sequence[Results]) -> None:
-    first = parts[0]
     shards = [part.meta.get("shard") or [0, 0] for part in parts]
     if sorted(shards) != [[place, len(parts)] for place in range(len(parts))]:
         told = ", ".join(
@@ -63,10 +53,11 @@ def _check(parts: Sequence[Results]) -> None:
             raise PetoolError(
                 f"{part.path} is not finished: {len(part.rows)} of {part.meta['entries']} entries", "run it again"
             )
-        other = difference(part.meta, first.meta, _SAME)
+        other = difference(part.meta, parts[0].meta, _SAME)
         if other:
             hint = "shards of one bench need the same data, model and settings"
-            raise PetoolError(f"{part.path} and {first.path} have {other}", hint)
+            raise PetoolError(f"{part.path} and {parts[0].path} have {other}", hint)
+    return parts
 
 
 def _meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

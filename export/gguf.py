@@ -21,6 +21,7 @@ from petool_lite.gguf_base import gguf_fields, open_gguf
 if TYPE_CHECKING:
     from petool_lite.export.source import Source
 
+Plan = Mapping[str, tuple[str, tuple[int, ...]]]  # GGUF tensor name -> (type, shape), in file order
 # Keys that describe the file's weights, not the model; the quantizer sets them last.
 _OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 _TEMPLATE = "tokenizer.chat_template"
@@ -43,23 +44,16 @@ def permute(weight: Any, heads: int) -> Any:
     return weight.reshape(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-@dataclass(frozen=True)
-class Content:
-    """A file to be written: GGUF type, tensors (name -> type name, shape) in file order, extra string keys."""
-
-    file_type: str
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
-    extra: Mapping[str, str]
-
-
-def write_header(path: Path, source: "Source", content: Content) -> tuple[dict[str, int], int]:
+def write_header(
+    path: Path, source: "Source", file_type: str, tensors: Plan, extra: Mapping[str, str]
+) -> tuple[dict[str, int], int]:
     """Write everything but the tensors' data; return where each tensor starts and how long the whole file will be."""
     import gguf
     import numpy as np
 
     writer = gguf.GGUFWriter(path, "llama")
     sizes = {}
-    for name, (kind, shape) in content.tensors.items():
+    for name, (kind, shape) in tensors.items():
         rows = shape[0] if len(shape) == 2 else 1
         sizes[name] = tensor_bytes(kind, rows, shape[-1])
         stored = shape if kind == "F32" else (*shape[:-1], sizes[name] // rows)  # in bytes, as the writer wants it
@@ -71,10 +65,10 @@ def write_header(path: Path, source: "Source", content: Content) -> tuple[dict[s
     else:
         _add_metadata(writer, source)
         _add_tokenizer(writer, source.base.directory, source.shape.vocabulary, source.template)
-    for key, value in content.extra.items():
+    for key, value in extra.items():
         writer.add_string(key, value)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(FILE_TYPES[content.file_type][0])
+    writer.add_file_type(FILE_TYPES[file_type][0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -33,20 +33,18 @@ def load_adapter(folder: Path) -> Adapter:
 
     Raises PetoolError if a file is missing or damaged, holds more than plain LoRA matrices, or was never trained.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     config = read_adapter_config(folder)
     pairs: dict[str, dict[str, Any]] = {}
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                module, side = _split(name)
-                pairs.setdefault(module, {})[side] = file.get_tensor(name).float().contiguous()
-    except (SafetensorError, OSError) as error:
-        raise PetoolError(f"damaged adapter: {folder / WEIGHTS} ({error})", "train the run again") from error
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            # base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
+            module, _, side = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
+            pairs.setdefault(module, {})[side] = file.get_tensor(name).float().contiguous()
     broken = [module for module, pair in pairs.items() if set(pair) != {"A", "B"}]
-    if broken or not pairs:
-        raise PetoolError(f"the adapter {folder} is incomplete: {', '.join(broken) or 'no matrices'}")
+    if broken:
+        raise PetoolError(f"the adapter {folder} is incomplete: {', '.join(broken)}", "train the run again")
     for module, pair in pairs.items():
         if not all(bool(matrix.isfinite().all()) for matrix in pair.values()):
             raise PetoolError(f"damaged adapter: {module} holds values that are not finite", "train the run again")
@@ -54,15 +52,6 @@ def load_adapter(folder: Path) -> Adapter:
             raise PetoolError(f"the adapter does not change {module}", "the adapter is untrained; train the run again")
     modules = {f"{module}.weight": (pair["A"], pair["B"]) for module, pair in pairs.items()}
     return Adapter(modules, config.scaling, config.r, config.base)
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Module and side of a matrix: `base_model.model.model.layers.0.mlp.up_proj.lora_A.weight` -> (..., "A")."""
-    for side in ("A", "B"):
-        suffix = f".lora_{side}.weight"
-        if name.startswith(_PREFIX) and name.endswith(suffix):
-            return name.removeprefix(_PREFIX).removesuffix(suffix), side
-    raise PetoolError(f"the adapter holds {name}, which is no LoRA matrix of a linear layer", "only LoRA can be merged")
 
 
 def check_fit(adapter: Adapter, tensors: list[Tensor], base_name: str) -> None:

@@ -8,10 +8,9 @@ import ctypes
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import PetoolError
 from petool_lite.families import Shape
 
 # name -> llama.cpp's file type (llama_ftype) and the tensor type that most of such a file has
@@ -111,16 +110,11 @@ def _block(name: str) -> int:
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    """libggml-base as llama_cpp ships it, with the signatures of the functions used here (ggml.h)."""
+    """llama_cpp's library, ggml with it, with the signatures of the functions used here (ggml.h)."""
     import llama_cpp
 
     llama_cpp.llama_backend_init()  # fills ggml's tables for float16
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    files = [folder / name for name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise PetoolError(f"no ggml-base library in {folder}", "install llama-cpp-python again", MACHINE)
-    library = ctypes.CDLL(str(file))
+    library = llama_cpp.llama_cpp._lib
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,  # type

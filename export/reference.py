@@ -8,7 +8,6 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,11 @@ from petool_lite.export.weights import Reader, Tensor
 
 from petool_lite.console import Report
 from petool_lite.families import gguf_name
+from petool_lite.prompt.render import Example
 
 _LARGE = 1_000_000_000  # weights from which layers run in bfloat16 on a CPU: float32 would take minutes
 _TOKENS = 4096  # padded tokens that run through a layer at once
 _HEAD_ROWS = 8192  # rows of the output head in memory at once
-
-
-@dataclass(frozen=True)
-class Row:
-    """Token ids of which `ids[:answer_start]` is the prompt and the rest the answer with its end token."""
-
-    ids: Sequence[int]
-    answer_start: int
-
-    @property
-    def answer(self) -> Sequence[int]:
-        """The ids after the prompt."""
-        return self.ids[self.answer_start :]
 
 
 def _empty_model(directory: Path, dtype: Any) -> Any:
@@ -104,7 +91,7 @@ class Reference:
         table = torch.stack([torch.stack([found[token] for token in row]) for row in padded])
         return table.to(self.device, self.dtype)
 
-    def answer_logits(self, rows: Sequence[Row], report: Report) -> list[Any]:
+    def answer_logits(self, rows: Sequence[Example], report: Report) -> list[Any]:
         """Logits that predict each answer token of `rows`: float32 numpy arrays (answer tokens, vocabulary)."""
         results: list[Any] = [None] * len(rows)
         for group, states in self.batches([row.ids for row in rows], report, "running the merged model"):

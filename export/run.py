@@ -69,19 +69,21 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     seconds = {"start": round(time.time() - started, 2)}
     keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
-    with written(source, targets, keys, report) as files, ExitStack() as drafts:
-        checks.run(files.paths, options.level)
-        paths = {target.name: files.paths[name] for name, target in targets.items()}
+    begun = time.time()
+    with written(source, targets, keys, report) as (files, changes), ExitStack() as drafts:
+        seconds["write"] = round(time.time() - begun, 2)
+        checks.run(files, options.level)
+        paths = {target.name: files[name] for name, target in targets.items()}
         if options.lora and source.adapter is not None:
             paths["lora.gguf"] = drafts.enter_context(draft(folder / "lora.gguf"))
             write_lora(paths["lora.gguf"], source.adapter, source, keys)
             if options.level == "full":
                 checks.run_lora(paths["lora.gguf"], options.types[0], export_base(base, options.types[0], report))
-        document = _document(run, source, files.changes, paths, checks)
+        document = _document(run, source, changes, paths, checks)
         document |= {"merge_base": merge_base} if merge_base else {}
         document["imatrix"] = "imatrix.gguf" if options.imatrix else None
-        seconds |= {"write": files.seconds, "check": round(checks.seconds, 2)}
-        document["seconds"] = {**seconds, "all": round(time.time() - started, 2)}
+        now = round(time.time() - started, 2)
+        document["seconds"] = {**seconds, "check": round(checks.seconds, 2), "all": now}
         texts = {
             "Modelfile": modelfile(next(iter(paths)), base.directory, recipe.model.max_tokens),
             "README.md": card(run, base, manifest, document),
@@ -188,25 +190,18 @@ def check_types(types: list[str]) -> None:
         raise PetoolError(f"unknown GGUF type: {', '.join(unknown) or 'none given'}", f"one of: {', '.join(TYPES)}")
 
 
-@dataclass(frozen=True)
-class Written:
-    """Files that have no name yet, by GGUF type; how each trained tensor changed; seconds it took."""
-
-    paths: dict[str, Path]
-    changes: dict[str, Change]
-    seconds: float
-
-
 @contextmanager
-def written(source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report) -> Iterator[Written]:
-    """Write a GGUF file for each type in `targets`, all in one folder, and yield them under other names.
+def written(
+    source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report
+) -> Iterator[tuple[dict[str, Path], dict[str, Change]]]:
+    """Write a GGUF file for each type in `targets`, all in one folder; yield where they lie, by type, and how each
+    trained tensor changed.
 
-    They get their own where the block ends, and are removed if it raises; the caller holds the folder. Raises
+    They get their own names where the block ends, and are removed if it raises; the caller holds the folder. Raises
     PetoolError where training changed nothing.
     """
     with ExitStack() as drafts:
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
-        started = time.time()
         changes = write_files(source, paths, extra, default_threads(), report)
         still = [name for name, change in changes.items() if not change.changed]
         if source.before and len(still) == len(changes):
@@ -217,15 +212,15 @@ def written(source: Source, targets: Mapping[str, Path], extra: Mapping[str, str
                 f"{still[0]} did not",
                 "the adapter is untrained, or belongs to another base",
             )
-        yield Written(paths, changes, round(time.time() - started, 2))
+        yield paths, changes
 
 
 def write_targets(
     source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report = silent
 ) -> dict[str, Change]:
     """Write a GGUF file for each type in `targets`, unchecked; return how each trained tensor changed."""
-    with _only_writer(next(iter(targets.values())).parent), written(source, targets, extra, report) as files:
-        return files.changes
+    with _only_writer(next(iter(targets.values())).parent), written(source, targets, extra, report) as (_, changes):
+        return changes
 
 
 @contextmanager

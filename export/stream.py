@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from petool_lite.export.gguf import ROPE, Content, file_order, permute, write_header
+from petool_lite.export.gguf import ROPE, Plan, file_order, permute, write_header
 from petool_lite.export.merge import nf4_round_trip
 from petool_lite.export.quantize import choose_types, quantize_rows, tensor_bytes
 from petool_lite.export.source import Source
@@ -30,8 +30,6 @@ from petool_lite.families import gguf_name, reordered_heads, rope_divisors
 _BAND = 1 << 19  # weights in a band: 2 MiB as float32, about what a core's cache holds
 _AHEAD = 3  # tensors in work at once, so that no thread waits at the end of one
 _METADATA = 32 << 20  # room for keys and tokenizer in the disk estimate
-
-Plan = dict[str, tuple[str, tuple[int, ...]]]  # GGUF tensor name -> (type, shape), in file order
 
 
 @dataclass
@@ -73,7 +71,7 @@ def plan(source: Source, types: list[str]) -> dict[str, Plan]:
     if source.rope.kind == "llama3":
         shapes[ROPE] = (source.shape.head_size // 2,)
     columns = {name: shapes[name][-1] for name in sorted(shapes, key=file_order)}
-    plans = {}
+    plans: dict[str, Plan] = {}
     for name in types:
         chosen = choose_types(columns, name, source.shape, source.importance is not None)
         plans[name] = {tensor: (kind, shapes[tensor]) for tensor, kind in chosen.items()}
@@ -122,7 +120,7 @@ def _targets(
     targets: list[Target] = []
     try:
         for name, path in paths.items():
-            starts, size = write_header(path, source, Content(name, plans[name], extra))
+            starts, size = write_header(path, source, name, plans[name], extra)
             handle = os.open(path, os.O_RDWR)
             targets.append(Target(handle, {tensor: kind for tensor, (kind, _) in plans[name].items()}, starts))
             os.ftruncate(handle, size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.reference import Reference, Row
+from petool_lite.export.reference import Reference
 from petool_lite.export.source import Source
 from petool_lite.export.weights import open_weights
 
@@ -19,11 +19,10 @@ from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
-from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.llama_log import first_error
 from petool_lite.models import Base
-from petool_lite.prompt.render import Layout, chat_from_directory, examples, prompt_text
+from petool_lite.prompt.render import Example, Layout, chat_from_directory, examples, prompt_text
 from petool_lite.recipe import Recipe
 
 PROMPTS, REPLIES = 50, 20
@@ -39,7 +38,7 @@ class Trial:
     """What the files are tried on: texts for token ids, and rows with answers, the shortest of the held-out entries."""
 
     texts: list[str]
-    rows: list[Row]
+    rows: list[Example]
     source: str
 
 
@@ -66,7 +65,7 @@ def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str
         )
     texts = [prompt_text(chat, entry, layout) for entry in [*entries, *made][:PROMPTS]]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
-    rows = [Row(row.ids, row.answer_start) for row in examples(chat, usable, layout) if row is not None]
+    rows = [row for row in examples(chat, usable, layout) if row is not None]
     return Trial(texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name)
 
 
@@ -94,20 +93,14 @@ class Checks:
         self.seconds += time.time() - started
 
     def _run_files(self, paths: Mapping[str, Path]) -> None:
-        """Let every file answer; each is compared with the merged model, and with bf16 where that is among them."""
-        whole = None
-        for name in sorted(paths, key=lambda name: name != "bf16"):
-            outcomes = self._outcomes(paths[name], self.max_reply, name)
-            found = [outcome.logits for outcome in outcomes]
+        """Let every file answer; each is compared with the merged model."""
+        for name, path in paths.items():
+            outcomes = self._outcomes(path, self.max_reply, name)
             self.figures[name] |= {
                 "replies": len(outcomes),
                 "replies_stopped": sum(outcome.stopped for outcome in outcomes),
-                "against_transformers": agreement(self._wanted, found),
+                "against_transformers": agreement(self._wanted, [outcome.logits for outcome in outcomes]),
             }
-            if name == "bf16":
-                whole = found
-            elif whole is not None:
-                self.figures[name]["against_bf16"] = agreement(whole, found)
         faults = [fault for name, figures in self.figures.items() for fault in shortfalls(name, figures)]
         if faults:
             raise PetoolError(
@@ -130,7 +123,7 @@ class Checks:
         rows, outcomes = self.trial.rows, []
         with Evaluator(path, max(len(row.ids) for row in rows) + max_reply + 1, lora) as model:
             for number, row in enumerate(rows, 1):
-                outcomes.append(model.run(row.ids[: row.answer_start], row.answer, max_reply))
+                outcomes.append(model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], max_reply))
                 self.report(f"running {name} in llama.cpp", number, len(rows), "")
         return outcomes
 
@@ -195,7 +188,6 @@ class Evaluator(LlamaModel):
                 raise
 
     def _apply(self, lora: Path) -> None:
-        check_gguf(lora)
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
         adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
         scales = (ctypes.c_float * 1)(1.0)
@@ -246,12 +238,9 @@ def shortfalls(name: str, figures: dict[str, Any]) -> list[str]:
             f"fewer than {STOPPED:.0%}"
         )
     least, most = _LIMITS.get(name, _LOW_BITS)
-    for key in ("against_transformers", "against_bf16"):
-        if key not in figures:
-            continue
-        against = key.removeprefix("against_")
-        if figures[key]["top1"] < least:
-            faults.append(f"{name} against {against}: top-1 agreement {figures[key]['top1']}, below {least}")
-        if not figures[key]["kl"] <= most:
-            faults.append(f"{name} against {against}: KL divergence {figures[key]['kl']}, above {most}")
+    against = figures["against_transformers"]
+    if against["top1"] < least:
+        faults.append(f"{name} against transformers: top-1 agreement {against['top1']}, below {least}")
+    if not against["kl"] <= most:
+        faults.append(f"{name} against transformers: KL divergence {against['kl']}, above {most}")
     return faults

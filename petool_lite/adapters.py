@@ -7,29 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
+from petool_lite.text import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Settings under which an adapter is more than scaling * B @ A, each with the values that mean nothing.
-_MORE: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "lora_bias": (),
-    "use_dora": (),
-    "fan_in_fan_out": (),
-    "rank_pattern": (),
-    "alpha_pattern": (),
-    "modules_to_save": (),
-    "trainable_token_indices": (),
-    "target_parameters": (),
-    "layer_replication": (),
-    "megatron_config": (),
-    "alora_invocation_tokens": (),
-    "use_qalora": (),
-    "use_bdlora": (),
-    "arrow_config": (),
-    "monteclora_config": (),
-    "velora_config": (),
-    "corda_config": (),
-}
+# Settings under which an adapter is more than scaling * B @ A.
+_MORE = (
+    "lora_bias", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication",
+    "trainable_token_indices", "target_parameters", "megatron_config", "alora_invocation_tokens", "use_qalora",
+    "use_bdlora", "arrow_config", "monteclora_config", "velora_config", "corda_config",
+)  # fmt: skip
 _SIDES = (".lora_A.weight", ".lora_B.weight")
 # Ways to begin that change the base's own weights: without that base the adapter means something else.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
@@ -76,13 +62,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise PetoolError(f"adapter file missing: {path}", "give the folder that PEFT or petool-lite saved")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, str(error)) from error
-    if not isinstance(found, dict):
-        raise _damaged(folder, "no JSON object")
-    return found
+    return read_object(path, f"damaged adapter: {path}", "save it again, or give another adapter")
 
 
 def _check_plain(folder: Path, config: dict[str, Any]) -> None:
@@ -90,12 +70,12 @@ def _check_plain(folder: Path, config: dict[str, Any]) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise PetoolError(f"the adapter {folder} is of the kind {kind}", "only LoRA can be trained on and merged")
-    for key, harmless in _MORE.items():
-        if config.get(key) and config[key] not in harmless:
-            raise PetoolError(
-                f"the adapter {folder} uses {key} = {json.dumps(config[key])[:80]}",
-                "only plain LoRA matrices can be trained on and merged; train it without that setting",
-            )
+    used = [key for key in _MORE if config.get(key)] + (["bias"] if config.get("bias") not in (None, "none") else [])
+    if used:
+        raise PetoolError(
+            f"the adapter {folder} uses {used[0]} = {json.dumps(config[used[0]])[:80]}",
+            "only plain LoRA matrices can be trained on and merged; train it without that setting",
+        )
     begun = str(config.get("init_lora_weights") or "").lower()
     if begun.startswith(_CHANGED_BASE):
         raise PetoolError(

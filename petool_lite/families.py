@@ -3,7 +3,6 @@
 The one owner of each of these facts: training, export and inference ask here.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
+from petool_lite.text import read_object
 
 # GGUF's name of a block's tensor -> the Hugging Face module
 BLOCK_TENSORS = {
@@ -40,15 +40,9 @@ _END_TEXTS = (
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in one of a model's files; raises PetoolError for anything else, or no file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PetoolError(f"not a model directory: {file.parent}", f"{file.name} is missing") from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise PetoolError(f"not a model directory: {file.parent}", f"{file.name} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise PetoolError(f"not a model directory: {file.parent}", f"{file.name} is no JSON object")
-    return found
+    if not file.is_file():
+        raise PetoolError(f"not a model directory: {file.parent}", f"{file.name} is missing")
+    return read_object(file, f"not a model directory: {file.parent}", "get the model again")
 
 
 @dataclass(frozen=True)
@@ -191,17 +185,9 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model of this shape: its Hugging Face name, and (rows, columns) or (columns,)."""
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     width, wide = shape.width, shape.feed_forward
-    block: dict[str, tuple[int, ...]] = {
-        "attn_norm": (width,),
-        "attn_q": (queries, width),
-        "attn_k": (keys, width),
-        "attn_v": (keys, width),
-        "attn_output": (width, queries),
-        "ffn_norm": (width,),
-        "ffn_gate": (wide, width),
-        "ffn_up": (wide, width),
-        "ffn_down": (width, wide),
-    }
+    block: dict[str, tuple[int, ...]] = {"attn_q": (queries, width), "attn_output": (width, queries)}
+    block |= dict.fromkeys(("attn_norm", "ffn_norm"), (width,)) | dict.fromkeys(("attn_k", "attn_v"), (keys, width))
+    block |= dict.fromkeys(("ffn_gate", "ffn_up"), (wide, width)) | {"ffn_down": (width, wide)}
     names = {
         f"model.layers.{layer}.{module}.weight": block[name]
         for layer in range(shape.layers)
@@ -218,24 +204,22 @@ def reordered_heads(name: str, shape: Shape) -> int:
     return shape.key_value_heads if name.endswith("self_attn.k_proj.weight") else 0
 
 
-def chat_template(directory: Path, name: str = "default") -> str:
-    """The chat template of a model directory; of a list of templates the one called `name`, else the default one.
+def chat_template(directory: Path) -> str:
+    """The chat template of a model directory; of a list of templates the default one.
 
     chat_template.jinja goes before tokenizer_config.json, as in transformers. Raises PetoolError if there is none.
     """
     file = directory / "chat_template.jinja"
     found = read_json(directory / "tokenizer_config.json").get("chat_template")
     if file.is_file():
-        found = {"default": file.read_text(encoding="utf-8")}
-        found |= {item.stem: item.read_text(encoding="utf-8") for item in directory.glob("additional_chat_templates/*")}
+        found = file.read_text(encoding="utf-8")
     elif isinstance(found, list):
         found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-    elif not isinstance(found, dict):
-        found = {"default": found}
-    text = found.get(name) or found.get("default")
-    if not isinstance(text, str) or not text:
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not isinstance(found, str) or not found:
         raise PetoolError(f"no chat template in {directory}", "petool-lite needs an instruct model")
-    return text
+    return found
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -248,7 +232,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise PetoolError(f"damaged tokenizer: {directory}/tokenizer.json ({error})", "get the model again") from error
 
 
-def end_token(directory: Path) -> str:
+def _end_token(directory: Path) -> str:
     """The text of the token that ends an answer, as tokenizer_config.json names it; raises PetoolError for none."""
     found = read_json(directory / "tokenizer_config.json").get("eos_token")
     text = found.get("content") if isinstance(found, dict) else found
@@ -268,6 +252,6 @@ def end_tokens(directory: Path) -> dict[str, int]:
         for index in (named if isinstance(named, list) else [named])
         if type(index) is int and 0 <= index < _LARGEST
     ]
-    texts = [end_token(directory), *_END_TEXTS, *(tokenizer.id_to_token(index) for index in more)]
+    texts = [_end_token(directory), *_END_TEXTS, *(tokenizer.id_to_token(index) for index in more)]
     found = {text: tokenizer.token_to_id(text) for text in texts if text}
     return {text: index for text, index in found.items() if index is not None}

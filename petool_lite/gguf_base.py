@@ -10,7 +10,7 @@ from typing import Any
 
 from petool_lite.errors import PetoolError
 from petool_lite.families import hugging_face_name, reordered_heads, shape_of
-from petool_lite.gguf_header import gguf_parts
+from petool_lite.gguf_header import check_gguf
 from petool_lite.places import cache_place
 
 # The layout of the written directory; part of the cache key, so that a changed writer never reads an old copy.
@@ -26,7 +26,7 @@ def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
     """
     from petool_lite.models import file_sha256
 
-    hashes = " ".join(file_sha256(part) for part in gguf_parts(gguf))
+    hashes = " ".join(file_sha256(part) for part in check_gguf(gguf))
     key = hashes if " " not in hashes else hashlib.sha256(hashes.encode()).hexdigest()
     target = cache_place("bases", f"{gguf.stem}-{key[:16]}-v{_VERSION}")
     if (target / "config.json").is_file():
@@ -48,15 +48,15 @@ def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
 
 def open_gguf(path: Path) -> Any:
     """A gguf.GGUFReader over a memory map of the file (of a split one, its first part); PetoolError if damaged."""
+    check_gguf(path)
+    return _reader(path)
+
+
+def _reader(path: Path) -> Any:
     from gguf import GGUFReader
 
-    gguf_parts(path)
-    return _reader(GGUFReader, path)
-
-
-def _reader(reader: Any, path: Path) -> Any:
     try:
-        return reader(path)
+        return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError, OSError, MemoryError, UnicodeDecodeError) as error:
         raise PetoolError(f"damaged GGUF file: {path} ({error})", "get or export the file again") from error
 
@@ -117,11 +117,10 @@ class _Fields:
 
 def _write_directory(gguf: Path, target: Path) -> None:
     import torch
-    from gguf import GGUFReader
     from gguf.quants import dequantize
     from safetensors.torch import save_file
 
-    readers = [_reader(GGUFReader, part) for part in gguf_parts(gguf)]
+    readers = [_reader(part) for part in check_gguf(gguf)]
     fields = _Fields(gguf, gguf_fields(readers[0]))
     if fields.values.get("general.architecture") != "llama":
         raise PetoolError(
@@ -150,7 +149,7 @@ def _write_directory(gguf: Path, target: Path) -> None:
 def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
     values, width = fields.values, fields.needed("llama.embedding_length", int)
     heads = fields.needed("llama.attention.head_count", int)
-    size = values.get("llama.attention.key_length", width // heads)
+    size = values.get("llama.attention.key_length", width // max(1, heads))
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if values.get(key, size) != size:
             raise PetoolError(f"{fields.path}: {key} is {values[key]}, a head has {size}", _ELSEWHERE)

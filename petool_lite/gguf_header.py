@@ -1,12 +1,10 @@
-"""Is a GGUF file what its header says? Checked before any C code sees it, with every number bounded by the file.
+"""Can a GGUF file's keys be those of a model? Checked before any C code sees them.
 
-Layout (GGUF versions 2 and 3, little-endian): magic, version, tensor count, key count; keys with typed values; tensor
-infos (name, dimensions, type, offset); padding; tensor data. llama.cpp reads the same fields with fewer bounds: a
-length, count or offset that the file cannot hold may end the process or claim all memory there. A split file is
-several such files, of which the first has the keys.
+Layout (GGUF versions 2 and 3, little-endian): magic, version, tensor count, key count; keys with typed values; then
+tensors, which llama.cpp and the package gguf check themselves. Of some keys llama.cpp believes too much, and ends the
+process. A split file is several files, of which the first has the keys.
 """
 
-import math
 import mmap
 import re
 import struct
@@ -19,36 +17,18 @@ from typing import Any
 from petool_lite.errors import PetoolError
 
 MAGIC = b"GGUF"
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
-_LAYERS, _EXPERTS = 512, 512  # what llama.cpp has room for
-_WIDEST = 1 << 24  # of any length or width that a model states
-_NAME = 63  # bytes of a tensor's name in llama.cpp
-_DIMENSIONS = 4
 _KEPT = 1 << 10  # bytes of a text value that is looked at
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split file
 _SPLIT = (99_999, 99_999, 1 << 31)  # the highest part, number of parts and of tensors in all of them
-_POSITIVE = (
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "vocab_size",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "rope.dimension_count",
-)
-
-# ggml's types: number -> (weights, bytes) of a block. The package gguf has them too, but not where models only run.
-BLOCKS = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
-    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66),
-    17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136),
-    24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54),
-    35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
-}  # fmt: skip
-_RANGES = {"attention.layer_norm_rms_epsilon": 1.0, "attention.layer_norm_epsilon": 1.0, "rope.freq_base": 1e12}
+# Numbers that end the process in llama.cpp where they are beyond this, or not of this type.
+_LIMITS: dict[str, tuple[Any, float, float]] = {
+    "block_count": (int, 1, 512),
+    "expert_count": (int, 0, 512),
+    "attention.layer_norm_rms_epsilon": (float, 0, 1),
+    "attention.layer_norm_epsilon": (float, 0, 1),
+}
 
 
 class _Damage(Exception):
@@ -66,14 +46,12 @@ class _Head:
     all_tensors: int = 0
 
 
-def check_gguf(path: Path) -> None:
-    """Raise PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree, and
-    for a part of a split file that is not the first or has not all others beside it."""
-    gguf_parts(path)
+def check_gguf(path: Path) -> list[Path]:
+    """The checked files of a GGUF model: itself, or all parts of a split one.
 
-
-def gguf_parts(path: Path) -> list[Path]:
-    """The checked files of a GGUF model: itself, or all parts of a split one by their names; see `check_gguf`."""
+    Raises PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree, and for
+    a part of a split file that is not the first or has not all others beside it.
+    """
     head = _head(path)
     if head.parts <= 1:
         return [path]
@@ -191,10 +169,6 @@ def _check(cursor: _Cursor) -> _Head:
     keys = cursor.count("keys", 8 + 4 + 1)
     values, lengths = _values(cursor, keys)
     _check_values(values, lengths)
-    alignment = values.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise _Damage(f"general.alignment is {alignment!r}")
-    _check_tensors(cursor, tensors, alignment)
     split = [values.get(f"split.{name}", default) for name, default in (("no", 0), ("count", 1), ("tensors.count", 0))]
     if not all(isinstance(number, int) and 0 <= number <= most for number, most in zip(split, _SPLIT, strict=True)):
         raise _Damage(f"it says of its parts {split}")
@@ -206,10 +180,7 @@ def _values(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]
     values: dict[str, Any] = {}
     lengths: dict[str, int] = {}
     for _ in range(count):
-        try:
-            key = cursor.text().decode()
-        except UnicodeDecodeError:
-            raise _Damage("a key is not UTF-8 text") from None
+        key = cursor.text().decode("utf-8", "replace")
         if key in values or key in lengths:
             raise _Damage(f"the key {key[:60]!r} occurs twice")
         kind = cursor.number("I")
@@ -221,8 +192,6 @@ def _values(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]
             values[key] = cursor.number(_SCALARS[kind])
         else:
             raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
-        if kind == _BOOL and values[key] > 1:
-            raise _Damage(f"{key[:60]!r} is neither true nor false")
     return values, lengths
 
 
@@ -241,23 +210,15 @@ def _array(cursor: _Cursor, key: str) -> int:
 
 
 def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
-    """Refuse numbers that llama.cpp divides by, allocates for or indexes with, where they cannot be."""
+    """Refuse values that llama.cpp believes, and that would end the process there."""
     architecture = values.get("general.architecture", b"")
     if not isinstance(architecture, bytes):
         raise _Damage("general.architecture is no text")
     prefix = architecture.decode("utf-8", "replace")
-    limits = {name: (1, _WIDEST) for name in _POSITIVE} | {"block_count": (1, _LAYERS), "expert_count": (0, _EXPERTS)}
-    for name, (least, most) in limits.items():
-        found = values.get(f"{prefix}.{name}", least)
-        if not isinstance(found, int) or not least <= found <= most:
+    for name, (kind, least, most) in _LIMITS.items():
+        found: Any = values.get(f"{prefix}.{name}", kind(most))
+        if not isinstance(found, kind) or not least <= found <= most:
             raise _Damage(f"{prefix}.{name} is {found!r}")
-    for name, highest in _RANGES.items():
-        found = values.get(f"{prefix}.{name}", highest)
-        if not isinstance(found, float) or not 0 <= found <= highest:
-            raise _Damage(f"{prefix}.{name} is {found!r}")
-    heads, width = values.get(f"{prefix}.attention.head_count", 1), values.get(f"{prefix}.embedding_length", _WIDEST)
-    if heads > width:
-        raise _Damage(f"{heads} heads share a width of {width}")
     tokens = lengths.get("tokenizer.ggml.tokens")
     for name in ("scores", "token_type"):
         if tokens is not None and lengths.get(f"tokenizer.ggml.{name}", tokens) != tokens:
@@ -269,41 +230,3 @@ def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
         for name in ("tokens", "token_type", "merges"):  # without types, control tokens would be read as plain text
             if f"tokenizer.ggml.{name}" not in lengths:
                 raise _Damage(f"it lacks the key tokenizer.ggml.{name}")
-
-
-def _check_tensors(cursor: _Cursor, count: int, alignment: int) -> None:
-    names: set[bytes] = set()
-    place = end = 0  # of the next tensor and of the last one's data, from where the data starts
-    for _ in range(count):
-        name = cursor.text()
-        shown = repr(name[:60].decode("utf-8", "replace"))
-        if len(name) > _NAME or name in names:
-            raise _Damage(f"the tensor name {shown} occurs twice" if name in names else f"a tensor is called {shown}")
-        names.add(name)
-        size = _tensor_bytes(cursor, shown)
-        offset = cursor.number("Q")
-        if offset != place:
-            raise _Damage(f"the tensor {shown} starts at {offset:,}, not at {place:,}")
-        end = place + size
-        if end > cursor.size:
-            raise _Damage(f"the tensor {shown} is longer than the file")
-        place = end + -end % alignment
-    whole = cursor.place + -cursor.place % alignment + end
-    if count and whole > cursor.size:
-        raise _Damage(f"it should have {whole:,} bytes and has {cursor.size:,}")
-
-
-def _tensor_bytes(cursor: _Cursor, shown: str) -> int:
-    """Size of the tensor whose dimensions and type stand here."""
-    dimensions = cursor.number("I")
-    if not 1 <= dimensions <= _DIMENSIONS:
-        raise _Damage(f"the tensor {shown} has {dimensions} dimensions")
-    shape = [cursor.number("Q") for _ in range(dimensions)]
-    kind = cursor.number("I")
-    if kind not in BLOCKS:
-        raise _Damage(f"the tensor {shown} has the unknown type {kind}")
-    block, width = BLOCKS[kind]
-    elements = math.prod(shape)
-    if not elements or shape[0] % block:
-        raise _Damage(f"the tensor {shown} has the shape {shape}")
-    return int(elements // block * width)

@@ -6,7 +6,6 @@ or a hub id such as "meta-llama/Llama-3.2-3B-Instruct".
 
 import hashlib
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.families import read_json, shape_of
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import library_places, user_path
+from petool_lite.text import read_object
 
 EMBEDDED = "smollm2-135m"
 # The weights' names that transformers and Unsloth load; where they find neither they would take a pickled file.
@@ -69,8 +69,7 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
         return Base(name, path.resolve(), None)
     if not _HUB_ID.fullmatch(name):
         raise PetoolError(
-            f"base model not found: {name}",
-            f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"',
+            f"base model not found: {name}", f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
         )
     directory = _download(name)
     _check_directory(directory)
@@ -141,15 +140,13 @@ def weight_files(path: Path) -> list[Path]:
             f"no model.safetensors and no index of shards (model.safetensors.index.json) in {path}{found}",
             "pickled weights can run code and are not read; get the model as safetensors, under these names",
         )
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PetoolError(f"damaged index: {index} ({error})", "get the base model again") from error
+    table = read_object(index, f"damaged index: {index}", "get the base model again").get("weight_map")
+    names = list(table.values()) if isinstance(table, dict) else []
     wrong = [name for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
     if wrong or not names:
         found = f"it names {str(wrong[0])[:100]!r}" if wrong else "it names no file"
         raise PetoolError(f"damaged index: {index} ({found})", "get the base model again")
-    files = sorted(path / name for name in names)
+    files = sorted({path / name for name in names})
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise PetoolError(f"incomplete weights: {missing[0]} is missing", "get the base model again")

@@ -73,11 +73,7 @@ class LoraSettings:
     dropout: float = _setting(
         0.0, "dropout on the adapter's input; 0 trains about a sixth faster than any other value", least=0, most=0.9
     )  # beyond, an update sees less than a tenth of its input, ten times as large; at 1 nothing
-    targets: list[str] = _setting(
-        list(LINEARS),
-        "linear layers that get one",
-        LINEARS,
-    )
+    targets: list[str] = _setting(list(LINEARS), "linear layers that get one", LINEARS)
 
 
 @dataclass(frozen=True)
@@ -108,9 +104,7 @@ class TrainSettings:
         ("lean", "auto"),
     )
     token_budget: int = _setting(
-        0,
-        "tokens a micro-batch: rows are packed up to it; 0: as many as fit on a GPU, 2048 on a CPU",
-        least=0,
+        0, "tokens a micro-batch: rows are packed up to it; 0: as many as fit on a GPU, 2048 on a CPU", least=0
     )
     optimizer: str = _setting(
         "adamw_torch",

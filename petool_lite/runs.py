@@ -15,23 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
+from petool_lite.text import read_object
 
 # What a run trained lies in a folder of its own: train.method -> its name.
 TRAINED = {"lora": "adapter", "full": "model"}
 _PACKAGES = (
-    "petool-lite",
-    "unsloth",
-    "unsloth_zoo",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "tokenizers",
-    "llama-cpp-python",
-    "gguf",
-)
+    "petool-lite", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets",
+    "tokenizers", "llama-cpp-python", "gguf",
+)  # fmt: skip
 
 
 def runs_root() -> Path:
@@ -189,11 +180,7 @@ def find_run(name: str | None) -> Path:
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a complete run."""
-    try:
-        manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise PetoolError(f"cannot read {run}/manifest.json: {error}", "train again, or give another run") from error
-    return manifest
+    return read_object(run / "manifest.json", f"{run} has no sound manifest", "train again, or give another run")
 
 
 def versions() -> dict[str, str]:

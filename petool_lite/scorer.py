@@ -72,7 +72,10 @@ def score_reply(reply: str, gold: Mapping[str, Any], spanning: bool = False) -> 
         return right, right
     if call is None:
         return False, False
-    return call["tool_name"] == gold["tool_name"], call["parameters"] == gold["parameters"]
+    try:
+        return call["tool_name"] == gold["tool_name"], call["parameters"] == gold["parameters"]
+    except RecursionError:  # comparing what the parser just managed to nest
+        return False, False
 
 
 def _is_text(reply: str) -> bool:

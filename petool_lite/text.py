@@ -43,6 +43,17 @@ def parse_json(text: str, name: str) -> Any:
         raise PetoolError(f"{name} is not JSON: {error}", "check the place that it names") from error
 
 
+def read_object(path: Path, what: str, hint: str) -> dict[str, Any]:
+    """The JSON object in a file; for anything else, or no file, raises PetoolError with `what` that means, and why."""
+    try:
+        found = parse_json(read_text(path), path.name)
+    except PetoolError as error:
+        raise PetoolError(f"{what} ({error.message})", hint) from error
+    if not isinstance(found, dict):
+        raise PetoolError(f"{what} ({path.name} is no JSON object)", hint)
+    return found
+
+
 def parse_json_lines(text: str, name: str) -> list[Any]:
     """The values of JSON Lines, blank lines left out; raises PetoolError with the line's number."""
     return [

@@ -9,7 +9,7 @@ from petool_lite.export import load_source, write_targets
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
-from petool_lite.gguf_header import gguf_parts
+from petool_lite.gguf_header import check_gguf
 from petool_lite.models import resolve_base
 
 
@@ -30,7 +30,7 @@ def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
     whole = resolve_base(str(write_gguf(tmp_path / "m.gguf")))
     write_gguf(tmp_path / "s.gguf", split=5)
     parts = sorted(tmp_path.glob("s-*.gguf"))
-    assert gguf_parts(parts[0]) == parts
+    assert check_gguf(parts[0]) == parts
     assert len(parts) == 3
     joined = resolve_base(str(parts[0]))
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -40,7 +40,7 @@ def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
         name: tensor.tolist() for name, tensor in other.items()
     }
     write_targets(load_source(joined), {"f16": tmp_path / "out.gguf"}, {})  # a whole file again
-    assert gguf_parts(tmp_path / "out.gguf") == [tmp_path / "out.gguf"]
+    assert check_gguf(tmp_path / "out.gguf") == [tmp_path / "out.gguf"]
 
 
 def test_a_part_is_refused_by_name(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """`petool-lite data`: fetch, look at, check, convert and split entries."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ skip_option = click.option(
 )
 
 
+def emit(document: Any, as_json: bool, lines: Iterable[Any]) -> None:
+    """What a verb found, on stdout: one JSON document, or lines for people."""
+    from petool_lite.console import print_json
+
+    if as_json:
+        print_json(document)
+        return
+    for line in lines:
+        click.echo(line)
+
+
+def new_file(name: str, argument: str) -> Path:
+    """The path of a file to be written; raises PetoolError if it is there."""
+    if Path(name).exists():
+        raise PetoolError(f"{name} exists already", f"give another {argument}")
+    return Path(name)
+
+
 @click.group()
 def data() -> None:
     """Fetch, look at, check, convert and split entries."""
@@ -44,17 +63,13 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool
     """
     from dataclasses import asdict
 
-    from petool_lite.console import print_json, progress
+    from petool_lite.console import progress
     from petool_lite.data import fetch as verb
 
     with progress() as report:
         chosen = names or (verb.FILES if repo == verb.REPO else tuple(verb.data_files(repo)))
         files = verb.fetch(repo, chosen, revision, report)
-    if as_json:
-        print_json([asdict(file) | {"path": str(file.path)} for file in files])
-        return
-    for file in files:
-        click.echo(file.path)
+    emit([asdict(file) | {"path": str(file.path)} for file in files], as_json, [file.path for file in files])
 
 
 @data.command()
@@ -65,18 +80,14 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool
 @as_json
 def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> None:
     """Figures of SOURCE: entries, candidates, history, ratings, tokens in each prompt style."""
-    from petool_lite.console import print_facts, print_json
+    from petool_lite.cli.bench import show
     from petool_lite.data.files import load_dataset
     from petool_lite.data.inspect import stats as verb
     from petool_lite.models import resolve_base
     from petool_lite.prompt.render import chat_from_directory
 
     dataset = load_dataset(source, setting, skip_bad=not strict)
-    found = verb(dataset, chat_from_directory(resolve_base(base).directory))
-    if as_json:
-        print_json(found)
-        return
-    print_facts(source, found)
+    show(source, verb(dataset, chat_from_directory(resolve_base(base).directory)), as_json)
 
 
 @data.command()
@@ -90,9 +101,6 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
 
     Exit code 1 if a fault or a leak was found.
     """
-    from dataclasses import asdict
-
-    from petool_lite.console import print_json
     from petool_lite.data.answers import answer_faults
     from petool_lite.data.files import load_dataset
     from petool_lite.data.inspect import named_by
@@ -101,29 +109,19 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name]
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e)]
     odd += [message for dataset in sets for message in dataset.bad]
-    leaked = asdict(leaks(sets[0].entries, sets[1].entries)) if len(sets) == 2 else {}
+    found = leaks(sets[0].entries, sets[1].entries) if len(sets) == 2 else {}
+    leaked = {kind: {"count": len(values), "examples": values[:3]} for kind, values in found.items()}
+    lines = [*odd, *(f"leak, {kind.replace('_', ' ')}: {len(values)} in both, such as {', '.join(values[:3])}"
+                     for kind, values in found.items())]  # fmt: skip
     counts = [len(dataset.entries) for dataset in sets]
-    total = sum(counts)
     names = named_by(sets[0])
-    if as_json:
-        print_json({"entries": counts, "faults": odd, "leaks": leaked, "providers": names})
-    else:
-        for line in [*odd, *_leak_lines(leaked)]:
-            click.echo(line)
-    trouble = len(odd) + len(_leak_lines(leaked))
-    if trouble:
-        raise PetoolError(f"{trouble} problems in {total} entries", "they are listed on stdout")
-    if not as_json:
-        click.echo(f"{total} entries, no faults" + (", no leaks" if other else ""))
-        click.echo("providers of tools, by " + "; ".join(f"{form}: {count}" for form, count in names.items()))
-
-
-def _leak_lines(leaked: dict[str, Any]) -> list[str]:
-    return [
-        f"leak, {name.replace('_', ' ')}: {shared['count']} in both, such as {', '.join(shared['examples'])}"
-        for name, shared in leaked.items()
-        if shared["count"]
+    good = [
+        f"{sum(counts)} entries, no faults" + (", no leaks" if other else ""),
+        "providers of tools, by " + "; ".join(f"{form}: {count}" for form, count in names.items()),
     ]
+    emit({"entries": counts, "faults": odd, "leaks": leaked, "providers": names}, as_json, lines or good)
+    if lines:
+        raise PetoolError(f"{len(lines)} problems in {sum(counts)} entries", "they are listed on stdout")
 
 
 @data.command()
@@ -135,16 +133,11 @@ def _leak_lines(leaked: dict[str, Any]) -> list[str]:
 @as_json
 def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json: bool) -> None:
     """Split SOURCE by function: test functions of a fold occur nowhere in its training file."""
-    from petool_lite.console import print_json
     from petool_lite.data.files import write_folds
 
     files = write_folds(source, setting, folds, seed, Path(folder))
     written = [{"file": str(path), "entries": count} for path, count in files.items()]
-    if as_json:
-        print_json(written)
-        return
-    for item in written:
-        click.echo(f"{item['file']}  {item['entries']} entries")
+    emit(written, as_json, [f"{path}  {count} entries" for path, count in files.items()])
 
 
 @data.command()
@@ -155,14 +148,12 @@ def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json
 @as_json
 def convert(source: str, target: str, setting: str, strict: bool, as_json: bool) -> None:
     """Write the entries of SOURCE to TARGET as OpenAI fine-tuning lines (JSONL), whatever form they are in."""
-    from petool_lite.console import print_json, say
+    from petool_lite.console import say
     from petool_lite.data.answers import schema_faults
     from petool_lite.data.files import load_dataset, write_lines
     from petool_lite.data.openai import entry_line
 
-    path = Path(target)
-    if path.exists():
-        raise PetoolError(f"{path} exists already", "give another TARGET")
+    path = new_file(target, "TARGET")
     dataset = load_dataset(source, setting, skip_bad=not strict)
     faults = {entry.id: schema_faults(entry) for entry in dataset.entries}
     loose = [f"{source}, entry {name}, {found[0]}" for name, found in faults.items() if found]
@@ -172,11 +163,8 @@ def convert(source: str, target: str, setting: str, strict: bool, as_json: bool)
     write_lines(path, [entry_line(entry) for entry in sound])
     for message in bad:
         say(f"left out: {message}")
-    if as_json:
-        print_json({"file": str(path), "entries": len(sound), "left_out": bad})
-        return
     say(f"{len(sound)} entries, {len(bad)} left out")
-    click.echo(path)
+    emit({"file": str(path), "entries": len(sound), "left_out": bad}, as_json, [path])
 
 
 @data.command()
@@ -191,16 +179,16 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: boo
     """Show one training row of RECIPE as the model sees it; tokens that carry loss are coloured."""
     from petool_lite.console import print_columns, print_json, print_loss_mask
     from petool_lite.data.inspect import preview as verb
-    from petool_lite.data.inspect import prompts_of
     from petool_lite.models import resolve_base
-    from petool_lite.prompt.render import Layout, chat_from_directory, example
+    from petool_lite.prompt.render import Layout, chat_from_directory, example, prompt_text
     from petool_lite.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides)[1]
     chat = chat_from_directory(resolve_base(chosen.model.base).directory)
     if settings_:
-        prompts = prompts_of(chat, _each_setting(chosen.data.train, number), chosen.data.style)
-        shown = {f"{name}, {tokens:,} tokens": text for name, (tokens, text) in prompts.items()}
+        entries, layout = _each_setting(chosen.data.train, number), Layout(chosen.data.style, sys.maxsize)
+        texts = {name: prompt_text(chat, entry, layout) for name, entry in entries.items()}
+        shown = {f"{name}, {len(chat.encode(text)):,} tokens": text for name, text in texts.items()}
         print_json(shown) if as_json else print_columns(shown)
         return
     entry = _numbered(chosen.data.train, chosen.data.one_setting, number)
@@ -254,15 +242,13 @@ def simulate(
 
     SOURCE is a log of calls in any form that `data check` reads; your own, or public ones.
     """
-    from petool_lite.console import print_json, progress, say
+    from petool_lite.console import progress, say
     from petool_lite.data.files import load_dataset, load_tools, write_lines
     from petool_lite.data.openai import entry_line
     from petool_lite.data.simulate import examples_of
     from petool_lite.data.simulate import simulate as verb
 
-    path = Path(target)
-    if path.exists():
-        raise PetoolError(f"{path} exists already", "give another FILE")
+    path = new_file(target, "FILE")
     with progress() as report:
         examples = [call for name in sources for call in examples_of(load_dataset(name, skip_bad=not strict).entries)]
         tools = [tool for name in lists for tool in load_tools(name)]
@@ -275,8 +261,5 @@ def simulate(
                 yield entry_line(entry)
 
         write_lines(path, lines())
-    if as_json:
-        print_json({"file": str(path), "entries": count, "calls": len(examples)})
-        return
     say(f"{count} entries of {len(examples)} calls")
-    click.echo(path)
+    emit({"file": str(path), "entries": count, "calls": len(examples)}, as_json, [path])

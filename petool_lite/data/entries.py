@@ -152,8 +152,12 @@ def balance(entry: Entry, name: str) -> int:
 def name_words(tool_name: str) -> frozenset[str]:
     """The words of what a tool is called beside its provider, camel case cut; the name where it has no word."""
     api = tool_name.split(">.<")[-1].rstrip(">") if tool_name.startswith("<") else re.split(r"__|[./]", tool_name)[-1]
-    words = re.findall(r"[^\W_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", api).lower())
-    return frozenset(words or [api])
+    return words(api) or frozenset([api])
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text in lower case, also those inside names such as getWeather_today."""
+    return frozenset(re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()))
 
 
 def nested_beyond(value: Any, levels: int = _DEEPEST) -> bool:

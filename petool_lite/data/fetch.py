@@ -14,7 +14,6 @@ from petool_lite.places import library_places
 
 REPO = "travisxu/PEToolBench"
 FILES = tuple(f"user_entries_{split}_{setting}.json" for split in ("sft", "test") for setting in "prc")
-PUBLIC = ("Salesforce/xlam-function-calling-60k", "Team-ACE/ToolACE", "NousResearch/hermes-function-calling-v1")
 _LOCAL_COPY = "or give a local copy: --set data.train=/path/to/file.json"
 
 
@@ -89,21 +88,20 @@ def _explain(error: BaseException, repo: str) -> tuple[str, str]:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__  # the client looked for a copy because of this
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "the Hub client is in offline mode", f"unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, {_LOCAL_COPY}"
-    if isinstance(error, errors.GatedRepoError):
-        page = f"{constants.ENDPOINT}/datasets/{repo}"
-        return "its owner asks for consent first (gated)", f"accept the terms at {page}, then run `hf auth login`"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such data set, or a private one", "check OWNER/NAME; for a private one run `hf auth login`"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "no such commit", "check the revision"
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return "no such file at this commit", "check the name, or give another revision"
+    offline = f"unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, {_LOCAL_COPY}"
+    consent = f"accept the terms at {constants.ENDPOINT}/datasets/{repo}, then run `hf auth login`"
+    login = "check OWNER/NAME; for a private one run `hf auth login`"
+    for kind, reason, hint in (
+        (errors.OfflineModeIsEnabled, "the Hub client is in offline mode", offline),
+        (errors.GatedRepoError, "its owner asks for consent first (gated)", consent),
+        (errors.RepositoryNotFoundError, "no such data set, or a private one", login),
+        (errors.RevisionNotFoundError, "no such commit", "check the revision"),
+        (errors.RemoteEntryNotFoundError, "no such file at this commit", "check the name, or give another revision"),
+    ):
+        if isinstance(error, kind):
+            return reason, hint
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        return (
-            f"{error.strerror}: {error.filename or 'the cache'}",
-            "make room for it, or set HF_HOME to another folder",
-        )
+        place = error.filename or "the cache"
+        return f"{error.strerror}: {place}", "make room for it, or set HF_HOME to another folder"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__, f"check the network and try again, {_LOCAL_COPY}"

@@ -7,8 +7,6 @@ from typing import Any
 
 from petool_lite.data.entries import Call, nested_beyond
 
-MISSING = object()
-
 
 class Fault(Exception):
     """A field that is not as expected; its text has the field's path inside the entry."""

@@ -1,15 +1,12 @@
-"""Looking at data before training on it: figures of a source, faults and leaks, and what a model sees of an entry."""
+"""Looking at data before training on it: figures of a source, and what a model sees of an entry."""
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from petool_lite.data.entries import DISLIKED, LIKED, Entry, Tool, providers
 from petool_lite.data.files import Dataset
-from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import STYLES, Chat, Example, Layout, prompt_text, spread
-
-_NO_LIMIT = 10**9  # tokens
 
 
 def stats(dataset: Dataset, chat: Chat) -> dict[str, Any]:
@@ -30,7 +27,7 @@ def stats(dataset: Dataset, chat: Chat) -> dict[str, Any]:
         "history_of_offered_providers": spread([_bearing(entry) for entry in entries]),
     }
     for style in STYLES:
-        layout = Layout(style, _NO_LIMIT)
+        layout = Layout(style, sys.maxsize)
         fit = [entry for entry in entries if style == "petool" or entry.published is not None]
         found[f"tokens_{style}"] = spread([len(chat.encode(prompt_text(chat, entry, layout))) for entry in fit])
     return found
@@ -62,15 +59,10 @@ def _form(tool: Tool) -> str:
     return next(f"server{joint}tool" for joint in ("__", ".", "/", "_") if joint in name)
 
 
-def _decoder(chat: Chat) -> Callable[[list[int]], str]:
-    if chat.decode is None:
-        raise PetoolError("this tokenizer cannot turn ids into text")
-    return chat.decode
-
-
 def preview(chat: Chat, row: Example) -> dict[str, Any]:
     """The pieces that a coloured view needs: prompt text and each answer token as text."""
-    decode = _decoder(chat)
+    decode = chat.decode
+    assert decode is not None  # a chat from a directory has one
     answer = [decode([token]) for token in row.ids[row.answer_start :]]
     return {
         "entry_id": row.entry_id,
@@ -80,12 +72,3 @@ def preview(chat: Chat, row: Example) -> dict[str, Any]:
         "prompt": decode(row.ids[: row.answer_start]),
         "answer": answer,
     }
-
-
-def prompts_of(chat: Chat, entries: Mapping[str, Entry], style: str) -> Mapping[str, tuple[int, str]]:
-    """For every setting of an entry: tokens and text of its prompt."""
-    shown = {}
-    for setting, entry in entries.items():
-        ids = chat.encode(prompt_text(chat, entry, Layout(style, _NO_LIMIT)))
-        shown[setting] = (len(ids), _decoder(chat)(ids))
-    return shown

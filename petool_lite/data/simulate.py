@@ -101,7 +101,7 @@ def _joined(words: Sequence[str], style: int) -> str:
 
 def _owners(count: int, rng: Random) -> list[_Owner]:
     """Providers with names of their own; most write their tools' names in the same form."""
-    common, found = rng.choice(_FORMS), {}
+    common, found = rng.choice(_FORMS), dict[str, _Owner]()
     while len(found) < count:
         first, last = rng.choice(_FIRST.split()), rng.choice(("", *_LAST.split()))
         form = common if rng.random() < 0.9 else rng.choice(_FORMS)

@@ -5,35 +5,11 @@ sides, so whole groups of related entries are dealt out instead, and `leaks` say
 """
 
 import random
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from petool_lite.data.answers import function_words
 from petool_lite.data.entries import Call, Entry
 from petool_lite.errors import USAGE, PetoolError
-
-_EXAMPLES = 3
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What two sets of entries have in common of one kind: how many values, and the first few of them."""
-
-    count: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Leaks:
-    """What training and test share: functions, tools that are a right answer in both, and identical queries."""
-
-    functions: Shared
-    right_tools: Shared
-    queries: Shared
-
-    def __bool__(self) -> bool:
-        """Whether anything is shared."""
-        return bool(self.functions.count or self.right_tools.count or self.queries.count)
 
 
 def function_groups(entries: Sequence[Entry]) -> list[int]:
@@ -83,20 +59,22 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
     return [sorted(fold) for fold in result]
 
 
-def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> Leaks:
-    """What `test` shares with `train`.
+def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> dict[str, list[str]]:
+    """What `test` shares with `train`, kind by kind: functions, tools that are a right answer in both, and queries.
 
-    A function without a number is compared by its function words, queries apart from space and case.
+    Kinds that are not shared are left out. A function without a number is compared by its function words, queries
+    apart from space and case.
     """
     both = [*train, *test]
-    train_keys = {key for keys in _function_keys(train, both) for key in keys}
-    test_keys = {key for keys in _function_keys(test, both) for key in keys}
-    train_queries = {_plain(entry.query) for entry in train}
-    return Leaks(
-        functions=_shared(train_keys & test_keys),
-        right_tools=_shared(_called_tools(train) & _called_tools(test)),
-        queries=_shared({entry.query for entry in test if _plain(entry.query) in train_queries}),
-    )
+    asked = [{key for keys in _function_keys(side, both) for key in keys} for side in (train, test)]
+    right = [{name for entry in side for name in _called(entry)} for side in (train, test)]
+    queries = {_plain(entry.query) for entry in train}
+    shared = {
+        "functions": asked[0] & asked[1],
+        "right_tools": right[0] & right[1],
+        "queries": {entry.query for entry in test if _plain(entry.query) in queries},
+    }
+    return {kind: sorted(values) for kind, values in shared.items() if values}
 
 
 def _function_keys(entries: Sequence[Entry], scope: Sequence[Entry]) -> list[list[str]]:
@@ -120,13 +98,5 @@ def _called_words(entry: Entry) -> Iterator[str]:
     return map(function_words, _called(entry))
 
 
-def _called_tools(entries: Sequence[Entry]) -> set[str]:
-    return {name for entry in entries for name in _called(entry)}
-
-
 def _plain(query: str) -> str:
     return " ".join(query.lower().split())
-
-
-def _shared(values: Collection[str]) -> Shared:
-    return Shared(len(values), tuple(sorted(values)[:_EXAMPLES]))

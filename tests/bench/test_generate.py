@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from petool_lite.bench.results import meta_path
-from petool_lite.bench.run import Task, generate_all
+from petool_lite.bench.run import Task
+from petool_lite.bench.run import generate as generate_all
 from petool_lite.bench.variants import GPU, Variant, rule_variants
 
 from petool_lite.console import silent
@@ -44,8 +45,6 @@ def whole(tiny_files, tmp_path_factory) -> Path:
 
 
 def test_after_ctrl_c_the_same_command_goes_on(whole, tiny_files, tmp_path, monkeypatch) -> None:
-    from petool_lite.bench import generate as verb
-
     from petool_lite.inference.llama import LlamaModel
 
     right, calls, said = LlamaModel.generate, [], []
@@ -59,7 +58,7 @@ def test_after_ctrl_c_the_same_command_goes_on(whole, tiny_files, tmp_path, monk
     monkeypatch.setattr(LlamaModel, "generate", stopped)
     variant, path = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name
     with pytest.raises(PetoolError) as caught:
-        verb([variant], task_of(10), tmp_path)
+        generate_all([variant], task_of(10), tmp_path)
     assert (caught.value.exit_code, caught.value.hint) == (130, "the same command goes on from here")
     kept = rows_of(path)
     meta = json.loads(meta_path(path).read_text())

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from petool_lite.bench import bench, generate
+from petool_lite.bench import bench
 from petool_lite.bench.results import load_folder
-from petool_lite.bench.run import Task
+from petool_lite.bench.run import Task, generate
 from petool_lite.bench.shards import merge_shards, shard_folder
 from petool_lite.bench.variants import rule_variants
 

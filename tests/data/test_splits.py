@@ -77,14 +77,13 @@ def test_planted_leaks_are_found() -> None:
     assert not leaks(train, test)
     spy = test[0]
     same_function = replace(train[0], function=spy.function)
-    assert leaks([*train, same_function], test).functions.examples == (f"function {spy.function}",)
+    assert leaks([*train, same_function], test)["functions"] == [f"function {spy.function}"]
     same_answer = replace(train[0], answer=spy.answer)
-    assert leaks([*train, same_answer], test).right_tools.examples == (spy.answer.name,)
-    same_query = leaks([*train, replace(train[0], query=f"  {spy.query.upper()}")], test).queries
-    assert same_query.count == 1
-    assert same_query.examples == (spy.query,)
+    assert leaks([*train, same_answer], test)["right_tools"] == [spy.answer.name]
+    same_query = replace(train[0], query=f"  {spy.query.upper()}")
+    assert leaks([*train, same_query], test)["queries"] == [spy.query]
     unnumbered = replace(train[0], function=None, answer=Call(spy.answer.name.replace("_", "-"), {}))
-    assert leaks([*train, unnumbered], test).functions.count == 1
+    assert len(leaks([*train, unnumbered], test)["functions"]) == 1
 
 
 def test_every_fold_needs_a_function() -> None:

@@ -117,8 +117,8 @@ def test_a_disk_that_fills_up_is_cleaned_up(small, tmp_path, monkeypatch, functi
 def test_a_file_that_fails_its_check_never_gets_its_name(small, tmp_path) -> None:
     targets = {name: tmp_path / "out" / f"{name}.gguf" for name in ("f16", "q8_0")}
     source = load_source(resolve_base(str(small)))
-    with pytest.raises(PetoolError, match="q8_0 is wrong"), written(source, targets, {}, quiet) as files:
-        assert [path.stat().st_size > 0 for path in files.paths.values()] == [True, True]
+    with pytest.raises(PetoolError, match="q8_0 is wrong"), written(source, targets, {}, quiet) as (files, _):
+        assert [path.stat().st_size > 0 for path in files.values()] == [True, True]
         raise PetoolError("q8_0 is wrong")
     assert list((tmp_path / "out").iterdir()) == []
 
