@@ -47,30 +47,20 @@ HUGE = 2**63 + 5
         (file([], [], version=1), "version 1"),
         (file([], [], said=HUGE), "tensors do not fit"),
         (file([], [], said_keys=HUGE), "keys do not fit"),
-        (file([struct.pack("<Q", HUGE) + b"a" * 30], []), "ends inside its header"),
-        (file([text(b"\xff") + struct.pack("<IQ", 4, 0)], []), "not UTF-8"),
         (file([LLAMA, LLAMA], []), "occurs twice"),
         (file([text(b"k") + struct.pack("<II", 99, 0)], []), "unknown type 99"),
         (file([text(b"k") + struct.pack("<IIQ", 9, 9, 1) + b"\0" * 16], []), "array of the type 9"),
         (file([text(b"k") + struct.pack("<IIQ", 9, 8, HUGE)], []), "texts do not fit"),
-        (file([text(b"k") + struct.pack("<IIQ", 9, 4, 2**61)], []), "numbers do not fit"),
         (file([text(b"k") + struct.pack("<IIQQ", 9, 8, 1, HUGE)], []), "longer than the file"),
         (file([text(b"k") + struct.pack("<IB", 7, 2)], []), "neither true nor false"),
         (file([u32("general.alignment", 0)], []), "alignment"),
-        (file([u32("general.alignment", 33)], []), "alignment"),
         (file([LLAMA, u32("llama.block_count", 10**9)], []), "block_count is 1000000000"),
         (file([LLAMA, u32("llama.attention.head_count", 0)], []), "head_count is 0"),
         (file([LLAMA, u32("llama.embedding_length", 4), u32("llama.attention.head_count", 8)], []), "8 heads"),
-        (file([LLAMA, u32("llama.expert_count", 9999)], []), "expert_count"),
         (file([strings("tokenizer.ggml.tokens", [b"a", b"a"])], []), "token occurs twice"),
-        (
-            file([strings("tokenizer.ggml.tokens", [b"a", b"b"]), strings("tokenizer.ggml.scores", [b""])], []),
-            "1 of their scores",
-        ),
         (file([strings("tokenizer.ggml.tokens", [b"a"]), GPT2], []), "lacks the key tokenizer.ggml.token_type"),
         (file([u32("split.no", 0), u32("split.count", 10**6), u32("split.tensors.count", 1)], []), "of its parts"),
         (file([], [tensor(shape=(2**40, 2**40))]), "longer than the file"),
-        (file([], [tensor(shape=(0,))]), "shape"),
         (file([], [tensor(shape=(1,) * 5)]), "5 dimensions"),
         (file([], [tensor(kind=12)]), "shape"),
         (file([], [tensor(kind=77)]), "unknown type 77"),
@@ -90,8 +80,6 @@ def test_what_cannot_be_is_refused_in_words(tmp_path, raw, said) -> None:
 
 def test_a_whole_file_passes_and_a_cut_one_does_not(tmp_path) -> None:
     path = tmp_path / "any.gguf"
-    path.write_bytes(file([LLAMA], [tensor(), tensor(b"b", (2, 2), offset=32)], data=48))
-    check_gguf(path)
     real = embedded_gguf()
     check_gguf(real)
     path.write_bytes(real.read_bytes()[:-1])

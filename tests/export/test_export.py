@@ -1,24 +1,15 @@
 """Exported files against transformers: same weights, same logits, same tokenizer."""
 
 import pytest
-from petool_lite.export import export_base, load_source, write_targets
+from petool_lite.export import load_source, write_targets
 from petool_lite.export.merge import load_adapter
-from support_gguf import write_gguf
+from support_gguf import LLAMA3_ROPE, write_gguf
 
 from petool_lite.families import rope_divisors, rope_of
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import resolve_base
 from petool_lite.prompt.render import chat_from_directory
-
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 def write(directory, targets, adapter=None, extra=None):
@@ -76,17 +67,6 @@ def test_a_llama_3_tokenizer_arrives_whole(small, tmp_path) -> None:
         assert (exported.template, exported.eos_id, exported.bos_token) == (chat.template, chat.eos_id, chat.bos_token)
         for text in ("12345 café's\n\n  x", "<|start_header_id|>user<|end_header_id|>\n\nhi", "日本 👋 {}}"):
             assert exported.encode(text) == chat.encode(text)
-
-
-@pytest.mark.slow
-def test_the_embedded_base_keeps_every_key_of_its_gguf(smollm2) -> None:
-    before = gguf_fields(open_gguf(smollm2.gguf))
-    after = gguf_fields(open_gguf(export_base("smollm2-135m", "q4_k_m")))
-    changed = {"general.file_type", "general.quantization_version"}
-    assert {key: value for key, value in before.items() if key not in changed} == {
-        key: value for key, value in after.items() if key not in changed
-    }
-    assert after["general.file_type"] == 15  # LLAMA_FTYPE_MOSTLY_Q4_K_M
 
 
 @pytest.mark.parametrize("name", ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from petool_lite.export import Options, export_run, load_source, write_targets
 from petool_lite.export import run as run_module
-from petool_lite.export.card import modelfile
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.reference import Reference, Row
@@ -77,12 +76,6 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
     assert shortfalls("q8_0", compare("q8.gguf")) == []
     assert any("top-1 agreement" in fault for fault in shortfalls("bf16", wrong))
     assert any("KL divergence" in fault for fault in shortfalls("bf16", wrong))
-
-
-def test_replies_that_do_not_end_are_a_shortfall() -> None:
-    assert shortfalls("q4_k_m", {"replies": 20, "replies_stopped": 18}) == []
-    assert "17 of 20" in shortfalls("q4_k_m", {"replies": 20, "replies_stopped": 17})[0]
-    assert "KL" in shortfalls("bf16", {"against_transformers": {"top1": 1.0, "kl": float("nan")}})[0]
 
 
 def test_agreement_is_what_its_formula_says() -> None:
@@ -178,20 +171,6 @@ def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> Non
     assert (found == (trained + high @ low * adapter.scale).bfloat16().float().numpy()).all()
 
 
-def test_the_modelfile_stops_at_every_end_token_and_leaves_the_template_to_the_file(tuned, tmp_path) -> None:
-    base = shutil.copytree(tuned[0], tmp_path / "base")
-    for named, more in ((None, []), (1, ['"\\""']), ([1, 2, "x", True, -1, 10**9, None], ['"\\""', '"#"'])):
-        (base / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
-        lines = modelfile("model.q8_0.gguf", base, 2048).splitlines()
-        assert (lines[0], lines[-2:]) == (
-            "FROM ./model.q8_0.gguf",
-            ["PARAMETER temperature 0", "PARAMETER num_ctx 2048"],
-        )
-        stops = [line.removeprefix("PARAMETER stop ") for line in lines[1:-2]]
-        assert stops[0] == '"<|eot_id|>"'
-        assert stops[len(stops) - len(more) :] == more
-
-
 @pytest.fixture(scope="module")
 def run(tuned, make_run):
     """A run directory around the random adapter."""
@@ -242,13 +221,11 @@ def test_the_base_is_found_from_any_folder_and_merged_as_training_had_it(
 
 
 def test_a_published_prompt_and_its_wording_go_with_the_file(tuned, make_run) -> None:
-    run = make_run(tuned[1], tuned[0], "data.style=published")
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["data"]["wording"] = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    wording = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
+    run = make_run(tuned[1], tuned[0], "data.style=published", wording=wording)
     export_run(run, Options(("q8_0",), level="quick"))
     fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
-    assert json.loads(fields["petool_lite.wording"]) == manifest["data"]["wording"]
+    assert json.loads(fields["petool_lite.wording"]) == wording
     assert fields["tokenizer.chat_template"] == chat_template(tuned[0])
 
 
@@ -278,11 +255,9 @@ def test_an_adapter_that_names_another_base_is_refused(run, tmp_path) -> None:
         export_run(tmp_path / "run", Options(("q9",)))
 
 
-def test_export_through_the_command_line(run, command) -> None:
+def test_export_through_the_command_line_without_a_librarys_noise(run, command) -> None:
     result = command("export", "--run", run, "--gguf", "Q8_0", "--lora-gguf", "--verify", "quick")
     assert result.returncode == 0, result.stderr
     assert [line.rpartition("/")[2] for line in result.stdout.splitlines()] == ["model.q8_0.gguf", "lora.gguf"]
-    assert "q8_0: " in result.stderr
     assert "50 prompts with equal ids" in result.stderr
-    for noise in ("Failed to load", "Unknown separator", "Warning"):
-        assert noise not in result.stderr
+    assert not [noise for noise in ("Failed to load", "Unknown separator", "Warning") if noise in result.stderr]
