@@ -114,7 +114,6 @@ OTHER = {"source": "folds/fold0-test.jsonl", "total": 1000}
     ("count", "facts", "partial", "why"),
     [
         (100, {"limit": 100, "entries": 100}, True, "partial: limited to 100 of 1,000 entries"),
-        (500, {"shard": [0, 2], "entries": 500}, True, "partial: one shard of the data"),
         (900, {"complete": False}, True, "partial: 900 of 1,000 entries so far"),
         (1000, {"broken": 3}, True, "partial: the engine failed on 1 entries"),
         (1000, {"data": PUBLISHED | OTHER}, False, "folds/fold0-test.jsonl with 1,000 entries is not the published"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from petool_lite.export import load_source, write_targets, written
+from petool_lite.export import load_source, write_targets
 from petool_lite.export.merge import load_adapter
 
 from petool_lite.errors import PetoolError
@@ -91,15 +91,6 @@ def test_a_disk_that_fills_up_is_cleaned_up(small, tmp_path, monkeypatch, functi
 
     monkeypatch.setattr(os, function, full)
     assert "the disk is full" in refused(small, None, tmp_path).message
-
-
-def test_a_file_that_fails_its_check_never_gets_its_name(small, tmp_path) -> None:
-    targets = {name: tmp_path / "out" / f"{name}.gguf" for name in ("f16", "q8_0")}
-    source = load_source(resolve_base(str(small)))
-    with pytest.raises(PetoolError, match="q8_0 is wrong"), written(source, targets, {}, lambda *_: None) as files:
-        assert [path.stat().st_size > 0 for path in files.paths.values()] == [True, True]
-        raise PetoolError("q8_0 is wrong")
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 _KILLED = """
