@@ -120,7 +120,7 @@ def test_any_line_and_any_meta_file_is_scored_or_refused_in_words(tmp_path, data
     made, about = json.loads(json.dumps([rows(), meta(rows())]))
     for item in made[: data.draw(st.integers(0, 2))]:
         target = data.draw(st.sampled_from([item, item["facts"], item["gold"]["parameters"]]))
-        target[data.draw(st.sampled_from(sorted(target)))] = data.draw(JSON)
+        target[data.draw(st.sampled_from([*sorted(target), "more"]))] = data.draw(JSON)
         if data.draw(st.booleans()):
             call = {"tool_name": "t", "parameters": data.draw(JSON)}
             item["reply"] = data.draw(st.text()) + json.dumps(call) + data.draw(st.sampled_from(["", "}", "\n"]))
@@ -131,7 +131,7 @@ def test_any_line_and_any_meta_file_is_scored_or_refused_in_words(tmp_path, data
     path.write_bytes(b"\n".join(lines) + data.draw(st.sampled_from([b"", b"\n"])))
     for _ in range(data.draw(st.integers(0, 2))):
         target = data.draw(st.sampled_from([about, about["machine"], about["data"], about["versions"]]))
-        target[data.draw(st.sampled_from(sorted(target)))] = data.draw(JSON)
+        target[data.draw(st.sampled_from([*sorted(target), "more"]))] = data.draw(JSON)
     path.with_name("results-tuned.meta.json").write_text(json.dumps(about))
     try:
         document = report_of(tmp_path)
