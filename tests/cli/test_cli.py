@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["train", "rating"], 3, "needs a GPU"),
         (["export", "--run", "gone"], 1, "no such run: gone"),
         (["bench", "--model", "notes.gguf"], 1, "not a GGUF file"),
-        (["bench", "--model", "."], 1, "error: . is a folder, not a GGUF file\nhint: give a .gguf file; `petool-lite"),
+        (["bench", "--model", "."], 1, "error: . is a folder, not a GGUF file\nhint: give the file in it: notes.gguf"),
         (["bench", "--variants", "fast"], 2, "unknown variant"),
         (["bench", "--shard", "3/3"], 2, "is no shard"),
         (["bench", "score", "gone.jsonl"], 1, "no such results file"),
