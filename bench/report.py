@@ -272,7 +272,7 @@ def _cost_table(variants: Sequence[Mapping[str, Any]]) -> Table:
         ))  # fmt: skip
         machine = item["machine"]
         parts = [item["engine"], machine.get("device"), machine.get("cpu"), f"{machine.get('cores')} cores"]
-        notes.append(f"{item['name']}: {', '.join(str(part) for part in dict.fromkeys(parts) if part)}")
+        notes.append(f"{item['name']}: {', '.join(dict.fromkeys(str(part) for part in parts if part))}")
     about = "s: median seconds a call; cold: nothing of the prompt was read before; read and write: tokens a second"
     columns = ("variant", "s cold", "s warm", "read", "write", "peak GB", "file MB")
     return Table("cost", "Cost", columns, rows, [about, *notes])

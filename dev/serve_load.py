@@ -1,6 +1,6 @@
-"""Load on `serve`: many clients for minutes, then the engine killed under them. Run as a module:
+"""Load on `serve`: many clients for minutes, then the engine killed under them.
 
-python -m serve_load MODEL.gguf [SECONDS] [CLIENTS] [KILLS]
+    python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [KILLS]
 
 Prints a table and, last, a JSON line. A request is lost if it ends with no HTTP status; after 429 (the queue is full)
 a client waits. Memory is the sum over the server's processes.
@@ -64,7 +64,6 @@ def server(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running `petool-lite serve` and its address; ended at the end."""
     line = [sys.executable, "-m", "petool_lite", "serve", "--model", str(model), "--port", "0"]
     process = subprocess.Popen([*line, "--context", "2048"], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     said = process.stderr.readline()
     address = re.search(r"http://\S+/v1", said)
     assert address, f"the server did not start: {said}{process.stderr.read()}"
@@ -153,7 +152,8 @@ def facts(tally: Tally, seconds: float) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Both phases against servers of their own."""
-    assert arguments, "usage: python -m serve_load MODEL.gguf [SECONDS] [CLIENTS] [KILLS]"
+    if not arguments or arguments[0].startswith("-"):
+        sys.exit("usage: python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [KILLS]")
     seconds, clients, kills = (int(value) for value in [*arguments[1:4], *("120", "50", "10")[len(arguments) - 1 :]])
     phases = {}
     for name, count in (("load", 0), ("load and kills", kills)):

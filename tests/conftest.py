@@ -77,17 +77,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from tokenizers import Tokenizer
 
         target = target or tmp_path_factory.mktemp("tiny")
-        vocabulary = Tokenizer.from_file(str(tokenizer_from / "tokenizer.json")).get_vocab_size()
         settings = {
-            "vocab_size": vocabulary,
-            "hidden_size": 256,
-            "intermediate_size": 512,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": True,
-        }
+            "vocab_size": Tokenizer.from_file(str(tokenizer_from / "tokenizer.json")).get_vocab_size(),
+            "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+        }  # fmt: skip
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).to(torch.bfloat16)
         model.save_pretrained(target)

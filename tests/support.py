@@ -37,16 +37,16 @@ def wait_until(seen: Callable[[], object], what: str, seconds: float = 250.0) ->
         time.sleep(0.01)
 
 
-def tiny_settings(tiny: Path) -> list[str]:
+def tiny_settings(tiny: Path, *more: str) -> list[str]:
     """Options that make of the demo recipe 10 steps on a tiny model, with dropout, so that random numbers matter."""
-    pairs = [
-        f"model.base={tiny}",
-        "data.train=demo:train:20",
-        "train.rows=2",
-        "train.learning_rate=2e-3",
-        "train.save_every=5",
-    ]
-    return [part for pair in [*pairs, "lora.dropout=0.1"] for part in ("--set", pair)]
+    pairs = [f"model.base={tiny}", "data.train=demo:train:20", "train.rows=2", "train.learning_rate=2e-3"]
+    pairs += ["train.save_every=5", *(more or ["lora.dropout=0.1"])]
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+def full_settings(tiny: Path) -> list[str]:
+    """The same for full fine-tuning."""
+    return tiny_settings(tiny, "train.method=full")
 
 
 def loss_row_by_row(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -59,19 +59,6 @@ def loss_row_by_row(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
         answers = torch.tensor(row["input_ids"][row["answer_start"] :])
         total = total + torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
     return total
-
-
-def full_settings(tiny: Path) -> list[str]:
-    """Options that make of the demo recipe 10 steps of full fine-tuning on a tiny model."""
-    pairs = [
-        "train.method=full",
-        f"model.base={tiny}",
-        "data.train=demo:train:20",
-        "train.rows=2",
-        "train.learning_rate=2e-3",
-        "train.save_every=5",
-    ]
-    return [part for pair in pairs for part in ("--set", pair)]
 
 
 def start(root: Path, *line: str | Path) -> subprocess.Popen:

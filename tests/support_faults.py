@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 from petool_lite.gguf_header import check_gguf
+from petool_lite.models import file_sha256
 
 KILLS = int(os.environ.get("PETOOL_LITE_KILLS", "20"))
 LOGS = ("metrics.jsonl", "eval.jsonl")  # written a line at a time: a kill may cut the last line, --resume repairs it
@@ -19,10 +20,9 @@ LOGS = ("metrics.jsonl", "eval.jsonl")  # written a line at a time: a kill may c
 
 def begin(root: Path, *arguments: object, **options) -> subprocess.Popen:
     """Start `petool-lite ARGS` with runs and cache under `root`, what it says in root/said."""
+    own = {"cwd": root, "env": variables(root), **options}
     with (root / "said").open("w") as said:
-        return subprocess.Popen(
-            command_line(arguments), cwd=root, env=variables(root), stdout=said, stderr=said, **options
-        )
+        return subprocess.Popen(command_line(arguments), stdout=said, stderr=said, **own)
 
 
 def command_line(arguments: tuple[object, ...]) -> list[str]:
@@ -71,13 +71,18 @@ def incomplete(root: Path, running: bool = True) -> list[str]:
     return faults
 
 
+def unfinished(root: Path) -> list[Path]:
+    """Runs that have begun and are not complete."""
+    return [path.parent for path in root.glob("runs/*/recipe.toml") if not (path.parent / "manifest.json").exists()]
+
+
 def check_whole(path: Path, running: bool) -> None:
     """Parse, open or hash one file."""
     kind = path.suffix
     if kind == ".json":
         found = json.loads(path.read_text())
-        if path.name == "export.json":
-            check_hashes(path.parent, found)
+        for item in found["files"] if path.name == "export.json" else []:
+            assert file_sha256(path.parent / item["file"]) == item["sha256"], item["file"]
     elif kind == ".jsonl":
         lines = path.read_text().splitlines()
         log = path.name in LOGS or path.name.startswith("results-")
@@ -100,13 +105,6 @@ def check_whole(path: Path, running: bool) -> None:
         assert ipc.open_stream(path.open("rb")).read_all().num_rows
     elif kind == ".html":
         assert "</html>" in path.read_text()
-
-
-def check_hashes(folder: Path, document: dict) -> None:
-    from petool_lite.models import file_sha256
-
-    for item in document["files"]:
-        assert file_sha256(folder / item["file"]) == item["sha256"], item["file"]
 
 
 def one_line(said: str) -> str:

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 WIDTH, INNER = 32, 64
 TOKENS = [bytes([b]).decode("latin-1") if 33 <= b < 127 else chr(256 + b) for b in range(256)] + ["ab", "<|end|>"]
 KEYS = {

@@ -113,12 +113,8 @@ def test_the_tree_names_paths_that_are_there_and_every_room_and_figures_fill_a_p
 
 
 def test_shells_complete_commands() -> None:
-    def answer(**variables: str) -> str:
-        script = Path(sys.executable).parent / "petool-lite"
-        return subprocess.run([script], env=os.environ | variables, capture_output=True, text=True).stdout
-
-    for shell in ("bash", "zsh", "fish"):
-        assert f"_PETOOL_LITE_COMPLETE={shell}_source petool-lite" in (DOCS / "index.md").read_text()
-        assert "_PETOOL_LITE_COMPLETE" in answer(_PETOOL_LITE_COMPLETE=f"{shell}_source")
+    script = Path(sys.executable).parent / "petool-lite"
     asked = {"_PETOOL_LITE_COMPLETE": "bash_complete", "COMP_WORDS": "petool-lite exp", "COMP_CWORD": "1"}
-    assert answer(**asked) == "plain,export\n"
+    found = subprocess.run([script], env=os.environ | asked, capture_output=True, text=True)
+    assert found.stdout == "plain,export\n"
+    assert "_PETOOL_LITE_COMPLETE=bash_source petool-lite" in (DOCS / "index.md").read_text()

@@ -27,45 +27,37 @@ def refused(model: Path) -> str:
     return f"{error.value.message} | {error.value.hint}"
 
 
-@pytest.mark.parametrize("kinds", [["MllamaForConditionalGeneration"], ["LlamaForSequenceClassification"], []])
-def test_another_kind_of_model(model, kinds) -> None:
-    change(model / "config.json", architectures=kinds)
-    assert f"not a text model of the Llama family: {kinds[0] if kinds else 'no architecture'}" in refused(model)
-
-
-@pytest.mark.parametrize("kind", ["mistral", None])
-def test_another_kind_of_model_under_the_name_of_llama(model, kind) -> None:
-    change(model / "config.json", model_type=kind)
-    assert f"not a text model of the Llama family: model_type {kind}" in refused(model)
-
-
 @pytest.mark.parametrize(
-    ("config", "method"),
+    ("keys", "told"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "fp8"}, "fp8"),
-        ({"bits": 4}, "something without a name"),
-        ("awq", "awq"),
+        ({"architectures": ["MllamaForConditionalGeneration"]}, "Llama family: MllamaForConditionalGeneration"),
+        ({"architectures": []}, "not a text model of the Llama family: no architecture"),
+        ({"model_type": "mistral"}, "not a text model of the Llama family: model_type mistral"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantized by gptq;"),
+        ({"quantization_config": {"bits": 4}}, "is quantized by something without a name;"),
+        ({"quantization_config": "awq"}, "is quantized by awq;"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}}, "code of its own (auto_map in config.json)"),
+        ({"transformers_weights": "adapter_model.bin"}, "names its weights itself (transformers_weights in config."),
     ],
 )
-def test_weights_that_something_else_quantized(model, config, method) -> None:
-    change(model / "config.json", quantization_config=config)
-    text = refused(model)
-    assert f"is quantized by {method};" in text
-    assert "give the model in 16 bits" in text
+def test_a_configuration_of_another_kind_of_model(model, keys, told) -> None:
+    change(model / "config.json", **keys)
+    assert told in refused(model)
 
 
-@pytest.mark.parametrize("config", [None, {"quant_method": "bitsandbytes"}, {"load_in_4bit": True}])
+@pytest.mark.parametrize("config", [None, {"quant_method": "bitsandbytes"}])
 def test_weights_of_bitsandbytes_are_not_refused(model, config) -> None:
     change(model / "config.json", quantization_config=config)
     assert resolve_base(str(model)).directory == model
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_remote_code(model, file) -> None:
-    change(model / file, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+def test_remote_code_of_a_tokenizer_and_an_adapter_beside_the_model(model) -> None:
+    change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": "modeling_evil.Evil"})
     (model / "modeling_evil.py").write_text("raise SystemExit('this ran')")
-    assert f"code of its own (auto_map in {file})" in refused(model)
+    assert "code of its own (auto_map in tokenizer_config.json)" in refused(model)
+    change(model / "tokenizer_config.json", auto_map=None)
+    (model / "adapter_config.json").write_text("{}")
+    assert "holds an adapter beside the model" in refused(model)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
@@ -98,16 +90,6 @@ def test_pickled_weights_are_not_loaded_past_the_check_either(model, method) -> 
     (model / "model.safetensors").rename(model / "other.safetensors")
     result = subprocess.run([sys.executable, "-c", LOAD, method, model], capture_output=True, text=True)
     assert "PetoolError: the base it does not load: Error no file named model.safetensors" in result.stderr
-
-
-def test_a_configuration_cannot_name_pickled_weights(model) -> None:
-    change(model / "config.json", transformers_weights="adapter_model.bin")
-    assert "names its weights itself (transformers_weights in config.json)" in refused(model)
-
-
-def test_an_adapter_beside_the_model(model) -> None:
-    (model / "adapter_config.json").write_text("{}")
-    assert "holds an adapter beside the model" in refused(model)
 
 
 def shard(model: Path, *names: object) -> None:

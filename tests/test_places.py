@@ -9,7 +9,7 @@ import pytest
 
 from petool_lite import places
 from petool_lite.errors import PetoolError
-from petool_lite.places import cache_place, cache_root, library_places, user_path
+from petool_lite.places import cache_place, cache_root, library_places
 
 
 @pytest.fixture
@@ -72,9 +72,3 @@ def test_libraries_get_a_name_and_places(monkeypatch, temporary) -> None:
     assert os.environ["TRITON_CACHE_DIR"] == "/mine"
     for name in ("HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
         monkeypatch.delenv(name)
-
-
-def test_a_tilde_of_nobody() -> None:
-    assert user_path("a/b") == Path("a/b")
-    with pytest.raises(PetoolError, match="no such folder: ~nobody-of-this-name"):
-        user_path("~nobody-of-this-name/x")

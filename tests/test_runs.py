@@ -1,7 +1,5 @@
 """Run directories: whole files only, and clear words for what is not there."""
 
-import json
-
 import pytest
 
 from petool_lite.errors import PetoolError
@@ -33,7 +31,10 @@ def test_a_folder_is_replaced_whole(tmp_path) -> None:
     assert [path.name for path in target.iterdir()] == ["two"]
 
 
-def test_the_newest_complete_run_is_found(root) -> None:
+def test_the_newest_complete_run_is_found_and_what_is_not_there_is_said(root) -> None:
+    with pytest.raises(PetoolError) as error:
+        find_run(None)
+    assert "petool-lite train" in error.value.hint
     runs = [create_run("demo") for _ in range(3)]
     assert len(set(runs)) == 3
     for run in runs:
@@ -44,17 +45,5 @@ def test_the_newest_complete_run_is_found(root) -> None:
     assert set(list_runs()) == set(runs)
     with pytest.raises(PetoolError, match="not finished"):
         find_run(runs[2].name)
-
-
-def test_no_run_and_an_unknown_run_say_what_to_do(root) -> None:
-    with pytest.raises(PetoolError) as error:
-        find_run(None)
-    assert "petool-lite train" in error.value.hint
     with pytest.raises(PetoolError, match="no such run: gone"):
         find_run("gone")
-
-
-def test_json_is_readable_text(tmp_path) -> None:
-    write_json(tmp_path / "a.json", {"name": "Zürich"})
-    assert "Zürich" in (tmp_path / "a.json").read_text()
-    assert json.loads((tmp_path / "a.json").read_text()) == {"name": "Zürich"}

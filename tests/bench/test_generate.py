@@ -1,19 +1,19 @@
 """Results files: kept through kill -9 and Ctrl-C, continued, repaired, refused where they are of other work."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from petool_lite.bench import bench
 from petool_lite.bench.results import meta_path
-from petool_lite.bench.run import Task
-from petool_lite.bench.run import generate as generate_all
+from petool_lite.bench.run import Task, generate_all
 from petool_lite.bench.variants import GPU, Variant, rule_variants
 
 from petool_lite.console import silent
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
+from petool_lite.models import embedded_gguf
 
 TIMES = ("prefill_s", "decode_s", "seconds", "cold", "cached_tokens")
 DATA = "demo:test:10"
@@ -39,70 +39,69 @@ def generate(variant: Variant, task: Task, folder: Path, report=silent) -> Path:
 
 
 @pytest.fixture(scope="module")
+def tiny_files(tiny_model, smollm2) -> dict[str, Path]:
+    """The directory of a tiny model with SmolLM2's tokenizer, and its GGUF files by type."""
+    from petool_lite.export import export_base
+
+    folder = tiny_model(smollm2.directory, max_position_embeddings=1024)
+    return {"folder": folder} | {kind: export_base(str(folder), kind) for kind in ("f16", "q4_k_m")}
+
+
+@pytest.fixture(scope="module")
 def whole(tiny_files, tmp_path_factory) -> Path:
     """The results of an undisturbed bench of 10 entries."""
     return generate(Variant("tiny", tiny_files["f16"], "petool"), task_of(10), tmp_path_factory.mktemp("whole"))
 
 
-def test_after_ctrl_c_the_same_command_goes_on(whole, tiny_files, tmp_path, monkeypatch) -> None:
+def breaking(monkeypatch, call: int, error: BaseException) -> None:
+    """The engine raises at its `call`-th reply."""
     from petool_lite.inference.llama import LlamaModel
 
-    right, calls, said = LlamaModel.generate, [], []
+    right, calls = LlamaModel.generate, []
 
-    def stopped(self, *arguments, **options):
+    def generate(self, *arguments, **options):
         calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
+        if len(calls) == call:
+            raise error
         return right(self, *arguments, **options)
 
-    monkeypatch.setattr(LlamaModel, "generate", stopped)
-    variant, path = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name
+    monkeypatch.setattr(LlamaModel, "generate", generate)
+
+
+def test_after_ctrl_c_the_same_command_goes_on(whole, tiny_files, tmp_path, monkeypatch) -> None:
+    from petool_lite.bench import generate as verb
+
+    breaking(monkeypatch, 4, KeyboardInterrupt())
+    variant, path, said = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name, []
     with pytest.raises(PetoolError) as caught:
-        generate_all([variant], task_of(10), tmp_path)
+        verb([variant], task_of(10), tmp_path)
     assert (caught.value.exit_code, caught.value.hint) == (130, "the same command goes on from here")
     kept = rows_of(path)
     meta = json.loads(meta_path(path).read_text())
     assert (len(kept), meta["complete"], meta["entries"]) == (3, False, 10)
     generate(variant, task_of(10), tmp_path, report=lambda stage, *rest: said.append(stage))
     assert "bench tiny: 3 of 10 entries are there already" in said
-    rows, meta = rows_of(path), json.loads(meta_path(path).read_text())
-    assert rows[:3] == kept, "no row was made again"
-    assert plain(rows) == plain(rows_of(whole))
-    assert meta["complete"]
-    assert meta["peak_memory_gb"] > 0
+    assert rows_of(path)[:3] == kept, "no row was made again"
+    assert plain(rows_of(path)) == plain(rows_of(whole))
+    assert json.loads(meta_path(path).read_text())["complete"]
 
 
-def test_a_cut_last_line_is_repaired_and_told_and_engine_failures_are_tried_again(whole, tiny_files, tmp_path) -> None:
-    path, said = tmp_path / whole.name, []
-    lines = whole.read_text().split("\n")[:-1]
-    broken = json.loads(lines[2]) | {"status": "engine_error", "error": "it broke", "reply": "", "reply_tokens": 0}
-    path.write_text("\n".join([*lines[:2], json.dumps(broken), *lines[3:8], lines[8][:200]]))
-    meta_path(path).write_text(meta_path(whole).read_text())
-    variant = Variant("tiny", tiny_files["f16"], "petool")
+def test_an_engine_failure_is_no_wrong_answer_and_is_tried_again_as_a_cut_line_is(
+    whole, tiny_files, tmp_path, monkeypatch
+) -> None:
+    from petool_lite.bench.report import write_report
+
+    variant, path, said = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name, []
+    with monkeypatch.context() as patch:
+        breaking(patch, 2, PetoolError("it broke"))
+        generate(variant, task_of(10), tmp_path)
+    (found,) = write_report(tmp_path)["variants"]
+    assert (found["n"], found["engine_errors"], found["classes"]["engine_error"]) == (9, 1, 1)
+    path.write_bytes(path.read_bytes()[:-100])
     generate(variant, task_of(10), tmp_path, report=lambda stage, *rest: said.append(stage))
     assert any("its last line was cut off" in line for line in said)
     assert any("1 failures of the engine are tried again" in line for line in said)
     assert plain(rows_of(path)) == plain(rows_of(whole))
-
-
-def test_an_engine_that_fails_is_no_wrong_answer(tiny_files, tmp_path, monkeypatch) -> None:
-    from petool_lite.bench.report import write_report
-
-    from petool_lite.inference.llama import LlamaModel
-
-    right, calls = LlamaModel.generate, []
-
-    def failing(self, *arguments, **options):
-        calls.append(1)
-        if len(calls) == 2:
-            raise PetoolError("it broke")
-        return right(self, *arguments, **options)
-
-    monkeypatch.setattr(LlamaModel, "generate", failing)
-    rows = rows_of(generate(Variant("x", tiny_files["f16"], "petool"), task_of(3), tmp_path))
-    assert sorted(row["status"] for row in rows) == ["engine_error", "ok", "ok"]
-    (found,) = write_report(tmp_path)["variants"]
-    assert (found["n"], found["engine_errors"], found["classes"]["engine_error"]) == (2, 1, 1)
 
 
 def test_from_the_command_line_to_the_report(tiny_files, tmp_path, command) -> None:
@@ -122,21 +121,14 @@ def test_from_the_command_line_to_the_report(tiny_files, tmp_path, command) -> N
 
 def test_a_finished_bench_loads_nothing_and_a_smaller_limit_uses_what_is_there(tmp_path) -> None:
     rule, said = rule_variants(["rule-first"])[0], []
-
-    def report(stage: str, done: int, total: int, note: str) -> None:
-        said.append(stage)
-
-    target = generate(rule, task_of(), tmp_path, report=report)
+    target = generate(rule, task_of(), tmp_path)
     first = target.read_bytes()
-    generate(rule, task_of(), tmp_path, report=report)
-    assert (target.read_bytes(), said[-1]) == (first, "results-rule-first.jsonl: all 4 entries are there already")
-    generate(rule, task_of(6), tmp_path)
-    assert target.read_bytes().startswith(first)
-    generate(rule, task_of(), tmp_path, report=report)
-    assert len(rows_of(target)) == 6, "what is there stays, and is enough"
-    assert said[-1] == "results-rule-first.jsonl: all 4 entries are there already (and 2 more)"
-    meta = json.loads((tmp_path / "results-rule-first.meta.json").read_text())
-    assert (meta["entries"], meta["limit"], meta["complete"]) == (6, 6, True)
+    for limit, told in ((4, "all 4 entries are there already"), (6, ""), (4, "entries are there already (and 2 more)")):
+        generate(rule, task_of(limit), tmp_path, report=lambda stage, *rest: said.append(stage))
+        assert told in said[-1]
+        assert target.read_bytes().startswith(first), "what is there stays, and is enough"
+    meta = json.loads(meta_path(target).read_text())
+    assert (meta["entries"], meta["limit"], meta["complete"], len(rows_of(target))) == (6, 6, True, 6)
     generate(rule, task_of(fresh=True), tmp_path)
     assert len(rows_of(target)) == 4
 
@@ -163,35 +155,21 @@ def test_results_of_other_work_are_refused_by_name_before_any_reply(tiny_files, 
     (tmp_path / "results-x.meta.json").unlink()
     with pytest.raises(PetoolError, match="says what it was made from"):
         generate(variant, task_of(2, 2), tmp_path)
-
-
-def test_a_folder_of_other_data_is_refused_before_the_work(tmp_path) -> None:
-    from petool_lite.bench import bench
-
-    first, second = rule_variants(["rule-first", "rule-liked"])
-    bench([first], task_of(2), tmp_path)
-    other = Task(load_dataset("demo:test:13"), 2, 2)
+    rules = rule_variants(["rule-first", "rule-liked"])
+    bench(rules[:1], task_of(2), tmp_path / "rules")
     with pytest.raises(PetoolError, match="was made from other data: demo:test:10, not demo:test:13"):
-        bench([second], other, tmp_path)
-    assert not (tmp_path / "results-rule-liked.jsonl").exists()
+        bench(rules[1:], other, tmp_path / "rules")
+    assert not (tmp_path / "rules" / "results-rule-liked.jsonl").exists()
 
 
 def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tmp_path, command) -> None:
     from petool_lite.data.files import raw_rows
 
-    entries = [row | {"id": "one"} for row in raw_rows(DATA)[:2]]
-    (tmp_path / "twice.json").write_text(json.dumps(entries))
-    (tmp_path / "bare.json").write_text(json.dumps([entries[0] | {"messages": entries[0]["messages"][:-1]}]))
-    from petool_lite.models import embedded_gguf
-
-    for name, words in (("twice", "expected an id of its own"), ("bare", "expected an assistant's answer at the end")):
-        result = command(
-            "bench", "--model", embedded_gguf(), "--variants", "rules", "--data", f"{name}.json", "--out", "out",
-            cwd=tmp_path, env=os.environ,
-        )  # fmt: skip
-        assert result.returncode == 1
-        assert words in result.stderr
-        assert not (tmp_path / "out").exists()
+    (tmp_path / "twice.json").write_text(json.dumps([row | {"id": "one"} for row in raw_rows(DATA)[:2]]))
+    line = ["bench", "--model", embedded_gguf(), "--variants", "rules", "--data", "twice.json", "--out", "out"]
+    result = command(*line, cwd=tmp_path)
+    assert (result.returncode, "expected an id of its own" in result.stderr) == (1, True), result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files, tmp_path) -> None:
@@ -216,6 +194,7 @@ def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files,
         assert mine["reply_tokens"] == other["reply_tokens"] == 6, "random weights never stop"
     meta = json.loads((tmp_path / "results-b.meta.json").read_text())
     assert meta["gpu"]["batch"] == 2
+    assert (meta["gpu"]["flips"], meta["gpu"]["flips_checked"]) == (0, 2)
     assert meta["model_sha256"]
 
 
@@ -244,13 +223,19 @@ def test_a_shared_beginning_is_not_read_again_and_changes_no_bit(tiny_files) -> 
             assert np.array_equal(model._logits(-1), cold), shared
 
 
-def test_entries_of_one_user_are_neighbours(tiny_files, tmp_path) -> None:
-    """Same history, same tools, another query: most of the second prompt is in memory already."""
-    dataset = load_dataset(DATA)
-    twins = [replace(entry, id=f"{entry.id}b", query=f"{entry.query} Please.") for entry in dataset.entries[:4]]
-    dataset = replace(dataset, entries=(*dataset.entries[:4], *twins), total=8)
-    rows = rows_of(generate(Variant("x", tiny_files["f16"], "petool"), Task(dataset, 4), tmp_path))
-    for first, second in zip(rows[::2], rows[1::2], strict=True):
-        assert first["entry_id"].rstrip("b") == second["entry_id"].rstrip("b")
-        assert second["cached_tokens"] > 0.6 * second["prompt_tokens"] - 64
-    assert not rows[1]["cold"]
+def test_a_batch_that_changes_replies_is_halved_until_none_changes(tiny_files, tmp_path, monkeypatch) -> None:
+    """A decoder that goes wrong in batches of more than two."""
+    from petool_lite.inference.decoder import Decoder
+
+    right = Decoder.step
+
+    def wrong(self, tokens, positions, memory):
+        logits = right(self, tokens, positions, memory)
+        return -logits if memory.slots > 2 else logits
+
+    monkeypatch.setattr(Decoder, "step", wrong)
+    variant = Variant("x", tiny_files["folder"], "petool", GPU, decoding="free", batch=4, device="cpu")
+    generate(variant, task_of(4, 4), tmp_path)
+    gpu = json.loads((tmp_path / "results-x.meta.json").read_text())["gpu"]
+    assert (gpu["batch"], gpu["flips"], gpu["flips_by_batch"]) == (2, 0, {"4": 4, "2": 0})
+    assert {row["batch"] for row in rows_of(tmp_path / "results-x.jsonl")} == {2}

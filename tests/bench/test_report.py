@@ -42,19 +42,16 @@ def schema() -> dict:
     return json.loads(resources.files("petool_lite.bench").joinpath("report.schema.json").read_text())
 
 
-def test_report_json_follows_its_schema(folder) -> None:
+def test_report_json_follows_its_schema_and_counts_right(folder) -> None:
     document = write_report(folder)
-    jsonschema.Draft202012Validator(schema()).validate(json.loads((folder / "report.json").read_text()))
     assert json.loads((folder / "report.json").read_text()) == document
-    assert list(document["variants"][0]["classes"]) == list(CLASSES)
-
-
-def test_the_figures_of_a_report(folder) -> None:
-    document = write_report(folder)
+    schema = json.loads(resources.files("petool_lite.bench").joinpath("report.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(document)
     tuned, base, first = document["variants"]
     assert [item["name"] for item in document["variants"]] == ["tuned", "base", "rule-first"]
     assert (tuned["n"], tuned["joint_acc"], base["joint_acc"]) == (40, 75.0, 50.0)
     for item in document["variants"]:
+        assert list(item["classes"]) == list(CLASSES)
         assert sum(item["classes"].values()) == 40
         assert item["classes"]["right"] == round(item["joint_acc"] * 40 / 100)
     assert base["classes"]["no_call"] == 20
@@ -67,11 +64,10 @@ def test_the_figures_of_a_report(folder) -> None:
     read = sum(700 + index - 100 * (index > 0) for index in range(40))
     assert cost["prefill_tokens_per_s"] == pytest.approx(read / 20, abs=0.01)
     assert cost["decode_tokens_per_s"] == pytest.approx(120)
-    assert first["cost"]["warm"]["median_s"] is None
-    assert first["cost"]["model_bytes"] is None
+    assert (first["cost"]["warm"]["median_s"], first["cost"]["model_bytes"]) == (None, None)
 
 
-def test_a_report_is_rebuilt_to_the_byte_from_results_alone(folder, command) -> None:
+def test_a_report_is_rebuilt_to_the_byte_from_results_alone_and_bench_score_agrees(folder, command) -> None:
     write_report(folder)
     written = {name: (folder / name).read_bytes() for name in ("report.json", "report.md", "report.html")}
     for name in written:
@@ -80,16 +76,10 @@ def test_a_report_is_rebuilt_to_the_byte_from_results_alone(folder, command) -> 
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == json.loads(written["report.json"])
     assert {name: (folder / name).read_bytes() for name in written} == written
-
-
-def test_bench_score_reads_a_file_and_a_folder(folder, command) -> None:
     one = command("bench", "score", folder / "results-tuned.jsonl", "--json")
     assert json.loads(one.stdout)["joint_acc"] == 75.0
     every = command("bench", "score", folder, "--json")
     assert [found["joint_acc"] for found in json.loads(every.stdout).values()][:1] == [50.0]
-    shown = command("bench", "score", folder / "results-tuned.jsonl").stdout
-    assert "strict" in shown
-    assert "spanning" in shown
 
 
 PUBLISHED = {"source": "hub:travisxu/PEToolBench/user_entries_test_r.json", "sha256": "ee" * 32, "total": 1000}
@@ -124,7 +114,6 @@ OTHER = {"source": "folds/fold0-test.jsonl", "total": 1000}
     ("count", "facts", "partial", "why"),
     [
         (100, {"limit": 100, "entries": 100}, True, "partial: limited to 100 of 1,000 entries"),
-        (500, {"shard": [0, 2], "entries": 500}, True, "partial: one shard of the data"),
         (900, {"complete": False}, True, "partial: 900 of 1,000 entries so far"),
         (1000, {"broken": 3}, True, "partial: the engine failed on 1 entries"),
         (1000, {"data": PUBLISHED | OTHER}, False, "folds/fold0-test.jsonl with 1,000 entries is not the published"),
@@ -156,14 +145,12 @@ def test_folders_of_several_settings_make_one_report_by_setting(tmp_path, comman
     }  # fmt: skip
     assert document["pairs"] == []
     assert not (tmp_path / "r" / "report.md").exists()
-    assert command("bench", "report", tmp_path / "r", tmp_path / "p").returncode == 2
     twice = command("bench", "report", tmp_path / "r", tmp_path / "r", "--out", tmp_path / "twice")
     assert (twice.returncode, "occurs twice" in twice.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("width", [50, 80])
-def test_the_terminal_report_says_everything_at_any_width(folder, width, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(stdout, "width", width)
+def test_the_terminal_report_says_everything_in_a_narrow_window(folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(stdout, "width", 50)
     print_report(write_report(folder))
     text = capsys.readouterr().out
     assert "…" not in text
@@ -199,30 +186,25 @@ def test_compare_tests_the_common_entries_and_lists_those_that_flipped(tmp_path,
 
 
 def test_compare_refuses_what_does_not_compare(tmp_path) -> None:
-    old = tmp_path / "old"
-    write_results(old, rows(20))
-    for name, more, data, said in (
-        ("setting", {"setting": "preferred"}, {}, "is of the rating setting"),
-        ("data", {}, {"data": {"source": "x.json", "sha256": "00" * 32, "total": 40}}, "other data"),
-    ):
-        write_results(tmp_path / name, rows(20, **more), **data)
-        with pytest.raises(PetoolError, match=said):
-            compare_folders(old, tmp_path / name)
+    write_results(tmp_path / "old", rows(20))
+    write_results(tmp_path / "setting", rows(20, setting="preferred"))
+    other = {"source": "x.json", "sha256": "00" * 32, "total": 40}
+    write_results(tmp_path / "data", rows(20), data=other)
     write_results(tmp_path / "names", rows(20, variant="base"))
     write_results(tmp_path / "names", rows(20, variant="other"))
-    with pytest.raises(PetoolError, match="no variant is in both"):
-        compare_folders(old, tmp_path / "names")
-    assert compare_folders(old, tmp_path / "names", "tuned", "base")["variants"][0]["agreement"] == 100.0
     apart = [item for item in rows(40) if item["index"] > 30]
-    write_results(tmp_path / "one", rows(20, count=10))
-    write_results(tmp_path / "two", apart, data={"source": "demo:test:40", "sha256": "ab" * 32, "total": 10})
-    with pytest.raises(PetoolError, match="no scored entry in common"):
-        compare_folders(tmp_path / "one", tmp_path / "two")
-
-
-def test_a_place_without_results_is_said(command, tmp_path) -> None:
-    result = command("bench", "report", "gone", cwd=tmp_path)
-    assert (result.returncode, result.stderr.startswith("error: no results-<variant>.jsonl in gone")) == (1, True)
+    write_results(tmp_path / "few", rows(20, count=10))
+    write_results(tmp_path / "apart", apart, data={"source": "demo:test:40", "sha256": "ab" * 32, "total": 10})
+    for first, second, said in (
+        ("old", "setting", "is of the rating setting"),
+        ("old", "data", "other data"),
+        ("old", "names", "no variant is in both"),
+        ("few", "apart", "no scored entry in common"),
+    ):
+        with pytest.raises(PetoolError, match=said):
+            compare_folders(tmp_path / first, tmp_path / second)
+    found = compare_folders(tmp_path / "old", tmp_path / "names", "tuned", "base")
+    assert found["variants"][0]["agreement"] == 100.0
 
 
 def test_the_model_card_shows_the_scores_and_that_a_run_is_partial(tmp_path) -> None:

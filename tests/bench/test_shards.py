@@ -54,47 +54,28 @@ def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
         assert one.meta["shards"] == 3
 
 
-def changed(root: Path, tmp_path: Path, place: int, **values) -> list[Path]:
-    """Copies of the shards, with other values in one meta file."""
-    found = [Path(shutil.copytree(folder, tmp_path / f"s{number}")) for number, folder in enumerate(parts(root))]
-    file = found[place] / "results-rule-first.meta.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
+def test_shards_that_do_not_fit_are_named_and_nothing_is_written(shards, tmp_path) -> None:
+    merged, folders = tmp_path / "merged", []
+    for place, path in enumerate(parts(shards)):
+        folders.append(shutil.copytree(path, tmp_path / f"s{place}"))
+    file = folders[1] / "results-rule-first.meta.json"
+    right = json.loads(file.read_text())
+    for values, words in (
         ({"complete": False}, "s1/results-rule-first.jsonl is not finished: 2 of 2 entries"),
-        ({"entries": 3}, "is not finished: 2 of 3 entries"),
         ({"shard": [0, 3]}, "not all shards of one bench.*s1/results-rule-first.jsonl is shard 0/3"),
-        ({"shard": [1, 4]}, "s1/results-rule-first.jsonl is shard 1/4"),
-        ({"shard": None}, "s1/results-rule-first.jsonl is shard 0/0"),
         ({"model_sha256": "0" * 64}, "another model"),
-        ({"max_reply_tokens": 9}, "another reply limit"),
         ({"commit": "other"}, "another commit"),
         ({"data": {"source": "other.json", "sha256": "0" * 64, "total": 7}}, "another data set: .*other.json"),
-    ],
-)
-def test_shards_that_do_not_fit_are_named_and_nothing_is_written(shards, tmp_path, values, words) -> None:
-    folders = changed(shards, tmp_path, 1, **values)
-    with pytest.raises(PetoolError, match=words):
-        merge_shards(folders, tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
-
-
-def test_absent_shards_and_variants_are_named(shards, tmp_path) -> None:
+    ):
+        file.write_text(json.dumps(right | values))
+        with pytest.raises(PetoolError, match=words):
+            merge_shards(folders, merged)
+    file.write_text(json.dumps(right))
     with pytest.raises(PetoolError, match="not all shards of one bench"):
-        merge_shards([parts(shards)[0], parts(shards)[2]], tmp_path / "merged")
-    folders = changed(shards, tmp_path, 0)
-    (folders[2] / "results-rule-first.jsonl").unlink()
-    with pytest.raises(PetoolError, match=r"s2 has no results-rule-first\.jsonl"):
-        merge_shards(folders, tmp_path / "merged")
+        merge_shards(folders[::2], merged)
     with pytest.raises(PetoolError, match="is one of the shards"):
         merge_shards(folders, folders[0])
-
-
-@pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/2"])
-def test_a_shard_is_two_numbers(command, shard) -> None:
-    result = command("bench", "--shard", shard)
-    assert (result.returncode, "is no shard" in result.stderr) == (2, True)
+    (folders[2] / "results-rule-first.jsonl").unlink()
+    with pytest.raises(PetoolError, match=r"s2 has no results-rule-first\.jsonl"):
+        merge_shards(folders, merged)
+    assert not merged.exists()

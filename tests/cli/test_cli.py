@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from support import own_runs
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -23,55 +24,37 @@ def test_help_imports_nothing_heavy() -> None:
         (["train", "nowhere.toml"], 1, "no such recipe: nowhere.toml"),
         (["train", "demo", "--set", "train.epoch=2"], 1, "did you mean train.epochs"),
         (["train", "demo", "--set", "data.train=gone.json"], 1, "no such data file: gone.json"),
+        (["train", "demo", "--set", "data.train=data.json"], 1, "data.json, entry 0, instruction_ratings"),
         (["train", "demo", "--set", "model.base=gone/"], 1, "base model not found"),
-        (["train", "demo", "--set", "model.base=some.gguf"], 1, "no such file: some.gguf"),
         (["train"], 2, "give a RECIPE"),
-        (["train", "--resume", "gone"], 1, "no such run: gone"),
         (["train", "rating"], 3, "needs a GPU"),
         (["export", "--run", "gone"], 1, "no such run: gone"),
-        (["bench", "--run", "gone"], 1, "no such run: gone"),
-        (["bench", "--model", "gone.gguf"], 1, "no such file: gone.gguf"),
-        (["bench", "--model", "."], 1, "error: . is a folder, not a GGUF file\nhint: give a .gguf file; `petool-lite"),
+        (["bench", "--model", "notes.gguf"], 1, "not a GGUF file"),
+        (["bench", "--model", "."], 1, "error: . is a folder, not a GGUF file\nhint: give the file in it: notes.gguf"),
+        (["bench", "--variants", "fast"], 2, "unknown variant"),
+        (["bench", "--shard", "3/3"], 2, "is no shard"),
+        (["bench", "score", "gone.jsonl"], 1, "no such results file"),
         (["call", "q", "--tools", "-", "--model", "gone.gguf"], 1, "--tools: stdin is empty"),
         (["serve"], 1, "petool-lite train demo; or give --model FILE.gguf"),
         (["doctor", "--model", "gone.gguf"], 2, "--model says what --tune tunes for"),
-        (["data", "check", "."], 1, ". is a folder, not a data file"),
-        (["bench", "--variants", "fast"], 2, "unknown variant"),
-        (["bench", "--setting", "other"], 2, "'other' is not one of"),
-        (["bench", "score", "gone.jsonl"], 1, "no such results file"),
-        (["recipes", "show", "gone"], 2, "no such recipe"),
         (["nonsense"], 2, "No such command"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_leaves_nothing(command, tmp_path, arguments, code, said) -> None:
-    import os
-
-    environment = os.environ | {"PETOOL_LITE_RUNS": str(tmp_path / "runs")}
-    result = command(*arguments, cwd=tmp_path, env=environment)
+    (tmp_path / "notes.gguf").write_text("hello")
+    (tmp_path / "data.json").write_text('[{"query": "q"}]')
+    result = command(*arguments, cwd=tmp_path, env=own_runs(tmp_path))
     assert result.returncode == code, result.stderr
     assert said in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
+    assert ("Traceback" in result.stderr, result.stdout) == (False, "")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_model_file_and_data_of_the_wrong_kind(command, tmp_path) -> None:
-    (tmp_path / "notes.gguf").write_text("hello")
-    (tmp_path / "data.json").write_text('[{"query": "q"}]')
-    result = command("bench", "--model", "notes.gguf", cwd=tmp_path)
-    assert (result.returncode, "not a GGUF file" in result.stderr) == (1, True)
-    result = command("train", "demo", "--set", "data.train=data.json", cwd=tmp_path)
-    assert (result.returncode, "data.json, entry 0, instruction_ratings" in result.stderr) == (1, True)
-
-
 def test_without_arguments_it_says_what_to_do_next(command, tmp_path) -> None:
-    import os
-
     runs = tmp_path / "runs"
-    environment = os.environ | {"PETOOL_LITE_RUNS": str(runs)}
 
     def said() -> str:
-        result = command(env=environment, cwd=tmp_path)
+        result = command(env=own_runs(tmp_path), cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert len(result.stdout.splitlines()) == 5
         assert "petool-lite --help" in result.stdout
@@ -105,7 +88,8 @@ def test_recipes_can_be_listed_shown_and_copied(command, tmp_path) -> None:
     assert (tmp_path / "mine.toml").read_text() == command("recipes", "show", "demo").stdout
     again = command("recipes", "copy", "demo", "mine.toml", cwd=tmp_path)
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
-    assert "train.epochs" in json.loads(command("recipes", "keys", "--json").stdout)
+    assert "demo:train:320" in command("recipes", "keys").stdout
+    assert json.loads(command("recipes", "keys", "--json").stdout)["data.train"]["default"] == "demo:train:320"
 
 
 def test_doctor_decodes_for_real(command) -> None:

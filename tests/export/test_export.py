@@ -1,30 +1,14 @@
 """Exported files against transformers: same weights, same logits, same tokenizer."""
 
 import pytest
-from petool_lite.export import export_base, load_source, write_targets
+from petool_lite.export import load_source, write_targets
 from petool_lite.export.merge import load_adapter
-from support_gguf import write_gguf
+from support_gguf import LLAMA3_ROPE, write_gguf
 
-from petool_lite.families import rope_divisors, rope_of
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import resolve_base
 from petool_lite.prompt.render import chat_from_directory
-
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
-
-def write(directory, targets, adapter=None, extra=None):
-    """Export `directory` (+ the adapter in a folder) to `targets`, a path for each type."""
-    source = load_source(resolve_base(str(directory)), load_adapter(adapter) if adapter else None)
-    return write_targets(source, targets, extra or {})
 
 
 def logits_of(path, ids):
@@ -53,7 +37,8 @@ def test_the_merged_file_gives_the_logits_of_the_merged_model(
     directory = tiny_model(llama3_tokenizer, **changes)
     model = make_adapter(directory, tmp_path / "adapter").merge_and_unload().to(torch.bfloat16).float()
     target = tmp_path / "model.bf16.gguf"
-    changes = write(directory, {"bf16": target}, tmp_path / "adapter", {"petool_lite.setting": "rating"})
+    source = load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter"))
+    changes = write_targets(source, {"bf16": target}, {"petool_lite.setting": "rating"})
     assert len(changes) == 2 * 7
     assert all(change.changed and 0 < change.delta < 10 * change.base for change in changes.values())
     ids = [int(i) for i in torch.randint(0, 500, (200,), generator=torch.Generator().manual_seed(2))]
@@ -65,28 +50,16 @@ def test_the_merged_file_gives_the_logits_of_the_merged_model(
 
 
 def test_a_llama_3_tokenizer_arrives_whole(small, tmp_path) -> None:
-    directory = small
     target = tmp_path / "model.q8_0.gguf"
-    write(directory, {"q8_0": target})
+    write_targets(load_source(resolve_base(str(small))), {"q8_0": target}, {})
     fields = gguf_fields(open_gguf(target))
     assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "llama-bpe")
-    chat = chat_from_directory(directory)
+    chat = chat_from_directory(small)
     with LlamaModel(target, vocab_only=True) as model:
         exported = model.chat()
         assert (exported.template, exported.eos_id, exported.bos_token) == (chat.template, chat.eos_id, chat.bos_token)
         for text in ("12345 café's\n\n  x", "<|start_header_id|>user<|end_header_id|>\n\nhi", "日本 👋 {}}"):
             assert exported.encode(text) == chat.encode(text)
-
-
-@pytest.mark.slow
-def test_the_embedded_base_keeps_every_key_of_its_gguf(smollm2) -> None:
-    before = gguf_fields(open_gguf(smollm2.gguf))
-    after = gguf_fields(open_gguf(export_base("smollm2-135m", "q4_k_m")))
-    changed = {"general.file_type", "general.quantization_version"}
-    assert {key: value for key, value in before.items() if key not in changed} == {
-        key: value for key, value in after.items() if key not in changed
-    }
-    assert after["general.file_type"] == 15  # LLAMA_FTYPE_MOSTLY_Q4_K_M
 
 
 @pytest.mark.parametrize("name", ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)])
@@ -106,13 +79,3 @@ def test_the_unpacked_base_computes_what_the_gguf_does(tmp_path, monkeypatch, na
     # llama.cpp rounds activations to 8 bits before it multiplies by 4-bit weights, so this is close, not equal
     assert wanted.argmax() in np.argsort(found)[-3:]
     assert np.corrcoef(found, wanted)[0, 1] > 0.99
-
-
-def test_rope_factors_follow_the_published_rule() -> None:
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    config = LlamaConfig(hidden_size=3072, num_attention_heads=24, head_dim=128, rope_parameters=LLAMA3_ROPE)
-    wanted, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    plain = 1.0 / 500000.0 ** (__import__("numpy").arange(0, 128, 2) / 128)
-    assert plain / rope_divisors(rope_of(config.to_dict()), 128).numpy() == pytest.approx(wanted.numpy(), rel=1e-5)

@@ -40,26 +40,6 @@ def test_a_run_of_it_becomes_files_that_say_so(tuned_full, make_run) -> None:
         assert f"leave {name} out" in error.value.hint
 
 
-def test_the_reference_is_the_trained_model(tuned_full) -> None:
-    """What files are compared with: not the base, and not a merge."""
-    import torch
-    from petool_lite.export.reference import Reference
-    from petool_lite.export.weights import open_weights
-    from transformers import AutoModelForCausalLM
-
-    from petool_lite.prompt.render import Example
-
-    base, folder = tuned_full
-    source = load_whole(resolve_base(str(base)), folder)
-    ids = list(range(40, 60))
-    with open_weights(source.tensors) as reader:
-        (found,) = Reference(source, reader).answer_logits([Example("", ids, 10, 0)], lambda *_: None)
-    with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        wanted = model(torch.tensor([ids])).logits[0, 9:-1]
-    assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-4)
-
-
 def test_an_untrained_damaged_or_foreign_model_is_refused(tuned_full, tiny_model, llama3_tokenizer, tmp_path) -> None:
     base, folder = resolve_base(str(tuned_full[0])), tuned_full[1]
     with pytest.raises(PetoolError, match="changed no weight"):

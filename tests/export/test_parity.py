@@ -4,10 +4,10 @@ import pytest
 from petool_lite.export import load_source, write_targets
 from petool_lite.export.gguf import file_order, permute
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.quantize import TYPES, choose_types
+from petool_lite.export.quantize import TYPES
 from support_gguf import write_gguf
 
-from petool_lite.families import Shape, gguf_name
+from petool_lite.families import gguf_name
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
 
@@ -71,27 +71,3 @@ def test_a_base_from_gguf_is_what_the_quantizer_writes(llama_quantize, tmp_path,
     write_targets(load_source(resolve_base(name)), ours, {})
     wanted = llama_quantize(ours["bf16"], tmp_path / "wanted.gguf", "q4_k_m")
     assert ours["q4_k_m"].read_bytes() == wanted.read_bytes()
-
-
-@pytest.mark.parametrize("file_type", TYPES)
-@pytest.mark.parametrize("has_imatrix", [False, True])
-def test_the_mixture_of_a_large_model(file_type, has_imatrix) -> None:
-    # Llama-3.2-3B: 28 layers, of which 14 get more bits in q4_k_m
-    model = Shape(28, 3072, 8192, 24, 8, 128, 128256, 131072, 1e-5, tied=True)
-    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm")
-    columns = {f"blk.{layer}.{name}.weight": 8192 if name == "ffn_down" else 3072
-               for layer in range(28) for name in names}  # fmt: skip
-    columns |= {"token_embd.weight": 3072, "output_norm.weight": 3072, "rope_freqs.weight": 64}
-    types = choose_types(columns, file_type, model, has_imatrix)
-    assert {types[name] for name in columns if "norm" in name or "rope" in name} == {"F32"}
-    down = [types[f"blk.{layer}.ffn_down.weight"] for layer in range(28)]
-    value = [types[f"blk.{layer}.attn_v.weight"] for layer in range(28)]
-    embedding = types["token_embd.weight"]
-    expected = {
-        "q4_k_m": ("Q6_K", 14, 14), "q5_k_m": ("Q6_K", 14, 14), "q4_k_s": ("Q6_K", 3, 4), "q5_k_s": ("Q6_K", 0, 0),
-        "q6_k": ("Q6_K", 0, 0), "q8_0": ("Q8_0", 0, 0), "f16": ("F16", 0, 0), "bf16": ("BF16", 0, 0),
-        "iq4_xs": ("Q6_K", 0 if has_imatrix else 3, 0), "q4_0": ("Q6_K", 3 if has_imatrix else 0, 0),
-    }  # fmt: skip
-    default = types["blk.0.attn_q.weight"]
-    found = (embedding, sum(kind != default for kind in down), sum(kind != default for kind in value))
-    assert found == expected[file_type]

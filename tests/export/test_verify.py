@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from petool_lite.export import Options, export_run, load_source, write_targets
 from petool_lite.export import run as run_module
-from petool_lite.export.card import modelfile
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.reference import Reference
+from petool_lite.export.reference import Reference, Row
 from petool_lite.export.verify import Evaluator, agreement, check_ids, shortfalls
 from petool_lite.export.weights import open_weights
 from support_gguf import write_gguf
@@ -20,7 +19,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
-from petool_lite.prompt.render import Example, petool_template
+from petool_lite.prompt.render import petool_template
 
 
 def quiet(*_) -> None:
@@ -29,7 +28,7 @@ def quiet(*_) -> None:
 
 def rows(count=3, length=40):
     rng = np.random.default_rng(0)
-    return [Example("", rng.integers(0, 500, length + 3 * i).tolist(), 30, 0) for i in range(count)]
+    return [Row([int(token) for token in rng.integers(0, 500, length + 3 * i)], 30) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def test_the_layered_model_is_the_merged_model(tuned, source) -> None:
 
 def decisive(source, count=6):
     """Rows on which the model is nowhere in two minds: a random one often is, and there rounding decides."""
-    drawn = [replace(row, ids=row.ids[:38]) for row in rows(160)]
+    drawn = [Row(row.ids[:38], 30) for row in rows(160)]
     with open_weights(source.tensors) as reader:
         found = Reference(source, reader).answer_logits(drawn, quiet)
     gaps = [float(np.diff(np.sort(logits)[:, -2:]).min()) for logits in found]
@@ -68,7 +67,7 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
 
     def compare(name, lora=None):
         with Evaluator(tmp_path / name, 128, lora) as model:
-            found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2).logits for row in drawn]
+            found = [model.run(row.ids[: row.answer_start], row.answer, 2).logits for row in drawn]
         return {"against_transformers": agreement(wanted, found)}
 
     good, lora, wrong = compare("tuned.gguf"), compare("plain.gguf", tmp_path / "lora.gguf"), compare("plain.gguf")
@@ -77,13 +76,6 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
     assert shortfalls("q8_0", compare("q8.gguf")) == []
     assert any("top-1 agreement" in fault for fault in shortfalls("bf16", wrong))
     assert any("KL divergence" in fault for fault in shortfalls("bf16", wrong))
-
-
-def test_replies_that_do_not_end_are_a_shortfall() -> None:
-    sure = {"against_transformers": {"top1": 1.0, "kl": 0.0}}
-    assert shortfalls("q4_k_m", {"replies": 20, "replies_stopped": 18, **sure}) == []
-    assert "17 of 20" in shortfalls("q4_k_m", {"replies": 20, "replies_stopped": 17, **sure})[0]
-    assert "KL" in shortfalls("bf16", {"against_transformers": {"top1": 1.0, "kl": float("nan")}})[0]
 
 
 def test_agreement_is_what_its_formula_says() -> None:
@@ -179,20 +171,6 @@ def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> Non
     assert (found == (trained + high @ low * adapter.scale).bfloat16().float().numpy()).all()
 
 
-def test_the_modelfile_stops_at_every_end_token_and_leaves_the_template_to_the_file(tuned, tmp_path) -> None:
-    base = shutil.copytree(tuned[0], tmp_path / "base")
-    for named, more in ((None, []), (1, ['"\\""']), ([1, 2, "x", True, -1, 10**9, None], ['"\\""', '"#"'])):
-        (base / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
-        lines = modelfile("model.q8_0.gguf", base, 2048).splitlines()
-        assert (lines[0], lines[-2:]) == (
-            "FROM ./model.q8_0.gguf",
-            ["PARAMETER temperature 0", "PARAMETER num_ctx 2048"],
-        )
-        stops = [line.removeprefix("PARAMETER stop ") for line in lines[1:-2]]
-        assert stops[0] == '"<|eot_id|>"'
-        assert stops[len(stops) - len(more) :] == more
-
-
 @pytest.fixture(scope="module")
 def run(tuned, make_run):
     """A run directory around the random adapter."""
@@ -243,17 +221,15 @@ def test_the_base_is_found_from_any_folder_and_merged_as_training_had_it(
 
 
 def test_a_published_prompt_and_its_wording_go_with_the_file(tuned, make_run) -> None:
-    run = make_run(tuned[1], tuned[0], "data.style=published")
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["data"]["wording"] = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    wording = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
+    run = make_run(tuned[1], tuned[0], "data.style=published", wording=wording)
     export_run(run, Options(("q8_0",), level="quick"))
     fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
-    assert json.loads(fields["petool_lite.wording"]) == manifest["data"]["wording"]
+    assert json.loads(fields["petool_lite.wording"]) == wording
     assert fields["tokenizer.chat_template"] == chat_template(tuned[0])
 
 
-@pytest.mark.parametrize("fault", ["replies", "LoRA", "Modelfile"])
+@pytest.mark.parametrize("fault", [pytest.param("card", marks=pytest.mark.slow), "write_lora", "modelfile"])
 def test_no_file_gets_its_name_before_the_last_check(run, monkeypatch, fault) -> None:
     shutil.rmtree(run / "export", ignore_errors=True)
 
@@ -261,29 +237,25 @@ def test_no_file_gets_its_name_before_the_last_check(run, monkeypatch, fault) ->
         raise PetoolError(f"{fault} failed")
 
     options, told = Options(("q8_0",), lora=True, level="quick"), f"{fault} failed"
-    if fault == "replies":
+    if fault == "card":  # before it come all replies, and a random model's do not end
         options, told = Options(("q8_0",)), r"the export is not right: q8_0: \d+ of 20 greedy replies stop"
-    monkeypatch.setattr(run_module, {"LoRA": "write_lora", "Modelfile": "modelfile"}.get(fault, "card"), fail)
+    monkeypatch.setattr(run_module, fault, fail)
     with pytest.raises(PetoolError, match=told):
         export_run(run, options)
     assert list((run / "export").iterdir()) == []
 
 
-def test_an_adapter_that_names_another_base_is_refused(run, tmp_path) -> None:
-    shutil.copytree(run, tmp_path / "run")
-    file = tmp_path / "run" / "adapter" / "adapter_config.json"
+def test_an_adapter_that_names_another_base_is_refused(tuned, make_run) -> None:
+    run = make_run(tuned[1], tuned[0])
+    file = run / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "owner/other"}))
     with pytest.raises(PetoolError, match="trained on owner/other"):
-        export_run(tmp_path / "run", Options(("q8_0",)))
-    with pytest.raises(PetoolError, match="unknown GGUF type: q9"):
-        export_run(tmp_path / "run", Options(("q9",)))
+        export_run(run, Options(("q8_0",)))
 
 
-def test_export_through_the_command_line(run, command) -> None:
+def test_export_through_the_command_line_without_a_librarys_noise(run, command) -> None:
     result = command("export", "--run", run, "--gguf", "Q8_0", "--lora-gguf", "--verify", "quick")
     assert result.returncode == 0, result.stderr
     assert [line.rpartition("/")[2] for line in result.stdout.splitlines()] == ["model.q8_0.gguf", "lora.gguf"]
-    assert "q8_0: " in result.stderr
     assert "50 prompts with equal ids" in result.stderr
-    for noise in ("Failed to load", "Unknown separator", "Warning"):
-        assert noise not in result.stderr
+    assert not [noise for noise in ("Failed to load", "Unknown separator", "Warning") if noise in result.stderr]

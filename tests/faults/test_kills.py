@@ -13,14 +13,15 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from support_faults import children
+from serve_load import children
 from support import tiny_settings, wait_until
-from support_faults import KILLS, begin, finish, incomplete, kill_at_random
+from support_faults import KILLS, begin, finish, incomplete, kill_at_random, unfinished
 
 from petool_lite.inference.states import StateStore
 
 SEED = int(os.environ.get("PETOOL_LITE_SEED", "1"))
 STEPS = ["--set", "data.train=demo:train:8", "--set", "train.save_every=1"]
+EACH = [1, pytest.param(KILLS, marks=pytest.mark.faults)]
 DATA = ["--data", "demo:test:6", "--decoding", "free", "--limit", "6"]
 
 
@@ -37,81 +38,57 @@ def run_or_kill(root: Path, command: list[object], longest: float, chance: rando
     return survived
 
 
+def whole_in(root: Path, command: list[object]) -> float:
+    """Seconds that the command takes, which ends well and leaves nothing half-written."""
+    started = time.monotonic()
+    code, said = finish(root, *command)
+    assert code == 0, said
+    assert incomplete(root, running=False) == []
+    return time.monotonic() - started
+
+
 @pytest.mark.faults
 def test_training(tiny, tmp_path) -> None:
-    chance, killed, finished = random.Random(SEED), 0, 0
-    started = time.monotonic()
+    chance, killed = random.Random(SEED), 0
     command = ["train", "demo", *tiny_settings(tiny), *STEPS]
-    code, said = finish(tmp_path, *command)
-    assert code == 0, said
-    whole = time.monotonic() - started
+    whole = whole_in(tmp_path, command)
     while killed < KILLS:
-        open_runs = [
-            path.parent for path in tmp_path.glob("runs/*/recipe.toml") if not (path.parent / "manifest.json").exists()
-        ]
-        line = ["train", "--resume", open_runs[0]] if open_runs else command
-        survived = run_or_kill(tmp_path, line, whole, chance)
-        killed, finished = killed + (not survived), finished + survived
-    for path in list(tmp_path.glob("runs/*/recipe.toml")):
-        if not (path.parent / "manifest.json").exists():
-            code, said = finish(tmp_path, "train", "--resume", path.parent)
-            assert code == 0, said
-            finished += 1
-    assert incomplete(tmp_path, running=False) == []
-    for run in {path.parent for path in tmp_path.glob("runs/*/recipe.toml")}:  # one killed before has nothing to keep
-        assert not list(run.glob("**/.*"))
-    runs = len(list(tmp_path.glob("runs/*/manifest.json")))
-    told("train", kills=killed, finished_afterwards=finished, complete_runs=runs, seconds_whole=round(whole, 1))
+        left = unfinished(tmp_path)
+        killed += not run_or_kill(tmp_path, ["train", "--resume", left[0]] if left else command, whole, chance)
+    for run in unfinished(tmp_path):
+        whole_in(tmp_path, ["train", "--resume", run])
+    runs = [path.parent for path in tmp_path.glob("runs/*/recipe.toml")]  # one killed before has nothing to keep
+    assert not [path for run in runs for path in run.glob("**/.*")]
+    told("train", kills=killed, complete_runs=len(runs), seconds_whole=round(whole, 1))
 
 
 @pytest.mark.faults
 def test_export(exported, tmp_path) -> None:
-    chance, killed, finished = random.Random(SEED), 0, 0
-    shutil.copytree(exported / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("bench"))
-    shutil.rmtree(tmp_path / "runs" / "one" / "export")
+    chance, killed = random.Random(SEED), 0
+    shutil.copytree(exported / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("bench", "export"))
     command = ["export", "--run", "one", "--gguf", "q8_0,q4_k_m", "--lora-gguf", "--verify", "quick"]
-    started = time.monotonic()
-    assert finish(tmp_path, *command)[0] == 0
-    whole = time.monotonic() - started
+    whole = whole_in(tmp_path, command)
     while killed < KILLS:
-        survived = run_or_kill(tmp_path, command, whole, chance)
-        killed, finished = killed + (not survived), finished + survived
-    code, said = finish(tmp_path, *command)
-    assert code == 0, said
-    assert incomplete(tmp_path, running=False) == []
+        killed += not run_or_kill(tmp_path, command, whole, chance)
+    whole_in(tmp_path, command)
     assert not list((tmp_path / "runs" / "one" / "export").glob(".*"))
-    told("export", kills=killed, finished_afterwards=finished + 1, seconds_whole=round(whole, 1))
+    told("export", kills=killed, seconds_whole=round(whole, 1))
 
 
-def bench_kills(exported, root: Path, kills: int) -> None:
-    chance, killed, finished = random.Random(SEED), 0, 0
-    shutil.copytree(exported / "runs", root / "runs", ignore=shutil.ignore_patterns("bench"))
+@pytest.mark.parametrize("kills", EACH)
+def test_a_killed_bench_is_finished_by_the_next(exported, tmp_path, kills) -> None:
+    chance, killed = random.Random(SEED), 0
+    shutil.copytree(exported / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("bench"))
     command = ["bench", "--run", "one", "--variants", "tuned", *DATA]
-    started = time.monotonic()
-    code, said = finish(root, *command)
-    assert code == 0, said
-    whole = time.monotonic() - started
+    whole = whole_in(tmp_path, command)
     while killed < kills:
-        shutil.rmtree(root / "runs" / "one" / "bench")
-        attempts = chance.randint(1, 3)
-        for _ in range(attempts):
-            killed += not run_or_kill(root, command, whole, chance)
-        code, said = finish(root, *command)
-        assert code == 0, said
-        finished += 1
-        assert incomplete(root, running=False) == []
-        rows = next((root / "runs" / "one" / "bench").glob("results-tuned*.jsonl")).read_text().splitlines()
+        shutil.rmtree(tmp_path / "runs" / "one" / "bench")
+        for _ in range(chance.randint(1, 3)):
+            killed += not run_or_kill(tmp_path, command, whole, chance)
+        whole_in(tmp_path, command)
+        rows = next((tmp_path / "runs" / "one" / "bench").glob("results-tuned*.jsonl")).read_text().splitlines()
         assert len({json.loads(row)["entry_id"] for row in rows}) == len(rows) == 6
-    told("bench", kills=killed, finished_afterwards=finished, seconds_whole=round(whole, 1))
-
-
-def test_a_killed_bench_is_finished_by_the_next(exported, tmp_path) -> None:
-    bench_kills(exported, tmp_path, 1)
-
-
-@pytest.mark.faults
-def test_bench(exported, tmp_path) -> None:
-    bench_kills(exported, tmp_path, KILLS)
+    told("bench", kills=killed, seconds_whole=round(whole, 1))
 
 
 TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {"properties": {"a": {"type": "string"}}}}}]
@@ -136,14 +113,15 @@ def ready(process: subprocess.Popen, said: Path) -> int:
     return int(found[1])
 
 
-def serve_kills(exported, root: Path, kills: int) -> None:
+@pytest.mark.parametrize("kills", EACH)
+def test_a_killed_server_leaves_no_worker_and_starts_again(exported, tmp_path, kills) -> None:
     chance, answered = random.Random(SEED), 0
     model = next((exported / "runs" / "one" / "export").glob("model.*.gguf"))
     port = 0  # a free one for the first, and its for those that follow
-    users = StateStore(root / "cache" / "users")
+    users = StateStore(tmp_path / "cache" / "users")
     for number in range(kills + 1):
-        process = begin(root, "serve", "--model", model, "--port", port, "--context", "1024")
-        port = ready(process, root / "said")
+        process = begin(tmp_path, "serve", "--model", model, "--port", port, "--context", "1024")
+        port = ready(process, tmp_path / "said")
         if number == kills:
             break
         results: list[int] = []
@@ -161,20 +139,11 @@ def serve_kills(exported, root: Path, kills: int) -> None:
             caller.join()
         answered += results.count(200)
         wait_until(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers), "no orphan")  # noqa: B023
-        assert incomplete(root) == []
+        assert incomplete(tmp_path) == []
         assert all(path.stat().st_mode & 0o777 == 0o600 for path in users.root.glob("*.state"))
     assert ask(port, "user0") == 200
-    said = (root / "said").read_text()
+    said = (tmp_path / "said").read_text()
     assert re.search("Traceback", said) is None, said
     process.send_signal(signal.SIGINT)
     assert process.wait(100) == 0
     told("serve", kills=kills, starts_afterwards=kills, answers_before_a_kill=answered)
-
-
-def test_a_killed_server_leaves_no_worker_and_starts_again(exported, tmp_path) -> None:
-    serve_kills(exported, tmp_path, 1)
-
-
-@pytest.mark.faults
-def test_serve(exported, tmp_path) -> None:
-    serve_kills(exported, tmp_path, KILLS)

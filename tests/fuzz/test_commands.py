@@ -74,14 +74,8 @@ def place(tmp_path_factory, exported) -> Path:
 
 
 def random_line(rng: random.Random, place: Path) -> list[str]:
-    names = [path.name for path in place.iterdir()] + [
-        "gone.json",
-        "one",
-        "runs/one",
-        "demo:test:2",
-        "hub:a/b",
-        "hub:x",
-    ]
+    names = [path.name for path in place.iterdir()]
+    names += ["gone.json", "one", "runs/one", "demo:test:2", "hub:a/b", "hub:x"]
     keys = [name for name, *_ in settings()]
 
     def file() -> str:
@@ -129,16 +123,9 @@ def random_line(rng: random.Random, place: Path) -> list[str]:
 def test_no_command_line_ends_in_a_traceback(place, number) -> None:
     rng = random.Random(number if FACTOR == 1 else None)
     lines = [random_line(rng, place) for _ in range(BATCH)]
-    environment = os.environ | {"PETOOL_LITE_RUNS": "runs", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        input=json.dumps(lines),
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    line, asked = [sys.executable, "-c", RUNNER], json.dumps(lines)
+    own = {"cwd": place, "env": os.environ | {"PETOOL_LITE_RUNS": "runs"}, "timeout": 600}
+    done = subprocess.run(line, input=asked, capture_output=True, text=True, **own)
     results = [json.loads(text[7:]) for text in done.stdout.splitlines() if text.startswith("RESULT ")]
     assert len(results) == BATCH, f"the process ended at {lines[len(results)]}: {done.stderr[-2000:]}"
     for line, code, _ in results:

@@ -18,27 +18,20 @@ from petool_lite.serve.requests import Refusal, read_chat
 
 TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {"properties": {"a": {"type": "string"}}}}}]
 ASK = [{"role": "user", "content": "secretwordofthequery"}]
-message = st.one_of(
-    value, st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]), "content": value})
-)
+message = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]), "content": value})
 schema = st.fixed_dictionaries({}, optional={"properties": value, "required": value, "type": value})
-tool = st.one_of(
-    value, st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": text, "parameters": schema})})
-)
+tool = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": text, "parameters": schema})})
 body = st.fixed_dictionaries(
     {},
     optional={
-        "messages": st.one_of(value, st.just(ASK), st.lists(message, max_size=3)),
-        "tools": st.one_of(value, st.just(TOOLS), st.lists(tool, max_size=2)),
+        "messages": st.one_of(value, st.just(ASK), st.lists(st.one_of(value, message), max_size=3)),
+        "tools": st.one_of(value, st.just(TOOLS), st.lists(st.one_of(value, tool), max_size=2)),
         "tool_choice": st.one_of(value, st.fixed_dictionaries({"function": value})),
-        "max_tokens": scalar,
-        "n": scalar,
-        "user": value,
-        "history": value,
-        "stream": scalar,
-        "stream_options": value,
+        **dict.fromkeys(("max_tokens", "n", "stream"), scalar),
+        **dict.fromkeys(("user", "history", "stream_options"), value),
     },
 )
+head = text.map(lambda t: f"GET /{t} HTTP/1.1\r\nHost: {t}\r\n\r\n".encode("utf-8", "ignore"))
 
 
 @cases(500)
@@ -81,9 +74,9 @@ def exchange(port: int, raw: bytes, more: bool = False) -> bytes:
         return said
 
 
-def post(port: int, raw: bytes, head: bytes = b"") -> tuple[int, bytes]:
+def post(port: int, raw: bytes) -> tuple[int, bytes]:
     start = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    said = exchange(port, start + head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw, True)
+    said = exchange(port, start + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw, True)
     return int(said.split()[1]) if said.startswith(b"HTTP/1.1 ") else 0, said
 
 
@@ -98,33 +91,34 @@ def test_any_body_gets_an_answer_from_the_server(server, found) -> None:
 
 
 @cases(60)
-@given(
-    raw=st.one_of(
-        st.binary(max_size=200), text.map(lambda t: f"GET /{t} HTTP/1.1\r\nHost: {t}\r\n\r\n".encode("utf-8", "ignore"))
-    )
-)
+@given(raw=st.one_of(st.binary(max_size=200), head))
 def test_any_bytes_leave_the_server_well(server, raw) -> None:
     said = exchange(server[0], raw)
     assert not said or said.startswith(b"HTTP/1.1 "), said
     assert not re.match(rb"HTTP/1.1 5", said), said
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        json.dumps(deep(200)).encode(),
-        b"[" * 100_000,
-        b'{"messages": [{"role": "user", "content": "\\ud800"}], "tools": []}',
-        json.dumps({"messages": ASK, "tools": TOOLS * 1000}).encode(),
-        json.dumps({"messages": ASK, "tools": TOOLS, "history": [deep(60)] * 50}).encode(),
-        json.dumps({"messages": [{"role": "user", "content": "a " * 500_000}], "tools": TOOLS}).encode(),
-        json.dumps({"messages": ASK, "tools": TOOLS, "max_tokens": 10**30}).encode(),
-        b"\xff\xfe{}",
-    ],
-)
-def test_a_hostile_body_is_refused(server, raw) -> None:
-    status, said = post(server[0], raw)
-    assert status == 400, said
+HUGE = [
+    json.dumps(deep(200)).encode(),
+    b"[" * 100_000,
+    b"\xff\xfe{}",
+    *(
+        json.dumps({"messages": ASK, "tools": TOOLS} | more).encode()
+        for more in (
+            {"messages": [{"role": "user", "content": "\ud800"}], "tools": []},
+            {"tools": TOOLS * 1000},
+            {"history": [deep(60)] * 50},
+            {"messages": [{"role": "user", "content": "a " * 500_000}]},
+            {"max_tokens": 10**30},
+        )
+    ),
+]
+
+
+def test_a_hostile_body_is_refused(server) -> None:
+    for raw in HUGE:
+        status, said = post(server[0], raw)
+        assert status == 400, (raw[:99], said)
 
 
 @pytest.mark.slow

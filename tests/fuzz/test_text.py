@@ -12,7 +12,7 @@ from support_fuzz import cases, deep, scalar, text, value
 from petool_lite.data.entries import Entry, Tool
 from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset
-from petool_lite.data.openai import conversation, entry_line, parse, read_tools
+from petool_lite.data.openai import entry_line, parse, read_tools
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.parse import CallFailure, parse_call
@@ -39,15 +39,11 @@ lines = st.one_of(
     st.sampled_from(["[model]", "[data]", "[train]", "[lora]", "[bench]", "[odd]", "[[train]]"]),
     text,
 )
+recipes = st.lists(lines, max_size=8).map(lambda found: "\n".join(found).encode("utf-8", "surrogatepass"))
 
 
 @cases(300)
-@given(
-    raw=st.one_of(
-        st.lists(lines, max_size=8).map("\n".join).map(lambda t: t.encode("utf-8", "surrogatepass")),
-        st.binary(max_size=200),
-    )
-)
+@given(raw=st.one_of(recipes, st.binary(max_size=200)))
 @example(raw=b"a = " + b"[" * 5000)
 @example(raw=b"\xff\xfe")
 def test_any_recipe_is_read_or_refused(recipe_file, raw) -> None:
@@ -71,89 +67,61 @@ def test_any_override_is_taken_or_refused(recipe_file, key, raw) -> None:
     assert load_recipe(str(recipe_file))[1] == recipe
 
 
-calls = st.fixed_dictionaries({}, optional={"tool_name": scalar, "parameters": value})
-past = st.fixed_dictionaries({}, optional={"instruction": scalar, "tool_call": calls, "rating": scalar})
-parameter = st.one_of(scalar, st.fixed_dictionaries({}, optional={"name": scalar, "type": scalar, "default": value}))
+def some(**optional) -> st.SearchStrategy[dict]:
+    """Objects that have some of these keys."""
+    return st.fixed_dictionaries({}, optional=optional)
+
+
+def lists(size: int, *items: st.SearchStrategy) -> st.SearchStrategy[list]:
+    return st.lists(st.one_of(*items), max_size=size)
+
+
+calls = some(tool_name=scalar, parameters=value)
+past = some(instruction=scalar, tool_call=calls, rating=scalar)
+parameter = st.one_of(scalar, some(name=scalar, type=scalar, default=value))
 published_tool = st.fixed_dictionaries(
-    {"tool_name": text, "required_parameters": st.lists(parameter, max_size=3)},
-    optional={"optional_parameters": st.lists(parameter, max_size=2), "tool_description": scalar},
+    {"tool_name": text, "required_parameters": lists(3, parameter)},
+    optional={"optional_parameters": lists(2, parameter), "tool_description": scalar},
 )
-prompt = st.one_of(
-    text,
-    st.builds(
-        lambda a, h, b, t: f"{a}{json.dumps(h)}{b}{json.dumps(t)}",
-        text,
-        st.lists(st.one_of(value, past), max_size=3),
-        text,
-        st.lists(st.one_of(value, published_tool), max_size=3),
-    ),
-)
+prompts = [text, lists(3, value, past).map(json.dumps), text, lists(3, value, published_tool).map(json.dumps)]
+prompt = st.one_of(text, st.tuples(*prompts).map("".join))
+TYPES = ["object", "array", "string", "dict", "number", "int", ["string", "null"]]
 schema = st.recursive(
-    st.one_of(value, st.fixed_dictionaries({}, optional={"type": scalar, "enum": value, "default": value})),
-    lambda inner: st.fixed_dictionaries(
-        {},
-        optional={
-            "type": st.sampled_from(["object", "array", "string", "dict", "number", "int", ["string", "null"]]),
-            "properties": st.one_of(value, st.dictionaries(text, inner, max_size=3)),
-            "required": st.one_of(value, st.lists(text, max_size=2)),
-            "items": inner,
-            "anyOf": st.lists(inner, max_size=2),
-            "$ref": st.sampled_from(["#", "#/$defs/a", "#/properties/a", "http://x"]),
-            "minimum": scalar,
-            "pattern": text,
-            "additionalProperties": inner,
-        },
+    st.one_of(value, some(type=scalar, enum=value, default=value)),
+    lambda inner: some(
+        type=st.sampled_from(TYPES), properties=st.one_of(value, st.dictionaries(text, inner, max_size=3)),
+        required=st.one_of(value, lists(2, text)), items=inner, anyOf=lists(2, inner), minimum=scalar, pattern=text,
+        additionalProperties=inner, **{"$ref": st.sampled_from(["#", "#/$defs/a", "#/properties/a", "http://x"])},
     ),
     max_leaves=5,
-)
+)  # fmt: skip
 function = st.fixed_dictionaries(
     {"name": text}, optional={"description": scalar, "parameters": schema, "provider": scalar}
 )
-tools = st.lists(
-    st.one_of(value, published_tool, function, st.fixed_dictionaries({"type": text, "function": function})), max_size=3
-)
+tools = lists(3, value, published_tool, function, st.fixed_dictionaries({"type": text, "function": function}))
 called = st.fixed_dictionaries({"name": text, "arguments": st.one_of(value, value.map(json.dumps), text)})
+made = lists(2, st.fixed_dictionaries({"function": called}, optional={"id": text}))
 message = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool", "odd"])},
     optional={
         "content": st.one_of(scalar, st.sampled_from(["liked", "disliked", "used"]), value),
-        "tool_calls": st.one_of(
-            value, st.lists(st.fixed_dictionaries({"function": called}, optional={"id": text}), max_size=2)
-        ),
+        "tool_calls": st.one_of(value, made),
         "tool_call_id": scalar,
     },
 )
-messages = st.lists(st.one_of(message, value), max_size=6)
+messages = lists(6, message, value)
+turn = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "tool"]), "value": text})
 row = st.one_of(
     value,
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "query": scalar,
-            "input": scalar,
-            "instruction": prompt,
-            "output": st.one_of(scalar, calls.map(json.dumps)),
-            "rejected": scalar,
-            "instruction_ratings": prompt,
-            "api_call_ground_truth": calls,
-            "apis_same_func": value,
-            "func": scalar,
-            "entry_id": scalar,
-        },
+    some(
+        query=scalar, input=scalar, instruction=prompt, output=st.one_of(scalar, calls.map(json.dumps)),
+        rejected=scalar, instruction_ratings=prompt, api_call_ground_truth=calls, apis_same_func=value, func=scalar,
+        entry_id=scalar,
     ),
     st.fixed_dictionaries({"messages": messages, "tools": st.one_of(tools, tools.map(json.dumps))}),
-    st.fixed_dictionaries(
-        {"query": scalar, "tools": tools.map(json.dumps), "answers": st.lists(called).map(json.dumps)}
-    ),
-    st.fixed_dictionaries(
-        {
-            "conversations": st.lists(
-                st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "tool"]), "value": text})
-            )
-        },
-        optional={"tools": tools},
-    ),
-)
+    st.builds(dict, query=scalar, tools=tools.map(json.dumps), answers=st.lists(called).map(json.dumps)),
+    st.fixed_dictionaries({"conversations": st.lists(turn)}, optional={"tools": tools}),
+)  # fmt: skip
 
 
 def use(found: Entry) -> None:
@@ -170,7 +138,7 @@ def data_file(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("data") / "any.json"
 
 
-@cases(700)
+@cases(800)
 @given(found=row)
 @example(found={"query": "q", "instruction_ratings": "[" * 20000})
 @example(found={"query": "q", "instruction_ratings": "[1," * 20000})
@@ -198,28 +166,10 @@ def test_any_data_file_is_read_or_refused(data_file, raw) -> None:
         return
 
 
-@cases(400)
-@given(talk=messages, offered=tools)
-def test_any_conversation_is_rendered_or_refused(talk, offered) -> None:
-    try:
-        use(conversation(talk, read_tools(offered)))
-    except (Fault, PetoolError):
-        return
-
-
 TOOLS = (Tool("a.b.c", "", {"type": "object", "properties": {"x": {"type": "string"}, "y": {}}, "required": ["x"]}),)
 pieces = st.sampled_from(
-    [
-        '{"tool_name": "',
-        '<tool_call>\n{"name": "',
-        "a.b.c",
-        '", "parameters": {',
-        '", "arguments": {',
-        '"x": "',
-        '"',
-        "}}",
-    ]
-    + ["{", "}", ", ", "\n", "\n</tool_call>", "1", "No tool fits."]
+    ['{"tool_name": "', '<tool_call>\n{"name": "', "a.b.c", '", "parameters": {', '", "arguments": {', '"x": "', '"']
+    + ["}}", "{", "}", ", ", "\n", "\n</tool_call>", "1", "No tool fits."]
 )
 reply = st.one_of(text, value.map(json.dumps), st.lists(st.one_of(pieces, text), max_size=20).map("".join))
 
@@ -265,21 +215,10 @@ def test_any_tools_make_a_grammar_or_are_refused(constrainer, offered) -> None:
 
 
 BLOCKS = [
-    *(
-        "{{ ",
-        " }}",
-        "{% ",
-        " %}",
-        "for m in messages",
-        "endfor",
-        "m.content",
-        "messages[0]",
-        "range(99999)",
-        "* 99999999",
-    ),
-    *("set x = x ~ x", "set x = 'a'", "x", "if x", "endif", "macro f()", "endmacro", "f()", "loop(messages)", "** 99"),
+    *("{{ ", " }}", "{% ", " %}", "for m in messages", "endfor", "m.content", "messages[0]", "range(99999)", "** 99"),
+    *("set x = x ~ x", "set x = 'a'", "x", "if x", "endif", "macro f()", "endmacro", "f()", "loop(messages)"),
     *("''.__class__", "|center(999999999)", "|join", "|tojson", "'%099999999d' % 1", "namespace()", "[", "]"),
-    *("raise_exception('no')", "{% generation %}", "{% endgeneration %}"),
+    *("raise_exception('no')", "{% generation %}", "{% endgeneration %}", "* 99999999"),
 ]
 
 
