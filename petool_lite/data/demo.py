@@ -188,11 +188,9 @@ def _entry(split: str, rng: random.Random) -> dict[str, Any]:
     asked, other = rng.sample(home, 2)
     strange = rng.choice(scene.domains[rng.choice(names)])
     beside = rng.choice([other, strange])
-    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 2, 2, 3]))]
+    rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 2, 3]))]
     for provider, verdicts in zip(rivals, _verdicts(kind, len(rivals), rng), strict=True):
-        # a name such as `acorn_track_parcel` tells its provider only beside another one of it
-        several = provider.form == _PLAIN or rng.random() < 0.9
-        scene.offer(provider, [asked, beside] if several else [asked])
+        scene.offer(provider, [asked, beside])  # `acorn_track_parcel` tells its provider only beside another one of it
         scene.remember(provider, verdicts, [asked] if kind == "known" else [other, strange])
     scene.distract(names)
     rng.shuffle(scene.tools)
