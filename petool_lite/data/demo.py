@@ -29,7 +29,7 @@ _FORMS = (
     "<{domain}>.<{provider}>.<{name}>",
     "mcp__{provider}__{name}",
 )
-_KINDS = {"rivals": 60, "known": 15, "alone": 15, "none": 10}  # how many of a hundred entries
+_KINDS = {"rivals": 62, "known": 16, "alone": 12, "none": 10}  # how many of a hundred entries
 _MOST_TOOLS, _MOST_CALLS = 7, 5
 _PLAINLY = 0.6  # how often a request has the word for the thing that the tools have
 
