@@ -112,9 +112,9 @@ def test_baselines_answer_valid_calls_the_same_every_time() -> None:
 
 
 def test_the_rule_of_words_reads_names_and_descriptions_and_then_the_likes() -> None:
-    from petool_lite.bench.baselines import _split
+    from petool_lite.data.entries import words
 
-    assert _split("getWeather_today for <Oslo>.<api>") == {"get", "weather", "today", "for", "oslo", "api"}
+    assert words("getWeather_today for <Oslo>.<api>") == {"get", "weather", "today", "for", "oslo", "api"}
 
 
 def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
