@@ -28,24 +28,32 @@ def run(tmp_path, tiny, monkeypatch) -> tuple[Path, object]:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Whether torch finds a GPU is what the test says."""
-    return lambda there: monkeypatch.setattr("petool_lite.inference.gpu.gpu_available", lambda: there)
+    """A switch for whether torch finds a GPU."""
+    here = [True]
+    monkeypatch.setattr("petool_lite.inference.gpu.gpu_available", lambda: here[0])
+    return lambda there: here.__setitem__(0, there)
 
 
 def test_all_is_what_this_run_and_machine_have(run, gpu) -> None:
     on_cpu = ["base-f16", "tuned-f16", "base-q8_0", "tuned-q8_0"]
     on_gpu = ["base-nf4-gpu", "base-bf16-gpu", "tuned-nf4-gpu", "tuned-bf16-gpu"]
-    for there, names in ((True, [*RULES, *on_cpu, *on_gpu]), (False, [*RULES, *on_cpu])):
-        gpu(there)
-        assert [item.name for item in run_variants(*run, ["all"], silent)] == names
+    assert [item.name for item in run_variants(*run, ["all"], silent)] == [*RULES, *on_cpu, *on_gpu]
+    gpu(False)
+    assert [item.name for item in run_variants(*run, ["all"], silent)] == [*RULES, *on_cpu]
 
 
 def test_the_smallest_file_is_tuned_and_base_goes_with_it_in_the_same_decoding(run) -> None:
     found = run_variants(*run, ["base", "tuned", "rule-liked"], silent)
     assert [item.name for item in with_decodings(found, "constrained")] == ["base-q8_0", "tuned-q8_0", "rule-liked"]
     both = with_decodings(found, "both")
-    names = "base-q8_0 base-q8_0-free tuned-q8_0 tuned-q8_0-free rule-liked"
-    assert [item.name for item in both] == names.split()
+    assert [item.name for item in both] == [
+        "base-q8_0",
+        "base-q8_0-free",
+        "tuned-q8_0",
+        "tuned-q8_0-free",
+        "rule-liked",
+    ]
+    assert all(item.about for item in both)
     assert both[1].about == "the base before training, as a q8_0 GGUF file on the CPU, writing anything"
 
 
@@ -79,14 +87,16 @@ def test_what_is_asked_by_name_must_be_there(run, gpu) -> None:
 
 
 def test_gpu_variants_are_the_base_with_what_was_trained(run, gpu) -> None:
-    gpu(True)
     folder, recipe = run
-    found = {item.name: item for item in run_variants(folder, recipe, ["gpu"], silent)}
+    found = {item.name: item for item in run_variants(folder, recipe, ["gpu", "tuned-gpu"], silent)}
+    assert len(found) == 4
     tuned = found["tuned-nf4-gpu"]
     assert (tuned.precision, tuned.adapter, tuned.batch) == ("nf4", folder / "adapter", 64)
+    assert found["base-bf16-gpu"].adapter is None
     recipe = replace(recipe, train=replace(recipe.train, method="full"))
     found = {item.name: item for item in run_variants(folder, recipe, ["gpu"], silent)}
-    assert (found["tuned-bf16-gpu"].model, found["tuned-bf16-gpu"].adapter) == (folder / "model", None)
+    for name in ("tuned-bf16-gpu", "tuned-nf4-gpu"):
+        assert (found[name].model, found[name].adapter) == (folder / "model", None)
     assert found["base-bf16-gpu"].model == Path(recipe.model.base)
 
 
@@ -101,10 +111,18 @@ def test_baselines_answer_valid_calls_the_same_every_time() -> None:
             assert set(call.arguments) == set(required(tool))
 
 
+def test_the_rule_of_words_reads_names_and_descriptions_and_then_the_likes() -> None:
+    from petool_lite.data.entries import words
+
+    assert words("getWeather_today for <Oslo>.<api>") == {"get", "weather", "today", "for", "oslo", "api"}
+
+
 def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
     """What docs/results.md says of them."""
     entries = load_dataset(str(open_entries)).entries
-    told = {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}
-    for name in RULES:
-        right = sum(rule_call(name, entry).name == entry.answer.name for entry in entries)
-        assert 100 * right / 753 == pytest.approx(told[name], abs=1.5), name
+    shares = {
+        name: 100 * sum(rule_call(name, entry).name == entry.answer.name for entry in entries) / 753 for name in RULES
+    }
+    assert shares == pytest.approx(
+        {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}, abs=1.5
+    )
