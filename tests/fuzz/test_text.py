@@ -142,7 +142,7 @@ def data_file(tmp_path_factory) -> Path:
 @given(found=row)
 @example(found={"query": "q", "instruction_ratings": "[" * 20000})
 @example(found={"query": "q", "instruction_ratings": "[1," * 20000})
-@example(found={"query": "q", "instruction_ratings": "[] []", "api_call_ground_truth": deep(900)})
+@example(found={"query": "q", "instruction_ratings": "[] []", "api_call_ground_truth": deep(400)})
 def test_any_entry_is_read_and_rendered_or_refused(data_file, found) -> None:
     data_file.write_text(json.dumps([found]))
     try:
