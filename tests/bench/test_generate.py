@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from petool_lite.bench import bench
 from petool_lite.bench.results import meta_path
-from petool_lite.bench.run import Task, generate_all
+from petool_lite.bench.run import Task
+from petool_lite.bench.run import generate as generate_all
 from petool_lite.bench.variants import GPU, Variant, rule_variants
 
 from petool_lite.console import silent
@@ -69,12 +70,10 @@ def breaking(monkeypatch, call: int, error: BaseException) -> None:
 
 
 def test_after_ctrl_c_the_same_command_goes_on(whole, tiny_files, tmp_path, monkeypatch) -> None:
-    from petool_lite.bench import generate as verb
-
     breaking(monkeypatch, 4, KeyboardInterrupt())
     variant, path, said = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name, []
     with pytest.raises(PetoolError) as caught:
-        verb([variant], task_of(10), tmp_path)
+        generate_all([variant], task_of(10), tmp_path)
     assert (caught.value.exit_code, caught.value.hint) == (130, "the same command goes on from here")
     kept = rows_of(path)
     meta = json.loads(meta_path(path).read_text())
@@ -194,7 +193,6 @@ def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files,
         assert mine["reply_tokens"] == other["reply_tokens"] == 6, "random weights never stop"
     meta = json.loads((tmp_path / "results-b.meta.json").read_text())
     assert meta["gpu"]["batch"] == 2
-    assert (meta["gpu"]["flips"], meta["gpu"]["flips_checked"]) == (0, 2)
     assert meta["model_sha256"]
 
 
@@ -221,21 +219,3 @@ def test_a_shared_beginning_is_not_read_again_and_changes_no_bit(tiny_files) -> 
             model.read(ids[:shared], reuse=False)
             assert shared - 512 < model.read(ids) <= shared
             assert np.array_equal(model._logits(-1), cold), shared
-
-
-def test_a_batch_that_changes_replies_is_halved_until_none_changes(tiny_files, tmp_path, monkeypatch) -> None:
-    """A decoder that goes wrong in batches of more than two."""
-    from petool_lite.inference.decoder import Decoder
-
-    right = Decoder.step
-
-    def wrong(self, tokens, positions, memory):
-        logits = right(self, tokens, positions, memory)
-        return -logits if memory.slots > 2 else logits
-
-    monkeypatch.setattr(Decoder, "step", wrong)
-    variant = Variant("x", tiny_files["folder"], "petool", GPU, decoding="free", batch=4, device="cpu")
-    generate(variant, task_of(4, 4), tmp_path)
-    gpu = json.loads((tmp_path / "results-x.meta.json").read_text())["gpu"]
-    assert (gpu["batch"], gpu["flips"], gpu["flips_by_batch"]) == (2, 0, {"4": 4, "2": 0})
-    assert {row["batch"] for row in rows_of(tmp_path / "results-x.jsonl")} == {2}

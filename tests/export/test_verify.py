@@ -10,7 +10,7 @@ from petool_lite.export import Options, export_run, load_source, write_targets
 from petool_lite.export import run as run_module
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.reference import Reference, Row
+from petool_lite.export.reference import Reference
 from petool_lite.export.verify import Evaluator, agreement, check_ids, shortfalls
 from petool_lite.export.weights import open_weights
 from support_gguf import write_gguf
@@ -19,7 +19,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
-from petool_lite.prompt.render import petool_template
+from petool_lite.prompt.render import Example, petool_template
 
 
 def quiet(*_) -> None:
@@ -28,7 +28,7 @@ def quiet(*_) -> None:
 
 def rows(count=3, length=40):
     rng = np.random.default_rng(0)
-    return [Row([int(token) for token in rng.integers(0, 500, length + 3 * i)], 30) for i in range(count)]
+    return [Example("", rng.integers(0, 500, length + 3 * i).tolist(), 30, 0) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_layered_model_is_the_merged_model(tuned, source) -> None:
 
 def decisive(source, count=6):
     """Rows on which the model is nowhere in two minds: a random one often is, and there rounding decides."""
-    drawn = [Row(row.ids[:38], 30) for row in rows(160)]
+    drawn = [replace(row, ids=row.ids[:38]) for row in rows(160)]
     with open_weights(source.tensors) as reader:
         found = Reference(source, reader).answer_logits(drawn, quiet)
     gaps = [float(np.diff(np.sort(logits)[:, -2:]).min()) for logits in found]
@@ -67,7 +67,7 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
 
     def compare(name, lora=None):
         with Evaluator(tmp_path / name, 128, lora) as model:
-            found = [model.run(row.ids[: row.answer_start], row.answer, 2).logits for row in drawn]
+            found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2).logits for row in drawn]
         return {"against_transformers": agreement(wanted, found)}
 
     good, lora, wrong = compare("tuned.gguf"), compare("plain.gguf", tmp_path / "lora.gguf"), compare("plain.gguf")
