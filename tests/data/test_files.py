@@ -82,11 +82,6 @@ def test_a_source_that_is_not_there_is_refused(source) -> None:
     assert error.value.hint
 
 
-def test_the_hub_without_a_network_is_one_clear_line() -> None:
-    with pytest.raises(PetoolError, match="cannot download hub:travisxu/PEToolBench"):
-        load_dataset("hub:travisxu/PEToolBench/user_entries_sft_r.json")
-
-
 def test_tools_and_recipes_may_begin_with_a_byte_order_mark(tmp_path) -> None:
     tools = [{"name": "a", "description": "b", "inputSchema": {"type": "object"}}]
     (tmp_path / "tools.json").write_bytes(codecs.BOM_UTF8 + json.dumps({"tools": tools}).encode())

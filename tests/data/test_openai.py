@@ -36,11 +36,7 @@ LINES = {
     "functions": {
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "Rain in Bern?"}]},
-            {
-                "role": "assistant",
-                "content": None,
-                "function_call": {**CALL, "arguments": json.dumps(CALL["arguments"])},
-            },
+            {"role": "assistant", "function_call": {**CALL, "arguments": json.dumps(CALL["arguments"])}},
         ],
         "functions": [FORECAST["function"]],
     },
@@ -58,11 +54,7 @@ LINES = {
         ],
         "tools": json.dumps([FORECAST["function"]]),
     },
-    "xlam": {
-        "query": "Rain in Bern?",
-        "tools": json.dumps([FORECAST["function"]]),
-        "answers": json.dumps([CALL]),
-    },
+    "xlam": {"query": WANTED.query, "tools": json.dumps([FORECAST["function"]]), "answers": json.dumps([CALL])},
 }
 
 
@@ -167,31 +159,19 @@ def test_what_is_wrong_is_named_by_its_field(change, named) -> None:
 def test_several_calls_or_a_bad_answer_are_named_and_counted(tmp_path) -> None:
     twice = message(CALL) | {"tool_calls": message(CALL)["tool_calls"] * 2}
     ask = {"role": "user", "content": "x"}
-    bad = [
-        {"messages": [ask, twice], "tools": [FORECAST]},
-        {"messages": [ask, message({"name": "sun.forecast", "arguments": {"city": 3}})], "tools": [FORECAST]},
-        {"messages": [ask, message({"name": "other", "arguments": {}})], "tools": [FORECAST]},
-        {"messages": [ask, message({"name": "sun.forecast", "arguments": {"days": 3}})], "tools": [FORECAST]},
-        {
-            "messages": [ask, message({"name": "sun.forecast", "arguments": {"city": "x", "sky": 1}})],
-            "tools": [FORECAST],
-        },
-    ]
+    bad = {
+        "expected one call, found 2": twice,
+        "is not of type 'string'": message({"name": "sun.forecast", "arguments": {"city": 3}}),
+        "offered 0 times": message({"name": "other", "arguments": {}}),
+        "lacks the required city": message({"name": "sun.forecast", "arguments": {"days": 3}}),
+        "gives sky": message({"name": "sun.forecast", "arguments": {"city": "x", "sky": 1}}),
+    }
+    rows = [LINES["openai"], *({"messages": [ask, answer], "tools": [FORECAST]} for answer in bad.values())]
     path = tmp_path / "log.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in [LINES["openai"], *bad]))
+    path.write_text("\n".join(map(json.dumps, rows)))
     found = load_dataset(str(path), skip_bad=True)
     assert (len(found.entries), found.total) == (1, 6)
-    for said, wanted in zip(
-        found.bad,
-        [
-            "expected one call, found 2",
-            "is not of type 'string'",
-            "offered 0 times",
-            "lacks the required city",
-            "gives sky",
-        ],
-        strict=True,
-    ):
+    for said, wanted in zip(found.bad, bad, strict=True):
         assert wanted in said
 
 

@@ -6,7 +6,7 @@ import pytest
 from support_published import published_rows
 
 from petool_lite.data.answers import function_words
-from petool_lite.data.entries import Call, Entry, name_words
+from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import parse
 from petool_lite.data.splits import folds, function_groups, leaks
@@ -91,12 +91,3 @@ def test_every_fold_needs_a_function() -> None:
         folds(demo(count=3), 4, seed=0)
     with pytest.raises(PetoolError, match="folds"):
         folds([], 1, seed=0)
-
-
-def test_words_of_a_tool_name() -> None:
-    assert name_words("<Data>.<Azure>.<GetPastEvents>") == {"get", "past", "events"}
-    assert name_words("<Data>.<X>.</>") == {"/"}
-    assert name_words("mcp__azure__pastEvents") == name_words("azure.past_events") == {"past", "events"}
-    assert function_words("<Data>.<Azure>.<GetPastEvents>") == function_words("<Data>.<Power BI>.<get past events>")
-    assert function_words("<Data>.<Azure>.<Get>") != function_words("<Sports>.<Azure>.<Get>")
-    assert function_words("slack.send_mail") == function_words("teams/sendMail")

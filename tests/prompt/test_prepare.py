@@ -61,16 +61,8 @@ def test_the_cache_knows_all_code_that_makes_rows() -> None:
     """What rendering and reading import, however far down, is part of the key: else old rows outlive a change."""
     folder = Path(petool_lite.__file__).parent
     # what decides no id: words for errors and progress, where files lie, and generated data, whose bytes are hashed
-    other = {
-        "errors.py",
-        "console.py",
-        "models.py",
-        "recipe.py",
-        "runs.py",
-        "gguf_header.py",
-        "data/demo.py",
-        "data/fetch.py",
-    }
+    other = {f"{name}.py" for name in ("errors", "console", "models", "recipe", "runs", "gguf_header")}
+    other |= {"data/demo.py", "data/fetch.py"}
     found, waiting = {"prompt/petool.jinja"}, ["prompt/prepare.py"]
     while waiting:
         name = waiting.pop()
@@ -80,10 +72,8 @@ def test_the_cache_knows_all_code_that_makes_rows() -> None:
         for node in ast.walk(ast.parse((folder / name).read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("petool_lite."):
                 path = node.module.removeprefix("petool_lite.").replace(".", "/")
-                inner = (
-                    [f"{path}/{item.name}.py" for item in node.names] if (folder / path).is_dir() else [f"{path}.py"]
-                )
-                waiting += inner
+                names = [f"/{item.name}" for item in node.names] if (folder / path).is_dir() else [""]
+                waiting += [f"{path}{inner}.py" for inner in names]
     assert sorted(prepare_module._RENDERERS) == sorted(found)
 
 

@@ -2,7 +2,6 @@
 
 import glob
 import json
-import statistics
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
@@ -164,7 +163,7 @@ def test_llama_cpp_gives_the_same_ids(smollm2, smol) -> None:
         "naïve 12345 café",
         "x = {\n\t'a': 1.50}\n\n\n",
         "日本語 👋 Ω",
-        "  two  spaces ",
+        "  two  ",
         "<|im_start|>user\nhi<|im_end|>",
     ]
     from petool_lite.inference.llama import LlamaModel
@@ -211,13 +210,6 @@ def test_a_long_row_loses_old_history_and_nothing_else(smol, entry, layout) -> N
 def test_published_entries_without_their_prompt_are_refused(smol) -> None:
     with pytest.raises(PetoolError, match="no published prompt"):
         prompt_text(smol, CHAT, PUBLISHED)
-
-
-def test_petool_is_a_third_of_the_published_prompt(smol, open_entries) -> None:
-    entries = load_dataset(str(open_entries), "rating").entries[:60]
-    layouts = [Layout(style, 100_000) for style in ("published", "petool")]
-    long, short = (statistics.median(len(prompt_ids(smol, item, layout).ids) for item in entries) for layout in layouts)
-    assert short < 0.5 * long
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|im_start|>", "eos", "bos"])
@@ -276,12 +268,8 @@ def test_transformers_renders_the_template_alike(smol, smollm2) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2.directory)
     tokenizer.chat_template = petool_template(smol.template)
     for entry in (CHAT, *load_dataset("demo:test:10").entries):
-        text = tokenizer.apply_chat_template(
-            entry_messages(entry),
-            tools=[tool_json(tool) for tool in entry.tools],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        more = {"tools": [tool_json(tool) for tool in entry.tools], "tokenize": False, "add_generation_prompt": True}
+        text = tokenizer.apply_chat_template(entry_messages(entry), **more)
         assert text == prompt_text(smol, entry, PETOOL)
 
 
