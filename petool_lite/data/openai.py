@@ -158,7 +158,7 @@ def content_text(value: Any, where: str) -> str:
         if kind not in ("text", "input_text", "output_text", "refusal"):
             raise Fault(spot, f"a part of type text, found {kind}")
         texts.append(str(sound(text(part, "refusal" if kind == "refusal" else "text", spot), spot)))
-    return "\n".join(texts)  # as llama.cpp's server joins them
+    return "\n".join(texts).lstrip("\n")  # as llama.cpp's server joins them
 
 
 def _parted(messages: Sequence[dict[str, Any]]) -> tuple[list[Interaction], list[dict[str, Any]]]:

@@ -101,5 +101,5 @@ def test_doctor_decodes_for_real(command) -> None:
 def test_a_dry_run_counts_and_loads_no_model(command, tmp_path) -> None:
     result = command("train", "demo", "--dry-run", "--json", "--set", "data.train=demo:train:12")
     plan = json.loads(result.stdout.splitlines()[-1])
-    assert (plan["rows"], plan["kept"], plan["steps"]) == (12, 12, 3)
+    assert (plan["rows"], plan["kept"], plan["steps"]) == (12, 12, 6)
     assert 0 < plan["loss_tokens"] < plan["tokens"] / 5

@@ -77,7 +77,7 @@ def test_limits_and_what_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("a", "a"), ([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}], "a b"), (["a"], "a"),
+    [("a", "a"), ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a\nb"), (["a"], "a"),
      ([{"type": "text", "text": None}, {"type": "text", "text": "a"}], "a")],
 )  # fmt: skip
 def test_parts_of_a_message_are_read(content, text) -> None:

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 from support import ended, held_after, own_runs, start, tiny_settings, wait_until
 
+from petool_lite.data.demo import generate
+from petool_lite.data.files import write_lines
 from petool_lite.errors import PetoolError
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
@@ -20,7 +22,7 @@ from petool_lite.train.resume import check_resume, fingerprint, start_facts, wri
 from petool_lite.train.run import _stopped
 from petool_lite.train.signals import Stop
 
-EVALUATED = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=9"]
+EVALUATED = ["train.eval_every=6", "train.eval_data=held.jsonl", "bench.max_reply_tokens=3", "train.early_stop=9"]
 OVERRIDES = [part for pair in EVALUATED for part in ("--set", pair)]
 
 
@@ -35,6 +37,8 @@ def interrupted(tiny, command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     It is evaluated on the way, too. Returns the run and what each process said.
     """
     root = tmp_path_factory.mktemp("interrupted")
+    called = [row for row in generate("test", 20) if "tool_calls" in row["messages"][-1]]
+    write_lines(root / "held.jsonl", called[:2])
     said = {}
     process = held_after(1, root, "demo", *tiny_settings(tiny), *OVERRIDES)
     process.send_signal(signal.SIGTERM)
