@@ -22,8 +22,7 @@ from petool_lite.train.resume import check_resume, fingerprint, start_facts, wri
 from petool_lite.train.run import _stopped
 from petool_lite.train.signals import Stop
 
-EVALUATED = ["train.eval_every=6", "train.eval_data=held.jsonl", "bench.max_reply_tokens=3", "train.early_stop=9"]
-OVERRIDES = [part for pair in EVALUATED for part in ("--set", pair)]
+EVALUATED = ["train.eval_every=6", "bench.max_reply_tokens=3", "train.early_stop=9"]
 
 
 def rows_of(run: Path) -> list[dict]:
@@ -39,8 +38,10 @@ def interrupted(tiny, command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     root = tmp_path_factory.mktemp("interrupted")
     called = [row for row in generate("test", 20) if "tool_calls" in row["messages"][-1]]
     write_lines(root / "held.jsonl", called[:2])
+    pairs = [*EVALUATED, f"train.eval_data={root / 'held.jsonl'}"]
+    overrides = [part for pair in pairs for part in ("--set", pair)]
     said = {}
-    process = held_after(1, root, "demo", *tiny_settings(tiny), *OVERRIDES)
+    process = held_after(1, root, "demo", *tiny_settings(tiny), *overrides)
     process.send_signal(signal.SIGTERM)
     said["stopped"] = ""
     while "finishing this step" not in said["stopped"]:
