@@ -61,7 +61,7 @@ def test_the_cache_knows_all_code_that_makes_rows() -> None:
     """What rendering and reading import, however far down, is part of the key: else old rows outlive a change."""
     folder = Path(petool_lite.__file__).parent
     # what decides no id: words for errors and progress, where files lie, and generated data, whose bytes are hashed
-    other = {f"{name}.py" for name in ("errors", "console", "models", "recipe", "runs", "gguf_header")}
+    other = {f"{name}.py" for name in ("errors", "console", "models", "recipe", "runs", "gguf_header", "places")}
     other |= {"data/demo.py", "data/fetch.py"}
     found, waiting = {"prompt/petool.jinja"}, ["prompt/prepare.py"]
     while waiting:
