@@ -57,8 +57,8 @@ def held_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in own.items():
             signal.signal(number, handler)
-    for number in seen:
-        own[signal.Signals(number)](number, None)
+    for caught in seen:
+        own[signal.Signals(caught)](caught, None)
 
 
 def quiet_threads() -> None:
