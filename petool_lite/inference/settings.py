@@ -13,8 +13,6 @@ from petool_lite.models import file_sha256
 from petool_lite.places import cache_place
 from petool_lite.runs import write_json
 
-KV_TYPES = ("f16", "q8_0")
-
 
 @dataclass(frozen=True)
 class EngineSettings:

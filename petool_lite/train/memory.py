@@ -5,7 +5,6 @@ Predictions follow from what a layer keeps of a token for its backward pass. Uns
 and 5.2 GiB for 8 and 20 thousand (6.1 for 16 with dropout): all within 5 % of this.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.families import shape_of
+from petool_lite.families import read_json, shape_of
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, draft
@@ -97,15 +96,9 @@ class Way:
     peak_gb: float
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """A model's config.json."""
-    found: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    return found
-
-
 def sizes(directory: Path) -> Sizes:
     """Sizes of the model in `directory`."""
-    found = shape_of(read_config(directory))
+    found = shape_of(read_json(directory / "config.json"))
     return Sizes(
         found.width,
         found.feed_forward,
@@ -248,7 +241,9 @@ def free_on_gpu() -> float:
 def check_cpu_memory(recipe: Recipe, directory: Path, name: str) -> None:
     """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process."""
     model, free = sizes(directory), free_memory()
-    packed = read_config(directory).get("quantization_config") is not None  # a file in 4 bits already, or in 8
+    packed = (
+        read_json(directory / "config.json").get("quantization_config") is not None
+    )  # a file in 4 bits already, or in 8
 
     def needed(method: str, precision: str) -> float:
         return count() * least_on_cpu(model, method, "nf4" if packed else precision, recipe.train.optimizer)

@@ -7,6 +7,7 @@ from typing import Any
 from petool_lite.console import Report, facts_text, silent
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.export import check_exportable
+from petool_lite.families import read_json
 from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
@@ -19,7 +20,6 @@ from petool_lite.train.memory import (
     choose,
     free_on_gpu,
     load_of,
-    read_config,
     sizes,
     table,
 )
@@ -110,7 +110,7 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
 
 def _check_shape(recipe: Recipe, base: Base) -> None:
     """Refuse what the base's shape or quantization does not allow."""
-    if recipe.train.method == "full" and read_config(base.directory).get("quantization_config"):
+    if recipe.train.method == "full" and read_json(base.directory / "config.json").get("quantization_config"):
         raise PetoolError(
             f"{base.name} is quantized, and full fine-tuning changes the weights themselves",
             "give the model in 16 bits, or --set train.method=lora",
@@ -124,7 +124,7 @@ def _check_shape(recipe: Recipe, base: Base) -> None:
 
 def _check_rows(base: Base, prepared: Prepared) -> None:
     """Refuse rows that are longer than the base's attention sees."""
-    config = read_config(base.directory)
+    config = read_json(base.directory / "config.json")
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     longest = max(load_of(prepared).lengths)
     if window and longest > window:
