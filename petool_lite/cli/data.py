@@ -243,15 +243,14 @@ def simulate(
     SOURCE is a log of calls in any form that `data check` reads; your own, or public ones.
     """
     from petool_lite.console import progress, say
-    from petool_lite.data.files import load_dataset, load_tools, write_lines
+    from petool_lite.data.files import load_corpus, load_tools, write_lines
     from petool_lite.data.openai import entry_line
-    from petool_lite.data.simulate import examples_of
     from petool_lite.data.simulate import simulate as verb
 
     path = new_file(target, "FILE")
     with progress() as report:
-        examples = [call for name in sources for call in examples_of(load_dataset(name, skip_bad=not strict).entries)]
-        tools = [tool for name in lists for tool in load_tools(name)]
+        examples, tools = load_corpus(sources, skip_bad=not strict)
+        tools += [tool for name in lists for tool in load_tools(name)]
         made = verb(examples, tools, count, options["seed"], options["without_call"])
 
         def lines() -> Iterator[Any]:

@@ -4,10 +4,12 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,17 @@ from petool_lite.data.demo import generate
 from petool_lite.data.entries import Entry, Tool, check_setting
 from petool_lite.data.fetch import data_files, fetch
 from petool_lite.data.fields import Fault
+from petool_lite.data.openai import entry_line
+from petool_lite.data.simulate import Example, examples_of, simulate
 from petool_lite.data.splits import folds
 from petool_lite.errors import PetoolError
 from petool_lite.runs import draft
-from petool_lite.text import decode_text, parse_json, parse_json_lines, read_text
+from petool_lite.text import decode_text, parse_json, parse_json_lines
 
-FORMS = "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, hub:OWNER/NAME[/FILE]"
+FORMS = (
+    "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, hub:OWNER/NAME[/FILE], "
+    "simulated:COUNT:FILES (calls and tool lists, such as logs/*.jsonl); several with their copies: A + 4 * B"
+)
 KNOWN = "OpenAI messages with tools, Hermes or ShareGPT conversations, xLAM query/tools/answers, PEToolBench entries"
 
 _UNPACKED, _RATIO = 64 << 20, 100  # bytes, and times its packed size, beyond which a packed file is not believed
@@ -41,6 +48,12 @@ class Dataset:
 
 def source_sha256(source: str) -> str:
     """SHA-256 of a source's bytes, without parsing them."""
+    parts = _parts(source)
+    if len(parts) > 1 or parts[0][0] > 1:
+        return _joint(f"{times} * {source_sha256(part)}" for times, part in parts)
+    if source.startswith("simulated:"):
+        count, paths = _corpus(source)
+        return _joint([count, *(source_sha256(str(path)) for path in paths)])
     if source.startswith("demo:"):
         return hashlib.sha256(json.dumps(_demo_rows(source)).encode()).hexdigest()
     with _path(source).open("rb") as file:
@@ -54,6 +67,9 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
     message kept in `bad`.
     """
     check_setting(setting)
+    parts = _parts(source)
+    if len(parts) > 1 or parts[0][0] > 1:
+        return _mixture(source, setting, skip_bad)
     rows, digest = _read(source)
     if not rows:
         raise PetoolError(f"{source} is empty: no entries in it", f"expected {KNOWN}")
@@ -77,6 +93,53 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
     return Dataset(source, digest, tuple(entries), len(rows), tuple(bad))
 
 
+def _parts(source: str) -> list[tuple[int, str]]:
+    """The sources that are joined by " + ", and how many times each is taken: `A + 4 * B`."""
+    found = [re.fullmatch(r"(?:(\d{1,4}) \* )?(.*)", part.strip(), re.DOTALL) for part in source.split(" + ")]
+    return [(int(match[1] or 1), match[2]) for match in found if match]
+
+
+def _joint(digests: Iterable[Any]) -> str:
+    return hashlib.sha256("\n".join(map(str, digests)).encode()).hexdigest()
+
+
+def _mixture(source: str, setting: str, skip_bad: bool) -> Dataset:
+    """The entries of several sources, each as often as it says; ids tell source and copy."""
+    entries: list[Entry] = []
+    total, bad = 0, list[str]()
+    for number, (times, part) in enumerate(_parts(source)):
+        one = load_dataset(part, setting, skip_bad)
+        total, bad = total + times * one.total, [*bad, *one.bad]
+        for copy in range(times):
+            entries += (replace(entry, id=f"{number}-{copy}:{entry.id}") for entry in one.entries)
+    return Dataset(source, source_sha256(source), tuple(entries), total, tuple(bad))
+
+
+def _corpus(source: str) -> tuple[int, list[Path]]:
+    """How many entries are asked for, and the files to simulate them from."""
+    _, _, rest = source.partition(":")
+    count, _, names = rest.partition(":")
+    if not (count.isascii() and count.isdigit() and 0 < int(count[:9]) < 10**7 and names):
+        raise PetoolError(f"unknown simulated data: {source}", "write simulated:COUNT:FILES, such as logs/*.jsonl")
+    paths = [Path(path) for name in names.split(",") for path in sorted(glob(str(Path(name.strip()).expanduser())))]
+    if not paths:
+        raise PetoolError(f"no file matches {names}", "write simulated:COUNT:FILES, such as logs/*.jsonl")
+    return int(count), paths
+
+
+def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[list[Example], list[Tool]]:
+    """The calls of the files, and the tools of those that are lists of tools."""
+    calls: list[Example] = []
+    tools: list[Tool] = []
+    for path in paths:
+        first = next(iter(_lines_or_list(str(path))), None)
+        if isinstance(first, Mapping) and ("function" in first or "inputSchema" in first or "tool_name" in first):
+            tools += load_tools(str(path))
+        else:
+            calls += examples_of(load_dataset(str(path), skip_bad=skip_bad).entries)
+    return calls, tools
+
+
 def _parse(row: Any, setting: str, index: int) -> Entry:
     if not isinstance(row, Mapping):
         raise Fault("", "an object")
@@ -97,19 +160,31 @@ def _label(row: Any, index: int) -> str:
 
 
 def load_tools(source: str) -> tuple[Tool, ...]:
-    """Tools from a file: a list in OpenAI's, MCP's or PEToolBench's form, or an MCP `tools/list` result."""
-    value = parse_json(read_text(Path(source).expanduser()), source)
+    """Tools from a file, packed or not: OpenAI's, MCP's or PEToolBench's form, a list, one a line, or an MCP
+    `tools/list` result."""
     try:
-        return openai.read_tools(value)
+        return openai.read_tools(_lines_or_list(source))
     except Fault as fault:
         raise PetoolError(
             f"{source}: {fault}", "expected OpenAI functions, an MCP tools/list result, or such a list"
         ) from (fault)
 
 
+def _lines_or_list(source: str) -> Any:
+    """The value of a JSON file, or the list of those that stand one a line."""
+    path = _path(source)
+    text = decode_text(_unpacked(_bytes(path), path), source)
+    try:
+        return parse_json(text, source)
+    except PetoolError:
+        if "\n" not in text.strip():
+            raise
+        return parse_json_lines(text, source)
+
+
 def raw_rows(source: str) -> list[Any]:
     """The rows of `source` as they stand there, unparsed."""
-    return _read(source)[0]
+    return [row for times, part in _parts(source) for _ in range(times) for row in _read(part)[0]]
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
@@ -150,12 +225,19 @@ def _read(source: str) -> tuple[list[Any], str]:
     if source.startswith("demo:"):
         rows = _demo_rows(source)
         return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    if source.startswith("simulated:"):
+        count, paths = _corpus(source)
+        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
     path = _path(source)
+    raw = _bytes(path)
+    return _decode(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise PetoolError(f"cannot read {path}: {error.strerror or error}", "check its rights") from error
-    return _decode(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
 
 
 def _demo_rows(source: str) -> list[Any]:

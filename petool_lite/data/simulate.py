@@ -47,6 +47,19 @@ _LIGHT = frozenset(word for words in _SAME for word in words.split())  # words t
 _PUBLISHED = "<{area}>.<{owner}>.<{name}>"
 _FORMS = ("{owner}.{name}", "{owner}__{name}", "{owner}/{name}", "{owner}_{name}", "mcp__{owner}__{name}", _PUBLISHED)
 _LONGEST = 1500  # characters of a request; longer ones are documents
+_NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
+_OFFERED = 16  # tools of an entry, at most
+_SAID = """
+Thank you so much.|Okay, great.|Hi, how is it going?|You made my day.|Let's stop here for now.|I am a bit sad today.
+What do you think about cats?|Who was the first person on the moon?|How do bees make honey?|Write a haiku about snow.
+Why do leaves fall in autumn?|What does serendipity mean?|How many legs does a spider have?|Give me a compliment.
+What's the difference between a frog and a toad?|Make up a short fairy tale.|Which ocean is the largest?|Good night!
+Can you keep a secret?|Explain gravity to a child.|Are you a human?|I changed my mind, forget it.|Hm, let me think.
+Who wrote Don Quixote?|Tell me something funny.|What should I call my new dog?|Sorry, wrong window.|That is wrong.
+Say hello in Finnish.|How old is the universe?|Cheer me up.|Is a tomato a fruit?|What can you do?|Nice to meet you.
+Summarize the plot of Hamlet.|Why is the sea salty?|Sing me a song.|No, thanks.|Give me a riddle.|Do you dream?
+"""
+_SMALL_TALK = tuple(line for row in _SAID.split("\n") for line in row.split("|") if line)
 
 # What the user thought of the wanted provider and of each rival: two lists of verdicts, in order of time.
 _UP, _DOWN = (LIKED,), (DISLIKED,)
@@ -56,6 +69,7 @@ _KINDS: dict[str, Sequence[tuple[_Verdicts, _Verdicts]]] = {
     "disliked": (((), _DOWN), ((), _DOWN * 2), ((), _DOWN * 3)),
     "mixed": ((_UP + _DOWN + _UP, _DOWN + _UP + _DOWN), (_UP, _UP + _DOWN)),
     "moved": ((_UP, _UP + _DOWN), (_UP * 2, _UP + _DOWN * 2)),
+    "more": ((_UP * 2, _UP), (_UP * 3, _UP), (_UP * 2 + _DOWN, _DOWN), (_DOWN, _DOWN * 2)),
     "used": (((None,), ()), ((None,), (None,)), ((None,) * 2, (None,)), ((None,), (None,) * 2)),
 }
 _IN_ORDER = ("moved", "used")  # here the rivals' calls come before the wanted one's
@@ -134,6 +148,7 @@ def simulate(
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
     beside = [*pool, *(tool for example in examples for tool in (example.tool, *example.others))]
+    values = _values(examples)
     order: list[int] = []
     for number in range(count):
         if not order:
@@ -141,7 +156,10 @@ def simulate(
             Random(f"{seed} order {number}").shuffle(order)
         example = examples[order.pop()]
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
-        made = (_entry(f"{seed}-{number}", example, examples, beside, rng, without_call) for rng in draws)
+        made = (
+            _entry(f"{seed}-{number}", _with_other_values(example, values, rng), examples, beside, rng, without_call)
+            for rng in draws
+        )
         entry = next((entry for entry in made if entry is not None), None)
         if entry is None:
             raise PetoolError(f"no user can be simulated for a call of {example.tool.name}", "leave that call out")
@@ -158,11 +176,13 @@ def _entry(
 ) -> Entry | None:
     """One draw; None where names clash or the answer would not follow from what is written."""
     fits = rng.random() >= without_call
+    query = example.query if fits or rng.random() < 0.7 else rng.choice(_SMALL_TALK)
     owners = _owners(rng.randrange(3, 7), rng)
     rivals = owners[: rng.choice((1, 2, 2, 3, 3, 4))]
     renaming = _renaming(example.tool, rng)
     equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
-    tools = [*(equal if fits else ()), *_distractors(example, beside, owners, rng)]
+    room = _OFFERED - len(rivals) if fits else _OFFERED
+    tools = [*(equal if fits else ()), *_distractors(example, beside, owners, rng, rng.randint(not fits, room))]
     rng.shuffle(tools)
     if len({tool.name for tool in tools}) < len(tools):
         return None
@@ -170,7 +190,7 @@ def _entry(
     history = _history(kind, rivals, equal, owners[len(rivals) :], examples, rng)
     arguments = {renaming.get(name, name): value for name, value in example.arguments.items()}
     answer = Call(equal[0].name, arguments) if fits else NO_TOOL
-    entry = Entry(identity, example.query, tuple(tools), tuple(history), answer)
+    entry = Entry(identity, query, tuple(tools), tuple(history), answer)
     return entry if not fits or follows(entry, [tool.name for tool in equal]) else None
 
 
@@ -194,6 +214,43 @@ def follows(entry: Entry, equal: Sequence[str]) -> bool:
     return (
         isinstance(entry.answer, Call) and ranked[0] == entry.answer.name and standing(ranked[0]) > standing(ranked[1])
     )
+
+
+def _stated(value: Any, query: str) -> bool:
+    """Whether a request states a value once, as it is written in the call, so that it can be another one."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    text = str(value)
+    return len(re.findall(rf"(?<![\w.]){re.escape(text)}(?![\w]|\.\d)", query)) == 1 == query.count(text)
+
+
+def _values(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """The texts that the corpus's requests state, by the parameter's last word: cities, names, titles."""
+    found: dict[str, dict[str, None]] = {}
+    for example in examples:
+        for name, value in example.arguments.items():
+            if isinstance(value, str) and 0 < len(value) <= 40 and _stated(value, example.query):
+                found.setdefault(_split(name)[-1], {})[value] = None
+    return {word: list(values) for word, values in found.items()}
+
+
+def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rng: Random) -> Example:
+    """The example with some of the values that its request states drawn anew, in the request and in the call: digits
+    for digits, and a text for a text that another request states for a parameter of the same last word. A value with
+    choices, or with a form of its own, stays."""
+    query, arguments, declared = example.query, dict(example.arguments), properties(example.tool)
+    for name, value in example.arguments.items():
+        schema = declared.get(name)
+        free = isinstance(schema, Mapping) and not _NOT_FREE & set(schema)
+        if not free or rng.random() < 0.5 or not _stated(value, query):
+            continue
+        if isinstance(value, str):
+            new: Any = value if any(map(str.isdigit, value)) else rng.choice(values.get(_split(name)[-1]) or [value])
+        else:
+            new = type(value)(re.sub(r"\d", lambda _: rng.choice("123456789"), str(value)))
+        if str(new) not in query and len(str(new)) <= 60:
+            query, arguments[name] = query.replace(str(value), str(new)), new
+    return Example(query, example.tool, arguments, example.others)
 
 
 def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
@@ -220,17 +277,19 @@ def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random
     return Tool(owner.named(tool, rng), tool.description, {**tool.parameters, "properties": described, **needed})
 
 
-def _distractors(example: Example, beside: Sequence[Tool], owners: Sequence[_Owner], rng: Random) -> list[Tool]:
-    """Other tools, of providers that occur and of others: some of those offered with the call, the rest from anywhere.
+def _distractors(
+    example: Example, beside: Sequence[Tool], owners: Sequence[_Owner], rng: Random, count: int
+) -> list[Tool]:
+    """`count` other tools, of providers that occur and of others: some that came with the call, the rest from anywhere.
 
     None has a word of the called tool's name in common with it, so that it does not do the same.
     """
     words = name_words(example.tool.name) - _LIGHT
-    near = [tool for tool in example.others if rng.random() < 0.6][:5]
+    near = [tool for tool in example.others if rng.random() < 0.6]
     anywhere = (rng.choice(beside) for _ in range(1000))
     found: dict[str, Tool] = {}
     for tool in (*near, *anywhere):
-        if len(found) >= max(3, len(near)) + rng.randrange(0, 4):
+        if len(found) >= count:
             break
         if tool.name != example.tool.name and not words & name_words(tool.name):
             found[tool.name] = tool
