@@ -103,7 +103,7 @@ def score_row(row: Mapping[str, Any]) -> Score:
     if "accept" in row:
         pairs["ast"] = _accepted(call, row["accept"])
         return Score(pairs, "ast", call, told, function, fits=True)
-    pairs["as_asked"] = score_reply(text, gold, request=row.get("query", ""))
+    pairs["as_asked"] = published if published[1] else score_reply(text, gold, request=row.get("query", ""))
     return Score(pairs, "published", call, told, function, fits=True)
 
 
