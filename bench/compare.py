@@ -6,11 +6,15 @@ from typing import Any
 
 from petool_lite.bench.report import Scored, Table, accuracy, p_text, score_results, show
 from petool_lite.bench.results import Results, check_same_data, load_folder
-from petool_lite.bench.score import METRICS, accuracies, paired
+from petool_lite.bench.score import METRICS, Score, accuracies, paired
 
 from petool_lite.errors import USAGE, PetoolError
 
-SCHEMA = 2
+SCHEMA = 3
+_WORDS = {
+    **dict(zip(METRICS, ("tool", "parameters", "both"), strict=True)),
+    **{"param_as_asked": "parameters as asked", "joint_as_asked": "both as asked"},
+}
 _FLIPS = 12  # entries shown in a terminal; all are in the --json document
 
 
@@ -68,10 +72,19 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
         "setting": old.meta["setting"],
         "entries": [len(before), len(after)],
         "other_prompts": len(other),
-        "scores": [accuracies([scores[key] for key in common]) for scores in (before, after)],
+        "scores": [_accuracies([scores[key] for key in common]) for scores in (before, after)],
         **paired(before, after),
         "flipped": _flipped(one, two, common),
     }
+
+
+def _accuracies(scores: Sequence[Score]) -> dict[str, Any]:
+    """The figures that count and, where they are scored, those of parameters and both as asked."""
+    if not all("as_asked" in score.pairs for score in scores):
+        return accuracies(scores)
+    asked = accuracies(scores, "as_asked")
+    more = {f"{metric}_as_asked_{what}": asked[f"{metric}_{what}"] for metric in METRICS[1:] for what in ("acc", "ci")}
+    return accuracies(scores) | more
 
 
 def _flipped(one: Scored, two: Scored, common: Sequence[str]) -> list[dict[str, Any]]:
@@ -80,8 +93,8 @@ def _flipped(one: Scored, two: Scored, common: Sequence[str]) -> list[dict[str, 
     found = []
     for key in common:
         (row, old, name), (other, new, now) = before[key], after[key]
-        gained = sum(new.published) - sum(old.published)
-        if old.published != new.published:
+        gained = sum(new.pairs[new.scorer]) - sum(old.pairs[old.scorer])
+        if old.pairs[old.scorer] != new.pairs[new.scorer]:
             found.append(
                 {
                     "entry_id": key,
@@ -104,7 +117,9 @@ def print_comparison(found: Mapping[str, Any]) -> None:
 
 def _comparison(item: Mapping[str, Any]) -> Table:
     rows = []
-    for metric, words in zip(METRICS, ("tool", "parameters", "both"), strict=True):
+    for metric, words in _WORDS.items():
+        if metric not in item or (metric.endswith("as_asked") and not _asked(item)):
+            continue
         test, (before, after) = item[metric], item["scores"]
         change = f"{test['difference']:+.1f} ({test['ci'][0]:+.1f} to {test['ci'][1]:+.1f})"
         flips = f"+{test['second_only']} -{test['first_only']}"
@@ -114,10 +129,15 @@ def _comparison(item: Mapping[str, Any]) -> Table:
         notes[0] += f"; the first scored {item['entries'][0]:,} entries, the second {item['entries'][1]:,}"
     if item["other_prompts"]:
         notes.append(f"{item['other_prompts']:,} entries have another prompt (style, template or trimming)")
-    notes.append("difference in points with its 95 % interval, entries won and lost, exact McNemar test")
+    notes.append("difference in points with its 95 % interval by function, entries won and lost, exact McNemar test")
     name = item["first"] if item["first"] == item["second"] else f"{item['first']} → {item['second']}"
     columns = ("right, %", "first", "second", "difference", "entries", "p")
     return Table("comparison", f"{name}, on the same entries", columns, rows, notes)
+
+
+def _asked(item: Mapping[str, Any]) -> bool:
+    """Whether any number was given as the request says it, where the data cut it."""
+    return any(scores["param_as_asked_acc"] != scores["param_acc"] for scores in item["scores"])
 
 
 def _flips(item: Mapping[str, Any]) -> Table:

@@ -27,7 +27,13 @@ from petool_lite.console import print_table, stdout
 from petool_lite.errors import PetoolError
 from petool_lite.runs import write_json, write_text
 
-SCHEMA = 3
+SCHEMA = 4
+SCORER_WORDS = {
+    "published": "the published scorer",
+    "ast": "BFCL's AST scorer",
+    "no_call": "whether no tool is called",
+}
+_METRIC_WORDS = ("tool", "parameters", "both")
 _COUNTED = {
     "history_trimmed": "prompts without their oldest history",
     "too_long": "prompts beyond its context, which count as wrong",
@@ -124,7 +130,6 @@ def build_report(scored: Sequence[Scored], empty: Sequence[str] = ()) -> dict[st
         "rows_schema": ROWS_SCHEMA,
         "partial": bool(empty) or any(item["partial"] for item in variants),
         "empty": list(empty),
-        "no_tool": max(sum("no_call" in row["gold"] for row in item.results.rows) for item in scored),
         "data": list(reversed(data.values())),
         "variants": variants,
         "pairs": pairs,
@@ -189,6 +194,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[Table]:
     variants = document["variants"]
     found = (
         _scores_table(document),
+        _cases_table(variants),
         _pairs_table(document),
         _classes_table(variants),
         _cost_table(variants),
@@ -218,20 +224,44 @@ def label(variant: Mapping[str, Any]) -> str:
 
 
 def _scores_table(document: Mapping[str, Any]) -> Table:
-    rows = [
-        (label(item), item["about"], f"{item['n']:,}", *(accuracy(item, metric) for metric in METRICS))
-        for item in document["variants"]
-    ]
-    notes = ["in percent, with 95 % intervals; scored as published, decoded greedily"]
-    if document["no_tool"]:
-        notes.append(f"in {document['no_tool']:,} entries no tool fits, and any reply without a call is right")
+    variants = document["variants"]
+    asked = any(item["as_asked"]["param_acc"] != item["param_acc"] for item in variants if "as_asked" in item)
+    rows: list[tuple[str, ...]] = []
+    for item in variants:
+        figures = [accuracy(item, metric) for metric in METRICS]
+        if asked:
+            own = item.get("as_asked")
+            figures += [accuracy(own, metric) if own else "–" for metric in METRICS[1:]]
+        rows.append((label(item), item["about"], f"{item['n']:,}", *figures))
+    notes = ["in percent, with 95 % intervals by function; decoded greedily"]
+    if asked:
+        notes.append("as asked: a number that the data cut to a whole one may stand as the request says it")
     notes += [f"{name} has no reply yet and is left out" for name in document["empty"]]
-    for item in document["variants"]:
+    for item in variants:
         notes += [f"{item['name']}: PARTIAL, {'; '.join(item['partial'])}"] if item["partial"] else []
         notes += [f"{item['name']}: {item[key]:,} {words}" for key, words in _COUNTED.items() if item[key]]
         if item["cut_line"]:
             notes.append(f"{item['name']}: the last line of {item['results']} was cut and is left out")
-    return Table("scores", "Scores", ("variant", "what it is", "n", "tool", "parameters", "both"), rows, notes)
+    columns: tuple[str, ...] = ("variant", "what it is", "n", *_METRIC_WORDS)
+    columns += ("parameters as asked", "both as asked") if asked else ()
+    scorers = [SCORER_WORDS[name] for name in dict.fromkeys(item["scorer"] for item in variants)]
+    notes += [f"{item['name']}: {SCORER_WORDS[item['scorer']]}" for item in variants if len(scorers) > 1]
+    return Table("scores", f"Scores by {' and '.join(scorers)}", columns, rows, notes)
+
+
+def _cases_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+    """Where a tool fits and where none does, and each kind that the data tells apart; no row where all is one case."""
+    rows = []
+    for item in (item for item in variants if item["engine"] != "none"):
+        cases = item["cases"]
+        if list(cases) == ["a tool fits"] and item["scorer"] == "published" and item["no_call"] == 0:
+            continue
+        for name, case in cases.items():
+            if name == "none fits" or case != cases.get("none fits"):  # the data's own word for the same entries
+                figures = (accuracy(case, metric) for metric in ("called", *METRICS))
+                rows.append((label(item), name, f"{case['n']:,}", *figures))
+    notes = ["calls: replies that call a tool; where none fits, a reply without a call is right in every column"]
+    return Table("cases", "By case", ("variant", "case", "n", "calls", *_METRIC_WORDS), rows, notes)
 
 
 def _pairs_table(document: Mapping[str, Any]) -> Table:
@@ -246,7 +276,7 @@ def _pairs_table(document: Mapping[str, Any]) -> Table:
         if {item["first"], item["second"]} <= models
     ]
     notes = ["points that the second is better, on the entries that both scored; p of the exact McNemar test"]
-    return Table("pairs", "Differences", ("from → to", "n", "tool", "parameters", "both"), rows, notes)
+    return Table("pairs", "Differences", ("from → to", "n", *_METRIC_WORDS), rows, notes)
 
 
 def _classes_table(variants: Sequence[Mapping[str, Any]]) -> Table:
@@ -296,13 +326,13 @@ def _published_rows(document: Mapping[str, Any]) -> Table:
 def files_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """Scores of single results files, by every scorer; for `bench score`."""
     rows = [
-        (path, scorer, f"{item['n']:,}", *(accuracy(item.get(scorer, item), metric) for metric in METRICS))
+        (path, scorer.replace("_", " "), f"{item['n']:,}", *(accuracy(scores, metric) for metric in METRICS))
         for path, item in found.items()
-        for scorer in SCORERS
+        for scorer, scores in {item["scorer"]: item, **{name: item[name] for name in SCORERS if name in item}}.items()
     ]
     notes = [f"{path}: {item[key]:,} {words}" for path, item in found.items() for key, words in _COUNTED.items()
              if item[key]]  # fmt: skip
-    return Table("files", "Scores", ("results", "scorer", "n", "tool", "parameters", "both"), rows, notes)
+    return Table("files", "Scores", ("results", "scorer", "n", *_METRIC_WORDS), rows, notes)
 
 
 def heading(document: Mapping[str, Any]) -> list[str]:

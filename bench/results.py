@@ -22,8 +22,9 @@ _ROW: dict[str, Any] = {
     **dict.fromkeys(("entry_id", "status", "variant", "setting", "engine", "decoding", "style"), str),
     **{"index": int, "prompt_tokens": int, "seconds": float, "cached_tokens?": int, "history_dropped?": int},
     **{"batch?": int, "cold?": bool, "prompt_sha256?": str, "error?": str, "query?": str},
+    **{"kind?": str, "accept?": {"name": str, "values": dict, "schema": dict}},
     "gold": dict,
-    "facts": {"offered": list, "same_job": list, "history_length": int},
+    "facts": {"offered": list, "same_job": list, "history_length": int, "function?": str},
 }
 _CALL = {"tool_name": str, "parameters": dict}
 _REPLY = {"reply": str, "finish": str, "reply_tokens": int, "prefill_s": float, "decode_s": float}

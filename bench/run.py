@@ -13,8 +13,8 @@ from petool_lite.bench.results import SCHEMA, Store, continued, open_store
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 
 from petool_lite.console import Report, silent
-from petool_lite.data.answers import equal_tools
-from petool_lite.data.entries import Entry
+from petool_lite.data.answers import equal_tools, function_words
+from petool_lite.data.entries import NO_TOOL, Call, Entry
 from petool_lite.data.files import Dataset
 from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import USAGE, PetoolError
@@ -43,8 +43,12 @@ class Task:
 
     @property
     def text(self) -> bool | str:
-        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none."""
+        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none.
+
+        A test that lists what it accepts allows one in all its parts, as BFCL does.
+        """
         texts = {entry.answer for entry in self.dataset.entries if isinstance(entry.answer, str)}
+        texts |= {NO_TOOL} if any(entry.accepted for entry in self.dataset.entries) else set()
         return texts.pop() if len(texts) == 1 else bool(texts)
 
     def entries(self) -> dict[int, Entry]:
@@ -134,19 +138,26 @@ def entry_row(index: int, entry: Entry) -> dict[str, Any]:
 
     `gold` is the right call in the published scorers' form, or {"no_call": text} where no tool fits. The fact
     `same_job` lists the offered tools that do the right one's job, itself included; it is empty where nothing tells.
+    `accept` is there for a test that lists what it accepts, `kind` where the data tells kinds apart.
     """
-    return {
+    answer, accepted = entry.answer, entry.accepted
+    row: dict[str, Any] = {
         "schema": SCHEMA,
         "index": index,
         "entry_id": entry.id,
         "query": entry.query,
-        "gold": published_call(entry.answer) or {"no_call": str(entry.answer)},
+        "gold": published_call(answer) or {"no_call": str(answer)},
         "facts": {
             "offered": [tool.name for tool in entry.tools],
             "same_job": list(equal_tools(entry) or ()),
             "history_length": len(entry.history),
+            "function": entry.function or (function_words(answer.name) if isinstance(answer, Call) else entry.id),
         },
     }
+    if accepted is not None:
+        schema = next(tool.parameters for tool in entry.tools if tool.name == accepted.name)
+        row["accept"] = {"name": accepted.name, "values": accepted.values, "schema": schema}
+    return row | ({"kind": entry.kind} if entry.kind else {})
 
 
 def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:

@@ -1,22 +1,27 @@
 """Scores: pure functions over results rows, their statistics and classes of error; imports no model library.
 
-Three scorers read every reply. `published` is the paper's, `spanning` the same with a match over several lines (the
-published 3B result used it), `strict` is petool-lite's own: the whole reply is one JSON call, compared as JSON.
+`published` is the paper's scorer, `spanning` the same with a match over several lines (the published 3B result used
+it), `strict` petool-lite's own: the whole reply is one JSON call, compared as JSON. `as_asked` is the published one,
+but a number that the data cut to a whole one may stand as the request says it. Where a test lists what it accepts,
+`ast`, BFCL's scorer, counts; where no tool fits, a text without a call is right by every scorer.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, sqrt
 from typing import Any
 
+from petool_lite.bench.bfcl import arguments_accepted
+
+from petool_lite.data.answers import function_words
 from petool_lite.data.entries import Call
 from petool_lite.inference.parse import CallFailure, read_answer
 from petool_lite.scorer import published_form, read_published, score_reply
 
-SCORERS = ("published", "spanning", "strict")
+SCORERS = ("published", "spanning", "strict", "as_asked", "ast")
 METRICS = ("tool", "param", "joint")
 # Every row has exactly one class; "right" are those that count as right in joint_acc.
 CLASSES = {
@@ -42,20 +47,22 @@ Pair = tuple[bool, bool]  # tool right, parameters right
 
 @dataclass(frozen=True)
 class Score:
-    """One reply, scored: a pair a scorer, the call that was read (None without one) and its canonical text.
+    """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts.
 
-    `call` is the strict reading, or where there is none that of the spanning scorer.
+    `call` is the call that was read, strictly or else by the spanning scorer (None without one), `call_text` its
+    canonical text. `function` groups entries that stand or fall together; `fits` says whether a tool does.
     """
 
-    published: Pair
-    spanning: Pair
-    strict: Pair
+    pairs: Mapping[str, Pair]
+    scorer: str
     call: Mapping[str, Any] | None
     call_text: str
+    function: str
+    fits: bool
 
-    def right(self, metric: str, scorer: str = "published") -> bool:
-        """Whether `metric` (tool, param, joint) is right by `scorer`."""
-        pair: Pair = getattr(self, scorer)
+    def right(self, metric: str, scorer: str = "") -> bool:
+        """Whether `metric` (tool, param, joint) is right, by the scorer that counts unless another is named."""
+        pair = self.pairs[scorer or self.scorer]
         return all(pair) if metric == "joint" else pair[METRICS.index(metric)]
 
 
@@ -70,10 +77,7 @@ def _number(text: str) -> float | int:
 
 
 def score_row(row: Mapping[str, Any]) -> Score:
-    """Score one row; one without a reply (too long, engine error) is wrong by every scorer.
-
-    Where no tool fits, any reply without a call is right, by every scorer.
-    """
+    """Score one row; one without a reply (too long, engine error) is wrong by every scorer."""
     reply, gold = row.get("reply", "") if row["status"] == "ok" else "", row["gold"]
     call, strict = None, (False, False)
     try:
@@ -91,20 +95,36 @@ def score_row(row: Mapping[str, Any]) -> Score:
             call = {key: found[key] for key in ("tool_name", "parameters")}
     told = canonical(call) if call is not None else f"no call: {reply}"
     published = score_reply(text, gold)
-    spanning = published if "\n" not in text else score_reply(text, gold, spanning=True)
-    return Score(published, spanning, published if "no_call" in gold else strict, call, told)
+    function = row["facts"].get("function") or function_words(gold.get("tool_name", "")) or row.get("entry_id", "")
+    if "no_call" in gold:
+        return Score(dict.fromkeys((*SCORERS, "no_call"), published), "no_call", call, told, function, fits=False)
+    spanning = score_reply(text, gold, spanning=True) if "\n" in text else published
+    pairs = {"published": published, "spanning": spanning, "strict": strict}
+    if "accept" in row:
+        pairs["ast"] = _accepted(call, row["accept"])
+        return Score(pairs, "ast", call, told, function, fits=True)
+    pairs["as_asked"] = published if published[1] else score_reply(text, gold, request=row.get("query", ""))
+    return Score(pairs, "published", call, told, function, fits=True)
+
+
+def _accepted(call: Mapping[str, Any] | None, accept: Mapping[str, Any]) -> Pair:
+    if call is None:
+        return False, False
+    arguments = json.loads(json.dumps(call["parameters"]))  # BFCL asks for the very types dict and list
+    right = arguments_accepted(arguments, accept["values"], accept["schema"])
+    return call["tool_name"] == accept["name"], right
 
 
 def error_class(row: Mapping[str, Any], score: Score) -> str:
-    """The class of a row, a key of CLASSES."""
+    """The class of a row, a key of CLASSES, by the scorer that counts."""
     if row["status"] != "ok":
         return str(row["status"])
-    if all(score.published):
+    if score.right("joint"):
         return "right"
     if score.call is None:
         return "cut_off" if row["finish"] == "length" else "no_call"
     name, facts, gold = score.call["tool_name"], row["facts"], row["gold"]
-    if "no_call" in gold:
+    if not score.fits:
         return "needless_call"
     if name != gold["tool_name"]:
         if name not in facts["offered"]:
@@ -112,11 +132,13 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
         same = facts["same_job"]
         return "wrong_tool" if not same else "wrong_provider" if name in same else "wrong_function"
     found, wanted = score.call["parameters"], gold["parameters"]
-    if wanted.keys() - found.keys():
+    accepted = row["accept"]["values"] if "accept" in row else {key: [value] for key, value in wanted.items()}
+    if any(key not in found and ("accept" not in row or "" not in values) for key, values in accepted.items()):
         return "missing_parameter"
-    if found.keys() - wanted.keys():
+    if found.keys() - accepted.keys():
         return "extra_parameter"
-    return "other_form" if canonical(found) == canonical(wanted) else "wrong_parameter"
+    other = score.scorer == "published" and canonical(found) == canonical(wanted)
+    return "other_form" if other else "wrong_parameter"
 
 
 def count_classes(found: Iterable[str]) -> dict[str, int]:
@@ -130,27 +152,45 @@ def percent(count: int, n: int) -> float:
     return round(100 * count / n, 4) if n else 0.0
 
 
-def accuracies(scores: Sequence[Score], scorer: str = "published") -> dict[str, Any]:
-    """tool_acc, param_acc, joint_acc in percent and their 95 % Wilson intervals, over all `scores`."""
+def accuracies(scores: Sequence[Score], scorer: str = "") -> dict[str, Any]:
+    """tool_acc, param_acc, joint_acc in percent and their 95 % intervals by function, over all `scores`."""
     found: dict[str, Any] = {}
     for metric in METRICS:
-        count = sum(score.right(metric, scorer) for score in scores)
-        found[f"{metric}_acc"] = percent(count, len(scores))
-        found[f"{metric}_ci"] = list(wilson(count, len(scores)))
+        right = [score.right(metric, scorer) for score in scores]
+        found |= _share(metric, right, scores)
     return found
 
 
-def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[str, Any]:
-    """What is to be said of one variant: n, the published figures, those of the other scorers, and counts.
+def _share(name: str, flags: Sequence[bool], scores: Sequence[Score]) -> dict[str, Any]:
+    """NAME_acc and NAME_ci: the share of true flags in percent, and its interval by function."""
+    effect = design_effect(flags, [score.function for score in scores])
+    interval = list(wilson(sum(flags) / effect, len(flags) / effect))
+    return {f"{name}_acc": percent(sum(flags), len(flags)), f"{name}_ci": interval}
 
-    Rows whose engine failed are counted apart and left out of n; prompts that do not fit count as wrong.
+
+def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[str, Any]:
+    """What is to be said of one variant: n, the figures that count, those of the other scorers, and counts.
+
+    Rows whose engine failed are counted apart and left out of n; prompts that do not fit count as wrong. `cases` are
+    the entries where a tool fits, those where none does, and those of each kind that the data tells apart.
     """
-    good = [score for row, score in zip(rows, scores, strict=True) if row["status"] != "engine_error"]
+    good = [pair for pair in zip(rows, scores, strict=True) if pair[0]["status"] != "engine_error"]
+    scored = [score for _, score in good]
+    counts = {score.scorer for score in scored}
+    scorer = next((name for name in ("ast", "published", "no_call") if name in counts), "published")
+    others = [name for name in SCORERS if name != scorer and all(name in score.pairs for score in scored)]
+    cases: dict[str, list[Score]] = {}
+    for row, score in good:
+        for case in ["a tool fits" if score.fits else "none fits", *([row["kind"]] if "kind" in row else [])]:
+            cases.setdefault(case, []).append(score)
     return {
         "n": len(good),
-        **accuracies(good),
-        **{scorer: accuracies(good, scorer) for scorer in SCORERS[1:]},
-        "no_call": sum(score.call is None for score in good),
+        "functions": len({score.function for score in scored}),
+        "scorer": scorer,
+        **accuracies(scored),
+        **{name: accuracies(scored, name) for name in others},
+        "cases": {name: _case(found) for name, found in cases.items()},
+        "no_call": sum(score.call is None for score in scored),
         "cut_off": sum(row["status"] == "ok" and row["finish"] == "length" for row in rows),
         "too_long": sum(row["status"] == "too_long" for row in rows),
         "engine_errors": len(rows) - len(good),
@@ -158,29 +198,57 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
     }
 
 
-def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str, Any]:
-    """Paired tests of two variants on the entries that both scored, by the published scorer.
+def _case(scores: Sequence[Score]) -> dict[str, Any]:
+    """n, the figures that count, and the share of replies that call a tool."""
+    called = _share("called", [score.call is not None for score in scores], scores)
+    return {"n": len(scores), **accuracies(scores), **called}
 
-    For each metric: entries that only the first or only the second has right, the difference second minus first in
-    points with its 95 % interval, and p of the exact McNemar test. `agreement` is the share with the same call.
+
+def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str, Any]:
+    """Paired tests of two variants on the entries that both scored.
+
+    For each metric, and for parameters and both `as_asked` where that is scored: entries that only the first or only
+    the second has right, the difference second minus first in points with its 95 % interval by function, and p of the
+    exact McNemar test. `agreement` is the share with the same call.
     """
     common = [key for key in first if key in second]
     same = sum(first[key].call_text == second[key].call_text for key in common)
     found: dict[str, Any] = {"n": len(common), "agreement": percent(same, len(common))}
-    for metric in METRICS:
-        pairs = [(first[key].right(metric), second[key].right(metric)) for key in common]
-        lost, won = pairs.count((True, False)), pairs.count((False, True))
-        found[metric] = {
+    asked = all("as_asked" in scores[key].pairs for key in common for scores in (first, second))
+    tests = [(metric, metric, "") for metric in METRICS]
+    tests += [(f"{metric}_as_asked", metric, "as_asked") for metric in METRICS[1:] if asked]
+    functions = [first[key].function for key in common]
+    for name, metric, scorer in tests:
+        gains = [second[key].right(metric, scorer) - first[key].right(metric, scorer) for key in common]
+        lost, won, effect = gains.count(-1), gains.count(1), design_effect(gains, functions)
+        found[name] = {
             "first_only": lost,
             "second_only": won,
             "difference": round(100 * (won - lost) / len(common), 4) if common else 0.0,
-            "ci": list(paired_interval(lost, won, len(common))),
+            "ci": list(paired_interval(lost / effect, won / effect, len(common) / effect)),
             "p": mcnemar(lost, won),
         }
     return found
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
+    """How many times fewer independent observations `values` are worth, as those of a group stand or fall together.
+
+    The variance of their mean with whole groups drawn, over that with single values drawn (Kish 1965), at least 1; an
+    interval of n observations is then that of n / effect (Korn & Graubard 1998). 1 for a single group or equal values.
+    """
+    n, sums = len(values), dict.fromkeys(groups, 0.0)
+    mean = sum(values) / n if n else 0.0
+    for value, group in zip(values, groups, strict=True):
+        sums[group] += value - mean
+    apart, count = sum((value - mean) ** 2 for value in values), len(sums)
+    if apart == 0 or count < 2:
+        return 1.0
+    together = sum(value**2 for value in sums.values()) * count / (count - 1)
+    return max(1.0, together / (apart * n / (n - 1)))
+
+
+def wilson(successes: float, n: float) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion, in percent (Wilson 1927); (0, 100) without observations."""
     if n == 0:
         return 0.0, 100.0
@@ -203,7 +271,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return min(1.0, float(Fraction(2 * tail, 2**n)))
 
 
-def paired_interval(first_only: int, second_only: int, n: int) -> tuple[float, float]:
+def paired_interval(first_only: float, second_only: float, n: float) -> tuple[float, float]:
     """95 % interval of second minus first, paired proportions, in points; from Agresti & Min 2005.
 
     Each of the four cells is raised by 1/2, which keeps the interval honest for few discordant pairs.

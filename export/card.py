@@ -96,7 +96,7 @@ def scores(run: Path) -> str:
     if not file.is_file():
         return "## Scores\n\nNot scored yet: `petool-lite bench`, then export again.\n"
     report = json.loads(file.read_text())
-    if report.get("schema") != 3:
+    if report.get("schema") != 4:
         return "## Scores\n\nScored by an earlier version: `petool-lite bench`, then export again.\n"
     rows = [
         f"| {item['name']}{' (partial)' if item['partial'] else ''} | {item['n']} | {item['tool_acc']:.1f} % | "
@@ -105,7 +105,8 @@ def scores(run: Path) -> str:
     ]
     head = ["| file | n | tool | parameters | both |", "| --- | ---: | ---: | ---: | ---: |"]
     source = ", ".join(f"`{item['source']}` ({item['setting']})" for item in report["data"])
-    return "\n".join(["## Scores", "", f"On {source}, published scorer.", "", *head, *rows, ""])
+    scorers = " and ".join(dict.fromkeys(item["scorer"] for item in report["variants"]))
+    return "\n".join(["## Scores", "", f"On {source}, scorer: {scorers}.", "", *head, *rows, ""])
 
 
 def modelfile(gguf: str, directory: Path, max_tokens: int) -> str:

@@ -7,6 +7,7 @@ string) are kept, so that figures compare with published ones.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from petool_lite.inference.parse import CallFailure, read_answer
 _PATTERN = r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\}'
 _CALL = re.compile(_PATTERN)
 _SPANNING = re.compile(_PATTERN, re.DOTALL)
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
 _WRAPPED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
@@ -60,11 +62,13 @@ def _call(text: str) -> dict[str, Any] | None:
     return call if isinstance(call, dict) and "tool_name" in call and "parameters" in call else None
 
 
-def score_reply(reply: str, gold: Mapping[str, Any], spanning: bool = False) -> tuple[bool, bool]:
+def score_reply(
+    reply: str, gold: Mapping[str, Any], spanning: bool = False, request: str | None = None
+) -> tuple[bool, bool]:
     """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right.
 
     Values are compared as Python does: 1, 1.0 and true are equal. Where `gold` is {"no_call": ...}, any text without a
-    call is right on both counts.
+    call is right on both counts. With `request`, parameters are compared by `as_asked`.
     """
     call = read_published(reply, spanning)
     if "no_call" in gold:
@@ -73,9 +77,26 @@ def score_reply(reply: str, gold: Mapping[str, Any], spanning: bool = False) -> 
     if call is None:
         return False, False
     try:
-        return call["tool_name"] == gold["tool_name"], call["parameters"] == gold["parameters"]
+        found, right = call["parameters"], gold["parameters"]
+        same = found == right if request is None else as_asked(found, right, request)
+        return call["tool_name"] == gold["tool_name"], same
     except RecursionError:  # comparing what the parser just managed to nest
         return False, False
+
+
+def as_asked(found: Any, right: Any, request: str) -> bool:
+    """Whether a value is right, or the number of the request that the data cut or rounded to a whole one.
+
+    PEToolBench has 46 where the request says 46.046; a reply of 46.046 is what was asked for.
+    """
+    if isinstance(found, dict) and isinstance(right, dict):
+        return found.keys() == right.keys() and all(as_asked(found[key], right[key], request) for key in right)
+    if isinstance(found, list) and isinstance(right, list):
+        return len(found) == len(right) and all(map(as_asked, found, right, [request] * len(right)))
+    if found == right or type(found) is not float or type(right) is not int or not math.isfinite(found):
+        return bool(found == right)
+    said = (float(number.replace(",", "")) for number in _NUMBER.findall(request))
+    return right in (math.trunc(found), round(found), math.floor(found + 0.5)) and abs(found) in said
 
 
 def _is_text(reply: str) -> bool:

@@ -58,6 +58,17 @@ Answer = Call | str  # a text is an answer, too: no tool fits
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """What a test accepts as the right call: the tool's name and, for each parameter, the values that are right.
+
+    "" among them says that the parameter may be left out. An object's own members have lists of right values, too.
+    """
+
+    name: str
+    values: Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
 class Published:
     """A published PEToolBench prompt byte for byte, cut around its two JSON arrays, whose items are kept as texts.
 
@@ -77,7 +88,8 @@ class Entry:
 
     `turns` are messages of the conversation before the query that are no earlier calls with a verdict. `equal_tools`
     names the other tools that do what the right one does; None where the data does not tell. `rejected` is the wrong
-    answer of a preference row. `published` and `setting` are known for entries of PEToolBench only.
+    answer of a preference row. `published` and `setting` are known for entries of PEToolBench only. `accepted` is of
+    tests that accept several calls, `kind` is a test's own word for what an entry is about.
     """
 
     id: str
@@ -91,6 +103,8 @@ class Entry:
     rejected: Answer | None = None
     published: Published | None = None
     setting: str | None = None
+    accepted: Accepted | None = None
+    kind: str | None = None
 
 
 def check_setting(setting: str) -> None:

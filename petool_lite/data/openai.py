@@ -7,10 +7,11 @@ there is the verdict, `used` says that the call was used and not rated. All othe
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from petool_lite.data import petoolbench
-from petool_lite.data.entries import DISLIKED, LIKED, USED, Answer, Call, Entry, Interaction, Tool
+from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, USED, Accepted, Answer, Call, Entry, Interaction, Tool
 from petool_lite.data.fields import Fault, arguments, call, get, json_text, kind_of, sound, text
 from petool_lite.data.schema import parameters_schema
 
@@ -101,7 +102,9 @@ def entry_line(entry: Entry) -> dict[str, Any]:
         messages.append(_call_message(entry.answer, "answer"))
     elif entry.answer is not None:
         messages.append({"role": "assistant", "content": entry.answer})
-    return {"messages": messages, "tools": [tool_json(tool) for tool in entry.tools]}
+    line: dict[str, Any] = {"messages": messages, "tools": [tool_json(tool) for tool in entry.tools]}
+    line |= {"accept": [{entry.accepted.name: dict(entry.accepted.values)}]} if entry.accepted else {}
+    return line | ({"kind": entry.kind} if entry.kind else {})
 
 
 def conversation(messages: Sequence[Any], tools: Sequence[Tool], identity: str = "") -> Entry:
@@ -207,14 +210,51 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     if not messages:
         raise Fault("messages", "a query and an answer, found none")
     *before, last = messages
-    if not isinstance(last, Mapping) or last.get("role") != "assistant":
-        if "accept" in row:  # a test that lists what may be answered
-            return conversation(messages, tools, identity)
+    accepted = _accepted(row.get("accept"), tools)
+    if isinstance(last, Mapping) and last.get("role") == "assistant":
+        answer = _answer(_message(last, f"messages[{len(before)}]"), len(before))
+    elif "accept" in row:  # a test that lists what may be answered
+        before, answer = messages, _first_accepted(accepted) if accepted else NO_TOOL
+    else:
         raise Fault(f"messages[{len(before)}]", "an assistant's answer at the end")
     entry = conversation(before, tools, identity)
     if not entry.query and not entry.turns:
         raise Fault("messages", "a user's message before the answer")
-    return Entry(**{**vars(entry), "answer": _answer(_message(last, f"messages[{len(before)}]"), len(before))})
+    kind = row.get("kind")
+    return replace(entry, answer=answer, accepted=accepted, kind=kind if isinstance(kind, str) else None)
+
+
+def _accepted(value: Any, tools: Sequence[Tool]) -> Accepted | None:
+    """The one right call of a line's `accept`, [{name: {parameter: [right values]}}]; None where no call is right.
+
+    A tool may be offered with underscores for the dots of its name, since some services take no dots. Raises Fault.
+    """
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or len(value) != 1:
+        raise Fault("accept", f"one right call, found {len(value) if isinstance(value, list) else kind_of(value)}")
+    if not isinstance(value[0], Mapping) or len(value[0]) != 1:
+        raise Fault("accept[0]", "one tool's name with what is right for each parameter")
+    ((name, values),) = value[0].items()
+    if not isinstance(values, Mapping) or not all(isinstance(right, list) and right for right in values.values()):
+        raise Fault(f"accept[0].{name}", "a list of right values for each parameter")
+    offered = [tool.name for tool in tools if tool.name in (name, name.replace(".", "_"))]
+    if not offered:
+        raise Fault(f"accept[0].{name}", "the name of an offered tool")
+    return Accepted(name if name in offered else offered[0], dict(values))
+
+
+def _first_accepted(accepted: Accepted) -> Call:
+    """The right call with the first of the right values, without what may be left out."""
+    given = {name: values for name, values in accepted.values.items() if "" not in values}
+    return Call(accepted.name, {name: _first(values[0]) for name, values in given.items()})
+
+
+def _first(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        lists = {name: right for name, right in value.items() if isinstance(right, list) and right and "" not in right}
+        return {name: _first(right[0]) for name, right in lists.items()}
+    return [_first(item) for item in value] if isinstance(value, list) else value
 
 
 def _answer(message: Mapping[str, Any], index: int) -> Answer:

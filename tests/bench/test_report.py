@@ -185,6 +185,41 @@ def test_compare_tests_the_common_entries_and_lists_those_that_flipped(tmp_path,
     assert json.loads(command("bench", "compare", old, new, "--json").stdout)["variants"][0] == found
 
 
+def test_figures_as_asked_stand_beside_the_published_ones_where_they_differ(tmp_path, command) -> None:
+    def asked(entry, index: int, said: object) -> dict:
+        gold = {"tool_name": entry.answer.name, "parameters": {"kg": 46}}
+        reply = json.dumps(gold | {"parameters": {"kg": said}})
+        return row(entry, index, reply) | {"gold": gold, "query": "Ship 46.046 kg."}
+
+    for name, cut in (("old", 5), ("new", 25)):
+        made = [asked(entry, index, 46.046 if index < cut else 46) for index, entry in enumerate(ENTRIES)]
+        write_results(tmp_path / name, made)
+        (item,) = write_report(tmp_path / name)["variants"]
+        assert (item["joint_acc"], item["as_asked"]["joint_acc"]) == (100 - 2.5 * cut, 100.0)
+        assert "| both as asked |" in (tmp_path / name / "report.md").read_text()
+    found = compare_folders(tmp_path / "old", tmp_path / "new")["variants"][0]
+    assert (found["joint"]["difference"], found["joint_as_asked"]["difference"]) == (-50.0, 0.0)
+    assert [scores["param_as_asked_acc"] for scores in found["scores"]] == [100.0, 100.0]
+    assert "asked" in command("bench", "compare", tmp_path / "old", tmp_path / "new").stdout
+
+
+def test_kinds_and_entries_that_no_tool_fits_are_counted_apart(tmp_path) -> None:
+    made = rows(30)
+    for index, item in enumerate(made):
+        none = index % 4 == 0
+        item |= {"kind": "none" if none else "pair"} | ({"gold": {"no_call": "No tool fits."}} if none else {})
+    made[0] |= {"reply": "No tool fits."}
+    write_results(tmp_path, made)
+    cases = write_report(tmp_path)["variants"][0]["cases"]
+    assert {name: (case["n"], case["tool_acc"], case["called_acc"]) for name, case in cases.items()} == {
+        "none fits": (10, 30.0, 70.0), "none": (10, 30.0, 70.0),
+        "a tool fits": (30, 73.3333, 73.3333), "pair": (30, 73.3333, 73.3333),
+    }  # fmt: skip
+    text = (tmp_path / "report.md").read_text()
+    assert "| tuned | pair | 30 | 73.3 " in text
+    assert "| tuned | none |" not in text, "the same entries are not told twice"
+
+
 def test_compare_refuses_what_does_not_compare(tmp_path) -> None:
     write_results(tmp_path / "old", rows(20))
     write_results(tmp_path / "setting", rows(20, setting="preferred"))

@@ -1,6 +1,7 @@
 """The three scorers, the published one with its quirks, and what is made of their right."""
 
 import json
+import random
 import re
 from itertools import product
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from petool_lite.bench.score import (
+    design_effect,
     error_class,
     mcnemar,
     paired,
@@ -17,7 +19,7 @@ from petool_lite.bench.score import (
     wilson,
 )
 
-from petool_lite.scorer import published_form, read_published, score_reply
+from petool_lite.scorer import as_asked, published_form, read_published, score_reply
 
 GOLD = {"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x", "n": 2}}
 GOOD = json.dumps(GOLD)
@@ -88,9 +90,9 @@ def test_the_strict_scorer_compares_as_json() -> None:
         (GOOD.replace("2", "NaN"), (False, False)),
         ('{"a":' * 100_000, (False, False)),
     ):
-        assert score_row(reply_row(reply)).strict == strict, reply[:99]
+        assert score_row(reply_row(reply)).pairs["strict"] == strict, reply[:99]
     at_its_limit = score_row(reply_row(GOOD, finish="length"))
-    assert (at_its_limit.strict, at_its_limit.published) == ((False, False), (True, True))
+    assert (at_its_limit.pairs["strict"], at_its_limit.pairs["published"]) == ((False, False), (True, True))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,38 @@ def test_the_strict_scorer_compares_as_json() -> None:
 def test_where_the_published_scorer_and_the_strict_one_differ(gold, reply, published, strict) -> None:
     said = json.dumps({"tool_name": "t", "parameters": reply or gold})
     score = score_row(reply_row(said, gold={"tool_name": "t", "parameters": gold}))
-    assert (score.published, score.strict) == (published, strict)
+    assert (score.pairs["published"], score.pairs["strict"]) == (published, strict)
+
+
+@pytest.mark.parametrize(
+    ("found", "right", "request_text", "asked"),
+    [
+        (46.046, 46, "Ship 46.046 kg.", True),
+        (46.6, 47, "Ship 46.6 kg.", True),
+        (46.6, 46, "Ship 46.6 kg.", True),
+        (46.5, 47, "Ship 46.5 kg.", True),
+        (-33.87, -33, "Weather at -33.87, 151.2", True),
+        (1234.5, 1234, "Pay $1,234.50 now", True),
+        (46, 46, "", True),
+        (46.046, 46, "Ship 46 kg.", False),
+        (46.046, 46, "Ship 146.046 kg.", False),
+        (48.046, 46, "Ship 48.046 kg.", False),
+        ("46.046", 46, "Ship 46.046 kg.", False),
+        (46.046, "46", "Ship 46.046 kg.", False),
+        (1.5, True, "Take 1.5", False),
+        (float("inf"), 46, "inf 46", False),
+        ({"at": [2.5, "x"]}, {"at": [2, "x"]}, "At 2.5", True),
+        ({"at": [2.5, "y"]}, {"at": [2, "x"]}, "At 2.5", False),
+        ({"at": [2.5, "x"], "to": 1}, {"at": [2, "x"]}, "At 2.5", False),
+    ],
+)
+def test_a_number_counts_as_asked_where_the_data_cut_it(found, right, request_text, asked) -> None:
+    assert as_asked(found, right, request_text) is asked
+    gold = {"tool_name": "<A>.<b>.<c>", "parameters": {"p": right}}
+    reply = json.dumps({"tool_name": "<A>.<b>.<c>", "parameters": {"p": found}})
+    pairs = score_row(reply_row(reply, gold=gold, query=request_text)).pairs
+    if not isinstance(found, dict):  # the published expression does not read an object that ends the parameters
+        assert (pairs["published"], pairs["as_asked"]) == ((True, found == right), (True, asked))
 
 
 def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
@@ -184,12 +217,32 @@ def test_a_petool_reply_is_read_by_the_published_scorer_in_its_own_form() -> Non
         (GOOD, True, True),
     ):
         score = score_row(reply_row(reply))
-        assert (all(score.published), all(score.strict)) == (published, strict), reply
+        assert (score.right("joint"), score.right("joint", "strict")) == (published, strict), reply
     assert read_published(published_form(HERMES)) == GOLD
     for reply in ("No tool fits.", "I cannot do that.", HERMES, HERMES[:-20]):
         score = score_row(reply_row(reply, gold={"no_call": "No tool fits."}))
         right = "<tool_call>" not in reply
-        assert {score.published, score.spanning, score.strict} == {(right, right)}, reply
+        assert set(score.pairs.values()) == {(right, right)}, reply
+
+
+def test_entries_of_one_function_are_worth_less_than_as_many_of_several() -> None:
+    values = [1, 1, 1, 0, 0, 0, 1, 1, 0, 0]
+    assert design_effect(values, range(10)) == pytest.approx(1)
+    # by hand: the sums of three functions around their mean are 1.5, -1.5 and 0; 4.5 / 2.5 * (3 / 2) / (10 / 9)
+    assert design_effect(values, "aaabbbcccc") == pytest.approx(4.5 / 2.5 * 1.5 * 0.9)
+    assert design_effect([1, 1], "ab") == design_effect([1, 0], "aa") == design_effect([], []) == 1.0
+    rng = random.Random(3)  # against drawing whole functions many times
+    groups = [group for group in range(60) for _ in range(rng.randint(1, 9))]
+    chances = [rng.random() for _ in range(60)]
+    flags = [rng.random() < chances[group] for group in groups]
+    held = [[flag for flag, own in zip(flags, groups, strict=True) if own == group] for group in range(60)]
+    means = sorted(
+        sum(map(sum, drawn)) / sum(map(len, drawn)) for drawn in (rng.choices(held, k=60) for _ in range(4000))
+    )
+    effect = design_effect(flags, groups)
+    low, high = wilson(sum(flags) / effect, len(flags) / effect)
+    assert effect > 1.5
+    assert (low, high) == pytest.approx((100 * means[100], 100 * means[3900]), abs=1.5)
 
 
 def test_the_interval_is_wilsons() -> None:
