@@ -7,6 +7,7 @@ the entries nobody does.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -48,6 +49,7 @@ _PUBLISHED = "<{area}>.<{owner}>.<{name}>"
 _FORMS = ("{owner}.{name}", "{owner}__{name}", "{owner}/{name}", "{owner}_{name}", "mcp__{owner}__{name}", _PUBLISHED)
 _LONGEST = 1500  # characters of a request; longer ones are documents
 _NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
+_A_PASS = 12  # calls of one tool
 _OFFERED = 16  # tools of an entry, at most
 _SAID = """
 Thank you so much.|Okay, great.|Hi, how is it going?|You made my day.|Let's stop here for now.|I am a bit sad today.
@@ -140,7 +142,8 @@ def examples_of(entries: Sequence[Entry]) -> list[Example]:
 def simulate(
     examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without_call: float = 0.1
 ) -> Iterator[Entry]:
-    """`count` entries, one at a time; every example is used before one is used again. The same seed gives the same.
+    """`count` entries, one at a time. The same seed gives the same. A pass over the corpus takes every tool, and of the
+    calls of one at most 12, others each time: seven tools with 200 calls each would else drown 200 with seven.
 
     `pool` are more tools to offer beside; `without_call` is the share of entries in which no tool fits. Raises
     PetoolError where the corpus has fewer than two functions.
@@ -152,8 +155,7 @@ def simulate(
     order: list[int] = []
     for number in range(count):
         if not order:
-            order = list(range(len(examples)))
-            Random(f"{seed} order {number}").shuffle(order)
+            order = _pass(examples, Random(f"{seed} order {number}"))
         example = examples[order.pop()]
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
         made = (
@@ -164,6 +166,19 @@ def simulate(
         if entry is None:
             raise PetoolError(f"no user can be simulated for a call of {example.tool.name}", "leave that call out")
         yield entry
+
+
+def _pass(examples: Sequence[Example], rng: Random) -> list[int]:
+    """Indices of one pass over the examples in random order."""
+    order = list(range(len(examples)))
+    rng.shuffle(order)
+    taken = Counter[str]()
+    found = []
+    for index in order:
+        taken[examples[index].tool.name] += 1
+        if taken[examples[index].tool.name] <= _A_PASS:
+            found.append(index)
+    return found
 
 
 def _entry(

@@ -121,7 +121,8 @@ def teach(dispatch: Any) -> str:
         return _flash().apply(q, k, v, ends, longest, scale or query.shape[-1] ** -0.5)[None]
 
     def together(query: Any, key: Any, lengths: Sequence[int], *_: Any) -> bool:
-        return sum(lengths) < _LONG * len(lengths)
+        rows = [length for length in lengths if length >= 8] or lengths  # the others fill up the last eight tokens
+        return sum(rows) < _LONG * len(rows)
 
     dispatch._TORCH_VARLEN_ATTN = dispatch._torch_varlen_packed = packed
     dispatch._torch_varlen_beats_segments = together

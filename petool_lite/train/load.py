@@ -19,7 +19,6 @@ from petool_lite.models import Base
 from petool_lite.recipe import Recipe
 from petool_lite.train.attention import PACKED, offer_to_transformers, teach
 from petool_lite.train.devices import arithmetic, own_device
-from petool_lite.train.shortcuts import shorten
 from petool_lite.train.start import start_adapter
 
 # What a model's folder holds besides its configuration and weights.
@@ -78,7 +77,6 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
         _load_adapter(model, start)
     if recipe.train.objective == "sft":
         print("attention of packed rows:", _pack(model))  # to train.log
-        model.answer_places = shorten(causal_of(model))
     return model, tokenizer
 
 
@@ -103,7 +101,6 @@ def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
         model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(base.directory)
         model.set_attn_implementation(PACKED)
-        model.answer_places = shorten(model)
         model.to(own_device())
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -23,7 +23,8 @@ class MicroBatch:
     """Packed rows: `ids` and `positions` (tokens), `lengths` of the rows, and for the `answers` (1-d) `where` they are
     predicted from, as indices into the tokens, and which `entries` the rows are of.
 
-    A row's last token predicts nothing and is not read.
+    A row's last token predicts nothing and is not read. Up to seven tokens that are no entry's may stand at the end, as
+    a row of their own: a GPU's matrix products fall back to slow kernels where 8 does not divide the tokens.
     """
 
     ids: Any
@@ -65,14 +66,16 @@ def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
     whole = [numpy.asarray(row["input_ids"]) for row in rows]
     starts = [row["answer_start"] for row in rows]
     for members in group([len(ids) for ids in whole], budget):
-        lengths = tuple(len(whole[index]) - 1 for index in members)
+        lengths = [len(whole[index]) - 1 for index in members]
         offsets = numpy.cumsum((0, *lengths))
-        places = zip(members, lengths, offsets, strict=False)
+        places = list(zip(members, lengths, offsets, strict=False))
+        spare = -sum(lengths) % 8
+        all_lengths = (*lengths, spare) if spare else tuple(lengths)
         batches.append(
             MicroBatch(
-                ids=joined([whole[index][:-1] for index in members]),
-                positions=joined([numpy.arange(length) for length in lengths]),
-                lengths=lengths,
+                ids=joined([*(whole[index][:-1] for index in members), numpy.zeros(spare, numpy.int64)]),
+                positions=joined([numpy.arange(length) for length in all_lengths]),
+                lengths=all_lengths,
                 where=joined([offset + numpy.arange(starts[index] - 1, length) for index, length, offset in places]),
                 answers=joined([whole[index][starts[index] :] for index in members]),
                 entries=tuple(str(rows[index].get("entry_id", index)) for index in members),
@@ -108,8 +111,6 @@ def answer_loss(model: Any, batch: MicroBatch) -> Any:
         item.to(device, non_blocking=True) for item in (batch.ids, batch.positions, batch.where, batch.answers)
     )
     causal = causal_of(model)
-    if model.answer_places is not None:
-        model.answer_places.where = where
     packed: dict[str, Any] = {}
     if causal.config._attn_implementation == PACKED:
         packed = {"bounds": bounds_of(batch.lengths, device)}

@@ -55,7 +55,7 @@ def test_lean_fits_eight_gigabytes_and_keeps_the_published_numerics() -> None:
 
 def test_auto_keeps_all_where_it_can() -> None:
     recipe = rating("train.memory=auto")
-    ways = {gib: choose(LLAMA_3B, recipe, ROWS, gib * GIB) for gib in (140, 80, 20, 8)}
+    ways = {gib: choose(LLAMA_3B, recipe, ROWS, gib * GIB) for gib in (140, 80, 24, 8)}
     assert [(way.precision, way.checkpointing) for way in ways.values()] == [
         ("bf16", False), ("bf16", False), ("nf4", False), ("nf4", True),
     ]  # fmt: skip

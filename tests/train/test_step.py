@@ -12,7 +12,6 @@ from support import loss_row_by_row
 from petool_lite.train import step
 from petool_lite.train.attention import PACKED, bounds_of, offer_to_transformers
 from petool_lite.train.load import generating
-from petool_lite.train.shortcuts import shorten
 from petool_lite.train.step import answer_loss, answer_trainer, group, micro_batches, shares
 
 ROWS = ((20, 12), (9, 1), (33, 30), (17, 16))
@@ -45,7 +44,6 @@ def made(family: str = "Llama", packed: bool = True, adapter: bool = False, **ch
 def pack(model: Any) -> Any:
     offer_to_transformers()
     step.causal_of(model).set_attn_implementation(PACKED)
-    model.answer_places = shorten(step.causal_of(model))
     return model
 
 
