@@ -6,6 +6,8 @@ the loss mask is a position, never a search for marker text, and inference sees 
 
 import hashlib
 import json
+import multiprocessing
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -284,27 +286,53 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Re
 def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool = False) -> Iterator[Example | None]:
     """Training rows of at most `layout.max_tokens` ids, in order; None for an entry that is too long.
 
-    With `pairs` each entry needs a `rejected` answer, and the prompt fits with either answer. Tokenizes in batches,
-    which uses every core. Raises PetoolError for an entry without an answer.
+    With `pairs` each entry needs a `rejected` answer, and the prompt fits with either answer. Many entries are rendered
+    by as many processes as there are cores. Raises PetoolError for an entry without an answer.
     """
-    for start in range(0, len(entries), _BATCH):
-        batch = entries[start : start + _BATCH]
-        answers = []
-        for entry in batch:
-            if entry.answer is None:
-                raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
-            answers.append(answer_text(entry.answer, layout.style))
-        encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch] + answers)
-        wrong = chat.encode_batch([_rejected(entry, layout) for entry in batch]) if pairs else [[]] * len(batch)
-        for entry, ids, answer, other in zip(batch, encoded, encoded[len(batch) :], wrong, strict=False):
-            fitted = _fit(chat, entry, layout, ids, reserve=max(len(answer), len(other)) + 1)
-            if fitted is None:
-                yield None
-                continue
-            kept, shown = fitted
-            rejected = (*other, chat.eos_id) if pairs else ()
-            dropped = len(entry.history) - len(shown.history)
-            yield Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, rejected)
+    batches = [entries[start : start + _BATCH] for start in range(0, len(entries), _BATCH)]
+    cores = min(len(batches) // 4, os.cpu_count() or 1)
+    if cores < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        for batch in batches:
+            yield from _rendered(chat, batch, layout, pairs)
+        return
+    global _forked
+    _forked = (chat, layout, pairs)  # a compiled template cannot be sent, but forked
+    with multiprocessing.get_context("fork").Pool(cores, _one_thread) as pool:
+        for rows in pool.imap(_rendered_there, batches):
+            yield from rows
+
+
+_forked: tuple[Chat, Layout, bool] | None = None
+
+
+def _one_thread() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _rendered_there(batch: Sequence[Entry]) -> list[Example | None]:
+    assert _forked is not None
+    chat, layout, pairs = _forked
+    return _rendered(chat, batch, layout, pairs)
+
+
+def _rendered(chat: Chat, batch: Sequence[Entry], layout: Layout, pairs: bool) -> list[Example | None]:
+    answers, rows = [], list[Example | None]()
+    for entry in batch:
+        if entry.answer is None:
+            raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
+        answers.append(answer_text(entry.answer, layout.style))
+    encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch] + answers)
+    wrong = chat.encode_batch([_rejected(entry, layout) for entry in batch]) if pairs else [[]] * len(batch)
+    for entry, ids, answer, other in zip(batch, encoded, encoded[len(batch) :], wrong, strict=False):
+        fitted = _fit(chat, entry, layout, ids, reserve=max(len(answer), len(other)) + 1)
+        if fitted is None:
+            rows.append(None)
+            continue
+        kept, shown = fitted
+        rejected = (*other, chat.eos_id) if pairs else ()
+        dropped = len(entry.history) - len(shown.history)
+        rows.append(Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, rejected))
+    return rows
 
 
 def _rejected(entry: Entry, layout: Layout) -> str:
