@@ -26,6 +26,7 @@ from petool_lite.data.entries import (
     providers,
     required,
 )
+from petool_lite.data.schema import value_faults
 from petool_lite.errors import PetoolError
 
 _FIRST = """
@@ -74,6 +75,10 @@ _KINDS: dict[str, Sequence[tuple[_Verdicts, _Verdicts]]] = {
     "more": ((_UP * 2, _UP), (_UP * 3, _UP), (_UP * 2 + _DOWN, _DOWN), (_DOWN, _DOWN * 2)),
     "used": (((None,), ()), ((None,), (None,)), ((None,) * 2, (None,)), ((None,), (None,) * 2)),
 }
+_OFTEN = ("liked", "liked", "disliked", "disliked", "used", "used", "mixed", "moved", "more")
+# And of whoever offers other tools, or alone does what is asked: it says nothing, so it must be as varied.
+_ANYHOW = ((), (), (), _UP, _UP, _UP * 2, _UP * 3, _DOWN, _DOWN, _DOWN * 2, _UP + _DOWN, _DOWN + _UP + _UP)
+_PLAIN: Sequence[_Verdicts] = ((), (), (None,), (None,) * 2)
 _IN_ORDER = ("moved", "used")  # here the rivals' calls come before the wanted one's
 
 
@@ -151,17 +156,15 @@ def simulate(
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
     beside = [*pool, *(tool for example in examples for tool in (example.tool, *example.others))]
-    values = _values(examples)
+    values, defaults = _values(examples), _defaults(beside)
     order: list[int] = []
     for number in range(count):
         if not order:
             order = _pass(examples, Random(f"{seed} order {number}"))
         example = examples[order.pop()]
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
-        made = (
-            _entry(f"{seed}-{number}", _with_other_values(example, values, rng), examples, beside, rng, without_call)
-            for rng in draws
-        )
+        changed = ((_with_default(_with_other_values(example, values, rng), defaults, rng), rng) for rng in draws)
+        made = (_entry(f"{seed}-{number}", one, examples, beside, rng, without_call) for one, rng in changed)
         entry = next((entry for entry in made if entry is not None), None)
         if entry is None:
             raise PetoolError(f"no user can be simulated for a call of {example.tool.name}", "leave that call out")
@@ -192,17 +195,17 @@ def _entry(
     """One draw; None where names clash or the answer would not follow from what is written."""
     fits = rng.random() >= without_call
     query = example.query if fits or rng.random() < 0.7 else rng.choice(_SMALL_TALK)
-    owners = _owners(rng.randrange(3, 7), rng)
-    rivals = owners[: rng.choice((1, 2, 2, 3, 3, 4))]
+    owners = _owners(rng.randint(4, 8), rng)
+    rivals = owners[: rng.choice((1, 1, 2, 2, 2, 3, 3, 4))]
     renaming = _renaming(example.tool, rng)
     equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
     room = _OFFERED - len(rivals) if fits else _OFFERED
-    tools = [*(equal if fits else ()), *_distractors(example, beside, owners, rng, rng.randint(not fits, room))]
+    distractors = _distractors(example, beside, rng.randint(not fits, room), rng)
+    tools = [*(equal if fits else ()), *_with_owners(distractors, rivals, owners[len(rivals) :], rng)]
     rng.shuffle(tools)
     if len({tool.name for tool in tools}) < len(tools):
         return None
-    kind = rng.choice(list(_KINDS))
-    history = _history(kind, rivals, equal, owners[len(rivals) :], examples, rng)
+    history = _history(rng.choice(_OFTEN), rivals, equal, owners[len(rivals) :], examples, rng)
     arguments = {renaming.get(name, name): value for name, value in example.arguments.items()}
     answer = Call(equal[0].name, arguments) if fits else NO_TOOL
     entry = Entry(identity, query, tuple(tools), tuple(history), answer)
@@ -268,6 +271,34 @@ def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rn
     return Example(query, example.tool, arguments, example.others)
 
 
+def _with_default(example: Example, defaults: Sequence[tuple[str, Mapping[str, Any]]], rng: Random) -> Example:
+    """The example, now and then with one more required parameter, of which only its default is known."""
+    name, schema = rng.choice(defaults) if defaults else ("", {})
+    plain = not any(key.startswith("$") for key in example.tool.parameters)
+    if rng.random() < 0.7 or not name or name in properties(example.tool) or not plain:
+        return example
+    parameters = {
+        **example.tool.parameters,
+        "properties": {**properties(example.tool), name: schema},
+        "required": [*required(example.tool), name],
+    }
+    tool = Tool(example.tool.name, example.tool.description, parameters)
+    return Example(example.query, tool, {**example.arguments, name: schema["default"]}, example.others)
+
+
+def _defaults(tools: Sequence[Tool]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Parameters of the tools that have a plain value as their default, each once."""
+    found = {
+        (name, str(schema["default"])): (name, schema)
+        for tool in tools
+        for name, schema in properties(tool).items()
+        if isinstance(schema, Mapping)
+        and isinstance(schema.get("default"), str | int | float)
+        and not ("$ref" in schema or value_faults(schema, schema["default"]))
+    }
+    return list(found.values())
+
+
 def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
     """Other names for a tool's parameters, now and then ones that say nothing, so that declarations have to be read."""
     names = list(properties(tool))
@@ -292,48 +323,58 @@ def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random
     return Tool(owner.named(tool, rng), tool.description, {**tool.parameters, "properties": described, **needed})
 
 
-def _distractors(
-    example: Example, beside: Sequence[Tool], owners: Sequence[_Owner], rng: Random, count: int
-) -> list[Tool]:
-    """`count` other tools, of providers that occur and of others: some that came with the call, the rest from anywhere.
+def _distractors(example: Example, beside: Sequence[Tool], count: int, rng: Random) -> list[Tool]:
+    """`count` other tools: some of those that came with the call, the rest from anywhere.
 
-    None has a word of the called tool's name in common with it, so that it does not do the same.
+    The latter have no word of the called tool's name in common with it, so that none does the same.
     """
     words = name_words(example.tool.name) - _LIGHT
-    near = [tool for tool in example.others if rng.random() < 0.6]
-    anywhere = (rng.choice(beside) for _ in range(1000))
-    found: dict[str, Tool] = {}
-    for tool in (*near, *anywhere):
+    near = [tool for tool in example.others if name_words(tool.name) - _LIGHT != words]
+    rng.shuffle(near)
+    found = {tool.name: tool for tool in near[: rng.randint(0, 5)]}
+    for _ in range(1000):
         if len(found) >= count:
             break
-        if tool.name != example.tool.name and not words & name_words(tool.name):
-            found[tool.name] = tool
-    strangers = _owners(3, rng)
-    return [_offered(rng.choice(owners if rng.random() < 0.5 else strangers), tool, {}, rng) for tool in found.values()]
+        tool = rng.choice(beside)
+        if not words & name_words(tool.name):
+            found.setdefault(tool.name, tool)
+    found.pop(example.tool.name, None)
+    return list(found.values())[:count]
+
+
+def _with_owners(tools: Sequence[Tool], rivals: Sequence[_Owner], others: Sequence[_Owner], rng: Random) -> list[Tool]:
+    """Other tools as somebody offers them: half of them the rivals, now and then each of them the same."""
+    found: list[Tool] = []
+    for tool in tools:
+        both = len(rivals) > 1 and rng.random() < 0.2
+        mine = rivals[: 1 + rng.randrange(2)] if rng.random() < 0.5 else others or rivals
+        found += [_offered(owner, tool, {}, rng) for owner in (rivals[:2] if both else [rng.choice(mine)])]
+    return found[: len(tools)]
 
 
 def _history(
     kind: str,
     rivals: Sequence[_Owner],
     equal: Sequence[Tool],
-    strangers: Sequence[_Owner],
+    others: Sequence[_Owner],
     examples: Sequence[Example],
     rng: Random,
 ) -> list[Interaction]:
-    """Calls of the rivals as `kind` says, the wanted one's first, and some of strangers among them."""
-    good, bad = rng.choice(_KINDS[kind])
+    """Calls of the rivals as `kind` says, and anything of the others."""
+    if len(rivals) == 1 and rng.random() < 0.2:
+        return []
+    anyhow = _PLAIN if kind == "used" else _ANYHOW
+    good, bad = rng.choice(_KINDS[kind]) if len(rivals) > 1 else (rng.choice(anyhow), ())
     plans = [
         (rivals[0], equal[0], good),
         *((owner, tool, bad) for owner, tool in zip(rivals[1:], equal[1:], strict=True)),
     ]
-    if len(rivals) == 1:
-        plans = [(rivals[0], equal[0], rng.choice(((), (), _UP, _DOWN)))]
     calls: list[list[Interaction]] = []
     for owner, tool, verdicts in plans:
         calls.append([_earlier(owner, tool, verdict, examples, rng) for verdict in verdicts])
-    others = [_earlier(owner, None, rng.choice((LIKED, DISLIKED, None)), examples, rng) for owner in strangers]
     made = [*_merged(calls[1:], rng), *calls[0]] if kind in _IN_ORDER else _merged(calls, rng)
-    return _merged([made, others[: rng.randrange(len(others) + 1)]], rng)
+    rest = [[_earlier(owner, None, verdict, examples, rng) for verdict in rng.choice(anyhow)] for owner in others]
+    return _merged([made, *rest], rng)
 
 
 def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
