@@ -227,6 +227,10 @@ def _each_setting(source: str, number: int) -> dict[str, Entry]:
 @click.option(
     "--without-call", default=0.1, show_default=True, type=click.FloatRange(0, 1), help="Share in which no tool fits."
 )
+@click.option(
+    "--from-descriptions", default=0.0, show_default=True, type=click.FloatRange(0, 1),
+    help="Share that asks for a tool of the lists, in words of its description.",
+)  # fmt: skip
 @skip_option
 @as_json
 def simulate(
@@ -251,7 +255,7 @@ def simulate(
     with progress() as report:
         examples, tools = load_corpus(sources, skip_bad=not strict)
         tools += [tool for name in lists for tool in load_tools(name)]
-        made = verb(examples, tools, count, options["seed"], options["without_call"])
+        made = verb(examples, tools, count, options["seed"], options["without_call"], options["from_descriptions"])
 
         def lines() -> Iterator[Any]:
             for number, entry in enumerate(made, 1):

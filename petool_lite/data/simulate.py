@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from petool_lite.data.describe import described
 from petool_lite.data.entries import (
     DISLIKED,
     LIKED,
@@ -27,42 +28,16 @@ from petool_lite.data.entries import (
     required,
 )
 from petool_lite.data.schema import value_faults
+from petool_lite.data.words import AREAS, FIRST, LAST, SAME, SMALL_TALK, SYNONYMS
 from petool_lite.errors import PetoolError
 
-_FIRST = """
-Amber Apex Atlas Aqua Bright Cedar Clear Cobalt Coral Delta Echo Ember Falcon Fern Global Harbor Helio Iris Juniper
-Kestrel Lark Lumen Maple Meridian Nimbus North Nova Onyx Orbit Pebble Pine Pixel Prime Pulse Quartz Quill Rapid Raven
-River Sable Sigma Solar Swift Terra Tidal True Umbra Vale Vertex Wave Willow Zen
-"""
-_LAST = "Api Base Cloud Connect Data Desk Engine Feed Gate Hub Info Kit Labs Link Plus Point Pro Service Works"
-_AREAS = """
-Books Business Data Events Finance Food Health Jobs Location Mail Media Music News Science Search Shopping Social
-Sports Tools Travel Weather
-"""
-_SAME = (
-    "get fetch retrieve read show", "search find query lookup", "list enumerate all", "create add make new",
-    "delete remove drop", "update edit change modify", "calculate compute work_out", "convert translate turn",
-    "send post submit", "check verify validate", "book reserve", "buy order purchase", "play start",
-)  # fmt: skip
-_SYNONYMS = {word: tuple(words.split()) for words in _SAME for word in words.split()}
-_LIGHT = frozenset(word for words in _SAME for word in words.split())  # words that say nothing of what is done to what
+_LIGHT = frozenset(word for words in SAME for word in words.split())  # words that say nothing of what is done to what
 _PUBLISHED = "<{area}>.<{owner}>.<{name}>"
 _FORMS = ("{owner}.{name}", "{owner}__{name}", "{owner}/{name}", "{owner}_{name}", "mcp__{owner}__{name}", _PUBLISHED)
 _LONGEST = 1500  # characters of a request; longer ones are documents
 _NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
 _A_PASS = 12  # calls of one tool
 _OFFERED = 16  # tools of an entry, at most
-_SAID = """
-Thank you so much.|Okay, great.|Hi, how is it going?|You made my day.|Let's stop here for now.|I am a bit sad today.
-What do you think about cats?|Who was the first person on the moon?|How do bees make honey?|Write a haiku about snow.
-Why do leaves fall in autumn?|What does serendipity mean?|How many legs does a spider have?|Give me a compliment.
-What's the difference between a frog and a toad?|Make up a short fairy tale.|Which ocean is the largest?|Good night!
-Can you keep a secret?|Explain gravity to a child.|Are you a human?|I changed my mind, forget it.|Hm, let me think.
-Who wrote Don Quixote?|Tell me something funny.|What should I call my new dog?|Sorry, wrong window.|That is wrong.
-Say hello in Finnish.|How old is the universe?|Cheer me up.|Is a tomato a fruit?|What can you do?|Nice to meet you.
-Summarize the plot of Hamlet.|Why is the sea salty?|Sing me a song.|No, thanks.|Give me a riddle.|Do you dream?
-"""
-_SMALL_TALK = tuple(line for row in _SAID.split("\n") for line in row.split("|") if line)
 
 # What the user thought of the wanted provider and of each rival: two lists of verdicts, in order of time.
 _UP, _DOWN = (LIKED,), (DISLIKED,)
@@ -101,7 +76,7 @@ class _Owner:
 
     def named(self, tool: Tool, rng: Random) -> str:
         """This provider's name for a tool of the corpus: other words of the same meaning, joined in its own style."""
-        words = [rng.choice(_SYNONYMS.get(word, (word,))) if rng.random() < 0.5 else word for word in _split(tool.name)]
+        words = [rng.choice(SYNONYMS.get(word, (word,))) if rng.random() < 0.5 else word for word in _split(tool.name)]
         return self.form.format(name=_joined([part for word in words for part in word.split("_")], self.style))
 
 
@@ -124,11 +99,11 @@ def _owners(count: int, rng: Random) -> list[_Owner]:
     """Providers with names of their own; most write their tools' names in the same form."""
     common, found = rng.choice(_FORMS), dict[str, _Owner]()
     while len(found) < count:
-        first, last = rng.choice(_FIRST.split()), rng.choice(("", *_LAST.split()))
+        first, last = rng.choice(FIRST.split()), rng.choice(("", *LAST.split()))
         form = common if rng.random() < 0.9 else rng.choice(_FORMS)
         name = f"{first} {last}".strip() if form == _PUBLISHED else f"{first}{last}"
         name = name if form == _PUBLISHED or rng.random() < 0.3 else name.lower()
-        form = form.replace("{owner}", name).replace("{area}", rng.choice(_AREAS.split()))
+        form = form.replace("{owner}", name).replace("{area}", rng.choice(AREAS.split()))
         found[first] = _Owner(form, rng.randrange(4))
     return list(found.values())
 
@@ -145,13 +120,19 @@ def examples_of(entries: Sequence[Entry]) -> list[Example]:
 
 
 def simulate(
-    examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without_call: float = 0.1
+    examples: Sequence[Example],
+    pool: Sequence[Tool],
+    count: int,
+    seed: int,
+    without_call: float = 0.1,
+    from_descriptions: float = 0.0,
 ) -> Iterator[Entry]:
     """`count` entries, one at a time. The same seed gives the same. A pass over the corpus takes every tool, and of the
     calls of one at most 12, others each time: seven tools with 200 calls each would else drown 200 with seven.
 
-    `pool` are more tools to offer beside; `without_call` is the share of entries in which no tool fits. Raises
-    PetoolError where the corpus has fewer than two functions.
+    `pool` are more tools to offer beside; `without_call` is the share of entries in which no tool fits, and
+    `from_descriptions` of those that ask for a tool of the pool in words of its description. Raises PetoolError where
+    the corpus has fewer than two functions.
     """
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
@@ -161,7 +142,9 @@ def simulate(
     for number in range(count):
         if not order:
             order = _pass(examples, Random(f"{seed} order {number}"))
-        example = examples[order.pop()]
+        rng = Random(f"{seed} {number}")
+        asked = _described(pool, values, rng) if pool and rng.random() < from_descriptions else None
+        example = asked or examples[order.pop()]
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
         changed = ((_with_default(_with_other_values(example, values, rng), defaults, rng), rng) for rng in draws)
         made = (_entry(f"{seed}-{number}", one, examples, beside, rng, without_call) for one, rng in changed)
@@ -169,6 +152,12 @@ def simulate(
         if entry is None:
             raise PetoolError(f"no user can be simulated for a call of {example.tool.name}", "leave that call out")
         yield entry
+
+
+def _described(pool: Sequence[Tool], values: Mapping[str, Sequence[str]], rng: Random) -> Example | None:
+    tool = rng.choice(pool)
+    found = described(tool, values, rng)
+    return Example(found[0], tool, found[1], ()) if found else None
 
 
 def _pass(examples: Sequence[Example], rng: Random) -> list[int]:
@@ -194,7 +183,7 @@ def _entry(
 ) -> Entry | None:
     """One draw; None where names clash or the answer would not follow from what is written."""
     fits = rng.random() >= without_call
-    query = example.query if fits or rng.random() < 0.7 else rng.choice(_SMALL_TALK)
+    query = example.query if fits or rng.random() < 0.7 else rng.choice(SMALL_TALK)
     owners = _owners(rng.randint(4, 8), rng)
     rivals = owners[: rng.choice((1, 1, 2, 2, 2, 3, 3, 4))]
     renaming = _renaming(example.tool, rng)

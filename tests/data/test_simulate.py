@@ -10,7 +10,8 @@ from petool_lite.data.answers import answer_faults
 from petool_lite.data.entries import DISLIKED, LIKED, Call, Tool, balance, providers
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_line, parse
-from petool_lite.data.simulate import _SMALL_TALK, Example, examples_of, simulate
+from petool_lite.data.simulate import Example, examples_of, simulate
+from petool_lite.data.words import SMALL_TALK
 from petool_lite.errors import PetoolError
 
 
@@ -63,7 +64,7 @@ def test_nothing_that_is_offered_fits_where_the_answer_says_so(entries) -> None:
     without = [entry for entry in entries if not isinstance(entry.answer, Call)]
     assert 0.07 < len(without) / len(entries) < 0.13
     first = {example.query.split()[0]: example.tool.description for example in EXAMPLES}
-    asked = [entry for entry in without if entry.query not in _SMALL_TALK]
+    asked = [entry for entry in without if entry.query not in SMALL_TALK]
     assert 0.4 < len(asked) / len(without) < 0.9
     for entry in asked:
         assert first[entry.query.split()[0]] not in [item.description for item in entry.tools]
@@ -116,3 +117,19 @@ def test_the_command_makes_entries_of_ones_own_log(command, tmp_path) -> None:
     made = load_dataset(str(tmp_path / "made.jsonl")).entries
     assert len(made) == 60
     assert len(examples_of(made)) > 40
+
+
+def test_tools_without_calls_are_asked_for_by_what_they_do() -> None:
+    noise = {"street": {"type": "string"}, "minutes": {"type": "integer", "maximum": 9}}
+    pool = [
+        Tool("measureNoise", "Measure the noise in a street", {"properties": noise, "required": [*noise]}),
+        Tool("odd", "Handles what is no plain value", {"properties": {"a": {"type": "array"}}, "required": ["a"]}),
+    ]
+    made = [e for e in simulate(EXAMPLES, pool, 400, 3, from_descriptions=0.5) if "noise" in e.query.lower()]
+    assert 80 < len(made) < 200
+    for entry in made:
+        if isinstance(entry.answer, Call):
+            assert answer_faults(entry) == []
+            assert all(str(value) in entry.query for value in entry.answer.arguments.values())
+    assert len({entry.query for entry in made}) > 60
+    assert not any("plain value" in entry.query for entry in made)
