@@ -65,13 +65,6 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False), flush=True)
 
 
-def facts_text(title: str, facts: Mapping[str, Any]) -> str:
-    """A narrow two-column table as text, for talk."""
-    width = max(len(key) for key in facts)
-    lines = [f"  {key.replace('_', ' '):<{width}}  {value:>12,}" for key, value in facts.items()]
-    return "\n".join([f"{title}:", *lines])
-
-
 def print_table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
     """A table on stdout; columns of numbers are right-aligned, a head without any name is left out."""
     table = Table(show_header=any(columns))

@@ -16,11 +16,13 @@ from petool_lite.runs import versions
 
 def examine() -> dict[str, Any]:
     """Facts of this machine: Python, CPU, GPU, llama.cpp's health by a real decode, disk. Sizes in GiB."""
+    from petool_lite.inference.gpu import gpu_facts
+
     return {
         "python": sys.version.split()[0],
         "machine": platform.machine(),
         "cpu": _cpu(),
-        "gpu": _gpu(),
+        "gpu": gpu_facts(),
         "llama_cpp": _llama_cpp(),
         "disk_free_gb": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         "versions": versions(),
@@ -33,22 +35,6 @@ def _cpu() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     flags = info.read_text().partition("flags")[2].partition("\n")[0].split() if info.is_file() else []
     return {"cores": default_threads(), "amx": "amx_tile" in flags, "avx512": "avx512f" in flags}
-
-
-def _gpu() -> dict[str, Any] | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
-        return None
-    free, total = torch.cuda.mem_get_info()
-    return {
-        "name": torch.cuda.get_device_name(),
-        "memory_gb": round(total / 2**30, 1),
-        "free_gb": round(free / 2**30, 1),
-        "bf16": torch.cuda.is_bf16_supported(),
-    }
 
 
 def _llama_cpp() -> dict[str, Any]:

@@ -71,12 +71,10 @@ def _show_plan(found: dict[str, Any], memory: str) -> None:
     if not found["ways"]:
         say(note)
         return
+    kept = {True: "layers' inputs, in the machine's memory", False: "everything", None: "-"}
     rows = [
-        [
-            way["memory"],
-            way["precision"] or "does not fit",
-            *(str(way[key] or "-") for key in ("kept", "token_budget", "peak_gb")),
-        ]
+        [way["memory"], way.get("precision", "does not fit"), kept[way.get("checkpointing")]]
+        + [str(way.get(key, "-")) for key in ("token_budget", "peak_gb")]
         for way in found["ways"]
     ]
     where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free"

@@ -30,6 +30,19 @@ def gpu_available() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def gpu_facts() -> dict[str, Any] | None:
+    """The GPU's name and memory in GiB, and whether it multiplies in bfloat16; None without torch or a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not gpu_available():
+        return None
+    free, total = (round(size / 2**30, 1) for size in torch.cuda.mem_get_info())
+    name, bf16 = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported()
+    return {"name": name, "memory_gb": total, "free_gb": free, "bf16": bf16}
+
+
 def _own_gpu() -> str:
     """This process's GPU: under torchrun or accelerate the one of its place on this machine."""
     import torch

@@ -5,15 +5,16 @@ Predictions follow from what a layer keeps of a token for its backward pass. Uns
 and 5.2 GiB for 8 and 20 thousand (6.1 for 16 with dropout): all within 5 % of this.
 """
 
+import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import MACHINE, PetoolError
-from petool_lite.families import read_json, shape_of
+from petool_lite.families import Shape, read_json, shape_of, tensor_shapes
+from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, draft
@@ -39,45 +40,6 @@ _CHECKPOINT = {"lora": 3.1, "full": 6.1}
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Sizes of a decoder model, from its config.json."""
-
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    key_heads: int
-    size: int
-    vocabulary: int
-    tied: bool
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Outputs and inputs of a layer's linears."""
-        own, keys = self.heads * self.size, self.key_heads * self.size
-        return {
-            "q_proj": (own, self.hidden),
-            "k_proj": (keys, self.hidden),
-            "v_proj": (keys, self.hidden),
-            "o_proj": (self.hidden, own),
-            "gate_proj": (self.inner, self.hidden),
-            "up_proj": (self.inner, self.hidden),
-            "down_proj": (self.hidden, self.inner),
-        }
-
-    @property
-    def in_linears(self) -> int:
-        """Weights of all layers' linears."""
-        return self.layers * sum(a * b for a, b in self.linears.values())
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the whole model."""
-        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.in_linears + 2 * self.layers * self.hidden + tables + self.hidden
-
-
-@dataclass(frozen=True)
 class Load:
     """The rows: their lengths in tokens, and the share of tokens that are answers."""
 
@@ -96,19 +58,9 @@ class Way:
     peak_gb: float
 
 
-def sizes(directory: Path) -> Sizes:
+def shape_in(directory: Path) -> Shape:
     """Sizes of the model in `directory`."""
-    found = shape_of(read_json(directory / "config.json"))
-    return Sizes(
-        found.width,
-        found.feed_forward,
-        found.layers,
-        found.heads,
-        found.key_value_heads,
-        found.head_size,
-        found.vocabulary,
-        found.tied,
-    )
+    return shape_of(read_json(directory / "config.json"))
 
 
 def load_of(prepared: Prepared) -> Load:
@@ -120,52 +72,62 @@ def load_of(prepared: Prepared) -> Load:
 
 
 def peak_bytes(
-    model: Sizes, recipe: Recipe, way: tuple[str, bool], tokens: int, load: Load, optimizer: bool = True
+    model: Shape, recipe: Recipe, way: tuple[str, bool], tokens: int, load: Load, optimizer: bool = True
 ) -> float:
     """Predicted peak of allocated GPU memory with micro-batches of `tokens` of the rows `load`; `way` is the base's
     precision and whether checkpointing is on. Without the `optimizer`'s state where no update has been taken yet."""
     precision, checkpointing = way
     full = recipe.train.method == "full"
-    resident = _resident(model, recipe, precision, optimizer)
+    resident = _FIXED + resident_bytes(model, recipe, precision, optimizer=optimizer)
     kept, inside = (_whole if full else _adapted)(model, recipe)
     head = load.answers * model.vocabulary * 16  # logits in bfloat16 and float32, and their gradients
     if not checkpointing:
         return resident + tokens * (model.layers * kept + max(inside, head))
-    inputs = 4 * model.hidden * model.layers if full else 0  # Unsloth keeps them in the machine's memory
+    inputs = 4 * model.width * model.layers if full else 0  # Unsloth keeps them in the machine's memory
     return resident + tokens * (inputs + max(kept + inside, head))
 
 
-def _resident(model: Sizes, recipe: Recipe, precision: str, optimizer: bool) -> float:
-    """Bytes of weights, gradients, the optimizer's state, and what 4-bit weights are unpacked into."""
+def resident_bytes(model: Shape, recipe: Recipe, precision: str, width: int = 2, optimizer: bool = True) -> float:
+    """Bytes of weights, gradients, the optimizer's state, and what 4-bit weights are unpacked into; products are made
+    of numbers of `width` bytes."""
     states = _STATES[recipe.train.optimizer] if optimizer else 0
-    if recipe.train.method == "full":  # float32 weights and gradients, copies in bfloat16 to compute with
-        return model.parameters * (4 + 4 + 2 + states) + _FIXED
-    a_weight = {"nf4": 0.5 + 1 / 64 + 4 / 64 / 256, "bf16": 2.0}[precision]
-    unpacked = 2 * model.inner * model.hidden if precision == "nf4" else 0
-    shapes = [model.linears[name] for name in recipe.lora.targets if name in model.linears]
-    tuned = model.layers * recipe.lora.r * sum(a + b for a, b in shapes)
-    rest = 2 * (model.parameters - model.in_linears)
-    return model.in_linears * a_weight + rest + unpacked + tuned * (4 + 4 + states) + _FIXED
+    shapes = tensor_shapes(model)
+    weights = sum(map(math.prod, shapes.values()))
+    if recipe.train.method == "full":  # float32 weights and gradients, and copies to compute with in bfloat16
+        return weights * (4 + 4 + (2 if width == 2 else 0) + states)
+    linears = {name: size for name, size in shapes.items() if name.startswith("model.layers.") and len(size) == 2}
+    inside = sum(map(math.prod, linears.values()))
+    a_weight = 0.5 + 1 / 64 + 4 / 64 / 256 if precision == "nf4" else width
+    unpacked = 2 * model.feed_forward * model.width if precision == "nf4" else 0
+    tuned = recipe.lora.r * sum(
+        sum(size) for name, size in linears.items() if name.split(".")[-2] in recipe.lora.targets
+    )
+    return inside * a_weight + (weights - inside) * width + unpacked + tuned * (4 + 4 + states)
 
 
-def _adapted(model: Sizes, recipe: Recipe) -> tuple[float, float]:
+def _adapted(model: Shape, recipe: Recipe) -> tuple[float, float]:
     """Bytes of a token that a layer under an adapter keeps, and that its backward pass works with beside them: inputs
     and norms of both halves, heads, their result, gate and up; with dropout masks of a byte and dropped inputs. The
     counts agree with peaks of the 3B shape on one H200 to 4 % (bf16, all kept; NF4, with dropout and without)."""
-    own, keys, hidden, inner = model.heads * model.size, model.key_heads * model.size, model.hidden, model.inner
+    own, keys, hidden, inner = _widths(model)
     kept, inside = 2 * (5 * hidden + 2 * own + 2 * keys + 2 * inner) + 4 * model.heads, 4 * (inner + hidden)
     if recipe.lora.dropout:
         kept, inside = kept + 5 * hidden + own + inner, inside + 2 * (inner + hidden)
     return kept, inside
 
 
-def _whole(model: Sizes, recipe: Recipe) -> tuple[float, float]:
+def _whole(model: Shape, recipe: Recipe) -> tuple[float, float]:
     """The same for transformers' layers in full fine-tuning: sums and norms in float32, and what autograd casts. A GPU
     holds nine tenths of it at a time, by ten runs of SmolLM2-135M on one H200."""
-    own, keys, hidden, inner = model.heads * model.size, model.key_heads * model.size, model.hidden, model.inner
+    own, keys, hidden, inner = _widths(model)
     norms = 2 * (4 + 4) * hidden + (3 + 2) * 2 * hidden
     kept = norms + 2 * (own + 2 * keys) + 2 * own + 4 * model.heads + 4 * 2 * inner
     return 0.885 * kept, 0.885 * (2 * 4 * inner + 3 * 4 * hidden)
+
+
+def _widths(model: Shape) -> tuple[int, int, int, int]:
+    """Numbers of a token: all heads, all heads of keys, between layers, inside an MLP."""
+    return model.heads * model.head_size, model.key_value_heads * model.head_size, model.width, model.feed_forward
 
 
 def largest_batch(recipe: Recipe, budget: int, load: Load) -> int:
@@ -173,7 +135,7 @@ def largest_batch(recipe: Recipe, budget: int, load: Load) -> int:
     return min(max(budget, *load.lengths), sum(sorted(load.lengths)[-recipe.train.rows :]))
 
 
-def choose(model: Sizes, recipe: Recipe, load: Load, free: float) -> Way:
+def choose(model: Shape, recipe: Recipe, load: Load, free: float) -> Way:
     """The way to train in `free` bytes of a GPU; raises PetoolError (exit code 3) where nothing fits.
 
     lean keeps the recipe's precision, checkpoints, and fits a card of 8 GB; auto takes the first of all ways that fits:
@@ -181,20 +143,21 @@ def choose(model: Sizes, recipe: Recipe, load: Load, free: float) -> Way:
     micro-batch is as large as fits, or what train.token_budget says.
     """
     limit = _SHARE * (free if recipe.train.memory == "auto" else min(LEAN, free))
-    for way in _ways(recipe):
-        found = _fitting(model, recipe, way, load, limit)
-        if found is not None:
+    ways = _ways(recipe)
+    least = _with_budget(recipe, recipe.train.token_budget or max(load.lengths))
+    for wanted, way, room in (*((recipe, way, limit) for way in ways), (least, ways[-1], free)):
+        if found := _fitting(model, wanted, way, load, room):
             return found
-    own = _ways(recipe)[-1]
-    least = recipe.train.token_budget or max(load.lengths)
-    peak = peak_bytes(model, recipe, own, largest_batch(recipe, least, load), load)
-    if peak > free:
-        raise PetoolError(
-            f"this recipe needs about {peak / 2**30:.1f} GiB of GPU memory, {free / 2**30:.1f} GiB are free",
-            _way_out(model, recipe, load, free),
-            MACHINE,
-        )
-    return Way(*own, least, round(peak / 2**30, 2))
+    peak = peak_bytes(model, recipe, ways[-1], largest_batch(recipe, least.train.token_budget, load), load)
+    raise PetoolError(
+        f"this recipe needs about {peak / 2**30:.1f} GiB of GPU memory, {free / 2**30:.1f} GiB are free",
+        _way_out(model, recipe, load, free),
+        MACHINE,
+    )
+
+
+def _with_budget(recipe: Recipe, tokens: int) -> Recipe:
+    return replace(recipe, train=replace(recipe.train, token_budget=tokens))
 
 
 def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
@@ -206,7 +169,7 @@ def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
     return [(recipe.model.precision, True)]
 
 
-def _fitting(model: Sizes, recipe: Recipe, way: tuple[str, bool], load: Load, limit: float) -> Way | None:
+def _fitting(model: Shape, recipe: Recipe, way: tuple[str, bool], load: Load, limit: float) -> Way | None:
     """The way with the largest micro-batch within `limit` bytes; None where that is too small."""
     longest, budget = max(load.lengths), recipe.train.token_budget
     none, one = (peak_bytes(model, recipe, way, tokens, load) for tokens in (0, 1))
@@ -219,42 +182,34 @@ def _fitting(model: Sizes, recipe: Recipe, way: tuple[str, bool], load: Load, li
     return Way(*way, budget, round(peak / 2**30, 2))
 
 
-def _way_out(model: Sizes, recipe: Recipe, load: Load, free: float) -> str:
+def _way_out(model: Shape, recipe: Recipe, load: Load, free: float) -> str:
     """The settings that would fit."""
-    plain = replace(recipe, train=replace(recipe.train, token_budget=0))
-    way = _ways(plain)[-1] if recipe.train.method == "full" else ("nf4", True)
+    full = recipe.train.method == "full"
+    way = _ways(recipe)[-1] if full else ("nf4", True)
     for tokens in (max(load.lengths), 4096, 2048, 1024, 512):
         short = Load(tuple(min(length, tokens) for length in load.lengths), load.answers)
-        if peak_bytes(model, plain, way, tokens, short) <= _SHARE * free:
+        if _fitting(model, _with_budget(recipe, tokens), way, short, _SHARE * free):
             settings = {"model.precision": way[0], "train.token_budget": 0, "model.max_tokens": tokens}
             return "would fit: " + " ".join(f"--set {key}={value}" for key, value in settings.items())
-    rather = "--set train.method=lora, or " if recipe.train.method == "full" else ""
-    return f"{rather}take a smaller base, or a GPU with more memory"
+    return f"{'--set train.method=lora, or ' if full else ''}take a smaller base, or a GPU with more memory"
 
 
-def free_on_gpu() -> float:
-    """Free bytes of the current GPU."""
-    import torch
-
-    return float(torch.cuda.mem_get_info()[0])
-
-
-def check_cpu_memory(recipe: Recipe, directory: Path, name: str) -> None:
-    """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process."""
-    model, free = sizes(directory), free_memory()
-    packed = (
-        read_json(directory / "config.json").get("quantization_config") is not None
-    )  # a file in 4 bits already, or in 8
+def check_cpu_memory(recipe: Recipe, base: Base) -> None:
+    """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process. Rows and
+    libraries come on top, for a small base more than this."""
+    model, free, width = shape_in(base.directory), free_memory(), arithmetic().itemsize
+    packed = read_json(base.directory / "config.json").get("quantization_config") is not None  # 4 bits already, or 8
 
     def needed(method: str, precision: str) -> float:
-        return count() * least_on_cpu(model, method, "nf4" if packed else precision, recipe.train.optimizer)
+        wanted = replace(recipe, train=replace(recipe.train, method=method))
+        return count() * resident_bytes(model, wanted, "nf4" if packed else precision, width)
 
     mine = needed(recipe.train.method, recipe.model.precision)
     if mine <= free:
         return
     fitting = [kind for kind in ("bf16", "nf4") if needed("lora", kind) <= free]
     raise PetoolError(
-        f"{name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
+        f"{base.name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
         f"would fit: --set train.method=lora --set model.precision={fitting[0]}"
         if fitting
         else "take a smaller base, such as smollm2-135m, fewer processes or a larger machine",
@@ -262,24 +217,11 @@ def check_cpu_memory(recipe: Recipe, directory: Path, name: str) -> None:
     )
 
 
-def least_on_cpu(model: Sizes, method: str, precision: str, optimizer: str) -> float:
-    """Bytes of a process on a CPU: the base's weights or, where all of them learn, weights, gradients, optimizer state
-    and copies to compute with. Rows, adapter and libraries come on top, for a small base more than this."""
-    width: int = arithmetic().itemsize
-    if method == "full":
-        copies = 0 if width == 4 else 2  # of float32 none are made
-        return model.parameters * (4 + 4 + copies + _STATES[optimizer])
-    return (model.parameters - model.in_linears) * width + model.in_linears * (0.5 if precision == "nf4" else width)
+def free_memory() -> float:
+    """Bytes that this machine can still give, those of its swap included."""
+    import psutil
 
-
-def free_memory(meminfo: Path = Path("/proc/meminfo")) -> float:
-    """Bytes that this machine can still give, those of its swap included; infinite where it does not tell."""
-    try:
-        rows = (line.split() for line in meminfo.read_text().splitlines())
-    except OSError:
-        return float("inf")
-    found = {row[0]: int(row[1]) * 1024 for row in rows if row and row[0] in ("MemAvailable:", "SwapFree:")}
-    return sum(found.values()) if "MemAvailable:" in found else float("inf")
+    return float(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
 def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet | None, report: Report) -> "Plan":
@@ -292,7 +234,7 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
     import torch
 
     assert planned.way is not None
-    way, load, model = planned.way, load_of(planned.prepared), sizes(planned.base.directory)
+    way, load, model = planned.way, load_of(planned.prepared), shape_in(planned.base.directory)
     while True:
         batch = fullest(planned.prepared, planned.recipe, way.token_budget)
         torch.cuda.reset_peak_memory_stats()
@@ -361,17 +303,3 @@ def _save(run: Path, model: Any, planned: "Plan") -> None:
             f"the checkpoints of this run take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {run}",
             "make room, or set PETOOL_LITE_RUNS to a larger disk",
         )
-
-
-def table(ways: Sequence[tuple[str, Way | None]]) -> list[dict[str, Any]]:
-    """Named ways as plain rows, for `train --dry-run`."""
-    return [
-        {
-            "memory": name,
-            "precision": way and way.precision,
-            "kept": way and ("layers' inputs, in the machine's memory" if way.checkpointing else "everything"),
-            "token_budget": way and way.token_budget,
-            "peak_gb": way and way.peak_gb,
-        }
-        for name, way in ways
-    ]

@@ -1,28 +1,21 @@
 """Everything that is checked, counted and chosen before a model is loaded."""
 
 import math
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from petool_lite.console import Report, facts_text, silent
+from petool_lite.console import Report, plain, silent
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.export import check_exportable
-from petool_lite.families import read_json
+from petool_lite.families import read_json, shape_of
+from petool_lite.inference.gpu import gpu_available, gpu_facts
 from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
 from petool_lite.train.evaluate import check_evaluation
-from petool_lite.train.memory import (
-    CPU_BUDGET,
-    Way,
-    check_cpu_memory,
-    choose,
-    free_on_gpu,
-    load_of,
-    sizes,
-    table,
-)
+from petool_lite.train.memory import CPU_BUDGET, Way, check_cpu_memory, choose, load_of, shape_in
 from petool_lite.train.records import check_reporters
 from petool_lite.train.start import check_start
 
@@ -45,13 +38,13 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
     """Check and count a recipe's rows and choose how to train; no model is loaded."""
     check_machine(recipe)
     base, chat, prepared = _counted(recipe, report)
-    if not _gpu():
-        check_cpu_memory(recipe, base.directory, base.name)
+    if not gpu_available():
+        check_cpu_memory(recipe, base)
     if recipe.train.objective == "dpo":  # one pair after the other
         return Plan(recipe, base, chat, prepared, None)
-    if not _gpu():
+    if not gpu_available():
         return Plan(_resolved(recipe, recipe.model.precision, CPU_BUDGET), base, chat, prepared, None)
-    way = choose(sizes(base.directory), recipe, load_of(prepared), free_on_gpu())
+    way = choose(shape_in(base.directory), recipe, load_of(prepared), _free_on_gpu())
     again = "checkpointing" if way.checkpointing else "all kept"
     chosen = f"{way.precision} base, {again}, {way.token_budget:,} tokens a micro-batch"
     report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
@@ -66,23 +59,19 @@ def _resolved(recipe: Recipe, precision: str, tokens: int) -> Recipe:
 
 
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
-    """The rows' counts, and where there is a GPU how train.memory = lean and auto would use it (`ways`; nothing is
-    predicted for dpo)."""
-    if _gpu():
+    """The rows' counts, and where there is a GPU how train.memory = lean and auto would use it (`ways`: a Way each, or
+    its name alone where it does not fit; nothing is predicted for dpo)."""
+    here = gpu_available()
+    if here:
         check_gpu()
     base, _, prepared = _counted(recipe, report)
-    facts = {**prepared.summary, "gpu": _gpu_facts(), "trains_here": _gpu() or not _needs_gpu(recipe)}
-    if not _gpu() or recipe.train.objective == "dpo":
-        return {**facts, "ways": []}
-    model, load, free = sizes(base.directory), load_of(prepared), free_on_gpu()
-
-    def way(memory: str) -> Way | None:
-        try:
-            return choose(model, replace(recipe, train=replace(recipe.train, memory=memory)), load, free)
-        except PetoolError:
-            return None  # it does not fit
-
-    return {**facts, "ways": table([(memory, way(memory)) for memory in ("lean", "auto")])}
+    ways: list[dict[str, Any]] = []
+    for memory in ("lean", "auto") if here and recipe.train.objective != "dpo" else ():
+        ways.append({"memory": memory})
+        with suppress(PetoolError):  # it does not fit
+            wanted = replace(recipe, train=replace(recipe.train, memory=memory))
+            ways[-1] |= asdict(choose(shape_in(base.directory), wanted, load_of(prepared), _free_on_gpu()))
+    return {**prepared.summary, "gpu": gpu_facts(), "trains_here": here or not _needs_gpu(recipe), "ways": ways}
 
 
 def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
@@ -92,13 +81,14 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     check_start(recipe, report)
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
     check_exportable(base.directory, report)
-    _check_shape(recipe, base)
+    config = read_json(base.directory / "config.json")
+    _check_shape(recipe, base, config)
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
-    _check_rows(base, prepared)
+    _check_rows(base, config, prepared)
     prepared.summary["steps"] = update_count(recipe, prepared.summary["kept"])
     counts = {name: value for name, value in prepared.summary.items() if isinstance(value, int)}
-    report(facts_text("training rows", counts), 0, 0, "")
+    report(f"training rows: {plain(counts)}", 0, 0, "")
     if prepared.left_out:
         names = ", ".join(prepared.left_out[:5]) + (", ..." if len(prepared.left_out) > 5 else "")
         why = f"more than {recipe.model.max_tokens} tokens"
@@ -108,23 +98,22 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     return base, chat, prepared
 
 
-def _check_shape(recipe: Recipe, base: Base) -> None:
+def _check_shape(recipe: Recipe, base: Base, config: dict[str, Any]) -> None:
     """Refuse what the base's shape or quantization does not allow."""
-    if recipe.train.method == "full" and read_json(base.directory / "config.json").get("quantization_config"):
+    if recipe.train.method == "full" and config.get("quantization_config"):
         raise PetoolError(
             f"{base.name} is quantized, and full fine-tuning changes the weights themselves",
             "give the model in 16 bits, or --set train.method=lora",
         )
-    if recipe.train.method == "lora" and recipe.lora.r > sizes(base.directory).hidden:
-        width = sizes(base.directory).hidden
+    width = shape_of(config).width
+    if recipe.train.method == "lora" and recipe.lora.r > width:
         raise PetoolError(
             f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({width})", "--set lora.r=32 is usual"
         )
 
 
-def _check_rows(base: Base, prepared: Prepared) -> None:
+def _check_rows(base: Base, config: dict[str, Any], prepared: Prepared) -> None:
     """Refuse rows that are longer than the base's attention sees."""
-    config = read_json(base.directory / "config.json")
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     longest = max(load_of(prepared).lengths)
     if window and longest > window:
@@ -134,19 +123,10 @@ def _check_rows(base: Base, prepared: Prepared) -> None:
         )
 
 
-def _gpu() -> bool:
+def _free_on_gpu() -> float:
     import torch
 
-    return bool(torch.cuda.is_available())
-
-
-def _gpu_facts() -> dict[str, Any] | None:
-    import torch
-
-    if not _gpu():
-        return None
-    free, total = (round(size / 2**30, 1) for size in torch.cuda.mem_get_info())
-    return {"name": torch.cuda.get_device_name(), "memory_gb": total, "free_gb": free}
+    return float(torch.cuda.mem_get_info()[0])
 
 
 def update_count(recipe: Recipe, rows: int) -> int:
@@ -168,7 +148,7 @@ def rows_a_device(recipe: Recipe, devices: int) -> int:
 
 def check_machine(recipe: Recipe) -> None:
     """Refuse a recipe that this machine cannot run, before anything is loaded."""
-    if _gpu():
+    if gpu_available():
         check_gpu()
     elif _needs_gpu(recipe):
         here = [name for name in builtin_recipes() if not _needs_gpu(load_recipe(name)[1])]
