@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,23 +84,22 @@ class Guarded:
     """Mixin in front of a trainer class: checkpoints are whole or absent, and a loss that is not finite ends the run.
 
     A checkpoint is written as `.checkpoint-N.draft/checkpoint-N` and renamed when the disk has it all, so a kill at any
-    moment leaves the one before. Every row needs an `entry_id`: it names the rows of the update that went wrong, before
-    the optimizer has taken that update in.
+    moment leaves the one before. `parts` are the micro-batches of the trainer's last step: entry ids, loss, and a sum
+    of the gradient's norms after it, on the device. They name the rows of the update that went wrong, before the
+    optimizer has taken that update in.
     """
 
     args: Any
     state: Any
     accelerator: Any
     optimizer: Any
+    parts: tuple[tuple[Sequence[str], Any, Any], ...]
     schedule: tuple[str, float, int]  # its shape, the share of updates that warm up, all updates
+    before_update: Callable[[], None]  # called before every step
+    after_update: Callable[[dict[str, Any]], None]  # called with what is logged of an update, before it is saved
     lr_scheduler: Any = None
     _draft: Path | None = None
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        collate = self.data_collator  # type: ignore[has-type]
-        self.data_collator = lambda rows: {**collate(rows), "entry_ids": [row["entry_id"] for row in rows]}
-        self._update: list[tuple[Sequence[str], Any, Any]] = []
+    _update: tuple[tuple[Sequence[str], Any, Any], ...] = ()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning rate over time, as the recipe says it: see `rate_at`."""
@@ -111,11 +110,17 @@ class Guarded:
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        """One step of the trainer; remembers the rows of its micro-batches and their losses, on the device."""
-        names = inputs.pop("entry_ids")
+        """One step of the trainer; remembers its micro-batches."""
+        self.before_update()
         loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        self._update += getattr(self, "parts", ((names, loss.detach(), loss.detach()),))
+        self._update += self.parts
         return loss
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Tell the trackers, then whoever waits for an update."""
+        super().log(logs, start_time)  # type: ignore[misc]
+        if "loss" in logs:
+            self.after_update(logs)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # Called once an update, after the last backward and before the optimizer: one transfer for all micro-batches.
@@ -125,7 +130,7 @@ class Guarded:
         figures = torch.stack([torch.stack([loss.float(), reached.float()]) for _, loss, reached in self._update])
         if not bool(torch.isfinite(figures).all()) or not torch.isfinite(torch.as_tensor(norm)):
             self._not_finite(figures, float(norm))
-        self._update.clear()
+        self._update = ()
         return norm
 
     def _not_finite(self, figures: Any, norm: float) -> None:

@@ -91,17 +91,6 @@ def first_then_others(make: Callable[[], Any]) -> Any:
         return make()
 
 
-def from_first(value: Any) -> Any:
-    """The first process's `value`, in every process."""
-    if count() == 1:
-        return value
-    import torch
-
-    values = [value]
-    torch.distributed.broadcast_object_list(values)
-    return values[0]
-
-
 def together(items: list[Any]) -> list[Any]:
     """The items of all processes; all of them have to ask at the same place."""
     if count() == 1:
@@ -113,13 +102,11 @@ def together(items: list[Any]) -> list[Any]:
     return [item for part in found for item in part]
 
 
-def agreed(flag: bool) -> bool:
-    """Whether any process of the run says so; all of them have to ask at the same place. Alone, `flag` itself."""
-    import torch
+def from_first(value: Any) -> Any:
+    """The first process's `value`, in every process."""
+    return together([value])[0]
 
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return flag
-    found = torch.tensor([int(flag)], device="cuda" if torch.cuda.is_available() else "cpu")
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return bool(found.item())
+
+def agreed(flag: bool) -> bool:
+    """Whether any process of the run says so."""
+    return any(together([flag]))

@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +22,11 @@ from petool_lite.inference.gpu import batches, greedy_ids
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import load_learned
 from petool_lite.prompt.render import Chat, Layout, prompt_ids
-from petool_lite.recipe import Recipe, TrainSettings
+from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, write_json
 from petool_lite.train.checkpoints import disk_errors
-from petool_lite.train.devices import agreed
 from petool_lite.train.load import computing, generating, save_trained
-from petool_lite.train.records import Progress, append_row
+from petool_lite.train.records import append_row
 
 _STAGE = "evaluating"
 
@@ -172,58 +171,24 @@ def best_folder(run: Path, score: Score) -> Path:
     return run / "best" / f"step-{score.step}"
 
 
-def evaluator(
-    run: Path,
-    base: Base,
-    held_out: EvaluationSet,
-    settings: TrainSettings,
-    rows: Sequence[dict[str, Any]],
-    progress: Progress,
-    report: Report,
-) -> Any:
-    """A trainer callback: evaluates every `eval_every` steps and at the end, keeps the best weights, stops early.
-
-    `rows` are the evaluations of a resumed run before its checkpoint. Its `trainer` is to be set to the trainer it
-    serves. `progress` is told the time that evaluations took, and whether one ended the training.
-    """
-    from transformers import TrainerCallback
-
-    class Evaluate(TrainerCallback):
-        trainer: Any
-        scores = tuple(Score(**row) for row in rows)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            # At the step's own log line, so that it comes before the checkpoint of the same step.
-            due = state.global_step % settings.eval_every == 0 or state.global_step == state.max_steps
-            if not logs or "loss" not in logs or not due:
-                return
-            if state.is_world_process_zero:  # the other processes wait
-                self.evaluate(state.global_step)
-            waited = _waited(self.scores) if self.scores else 0
-            enough = settings.early_stop and waited >= settings.early_stop and state.global_step < state.max_steps
-            if agreed(bool(enough)):
-                progress.stopped_early = control.should_training_stop = True
-                report(f"stopping early: {waited} evaluations in a row brought nothing better", 0, 0, "")
-
-        def evaluate(self, step: int) -> None:
-            score = evaluate(held_out, self.trainer.model, step, report)
-            progress.evaluation_seconds += score.seconds
-            self.scores = (*self.scores, score)
-            append_row(run / "eval.jsonl", asdict(score))
-            best = best_score(run)
-            if best is None or score.rank >= best.rank:  # of equals the one that has learned longer
-                _keep(run, base, score, self.trainer.model)
-                best = score
-            report(_told(score, best), 0, 0, "")
-            self.trainer.log({f"eval_{key}": getattr(score, key) for key in ("tool_acc", "param_acc", "joint_acc")})
-
-    return Evaluate()
+def evaluate_and_keep(
+    run: Path, base: Base, held_out: EvaluationSet, model: Any, step: int, report: Report
+) -> dict[str, Any]:
+    """Evaluate `model`, keep its weights if none were better, and tell; returns the row added to eval.jsonl."""
+    score = evaluate(held_out, model, step, report)
+    append_row(run / "eval.jsonl", asdict(score))
+    best = best_score(run)
+    if best is None or score.rank >= best.rank:  # of equals the one that has learned longer
+        _keep(run, base, score, model)
+        best = score
+    report(_told(score, best), 0, 0, "")
+    return asdict(score)
 
 
-def _waited(scores: Sequence[Score]) -> int:
-    """How many evaluations have passed since the one that was better than all before it."""
-    ranks = [score.rank for score in scores]
-    return len(ranks) - 1 - ranks.index(max(ranks))
+def waited(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many rows of eval.jsonl have passed since the one that was better than all before it."""
+    ranks = [Score(**row).rank for row in rows]
+    return len(ranks) - 1 - ranks.index(max(ranks)) if ranks else 0
 
 
 def _told(score: Score, best: Score) -> str:

@@ -29,8 +29,17 @@ def preference_trainer() -> Any:
         """DPOTrainer on rows that are token ids already."""
 
         def __init__(self, **arguments: Any) -> None:
-            collate = DataCollatorForPreference(pad_token_id=arguments["processing_class"].pad_token_id)
-            super().__init__(data_collator=lambda rows: collate(pair_rows(rows)), **arguments)
+            self.pad = DataCollatorForPreference(pad_token_id=arguments["processing_class"].pad_token_id)
+            super().__init__(data_collator=self.collate, **arguments)
+
+        def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+            return {**self.pad(pair_rows(rows)), "entry_ids": [row["entry_id"] for row in rows]}
+
+        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+            names = inputs.pop("entry_ids")
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self.parts = ((names, loss.detach(), loss.detach()),)
+            return loss
 
         def _prepare_dataset(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
             return dataset  # TRL would render and tokenize text here, by other rules than `prompt`

@@ -3,9 +3,9 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,9 @@ from petool_lite.console import Report
 from petool_lite.errors import PetoolError
 from petool_lite.runs import draft, write_text
 
-# The trainer's names of trackers -> packages, one of which each needs. Asking transformers would import it before
-# unsloth, which has to come first.
-_TRACKERS = {
-    "tensorboard": ("tensorboardX", "tensorboard"),
-    "wandb": ("wandb",),
-    "mlflow": ("mlflow",),
-    "trackio": ("trackio",),
-    "comet_ml": ("comet_ml",),
-    "clearml": ("clearml",),
-    "swanlab": ("swanlab",),
-    "dvclive": ("dvclive",),
-}
+# The trainer's names of trackers, which are those of their packages (TensorBoard has two). Asking transformers would
+# import it before unsloth, which has to come first.
+_TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab", "dvclive")
 
 
 @contextmanager
@@ -68,10 +59,8 @@ def check_reporters(names: str) -> list[str]:
     for name in wanted:
         if name not in _TRACKERS:
             raise PetoolError(f"train.report_to: unknown tracker {name}", f"one of: {', '.join(_TRACKERS)}")
-        if not any(find_spec(package) for package in _TRACKERS[name]):
-            raise PetoolError(
-                f"train.report_to: {name} is not installed", f"pip install {_TRACKERS[name][0]}, or leave it out"
-            )
+        if not any(map(find_spec, (name, f"{name}X"))):
+            raise PetoolError(f"train.report_to: {name} is not installed", f"pip install {name}, or leave it out")
     return wanted
 
 
@@ -100,60 +89,44 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 @dataclass
 class Progress:
-    """How far a run is: figures of the steps so far; a resumed run goes on from those before it."""
+    """How far a run is: figures of the steps so far, in all processes that it took."""
 
     seconds: float = 0.0  # without evaluations
     tokens: int = 0
     last_loss: float | None = None
+    tokens_before: int = 0  # of processes before this one
+    clock: float = 0.0  # when the figures were last brought up to date; to be set before the first step
+    scores: list[dict[str, Any]] = field(default_factory=list)  # the rows of eval.jsonl
     evaluation_seconds: float = 0.0  # of this process
     stopped_early: bool = False
 
+    def resume(self, rows: Sequence[Mapping[str, Any]], scores: Sequence[dict[str, Any]]) -> None:
+        """Go on from the rows of metrics.jsonl and eval.jsonl."""
+        self.scores = [*scores]
+        if rows:
+            self.seconds, self.tokens, self.last_loss = (rows[-1][key] for key in ("seconds", "tokens", "loss"))
+            self.tokens_before = self.tokens
 
-def resumed_progress(rows: list[dict[str, Any]]) -> Progress:
-    """The Progress at the end of some metrics rows."""
-    return Progress(rows[-1]["seconds"], rows[-1]["tokens"], rows[-1]["loss"]) if rows else Progress()
-
-
-def recorder(run: Path, total: int, progress: Progress, report: Report) -> Any:
-    """A trainer callback that appends metrics.jsonl, updates `progress` and reports it.
-
-    Its `trainer` is to be set to the trainer it serves, whose `tokens_seen` counts from its own start.
-    """
-    from transformers import TrainerCallback
-
-    class Record(TrainerCallback):
-        trainer: Any
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.started, self.before = time.time(), (progress.seconds, progress.tokens)
-            report("training", state.global_step, total, "")
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            if not logs or "loss" not in logs:
-                return
-            seconds = time.time() - self.started - progress.evaluation_seconds
-            tokens = self.trainer.tokens_seen
-            progress.seconds, progress.tokens = self.before[0] + seconds, self.before[1] + tokens
-            progress.last_loss = float(logs["loss"])
-            row = {
-                "step": state.global_step,
-                "loss": progress.last_loss,
-                "learning_rate": float(logs["learning_rate"]),
-                "grad_norm": float(logs["grad_norm"]),
-                "seconds": round(progress.seconds, 3),
-                "tokens": progress.tokens,
-                "tokens_per_s": round(tokens / seconds, 1),
-                "peak_memory_gb": round(peak_memory_gb(), 3),
-                **{key: float(value) for key, value in logs.items() if key.startswith("rewards/")},
-            }
-            if state.is_world_process_zero:
-                append_row(run / "metrics.jsonl", row)
-            report("training", state.global_step, total, _note(row))
-
-    return Record()
+    def update(self, step: int, tokens: int, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Take in what the trainer logs of a step, and the tokens it has read; returns the row for metrics.jsonl."""
+        now = time.time()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        self.tokens, self.last_loss = self.tokens_before + tokens, float(logs["loss"])
+        return {
+            "step": step,
+            "loss": self.last_loss,
+            "learning_rate": float(logs["learning_rate"]),
+            "grad_norm": float(logs["grad_norm"]),
+            "seconds": round(self.seconds, 3),
+            "tokens": self.tokens,
+            "tokens_per_s": round(self.tokens / self.seconds, 1),
+            "peak_memory_gb": round(peak_memory_gb(), 3),
+            **{key: float(value) for key, value in logs.items() if key.startswith("rewards/")},
+        }
 
 
-def _note(row: Mapping[str, Any]) -> str:
+def note(row: Mapping[str, Any]) -> str:
+    """A row of metrics in words."""
     margin = f"margin {row['rewards/margins']:.3f}, " if "rewards/margins" in row else ""
     return (
         f"loss {row['loss']:.3f}, {margin}lr {row['learning_rate']:.1e}, {row['tokens_per_s']:,.0f} tokens/s, "

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError
 from petool_lite.models import Base, file_sha256, weight_files
 from petool_lite.prompt.prepare import Prepared
-from petool_lite.recipe import Recipe, flat, settings
+from petool_lite.recipe import Recipe, flat
 from petool_lite.runs import versions, write_json
 from petool_lite.train.checkpoints import newest_checkpoint
 from petool_lite.train.devices import arithmetic_name, count
@@ -21,14 +21,11 @@ from petool_lite.train.start import start_adapter
 _FREE = ("train.save_every", "train.report_to", "bench.")
 # Packages that change nothing in it.
 _OTHER_PACKAGES = ("llama-cpp-python", "gguf")
-# Of a larger file, pieces are hashed and not all of it: 6 GB would take seconds at every start.
-_WHOLE, _PIECE, _PIECES = 64 << 20, 1 << 20, 32  # bytes, bytes, number
 
 
 def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dict[str, Any]]:
     """Everything that decides what a run trains: recipe, data, base, processes, versions, each as name -> value."""
     adapter, held_out = start_adapter(recipe), recipe.train.eval_data if recipe.train.eval_every else ""
-    files = weight_files(base.directory)
     return {
         "recipe": flat(recipe),
         "data": {
@@ -37,28 +34,22 @@ def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dic
             **({"sha256 of the first adapter": file_sha256(adapter / WEIGHTS)} if adapter else {}),
             **({"sha256 of train.eval_data": source_sha256(held_out)} if held_out else {}),
         },
-        "base": {path.name: path.stat().st_size for path in files}
-        | {f"fingerprint of {path.name}": fingerprint(path) for path in files}
-        | {"sha256 of config.json": file_sha256(base.directory / "config.json"), "arithmetic": arithmetic_name()},
+        "base": {
+            **{f"xxh3 of {path.name}": _xxh3(path) for path in weight_files(base.directory)},
+            "sha256 of config.json": file_sha256(base.directory / "config.json"),
+            "arithmetic": arithmetic_name(),
+        },
         "run": {"processes": count()},
         "versions": {name: found for name, found in versions().items() if name not in _OTHER_PACKAGES},
     }
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of a large one's size and 32 pieces of a MiB, evenly from its first to its last.
+def _xxh3(path: Path) -> str:
+    """A hash of a file that takes no more time than reading it, which loading it does again, from memory."""
+    import xxhash
 
-    Training changes nearly all weights, so that others differ there, too; a few changed bytes may go unseen.
-    """
-    size = path.stat().st_size
-    if size <= _WHOLE:
-        return file_sha256(path)
-    found = hashlib.sha256(f"{size} ".encode())
     with path.open("rb") as file:
-        for number in range(_PIECES):
-            file.seek((size - _PIECE) * number // (_PIECES - 1))
-            found.update(file.read(_PIECE))
-    return found.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def write_start(run: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -74,8 +65,13 @@ def check_resume(run: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
             raise PetoolError(f"{run} has no resume.json: nobody can tell what it was started with", "train anew")
         write_start(run, facts)  # killed before its first step
         return
-    before = json.loads(path.read_text())
-    found = list(_differences(before, facts))
+    before = dict.fromkeys(facts, {}) | json.loads(path.read_text())
+    found = [
+        f"{part} {key} was {_plain(before[part].get(key))}, is {_plain(now.get(key))}"
+        for part, now in facts.items()
+        for key in {**before[part], **now}
+        if before[part].get(key) != now.get(key) and not (part == "recipe" and key.startswith(_FREE))
+    ]
     if found:
         raise PetoolError(
             f"{run} was started with something else: {'; '.join(found)}",
@@ -83,18 +79,6 @@ def check_resume(run: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def _differences(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """In words. Before a setting existed it was what its default now is, and a fact that was not written down is
-    unknown; of packages all were, so that one without a version was not installed."""
-    defaults = {name: default for name, _, _, default in settings()}
-    for part in now:
-        always = defaults if part == "recipe" else {}
-        old, new = ({**always, **facts.get(part, {})} for facts in (before, now))
-        for key in [*old, *(key for key in new if key not in old and part == "versions")]:
-            if old.get(key) != new.get(key) and not (part == "recipe" and key.startswith(_FREE)):
-                yield f"{part} {key} was {_plain(old.get(key))}, is {_plain(new.get(key))}"
-
-
 def _plain(value: Any) -> str:
     text = "absent" if value is None else str(value)
-    return f"{text[:12]}..." if len(text) == 64 else text
+    return f"{text[:12]}..." if len(text) >= 32 else text

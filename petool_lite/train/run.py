@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
 from petool_lite.train.devices import (
+    agreed,
     arithmetic,
     arithmetic_name,
     count,
@@ -34,8 +35,9 @@ from petool_lite.train.evaluate import (
     Score,
     best_folder,
     best_score,
-    evaluator,
+    evaluate_and_keep,
     load_evaluation_set,
+    waited,
 )
 from petool_lite.train.load import load_model, save_trained
 from petool_lite.train.memory import dry_step
@@ -43,18 +45,18 @@ from petool_lite.train.plan import Plan, plan, rows_a_device
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import (
     Progress,
+    append_row,
     check_reporters,
     cut_after,
     device_name,
     draw_curve,
     log_to,
+    note,
     peak_memory_gb,
-    recorder,
     reserved_memory_gb,
-    resumed_progress,
 )
 from petool_lite.train.resume import check_resume, start_facts, write_start
-from petool_lite.train.signals import Stop, stop_signals, stopper
+from petool_lite.train.signals import Stop, stop_signals
 from petool_lite.train.step import answer_trainer
 
 
@@ -68,7 +70,9 @@ class Job:
     held_out: EvaluationSet | None
     started: float
     report: Report
+    stop: Stop
     resume: bool
+    progress: Progress = field(default_factory=Progress)
 
 
 def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | None = None) -> Path:
@@ -95,7 +99,7 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
                 if resume is None:
                     held.enter_context(locked(run))
             begun: Path = from_first(run)
-            _train_into(Job(name, begun, planned, held_out, started, report, resume is not None), stop)
+            _train_into(Job(name, begun, planned, held_out, started, report, stop, resume is not None))
         except (PetoolError, KeyboardInterrupt) as error:
             if is_first() and run is not None and resume is None and not (run / "metrics.jsonl").is_file():
                 shutil.rmtree(run)  # nothing to look at or to resume from
@@ -107,13 +111,10 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
 
 def _stopped(stop: Stop, run: Path | None, resumed: bool) -> PetoolError:
     """What a signal came to while no step was being taken: before the first one or after the last."""
-    if run is None or not (run / "metrics.jsonl").is_file():
-        hint = f"continue: petool-lite train --resume {run}" if resumed else ""
-        return PetoolError(f"stopped by {stop.name} before the first step", hint, stop.exit_code)
-    what = "loading or saving" if resumed else "saving"  # figures of a resumed run were there before
-    return PetoolError(
-        f"stopped by {stop.name} while {what}", f"continue: petool-lite train --resume {run}", stop.exit_code
-    )
+    begun = run is not None and (run / "metrics.jsonl").is_file()
+    when = "while loading or saving" if begun else "before the first step"
+    hint = f"continue: petool-lite train --resume {run}" if begun or resumed else ""
+    return PetoolError(f"stopped by {stop.name} {when}", hint, stop.exit_code)
 
 
 def _begun(name: str, planned: Plan, resume: Path | None) -> Path:
@@ -134,35 +135,36 @@ def _same_choice(planned: Plan) -> Plan:
     return replace(planned, recipe=recipe, way=way)
 
 
-def _train_into(job: Job, stop: Stop) -> None:
+def _train_into(job: Job) -> None:
     """Train, save the result, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
-    checkpoint, progress, scores = first_then_others(lambda: _continued(job))
+    checkpoint = first_then_others(lambda: _continued(job)) if job.resume else None
     through = "" if job.planned.recipe.train.method == "full" else " through Unsloth"
     job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
     with log_to(job.run / "train.log" if is_first() else Path(os.devnull)) as log:
         with redirect_stderr(log):
             model, tokenizer = load_model(job.planned.recipe, job.planned.base, _checkpointing(job.planned))
-            trainer = _trainer(job, model, tokenizer, progress, scores, stop)
+            trainer = _trainer(job, model, tokenizer)
         with _memory_errors(job.planned.recipe):
             if job.planned.way is not None:
                 job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
-            _fit(trainer, checkpoint, stop)
-    state = trainer.state
+            with job.stop.between_steps():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state, stop = trainer.state, job.stop
     if is_first():
         draw_curve(job.run)
-    if stop.caught and not progress.stopped_early and state.global_step < state.max_steps:
+    if stop.caught and not job.progress.stopped_early and state.global_step < state.max_steps:
         raise PetoolError(
             f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved",
             f"continue: petool-lite train --resume {job.run}",
             stop.exit_code,
         )
     if is_first():
-        _complete(job, model, state.global_step, progress)
+        _complete(job, model, state.global_step)
 
 
-def _complete(job: Job, model: Any, step: int, progress: Progress) -> None:
+def _complete(job: Job, model: Any, step: int) -> None:
     """Write what was trained, then the manifest."""
-    best = _save(job, model)
+    best, progress = _save(job, model), job.progress
     write_json(
         job.run / "manifest.json",
         _identity(job)
@@ -185,16 +187,14 @@ def _complete(job: Job, model: Any, step: int, progress: Progress) -> None:
     shutil.rmtree(job.run / "best", ignore_errors=True)
 
 
-def _continued(job: Job) -> tuple[Path | None, Progress, list[dict[str, Any]]]:
-    """The checkpoint to go on from, and what metrics.jsonl and eval.jsonl hold up to there."""
-    if not job.resume:
-        return None, Progress(), []
+def _continued(job: Job) -> Path | None:
+    """The checkpoint to go on from; what metrics.jsonl and eval.jsonl hold up to there is kept and taken in."""
     remove_drafts(job.run, job.report)
     checkpoint = newest_checkpoint(job.run)
     step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     job.report(f"continuing {job.run} after step {step}", 0, 0, "")
-    rows = cut_after(job.run / "metrics.jsonl", step, job.report)
-    return checkpoint, resumed_progress(rows), cut_after(job.run / "eval.jsonl", step, job.report)
+    job.progress.resume(*(cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl")))
+    return checkpoint
 
 
 def _save(job: Job, model: Any) -> Score | None:
@@ -226,11 +226,6 @@ def _identity(job: Job) -> dict[str, Any]:
         "arithmetic": arithmetic_name(),
         "versions": versions(),
     }
-
-
-def _fit(trainer: Any, checkpoint: Path | None, stop: Stop) -> None:
-    with stop.between_steps():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 @contextmanager
@@ -310,32 +305,55 @@ def _checkpointing(planned: Plan) -> bool:
     return planned.way.checkpointing if planned.way else torch.cuda.is_available()
 
 
-def _trainer(job: Job, model: Any, tokenizer: Any, progress: Progress, scores: list[dict[str, Any]], stop: Stop) -> Any:
-    """The trainer of a job with its callbacks."""
+def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
+    """The trainer of a job, which records its updates, evaluates after some, and ends after a signal."""
     from transformers import PrinterCallback, ProgressCallback
 
-    recipe = job.planned.recipe
+    recipe, total = job.planned.recipe, job.planned.prepared.summary["steps"]
     kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer()
-
-    total = job.planned.prepared.summary["steps"]
-    own = [recorder(job.run, total, progress, job.report), stopper(stop)]
-    if job.held_out:
-        own.insert(1, evaluator(job.run, job.planned.base, job.held_out, recipe.train, scores, progress, job.report))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
     trainer: Any = type("Trainer", (Guarded, kind), {})(
         model=model,
         processing_class=tokenizer,
-        args=_arguments(job.planned.recipe, job.run, total),
+        args=_arguments(recipe, job.run, total),
         train_dataset=job.planned.prepared.table,
-        callbacks=own,
     )
     trainer.token_budget = recipe.train.token_budget
     trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bfloat16 over a 4-bit base; small steps would be lost
             parameter.data = parameter.data.float()
-    for callback in own:
-        callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+
+    def before_update() -> None:
+        if not job.progress.clock:
+            job.progress.clock = time.time()
+            job.report("training", trainer.state.global_step, total, "")
+
+    def after_update(logs: dict[str, Any]) -> None:
+        row = job.progress.update(trainer.state.global_step, trainer.tokens_seen, logs)
+        if is_first():
+            append_row(job.run / "metrics.jsonl", row)
+        job.report("training", row["step"], total, note(row))
+        if job.held_out is not None and (row["step"] % recipe.train.eval_every == 0 or row["step"] == total):
+            _evaluate(job, job.held_out, trainer)
+        if agreed(job.stop.caught is not None):
+            trainer.control.should_save = trainer.control.should_training_stop = True
+
+    trainer.before_update, trainer.after_update = before_update, after_update
     return trainer
+
+
+def _evaluate(job: Job, held_out: EvaluationSet, trainer: Any) -> None:
+    """Evaluate, and stop the training where `early_stop` evaluations in a row brought nothing better."""
+    step, patience = trainer.state.global_step, job.planned.recipe.train.early_stop
+    progress, scores = job.progress, job.progress.scores
+    if is_first():  # the other processes wait
+        scores.append(evaluate_and_keep(job.run, job.planned.base, held_out, trainer.model, step, job.report))
+        progress.evaluation_seconds += scores[-1]["seconds"]
+        progress.clock = time.time()
+        trainer.log({f"eval_{key}": scores[-1][key] for key in ("tool_acc", "param_acc", "joint_acc")})
+    if agreed(bool(patience) and waited(scores) >= patience and step < trainer.state.max_steps):
+        progress.stopped_early = trainer.control.should_training_stop = True
+        job.report(f"stopping early: {waited(scores)} evaluations in a row brought nothing better", 0, 0, "")

@@ -4,10 +4,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from petool_lite.console import say_at_once
-from petool_lite.train.devices import agreed, is_first
+from petool_lite.train.devices import is_first
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -67,15 +66,3 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def stopper(stop: Stop) -> Any:
-    """A trainer callback that ends the training after a signal, with a checkpoint of the step just done."""
-    from transformers import TrainerCallback
-
-    class Stopper(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if agreed(stop.caught is not None):
-                control.should_save = control.should_training_stop = True
-
-    return Stopper()

@@ -1,6 +1,7 @@
 """Evaluation by generation: what is read, how replies are scored, which adapter stays, when it stops."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from petool_lite.recipe import load_recipe
 from petool_lite.train.evaluate import (
     Score,
     _replies,
-    _waited,
     best_score,
     check_evaluation,
     load_evaluation_set,
     score_answer,
+    waited,
 )
 
 HELD_OUT = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_tokens=2000", "bench.max_reply_tokens=8"]
@@ -108,15 +109,13 @@ def test_the_best_is_the_highest_joint_then_tool_then_latest(tmp_path) -> None:
     assert best_score(tmp_path) is None
     for each in (score(2, 50.0), score(4, 60.0, 70.0), score(6, 60.0, 70.0), score(8, 60.0, 65.0)):
         (tmp_path / "best" / f"step-{each.step}").mkdir(parents=True)
-        text = json.dumps({key: getattr(each, key) for key in Score.__dataclass_fields__})
-        (tmp_path / "best" / f"step-{each.step}" / "eval.json").write_text(text)
+        (tmp_path / "best" / f"step-{each.step}" / "eval.json").write_text(json.dumps(asdict(each)))
     assert best_score(tmp_path).step == 6
 
 
 def test_patience_counts_from_the_last_real_improvement() -> None:
-    assert _waited([score(1, 10.0)]) == 0
-    assert _waited([score(1, 10.0), score(2, 10.0), score(3, 9.0)]) == 2
-    assert _waited([score(1, 10.0), score(2, 10.0), score(3, 10.0, 1.0)]) == 0
+    one, same, worse, better = (asdict(score(*each)) for each in ((1, 10.0), (2, 10.0), (3, 9.0), (3, 10.0, 1.0)))
+    assert [waited(rows) for rows in ([], [one], [one, same, worse], [one, same, better])] == [0, 0, 2, 0]
 
 
 @pytest.mark.parametrize(

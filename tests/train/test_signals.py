@@ -23,8 +23,9 @@ with stop_signals() as stop:
 AGREE = """
 import os, sys
 import torch
-from petool_lite.train.signals import agreed
+from petool_lite.train.devices import agreed
 torch.distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
+os.environ["WORLD_SIZE"] = "2"
 print(agreed(False), agreed(sys.argv[1] == "1"))
 """
 
