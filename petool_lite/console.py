@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
@@ -87,9 +87,17 @@ def plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def print_facts(title: str, facts: Mapping[str, Any]) -> None:
-    """A table of two columns on stdout: what, and its value in words."""
-    print_table(title, ["", ""], [[key.replace("_", " "), plain(value)] for key, value in facts.items()])
+def emit(document: Any, as_json: bool, title: str = "", lines: Iterable[Any] | None = None) -> None:
+    """What a verb found, on stdout: one JSON document, or for people `lines`, else a table of facts or of rows."""
+    if as_json:
+        print_json(document)
+    elif lines is not None:
+        print(*lines, sep="\n", flush=True)
+    elif isinstance(document, Mapping):
+        print_table(title, ["", ""], [[key.replace("_", " "), plain(value)] for key, value in document.items()])
+    else:
+        columns = [key.replace("_", " ") for key in (document[0] if document else ())]
+        print_table(title, columns, [[plain(value) for value in row.values()] for row in document])
 
 
 def print_loss_mask(row: Mapping[str, Any]) -> None:

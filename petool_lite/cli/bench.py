@@ -25,13 +25,6 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     return int(first), int(second)
 
 
-def show(title: str, facts: dict[str, Any], as_json: bool) -> None:
-    """Facts as a table, or as one JSON document."""
-    from petool_lite.console import print_facts, print_json
-
-    print_json(facts) if as_json else print_facts(title, facts)
-
-
 @click.group(invoke_without_command=True)
 @run_option
 @click.option("--model", "model", default=None, metavar="FILE", help="Bench this GGUF file instead of a run.")

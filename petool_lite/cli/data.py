@@ -1,7 +1,7 @@
 """`petool-lite data`: fetch, look at, check, convert and split entries."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,6 @@ skip_option = click.option(
     show_default=True,
     help="Refuse a file with a broken entry, or count it.",
 )
-
-
-def emit(document: Any, as_json: bool, lines: Iterable[Any]) -> None:
-    """What a verb found, on stdout: one JSON document, or lines for people."""
-    from petool_lite.console import print_json
-
-    if as_json:
-        print_json(document)
-        return
-    for line in lines:
-        click.echo(line)
 
 
 def new_file(name: str, argument: str) -> Path:
@@ -63,13 +52,13 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool
     """
     from dataclasses import asdict
 
-    from petool_lite.console import progress
+    from petool_lite.console import emit, progress
     from petool_lite.data import fetch as verb
 
     with progress() as report:
         chosen = names or (verb.FILES if repo == verb.REPO else tuple(verb.data_files(repo)))
         files = verb.fetch(repo, chosen, revision, report)
-    emit([asdict(file) | {"path": str(file.path)} for file in files], as_json, [file.path for file in files])
+    emit([asdict(file) | {"path": str(file.path)} for file in files], as_json, lines=[file.path for file in files])
 
 
 @data.command()
@@ -80,14 +69,14 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool
 @as_json
 def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> None:
     """Figures of SOURCE: entries, candidates, history, ratings, tokens in each prompt style."""
-    from petool_lite.cli.bench import show
+    from petool_lite.console import emit
     from petool_lite.data.files import load_dataset
     from petool_lite.data.inspect import stats as verb
     from petool_lite.models import resolve_base
     from petool_lite.prompt.render import chat_from_directory
 
     dataset = load_dataset(source, setting, skip_bad=not strict)
-    show(source, verb(dataset, chat_from_directory(resolve_base(base).directory)), as_json)
+    emit(verb(dataset, chat_from_directory(resolve_base(base).directory)), as_json, source)
 
 
 @data.command()
@@ -101,6 +90,7 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
 
     Exit code 1 if a fault or a leak was found.
     """
+    from petool_lite.console import emit
     from petool_lite.data.answers import answer_faults
     from petool_lite.data.files import load_dataset
     from petool_lite.data.inspect import named_by
@@ -111,15 +101,14 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     odd += [message for dataset in sets for message in dataset.bad]
     found = leaks(sets[0].entries, sets[1].entries) if len(sets) == 2 else {}
     leaked = {kind: {"count": len(values), "examples": values[:3]} for kind, values in found.items()}
-    lines = [*odd, *(f"leak, {kind.replace('_', ' ')}: {len(values)} in both, such as {', '.join(values[:3])}"
-                     for kind, values in found.items())]  # fmt: skip
-    counts = [len(dataset.entries) for dataset in sets]
-    names = named_by(sets[0])
+    lines = odd + [f"leak, {kind.replace('_', ' ')}: {len(values)} in both, such as {', '.join(values[:3])}"
+                   for kind, values in found.items()]  # fmt: skip
+    counts, names = [len(dataset.entries) for dataset in sets], named_by(sets[0])
     good = [
         f"{sum(counts)} entries, no faults" + (", no leaks" if other else ""),
         "providers of tools, by " + "; ".join(f"{form}: {count}" for form, count in names.items()),
     ]
-    emit({"entries": counts, "faults": odd, "leaks": leaked, "providers": names}, as_json, lines or good)
+    emit({"entries": counts, "faults": odd, "leaks": leaked, "providers": names}, as_json, lines=lines or good)
     if lines:
         raise PetoolError(f"{len(lines)} problems in {sum(counts)} entries", "they are listed on stdout")
 
@@ -133,11 +122,12 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
 @as_json
 def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json: bool) -> None:
     """Split SOURCE by function: test functions of a fold occur nowhere in its training file."""
+    from petool_lite.console import emit
     from petool_lite.data.files import write_folds
 
     files = write_folds(source, setting, folds, seed, Path(folder))
     written = [{"file": str(path), "entries": count} for path, count in files.items()]
-    emit(written, as_json, [f"{path}  {count} entries" for path, count in files.items()])
+    emit(written, as_json, lines=[f"{path}  {count} entries" for path, count in files.items()])
 
 
 @data.command()
@@ -148,7 +138,7 @@ def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json
 @as_json
 def convert(source: str, target: str, setting: str, strict: bool, as_json: bool) -> None:
     """Write the entries of SOURCE to TARGET as OpenAI fine-tuning lines (JSONL), whatever form they are in."""
-    from petool_lite.console import say
+    from petool_lite.console import emit, say
     from petool_lite.data.answers import schema_faults
     from petool_lite.data.files import load_dataset, write_lines
     from petool_lite.data.openai import entry_line
@@ -164,7 +154,7 @@ def convert(source: str, target: str, setting: str, strict: bool, as_json: bool)
     for message in bad:
         say(f"left out: {message}")
     say(f"{len(sound)} entries, {len(bad)} left out")
-    emit({"file": str(path), "entries": len(sound), "left_out": bad}, as_json, [path])
+    emit({"file": str(path), "entries": len(sound), "left_out": bad}, as_json, lines=[path])
 
 
 @data.command()
@@ -178,7 +168,9 @@ def convert(source: str, target: str, setting: str, strict: bool, as_json: bool)
 def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: bool, as_json: bool) -> None:
     """Show one training row of RECIPE as the model sees it; tokens that carry loss are coloured."""
     from petool_lite.console import print_columns, print_json, print_loss_mask
+    from petool_lite.data.files import raw_rows
     from petool_lite.data.inspect import preview as verb
+    from petool_lite.data.petoolbench import settings_of
     from petool_lite.models import resolve_base
     from petool_lite.prompt.render import Layout, chat_from_directory, example, prompt_text
     from petool_lite.recipe import load_recipe
@@ -186,12 +178,13 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: boo
     chosen = load_recipe(recipe, overrides)[1]
     chat = chat_from_directory(resolve_base(chosen.model.base).directory)
     if settings_:
-        entries, layout = _each_setting(chosen.data.train, number), Layout(chosen.data.style, sys.maxsize)
-        texts = {name: prompt_text(chat, entry, layout) for name, entry in entries.items()}
-        shown = {f"{name}, {len(chat.encode(text)):,} tokens": text for name, text in texts.items()}
+        rows, layout, shown = raw_rows(chosen.data.train), Layout(chosen.data.style, sys.maxsize), {}
+        for name in settings_of(next(iter(rows[number:]), None)) or SETTINGS[:1]:  # those that it has a prompt for
+            text = prompt_text(chat, _numbered(chosen.data.train, number, name), layout)
+            shown[f"{name}, {len(chat.encode(text)):,} tokens"] = text
         print_json(shown) if as_json else print_columns(shown)
         return
-    entry = _numbered(chosen.data.train, chosen.data.one_setting, number)
+    entry = _numbered(chosen.data.train, number, chosen.data.one_setting)
     row = example(chat, entry, Layout(chosen.data.style, chosen.model.max_tokens, chosen.data.overlength))
     if row is None:
         raise PetoolError(f"entry {entry.id} is too long and would be left out", "raise model.max_tokens")
@@ -199,23 +192,13 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: boo
     print_json(found) if as_json else print_loss_mask(found)
 
 
-def _numbered(source: str, setting: str, number: int) -> Entry:
+def _numbered(source: str, number: int, setting: str = SETTINGS[0]) -> Entry:
     from petool_lite.data.files import load_dataset
 
     entries = load_dataset(source, setting).entries
     if number >= len(entries):
         raise PetoolError(f"{source} has {len(entries)} entries, --entry counts from 0")
     return entries[number]
-
-
-def _each_setting(source: str, number: int) -> dict[str, Entry]:
-    """The entry in every setting that it has a prompt for."""
-    from petool_lite.data.files import raw_rows
-    from petool_lite.data.petoolbench import settings_of
-
-    rows = raw_rows(source)
-    names = settings_of(rows[number]) if number < len(rows) else ()
-    return {name: _numbered(source, name, number) for name in names or SETTINGS[:1]}
 
 
 @data.command()
@@ -246,7 +229,7 @@ def simulate(
 
     SOURCE is a log of calls in any form that `data check` reads; your own, or public ones.
     """
-    from petool_lite.console import progress, say
+    from petool_lite.console import emit, progress, say
     from petool_lite.data.files import load_corpus, load_tools, write_lines
     from petool_lite.data.openai import entry_line
     from petool_lite.data.simulate import simulate as verb
@@ -265,4 +248,4 @@ def simulate(
 
         write_lines(path, lines())
     say(f"{count} entries of {len(examples)} calls")
-    emit({"file": str(path), "entries": count, "calls": len(examples)}, as_json, [path])
+    emit({"file": str(path), "entries": count, "calls": len(examples)}, as_json, lines=[path])

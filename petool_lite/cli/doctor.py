@@ -13,25 +13,16 @@ from petool_lite.errors import USAGE, PetoolError
 @as_json
 def doctor(tune: bool, model: str | None, as_json: bool) -> None:
     """Show what this machine can do: GPU, llama.cpp's health, disk. With --tune, make `call` and `serve` faster."""
-    from petool_lite.console import plain, print_facts, print_json, print_table, progress
+    from petool_lite.console import emit, plain, progress, say
     from petool_lite.doctor import examine
     from petool_lite.doctor import tune as verb
 
     if model and not tune:
         raise PetoolError("--model says what --tune tunes for", f"petool-lite doctor --tune --model {model}", USAGE)
-    if tune:
-        with progress() as report:
-            found = verb(chosen_model(model), report)
-        if as_json:
-            print_json(found)
-            return
-        columns = list(found["trials"][0])
-        rows = [[plain(value) for value in trial.values()] for trial in found["trials"]]
-        print_table(f"trials with {found['model']}", [name.replace("_", " ") for name in columns], rows)
-        click.echo("best: " + plain(found["settings"]))
+    if not tune:
+        emit(examine(), as_json, "this machine")
         return
-    facts = examine()
-    if as_json:
-        print_json(facts)
-        return
-    print_facts("this machine", facts)
+    with progress() as report:
+        found = verb(chosen_model(model), report)
+    emit(found if as_json else found["trials"], as_json, f"trials with {found['model']}")
+    say("best: " + plain(found["settings"]))

@@ -1,10 +1,8 @@
 """`petool-lite recipes`: the shipped recipes and what can be set in one."""
 
-from pathlib import Path
-
 import click
 
-from petool_lite.cli.data import as_json
+from petool_lite.cli.data import as_json, new_file
 from petool_lite.errors import USAGE, PetoolError
 
 
@@ -17,13 +15,10 @@ def recipes() -> None:
 @as_json
 def recipes_list(as_json: bool) -> None:
     """Names and first lines."""
-    from petool_lite.console import print_json, print_table
+    from petool_lite.console import emit
     from petool_lite.recipe import builtin_recipes
 
-    found = {name: text.splitlines()[0].lstrip("# ") for name, text in builtin_recipes().items()}
-    print_json(found) if as_json else print_table(
-        "recipes", ["name", "what it is"], [[*pair] for pair in found.items()]
-    )
+    emit({name: text.splitlines()[0].lstrip("# ") for name, text in builtin_recipes().items()}, as_json, "recipes")
 
 
 @recipes.command("show")
@@ -40,9 +35,7 @@ def recipes_copy(name: str, target: str | None) -> None:
     """Copy a shipped recipe to TARGET (NAME.toml if not given), to change it."""
     from petool_lite.runs import write_text
 
-    path = Path(target or f"{name}.toml")
-    if path.exists():
-        raise PetoolError(f"{path} exists already", "give another TARGET")
+    path = new_file(target or f"{name}.toml", "TARGET")
     write_text(path, _shipped(name))
     click.echo(path)
 
@@ -54,11 +47,9 @@ def recipes_keys(as_json: bool) -> None:
     from petool_lite.console import print_json, print_table
     from petool_lite.recipe import settings
 
-    if as_json:
-        print_json({key: {"default": default, "doc": about["doc"]} for key, _, about, default in settings()})
-        return
-    rows = [[key, str(default), about["doc"]] for key, _, about, default in settings()]
-    print_table("settings", ["key", "default", "meaning"], rows)
+    found = {key: {"default": default, "doc": about["doc"]} for key, _, about, default in settings()}
+    rows = [[key, str(item["default"]), item["doc"]] for key, item in found.items()]
+    print_json(found) if as_json else print_table("settings", ["key", "default", "meaning"], rows)
 
 
 def _shipped(name: str) -> str:

@@ -16,15 +16,10 @@ def runs() -> None:
 @as_json
 def runs_list(as_json: bool) -> None:
     """All runs, the newest last."""
-    from petool_lite.console import print_json, print_table
+    from petool_lite.console import emit
     from petool_lite.runs import is_complete, list_runs
 
-    found = [{"run": str(run), "complete": is_complete(run)} for run in list_runs()]
-    if as_json:
-        print_json(found)
-        return
-    rows = [[str(item["run"]), "complete" if item["complete"] else "unfinished"] for item in found]
-    print_table("runs", ["run", "state"], rows)
+    emit([{"run": str(run), "complete": is_complete(run)} for run in list_runs()], as_json, "runs")
 
 
 @runs.command("show")
@@ -32,11 +27,11 @@ def runs_list(as_json: bool) -> None:
 @as_json
 def runs_show(run: str | None, as_json: bool) -> None:
     """The manifest of a complete run."""
-    from petool_lite.console import print_json
+    from petool_lite.console import emit
     from petool_lite.runs import find_run, read_manifest
 
     manifest = read_manifest(find_run(run))
-    print_json(manifest) if as_json else click.echo(json.dumps(manifest, indent=2))
+    emit(manifest, as_json, lines=[json.dumps(manifest, indent=2)])
 
 
 @runs.command("path")

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from petool_lite.cli.bench import show
 from petool_lite.cli.data import as_json
 from petool_lite.errors import USAGE, PetoolError
 
@@ -20,7 +19,7 @@ from petool_lite.errors import USAGE, PetoolError
 def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool) -> None:
     """Train RECIPE (a file or a shipped name) into a new run directory."""
     from petool_lite import train as verb
-    from petool_lite.console import print_json, progress, say, silent
+    from petool_lite.console import emit, print_json, progress, say, silent
     from petool_lite.recipe import load_recipe
     from petool_lite.runs import read_manifest
 
@@ -34,11 +33,9 @@ def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dr
     if not verb.is_first():
         return
     manifest = read_manifest(run)
-    if not as_json:
-        say(f"trained in {manifest['seconds']['train']:.0f} s, {manifest['tokens_per_s']:.0f} tokens/s")
-        click.echo(run)
-        return
-    show("", {"run": str(run), **{key: manifest[key] for key in ("seconds", "tokens_per_s", "peak_memory_gb")}}, True)
+    say(f"trained in {manifest['seconds']['train']:.0f} s, {manifest['tokens_per_s']:.0f} tokens/s")
+    figures = {key: manifest[key] for key in ("seconds", "tokens_per_s", "peak_memory_gb")}
+    emit({"run": str(run), **figures}, as_json, lines=[run])
 
 
 def _recipe_or_resume(
@@ -60,11 +57,11 @@ def _recipe_or_resume(
 
 def _show_plan(found: dict[str, Any], memory: str) -> None:
     """The rows, and the ways to train with what each would take on this GPU."""
-    from petool_lite.console import print_table, say
+    from petool_lite.console import emit, print_table, say
 
     plain = {key: value for key, value in found.items() if not isinstance(value, dict | list) and value is not None}
     trains_here = plain.pop("trains_here")
-    show("the rows", plain, False)
+    emit(plain, False, "the rows")
     gpu = found["gpu"]
     here = "training here: on the CPU, as the recipe says" if trains_here else "this recipe needs a GPU: not here"
     note = f'this recipe takes train.memory = "{memory}"' if gpu else here

@@ -65,7 +65,7 @@ def check_resume(run: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
             raise PetoolError(f"{run} has no resume.json: nobody can tell what it was started with", "train anew")
         write_start(run, facts)  # killed before its first step
         return
-    before = dict.fromkeys(facts, {}) | json.loads(path.read_text())
+    before = {part: {} for part in facts} | json.loads(path.read_text())
     found = [
         f"{part} {key} was {_plain(before[part].get(key))}, is {_plain(now.get(key))}"
         for part, now in facts.items()

@@ -1,7 +1,6 @@
 """A run survives signals, kills and a full disk, goes on as if nothing had been, and stops at numbers that are not."""
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -18,7 +17,7 @@ from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import load_recipe
 from petool_lite.train.checkpoints import newest_checkpoint
-from petool_lite.train.resume import check_resume, fingerprint, start_facts, write_start
+from petool_lite.train.resume import check_resume, start_facts
 from petool_lite.train.run import _stopped
 from petool_lite.train.signals import Stop
 
@@ -167,11 +166,10 @@ def test_ctrl_c_while_the_result_is_saved_tells_how_to_go_on(tiny, tmp_path) -> 
 
 def test_a_run_that_is_continued_has_a_way_on_wherever_it_is_stopped(tmp_path) -> None:
     way = f"continue: petool-lite train --resume {tmp_path}"
-    early = _stopped(Stop(), tmp_path, resumed=True)
-    assert (early.message, early.hint) == ("stopped by SIGTERM before the first step", way)
-    (tmp_path / "metrics.jsonl").touch()
-    later = _stopped(Stop(), tmp_path, resumed=True)
-    assert (later.message, later.hint) == ("stopped by SIGTERM while loading or saving", way)
+    for when in ("before the first step", "while loading or saving"):
+        told = _stopped(Stop(), tmp_path, resumed=True)
+        assert (told.message, told.hint) == (f"stopped by SIGTERM {when}", way)
+        (tmp_path / "metrics.jsonl").touch()
     assert _stopped(Stop(), None, resumed=False).hint == ""
 
 
@@ -185,107 +183,49 @@ def test_a_changed_recipe_is_refused_with_the_difference(interrupted, command, t
     assert error.endswith("was started with something else: recipe lora.dropout was 0.1, is 0.2")
 
 
-def test_changed_data_and_versions_are_refused_with_the_difference(tmp_path) -> None:
-    facts = {"recipe": {}, "data": {"sha256 of the source": "a" * 64}, "base": {}, "versions": {"torch": "2.13.0"}}
-    write_start(tmp_path, facts)
-    check_resume(tmp_path, facts)
-    now = facts | {"data": {"sha256 of the source": "b" * 64}, "versions": {"torch": "2.14.0", "trl": "1.15.0"}}
-    with pytest.raises(PetoolError) as error:
-        check_resume(tmp_path, now)
-    for part in ("source was aaaaaaaaaaaa..., is bbbbbb", "torch was 2.13.0, is 2.14.0", "trl was absent, is 1.15.0"):
-        assert part in error.value.message
-
-
-@pytest.fixture
-def started(tiny, tmp_path, monkeypatch):
-    """A base and evaluation data that may be changed, and the facts of a run with them as they are."""
+def test_a_run_goes_on_with_what_it_was_started_with_alone(tiny, tmp_path, monkeypatch) -> None:
+    """Any other base, configuration, data, version or number of processes is named."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     base = Base("tiny", Path(shutil.copytree(tiny, tmp_path / "base")), None)
-    (tmp_path / "held-out.jsonl").write_text("one\n")
+    weights, config, held_out, run = (
+        tmp_path / name for name in ("base/model.safetensors", "base/config.json", "held-out.jsonl", "run")
+    )
+    held_out.write_text("one\n")
     (tmp_path / "rows").write_text("")
-    held_out = f"train.eval_data={tmp_path / 'held-out.jsonl'}"
+    run.mkdir()
     rows = Prepared(SimpleNamespace(cache_files=[{"filename": tmp_path / "rows"}]), {}, (), "a" * 64)
 
     def facts(*settings: str) -> dict:
-        recipe = load_recipe("demo", ["train.eval_every=5", held_out, *settings])[1]
-        return json.loads(json.dumps(start_facts(recipe, base, rows)))
+        found = start_facts(load_recipe("demo", [f"train.eval_data={held_out}", *settings])[1], base, rows)
+        return json.loads(json.dumps(found))
 
-    return base.directory, facts
+    def refusal(now: dict) -> str:
+        try:
+            check_resume(run, now)
+        except PetoolError as error:
+            return error.message
+        return ""
 
-
-def differences(run: Path, before: dict, now: dict) -> str:
-    write_start(run, before)
-    try:
-        check_resume(run, now)
-    except PetoolError as error:
-        return error.message
-    return ""
-
-
-def test_a_base_of_the_same_size_with_other_weights_is_refused(started, tmp_path) -> None:
-    folder, facts = started
-    before = facts()
-    assert differences(tmp_path, before, facts()) == ""
-    weights = folder / "model.safetensors"
-    raw = bytearray(weights.read_bytes())
-    raw[-9] ^= 1
-    weights.write_bytes(raw)
-    assert "base fingerprint of model.safetensors was " in differences(tmp_path, before, facts())
-    assert "config.json" not in differences(tmp_path, before, facts())
-    config = folder / "config.json"
-    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
-    assert "base sha256 of config.json was " in differences(tmp_path, before, facts())
-
-
-def test_a_large_file_is_known_by_its_size_its_ends_and_what_lies_between(tmp_path) -> None:
-    path, size = tmp_path / "large", 80 << 20
-    path.touch()
-    os.truncate(path, size)  # takes no room on the disk
-    found = {fingerprint(path)}
-    for place, length in ((0, 1), (size - 1, 1), (size // 2, 3 << 20)):
-        with path.open("rb+") as file:
-            file.seek(place)
-            file.write(b"x" * length)
-        found.add(fingerprint(path))
-    os.truncate(path, size + 1)
-    assert len(found | {fingerprint(path)}) == 5
-
-
-def test_other_evaluation_data_or_processes_are_refused(started, tmp_path, monkeypatch) -> None:
-    _, facts = started
-    before = facts()
-    (tmp_path / "held-out.jsonl").write_text("two\n")
-    assert "data sha256 of train.eval_data was " in differences(tmp_path, before, facts())
-    (tmp_path / "held-out.jsonl").write_text("one\n")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert differences(tmp_path, before, facts()).endswith("something else: run processes was 1, is 2")
-    (tmp_path / "held-out.jsonl").unlink()
+    check_resume(run, facts("train.eval_every=5"))  # killed before its first checkpoint: nothing to contradict
+    assert refusal(facts("train.eval_every=5", "train.save_every=3", "bench.data=demo:test:9")) == ""
     assert not [key for key in facts("train.eval_every=0")["data"] if "eval" in key], "nothing is evaluated on it"
-
-
-def test_a_run_begun_before_a_setting_or_a_fact_existed_goes_on(started, tmp_path) -> None:
-    _, facts = started
-    now, old = facts(), facts()
-    for key in ("train.beta", "train.early_stop"):
-        del old["recipe"][key]
-    del old["run"], old["data"]["sha256 of train.eval_data"], old["base"]["sha256 of config.json"]
-    del old["base"]["fingerprint of model.safetensors"]
-    assert differences(tmp_path, old, now) == ""
-    told = differences(tmp_path, old, facts("train.beta=2"))
-    assert told.endswith("something else: recipe train.beta was 0.1, is 2.0")
-    del old["base"]["model.safetensors"], old["data"]["sha256 of the source"]
-    old["base"]["model-00001-of-00002.safetensors"] = 7
-    assert "base model-00001-of-00002.safetensors was 7, is absent" in differences(tmp_path, old, now)
-
-
-def test_a_checkpoint_without_known_start_is_refused(tmp_path) -> None:
-    facts = {"recipe": {}, "data": {}, "base": {}, "versions": {}}
-    check_resume(tmp_path, facts)  # killed before the first checkpoint: nothing to contradict
-    (tmp_path / "resume.json").unlink()
-    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{}")
-    with pytest.raises(PetoolError, match=r"no resume\.json"):
-        check_resume(tmp_path, facts)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refusal(facts("train.eval_every=5")).endswith("something else: run processes was 1, is 2")
+    monkeypatch.delenv("WORLD_SIZE")
+    now = facts("train.eval_every=5")
+    now["versions"] |= {"torch": "0.1", "other": "1.15.0"}
+    now["data"]["sha256 of the source"] = "b" * 64
+    for told in ("source was aaaaaaaaaaaa..., is bbbbbb", " is 0.1; ", "versions other was absent, is 1.15.0"):
+        assert told in refusal(now)
+    held_out.write_text("two\n")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    for told in ("xxh3 of model.safetensors was", "sha256 of config.json was", "sha256 of train.eval_data was"):
+        assert told in refusal(facts("train.eval_every=5"))
+    (run / "resume.json").unlink()
+    (run / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    (run / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert "no resume.json" in refusal(now)
 
 
 @pytest.mark.parametrize(
@@ -302,18 +242,14 @@ def test_only_the_rows_of_the_bad_micro_batch_are_named(losses, reached, named) 
     from petool_lite.train.checkpoints import Guarded
 
     class Norms:
+        state = SimpleNamespace(global_step=4)
+
         def _get_grad_norm(self, model, grad_norm=None):
             return torch.tensor(float("nan"))
 
-    class Trainer(Guarded, Norms):
-        def __init__(self) -> None:
-            self.state = type("State", (), {"global_step": 4})()
-
-    trainer = Trainer()
+    trainer = type("Trainer", (Guarded, Norms), {})()
     rows = (("a", "b"), ("c", "d"), ("e",))
-    trainer._update = [
-        (*part,) for part in zip(rows, map(torch.tensor, losses), map(torch.tensor, reached), strict=True)
-    ]
+    trainer._update = tuple(zip(rows, map(torch.tensor, losses), map(torch.tensor, reached), strict=True))
     with pytest.raises(PetoolError) as error:
         trainer._get_grad_norm(None)
     assert error.value.message.endswith(f"entries {named}")
