@@ -3,7 +3,6 @@
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -64,64 +63,42 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
 
     Returns the trials with their tokens/s and seconds of a typical call. Raises PetoolError if the model does not load.
     """
-    from petool_lite.inference.settings import EngineSettings, remember_settings
-
-    best = _trial(model, EngineSettings())
-    trials = [best]
-    kinds = list(_alternatives())
-    for place, (kind, values) in enumerate(kinds):
-        report("tuning", place, len(kinds), kind)
-        for change in values:
-            settings = replace(best["settings"], **change)
-            if settings == best["settings"]:
-                continue
-            trial = _trial(model, settings)
-            trials.append(trial)
-            # A KV type that changes the reply is no mere matter of speed.
-            same = kind != "kv type" or trial["ids"] == best["ids"]
-            if same and trial["call_s"] < best["call_s"] * (1 - _WORTH):
-                best = trial
-    report("tuning", len(kinds), len(kinds), "")
-    kept = remember_settings(model, best["settings"])
-    return {
-        "model": str(model),
-        "settings": asdict(best["settings"]),
-        "kept_in": str(kept),
-        "trials": [{**asdict(trial["settings"]), **_rates(trial)} for trial in trials],
-    }
-
-
-def _rates(trial: dict[str, Any]) -> dict[str, float]:
-    return {key: trial[key] for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "call_s")}
-
-
-def _alternatives() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    from petool_lite.inference.settings import default_threads
+    from petool_lite.inference.settings import EngineSettings, default_threads, remember_settings
 
     cores = default_threads()
-    counts = sorted({max(1, cores // 2), max(1, cores - 1), cores})
-    yield "prefill threads", [{"threads_prefill": count} for count in counts if count < cores]
-    yield "decode threads", [{"threads_decode": count} for count in counts if count < cores]
-    yield "batch size", [{"ubatch": size} for size in (128, 256, 1024)]
-    yield "flash attention", [{"flash_attention": True}]
-    yield "kv type", [{"flash_attention": True, "kv_type": "q8_0"}]
+    fewer = sorted({max(1, cores // 2), max(1, cores - 1)} - {cores})
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "prefill threads": [{"threads_prefill": count} for count in fewer],
+        "decode threads": [{"threads_decode": count} for count in fewer],
+        "batch size": [{"ubatch": size} for size in (128, 256, 1024)],
+        "flash attention": [{"flash_attention": True}],
+        "kv type": [{"flash_attention": True, "kv_type": "q8_0"}],
+    }
+    settings = EngineSettings()
+    best, ids = _trial(model, settings)
+    trials = [best]
+    for place, (kind, changes) in enumerate(kinds.items()):
+        report("tuning", place, len(kinds), kind)
+        for tried in [replace(settings, **change) for change in changes]:
+            trial, said = _trial(model, tried)
+            trials.append(trial)
+            # A KV type that changes the reply is no mere matter of speed.
+            if (kind != "kv type" or said == ids) and trial["call_s"] < best["call_s"] * (1 - _WORTH):
+                settings, best, ids = tried, trial, said
+    report("tuning", len(kinds), len(kinds), "")
+    kept = remember_settings(model, settings)
+    return {"model": str(model), "settings": asdict(settings), "kept_in": str(kept), "trials": trials}
 
 
-def _trial(model: Path, settings: Any) -> dict[str, Any]:
-    """The faster of two runs: what else the machine does only ever adds time."""
+def _trial(model: Path, settings: Any) -> tuple[dict[str, Any], list[int]]:
+    """The settings with their figures, and the reply's ids: of two runs the faster one, since what else the machine
+    does only ever adds time."""
     from petool_lite.inference.llama import LlamaModel
 
     with LlamaModel(model, n_ctx=_PROMPT + _REPLY, settings=settings) as loaded:
-        ids = loaded.encode('{"tool": "search", "query": "The quick brown fox jumps over the lazy dog."}\n' * 80)[
-            :_PROMPT
-        ]
-        replies = [loaded.generate(ids, _REPLY) for _ in range(2)]
-    prefill = max(len(ids) / reply.prefill_s for reply in replies)
+        ids = loaded.encode('{"tool": "search", "query": "The quick brown fox jumps over the lazy dog."}\n' * 80)
+        replies = [loaded.generate(ids[:_PROMPT], _REPLY) for _ in range(2)]
+    prefill = max(len(ids[:_PROMPT]) / reply.prefill_s for reply in replies)
     decode = max(len(reply.ids) / reply.decode_s for reply in replies)
-    return {
-        "settings": settings,
-        "ids": replies[0].ids,
-        "prefill_tokens_per_s": round(prefill, 1),
-        "decode_tokens_per_s": round(decode, 1),
-        "call_s": round(_READ / prefill + _CHOSEN / decode, 3),
-    }
+    figures = {"prefill_tokens_per_s": round(prefill, 1), "decode_tokens_per_s": round(decode, 1)}
+    return {**asdict(settings), **figures, "call_s": round(_READ / prefill + _CHOSEN / decode, 3)}, replies[0].ids

@@ -1,6 +1,5 @@
 """Run directories: made, found and described here. The manifest is written last, so its presence means complete."""
 
-import fcntl
 import json
 import os
 import secrets
@@ -8,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -83,40 +82,25 @@ def sole_writer(target: Path, lock: Path) -> Iterator[None]:
     The kernel holds the lock and lets go when this process ends, however it ends; the file's text only says who to
     name.
     """
-    handle = _lock(target, lock)
+    from filelock import FileLock, Timeout
+
     try:
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()} {_own_command()}\n".encode(), 0)
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _lock(target: Path, path: Path) -> int:
-    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock, blocking=False).acquire()
+    except Timeout as error:
+        pid, _, command = lock.read_text(errors="replace").strip().partition(" ") if lock.is_file() else ("", "", "")
+        other = f"process {pid} ({command})" if command else "another process"
+        raise PetoolError(f"{other} is writing to {target}", "wait for it to end, or stop it") from error
+    except OSError as error:
+        raise PetoolError(
+            f"cannot write to {lock.parent}: {error.strerror}", "check its permissions and disk"
+        ) from error
+    with held:
+        lock.write_text(f"{os.getpid()} {_own_command()}\n")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        except OSError as error:
-            raise PetoolError(
-                f"cannot write to {path.parent}: {error.strerror}", "check its permissions and disk"
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            who = os.pread(handle, 500, 0).decode("utf-8", "replace").strip()
-            os.close(handle)
-            pid, _, command = who.partition(" ")
-            other = f"process {pid} ({command})" if command else "another process"
-            raise PetoolError(f"{other} is writing to {target}", "wait for it to end, or stop it") from error
-        try:
-            same = os.stat(path).st_ino == os.fstat(handle).st_ino
-        except FileNotFoundError:
-            same = False
-        if same:
-            return handle
-        os.close(handle)  # whoever held it has just removed it
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _own_command() -> str:
@@ -127,22 +111,18 @@ def _own_command() -> str:
 
 def create_run(name: str) -> Path:
     """Make a new run directory, `<name>-<date>-<time>`; a number is added where that is taken."""
-    stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    root = runs_root()
+    first = runs_root() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 1000):
-            path = root / (stamp if number == 1 else f"{stamp}-{number}")
-            try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        for path in (first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 1000))):
+            with suppress(FileExistsError):
                 path.mkdir()
-            except FileExistsError:
-                continue
-            return path
+                return path
     except OSError as error:
         raise PetoolError(
-            f"cannot write to {root}: {error.strerror}", "set PETOOL_LITE_RUNS to another folder"
+            f"cannot write to {first.parent}: {error.strerror}", "set PETOOL_LITE_RUNS to another folder"
         ) from error
-    raise PetoolError(f"no free run name for {stamp}")
+    raise PetoolError(f"no free run name for {first.name}")
 
 
 def is_complete(run: Path) -> bool:
@@ -187,8 +167,6 @@ def versions() -> dict[str, str]:
     """Installed versions of the packages that decide a result."""
     found = {}
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
