@@ -12,14 +12,14 @@ from typing import Any
 HELD = """
 import sys
 from petool_lite.cli import main
-from petool_lite.train import run
-write = run.append_row
+from petool_lite.train import records
+write = records.append_row
 def append_row(path, row):
     write(path, row)
     if row["step"] == int(sys.argv[1]):
         print("held", file=sys.__stdout__, flush=True)
         sys.stdin.readline()
-run.append_row = append_row
+records.append_row = append_row
 main(sys.argv[2:])
 """
 

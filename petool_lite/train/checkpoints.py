@@ -33,18 +33,14 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _sync_tree(folder: Path) -> None:
-    """Have the disk hold every file of `folder` and the names in it, before the folder gets its own name."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _sync(*paths: Path) -> None:
+    """Have the disk hold these files, and the names in these folders."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -169,7 +165,7 @@ class Guarded:
     def _publish(folder: Path, name: str, draft: Path) -> None:
         # A frozen reference adapter comes from the recipe, and its folder here would hide the trained one from PEFT.
         shutil.rmtree(draft / "ref", ignore_errors=True)
-        _sync_tree(draft)
+        _sync(*draft.rglob("*"), draft)  # before it gets its name
         if (folder / name).exists():
             shutil.rmtree(folder / name)
         draft.rename(folder / name)

@@ -21,11 +21,8 @@ def arithmetic() -> Any:
     """
     import torch
 
-    if torch.cuda.is_available() or any(
-        found for name, found in torch.cpu.get_capabilities().items() if "bf16" in name
-    ):
-        return torch.bfloat16
-    return torch.float32
+    here = torch.cuda.is_available() or any(v for name, v in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return torch.bfloat16 if here else torch.float32
 
 
 def arithmetic_name() -> str:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from petool_lite.adapters import WEIGHTS, read_adapter_config
+from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.models import Base
 from petool_lite.recipe import Recipe
@@ -22,16 +22,8 @@ from petool_lite.train.devices import arithmetic, own_device
 from petool_lite.train.start import start_adapter
 
 # What a model's folder holds besides its configuration and weights.
-_TOKENIZER = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-)
-_SHARD = "5GB"
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+              "generation_config.json")  # fmt: skip
 
 
 def load_model(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
@@ -162,8 +154,11 @@ def save_trained(model: Any, folder: Path, base: Base) -> None:
     """Write what was trained to the new `folder`: an adapter in PEFT's format, or a whole model in transformers'."""
     if is_whole(model):
         _save_whole(model, folder, base)
-    else:
-        _save_adapter(model, folder, base)
+        return
+    model.save_pretrained(str(folder), selected_adapters=["default"])
+    config = json.loads((folder / CONFIG).read_text())
+    config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there
+    (folder / CONFIG).write_text(json.dumps(config, indent=2))
 
 
 def _save_whole(model: Any, folder: Path, base: Base) -> None:
@@ -175,28 +170,18 @@ def _save_whole(model: Any, folder: Path, base: Base) -> None:
     weights = {name: weight.to("cpu", torch.bfloat16) for name, weight in model.state_dict().items()}
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del weights["lm_head.weight"]
-    save_torch_state_dict(weights, folder, max_shard_size=_SHARD)
+    save_torch_state_dict(weights, folder, max_shard_size="5GB")
     config = json.loads((base.directory / "config.json").read_text())
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    for path in sorted({path for pattern in _TOKENIZER for path in base.directory.glob(pattern)}):
+    for path in {path for pattern in _TOKENIZER for path in base.directory.glob(pattern)}:
         shutil.copy(path, folder / path.name)
-
-
-def _save_adapter(model: Any, folder: Path, base: Base) -> None:
-    """The adapter under the recipe's name of the base, where PEFT puts the cache."""
-    model.save_pretrained(str(folder), selected_adapters=["default"])
-    config_file = folder / "adapter_config.json"
-    config = json.loads(config_file.read_text())
-    config["base_model_name_or_path"] = base.name
-    config_file.write_text(json.dumps(config, indent=2))
 
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
     """Switch a model in training over to generating and back; every mode and flag of its modules is put back."""
-    causal = causal_of(model)
-    packed = causal.config._attn_implementation == PACKED
+    causal, attending = causal_of(model), causal_of(model).config._attn_implementation
     kept = [(module, module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()]
     cached = model.config.use_cache
     try:
@@ -207,11 +192,11 @@ def generating(model: Any) -> Iterator[None]:
             from unsloth import FastLanguageModel
 
             FastLanguageModel.for_inference(model)
-        if packed:
+        if attending == PACKED:
             causal.set_attn_implementation("sdpa")  # with a cache and padding, which packed rows have not
         yield
     finally:
-        if packed:
+        if attending == PACKED:
             causal.set_attn_implementation(PACKED)
         if not is_whole(model):
             FastLanguageModel.for_training(model)

@@ -14,47 +14,19 @@ from typing import Any
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.inference.gpu import gpu_available
 from petool_lite.places import library_places
 from petool_lite.prompt.render import LAYOUTS
 from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
+from petool_lite.train import devices, evaluate, records
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
-from petool_lite.train.devices import (
-    agreed,
-    arithmetic,
-    arithmetic_name,
-    count,
-    first_then_others,
-    from_first,
-    grow_in_place,
-    is_first,
-    joined,
-)
-from petool_lite.train.evaluate import (
-    EvaluationSet,
-    Score,
-    best_folder,
-    best_score,
-    evaluate_and_keep,
-    load_evaluation_set,
-    waited,
-)
+from petool_lite.train.evaluate import EvaluationSet, best_folder, best_score, load_evaluation_set
 from petool_lite.train.load import load_model, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan, rows_a_device
 from petool_lite.train.preference import preference_trainer
-from petool_lite.train.records import (
-    Progress,
-    append_row,
-    check_reporters,
-    cut_after,
-    device_name,
-    draw_curve,
-    log_to,
-    note,
-    peak_memory_gb,
-    reserved_memory_gb,
-)
+from petool_lite.train.records import Progress, check_reporters, log_to
 from petool_lite.train.resume import check_resume, start_facts, write_start
 from petool_lite.train.signals import Stop, stop_signals
 from petool_lite.train.step import answer_trainer
@@ -83,25 +55,27 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     """
     started = time.time()
     library_places()
-    grow_in_place()
+    devices.grow_in_place()
     run: Path | None = resume
-    report = report if is_first() else silent
-    with stop_signals() as stop, joined(), ExitStack() as held:
+    report = report if devices.is_first() else silent
+    with stop_signals() as stop, devices.joined(), ExitStack() as held:
         try:
-            if is_first() and resume is not None:
+            if devices.is_first() and resume is not None:
                 held.enter_context(locked(resume))
                 if is_complete(resume):  # by a process that this one has just missed
                     raise PetoolError(f"the run {resume} is complete", "start a new one: petool-lite train RECIPE")
-            planned = _same_choice(first_then_others(lambda: plan(recipe, report)))
+            planned = devices.first_then_others(lambda: plan(recipe, report))
+            recipe, way = devices.from_first((planned.recipe, planned.way))  # GPUs may differ a little in what is free
+            planned = replace(planned, recipe=recipe, way=way)
             held_out = load_evaluation_set(recipe, planned.chat, report)
-            if is_first():
+            if devices.is_first():
                 run = _begun(name, planned, resume)
                 if resume is None:
                     held.enter_context(locked(run))
-            begun: Path = from_first(run)
+            begun: Path = devices.from_first(run)
             _train_into(Job(name, begun, planned, held_out, started, report, stop, resume is not None))
         except (PetoolError, KeyboardInterrupt) as error:
-            if is_first() and run is not None and resume is None and not (run / "metrics.jsonl").is_file():
+            if devices.is_first() and run is not None and resume is None and not (run / "metrics.jsonl").is_file():
                 shutil.rmtree(run)  # nothing to look at or to resume from
             if isinstance(error, PetoolError):
                 raise
@@ -129,20 +103,16 @@ def _begun(name: str, planned: Plan, resume: Path | None) -> Path:
     return run
 
 
-def _same_choice(planned: Plan) -> Plan:
-    """The plan with the first process's choice: GPUs may differ a little in what is free."""
-    recipe, way = from_first((planned.recipe, planned.way))
-    return replace(planned, recipe=recipe, way=way)
-
-
 def _train_into(job: Job) -> None:
     """Train, save the result, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
-    checkpoint = first_then_others(lambda: _continued(job)) if job.resume else None
+    checkpoint = devices.first_then_others(lambda: _continued(job)) if job.resume else None
     through = "" if job.planned.recipe.train.method == "full" else " through Unsloth"
     job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
-    with log_to(job.run / "train.log" if is_first() else Path(os.devnull)) as log:
+    # on a GPU dpo computes layers' inner values twice, too; its memory is not predicted
+    twice = job.planned.way.checkpointing if job.planned.way else gpu_available()
+    with log_to(job.run / "train.log" if devices.is_first() else Path(os.devnull)) as log:
         with redirect_stderr(log):
-            model, tokenizer = load_model(job.planned.recipe, job.planned.base, _checkpointing(job.planned))
+            model, tokenizer = load_model(job.planned.recipe, job.planned.base, twice)
             trainer = _trainer(job, model, tokenizer)
         with _memory_errors(job.planned.recipe):
             if job.planned.way is not None:
@@ -150,40 +120,55 @@ def _train_into(job: Job) -> None:
             with job.stop.between_steps():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state, stop = trainer.state, job.stop
-    if is_first():
-        draw_curve(job.run)
+    if devices.is_first():
+        records.draw_curve(job.run)
     if stop.caught and not job.progress.stopped_early and state.global_step < state.max_steps:
         raise PetoolError(
             f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved",
             f"continue: petool-lite train --resume {job.run}",
             stop.exit_code,
         )
-    if is_first():
+    if devices.is_first():
         _complete(job, model, state.global_step)
 
 
 def _complete(job: Job, model: Any, step: int) -> None:
-    """Write what was trained, then the manifest."""
-    best, progress = _save(job, model), job.progress
-    write_json(
-        job.run / "manifest.json",
-        _identity(job)
-        | {
-            "steps": step,
-            f"{TRAINED[job.planned.recipe.train.method]}_step": best.step if best else step,
-            "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
-            "seconds": {
-                "train": round(progress.seconds, 2),
-                "evaluation": round(progress.evaluation_seconds, 2),
-                "all": round(time.time() - job.started, 2),
-            },
-            "tokens_per_s": round(progress.tokens / progress.seconds, 1),
-            "peak_memory_gb": round(peak_memory_gb(), 3),
-            "reserved_memory_gb": reserved_memory_gb(),
-            "memory": job.planned.way and asdict(job.planned.way),
-            "final_loss": progress.last_loss,
-        },
-    )
+    """Write what was trained, the best evaluated weights or the last ones, then the manifest."""
+    planned, progress = job.planned, job.progress
+    base, data, name = planned.base, planned.recipe.data, TRAINED[planned.recipe.train.method]
+    best = best_score(job.run) if job.held_out else None
+    with disk_errors(job.run, name), draft(job.run / name) as folder:
+        if best is None:
+            save_trained(model, folder, base)
+        else:
+            shutil.copytree(best_folder(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
+    made_from = {
+        "name": job.name,
+        "recipe": asdict(planned.recipe),
+        "method": planned.recipe.train.method,
+        "base": {"name": base.name, "directory": str(base.directory), "gguf": base.gguf and str(base.gguf)},
+        "data": {"source": data.train, "sha256": planned.prepared.data_sha256, **planned.prepared.summary},
+        "template_sha256": planned.chat.template_sha256,
+        "prompt_style": data.style,
+        "prompt_layout": LAYOUTS[data.style],
+        "setting": data.setting,
+        "device": records.device_name(),
+        "arithmetic": devices.arithmetic_name(),
+        "versions": versions(),
+    }
+    seconds = {"train": progress.seconds, "evaluation": progress.evaluation_seconds, "all": time.time() - job.started}
+    figures = {
+        "steps": step,
+        f"{name}_step": best.step if best else step,
+        "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
+        "seconds": {part: round(value, 2) for part, value in seconds.items()},
+        "tokens_per_s": round(progress.tokens / progress.seconds, 1),
+        "peak_memory_gb": round(records.peak_memory_gb(), 3),
+        "reserved_memory_gb": records.reserved_memory_gb(),
+        "memory": planned.way and asdict(planned.way),
+        "final_loss": progress.last_loss,
+    }
+    write_json(job.run / "manifest.json", made_from | figures)
     shutil.rmtree(job.run / "best", ignore_errors=True)
 
 
@@ -193,39 +178,10 @@ def _continued(job: Job) -> Path | None:
     checkpoint = newest_checkpoint(job.run)
     step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     job.report(f"continuing {job.run} after step {step}", 0, 0, "")
-    job.progress.resume(*(cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl")))
+    job.progress.resume(
+        *(records.cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl"))
+    )
     return checkpoint
-
-
-def _save(job: Job, model: Any) -> Score | None:
-    """Write the run's adapter or model: the best evaluated one, whose score is returned, or the last one."""
-    name = TRAINED[job.planned.recipe.train.method]
-    best = best_score(job.run) if job.held_out else None
-    with disk_errors(job.run, name), draft(job.run / name) as folder:
-        if best is None:
-            save_trained(model, folder, job.planned.base)
-        else:
-            shutil.copytree(best_folder(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
-    return best
-
-
-def _identity(job: Job) -> dict[str, Any]:
-    """What the run was made from, for its manifest."""
-    base, data = job.planned.base, job.planned.recipe.data
-    return {
-        "name": job.name,
-        "recipe": asdict(job.planned.recipe),
-        "method": job.planned.recipe.train.method,
-        "base": {"name": base.name, "directory": str(base.directory), "gguf": base.gguf and str(base.gguf)},
-        "data": {"source": data.train, "sha256": job.planned.prepared.data_sha256, **job.planned.prepared.summary},
-        "template_sha256": job.planned.chat.template_sha256,
-        "prompt_style": data.style,
-        "prompt_layout": LAYOUTS[data.style],
-        "setting": data.setting,
-        "device": device_name(),
-        "arithmetic": arithmetic_name(),
-        "versions": versions(),
-    }
 
 
 @contextmanager
@@ -263,7 +219,7 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "output_dir": str(run / "checkpoints"),
         "max_steps": total,  # the one count; epochs follow from it
         **optimizer_arguments(settings),
-        "bf16": arithmetic() == torch.bfloat16,
+        "bf16": devices.arithmetic() == torch.bfloat16,
         "seed": settings.seed,
         "data_seed": settings.seed,
         "logging_steps": 1,
@@ -283,7 +239,7 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
             **common,
             beta=settings.beta,
             per_device_train_batch_size=1,
-            gradient_accumulation_steps=rows_a_device(recipe, count()),
+            gradient_accumulation_steps=rows_a_device(recipe, devices.count()),
         )
     return SFTConfig(
         **common,
@@ -291,18 +247,11 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         per_device_train_batch_size=settings.rows,
         gradient_accumulation_steps=1,
         # Unsloth, and for all weights `load`, see to checkpointing themselves
-        **({"use_cpu": not torch.cuda.is_available()} if settings.method == "full" else {}),
+        **({"use_cpu": not gpu_available()} if settings.method == "full" else {}),
         gradient_checkpointing=False,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-
-
-def _checkpointing(planned: Plan) -> bool:
-    """Whether layers compute their inner values twice; on a GPU dpo does, too, whose memory is not predicted."""
-    import torch
-
-    return planned.way.checkpointing if planned.way else torch.cuda.is_available()
 
 
 def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
@@ -333,12 +282,12 @@ def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
 
     def after_update(logs: dict[str, Any]) -> None:
         row = job.progress.update(trainer.state.global_step, trainer.tokens_seen, logs)
-        if is_first():
-            append_row(job.run / "metrics.jsonl", row)
-        job.report("training", row["step"], total, note(row))
+        if devices.is_first():
+            records.append_row(job.run / "metrics.jsonl", row)
+        job.report("training", row["step"], total, records.note(row))
         if job.held_out is not None and (row["step"] % recipe.train.eval_every == 0 or row["step"] == total):
             _evaluate(job, job.held_out, trainer)
-        if agreed(job.stop.caught is not None):
+        if devices.agreed(job.stop.caught is not None):
             trainer.control.should_save = trainer.control.should_training_stop = True
 
     trainer.before_update, trainer.after_update = before_update, after_update
@@ -349,11 +298,11 @@ def _evaluate(job: Job, held_out: EvaluationSet, trainer: Any) -> None:
     """Evaluate, and stop the training where `early_stop` evaluations in a row brought nothing better."""
     step, patience = trainer.state.global_step, job.planned.recipe.train.early_stop
     progress, scores = job.progress, job.progress.scores
-    if is_first():  # the other processes wait
-        scores.append(evaluate_and_keep(job.run, job.planned.base, held_out, trainer.model, step, job.report))
+    if devices.is_first():  # the other processes wait
+        scores.append(evaluate.evaluate_and_keep(job.run, job.planned.base, held_out, trainer.model, step, job.report))
         progress.evaluation_seconds += scores[-1]["seconds"]
         progress.clock = time.time()
         trainer.log({f"eval_{key}": scores[-1][key] for key in ("tool_acc", "param_acc", "joint_acc")})
-    if agreed(bool(patience) and waited(scores) >= patience and step < trainer.state.max_steps):
+    if devices.agreed(bool(patience) and evaluate.waited(scores) >= patience and step < trainer.state.max_steps):
         progress.stopped_early = trainer.control.should_training_stop = True
-        job.report(f"stopping early: {waited(scores)} evaluations in a row brought nothing better", 0, 0, "")
+        job.report(f"stopping early: {evaluate.waited(scores)} evaluations in a row brought nothing better", 0, 0, "")
