@@ -172,22 +172,13 @@ def gguf_name(name: str) -> str:
     return f"{known}.weight" if found[1] is None else f"blk.{found[1]}.{known}.weight"
 
 
-def hugging_face_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; raises PetoolError for an unknown one."""
-    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(.+)\.weight", name)
-    known = (BLOCK_TENSORS if found and found[1] else TOP_TENSORS).get(found[2]) if found else None
-    if found is None or known is None:
-        raise PetoolError(f"a Llama model has no tensor {name[:100]}", "biases and other parts cannot be trained")
-    return f"{known}.weight" if found[1] is None else f"model.layers.{found[1]}.{known}.weight"
-
-
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model of this shape: its Hugging Face name, and (rows, columns) or (columns,)."""
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     width, wide = shape.width, shape.feed_forward
     block: dict[str, tuple[int, ...]] = {"attn_q": (queries, width), "attn_output": (width, queries)}
-    block |= dict.fromkeys(("attn_norm", "ffn_norm"), (width,)) | dict.fromkeys(("attn_k", "attn_v"), (keys, width))
-    block |= dict.fromkeys(("ffn_gate", "ffn_up"), (wide, width)) | {"ffn_down": (width, wide)}
+    block |= {"attn_norm": (width,), "ffn_norm": (width,), "attn_k": (keys, width), "attn_v": (keys, width)}
+    block |= {"ffn_gate": (wide, width), "ffn_up": (wide, width), "ffn_down": (width, wide)}
     names = {
         f"model.layers.{layer}.{module}.weight": block[name]
         for layer in range(shape.layers)

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.families import hugging_face_name, reordered_heads, shape_of
+from petool_lite.families import gguf_name, reordered_heads, shape_of, tensor_shapes
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import cache_place
+from petool_lite.runs import draft
 
 # The layout of the written directory; part of the cache key, so that a changed writer never reads an old copy.
 _VERSION = 3
@@ -24,25 +23,21 @@ def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
     Raises PetoolError for a model that is not of the Llama family, and for one that lacks or holds what training
     cannot do with.
     """
+    from filelock import FileLock
+
     from petool_lite.models import file_sha256
 
     hashes = " ".join(file_sha256(part) for part in check_gguf(gguf))
     key = hashes if " " not in hashes else hashlib.sha256(hashes.encode()).hexdigest()
     target = cache_place("bases", f"{gguf.stem}-{key[:16]}-v{_VERSION}")
-    if (target / "config.json").is_file():
-        return target
-    report(f"unpacking {gguf.name} for training (once)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
-    try:
-        _write_directory(gguf, draft)
-        try:
-            draft.rename(target)
-        except OSError:  # another process finished first
-            if not (target / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    if not (target / "config.json").is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not (target / "config.json").is_file():  # another process may have been at it
+                report(f"unpacking {gguf.name} for training (once)")
+                with draft(target) as folder:
+                    folder.mkdir()
+                    _write_directory(gguf, folder)
     return target
 
 
@@ -72,12 +67,6 @@ def gguf_fields(reader: Any) -> dict[str, Any]:
         raise PetoolError(
             f"damaged GGUF file: a text is not UTF-8 ({error})", "get or export the file again"
         ) from error
-
-
-def unpermute(weight: Any, heads: int) -> Any:
-    """Undo llama.cpp's row order of a Llama q or k projection (rotary pairs interleaved), shape (rows, columns)."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 class _Fields:
@@ -127,19 +116,20 @@ def _write_directory(gguf: Path, target: Path) -> None:
             f"{gguf} is not a model of the Llama family: {fields.values.get('general.architecture')}",
             "petool-lite trains and exports the architecture called llama",
         )
-    names = {tensor.name for reader in readers for tensor in reader.tensors}
-    config = _config(fields, tied="output.weight" not in names)
-    if "rope_freqs.weight" in names:
-        raise PetoolError(f"{gguf} has scaled rotary frequencies", _ELSEWHERE)
+    found = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+    config = _config(fields, tied="output.weight" not in found)
     shape, tensors = shape_of(config), {}
-    for tensor in (tensor for reader in readers for tensor in reader.tensors):
-        name = hugging_face_name(tensor.name)
+    names = {gguf_name(name): name for name in tensor_shapes(shape)}
+    if odd := found.keys() ^ names.keys():
+        raise PetoolError(f"{gguf} has other tensors than a plain Llama, such as {min(odd)}", _ELSEWHERE)
+    for tensor in found.values():
+        name = names[tensor.name]
         try:
             weight = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             raise PetoolError(f"{gguf}: {tensor.name} is of a type that is not read ({error})", _ELSEWHERE) from error
-        if heads := reordered_heads(name, shape):
-            weight = unpermute(weight, heads)
+        if heads := reordered_heads(name, shape):  # llama.cpp interleaves their rotary pairs
+            weight = weight.reshape(heads, len(weight) // heads // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
         tensors[name] = torch.from_numpy(weight.copy()).to(torch.bfloat16)
     _write_tokenizer(fields, target)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
@@ -153,6 +143,8 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if values.get(key, size) != size:
             raise PetoolError(f"{fields.path}: {key} is {values[key]}, a head has {size}", _ELSEWHERE)
+    if (kind := values.get("llama.rope.scaling.type", "none")) != "none":
+        raise PetoolError(f"{fields.path} scales rotary positions by {kind}, which cannot be trained", _ELSEWHERE)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -167,22 +159,12 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
         "max_position_embeddings": fields.needed("llama.context_length", int),
         "rms_norm_eps": fields.needed("llama.attention.layer_norm_rms_epsilon", float),
         "rope_theta": float(values.get("llama.rope.freq_base", 10000.0)),
-        "rope_scaling": _rope_scaling(fields),
         "tie_word_embeddings": tied,
         "hidden_act": "silu",
         "bos_token_id": fields.special("bos"),
         "eos_token_id": fields.end,
         "pad_token_id": fields.padding,
     }
-
-
-def _rope_scaling(fields: _Fields) -> dict[str, Any] | None:
-    kind = fields.values.get("llama.rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    if kind != "linear":
-        raise PetoolError(f"{fields.path} scales rotary positions by {kind}, which cannot be trained", _ELSEWHERE)
-    return {"rope_type": kind, "factor": fields.needed("llama.rope.scaling.factor", float)}
 
 
 def _write_tokenizer(fields: _Fields, target: Path) -> None:

@@ -22,8 +22,10 @@ from petool_lite.train.devices import arithmetic, own_device
 from petool_lite.train.start import start_adapter
 
 # What a model's folder holds besides its configuration and weights.
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-              "generation_config.json")  # fmt: skip
+_TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+    "generation_config.json",
+)  # fmt: skip
 
 
 def load_model(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
