@@ -19,6 +19,7 @@ _MORE = (
 _SIDES = (".lora_A.weight", ".lora_B.weight")
 # Ways to begin that change the base's own weights: without that base the adapter means something else.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+_AGAIN = "save it again, or give another adapter"
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,21 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     Raises PetoolError where a file is missing or damaged, or the adapter is more than scaling * B @ A on linears, so
     that it could be neither trained on nor merged exactly.
     """
-    config = _config(folder)
+    path = folder / CONFIG
+    if not path.is_file():
+        raise PetoolError(f"adapter file missing: {path}", "give the folder that PEFT or petool-lite saved")
+    config = read_object(path, f"damaged adapter: {path}", _AGAIN)
     try:
         r, alpha = int(config["r"]), float(config["lora_alpha"])
+        if r < 1 or not math.isfinite(alpha) or alpha == 0:
+            raise ValueError(f"r {r}, lora_alpha {alpha:g}")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _damaged(folder, f"{error!r}") from error
-    if r < 1 or not math.isfinite(alpha) or alpha == 0:
-        raise _damaged(folder, f"r {r}, lora_alpha {alpha:g}")
+        raise PetoolError(f"damaged adapter: {path} ({error!r})", _AGAIN) from error
     _check_plain(folder, config)
     rslora = bool(config.get("use_rslora"))
     scaling = alpha / (math.sqrt(r) if rslora else r)
     base = str(config.get("base_model_name_or_path") or "")
     return AdapterConfig(r, alpha, rslora, scaling, _targets(folder), base)
-
-
-def _damaged(folder: Path, why: str) -> PetoolError:
-    return PetoolError(f"damaged adapter: {folder / CONFIG} ({why})", "save it again, or give another adapter")
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise PetoolError(f"adapter file missing: {path}", "give the folder that PEFT or petool-lite saved")
-    return read_object(path, f"damaged adapter: {path}", "save it again, or give another adapter")
 
 
 def _check_plain(folder: Path, config: dict[str, Any]) -> None:
@@ -95,7 +88,7 @@ def _targets(folder: Path) -> tuple[str, ...]:
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise PetoolError(f"damaged adapter: {path} ({error})", "save it again, or train the run again") from error
+        raise PetoolError(f"damaged adapter: {path} ({error})", _AGAIN) from error
     odd = [name for name in names if not name.endswith(_SIDES) or "embed_tokens" in name or "lm_head" in name]
     if odd or not names:
         raise PetoolError(

@@ -8,11 +8,10 @@ process. A split file is several files, of which the first has the keys.
 import mmap
 import re
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from petool_lite.errors import PetoolError
 
@@ -35,15 +34,13 @@ class _Damage(Exception):
     """What of the header cannot be."""
 
 
-@dataclass(frozen=True)
-class _Head:
-    """What is wrong with a file, or nothing; how many tensors it has, and which part of a split file it is."""
+class _Head(NamedTuple):
+    """How many tensors a file has, and which part of a split file it is."""
 
-    fault: str
-    tensors: int = 0
-    part: int = 0
-    parts: int = 1
-    all_tensors: int = 0
+    tensors: int
+    part: int
+    parts: int
+    all_tensors: int
 
 
 def check_gguf(path: Path) -> list[Path]:
@@ -52,7 +49,7 @@ def check_gguf(path: Path) -> list[Path]:
     Raises PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree, and for
     a part of a split file that is not the first or has not all others beside it.
     """
-    head = _head(path)
+    head = _sound_head(path)
     if head.parts <= 1:
         return [path]
     what = f"{path} is part {head.part + 1} of {head.parts} of a split model"
@@ -66,27 +63,23 @@ def check_gguf(path: Path) -> list[Path]:
         raise PetoolError(f"{what}, and {missing[0]} is not beside it", "put all parts into one folder")
     if head.part:
         raise PetoolError(what, f"give the first one: {files[0]}")
-    heads = [_head(file) for file in files]
+    heads = [_sound_head(file) for file in files]
     if [item.part for item in heads] != [*range(head.parts)] or sum(item.tensors for item in heads) != head.all_tensors:
         raise PetoolError(f"{what}, and the others are not of the same model", "get all parts again")
     return files
 
 
-def _head(path: Path) -> _Head:
+def _sound_head(path: Path) -> _Head:
     """The head of a file that is a sound GGUF file by itself."""
     try:
         if not path.is_file():
             raise _no_file(path)
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
         facts = path.stat()
-        head = _read(path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        return _read(path.absolute(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
     except OSError as error:
         raise PetoolError(f"cannot read {str(path)[:200]}: {error.strerror}", "check its permissions") from error
-    if head.fault:
-        raise PetoolError(f"damaged GGUF file: {path} ({head.fault})", "get or export the file again")
-    return head
+    except _Damage as damage:
+        raise PetoolError(f"damaged GGUF file: {path} ({damage})", "get or export the file again") from damage
 
 
 def _no_file(path: Path) -> PetoolError:
@@ -105,11 +98,11 @@ def _no_file(path: Path) -> PetoolError:
 @lru_cache(maxsize=64)
 def _read(path: Path, size: int, time: int, inode: int) -> _Head:
     """The file's head; read once for each state of it."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _check(_Cursor(data))
-        except _Damage as damage:
-            return _Head(str(damage))
 
 
 class _Cursor:
@@ -146,16 +139,16 @@ class _Cursor:
     def texts(self, count: int, distinct: bool) -> None:
         """Move over `count` texts; with `distinct` no two may be equal."""
         seen: set[bytes] = set()
-        data, place, size, read = self.data, self.place, self.size, struct.Struct("<Q").unpack_from
+        data, place, read = self.data, self.place, struct.Struct("<Q").unpack_from
         for _ in range(count):
-            if size - place < 8:
+            if self.size - place < 8:
                 raise _Damage("it ends inside a list of texts")
             start = place + 8
             place = start + read(data, place)[0]
-            if place > size:
-                raise _Damage("a text is longer than the file")
             if distinct:
                 seen.add(data[start:place])
+        if place > self.size:
+            raise _Damage("a text is longer than the file")
         if distinct and len(seen) < count:
             raise _Damage("a token occurs twice")
         self.place = place
@@ -172,7 +165,7 @@ def _check(cursor: _Cursor) -> _Head:
     split = [values.get(f"split.{name}", default) for name, default in (("no", 0), ("count", 1), ("tensors.count", 0))]
     if not all(isinstance(number, int) and 0 <= number <= most for number, most in zip(split, _SPLIT, strict=True)):
         raise _Damage(f"it says of its parts {split}")
-    return _Head("", tensors, *split)
+    return _Head(tensors, *split)
 
 
 def _values(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:

@@ -171,14 +171,12 @@ def _check_kind(file: Path, name: str) -> None:
     """Refuse a config.json of code of its own, another architecture, or another quantization than bitsandbytes'."""
     config = read_json(file)
     _refuse_code(config, file, name)
-    found = config.get("architectures") or []
-    found = [str(item) for item in found] if isinstance(found, list) else [str(found)]
+    found = config.get("architectures") or ["no architecture named"]
+    named = ", ".join(map(str, found)) if isinstance(found, list) else str(found)
     kind = str(config.get("model_type"))[:40]  # what transformers goes by, whatever the architecture is called
-    if found != ["LlamaForCausalLM"] or kind != "llama":
-        named = ", ".join(found) or "no architecture named"
-        odd = f"model_type {kind}" if found == ["LlamaForCausalLM"] else named
+    if named != "LlamaForCausalLM" or kind != "llama":
         raise PetoolError(
-            f"{name} is not a text model of the Llama family: {odd}",
+            f"{name} is not a text model of the Llama family: {named}, model_type {kind}",
             "petool-lite trains and exports LlamaForCausalLM, model_type llama",
         )
     if "transformers_weights" in config:
@@ -186,7 +184,7 @@ def _check_kind(file: Path, name: str) -> None:
             f"{name} names its weights itself (transformers_weights in {file.name})",
             "take that key away; weights are read from model.safetensors, or what model.safetensors.index.json names",
         )
-    method = _quantized_by(config)
+    method = _quantized_by(config.get("quantization_config"))
     if method not in ("", "bitsandbytes"):
         raise PetoolError(
             f"{name} is quantized by {method}; only weights of bitsandbytes, or in 16 or 32 bits, can be used",
@@ -202,15 +200,12 @@ def _refuse_code(config: Mapping[str, Any], file: Path, name: str) -> None:
         )
 
 
-def _quantized_by(config: Mapping[str, Any]) -> str:
-    """The quant_method of a quantized model's config.json, or nothing; bitsandbytes' old files have its flags only."""
-    found = config.get("quantization_config")
-    if found is None:
-        return ""
-    method = found.get("quant_method") if isinstance(found, dict) else found
-    if method is None and (found.get("load_in_4bit") or found.get("load_in_8bit")):
-        return "bitsandbytes"
-    return str(method or "something without a name")[:40]
+def _quantized_by(found: Any) -> str:
+    """Who made a `quantization_config`, nothing for none; bitsandbytes' old files have its flags only."""
+    if isinstance(found, dict):
+        flagged = found.get("load_in_4bit") or found.get("load_in_8bit")
+        found = found.get("quant_method") or ("bitsandbytes" if flagged else "something without a name")
+    return "" if found is None else str(found)[:40]
 
 
 def file_sha256(path: Path) -> str:
@@ -222,6 +217,5 @@ def file_sha256(path: Path) -> str:
 def weights_sha256(folder: Path) -> str:
     """SHA-256 of a folder's safetensors file, or of the hashes of several by name."""
     hashes = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-    if len(hashes) == 1:
-        return next(iter(hashes.values()))
-    return hashlib.sha256(" ".join(f"{name} {value}" for name, value in hashes.items()).encode()).hexdigest()
+    together = " ".join(f"{name} {value}" for name, value in hashes.items())
+    return hashlib.sha256(together.encode()).hexdigest() if len(hashes) != 1 else hashes.popitem()[1]

@@ -30,9 +30,9 @@ def refused(model: Path) -> str:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"architectures": ["MllamaForConditionalGeneration"]}, "Llama family: MllamaForConditionalGeneration"),
+        ({"architectures": ["MllamaForConditionalGeneration"]}, "Llama family: MllamaForConditionalGeneration, model_type llama"),
         ({"architectures": []}, "not a text model of the Llama family: no architecture"),
-        ({"model_type": "mistral"}, "not a text model of the Llama family: model_type mistral"),
+        ({"model_type": "mistral"}, "not a text model of the Llama family: LlamaForCausalLM, model_type mistral"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantized by gptq;"),
         ({"quantization_config": {"bits": 4}}, "is quantized by something without a name;"),
         ({"quantization_config": "awq"}, "is quantized by awq;"),

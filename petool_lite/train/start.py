@@ -25,20 +25,14 @@ def check_start(recipe: Recipe, report: Report) -> None:
         return
     found, mine = read_adapter_config(folder), recipe.lora
     wanted = {"lora.r": mine.r, "lora.alpha": mine.alpha, "lora.targets": sorted(mine.targets)}
-    theirs = {"lora.r": found.r, "lora.alpha": _plain(found.alpha), "lora.targets": list(found.targets)}
+    alpha = int(found.alpha) if found.alpha == int(found.alpha) else found.alpha  # as recipes have it
+    theirs = {"lora.r": found.r, "lora.alpha": alpha, "lora.targets": list(found.targets)}
     wrong = [f"--set '{key}={json.dumps(theirs[key])}'" for key in wanted if theirs[key] != wanted[key]]
     if wrong:
         raise PetoolError(f"the adapter {folder} has another shape than the recipe", " ".join(wrong))
     if found.rslora:
-        report(
-            f"the adapter {folder.name} scales by alpha / sqrt(r) (rslora), and so does what is trained on", 0, 0, ""
-        )
+        report(f"the adapter {folder.name} scales by alpha / sqrt(r) (rslora), as what is trained on", 0, 0, "")
     _check_base(folder, found, recipe, report)
-
-
-def _plain(number: float) -> float | int:
-    """Without a fraction where there is none, as recipes have it."""
-    return int(number) if number == int(number) else number
 
 
 def start_adapter(recipe: Recipe) -> Path | None:
