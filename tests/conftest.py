@@ -1,6 +1,5 @@
 """Shared fixtures: an isolated cache and run folder, the embedded base, and a tiny random model of its shape."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from support import full_settings, own_runs, tiny_settings
+from support import full_settings, own_runs, tiny_settings, train_demo
 
 REPOSITORY = Path(__file__).parent.parent
 OPEN_ENTRIES = REPOSITORY.parent / "shared" / "petoolbench" / "user_entries_open.json.zip"
@@ -120,10 +119,8 @@ def complete_run(made_once, command, tmp_path_factory) -> Callable[[str, list[st
 
     def make(name: str, arguments: list[str]) -> Path:
         def train(root: Path) -> None:
-            result = command("train", *arguments, "--json", cwd=root, env=own_runs(root))
-            assert result.returncode == 0, result.stderr
-            assert len(result.stdout.splitlines()) == 1, "stdout is data: nothing but the JSON document"
-            assert Path(json.loads(result.stdout)["run"]).parent.name == "runs"
+            run, _ = train_demo(command, root, *arguments)  # stdout is data: nothing but the JSON document
+            assert run.parent.name == "runs"
 
         copy = shutil.copytree(made_once(name, train), tmp_path_factory.mktemp(name), dirs_exist_ok=True)
         (run,) = (copy / "runs").iterdir()
@@ -135,7 +132,7 @@ def complete_run(made_once, command, tmp_path_factory) -> Callable[[str, list[st
 @pytest.fixture(scope="session")
 def trained(tiny, complete_run) -> Path:
     """A complete run of 10 steps on the tiny model, trained through Unsloth without interruption or evaluation."""
-    return complete_run("road", ["demo", *tiny_settings(tiny), "--set", "train.report_to=tensorboard"])
+    return complete_run("road", [*tiny_settings(tiny), "--set", "train.report_to=tensorboard"])
 
 
 @pytest.fixture(scope="session")
@@ -153,4 +150,4 @@ def exported(made_once, trained, command, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained_full(tiny, complete_run) -> Path:
     """A complete run of 10 steps of full fine-tuning on the tiny model, without interruption or evaluation."""
-    return complete_run("full", ["demo", *full_settings(tiny)])
+    return complete_run("full", [*full_settings(tiny)])

@@ -1,5 +1,6 @@
 """What several test files use and that is no fixture."""
 
+import json
 import os
 import subprocess
 import sys
@@ -37,11 +38,27 @@ def wait_until(seen: Callable[[], object], what: str, seconds: float = 250.0) ->
         time.sleep(0.01)
 
 
+def options(*pairs: str) -> list[str]:
+    """Settings as options of `train`."""
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
 def tiny_settings(tiny: Path, *more: str) -> list[str]:
     """Options that make of the demo recipe 10 steps on a tiny model, with dropout, so that random numbers matter."""
     pairs = [f"model.base={tiny}", "data.train=demo:train:20", "train.rows=2", "train.learning_rate=2e-3"]
-    pairs += ["train.save_every=5", *(more or ["lora.dropout=0.1"])]
-    return [part for pair in pairs for part in ("--set", pair)]
+    return options(*pairs, "train.save_every=5", *(more or ["lora.dropout=0.1"]))
+
+
+def train_demo(command: Callable[..., Any], root: Path, *arguments: str) -> tuple[Path, str]:
+    """The complete run of `petool-lite train demo ARGUMENTS` under `root`, and what it said."""
+    result = command("train", "demo", *arguments, "--json", cwd=root, env=own_runs(root))
+    assert result.returncode == 0, result.stderr
+    return root / json.loads(result.stdout)["run"], result.stderr
+
+
+def rows_of(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """What a run recorded, line by line."""
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
 def full_settings(tiny: Path) -> list[str]:

@@ -30,7 +30,7 @@ def refused(model: Path) -> str:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"architectures": ["MllamaForConditionalGeneration"]}, "Llama family: MllamaForConditionalGeneration, model_type llama"),
+        ({"architectures": ["Mllama"]}, "not a text model of the Llama family: Mllama, model_type llama"),
         ({"architectures": []}, "not a text model of the Llama family: no architecture"),
         ({"model_type": "mistral"}, "not a text model of the Llama family: LlamaForCausalLM, model_type mistral"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantized by gptq;"),

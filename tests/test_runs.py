@@ -1,9 +1,15 @@
-"""Run directories: whole files only, and clear words for what is not there."""
+"""Run directories: whole files only, clear words for what is not there, and one writer at a time."""
+
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from petool_lite.errors import PetoolError
-from petool_lite.runs import create_run, draft, find_run, list_runs, write_json, write_text
+from petool_lite.models import embedded_gguf
+from petool_lite.runs import create_run, draft, find_run, list_runs, locked, write_json, write_text
 
 
 @pytest.fixture
@@ -12,7 +18,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_draft_and_a_folder_is_replaced_whole(tmp_path) -> None:
     target = tmp_path / "file.txt"
     write_text(target, "old")
     with pytest.raises(RuntimeError, match="stop"), draft(target) as path:
@@ -20,15 +26,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path) -> None:
         raise RuntimeError("stop")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_folder_is_replaced_whole(tmp_path) -> None:
-    target = tmp_path / "adapter"
     for content in ("one", "two"):
-        with draft(target) as folder:
+        with draft(tmp_path / "adapter") as folder:
             folder.mkdir()
             (folder / content).write_text(content)
-    assert [path.name for path in target.iterdir()] == ["two"]
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["two"]
 
 
 def test_the_newest_complete_run_is_found_and_what_is_not_there_is_said(root) -> None:
@@ -47,3 +49,61 @@ def test_the_newest_complete_run_is_found_and_what_is_not_there_is_said(root) ->
         find_run(runs[2].name)
     with pytest.raises(PetoolError, match="no such run: gone"):
         find_run("gone")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from petool_lite.runs import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    line, pipe = [sys.executable, "-c", HOLD, tmp_path / "run"], subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_path, monkeypatch) -> None:
+    with pytest.raises(PetoolError) as error, locked(tmp_path / "run"):
+        pass
+    assert error.value.message.startswith(f"process {holder.pid} (")
+    assert str(tmp_path / "run") in error.value.message
+    with monkeypatch.context() as patch:  # of several processes of one training, only the first holds the lock
+        patch.setenv("RANK", "1")
+        with locked(tmp_path / "run"):
+            pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert (tmp_path / "run" / ".lock").exists(), "what a kill leaves"
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").read_text().startswith(f"{os.getpid()} ")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PetoolError, match="cannot write to"), locked(tmp_path / "file" / "run"):
+        pass
+
+
+@pytest.mark.parametrize("verb", ["train", "export", "bench"])
+def test_each_verb_refuses_a_run_that_another_process_writes_to(holder, tmp_path, command, verb) -> None:
+    """The holder stands for another command in the run's folder; links put its lock where each verb looks."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run, other):
+        write_text(folder / "recipe.toml", '[data]\ntrain = "demo:train:4"\n')
+    write_json(other / "manifest.json", {})
+    (run / "model.q8_0.gguf").symlink_to(embedded_gguf())
+    for name in ("export", "bench"):
+        (other / name).symlink_to(run)
+    bench = ["--run", other, "--variants", "tuned", "--data", "demo:test:2"]
+    line = {"train": ["--resume", run], "export": ["--run", other], "bench": bench}[verb]
+    result = command(verb, *line, cwd=tmp_path)
+    assert (result.returncode, f"process {holder.pid} (" in result.stderr) == (1, True), result.stderr

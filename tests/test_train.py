@@ -1,10 +1,11 @@
 """The whole road through the real command line with a tiny model, and the loss itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from support import own_runs, tiny_settings
+from support import own_runs, rows_of, tiny_settings, train_demo
 
 
 def test_a_run_explains_itself(trained, tiny) -> None:
@@ -12,7 +13,7 @@ def test_a_run_explains_itself(trained, tiny) -> None:
     assert manifest["data"]["kept"] == 20
     assert manifest["base"]["name"] == str(tiny)
     assert manifest["versions"]["unsloth"]
-    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(trained)
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert all(row["grad_norm"] > 0 for row in rows)
@@ -69,8 +70,6 @@ def test_real_entries_are_scored(exported, command, open_entries) -> None:
 
 
 def test_damaged_weights_are_one_clear_line_and_leave_no_run(tiny, command, tmp_path) -> None:
-    import shutil
-
     shutil.copytree(tiny, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -83,24 +82,15 @@ def test_damaged_weights_are_one_clear_line_and_leave_no_run(tiny, command, tmp_
 
 def test_nf4_trains_on_a_cpu_too(tiny, command, tmp_path) -> None:
     """The same code as on a GPU: 4-bit base through bitsandbytes, LoRA on top."""
-    nf4 = ["--set", "model.precision=nf4", "--set", "train.max_steps=2", "--json"]
-    result = command("train", "demo", *tiny_settings(tiny), *nf4, cwd=tmp_path, env=own_runs(tmp_path))
-    assert result.returncode == 0, result.stderr
-    rows = (Path(tmp_path / json.loads(result.stdout)["run"]) / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == 2
+    run, _ = train_demo(command, tmp_path, *tiny_settings(tiny, "model.precision=nf4", "train.max_steps=2"))
+    assert len(rows_of(run)) == 2
 
 
 @pytest.mark.slow
 def test_packed_rows_train_like_single_ones(tiny, command, tmp_path) -> None:
     """Loss and gradient of each update agree between one row a micro-batch and all of them packed, through Unsloth."""
-    runs = []
-    for budget in ("1", "16384"):
-        pairs = [f"train.token_budget={budget}", "train.max_steps=3"]
-        settings = [*(part for pair in pairs for part in ("--set", pair)), "--json"]
-        result = command("train", "demo", *tiny_settings(tiny), *settings, cwd=tmp_path, env=own_runs(tmp_path))
-        assert result.returncode == 0, result.stderr
-        metrics = tmp_path / json.loads(result.stdout)["run"] / "metrics.jsonl"
-        runs.append([json.loads(line) for line in metrics.read_text().splitlines()])
+    budgets = [tiny_settings(tiny, f"train.token_budget={budget}", "train.max_steps=3") for budget in (1, 16384)]
+    runs = [rows_of(train_demo(command, tmp_path, *settings)[0]) for settings in budgets]
     for single, packed in zip(*runs, strict=True):
         assert packed["tokens"] == single["tokens"]
         assert packed["loss"] == pytest.approx(single["loss"], rel=5e-3)

@@ -1,16 +1,20 @@
-"""What trains: the arithmetic of a processor, and two processes on one CPU, which train as one does."""
+"""What trains: a processor's arithmetic, two processes on one CPU, which train and stop as one does, and signals."""
 
+import contextlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from support import own_runs, tiny_settings
+from support import own_runs, rows_of, tiny_settings
 
 from petool_lite.train.devices import arithmetic
+from petool_lite.train.signals import stop_signals
 
 
 @pytest.mark.slow
@@ -18,31 +22,20 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tin
     """The same losses, gradient norms and adapter but for rounding; rows differ in number and length on both."""
     from safetensors.torch import load_file
 
-    module = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "petool_lite",
-    ]
-    plain = ["--set", "lora.dropout=0.0", "--set", "train.max_steps=4", "--set", "train.rows=3", "--json"]
+    plain = ["train.max_steps=4", "train.rows=3", "train.token_budget=300", "lora.dropout=0.0"]
     runs = []
-    for name, line in (("two", module), ("one", [sys.executable, "-m", "petool_lite"])):
+    for name, launcher in (("two", ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]), ("one", [])):
         root = tmp_path / name
         root.mkdir()
+        line = [sys.executable, "-m", *launcher, "petool_lite", "train", "demo", *tiny_settings(tiny, *plain), "--json"]
         variables = own_runs(root) | {"OMP_NUM_THREADS": "1"}
-        line = [*line, "train", "demo", *tiny_settings(tiny), *plain, "--set", "train.token_budget=300"]
         result = subprocess.run(line, cwd=root, env=variables, capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr
         documents = [row for row in result.stdout.splitlines() if row.startswith("{")]
         assert len(documents) == 1, "only the first process reports"
         runs.append(root / json.loads(documents[0])["run"])
     assert len(list((tmp_path / "two" / "runs").iterdir())) == 1, "one run directory"
-    two, one = ([json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
-    for mine, alone in zip(two, one, strict=True):
+    for mine, alone in zip(*map(rows_of, runs), strict=True):
         assert mine["tokens"] == alone["tokens"]
         assert mine["loss"] == pytest.approx(alone["loss"], rel=1e-3)
         assert mine["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-2)
@@ -82,3 +75,60 @@ def test_the_gpus_memory_grows_in_place_unless_the_user_says_otherwise() -> None
     assert "expandable" not in asked({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "")
     wsl = "import platform as p; p.uname = lambda f=p.uname: f()._replace(release='6.6-microsoft-standard-WSL2')"
     assert asked({}, wsl) == ""
+
+
+STUBBORN = """
+import time
+from petool_lite.train.signals import stop_signals
+with stop_signals() as stop:
+    with stop.between_steps():
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.01)
+"""
+AGREE = """
+import os, sys
+import torch
+from petool_lite.train.devices import agreed
+torch.distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
+os.environ["WORLD_SIZE"] = "2"
+print(agreed(False), agreed(sys.argv[1] == "1"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_waits_and_the_second_ends_at_once(number) -> None:
+    line = [sys.executable, "-c", STUBBORN]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        said = process.stderr.readline() + process.stderr.readline()  # until then a second one would be lost in it
+        assert "once more leaves at once" in said
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(100) == -number
+
+
+def test_outside_a_training_loop_it_interrupts_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_a_library_swallowed_stops_before_the_first_step() -> None:
+    with stop_signals() as stop:
+        with contextlib.suppress(BaseException):  # as a library does while it is imported
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        with pytest.raises(KeyboardInterrupt), stop.between_steps():
+            raise AssertionError("a step was taken")
+    assert not stop.graceful
+
+
+def test_one_process_that_stops_stops_all(tmp_path) -> None:
+    lines = [[sys.executable, "-c", AGREE, rank, tmp_path / "meeting"] for rank in ("0", "1")]
+    both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for line in lines]
+    assert [process.communicate(timeout=250)[0] for process in both] == ["False True\n"] * 2

@@ -5,22 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from support import own_runs, tiny_settings
+from support import options, rows_of, tiny_settings, train_demo
 
 from petool_lite.console import silent
 from petool_lite.data.entries import Call
+from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import Layout, chat_from_directory, prompt_ids
 from petool_lite.recipe import load_recipe
-from petool_lite.train.evaluate import (
-    Score,
-    _replies,
-    best_score,
-    check_evaluation,
-    load_evaluation_set,
-    score_answer,
-    waited,
-)
+from petool_lite.train import evaluate
+from petool_lite.train.evaluate import Score, best_score, check_evaluation, load_evaluation_set
 
 HELD_OUT = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_tokens=2000", "bench.max_reply_tokens=8"]
 
@@ -34,18 +28,16 @@ def stopped(tiny, command, tmp_path_factory) -> Path:
     """A run that its first evaluation without an improvement stops."""
     root = tmp_path_factory.mktemp("stopped")
     pairs = ["train.eval_every=2", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=1"]
-    overrides = [part for pair in pairs for part in ("--set", pair)]
-    result = command("train", "demo", *tiny_settings(tiny), *overrides, "--json", cwd=root, env=own_runs(root))
-    assert result.returncode == 0, result.stderr
-    assert "stopping early: 1 evaluations in a row brought nothing better" in result.stderr
-    return Path(json.loads(result.stdout)["run"])
+    run, said = train_demo(command, root, *tiny_settings(tiny), *options(*pairs))
+    assert "stopping early: 1 evaluations in a row brought nothing better" in said
+    return run
 
 
 @pytest.mark.slow
 def test_it_stops_early_and_completes(stopped) -> None:
     manifest = json.loads((stopped / "manifest.json").read_text())
     assert (manifest["steps"], manifest["evaluation"]["stopped_early"]) == (4, True)
-    assert [json.loads(line)["step"] for line in (stopped / "eval.jsonl").read_text().splitlines()] == [2, 4]
+    assert [row["step"] for row in rows_of(stopped, "eval.jsonl")] == [2, 4]
     assert (stopped / "adapter" / "adapter_model.safetensors").is_file()
     assert not (stopped / "adapter" / "eval.json").exists()
 
@@ -53,20 +45,15 @@ def test_it_stops_early_and_completes(stopped) -> None:
 def test_the_prompts_are_those_of_bench(smollm2) -> None:
     chat = chat_from_directory(smollm2.directory)
     held_out = load_evaluation_set(load_recipe("demo", HELD_OUT)[1], chat, silent)
-    from petool_lite.data.files import load_dataset
-
     entries = load_dataset("demo:test:5", "rating").entries
     assert held_out.prompts == tuple(prompt_ids(chat, entry, Layout("petool", 2000 - 8)).ids for entry in entries)
     assert held_out.answers == tuple(entry.answer for entry in entries)
-    short = load_evaluation_set(
-        load_recipe("demo", [*HELD_OUT[:2], "model.max_tokens=40", HELD_OUT[3]])[1], chat, silent
-    )
+    few = load_recipe("demo", [*HELD_OUT, "model.max_tokens=40"])[1]
+    short = load_evaluation_set(few, chat, silent)
     assert (len(short.prompts), short.too_long) == (0, 5), "too long is wrong, not left out"
 
 
 def test_where_all_settings_are_learned_each_has_its_turn(smollm2, monkeypatch) -> None:
-    from petool_lite.data.files import load_dataset
-
     chat = chat_from_directory(smollm2.directory)
     one, other = (load_dataset(source, "rating") for source in ("demo:test:5", "demo:train:5"))
     monkeypatch.setattr("petool_lite.train.evaluate.load_learned", lambda *_: (one, other))
@@ -88,7 +75,7 @@ def test_where_all_settings_are_learned_each_has_its_turn(smollm2, monkeypatch) 
     ],
 )
 def test_a_reply_is_scored_by_its_tool_and_its_arguments(reply, right, wanted) -> None:
-    assert score_answer(reply, right) == wanted
+    assert evaluate.score_answer(reply, right) == wanted
 
 
 def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(tiny, smollm2) -> None:
@@ -99,8 +86,8 @@ def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(tiny, smollm2)
     held_out = load_evaluation_set(load_recipe("demo", HELD_OUT)[1], chat, silent)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     prompts = [ids[: len(ids) - 30 * index] for index, ids in enumerate(held_out.prompts)]
-    together = _replies(model, prompts, held_out)
-    assert together == [_replies(model, [prompt], held_out)[0] for prompt in prompts]
+    together = evaluate._replies(model, prompts, held_out)
+    assert together == [evaluate._replies(model, [prompt], held_out)[0] for prompt in prompts]
     assert all(together)
     assert len(set(together)) > 1
 
@@ -115,7 +102,7 @@ def test_the_best_is_the_highest_joint_then_tool_then_latest(tmp_path) -> None:
 
 def test_patience_counts_from_the_last_real_improvement() -> None:
     one, same, worse, better = (asdict(score(*each)) for each in ((1, 10.0), (2, 10.0), (3, 9.0), (3, 10.0, 1.0)))
-    assert [waited(rows) for rows in ([], [one], [one, same, worse], [one, same, better])] == [0, 0, 2, 0]
+    assert [evaluate.waited(rows) for rows in ([], [one], [one, same, worse], [one, same, better])] == [0, 0, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -130,17 +117,3 @@ def test_patience_counts_from_the_last_real_improvement() -> None:
 def test_settings_that_do_not_fit_are_refused_early(pairs, message) -> None:
     with pytest.raises(PetoolError, match=message):
         check_evaluation(load_recipe("demo", pairs)[1])
-
-
-@pytest.mark.slow
-def test_a_real_model_gets_better_scores_and_the_best_adapter_stays(command, tmp_path) -> None:
-    """SmolLM2 on the demo's entries, evaluated on functions that it never saw."""
-    pairs = ["train.eval_every=25", "train.eval_data=demo:test:12"]
-    overrides = [part for pair in pairs for part in ("--set", pair)]
-    result = command("train", "demo", *overrides, "--json", cwd=tmp_path, env=own_runs(tmp_path), timeout=3000)
-    assert result.returncode == 0, result.stderr
-    run = Path(json.loads(result.stdout)["run"])
-    scores = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
-    manifest = json.loads((run / "manifest.json").read_text())
-    assert [each["step"] for each in scores] == [25, 50, 75, 80]
-    assert manifest["evaluation"]["best"]["joint_acc"] == max(each["joint_acc"] for each in scores) > 50

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import ended, held_after, own_runs, start, tiny_settings, wait_until
+from support import ended, held_after, options, own_runs, rows_of, start, tiny_settings, wait_until
 
 from petool_lite.data.demo import generate
 from petool_lite.data.files import write_lines
@@ -21,12 +21,6 @@ from petool_lite.train.resume import check_resume, start_facts
 from petool_lite.train.run import _stopped
 from petool_lite.train.signals import Stop
 
-EVALUATED = ["train.eval_every=6", "bench.max_reply_tokens=3", "train.early_stop=9"]
-
-
-def rows_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
 
 @pytest.fixture(scope="module")
 def interrupted(tiny, command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
@@ -37,8 +31,8 @@ def interrupted(tiny, command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     root = tmp_path_factory.mktemp("interrupted")
     called = [row for row in generate("test", 20) if "tool_calls" in row["messages"][-1]]
     write_lines(root / "held.jsonl", called[:2])
-    pairs = [*EVALUATED, f"train.eval_data={root / 'held.jsonl'}"]
-    overrides = [part for pair in pairs for part in ("--set", pair)]
+    overrides = options("train.eval_every=6", "bench.max_reply_tokens=3", "train.early_stop=9")
+    overrides += options(f"train.eval_data={root / 'held.jsonl'}")
     said = {}
     process = held_after(1, root, "demo", *tiny_settings(tiny), *overrides)
     process.send_signal(signal.SIGTERM)
@@ -109,18 +103,17 @@ def test_a_full_disk_ends_a_run_in_words_and_keeps_what_there_was(interrupted, c
 
 def test_the_evaluated_steps_are_recorded_once(interrupted) -> None:
     run, _ = interrupted
-    marks = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
-    assert [mark["step"] for mark in marks] == [6, 10]
-    assert all(mark["n"] == 2 for mark in marks)
+    scores = rows_of(run, "eval.jsonl")
+    assert [(score["step"], score["n"]) for score in scores] == [(6, 2), (10, 2)]
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["evaluation"]["best"] in marks
+    assert manifest["evaluation"]["best"] in scores
     assert manifest["adapter_step"] == manifest["evaluation"]["best"]["step"] == 10  # of equals the last
     assert not (run / "best").exists()
 
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_rows_of_its_step(tiny, command, tmp_path) -> None:
-    wild = ["--set", "train.learning_rate=1", "--set", "lora.alpha=9000000000000000000", "--set", "train.rows=4"]
+    wild = options("train.learning_rate=1", "lora.alpha=9000000000000000000", "train.rows=4")
     result = command("train", "demo", *tiny_settings(tiny), *wild, cwd=tmp_path, env=own_runs(tmp_path))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
@@ -176,7 +169,7 @@ def test_a_run_that_is_continued_has_a_way_on_wherever_it_is_stopped(tmp_path) -
 def test_a_changed_recipe_is_refused_with_the_difference(interrupted, command, tmp_path) -> None:
     run = tmp_path / "again"
     shutil.copytree(interrupted[0], run, ignore=shutil.ignore_patterns("manifest.json"))
-    changes = ["--set", "lora.dropout=0.2", "--set", "train.save_every=3", "--set", "bench.data=demo:test:9"]
+    changes = options("lora.dropout=0.2", "train.save_every=3", "bench.data=demo:test:9")
     result = command("train", "--resume", run, *changes, cwd=tmp_path)
     assert result.returncode == 1
     error = next(line for line in result.stderr.splitlines() if line.startswith("error:"))

@@ -3,12 +3,11 @@
 import json
 import shutil
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import full_settings, held_after, own_runs
+from support import full_settings, held_after, options, own_runs, rows_of
 
 from petool_lite.errors import PetoolError
 from petool_lite.models import resolve_base
@@ -61,11 +60,9 @@ def test_a_run_leaves_a_model_that_transformers_loads(trained_full, tiny) -> Non
     folder = trained_full / "model"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (folder / name).read_bytes() == (tiny / name).read_bytes()
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    assert model.dtype == torch.bfloat16
-    assert (
-        AutoTokenizer.from_pretrained(folder)("a b").input_ids == AutoTokenizer.from_pretrained(tiny)("a b").input_ids
-    )
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+    ids = [AutoTokenizer.from_pretrained(place)("a b").input_ids for place in (folder, tiny)]
+    assert ids[0] == ids[1]
 
 
 def test_the_gpu_engine_reads_the_folder(trained_full, tiny) -> None:
@@ -91,18 +88,13 @@ def test_it_is_loaded_to_learn_in_float32_with_checkpointing_where_asked(tiny) -
         assert [layer.training and layer.gradient_checkpointing for layer in model.model.layers] == [checkpointing] * 2
 
 
-def rows_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
 def test_killed_and_continued_it_ends_with_the_very_same_model(trained_full, tiny, command, tmp_path) -> None:
     """With evaluations on the way, which change nothing, and the best model kept."""
     from safetensors.torch import load_file
 
     evaluated = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3"]
-    settings = [*full_settings(tiny), *(part for pair in evaluated for part in ("--set", pair))]
-    with held_after(7, tmp_path, "demo", *settings) as process:
+    with held_after(7, tmp_path, "demo", *full_settings(tiny), *options(*evaluated)) as process:
         process.send_signal(signal.SIGKILL)
     (run,) = tmp_path.glob("runs/*")
     result = command("train", "--resume", run, cwd=tmp_path, env=own_runs(tmp_path))
@@ -114,9 +106,8 @@ def test_killed_and_continued_it_ends_with_the_very_same_model(trained_full, tin
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["model_step"] == manifest["evaluation"]["best"]["step"] == 10
     assert not (run / "best").exists()
-    assert {path.name for path in (run / "model").iterdir()} == {
-        path.name for path in (trained_full / "model").iterdir()
-    }
+    names = [{path.name for path in (place / "model").iterdir()} for place in (run, trained_full)]
+    assert names[0] == names[1]
 
 
 def test_a_second_stage_starts_from_the_model_as_its_base(trained_full) -> None:

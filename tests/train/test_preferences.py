@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import own_runs, tiny_settings
+from support import options, rows_of, tiny_settings, train_demo
 from support_published import published_rows
 
 from petool_lite.data.answers import with_rejected
@@ -14,6 +14,7 @@ from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import Layout, chat_from_directory, example, examples
 from petool_lite.recipe import load_recipe
+from petool_lite.train import dry_run
 from petool_lite.train.preference import pair_rows
 
 DPO = [
@@ -34,16 +35,13 @@ def pairs(tmp_path_factory) -> Path:
 def second(trained, tiny, pairs, command, tmp_path_factory) -> Path:
     """A complete DPO run on top of `trained`, its adapter given as a folder."""
     root = tmp_path_factory.mktemp("second")
-    settings = [*DPO, f"data.train={pairs}", f"model.adapter={trained / 'adapter'}"]
-    overrides = [part for pair in settings for part in ("--set", pair)]
-    result = command("train", "demo", *tiny_settings(tiny), *overrides, "--json", cwd=root, env=own_runs(root))
-    assert result.returncode == 0, result.stderr
-    return Path(json.loads(result.stdout)["run"])
+    settings = options(*DPO, f"data.train={pairs}", f"model.adapter={trained / 'adapter'}")
+    return train_demo(command, root, *tiny_settings(tiny), *settings)[0]
 
 
 def test_it_starts_level_with_its_own_start_and_then_prefers_the_right_calls(second) -> None:
     """At step 1 both answers are as likely as under the first stage's adapter; under the bare base they were not."""
-    rows = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(second)
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert rows[0]["rewards/margins"] == pytest.approx(0, abs=2e-3)
@@ -51,13 +49,9 @@ def test_it_starts_level_with_its_own_start_and_then_prefers_the_right_calls(sec
     assert sum(row["rewards/margins"] for row in rows[4:]) / 4 > 0.05
 
 
-def test_nothing_is_predicted_and_what_it_does_not_read_is_refused(trained, tiny, pairs, command, tmp_path) -> None:
-    settings = [*DPO, f"data.train={pairs}", f"model.adapter={trained / 'adapter'}"]
-    overrides = [part for pair in settings for part in ("--set", pair)]
-    line = ["train", "demo", *tiny_settings(tiny), *overrides, "--dry-run"]
-    plan = command(*line, "--json", cwd=tmp_path)
-    assert plan.returncode == 0, plan.stderr
-    found = json.loads(plan.stdout)
+def test_nothing_is_predicted_and_what_it_does_not_read_is_refused(trained, tiny, pairs) -> None:
+    settings = [*tiny_settings(tiny)[1::2], *DPO, f"data.train={pairs}", f"model.adapter={trained / 'adapter'}"]
+    found = dry_run(load_recipe("demo", settings)[1])
     assert (found["kept"], found["ways"]) == (12, [])
     with pytest.raises(PetoolError) as error:
         load_recipe("dpo", ["train.token_budget=4096", "train.memory=auto"])
@@ -126,11 +120,6 @@ def test_pairs_have_the_ids_that_the_renderer_gives_each_answer(smollm2, pairs) 
     ],
 )
 def test_a_start_that_cannot_be_right_is_refused_before_loading(trained, tiny, override, message) -> None:
-    from petool_lite.console import silent
-    from petool_lite.errors import PetoolError
-    from petool_lite.recipe import load_recipe
-    from petool_lite.train.plan import plan
-
     settings = [*tiny_settings(tiny)[1::2], *DPO, f"model.adapter={trained}", override]
     with pytest.raises(PetoolError, match=message):
-        plan(load_recipe("demo", settings)[1], silent)
+        dry_run(load_recipe("demo", settings)[1])

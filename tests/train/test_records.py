@@ -1,8 +1,7 @@
 """What a run leaves to read."""
 
-import json
-
 import pytest
+from support import rows_of
 
 from petool_lite.errors import PetoolError
 from petool_lite.train.records import check_reporters, cut_after
@@ -34,8 +33,7 @@ def test_a_tracker_hears_every_step(trained) -> None:
                 if value.tag == "train/loss":
                     found[event.step] = value.simple_value
             position += length + 16
-    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert found == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-6)
+    assert found == pytest.approx({row["step"]: row["loss"] for row in rows_of(trained)}, rel=1e-6)
 
 
 def test_an_absent_tracker_is_refused_before_anything_is_loaded(command, tmp_path) -> None:

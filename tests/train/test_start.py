@@ -46,25 +46,12 @@ def test_a_plain_adapter_and_its_scale(adapter) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"peft_type": "IA3"},
-        {"use_dora": True},
-        {"bias": "lora_only"},
-        {"lora_bias": True},
-        {"fan_in_fan_out": True},
-        {"rank_pattern": {"q_proj": 8}},
-        {"alpha_pattern": {"q_proj": 64}},
-        {"modules_to_save": ["lm_head"]},
-        {"trainable_token_indices": [1, 2]},
-        {"layer_replication": [[0, 2]]},
-        {"init_lora_weights": "pissa_niter_4"},
-        {"r": 0},
-        {"lora_alpha": "NaN"},
-        {"lora_alpha": 1e999},
-        {"names": ("base_model.model.lm_head.lora_A.weight",)},
-        {"names": ("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector",)},
-    ],
-)
+    [{"peft_type": "IA3"}, {"use_dora": True}, {"bias": "lora_only"}, {"lora_bias": True}, {"fan_in_fan_out": True},
+     {"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 64}}, {"modules_to_save": ["lm_head"]},
+     {"trainable_token_indices": [1, 2]}, {"layer_replication": [[0, 2]]}, {"init_lora_weights": "pissa_niter_4"},
+     {"r": 0}, {"lora_alpha": "NaN"}, {"lora_alpha": 1e999}, {"names": ("base_model.model.lm_head.lora_A.weight",)},
+     {"names": ("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector",)}],
+)  # fmt: skip
 def test_an_adapter_that_is_more_than_two_matrices_is_refused(adapter, changes) -> None:
     with pytest.raises(PetoolError):
         read_adapter_config(adapter(**changes))
@@ -87,16 +74,6 @@ def test_the_hint_for_another_shape_can_be_pasted(adapter, tiny) -> None:
         dry_run(load_recipe("demo", [*settings, 'lora.targets=["q_proj"]'])[1])
     pasted = [part.strip("' ") for part in error.value.hint.split("--set")[1:]]
     assert dry_run(load_recipe("demo", [*settings, *pasted])[1])["kept"] == 4
-
-
-@pytest.mark.parametrize(
-    "setting",
-    ["train.epochs=0", "train.learning_rate=0", "train.learning_rate=1e30", "train.rows=0", "lora.targets=[]",
-     'lora.targets=["qproj"]', "lora.dropout=1", "train.batch_size=4"],
-)  # fmt: skip
-def test_settings_that_train_nothing_are_refused_by_the_recipe(setting) -> None:
-    with pytest.raises(PetoolError, match=setting.partition("=")[0].replace(".", r"\.")):
-        load_recipe("demo", [setting])
 
 
 def test_a_rank_beyond_the_model_is_refused(tiny) -> None:
@@ -131,7 +108,5 @@ def test_every_update_has_a_rate_above_nothing_and_one_has_the_peak(shape, warmu
     rates = [rate_at(done, shape, warmup, total) for done in range(total)]
     assert all(0 < rate <= 1 for rate in rates)
     assert math.isclose(max(rates), 1)
-    assert (
-        rates == sorted(rates)
-        or sorted(rates[rates.index(max(rates)) :], reverse=True) == rates[rates.index(max(rates)) :]
-    )
+    falling = rates[rates.index(max(rates)) :]
+    assert sorted(falling, reverse=True) == falling
