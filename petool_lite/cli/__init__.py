@@ -15,7 +15,7 @@ from petool_lite.cli.recipes import recipes
 from petool_lite.cli.runs import runs
 from petool_lite.cli.serve import serve
 from petool_lite.cli.train import train
-from petool_lite.errors import FAILED, PetoolError
+from petool_lite.errors import PetoolError, missing_package
 
 # What a disk answers that is full, over its quota, read-only or not ours; EFBIG is a limit on the size of files.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -29,17 +29,9 @@ class Main(click.Group):
         try:
             return super().invoke(context)
         except PetoolError as error:
-            from petool_lite.console import fail
-
-            fail(error)
-            sys.exit(error.exit_code)
+            failure = error
         except ModuleNotFoundError as error:
-            from petool_lite.console import fail
-            from petool_lite.errors import missing_package
-
             failure = missing_package(error)
-            fail(failure)
-            sys.exit(failure.exit_code)
         except BrokenPipeError:
             sys.exit(1)
         except KeyboardInterrupt:
@@ -50,13 +42,14 @@ class Main(click.Group):
         except OSError as error:
             if error.errno not in _DISK and error.filename is None:
                 raise
-            from petool_lite.console import fail
-
             what = "write" if error.errno in _DISK else "use"
             where = f"cannot {what} {str(error.filename or 'a file')[:200]}: {error.strerror}"
             hint = "make room, or give a place that can be written; what was complete is kept"
-            fail(PetoolError(where, hint if error.errno in _DISK else "check the path"))
-            sys.exit(FAILED)
+            failure = PetoolError(where, hint if error.errno in _DISK else "check the path")
+        from petool_lite.console import fail
+
+        fail(failure)
+        sys.exit(failure.exit_code)
 
 
 @click.group(cls=Main, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

@@ -178,10 +178,12 @@ def evaluate_and_keep(
     score = evaluate(held_out, model, step, report)
     append_row(run / "eval.jsonl", asdict(score))
     best = best_score(run)
-    if best is None or score.rank >= best.rank:  # of equals the one that has learned longer
+    kept = best is None or score.rank >= best.rank  # of equals the one that has learned longer
+    if kept:
         _keep(run, base, score, model)
-        best = score
-    report(_told(score, best), 0, 0, "")
+    told = "the best so far" if best is None or kept else f"the best is step {best.step}'s {best.joint_acc:.1f} %"
+    accuracies = f"tool {score.tool_acc:.1f} %, parameters {score.param_acc:.1f} %, joint {score.joint_acc:.1f} %"
+    report(f"step {step}: {accuracies} of {score.n} in {score.seconds:.0f} s; {told}", 0, 0, "")
     return asdict(score)
 
 
@@ -189,14 +191,6 @@ def waited(rows: Sequence[Mapping[str, Any]]) -> int:
     """How many rows of eval.jsonl have passed since the one that was better than all before it."""
     ranks = [Score(**row).rank for row in rows]
     return len(ranks) - 1 - ranks.index(max(ranks)) if ranks else 0
-
-
-def _told(score: Score, best: Score) -> str:
-    kept = "the best so far" if score.step == best.step else f"the best is step {best.step}'s {best.joint_acc:.1f} %"
-    return (
-        f"step {score.step}: tool {score.tool_acc:.1f} %, parameters {score.param_acc:.1f} %, "
-        f"joint {score.joint_acc:.1f} % of {score.n} in {score.seconds:.0f} s; {kept}"
-    )
 
 
 def _keep(run: Path, base: Base, score: Score, model: Any) -> None:

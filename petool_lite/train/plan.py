@@ -87,8 +87,7 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     prepared = prepare(recipe, base, chat, report)
     _check_rows(base, config, prepared)
     prepared.summary["steps"] = update_count(recipe, prepared.summary["kept"])
-    counts = {name: value for name, value in prepared.summary.items() if isinstance(value, int)}
-    report(f"training rows: {plain(counts)}", 0, 0, "")
+    report(f"training rows: {plain(prepared.summary)}", 0, 0, "")
     if prepared.left_out:
         names = ", ".join(prepared.left_out[:5]) + (", ..." if len(prepared.left_out) > 5 else "")
         why = f"more than {recipe.model.max_tokens} tokens"
@@ -134,16 +133,6 @@ def update_count(recipe: Recipe, rows: int) -> int:
     if recipe.train.max_steps:
         return recipe.train.max_steps
     return max(1, math.ceil(math.ceil(rows / recipe.train.rows) * recipe.train.epochs - 1e-9))
-
-
-def rows_a_device(recipe: Recipe, devices: int) -> int:
-    """Rows of an update that each of `devices` takes; raises PetoolError where they cannot share them evenly."""
-    if recipe.train.rows % devices:
-        raise PetoolError(
-            f"{recipe.train.rows} rows an update cannot be shared by {devices} devices",
-            "choose train.rows as a multiple of the devices",
-        )
-    return recipe.train.rows // devices
 
 
 def check_machine(recipe: Recipe) -> None:

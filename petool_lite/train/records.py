@@ -34,23 +34,16 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
-def peak_memory_gb() -> float:
-    """Peak memory of this process in GiB: allocated on the GPU, or resident on a CPU."""
+def peak_memory_gb() -> tuple[float, float | None]:
+    """Peak memory of this process in GiB: allocated on the GPU and taken for it by torch, tensors and what lies between
+    and waits for a stream; or resident on a CPU, and None."""
     import resource
 
     import torch
 
     if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def reserved_memory_gb() -> float | None:
-    """Peak of what torch's allocator took of the GPU in GiB, tensors and what lies between and waits for a stream; None
-    on a CPU."""
-    import torch
-
-    return round(torch.cuda.max_memory_reserved() / 2**30, 3) if torch.cuda.is_available() else None
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3), round(torch.cuda.max_memory_reserved() / 2**30, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3), None
 
 
 def check_reporters(names: str) -> list[str]:
@@ -120,7 +113,7 @@ class Progress:
             "seconds": round(self.seconds, 3),
             "tokens": self.tokens,
             "tokens_per_s": round(self.tokens / self.seconds, 1),
-            "peak_memory_gb": round(peak_memory_gb(), 3),
+            "peak_memory_gb": peak_memory_gb()[0],
             **{key: float(value) for key, value in logs.items() if key.startswith("rewards/")},
         }
 

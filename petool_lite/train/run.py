@@ -24,7 +24,7 @@ from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoin
 from petool_lite.train.evaluate import EvaluationSet, best_folder, best_score, load_evaluation_set
 from petool_lite.train.load import load_model, save_trained
 from petool_lite.train.memory import dry_step
-from petool_lite.train.plan import Plan, plan, rows_a_device
+from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import Progress, check_reporters, log_to
 from petool_lite.train.resume import check_resume, start_facts, write_start
@@ -163,8 +163,7 @@ def _complete(job: Job, model: Any, step: int) -> None:
         "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
         "seconds": {part: round(value, 2) for part, value in seconds.items()},
         "tokens_per_s": round(progress.tokens / progress.seconds, 1),
-        "peak_memory_gb": round(records.peak_memory_gb(), 3),
-        "reserved_memory_gb": records.reserved_memory_gb(),
+        **dict(zip(("peak_memory_gb", "reserved_memory_gb"), records.peak_memory_gb(), strict=True)),
         "memory": planned.way and asdict(planned.way),
         "final_loss": progress.last_loss,
     }
@@ -234,13 +233,12 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "ddp_broadcast_buffers": False,
         "ddp_timeout": 7200,  # seconds; the others wait while the first evaluates
     }
-    if settings.objective == "dpo":
-        return DPOConfig(
-            **common,
-            beta=settings.beta,
-            per_device_train_batch_size=1,
-            gradient_accumulation_steps=rows_a_device(recipe, devices.count()),
-        )
+    if settings.objective == "dpo":  # one pair after the other
+        each, left = divmod(settings.rows, devices.count())
+        if left:
+            told = f"{settings.rows} rows an update cannot be shared by {devices.count()} devices"
+            raise PetoolError(told, "choose train.rows as a multiple of the devices")
+        return DPOConfig(**common, beta=settings.beta, per_device_train_batch_size=1, gradient_accumulation_steps=each)
     return SFTConfig(
         **common,
         # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-batches
