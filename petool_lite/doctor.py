@@ -3,6 +3,7 @@
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
     return {"model": str(model), "settings": asdict(settings), "kept_in": str(kept), "trials": trials}
 
 
-def _trial(model: Path, settings: Any) -> tuple[dict[str, Any], list[int]]:
+def _trial(model: Path, settings: Any) -> tuple[dict[str, Any], Sequence[int]]:
     """The settings with their figures, and the reply's ids: of two runs the faster one, since what else the machine
     does only ever adds time."""
     from petool_lite.inference.llama import LlamaModel

@@ -30,15 +30,14 @@ def cache_root() -> Path:
     $PETOOL_LITE_CACHE, else ~/.cache/petool-lite, else one in the temporary directory, which is said once.
     """
     wanted = _wanted()
-    return wanted if wanted is not None and _writable(wanted) else _substitute(wanted)
+    return wanted if wanted and _writable(wanted) else _substitute(wanted)
 
 
 def cache_place(*parts: str) -> Path:
     """Where a thing that can be made again lies, or is to be written: a cache may be complete and read-only."""
     wanted = _wanted()
-    if wanted is not None and wanted.joinpath(*parts).exists():
-        return wanted.joinpath(*parts)
-    return cache_root().joinpath(*parts)
+    there = wanted is not None and wanted.joinpath(*parts).exists()
+    return (wanted if wanted and there else cache_root()).joinpath(*parts)
 
 
 def library_places() -> None:
@@ -49,39 +48,31 @@ def library_places() -> None:
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
     if not os.access(".", os.W_OK):
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_root() / "unsloth"))
-    home = _home()
-    if home is None or not _writable(home / ".cache"):
-        for variable, name in _LIBRARIES.items():
-            os.environ.setdefault(variable, str(cache_root() / name))
+    if not _writable(_home_cache()):
+        for variable in ("HF_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+            os.environ.setdefault(variable, str(cache_root() / variable.lower()))
 
 
-_LIBRARIES = {
-    "HF_HOME": "huggingface",
-    "MPLCONFIGDIR": "matplotlib",
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TRITON_CACHE_DIR": "triton",
-}
-
-
-def _home() -> Path | None:
+def _home_cache() -> Path | None:
     try:
-        return Path.home()
+        return Path.home() / ".cache"
     except RuntimeError:
         return None
 
 
 def _wanted() -> Path | None:
     """The cache that the user or the system names."""
-    given, home = os.environ.get("PETOOL_LITE_CACHE"), _home()
-    return user_path(given) if given else home and home / ".cache" / "petool-lite"
+    given, home = os.environ.get("PETOOL_LITE_CACHE"), _home_cache()
+    return user_path(given) if given else home and home / "petool-lite"
 
 
-def _writable(folder: Path) -> bool:
+def _writable(folder: Path | None) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
-    return os.access(folder, os.W_OK | os.X_OK)
+    return folder is not None and os.access(folder, os.W_OK | os.X_OK)
 
 
 @lru_cache(maxsize=4)

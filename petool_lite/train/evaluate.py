@@ -78,29 +78,22 @@ def check_evaluation(recipe: Recipe) -> None:
 
 def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> EvaluationSet | None:
     """The recipe's held-out entries, rendered as training renders them; None where nothing is to be evaluated."""
-    settings = recipe.train
+    settings, most, reply = recipe.train, recipe.model.max_tokens, recipe.bench.max_reply_tokens
     if not settings.eval_every:
         return None
-    sets = load_learned(recipe.data, settings.eval_data)
-    # of several settings each has its turn
-    entries = [
-        each[number % len(each)] for number, each in enumerate(zip(*(item.entries for item in sets), strict=False))
-    ]
-    reply = recipe.bench.max_reply_tokens
-    layout = Layout(recipe.data.style, recipe.model.max_tokens)
-    prompts: list[list[int]] = []
-    answers: list[Answer] = []
+    sets = zip(*(item.entries for item in load_learned(recipe.data, settings.eval_data)), strict=False)
+    entries = [each[number % len(each)] for number, each in enumerate(sets)]  # of several settings each has its turn
+    found: list[tuple[list[int], Answer]] = []
     for entry in entries:
         if entry.answer is None:
             raise PetoolError(f"{settings.eval_data}: entry {entry.id} has no right answer", "use a labelled file")
-        fitted = prompt_ids(chat, entry, layout, reserve=reply)
-        if fitted is not None:
-            prompts.append(fitted.ids)
-            answers.append(entry.answer)
-    too_long = len(entries) - len(prompts)
-    more = f", {too_long} of them too long for {recipe.model.max_tokens} tokens" if too_long else ""
+        if fitted := prompt_ids(chat, entry, Layout(recipe.data.style, most), reserve=reply):
+            found.append((fitted.ids, entry.answer))
+    too_long = len(entries) - len(found)
+    more = f", {too_long} of them too long for {most} tokens" if too_long else ""
     report(f"evaluating on {len(entries)} entries every {settings.eval_every} steps{more}", 0, 0, "")
-    return EvaluationSet(tuple(prompts), tuple(answers), too_long, chat, recipe.model.max_tokens, reply)
+    prompts, answers = tuple(ids for ids, _ in found), tuple(answer for _, answer in found)
+    return EvaluationSet(prompts, answers, too_long, chat, most, reply)
 
 
 def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
