@@ -45,27 +45,27 @@ def test_a_configuration_of_another_kind_of_model(model, keys, told) -> None:
     assert told in refused(model)
 
 
-@pytest.mark.parametrize("config", [None, {"quant_method": "bitsandbytes"}])
-def test_weights_of_bitsandbytes_are_not_refused(model, config) -> None:
-    change(model / "config.json", quantization_config=config)
-    assert resolve_base(str(model)).directory == model
+def test_weights_of_bitsandbytes_are_not_refused(model) -> None:
+    for config in (None, {"quant_method": "bitsandbytes"}, {"load_in_4bit": True}):
+        change(model / "config.json", quantization_config=config)
+        assert resolve_base(str(model)).directory == model
 
 
-def test_remote_code_of_a_tokenizer_and_an_adapter_beside_the_model(model) -> None:
+def test_remote_code_of_a_tokenizer_an_adapter_beside_the_model_and_what_is_no_model(model) -> None:
     change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": "modeling_evil.Evil"})
     (model / "modeling_evil.py").write_text("raise SystemExit('this ran')")
     assert "code of its own (auto_map in tokenizer_config.json)" in refused(model)
-    change(model / "tokenizer_config.json", auto_map=None)
     (model / "adapter_config.json").write_text("{}")
     assert "holds an adapter beside the model" in refused(model)
+    (model / "config.json").write_text("{")
+    assert "config.json is not JSON" in refused(model)
+    (model / "config.json").unlink()
+    assert "config.json is missing" in refused(model)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_pickled_weights(model, name) -> None:
     (model / "model.safetensors").rename(model / name)
-    text = refused(model)
-    assert f"only the pickled {name}" in text
-    assert "not read" in text
     shutil.copy(model / name, model / "other.safetensors")  # no name that is loaded
     assert f"only the pickled {name}" in refused(model)
 
@@ -112,17 +112,8 @@ def test_an_index_of_anything_but_safetensors_files_beside_it(model, name) -> No
     (model / "pytorch_model.bin").write_bytes(b"")
     shutil.copy(model / "model.safetensors", model.parent / "model.safetensors")
     shard(model, name)
-    text = refused(model)
-    assert "damaged index" in text
-    text.encode()  # no half of a surrogate pair
+    assert b"damaged index" in refused(model).encode()  # no half of a surrogate pair
     shard(model)
     assert "it names no file" in refused(model)
     (model / "model.safetensors.index.json").write_text("[]")
     assert "damaged index" in refused(model)
-
-
-def test_a_folder_that_is_no_model(model) -> None:
-    (model / "config.json").unlink()
-    assert "config.json is missing" in refused(model)
-    (model / "config.json").write_text("{")
-    assert "config.json is not JSON" in refused(model)

@@ -1,7 +1,6 @@
-"""A run survives signals, kills and a full disk, goes on as if nothing had been, and stops at numbers that are not."""
+"""A run survives signals and kills, goes on as if nothing had been, and stops at numbers that are not."""
 
 import json
-import resource
 import shutil
 import signal
 from pathlib import Path
@@ -16,7 +15,6 @@ from petool_lite.errors import PetoolError
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import load_recipe
-from petool_lite.train.checkpoints import newest_checkpoint
 from petool_lite.train.resume import check_resume, start_facts
 from petool_lite.train.run import _stopped
 from petool_lite.train.signals import Stop
@@ -87,20 +85,6 @@ def test_every_ending_says_what_to_do(interrupted) -> None:
     assert {path.name for path in (run / "checkpoints").glob("*-*")} == {"checkpoint-5", "checkpoint-10"}
 
 
-@pytest.mark.slow
-def test_a_full_disk_ends_a_run_in_words_and_keeps_what_there_was(interrupted, command, tmp_path) -> None:
-    run = tmp_path / "runs" / "full"
-    shutil.copytree(interrupted[0], run, ignore=shutil.ignore_patterns("manifest.json", "adapter", "checkpoint-10"))
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-
-    full = command("train", "--resume", run, cwd=tmp_path, env=own_runs(tmp_path), preexec_fn=small_files)
-    assert full.returncode == 1
-    assert "cannot write" in full.stderr
-    assert "continues from checkpoint-5" in full.stderr
-
-
 def test_the_evaluated_steps_are_recorded_once(interrupted) -> None:
     run, _ = interrupted
     scores = rows_of(run, "eval.jsonl")
@@ -113,7 +97,7 @@ def test_the_evaluated_steps_are_recorded_once(interrupted) -> None:
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_rows_of_its_step(tiny, command, tmp_path) -> None:
-    wild = options("train.learning_rate=1", "lora.alpha=9000000000000000000", "train.rows=4")
+    wild = options("train.learning_rate=1", "lora.alpha=9000000000000000000", "lora.r=1", "train.rows=4")
     result = command("train", "demo", *tiny_settings(tiny), *wild, cwd=tmp_path, env=own_runs(tmp_path))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
@@ -132,29 +116,6 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(tiny, tmp_path) -> None:
     said = ended(process)
     assert (process.returncode, "before the first step" in said) == (130, True), said
     assert list((tmp_path / "runs").iterdir()) == []
-
-
-SAVING = """
-import os, signal, time
-from pathlib import Path
-from petool_lite.cli import main
-from petool_lite.train import run
-def interrupted(*arguments):
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(60)
-run.save_trained = interrupted
-main()
-"""
-
-
-@pytest.mark.slow
-def test_ctrl_c_while_the_result_is_saved_tells_how_to_go_on(tiny, tmp_path) -> None:
-    process = start(tmp_path, "-c", SAVING, "train", "demo", *tiny_settings(tiny), "--set", "train.max_steps=2")
-    said = ended(process)
-    (run,) = (tmp_path / "runs").iterdir()
-    assert (process.returncode, "stopped by Ctrl-C while loading or saving" in said) == (130, True), said
-    assert f"petool-lite train --resume {run}" in said.replace("\n", "")
-    assert newest_checkpoint(run).name == "checkpoint-2"
 
 
 def test_a_run_that_is_continued_has_a_way_on_wherever_it_is_stopped(tmp_path) -> None:
