@@ -48,10 +48,9 @@ class DataSettings:
 
     train: str = _setting("demo:train:320", "training entries: a file, demo:train:COUNT or hub:OWNER/NAME[/FILE]")
     setting: str = _setting(
-        "rating",
-        "PEToolBench: which prompt, rating, preferred or chronological; all: rows of each, one model for all",
+        "rating", "PEToolBench: which prompt, rating, preferred or chronological; all: rows of each, one model for all",
         (*SETTINGS, ALL),
-    )
+    )  # fmt: skip
     style: str = _setting(
         "petool", "prompt: petool, a chat template that goes into the GGUF, or published, PEToolBench's own", STYLES
     )
@@ -119,11 +118,9 @@ class TrainSettings:
     early_stop: int = _setting(0, "stop after N evaluations in a row without a better one; 0 never", least=0)
     report_to: str = _setting("", "trackers to tell as well, with commas: tensorboard, wandb, mlflow, ...")
     seed: int = _setting(
-        0,
-        "seed of adapter, data order and dropout; a CPU repeats a run to the bit, a GPU sums in any order",
-        least=0,
-        most=2**32 - 1,  # numpy's largest
-    )
+        0, "seed of adapter, data order and dropout; a CPU repeats a run to the bit, a GPU sums in any order",
+        least=0, most=2**32 - 1,  # numpy's largest
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,9 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
         raise PetoolError(f"{source} is not valid TOML: {error}", "see `petool-lite recipes show demo`") from error
     if not table:
         raise PetoolError(f"{source} is empty", "a recipe names at least its base; see `petool-lite recipes show demo`")
-    values, problems = _flatten(table)
+    problems = [f"{key} stands outside a section such as [train]" for key in table if not isinstance(table[key], dict)]
+    sections = {name: content for name, content in table.items() if isinstance(content, dict)}
+    values = {f"{name}.{key}": value for name, content in sections.items() for key, value in content.items()}
     for override in overrides:
         key, equals, raw = override.partition("=")
         if not equals:
@@ -195,16 +194,6 @@ def _recipe_text(source: str) -> tuple[str, str]:
     if path.stem in shipped and str(path) in (path.stem, f"recipes/{path.stem}.toml"):
         return path.stem, shipped[path.stem]
     raise PetoolError(f"no such recipe: {source}", f"give a file, or one of: {', '.join(shipped)}")
-
-
-def _flatten(table: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    values, problems = {}, []
-    for section, content in table.items():
-        if isinstance(content, dict):
-            values.update({f"{section}.{key}": value for key, value in content.items()})
-        else:
-            problems.append(f"{section} stands outside a section such as [train]")
-    return values, problems
 
 
 def _override_value(key: str, raw: str) -> Any:
@@ -241,8 +230,7 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
 
 def _problem(value: Any, kind: Any, metadata: dict[str, Any]) -> str:
     if kind == list[str]:
-        good = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
-        if not good:
+        if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
             return f"expected a list of names, found {_shown(value)}"
         odd = [item for item in value if item not in metadata["choices"]]
         return f"there is no {_shown(odd[0])}; expected some of {', '.join(metadata['choices'])}" if odd else ""
@@ -280,10 +268,9 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
     """What does not go together, in words."""
     full, dpo = values["train.method"] == "full", values["train.objective"] == "dpo"
     pairs = "dpo takes one pair after the other; this is for sft"
+    nf4 = values["model.precision"] == "nf4"
     found = {
-        "model.precision": full
-        and values["model.precision"] == "nf4"
-        and "full trains the weights themselves, in bf16",
+        "model.precision": full and nf4 and "full trains the weights themselves, in bf16",
         "model.adapter": full and bool(values["model.adapter"]) and "full has no adapter to train on",
         "train.objective": full and dpo and "dpo needs an adapter, so train.method = lora",
         "train.epochs": values["train.epochs"] == 0 and not values["train.max_steps"] and "0 passes train nothing",
@@ -300,18 +287,8 @@ def to_toml(recipe: Recipe) -> str:
     for section in fields(recipe):
         content = getattr(recipe, section.name)
         lines.append(f"[{section.name}]")
-        lines += [
-            f"# {item.metadata['doc']}\n{item.name} = {_toml(getattr(content, item.name))}" for item in fields(content)
-        ]
+        for item in fields(content):
+            value = json.dumps(getattr(content, item.name), ensure_ascii=False)  # as TOML writes it, but for DEL
+            lines += [f"# {item.metadata['doc']}", f"{item.name} = {value}".replace("\x7f", "\\u007f")]
         lines.append("")
     return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's, and DEL
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value)
