@@ -17,6 +17,11 @@ class PetoolError(Exception):
         self.exit_code = exit_code
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, or what kind of error it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def missing_package(error: ModuleNotFoundError) -> PetoolError:
     """What to tell a user whose installation lacks a package: a plain one calls, serves and scores only."""
     name = (error.name or str(error)).partition(".")[0]

@@ -238,11 +238,8 @@ def end_tokens(directory: Path) -> dict[str, int]:
     tokenizer = load_tokenizer(directory)
     file = directory / "generation_config.json"
     named = read_json(file).get("eos_token_id") if file.is_file() else None
-    more = [
-        index
-        for index in (named if isinstance(named, list) else [named])
-        if type(index) is int and 0 <= index < _LARGEST
-    ]
-    texts = [_end_token(directory), *_END_TEXTS, *(tokenizer.id_to_token(index) for index in more)]
+    ids = [index for index in (named if isinstance(named, list) else [named]) if type(index) is int]
+    more = [tokenizer.id_to_token(index) for index in ids if 0 <= index < _LARGEST]
+    texts = [_end_token(directory), *_END_TEXTS, *more]
     found = {text: tokenizer.token_to_id(text) for text in texts if text}
     return {text: index for text, index in found.items() if index is not None}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import MACHINE, PetoolError, first_line
 from petool_lite.families import read_json, shape_of
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import library_places, user_path
@@ -64,16 +64,13 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
 
         check_gguf(path)
         return Base(name, unpacked(path, report), path if name == EMBEDDED else path.absolute())
-    if is_folder:
-        _check_directory(path)
-        return Base(name, path.resolve(), None)
-    if not _HUB_ID.fullmatch(name):
+    if not is_folder and not _HUB_ID.fullmatch(name):
         raise PetoolError(
             f"base model not found: {name}", f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
         )
-    directory = _download(name)
+    directory = path if is_folder else _download(name)
     _check_directory(directory)
-    return Base(name, directory, None)
+    return Base(name, directory.resolve() if is_folder else directory, None)
 
 
 def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda text: None) -> Base:
@@ -106,9 +103,8 @@ def _download(name: str) -> Path:
     except PetoolError:
         raise
     except Exception as error:  # the hub client raises many kinds; each means the same to the user
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PetoolError(
-            f"base model not available: {name} ({first_line})",
+            f"base model not available: {name} ({first_line(error)})",
             "check the name and the network; for a gated model accept its licence and run `hf auth login`; "
             "or give a local directory: --set model.base=/path/to/model",
         ) from error

@@ -216,15 +216,7 @@ def _numbered(source: str, number: int, setting: str = SETTINGS[0]) -> Entry:
 )  # fmt: skip
 @skip_option
 @as_json
-def simulate(
-    sources: tuple[str, ...],
-    lists: tuple[str, ...],
-    count: int,
-    target: str,
-    strict: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as_json: bool, **options: Any) -> None:
     """Make entries of simulated users from the calls in SOURCE...: whose tool is right follows from their history.
 
     SOURCE is a log of calls in any form that `data check` reads; your own, or public ones.
@@ -237,7 +229,7 @@ def simulate(
     path = new_file(target, "FILE")
     with progress() as report:
         examples, tools = load_corpus(sources, skip_bad=not strict)
-        tools += [tool for name in lists for tool in load_tools(name)]
+        tools += [tool for name in options["lists"] for tool in load_tools(name)]
         made = verb(examples, tools, count, options["seed"], options["without_call"], options["from_descriptions"])
 
         def lines() -> Iterator[Any]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from petool_lite.console import Report, silent
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.errors import USAGE, PetoolError, first_line
 from petool_lite.places import library_places
 
 REPO = "travisxu/PEToolBench"
@@ -103,5 +103,4 @@ def _explain(error: BaseException, repo: str) -> tuple[str, str]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         place = error.filename or "the cache"
         return f"{error.strerror}: {place}", "make room for it, or set HF_HOME to another folder"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__, f"check the network and try again, {_LOCAL_COPY}"
+    return first_line(error), f"check the network and try again, {_LOCAL_COPY}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, first_line
 from petool_lite.train.devices import together
 
 _KEPT = 2
@@ -58,8 +58,7 @@ def disk_errors(run: Path, what: str) -> Iterator[None]:
         kept = newest_checkpoint(run)
         resume = f"make room, then: petool-lite train --resume {run} (continues from {kept and kept.name})"
         raise PetoolError(
-            f"cannot write {run / what}: {str(error).strip().splitlines()[0]}; "
-            f"{shutil.disk_usage(run).free / 1e9:.1f} GB are free",
+            f"cannot write {run / what}: {first_line(error)}; {shutil.disk_usage(run).free / 1e9:.1f} GB are free",
             resume if kept else "make room, or set PETOOL_LITE_RUNS to a larger disk, and train again",
         ) from error
 

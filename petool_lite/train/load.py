@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import MACHINE, PetoolError, first_line
 from petool_lite.models import Base
 from petool_lite.recipe import Recipe
 from petool_lite.train.attention import PACKED, offer_to_transformers, teach
@@ -112,8 +112,7 @@ def _loading(base: Base, smaller: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise PetoolError(f"the base {base.name} does not fit the GPU's memory", smaller, MACHINE) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PetoolError(f"the base {base.name} does not load: {first_line}", "get the model again") from error
+        raise PetoolError(f"the base {base.name} does not load: {first_line(error)}", "get the model again") from error
 
 
 def _load_adapter(model: Any, folder: Path) -> None:
@@ -125,8 +124,8 @@ def _load_adapter(model: Any, folder: Path) -> None:
     try:
         found: Any = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
     except (RuntimeError, SafetensorError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise PetoolError(f"the adapter {folder} does not fit the base: {first_line}", "give its own base") from error
+        why = first_line(error)
+        raise PetoolError(f"the adapter {folder} does not fit the base: {why}", "give its own base") from error
     absent = [name for name in found.missing_keys if "lora_" in name]
     if absent or found.unexpected_keys:
         odd = [*absent, *found.unexpected_keys][0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report, silent
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import MACHINE, PetoolError, first_line
 from petool_lite.inference.gpu import gpu_available
 from petool_lite.places import library_places
 from petool_lite.prompt.render import LAYOUTS
@@ -193,7 +193,7 @@ def _memory_errors(recipe: Recipe) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise PetoolError(
-            f"out of GPU memory: {str(error).splitlines()[0]}",
+            f"out of GPU memory: {first_line(error)}",
             f"set a smaller train.token_budget, {smaller} or a smaller model.max_tokens",
             MACHINE,
         ) from error
