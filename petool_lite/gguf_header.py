@@ -159,36 +159,28 @@ def _check(cursor: _Cursor) -> _Head:
     if version not in (2, 3):
         raise _Damage(f"version {version}; 2 and 3 are known, in little-endian order")
     tensors = cursor.count("tensors", 8 + 4 + 8 + 4 + 8)
-    keys = cursor.count("keys", 8 + 4 + 1)
-    values, lengths = _values(cursor, keys)
-    _check_values(values, lengths)
+    values: dict[str, Any] = {}
+    for _ in range(cursor.count("keys", 8 + 4 + 1)):
+        key = cursor.text().decode("utf-8", "replace")
+        if key in values:
+            raise _Damage(f"the key {key[:60]!r} occurs twice")
+        values[key] = _value(cursor, key)
+    _check_values(values)
     split = [values.get(f"split.{name}", default) for name, default in (("no", 0), ("count", 1), ("tensors.count", 0))]
     if not all(isinstance(number, int) and 0 <= number <= most for number, most in zip(split, _SPLIT, strict=True)):
         raise _Damage(f"it says of its parts {split}")
     return _Head(tensors, *split)
 
 
-def _values(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """Single values by key, and the lengths of arrays by key."""
-    values: dict[str, Any] = {}
-    lengths: dict[str, int] = {}
-    for _ in range(count):
-        key = cursor.text().decode("utf-8", "replace")
-        if key in values or key in lengths:
-            raise _Damage(f"the key {key[:60]!r} occurs twice")
-        kind = cursor.number("I")
-        if kind == _ARRAY:
-            lengths[key] = _array(cursor, key)
-        elif kind == _STRING:
-            values[key] = cursor.text()
-        elif kind in _SCALARS:
-            values[key] = cursor.number(_SCALARS[kind])
-        else:
-            raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
-    return values, lengths
-
-
-def _array(cursor: _Cursor, key: str) -> int:
+def _value(cursor: _Cursor, key: str) -> Any:
+    """The value of a key: a number, a text, or of an array its places, a range."""
+    kind = cursor.number("I")
+    if kind == _STRING:
+        return cursor.text()
+    if kind in _SCALARS:
+        return cursor.number(_SCALARS[kind])
+    if kind != _ARRAY:
+        raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
     kind = cursor.number("I")
     if kind == _STRING:
         count = cursor.count("texts", 8)
@@ -199,27 +191,27 @@ def _array(cursor: _Cursor, key: str) -> int:
         cursor.skip(count * size)
     else:
         raise _Damage(f"{key[:60]!r} is an array of the type {kind}")
-    return count
+    return range(count)
 
 
-def _check_values(values: dict[str, Any], lengths: dict[str, int]) -> None:
+def _check_values(values: dict[str, Any]) -> None:
     """Refuse values that llama.cpp believes, and that would end the process there."""
     architecture = values.get("general.architecture", b"")
     if not isinstance(architecture, bytes):
         raise _Damage("general.architecture is no text")
-    prefix = architecture.decode("utf-8", "replace")
     for name, (kind, least, most) in _LIMITS.items():
-        found: Any = values.get(f"{prefix}.{name}", kind(most))
+        name = f"{architecture.decode('utf-8', 'replace')}.{name}"
+        found: Any = values.get(name, kind(most))
         if not isinstance(found, kind) or not least <= found <= most:
-            raise _Damage(f"{prefix}.{name} is {found!r}")
-    tokens = lengths.get("tokenizer.ggml.tokens")
+            raise _Damage(f"{name} is {found!r}")
+    lengths = {key.removeprefix("tokenizer.ggml."): len(v) for key, v in values.items() if isinstance(v, range)}
     for name in ("scores", "token_type"):
-        if tokens is not None and lengths.get(f"tokenizer.ggml.{name}", tokens) != tokens:
-            raise _Damage(f"{tokens:,} tokens, but {lengths[f'tokenizer.ggml.{name}']:,} of their {name}")
+        if "tokens" in lengths and lengths.get(name, lengths["tokens"]) != lengths["tokens"]:
+            raise _Damage(f"{lengths['tokens']:,} tokens, but {lengths[name]:,} of their {name}")
     for key, value in values.items():  # one beyond the vocabulary counts as unset, in llama.cpp as here
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and not isinstance(value, int):
             raise _Damage(f"{key} is {value!r}")
     if values.get("tokenizer.ggml.model") == b"gpt2":
         for name in ("tokens", "token_type", "merges"):  # without types, control tokens would be read as plain text
-            if f"tokenizer.ggml.{name}" not in lengths:
+            if name not in lengths:
                 raise _Damage(f"it lacks the key tokenizer.ggml.{name}")

@@ -96,11 +96,6 @@ def shares(lengths: Sequence[int], devices: int) -> list[list[int]]:
     return found
 
 
-def answer_tokens(rows: Sequence[Row]) -> int:
-    """What the loss of an update is divided by."""
-    return sum(len(row["input_ids"]) - int(row["answer_start"]) for row in rows)
-
-
 def answer_loss(model: Any, batch: MicroBatch) -> Any:
     """Cross entropy summed over the answer tokens of a micro-batch, through the layers as Unsloth or transformers has
     them: the hidden states of all tokens, then norm, output head and loss for what answers are predicted from."""
@@ -188,7 +183,7 @@ def answer_trainer() -> Any:
                 "batches": micro_batches([rows[index] for index in own or [0]], self.token_budget),
                 "spare": not own,  # fewer rows than devices: this one computes along, for nothing
                 "tokens": sum(lengths),
-                "answers": answer_tokens(rows),
+                "answers": sum(lengths) - sum(int(row["answer_start"]) for row in rows),
             }
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
