@@ -226,7 +226,7 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "save_strategy": "steps",
         "save_steps": settings.save_every or total,
         "report_to": check_reporters(settings.report_to) or "none",
-        "disable_tqdm": True,
+        "disable_tqdm": True,  # it prints to train.log instead
         "max_length": None,
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,
@@ -254,8 +254,6 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
 
 def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
     """The trainer of a job, which records its updates, evaluates after some, and ends after a signal."""
-    from transformers import PrinterCallback, ProgressCallback
-
     recipe, total = job.planned.recipe, job.planned.prepared.summary["steps"]
     kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer()
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
@@ -270,8 +268,6 @@ def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bfloat16 over a 4-bit base; small steps would be lost
             parameter.data = parameter.data.float()
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
 
     def before_update() -> None:
         if not job.progress.clock:
