@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from support import options, rows_of, tiny_settings, train_demo
@@ -23,25 +22,18 @@ def score(step: int, joint: float, tool: float = 0.0) -> Score:
     return Score(step, 100, tool, 0.0, joint, 1.0)
 
 
-@pytest.fixture(scope="module")
-def stopped(tiny, command, tmp_path_factory) -> Path:
-    """A run that its first evaluation without an improvement stops."""
-    root = tmp_path_factory.mktemp("stopped")
-    pairs = ["train.eval_every=2", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=1"]
-    run, said = train_demo(command, root, *tiny_settings(tiny), *options(*pairs))
-    assert "stopping early: 1 evaluations in a row brought nothing better" in said
-    return run
-
-
 @pytest.mark.slow
-def test_it_stops_early_and_completes(stopped) -> None:
-    manifest = json.loads((stopped / "manifest.json").read_text())
-    steps = [row["step"] for row in rows_of(stopped, "eval.jsonl")]
+def test_the_first_evaluation_without_an_improvement_stops_a_run_which_completes(tiny, command, tmp_path) -> None:
+    pairs = ["train.eval_every=2", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=1"]
+    run, said = train_demo(command, tmp_path, *tiny_settings(tiny), *options(*pairs))
+    assert "stopping early: 1 evaluations in a row brought nothing better" in said
+    manifest = json.loads((run / "manifest.json").read_text())
+    steps = [row["step"] for row in rows_of(run, "eval.jsonl")]
     assert (manifest["steps"], manifest["evaluation"]["stopped_early"]) == (steps[-1], True)
     assert steps == list(range(2, steps[-1] + 1, 2))
     assert steps[-1] < 10
-    assert (stopped / "adapter" / "adapter_model.safetensors").is_file()
-    assert not (stopped / "adapter" / "eval.json").exists()
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (run / "adapter" / "eval.json").exists()
 
 
 def test_the_prompts_are_those_of_bench(smollm2) -> None:
