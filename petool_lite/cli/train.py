@@ -57,23 +57,19 @@ def _recipe_or_resume(
 
 def _show_plan(found: dict[str, Any], memory: str) -> None:
     """The rows, and the ways to train with what each would take on this GPU."""
-    from petool_lite.console import emit, print_table, say
+    from petool_lite.console import emit, say
 
     plain = {key: value for key, value in found.items() if not isinstance(value, dict | list) and value is not None}
-    trains_here = plain.pop("trains_here")
+    here = (
+        "training here: on the CPU, as the recipe says"
+        if plain.pop("trains_here")
+        else "this recipe needs a GPU: not here"
+    )
     emit(plain, False, "the rows")
-    gpu = found["gpu"]
-    here = "training here: on the CPU, as the recipe says" if trains_here else "this recipe needs a GPU: not here"
-    note = f'this recipe takes train.memory = "{memory}"' if gpu else here
-    if not found["ways"]:
-        say(note)
-        return
-    kept = {True: "layers' inputs, in the machine's memory", False: "everything", None: "-"}
-    rows = [
-        [way["memory"], way.get("precision", "does not fit"), kept[way.get("checkpointing")]]
-        + [str(way.get(key, "-")) for key in ("token_budget", "peak_gb")]
-        for way in found["ways"]
-    ]
-    where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free"
-    columns = ["train.memory", "base", "kept for the backward pass", "tokens a micro-batch", "peak GiB"]
-    print_table(f"predicted: {where}", columns, rows, note)
+    if gpu := found["gpu"]:
+        here = f'this recipe takes train.memory = "{memory}"'
+    if found["ways"]:
+        columns = dict.fromkeys(("memory", "precision", "checkpointing", "token_budget", "peak_gb"), "does not fit")
+        where = f"{gpu['name']}, {gpu['free_gb']} of {gpu['memory_gb']} GiB free"
+        emit([columns | way for way in found["ways"]], False, f"predicted: {where}")
+    say(here)

@@ -33,7 +33,7 @@ def arithmetic_name() -> str:
 def grow_in_place() -> None:
     """Let torch's memory on a GPU grow where it lies, unless the user's environment says how torch is to keep it.
 
-    Micro-steps differ in length, and in blocks of fixed sizes torch held 11 GiB for a run that used 6.3. Unsloth asks
+    Micro-batches differ in length, and in blocks of fixed sizes torch held 11 GiB for a run that used 6.3. Unsloth asks
     for the same, but is imported after torch has read its setting. Drivers of WSL and of some ARM boards cannot do it.
     """
     here = platform.uname()
