@@ -143,7 +143,7 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if values.get(key, size) != size:
             raise PetoolError(f"{fields.path}: {key} is {values[key]}, a head has {size}", _ELSEWHERE)
-    if (kind := values.get("llama.rope.scaling.type", "none")) != "none":
+    if (kind := values.get("llama.rope.scaling.type", "none")) not in ("none", "linear"):
         raise PetoolError(f"{fields.path} scales rotary positions by {kind}, which cannot be trained", _ELSEWHERE)
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -159,6 +159,9 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
         "max_position_embeddings": fields.needed("llama.context_length", int),
         "rms_norm_eps": fields.needed("llama.attention.layer_norm_rms_epsilon", float),
         "rope_theta": float(values.get("llama.rope.freq_base", 10000.0)),
+        "rope_scaling": {"rope_type": kind, "factor": fields.needed("llama.rope.scaling.factor", float)}
+        if kind == "linear"
+        else None,
         "tie_word_embeddings": tied,
         "hidden_act": "silu",
         "bos_token_id": fields.special("bos"),

@@ -103,6 +103,7 @@ def test_a_special_token_beyond_the_vocabulary_counts_as_unset(tmp_path, beyond)
     ("changes", "told"),
     [
         ({"llama__rope__scaling__type": "yarn"}, "scales rotary positions by yarn"),
+        ({"llama__rope__scaling__type": "linear"}, "lacks the key llama.rope.scaling.factor"),
         ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, a head has 16"),
         ({"extra": "rope_freqs.weight"}, "has other tensors than a plain Llama, such as rope_freqs.weight"),
         ({"extra": "blk.0.attn_q.bias"}, "such as blk.0.attn_q.bias"),
