@@ -50,9 +50,11 @@ _KINDS: dict[str, Sequence[tuple[_Verdicts, _Verdicts]]] = {
     "more": ((_UP * 2, _UP), (_UP * 3, _UP), (_UP * 2 + _DOWN, _DOWN), (_DOWN, _DOWN * 2)),
     "used": (((None,), ()), ((None,), (None,)), ((None,) * 2, (None,)), ((None,), (None,) * 2)),
 }
-_OFTEN = ("liked", "liked", "disliked", "disliked", "used", "used", "mixed", "moved", "more")
-# And of whoever offers other tools, or alone does what is asked: it says nothing, so it must be as varied.
-_ANYHOW = ((), (), (), _UP, _UP, _UP * 2, _UP * 3, _DOWN, _DOWN, _DOWN * 2, _UP + _DOWN, _DOWN + _UP + _UP)
+_OFTEN = ("liked", "disliked", "disliked", "disliked", "used", "used", "mixed", "moved", "more")
+# And of whoever offers other tools, or alone does what is asked. It says nothing of what a tool does, so others are
+# liked as often as who is right: a model that had seen the right one liked more often called whatever was liked.
+_ANYHOW = ((), (), _UP, _UP, _UP, _UP * 2, _UP * 2, _UP * 3, _DOWN, _UP + _DOWN, _DOWN + _UP + _UP)
+_ALONE = ((), (), (), _DOWN, _DOWN * 2, _UP, _UP + _DOWN)
 _PLAIN: Sequence[_Verdicts] = ((), (), (None,), (None,) * 2)
 _IN_ORDER = ("moved", "used")  # here the rivals' calls come before the wanted one's
 
@@ -185,7 +187,7 @@ def _entry(
     fits = rng.random() >= without_call
     query = example.query if fits or rng.random() < 0.7 else rng.choice(SMALL_TALK)
     owners = _owners(rng.randint(4, 8), rng)
-    rivals = owners[: rng.choice((1, 1, 2, 2, 2, 3, 3, 4))]
+    rivals = owners[: rng.choice((1, 1, 1, 1, 2, 2, 2, 3, 3, 4))]
     renaming = _renaming(example.tool, rng)
     equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
     room = _OFFERED - len(rivals) if fits else _OFFERED
@@ -332,11 +334,11 @@ def _distractors(example: Example, beside: Sequence[Tool], count: int, rng: Rand
 
 
 def _with_owners(tools: Sequence[Tool], rivals: Sequence[_Owner], others: Sequence[_Owner], rng: Random) -> list[Tool]:
-    """Other tools as somebody offers them: half of them the rivals, now and then each of them the same."""
+    """Other tools as somebody offers them: a third of them the rivals, now and then each of them the same."""
     found: list[Tool] = []
     for tool in tools:
         both = len(rivals) > 1 and rng.random() < 0.2
-        mine = rivals[: 1 + rng.randrange(2)] if rng.random() < 0.5 else others or rivals
+        mine = rivals[: 1 + rng.randrange(2)] if rng.random() < 0.35 else others or rivals
         found += [_offered(owner, tool, {}, rng) for owner in (rivals[:2] if both else [rng.choice(mine)])]
     return found[: len(tools)]
 
@@ -353,7 +355,8 @@ def _history(
     if len(rivals) == 1 and rng.random() < 0.2:
         return []
     anyhow = _PLAIN if kind == "used" else _ANYHOW
-    good, bad = rng.choice(_KINDS[kind]) if len(rivals) > 1 else (rng.choice(anyhow), ())
+    alone = _PLAIN if kind == "used" else _ALONE
+    good, bad = rng.choice(_KINDS[kind]) if len(rivals) > 1 else (rng.choice(alone), ())
     plans = [
         (rivals[0], equal[0], good),
         *((owner, tool, bad) for owner, tool in zip(rivals[1:], equal[1:], strict=True)),
