@@ -19,10 +19,6 @@ def _random(entry: Entry) -> Tool:
     return random.Random(seed).choice(entry.tools)
 
 
-def _first(entry: Entry) -> Tool:
-    return entry.tools[0]
-
-
 def _liked(entry: Entry) -> Tool:
     return max(entry.tools, key=lambda tool: balance(entry, tool.name))
 
@@ -36,17 +32,17 @@ def _words(entry: Entry) -> Tool:
     return max(entry.tools, key=rank)
 
 
-RULES: dict[str, Rule] = {"rule-random": _random, "rule-first": _first, "rule-liked": _liked, "rule-words": _words}
-ABOUT = {
-    "rule-random": "no model: a tool drawn by lot",
-    "rule-first": "no model: the first tool of the list",
-    "rule-liked": "no model: the first tool of the provider with the most likes",
-    "rule-words": "no model: the tool that shares most words with the request, of equals the better-liked provider's",
+_RULES: dict[str, tuple[Rule, str]] = {
+    "rule-random": (_random, "a tool drawn by lot"),
+    "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
+    "rule-liked": (_liked, "the first tool of the provider with the most likes"),
+    "rule-words": (_words, "the tool that shares most words with the request, of equals the better-liked provider's"),
 }
+RULES = {name: f"no model: {about}" for name, (_, about) in _RULES.items()}  # with what each one is
 
 
 def rule_call(name: str, entry: Entry) -> Call:
     """What the baseline of that name answers."""
-    tool = RULES[name](entry)
+    tool = _RULES[name][0](entry)
     schemas = properties(tool)
     return Call(tool.name, {key: schemas[key].get("default", "") for key in required(tool) if key in schemas})

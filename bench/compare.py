@@ -4,17 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.report import Scored, Table, accuracy, p_text, score_results, show
+from petool_lite.bench.report import METRIC_WORDS, Table, accuracies_cells, p_text, show
 from petool_lite.bench.results import Results, check_same_data, load_folder
 from petool_lite.bench.score import METRICS, Score, accuracies, paired
 
 from petool_lite.errors import USAGE, PetoolError
 
 SCHEMA = 3
-_WORDS = {
-    **dict(zip(METRICS, ("tool", "parameters", "both"), strict=True)),
-    **{"param_as_asked": "parameters as asked", "joint_as_asked": "both as asked"},
-}
+_WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))
+_ASKED = {f"{metric}_as_asked": f"{_WORDS[metric]} as asked" for metric in METRICS[1:]}
 _FLIPS = 12  # entries shown in a terminal; all are in the --json document
 
 
@@ -29,18 +27,15 @@ def compare_folders(
     one, two = ({item.name: item for item in load_folder(folder)} for folder in (first, second))
     if against is not None and variant is None:
         raise PetoolError("--against needs --variant", "name the variant of the first folder too", USAGE)
+    pairs = [(name, name) for name in one if name in two]
     if variant is not None:
-        pairs = [(_named(one, variant, first), _named(two, against or variant, second))]
-    else:
-        pairs = [(one[name], two[name]) for name in one if name in two]
-        if not pairs and len(one) == len(two) == 1:
-            pairs = [(next(iter(one.values())), next(iter(two.values())))]
+        pairs = [(variant, against or variant)]
+    elif not pairs and len(one) == len(two) == 1:
+        pairs = [(*one, *two)]
     if not pairs:
-        raise PetoolError(
-            f"no variant is in both: {', '.join(one)} in {first}, {', '.join(two)} in {second}",
-            "name two: --variant NAME --against NAME",
-        )
-    found = [_compared(old, new) for old, new in pairs]
+        what = f"no variant is in both: {', '.join(one)} in {first}, {', '.join(two)} in {second}"
+        raise PetoolError(what, "name two: --variant NAME --against NAME")
+    found = [_compared(_named(one, old, first), _named(two, new, second)) for old, new in pairs]
     return {"schema": SCHEMA, "first": str(first), "second": str(second), "variants": found}
 
 
@@ -51,104 +46,84 @@ def _named(results: Mapping[str, Results], name: str, folder: Path) -> Results:
 
 
 def _compared(old: Results, new: Results) -> dict[str, Any]:
-    if old.meta["setting"] != new.meta["setting"]:
-        raise PetoolError(
-            f"{old.path} is of the {old.meta['setting']} setting, {new.path} of the {new.meta['setting']} setting",
-            "only results of one setting compare",
-        )
+    setting, other = old.meta["setting"], new.meta["setting"]
+    if setting != other:
+        what = f"{old.path} is of the {setting} setting, {new.path} of the {other} setting"
+        raise PetoolError(what, "only results of one setting compare")
     check_same_data([old, new])
-    one, two = score_results(old), score_results(new)
-    before, after = one.by_entry, two.by_entry
+    before, after = old.by_entry, new.by_entry
     common = [key for key in before if key in after]
     if not common:
         raise PetoolError(f"{old.path} and {new.path} have no scored entry in common", "score the same entries")
-    hashes = {row["entry_id"]: row.get("prompt_sha256") for row in old.rows}
-    other = [
-        row for row in new.rows if row.get("prompt_sha256") != hashes.get(row["entry_id"], row.get("prompt_sha256"))
-    ]
+    prompts = {row["entry_id"]: row.get("prompt_sha256") for row in old.rows}
     return {
         "first": old.name,
         "second": new.name,
-        "setting": old.meta["setting"],
+        "setting": setting,
         "entries": [len(before), len(after)],
-        "other_prompts": len(other),
+        "other_prompts": sum(row.get("prompt_sha256") != prompts.get(row["entry_id"], row.get("prompt_sha256"))
+                             for row in new.rows),
         "scores": [_accuracies([scores[key] for key in common]) for scores in (before, after)],
         **paired(before, after),
-        "flipped": _flipped(one, two, common),
-    }
+        "flipped": [flip for key in common if (flip := _flip(key, old, new))],
+    }  # fmt: skip
 
 
 def _accuracies(scores: Sequence[Score]) -> dict[str, Any]:
     """The figures that count and, where they are scored, those of parameters and both as asked."""
-    if not all("as_asked" in score.pairs for score in scores):
-        return accuracies(scores)
-    asked = accuracies(scores, "as_asked")
-    more = {f"{metric}_as_asked_{what}": asked[f"{metric}_{what}"] for metric in METRICS[1:] for what in ("acc", "ci")}
-    return accuracies(scores) | more
-
-
-def _flipped(one: Scored, two: Scored, common: Sequence[str]) -> list[dict[str, Any]]:
-    """Entries whose verdict on the tool or on the parameters changed, in the order of the data."""
-    before, after = ({triple[0]["entry_id"]: triple for triple in item.triples()} for item in (one, two))
-    found = []
-    for key in common:
-        (row, old, name), (other, new, now) = before[key], after[key]
-        gained = sum(new.pairs[new.scorer]) - sum(old.pairs[old.scorer])
-        if old.pairs[old.scorer] != new.pairs[new.scorer]:
-            found.append(
-                {
-                    "entry_id": key,
-                    "change": "better" if gained > 0 else "worse" if gained else "other",
-                    "classes": [name, now],
-                    "gold": row["gold"],
-                    "replies": [row.get("reply", ""), other.get("reply", "")],
-                }
-            )
+    found = accuracies(scores)
+    if all("as_asked" in score.pairs for score in scores):
+        asked = accuracies(scores, "as_asked")
+        found |= {
+            f"{metric}_as_asked_{part}": asked[f"{metric}_{part}"] for metric in METRICS[1:] for part in ("acc", "ci")
+        }
     return found
+
+
+def _flip(key: str, old: Results, new: Results) -> dict[str, Any] | None:
+    """An entry whose verdict on the tool or on the parameters changed; None for another."""
+    (row, was, name), (other, now, kind) = old.triples[key], new.triples[key]
+    before, after = was.pairs[was.scorer], now.pairs[now.scorer]
+    if before == after:
+        return None
+    gained = sum(after) - sum(before)
+    return {
+        "entry_id": key,
+        "change": "better" if gained > 0 else "worse" if gained else "other",
+        "classes": [name, kind],
+        "gold": row["gold"],
+        "replies": [row.get("reply", ""), other.get("reply", "")],
+    }
 
 
 def print_comparison(found: Mapping[str, Any]) -> None:
     """What `bench compare` found, on stdout."""
     for item in found["variants"]:
         show(_comparison(item))
-        if item["flipped"]:
-            show(_flips(item))
+        flips = item["flipped"]
+        rows = [(flip["entry_id"], flip["change"], " → ".join(dict.fromkeys(flip["classes"])).replace("_", " "))
+                for flip in flips[:_FLIPS]]  # fmt: skip
+        notes = [
+            f"{len(flips) - _FLIPS:,} more, and every reply: --json" if len(flips) > _FLIPS else "the replies: --json"
+        ]
+        if flips:
+            show(Table("flipped", f"{len(flips):,} entries flipped", ("entry", "now", "class"), rows, notes))
 
 
 def _comparison(item: Mapping[str, Any]) -> Table:
+    before, after = item["scores"]
+    asked = "param_as_asked" in item and any(one["param_as_asked_acc"] != one["param_acc"] for one in (before, after))
     rows = []
-    for metric, words in _WORDS.items():
-        if metric not in item or (metric.endswith("as_asked") and not _asked(item)):
-            continue
-        test, (before, after) = item[metric], item["scores"]
+    for metric, words in {**_WORDS, **(_ASKED if asked else {})}.items():
+        test, figures = item[metric], (accuracies_cells(scores, metric)[0] for scores in (before, after))
         change = f"{test['difference']:+.1f} ({test['ci'][0]:+.1f} to {test['ci'][1]:+.1f})"
-        flips = f"+{test['second_only']} -{test['first_only']}"
-        rows.append((words, accuracy(before, metric), accuracy(after, metric), change, flips, p_text(test["p"])))
+        rows.append((words, *figures, change, f"+{test['second_only']} -{test['first_only']}", p_text(test["p"])))
     notes = [f"n {item['n']:,}, the same call in {item['agreement']:.1f} %"]
     if item["entries"] != [item["n"], item["n"]]:
         notes[0] += f"; the first scored {item['entries'][0]:,} entries, the second {item['entries'][1]:,}"
     if item["other_prompts"]:
         notes.append(f"{item['other_prompts']:,} entries have another prompt (style, template or trimming)")
     notes.append("difference in points with its 95 % interval by function, entries won and lost, exact McNemar test")
-    name = item["first"] if item["first"] == item["second"] else f"{item['first']} → {item['second']}"
+    name = " → ".join(dict.fromkeys((item["first"], item["second"])))
     columns = ("right, %", "first", "second", "difference", "entries", "p")
     return Table("comparison", f"{name}, on the same entries", columns, rows, notes)
-
-
-def _asked(item: Mapping[str, Any]) -> bool:
-    """Whether any number was given as the request says it, where the data cut it."""
-    return any(scores["param_as_asked_acc"] != scores["param_acc"] for scores in item["scores"])
-
-
-def _flips(item: Mapping[str, Any]) -> Table:
-    rows = [
-        (
-            flip["entry_id"],
-            flip["change"],
-            " → ".join(name.replace("_", " ") for name in dict.fromkeys(flip["classes"])),
-        )
-        for flip in item["flipped"][:_FLIPS]
-    ]
-    left = len(item["flipped"]) - len(rows)
-    notes = [f"{left:,} more, and every reply: --json" if left else "the replies: --json"]
-    return Table("flipped", f"{len(item['flipped']):,} entries flipped", ("entry", "now", "class"), rows, notes)

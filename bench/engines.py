@@ -8,16 +8,17 @@ import json
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.baselines import rule_call
-from petool_lite.bench.variants import Variant
+from petool_lite.bench.variants import GPU, LLAMA, Variant
 
 from petool_lite.console import Report
-from petool_lite.data.entries import Entry
-from petool_lite.errors import PetoolError
+from petool_lite.data.entries import NO_TOOL, Entry
+from petool_lite.data.files import Dataset
+from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.parse import failure
@@ -42,54 +43,94 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Work:
-    """Entries by index that a variant is to answer, in at most so many tokens.
+class Task:
+    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them.
 
-    `text` is the answer without a call that is allowed: this sentence, any text (True), or none (False).
+    `fresh` starts results files over instead of going on with them.
     """
+
+    dataset: Dataset
+    max_reply_tokens: int
+    limit: int | None = None
+    shard: tuple[int, int] | None = None
+    fresh: bool = False
+
+    @property
+    def setting(self) -> str:
+        """PEToolBench's setting that the entries were loaded with, "none" for other data."""
+        return self.dataset.entries[0].setting or "none"
+
+    @property
+    def text(self) -> bool | str:
+        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none.
+
+        A test that lists what it accepts allows one in all its parts, as BFCL does.
+        """
+        texts = {entry.answer for entry in self.dataset.entries if isinstance(entry.answer, str)}
+        texts |= {NO_TOOL} if any(entry.accepted for entry in self.dataset.entries) else set()
+        return texts.pop() if len(texts) == 1 else bool(texts)
+
+    def entries(self) -> dict[int, Entry]:
+        """This task's entries by their place in the data; raises PetoolError where one has no right answer."""
+        first, step = self.shard or (0, 1)
+        chosen = self.dataset.entries[: self.limit]
+        found = {index: entry for index, entry in enumerate(chosen) if index % step == first}
+        source = self.dataset.source
+        if not found:
+            raise PetoolError(f"{source}: shard {first}/{step} has no entry", "make fewer shards", USAGE)
+        unanswered = next((entry.id for entry in found.values() if entry.answer is None), None)
+        if unanswered is not None:
+            what = f"{source}: entry {unanswered} has no right answer to score against"
+            raise PetoolError(what, "use a labelled file")
+        return found
+
+
+@dataclass
+class Work:
+    """Entries by index that a variant is to answer, and the prompts of those that fit its context."""
 
     variant: Variant
+    task: Task
     entries: Mapping[int, Entry]
-    max_reply_tokens: int
-    text: bool | str
+    prompts: dict[int, Rendered] = field(default_factory=dict)
 
+    def render(self, chat: Chat, context: int, report: Report) -> Rows:
+        """Make all prompts; what does not fit a context of so many tokens loses old history.
 
-@dataclass(frozen=True)
-class Prompts:
-    """Entries by index, and the prompts of those that fit the context.
-
-    `text` is the answer without a call that is allowed, see `Work`.
-    """
-
-    entries: Mapping[int, Entry]
-    rendered: Mapping[int, Rendered]
-    style: str
-    text: bool | str
-
-    def misfits(self) -> Rows:
-        """Rows of the entries whose prompt is too long even without history."""
-        for index in self.entries.keys() - self.rendered.keys():
+        Yields the rows of those that are too long even without any.
+        """
+        layout = Layout(str(self.variant.style), context - self.task.max_reply_tokens)
+        found = {index: prompt_ids(chat, entry, layout) for index, entry in self.entries.items()}
+        self.prompts = {index: prompt for index, prompt in found.items() if prompt}
+        trimmed = sum(prompt.history_dropped > 0 for prompt in self.prompts.values())
+        lengths = spread([len(prompt.ids) for prompt in self.prompts.values()])
+        told = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
+        lost = f"{trimmed:,} trimmed, {len(found) - len(self.prompts):,} too long"
+        report(f"{len(found):,} prompts, {lost}; tokens {told}", 0, 0, "")
+        for index in found.keys() - self.prompts.keys():
             yield index, {"status": "too_long"} | _UNREAD
 
     def start(self, constrainer: Constrainer, index: int) -> Constraint:
         """The constraint of the reply to an entry."""
-        return constrainer.start(self.entries[index].tools, self.style, self.text)
+        return constrainer.start(self.entries[index].tools, str(self.variant.style), self.task.text)
 
     def asked(self, index: int) -> dict[str, Any]:
         """What a row says of an entry's prompt."""
-        found = self.rendered[index]
+        found = self.prompts[index]
         facts = {"prompt_tokens": len(found.ids), "history_dropped": found.history_dropped}
         return {"prompt_sha256": ids_sha256(found.ids), **facts}
 
     def answered(self, index: int, reply: Reply) -> dict[str, Any]:
         """What a row says of a model's reply to an entry."""
+        sure = reply.confidence
         return self.asked(index) | {
             "status": "ok",
             "reply": reply.text,
             "reply_tokens": len(reply.ids),
             "finish": reply.finish,
-            "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.text)),
-            "cached_tokens": min(reply.reused_tokens, len(self.rendered[index].ids)),
+            "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.task.text)),
+            "confidence": sure if sure is None else round(sure, 6),
+            "cached_tokens": min(reply.reused_tokens, len(self.prompts[index].ids)),
             "prefill_s": round(reply.prefill_s, 4),
             "decode_s": round(reply.decode_s, 4),
             "seconds": round(reply.prefill_s + reply.decode_s, 4),
@@ -101,20 +142,6 @@ def ids_sha256(ids: Sequence[int]) -> str:
     return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()
 
 
-def fitted(chat: Chat, work: Work, context: int, report: Report) -> Prompts:
-    """Render all prompts; what does not fit a context of so many tokens loses old history."""
-    style = str(work.variant.style)
-    layout = Layout(style, context - work.max_reply_tokens)
-    found = {index: prompt_ids(chat, entry, layout) for index, entry in work.entries.items()}
-    fits = {index: prompt for index, prompt in found.items() if prompt}
-    trimmed = sum(prompt.history_dropped > 0 for prompt in fits.values())
-    lengths = spread([len(prompt.ids) for prompt in fits.values()])
-    told = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
-    lost = f"{trimmed:,} trimmed, {len(found) - len(fits):,} too long"
-    report(f"{len(found):,} prompts, {lost}; tokens {told}", 0, 0, "")
-    return Prompts(work.entries, fits, style, work.text)
-
-
 def model_style(model: Path) -> str | None:
     """The prompt style that a GGUF file names, if it does; raises PetoolError if it does not load."""
     with LlamaModel(model, vocab_only=True) as vocabulary:
@@ -122,65 +149,70 @@ def model_style(model: Path) -> str | None:
         return recorded_style(style, layout)
 
 
-def rule_rows(work: Work) -> Rows:
+def work_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
+    """The replies to all entries of `work`, as they come; `told` gets the meta's "gpu" facts."""
+    if work.variant.engine == GPU:
+        return _gpu_rows(work, told, report)
+    return _llama_rows(work, report) if work.variant.engine == LLAMA else _rule_rows(work)
+
+
+def _rule_rows(work: Work) -> Rows:
     """What a rule answers; it reads no tokens and takes no time worth counting."""
     for index, entry in work.entries.items():
         call = answer_text(rule_call(work.variant.name, entry), "published")
         yield index, _UNREAD | {"status": "ok", "reply": call}
 
 
-def llama_rows(work: Work, report: Report) -> Rows:
+def _llama_rows(work: Work, report: Report) -> Rows:
     """Replies of a GGUF file, in the order of the prompts' ids: neighbours then share the longest beginnings."""
-    file, longest_reply = work.variant.weights, work.max_reply_tokens
+    file, longest_reply = work.variant.weights, work.task.max_reply_tokens
     with LlamaModel(file, vocab_only=True) as vocabulary:
-        prompts = fitted(vocabulary.chat(), work, vocabulary.train_ctx, report)
-    yield from prompts.misfits()
-    longest = max((len(prompt.ids) for prompt in prompts.rendered.values()), default=0)
+        yield from work.render(vocabulary.chat(), vocabulary.train_ctx, report)
+    longest = max((len(prompt.ids) for prompt in work.prompts.values()), default=0)
     with LlamaModel(file, n_ctx=longest + longest_reply) as model:
         model.exact_reuse = True  # a reply must not depend on which entry came before
         constrainer = model.constrainer() if work.variant.decoding == "constrained" else None
-        for index, prompt in sorted(prompts.rendered.items(), key=lambda item: item[1].ids):
+        for index, prompt in sorted(work.prompts.items(), key=lambda item: item[1].ids):
             held = common_length(model.held, prompt.ids)
             started = time.perf_counter()
             try:
-                constraint = prompts.start(constrainer, index) if constrainer else None
+                constraint = work.start(constrainer, index) if constrainer else None
                 reply = model.generate(prompt.ids, longest_reply, constraint, reuse=True)
             except PetoolError as error:
                 facts = {"status": "engine_error", "error": error.message}
                 seconds = round(time.perf_counter() - started, 4)
-                yield index, _UNREAD | facts | prompts.asked(index) | {"seconds": seconds}
+                yield index, _UNREAD | facts | work.asked(index) | {"seconds": seconds}
                 continue
-            row = prompts.answered(index, reply)
+            row = work.answered(index, reply)
             row["cached_tokens"] = min(held, reply.reused_tokens)
             yield index, row | {"cold": row["cached_tokens"] == 0, "batch": 1}
 
 
-def gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
+def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
     """Replies of a model directory, decoded in batches; rounding may differ with the batch.
 
-    `told` gets the meta's "gpu" facts. Raises PetoolError where there is no GPU.
+    Raises PetoolError where there is no GPU.
     """
     from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
     variant, folder = work.variant, work.variant.weights
     chat = chat_from_directory(folder)
     config = json.loads((folder / "config.json").read_text())
-    prompts = fitted(chat, work, config["max_position_embeddings"], report)
-    yield from prompts.misfits()
-    indices = list(prompts.rendered)
+    yield from work.render(chat, config["max_position_embeddings"], report)
+    indices = list(work.prompts)
     constrain = None
     if variant.decoding == "constrained":
         constrainer = Constrainer.from_directory(folder, chat.eos_id)
 
         def constrain(place: int) -> Constraint:
-            return prompts.start(constrainer, indices[place])
+            return work.start(constrainer, indices[place])
 
     assert chat.decode is not None  # a chat from a directory has one
-    job = Job(work.max_reply_tokens, stop_ids(folder, chat), chat.decode, constrain)
+    job = Job(work.task.max_reply_tokens, stop_ids(folder, chat), chat.decode, constrain)
     model = GpuModel(folder, variant.adapter, variant.precision, variant.device)
-    texts = [prompts.rendered[index].ids for index in indices]
+    texts = [work.prompts[index].ids for index in indices]
     told["batch"], first = variant.batch, True
     for place, reply in model.generate(texts, job, variant.batch):
-        yield indices[place], prompts.answered(indices[place], reply) | {"cold": first, "batch": variant.batch}
+        yield indices[place], work.answered(indices[place], reply) | {"cold": first, "batch": variant.batch}
         first = False
         told["memory_gb"] = round(model.peak_memory_gb(), 3)

@@ -1,43 +1,13 @@
-"""The published table of the rating setting, and which of our runs may stand beside it.
+"""The published table of the rating setting (published.toml), and which of our runs may stand beside it."""
 
-Figures: PEToolLLM (arXiv 2502.18980) and the published Llama-3.2-3B fine-tune. Notes: what the evaluation scripts
-published with them do differently from this bench.
-"""
-
+import tomllib
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
-SETTING, ENTRIES = "rating", 1000
+_SETTING, _ENTRIES = "rating", 1000
 _FILES = ("user_entries_test.json", "user_entries_test_r.json")
-SOURCE = "published, not run here"
-
-NOTES = {
-    "a": "Prompts are cut after 4,000 tokens, so the end of the tools and the request itself is lost in long ones; "
-    "here nothing is cut in silence: old history is dropped whole and counted.",
-    "b": "Replies are sampled: temperature 0.1 for the open models, the service's default for GPT; "
-    "here decoding is greedy.",
-    "c": "Run through a service without a pinned version; calls that failed or took over 10 s are left out of the "
-    "denominator, and replies are brought to Unicode NFKC before scoring.",
-    "d": "The system prompt is sent inside the user's message.",
-    "e": "A plain USER/ASSISTANT prompt instead of the tokenizer's chat template.",
-    "f": "Trained in two stages, SFT and then DPO, and scored as a bf16 merge.",
-    "g": "Weights in NF4, greedy, prompts cut after 8,192 tokens; its scorer lets the match span lines "
-    "(our figures by that scorer: `spanning`).",
-}
-
-# name, tool, parameters, notes: the scripts' protocol as far as they show it
-ROWS = (
-    ("Vicuna-7B", 10.80, 57.40, "abe"),
-    ("Mistral-7B", 15.40, 63.20, "abd"),
-    ("Qwen2.5-7B", 24.80, 66.50, "ab"),
-    ("LLaMA3-8B", 26.90, 77.70, "ab"),
-    ("GPT-4o-mini", 38.40, 77.70, "bc"),
-    ("GPT-4o", 45.70, 79.60, "bc"),
-    ("PEToolLLaMA", 78.40, 89.70, "abf"),
-    ("Llama-3.2-3B-Instruct", 20.90, 49.20, "g"),
-    ("Llama-3.2-3B-Instruct SFT", 78.70, 94.10, "g"),
-)
 
 
 def partial_reasons(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> list[str]:
@@ -59,9 +29,9 @@ def not_published_data(meta: Mapping[str, Any]) -> str:
     """Why a variant's data is not the published rating test set; empty if it is, by file name and number of entries."""
     data = meta["data"]
     name = PurePosixPath(data["source"].replace("\\", "/")).name.removesuffix(".zip")
-    if meta["setting"] != SETTING:
-        return f"the published table is of the {SETTING} setting"
-    if name not in _FILES or data["total"] != ENTRIES:
+    if meta["setting"] != _SETTING:
+        return f"the published table is of the {_SETTING} setting"
+    if name not in _FILES or data["total"] != _ENTRIES:
         return f"{data['source']} with {data['total']:,} entries is not the published test set"
     return ""
 
@@ -71,20 +41,21 @@ def published_table(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     A partial run or other data never does; `left_out` says why. Without any of ours there is no table: `rows` is empty.
     """
-    ours = [item["name"] for item in variants if not item["partial"] and not item["other_data"]]
-    left_out = {
-        item["name"]: (["partial: " + "; ".join(item["partial"])] if item["partial"] else [])
-        + ([item["other_data"]] if item["other_data"] else [])
-        for item in variants
-        if item["name"] not in ours
-    }
+    held = tomllib.loads(resources.files("petool_lite.bench").joinpath("published.toml").read_text(encoding="utf-8"))
+    left_out = {}
+    for item in variants:
+        why = ["partial: " + "; ".join(item["partial"])] if item["partial"] else []
+        why += [item["other_data"]] if item["other_data"] else []
+        left_out |= {item["name"]: why} if why else {}
+    ours = [item["name"] for item in variants if item["name"] not in left_out]
     rows = [
-        {"name": name, "tool_acc": tool, "param_acc": param, "notes": list(notes)} for name, tool, param, notes in ROWS
+        {"name": name, "tool_acc": tool, "param_acc": param, "notes": list(notes)}
+        for name, (tool, param, notes) in held["rows"].items()
     ]
     return {
-        "source": SOURCE,
+        "source": "published, not run here",
         "ours": ours,
         "rows": rows if ours else [],
-        "notes": NOTES if ours else {},
+        "notes": held["notes"] if ours else {},
         "left_out": left_out,
     }

@@ -1,67 +1,34 @@
 """The report of a folder of results: one document, from the files alone, its tables, and its written forms."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.published import not_published_data, partial_reasons, published_table
 from petool_lite.bench.results import SCHEMA as ROWS_SCHEMA
-from petool_lite.bench.results import Results, check_same_data, empty_files, load_folder
-from petool_lite.bench.score import (
-    CLASSES,
-    METRICS,
-    SCORERS,
-    Score,
-    count_classes,
-    error_class,
-    paired,
-    quantile,
-    score_row,
-    summary,
-)
+from petool_lite.bench.results import Results, check_same_data, load_folder, results_files
+from petool_lite.bench.score import CLASSES, METRICS, SCORERS, paired, quantile, summary
 
 from petool_lite.console import print_table, stdout
 from petool_lite.errors import PetoolError
+from petool_lite.models import file_sha256
 from petool_lite.runs import write_json, write_text
 
 SCHEMA = 4
-SCORER_WORDS = {
+METRIC_WORDS = ("tool", "parameters", "both")
+_SCORER_WORDS = {
     "published": "the published scorer",
     "ast": "BFCL's AST scorer",
     "no_call": "whether no tool is called",
 }
-_METRIC_WORDS = ("tool", "parameters", "both")
 _COUNTED = {
     "history_trimmed": "prompts without their oldest history",
     "too_long": "prompts beyond its context, which count as wrong",
     "engine_errors": "failures of the engine, which are not scored",
     "cut_off": "cut off at the reply limit",
 }
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Results with the score and the error class of every row.
-
-    `name` is the variant, with its setting where another setting of it is in the same report.
-    """
-
-    results: Results
-    name: str
-    scores: tuple[Score, ...]
-    classes: tuple[str, ...]
-
-    def triples(self) -> Iterator[tuple[dict[str, Any], Score, str]]:
-        """Row, score and class of each row."""
-        return zip(self.results.rows, self.scores, self.classes, strict=True)
-
-    @property
-    def by_entry(self) -> dict[str, Score]:
-        """Scores of the rows whose engine did not fail, by entry id."""
-        return {row["entry_id"]: score for row, score, name in self.triples() if name != "engine_error"}
 
 
 @dataclass(frozen=True)
@@ -74,12 +41,10 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     notes: Sequence[str] = ()
 
-
-def score_results(results: Results, name: str = "") -> Scored:
-    """Score every row of a results file; `name` is the variant's own if not given."""
-    scores = tuple(score_row(row) for row in results.rows)
-    classes = tuple(error_class(row, score) for row, score in zip(results.rows, scores, strict=True))
-    return Scored(results, name or results.name, scores, classes)
+    @property
+    def numbers(self) -> list[bool]:
+        """Which columns hold numbers only."""
+        return [all(row[place][:1] in "0123456789+-–<" for row in self.rows) for place in range(len(self.columns))]
 
 
 def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
@@ -89,10 +54,10 @@ def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
     """
     from petool_lite.bench.page import html_report
 
-    scored = _scored([item for place in folders for item in load_folder(place)])
+    scored = _named([item for place in folders for item in load_folder(place)])
     if not scored:
         raise PetoolError(f"no result in {folders[0]} yet", "petool-lite bench goes on where it was stopped")
-    document = build_report(scored, [name for place in folders for name in empty_files(place)])
+    document = build_report(scored, [path.name for place in folders for path in results_files(place, empty=True)])
     target = target or folders[0]
     write_text(target / "report.md", markdown_report(document))
     write_text(target / "report.html", html_report(document, scored))
@@ -100,20 +65,21 @@ def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
     return document
 
 
-def _scored(results: Sequence[Results]) -> list[Scored]:
-    """All results scored, under names of their own; raises PetoolError where data or names clash."""
+def _named(results: Sequence[Results]) -> list[Results]:
+    """All results under names of their own; raises PetoolError where data or names clash."""
     check_same_data(results)
     names = [item.name for item in results]
-    full = [f"{item.name} ({item.meta['setting']})" if names.count(item.name) > 1 else item.name for item in results]
-    twice = next((item for item, name in zip(results, full, strict=True) if full.count(name) > 1), None)
-    if twice is not None:
-        raise PetoolError(
-            f"the variant {twice.name} occurs twice, as in {twice.path}", "give each run a report of its own"
-        )
-    return [score_results(item, name) for item, name in zip(results, full, strict=True)]
+    found: dict[str, Results] = {}
+    for item in results:
+        name = f"{item.name} ({item.meta['setting']})" if names.count(item.name) > 1 else item.name
+        if name in found:
+            what = f"the variant {item.name} occurs twice, as in {item.path}"
+            raise PetoolError(what, "give each run a report of its own")
+        found[name] = replace(item, name=name)
+    return list(found.values())
 
 
-def build_report(scored: Sequence[Scored], empty: Sequence[str] = ()) -> dict[str, Any]:
+def build_report(scored: Sequence[Results], empty: Sequence[str] = ()) -> dict[str, Any]:
     """The report document (report.schema.json, docs/bench.md); the same files give the same document.
 
     `empty` names results files without a row.
@@ -123,7 +89,7 @@ def build_report(scored: Sequence[Scored], empty: Sequence[str] = ()) -> dict[st
     pairs = [
         {"first": one.name, "second": two.name, **paired(one.by_entry, two.by_entry)}
         for one, two in combinations(scored, 2)
-        if one.results.meta["setting"] == two.results.meta["setting"]
+        if one.meta["setting"] == two.meta["setting"]
     ]
     return {
         "schema": SCHEMA,
@@ -137,8 +103,9 @@ def build_report(scored: Sequence[Scored], empty: Sequence[str] = ()) -> dict[st
     }
 
 
-def _variant(item: Scored) -> dict[str, Any]:
-    rows, meta = item.results.rows, item.results.meta
+def _variant(item: Results) -> dict[str, Any]:
+    meta = item.meta
+    rows, scores, kinds = zip(*item.triples.values(), strict=True)
     same = ("engine", "decoding", "style", "setting", "model", "machine", "versions")
     more = ("model_sha256", "commit", "started", "limit", "shard", "max_reply_tokens")
     return {
@@ -147,14 +114,14 @@ def _variant(item: Scored) -> dict[str, Any]:
         **{key: meta[key] for key in same},
         **{key: meta.get(key) for key in more},
         "data": {key: meta["data"][key] for key in ("source", "sha256", "total")},
-        "results": item.results.path.name,
-        "results_sha256": hashlib.sha256(item.results.path.read_bytes()).hexdigest(),
-        "cut_line": item.results.cut_line,
+        "results": item.path.name,
+        "results_sha256": file_sha256(item.path),
+        "cut_line": item.cut_line,
         "partial": partial_reasons(rows, meta),
         "other_data": not_published_data(meta),
         "rows": len(rows),
-        **summary(rows, item.scores),
-        "classes": count_classes(item.classes),
+        **summary(rows, scores),
+        "classes": {name: kinds.count(name) for name in CLASSES},
         "cost": cost(rows, meta),
     }
 
@@ -167,12 +134,21 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
     """
     gpu = meta.get("gpu") or {}
     runs = [row for row in rows if row["status"] == "ok"] if meta["engine"] != "none" else []
+
+    def times(cold: bool) -> dict[str, Any]:
+        seconds = [row["seconds"] for row in runs if bool(row.get("cold")) == cold]
+        return {"n": len(seconds), "median_s": quantile(seconds, 0.5), "p95_s": quantile(seconds, 0.95)}
+
+    def rate(amount: float, key: str) -> float | None:
+        seconds = sum(row[key] for row in runs)
+        return round(amount / seconds, 4) if seconds > 0 and amount > 0 else None
+
     read = sum(max(0, row["prompt_tokens"] - row.get("cached_tokens", 0)) for row in runs)
     return {
-        "cold": _times([row for row in runs if row.get("cold")]),
-        "warm": _times([row for row in runs if not row.get("cold")]),
-        "prefill_tokens_per_s": _rate(read, sum(row["prefill_s"] for row in runs)),
-        "decode_tokens_per_s": _rate(sum(row["reply_tokens"] for row in runs), sum(row["decode_s"] for row in runs)),
+        "cold": times(cold=True),
+        "warm": times(cold=False),
+        "prefill_tokens_per_s": rate(read, "prefill_s"),
+        "decode_tokens_per_s": rate(sum(row["reply_tokens"] for row in runs), "decode_s"),
         "peak_memory_gb": meta.get("peak_memory_gb") if runs else None,
         "model_bytes": meta.get("model_bytes") or None,
         "wall_seconds": meta.get("seconds"),
@@ -180,33 +156,26 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
     }
 
 
-def _times(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    seconds = [row["seconds"] for row in rows]
-    return {"n": len(seconds), "median_s": quantile(seconds, 0.5), "p95_s": quantile(seconds, 0.95)}
-
-
-def _rate(amount: float, seconds: float) -> float | None:
-    return round(amount / seconds, 4) if seconds > 0 and amount > 0 else None
-
-
 def tables(document: Mapping[str, Any]) -> Iterator[Table]:
     """All tables of a report document, in reading order; those without a row are left out."""
-    variants = document["variants"]
+    models = [item for item in document["variants"] if item["engine"] != "none"]
     found = (
         _scores_table(document),
-        _cases_table(variants),
-        _pairs_table(document),
-        _classes_table(variants),
-        _cost_table(variants),
+        _cases_table(models),
+        _pairs_table(document, {item["name"] for item in models}),
+        _classes_table(models),
+        _cost_table(models),
         _published_rows(document),
     )
     yield from (table for table in found if table.rows)
 
 
-def accuracy(scores: Mapping[str, Any], metric: str) -> str:
-    """`78.7 (76–81)`: percent and its 95 % interval."""
-    low, high = scores[f"{metric}_ci"]
-    return f"{scores[f'{metric}_acc']:.1f} ({low:.0f}–{high:.0f})"
+def accuracies_cells(scores: Mapping[str, Any], *metrics: str) -> list[str]:
+    """`78.7 (76–81)` of each metric: percent and its 95 % interval."""
+    return [
+        "{:.1f} ({:.0f}–{:.0f})".format(scores[f"{metric}_acc"], *scores[f"{metric}_ci"])
+        for metric in metrics or METRICS
+    ]
 
 
 def p_text(value: float) -> str:
@@ -226,61 +195,65 @@ def label(variant: Mapping[str, Any]) -> str:
 def _scores_table(document: Mapping[str, Any]) -> Table:
     variants = document["variants"]
     asked = any(item["as_asked"]["param_acc"] != item["param_acc"] for item in variants if "as_asked" in item)
-    rows: list[tuple[str, ...]] = []
+    columns: tuple[str, ...] = ("variant", "what it is", "n", *METRIC_WORDS)
+    columns += ("parameters as asked", "both as asked") if asked else ()
+    rows = []
     for item in variants:
-        figures = [accuracy(item, metric) for metric in METRICS]
+        figures = accuracies_cells(item)
         if asked:
-            own = item.get("as_asked")
-            figures += [accuracy(own, metric) if own else "–" for metric in METRICS[1:]]
+            figures += accuracies_cells(item["as_asked"], *METRICS[1:]) if "as_asked" in item else ["–", "–"]
         rows.append((label(item), item["about"], f"{item['n']:,}", *figures))
     notes = ["in percent, with 95 % intervals by function; decoded greedily"]
     if asked:
         notes.append("as asked: a number that the data cut to a whole one may stand as the request says it")
     notes += [f"{name} has no reply yet and is left out" for name in document["empty"]]
+    scorers = [_SCORER_WORDS[name] for name in dict.fromkeys(item["scorer"] for item in variants)]
     for item in variants:
-        notes += [f"{item['name']}: PARTIAL, {'; '.join(item['partial'])}"] if item["partial"] else []
-        notes += [f"{item['name']}: {item[key]:,} {words}" for key, words in _COUNTED.items() if item[key]]
-        if item["cut_line"]:
-            notes.append(f"{item['name']}: the last line of {item['results']} was cut and is left out")
-    columns: tuple[str, ...] = ("variant", "what it is", "n", *_METRIC_WORDS)
-    columns += ("parameters as asked", "both as asked") if asked else ()
-    scorers = [SCORER_WORDS[name] for name in dict.fromkeys(item["scorer"] for item in variants)]
-    notes += [f"{item['name']}: {SCORER_WORDS[item['scorer']]}" for item in variants if len(scorers) > 1]
+        notes += [f"{item['name']}: {note}" for note in _notes(item)]
+        notes += [f"{item['name']}: {_SCORER_WORDS[item['scorer']]}"] if len(scorers) > 1 else []
     return Table("scores", f"Scores by {' and '.join(scorers)}", columns, rows, notes)
 
 
-def _cases_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+def _notes(item: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be said of a variant's scores."""
+    if item["partial"]:
+        yield f"PARTIAL, {'; '.join(item['partial'])}"
+    yield from (f"{item[key]:,} {words}" for key, words in _COUNTED.items() if item[key])
+    if item["cut_line"]:
+        yield f"the last line of {item['results']} was cut and is left out"
+    if sure := item["calibration"]:
+        yield (
+            f"the chosen tool's probability is off by {sure['ece']:.3f} (expected calibration error); on half of the "
+            f"functions by {sure['ece_fitted']:.3f} with the other half's temperature, {sure['temperature']:.2f}"
+        )
+
+
+def _cases_table(models: Sequence[Mapping[str, Any]]) -> Table:
     """Where a tool fits and where none does, and each kind that the data tells apart; no row where all is one case."""
     rows = []
-    for item in (item for item in variants if item["engine"] != "none"):
+    for item in models:
         cases = item["cases"]
         if list(cases) == ["a tool fits"] and item["scorer"] == "published" and item["no_call"] == 0:
             continue
         for name, case in cases.items():
             if name == "none fits" or case != cases.get("none fits"):  # the data's own word for the same entries
-                figures = (accuracy(case, metric) for metric in ("called", *METRICS))
-                rows.append((label(item), name, f"{case['n']:,}", *figures))
+                rows.append((label(item), name, f"{case['n']:,}", *accuracies_cells(case, "called", *METRICS)))
     notes = ["calls: replies that call a tool; where none fits, a reply without a call is right in every column"]
-    return Table("cases", "By case", ("variant", "case", "n", "calls", *_METRIC_WORDS), rows, notes)
+    return Table("cases", "By case", ("variant", "case", "n", "calls", *METRIC_WORDS), rows, notes)
 
 
-def _pairs_table(document: Mapping[str, Any]) -> Table:
-    models = {item["name"] for item in document["variants"] if item["engine"] != "none"}
-    rows = [
-        (
-            f"{item['first']} → {item['second']}",
-            f"{item['n']:,}",
-            *(f"{item[metric]['difference']:+.1f} (p {p_text(item[metric]['p'])})" for metric in METRICS),
-        )
-        for item in document["pairs"]
-        if {item["first"], item["second"]} <= models
-    ]
+def _pairs_table(document: Mapping[str, Any], models: set[str]) -> Table:
+    rows = []
+    for item in document["pairs"]:
+        tests = (item[metric] for metric in METRICS)
+        if {item["first"], item["second"]} <= models:
+            gains = (f"{test['difference']:+.1f} (p {p_text(test['p'])})" for test in tests)
+            rows.append((f"{item['first']} → {item['second']}", f"{item['n']:,}", *gains))
     notes = ["points that the second is better, on the entries that both scored; p of the exact McNemar test"]
-    return Table("pairs", "Differences", ("from → to", "n", *_METRIC_WORDS), rows, notes)
+    return Table("pairs", "Differences", ("from → to", "n", *METRIC_WORDS), rows, notes)
 
 
-def _classes_table(variants: Sequence[Mapping[str, Any]]) -> Table:
-    models = [item for item in variants if item["engine"] != "none"]
+def _classes_table(models: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         (name.replace("_", " "), meaning, *(f"{item['classes'][name]:,}" for item in models))
         for name, meaning in CLASSES.items()
@@ -289,23 +262,22 @@ def _classes_table(variants: Sequence[Mapping[str, Any]]) -> Table:
     return Table("classes", "What the replies were", ("entries", "meaning", *(item["name"] for item in models)), rows)
 
 
-def _cost_table(variants: Sequence[Mapping[str, Any]]) -> Table:
-    rows, notes = [], []
-    for item in (item for item in variants if item["engine"] != "none"):
-        found, gpu = item["cost"], item["cost"]["gpu"]
-        times = (found["cold"]["median_s"], found["warm"]["median_s"])
-        size = found["model_bytes"]
-        rows.append((
-            item["name"], *(_figure(seconds, 2) for seconds in times), _figure(found["prefill_tokens_per_s"], 0),
-            _figure(found["decode_tokens_per_s"], 0), _figure(gpu["memory_gb"] or found["peak_memory_gb"], 1),
-            _figure(size / 1e6 if size else None, 0),
-        ))  # fmt: skip
-        machine = item["machine"]
+def _cost_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    rows, notes = (
+        [],
+        ["s: median seconds a call; cold: nothing of the prompt was read before; read and write: tokens/s"],
+    )
+    for item in models:
+        found, machine = item["cost"], item["machine"]
+        times = (_figure(found[key]["median_s"], 2) for key in ("cold", "warm"))
+        rates = (_figure(found[f"{key}_tokens_per_s"], 0) for key in ("prefill", "decode"))
+        size = found["model_bytes"] and found["model_bytes"] / 1e6
+        peak = found["gpu"]["memory_gb"] or found["peak_memory_gb"]
+        rows.append((item["name"], *times, *rates, _figure(peak, 1), _figure(size, 0)))
         parts = [item["engine"], machine.get("device"), machine.get("cpu"), f"{machine.get('cores')} cores"]
         notes.append(f"{item['name']}: {', '.join(dict.fromkeys(str(part) for part in parts if part))}")
-    about = "s: median seconds a call; cold: nothing of the prompt was read before; read and write: tokens a second"
     columns = ("variant", "s cold", "s warm", "read", "write", "peak GB", "file MB")
-    return Table("cost", "Cost", columns, rows, [about, *notes])
+    return Table("cost", "Cost", columns, rows, notes)
 
 
 def _published_rows(document: Mapping[str, Any]) -> Table:
@@ -316,7 +288,7 @@ def _published_rows(document: Mapping[str, Any]) -> Table:
         for item in published["rows"]
     ]  # fmt: skip
     ours = [item for item in document["variants"] if item["name"] in published["ours"]]
-    rows += [(item["name"], "run here", accuracy(item, "tool"), accuracy(item, "param")) for item in ours]
+    rows += [(item["name"], "run here", *accuracies_cells(item, "tool", "param")) for item in ours]
     notes = [f"[{key}] {text}" for key, text in published["notes"].items()]
     notes += [f"{name} is not in this table: {'; '.join(why)}" for name, why in published["left_out"].items()]
     title = "Beside the published table (rating setting)"
@@ -325,14 +297,13 @@ def _published_rows(document: Mapping[str, Any]) -> Table:
 
 def files_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """Scores of single results files, by every scorer; for `bench score`."""
-    rows = [
-        (path, scorer.replace("_", " "), f"{item['n']:,}", *(accuracy(scores, metric) for metric in METRICS))
-        for path, item in found.items()
-        for scorer, scores in {item["scorer"]: item, **{name: item[name] for name in SCORERS if name in item}}.items()
-    ]
-    notes = [f"{path}: {item[key]:,} {words}" for path, item in found.items() for key, words in _COUNTED.items()
-             if item[key]]  # fmt: skip
-    return Table("files", "Scores", ("results", "scorer", "n", *_METRIC_WORDS), rows, notes)
+    rows, notes = [], []
+    for path, item in found.items():
+        others = {name: item[name] for name in SCORERS if name in item}
+        for scorer, scores in {item["scorer"]: item, **others}.items():
+            rows.append((path, scorer.replace("_", " "), f"{item['n']:,}", *accuracies_cells(scores)))
+        notes += [f"{path}: {note}" for note in _notes({"partial": [], "cut_line": False, **item})]
+    return Table("files", "Scores", ("results", "scorer", "n", *METRIC_WORDS), rows, notes)
 
 
 def heading(document: Mapping[str, Any]) -> list[str]:
@@ -349,9 +320,9 @@ def markdown_report(document: Mapping[str, Any]) -> str:
     """report.md: the report's tables in Markdown."""
     parts = ["# Bench report", *map(_markdown, heading(document))]
     for table in tables(document):
-        head = f"| {' | '.join(map(_markdown, table.columns))} |\n|{' --- |' * len(table.columns)}"
-        lines = [f"| {' | '.join(map(_markdown, row))} |" for row in table.rows]
-        parts += [f"## {table.title}", "\n".join([head, *lines])]
+        lines = [f"| {' | '.join(map(_markdown, row))} |" for row in (table.columns, *table.rows)]
+        lines.insert(1, f"|{' --- |' * len(table.columns)}")
+        parts += [f"## {table.title}", "\n".join(lines)]
         parts += ["\n".join(f"- {_markdown(note)}" for note in table.notes)] if table.notes else []
     return "\n\n".join(parts) + "\n"
 
@@ -370,7 +341,8 @@ def print_report(document: Mapping[str, Any]) -> None:
         if table.key in ("scores", "classes"):
             about = [f"{row[0]}: {row[1]}" for row in table.rows if row[1] and table.key == "scores"]
             rows = [(row[0], *row[2:]) for row in table.rows]
-            table = Table(table.key, table.title, (table.columns[0], *table.columns[2:]), rows, [*about, *table.notes])
+            columns = (table.columns[0], *table.columns[2:])
+            table = replace(table, columns=columns, rows=rows, notes=[*about, *table.notes])
         show(table)
 
 

@@ -1,6 +1,7 @@
 """Results: one JSON line a reply, and a meta file beside them. Written a row at a time, checked row by row when read.
 
-The format is described in docs/bench.md. Nothing is repaired in silence, and rows of different work never mix.
+The format is that of report.schema.json, described in docs/bench.md. Nothing is repaired in silence, and rows of
+different work never mix. A bench in parts, one for each GPU or machine, has a folder a shard; `merge_shards` makes one.
 """
 
 import json
@@ -8,109 +9,77 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from petool_lite.bench.score import Score, error_class, score_row
+
 from petool_lite.console import Report
-from petool_lite.errors import PetoolError
+from petool_lite.errors import USAGE, PetoolError
 from petool_lite.runs import sole_writer, write_json, write_text
 
-SCHEMA = 2
-# What a row, a meta file and what is in them must hold: text, flag, count, amount, list of names, or any object.
-# A key with a question mark may be absent or null.
-_ROW: dict[str, Any] = {
-    **dict.fromkeys(("entry_id", "status", "variant", "setting", "engine", "decoding", "style"), str),
-    **{"index": int, "prompt_tokens": int, "seconds": float, "cached_tokens?": int, "history_dropped?": int},
-    **{"batch?": int, "cold?": bool, "prompt_sha256?": str, "error?": str, "query?": str},
-    **{"kind?": str, "accept?": {"name": str, "values": dict, "schema": dict}},
-    "gold": dict,
-    "facts": {"offered": list, "same_job": list, "history_length": int, "function?": str},
-}
-_CALL = {"tool_name": str, "parameters": dict}
-_REPLY = {"reply": str, "finish": str, "reply_tokens": int, "prefill_s": float, "decode_s": float}
-_META: dict[str, Any] = {
-    **dict.fromkeys(("variant", "engine", "decoding", "style", "setting", "model"), str),
-    **{"entries": int, "complete": bool, "machine": dict, "versions": dict, "model_sha256?": str, "model_bytes?": int},
-    **{"limit?": int, "max_reply_tokens?": int, "commit?": str, "peak_memory_gb?": float, "seconds?": float},
-    "data": {"source": str, "sha256": str, "total": int},
-    "gpu?": {"batch?": int, "tokens_per_s?": float, "memory_gb?": float},
-}
+SCHEMA = 3
 _ALIKE = ("variant", "setting", "engine", "decoding", "style")  # one value in a whole file
+_NO_JSON = "not JSON in UTF-8"
+_LONGEST = 160  # characters of what is wrong with a row
 # What must be as before for rows to be added, and what shards have in common, in the words of a refusal.
-SAME = {
-    "schema": "version of the format",
-    "data": "data set",
-    "setting": "setting",
-    "style": "prompt style",
-    "model_sha256": "model",
-    "engine": "engine",
-    "decoding": "decoding",
-    "max_reply_tokens": "reply limit",
-    "variant": "variant",
-}
+_SAME = {"schema": "version of the format", "data": "data set", "setting": "setting", "style": "prompt style",
+         "model_sha256": "model", "engine": "engine", "decoding": "decoding", "max_reply_tokens": "reply limit",
+         "variant": "variant"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Results:
-    """One results file: its rows in the order of the data, its meta, and whether its last line was cut."""
+    """One results file: its rows in the order of the data, its meta, and whether its last line was cut.
+
+    `name` is the variant, with its setting where a report holds another setting of it.
+    """
 
     path: Path
     rows: tuple[dict[str, Any], ...]
     meta: dict[str, Any]
     cut_line: bool
+    name: str
+
+    @cached_property
+    def triples(self) -> dict[str, tuple[dict[str, Any], Score, str]]:
+        """Row, score and class of error of each entry by its id."""
+        scored = ((row, score_row(row)) for row in self.rows)
+        return {row["entry_id"]: (row, score, error_class(row, score)) for row, score in scored}
 
     @property
-    def name(self) -> str:
-        """The variant."""
-        return str(self.meta["variant"])
+    def by_entry(self) -> dict[str, Score]:
+        """Scores of the rows whose engine did not fail, by entry id."""
+        return {key: score for key, (_, score, kind) in self.triples.items() if kind != "engine_error"}
 
 
 class _Fault(Exception):
     """What is wrong with one row or meta file."""
 
 
-_KINDS: dict[Any, tuple[str, Any]] = {
-    str: ("text", lambda value: isinstance(value, str)),
-    bool: ("flag", lambda value: isinstance(value, bool)),
-    int: ("count", lambda value: isinstance(value, int) and _KINDS[float][1](value)),
-    float: ("amount", lambda value: isinstance(value, int | float) and type(value) is not bool and 0 <= value < 2**53),
-    list: ("list of names", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)),
-    dict: ("object", lambda value: isinstance(value, dict)),
-}
+@lru_cache
+def _validator(kind: str) -> Any:
+    """What checks a "row" or a "meta" file by report.schema.json."""
+    from jsonschema import Draft202012Validator
+
+    text = resources.files("petool_lite.bench").joinpath("report.schema.json").read_text(encoding="utf-8")
+    return Draft202012Validator({"$defs": json.loads(text)["$defs"], "$ref": f"#/$defs/{kind}"})
 
 
-def _check(value: Mapping[str, Any], shape: Mapping[str, Any], where: str = "") -> None:
-    """Raise _Fault for the first key that is not as `shape` says."""
-    for key, kind in shape.items():
-        name = key.removesuffix("?")
-        found: Any = value.get(name)
-        if found is None and name != key:
-            continue
-        if name not in value:
-            raise _Fault(f"no {where}{name}")
-        word, test = _KINDS[dict if isinstance(kind, dict) else kind]
-        if not test(found):
-            raise _Fault(f"{where}{name} is no {word}")
-        if isinstance(kind, dict):
-            _check(found, kind, f"{where}{name}.")
-
-
-def _check_schema(value: Any) -> None:
-    if not isinstance(value, dict):
-        raise _Fault("not an object")
-    schema = value.get("schema", 1)
+def _check(value: Any, kind: str) -> None:
+    """Raise _Fault for what is not as the schema says."""
+    schema = value.get("schema", 1) if isinstance(value, dict) else SCHEMA
     if schema != SCHEMA or isinstance(schema, bool):
-        raise _Fault(f"schema {schema}, this petool-lite reads {SCHEMA}")
+        raise _Fault(f"made by another version of petool-lite (schema {schema}, this one reads {SCHEMA})")
+    fault = next(_validator(kind).iter_errors(value), None)
+    if fault is not None:
+        raise _Fault(f"{fault.json_path.removeprefix('$').lstrip('.')[:_LONGEST]} {fault.message[-_LONGEST:]}".strip())
 
 
 def _check_row(row: Any, before: Sequence[Mapping[str, Any]], seen: Mapping[str, int]) -> None:
-    _check_schema(row)
-    _check(row, _ROW)
-    _check(row["gold"], {"no_call": str} if "no_call" in row["gold"] else _CALL, "gold.")
-    if row["status"] not in ("ok", "too_long", "engine_error"):
-        raise _Fault(f"unknown status {row['status']}")
-    if row["status"] == "ok":
-        _check(row, _REPLY)
+    _check(row, "row")
     if row["entry_id"] in seen:
         raise _Fault(f"entry {row['entry_id']} was on line {seen[row['entry_id']]} already")
     for key in _ALIKE:
@@ -119,16 +88,12 @@ def _check_row(row: Any, before: Sequence[Mapping[str, Any]], seen: Mapping[str,
 
 
 def _parse(line: bytes) -> Any:
-    """A line as JSON that can be written again: not nested without end, no half of a surrogate pair."""
+    """A line as JSON that can be written again: not nested without end, no half of a surrogate pair, no NaN."""
     try:
         value = json.loads(line.decode())
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError:
-        raise _Fault("not UTF-8") from None
-    except UnicodeEncodeError:
-        raise _Fault("text that is no Unicode") from None
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        raise _Fault("not JSON") from None
+        raise _Fault(_NO_JSON) from None
     return value
 
 
@@ -141,28 +106,23 @@ def load_rows(path: Path) -> tuple[tuple[dict[str, Any], ...], bool]:
     try:
         lines = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
     except OSError as error:
-        raise PetoolError(
-            f"no such results file: {path} ({error.strerror})", "give a results-<variant>.jsonl that bench wrote"
-        ) from error
+        what = f"no such results file: {path} ({error.strerror})"
+        raise PetoolError(what, "give a results-<variant>.jsonl that bench wrote") from error
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     cut = False
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
-            try:
+            if line.strip():
                 row = _parse(line)
-            except _Fault:
-                cut = number == len(lines) and bool(rows)
-                if cut:
-                    break
-                raise
-            _check_row(row, rows, seen)
+                _check_row(row, rows, seen)
+                seen[row["entry_id"]] = number
+                rows.append(row)
         except _Fault as fault:
-            raise PetoolError(f"{path}, line {number}: {fault}", "run bench again, or take the line out") from None
-        seen[row["entry_id"]] = number
-        rows.append({key: value for key, value in row.items() if value is not None or f"{key}?" not in _ROW})
+            cut = number == len(lines) and bool(rows) and str(fault) == _NO_JSON
+            if not cut:
+                hint = "run bench again with --fresh, or take the line or the file away"
+                raise PetoolError(f"{path}, line {number}: {fault}", hint) from None
     if not rows:
         raise PetoolError(f"{path} has no result", "run bench again")
     return tuple(sorted(rows, key=lambda row: row["index"])), cut
@@ -179,8 +139,7 @@ def load_results(path: Path) -> Results:
     place = meta_path(path)
     try:
         meta = _parse(place.read_bytes())
-        _check_schema(meta)
-        _check(meta, _META)
+        _check(meta, "meta")
         for key in _ALIKE:
             if rows[0][key] != meta[key]:
                 raise _Fault(f"{key} is {meta[key]}, its rows say {rows[0][key]}")
@@ -190,7 +149,7 @@ def load_results(path: Path) -> Results:
         raise PetoolError(f"{path} has no {place.name} beside it", "run bench again: it writes both") from error
     except _Fault as fault:
         raise PetoolError(f"{place}: {fault}", "run bench again: it writes both files") from None
-    return Results(path, rows, meta, cut)
+    return Results(path, rows, meta, cut, meta["variant"])
 
 
 def results_folder(place: str) -> Path:
@@ -204,21 +163,13 @@ def results_folder(place: str) -> Path:
     raise PetoolError(f"no results-<variant>.jsonl in {path}", "give a folder that bench wrote, or a run")
 
 
-def results_files(folder: Path) -> list[Path]:
-    """The results files of a folder that have a row."""
-    return sorted(path for path in folder.glob("results-*.jsonl") if path.stat().st_size)
-
-
-def empty_files(folder: Path) -> list[str]:
-    """Names of results files that were begun and have no row yet."""
-    return sorted(path.name for path in folder.glob("results-*.jsonl") if not path.stat().st_size)
+def results_files(folder: Path, empty: bool = False) -> list[Path]:
+    """The results files of a folder that have a row, or those that were begun and have none yet."""
+    return sorted(path for path in folder.glob("results-*.jsonl") if (path.stat().st_size == 0) == empty)
 
 
 def load_folder(folder: Path) -> tuple[Results, ...]:
-    """All results of a folder that have a row, in the order in which they were started.
-
-    Raises PetoolError where two files of one setting were made from different data.
-    """
+    """All results of a folder that have a row, in the order in which they were started; see `check_same_data`."""
     found = sorted(map(load_results, results_files(folder)), key=lambda item: str(item.meta.get("started") or ""))
     check_same_data(found)
     return tuple(found)
@@ -232,18 +183,13 @@ def check_same_data(results: Sequence[Results]) -> None:
         setting, data = item.meta["setting"], item.meta["data"]
         other = first.setdefault(setting, item)
         if data["sha256"] != other.meta["data"]["sha256"]:
-            raise PetoolError(
-                f"{item.path} was made from {data['source']}, {other.path} from {other.meta['data']['source']}: "
-                "other data",
-                "give each data set a folder of its own",
-            )
+            made = f"{item.path} was made from {data['source']}, {other.path} from {other.meta['data']['source']}"
+            raise PetoolError(f"{made}: other data", "give each data set a folder of its own")
         for row in item.rows:
             gold, where = golds.setdefault((setting, row["entry_id"]), (row["gold"], item))
             if gold != row["gold"]:
-                raise PetoolError(
-                    f"{item.path} and {where.path} differ in the right answer of entry {row['entry_id']}",
-                    "they come from different data",
-                )
+                what = f"{item.path} and {where.path} differ in the right answer of entry {row['entry_id']}"
+                raise PetoolError(what, "they come from different data")
 
 
 class Store:
@@ -251,24 +197,18 @@ class Store:
 
     def __init__(self, path: Path, meta: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
         self.path, self.meta, self.rows = path, meta, rows
-        self._file = path.open("a", encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row, so that it stays whatever happens to this process next."""
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.file.flush()
         self.rows[row["index"]] = dict(row)
 
     def save_meta(self, **changes: Any) -> None:
         """Write the meta file with these changes, and whether all of its entries have a row."""
         self.meta |= changes | {"complete": len(self.rows) == self.meta["entries"]}
         write_json(meta_path(self.path), self.meta)
-
-    def close(self) -> None:
-        """Put the rows on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
 
 
 @contextmanager
@@ -287,11 +227,13 @@ def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) ->
             meta = continued(path, meta)
             rows = _held(path, report)
         store = Store(path, meta, rows)
-        try:
+        with store.file:
             store.save_meta()
-            yield store
-        finally:
-            store.close()
+            try:
+                yield store
+            finally:
+                store.file.flush()
+                os.fsync(store.file.fileno())
 
 
 def _begun(path: Path) -> bool:
@@ -311,7 +253,7 @@ def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
         held = json.loads(meta_path(path).read_text())
     except (OSError, ValueError) as error:
         raise PetoolError(f"{path} has no {meta_path(path).name} that says what it was made from", hint) from error
-    other = difference(held, meta, {**SAME, "shard": "shard"})
+    other = _difference(held, meta, "shard")
     if other:
         raise PetoolError(f"{path} was made with {other}", hint)
     kept = ["started", "seconds", "peak_memory_gb", "gpu"]
@@ -319,9 +261,9 @@ def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     return meta | {key: held[key] for key in kept if key in held}
 
 
-def difference(one: Mapping[str, Any], two: Mapping[str, Any], same: Mapping[str, str]) -> str:
-    """The first of the keys `same` in which two metas differ, as `another WORD: this, not that`; "" if none."""
-    for key, word in same.items():
+def _difference(one: Mapping[str, Any], two: Mapping[str, Any], *more: str) -> str:
+    """The first fact of _SAME, or of `more`, in which two metas differ: `another WORD: this, not that`; "" if none."""
+    for key, word in {**_SAME, **dict(zip(more, more, strict=True))}.items():
         old: Any = one.get(key)
         new: Any = two.get(key)
         shown = old, new
@@ -346,10 +288,71 @@ def _held(path: Path, report: Report) -> dict[int, dict[str, Any]]:
     if len(good) < len(rows):
         report(f"{path.name}: {len(rows) - len(good)} failures of the engine are tried again", 0, 0, "")
     if cut or len(good) < len(rows) or not path.read_bytes().endswith(b"\n"):
-        write_rows(path, good.values())
+        _write_rows(path, good.values())
     return good
 
 
-def write_rows(path: Path, rows: Any) -> None:
+def _write_rows(path: Path, rows: Any) -> None:
     """Write a whole results file."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
+    """Where shard i of n keeps its results under `folder`."""
+    return folder / f"shard-{shard[0]}-of-{shard[1]}"
+
+
+def merge_shards(folders: Sequence[Path], target: Path) -> None:
+    """Write each results file of the shards in `folders` as one into `target`.
+
+    Raises PetoolError, and writes nothing, for a shard that is absent, double or unfinished, and for shards that were
+    made from other data, another model, other settings or other versions.
+    """
+    if target.resolve() in [folder.resolve() for folder in folders]:
+        raise PetoolError(f"{target} is one of the shards", "give another --out", USAGE)
+    names = sorted({path.name for folder in folders for path in folder.glob("results-*.jsonl")})
+    if not names:
+        raise PetoolError(f"no results-<variant>.jsonl in {folders[0]}", "give the folders of finished shards")
+    merged = {name: _parts(name, folders) for name in names}
+    for name, parts in merged.items():
+        _write_rows(target / name, sorted((row for part in parts for row in part.rows), key=lambda row: row["index"]))
+        write_json(meta_path(target / name), _merged_meta([part.meta for part in parts]))
+
+
+def _parts(name: str, folders: Sequence[Path]) -> list[Results]:
+    """One variant's results of every shard; raises PetoolError where they do not make a whole."""
+    absent = [str(folder) for folder in folders if not (folder / name).is_file()]
+    if absent:
+        raise PetoolError(f"{', '.join(absent)} has no {name}", "every shard needs the same variants")
+    parts = [load_results(folder / name) for folder in folders]
+    shards = [part.meta.get("shard") or [0, 0] for part in parts]
+    if sorted(shards) != [[place, len(parts)] for place in range(len(parts))]:
+        told = ", ".join(f"{part.path} is shard {one}/{of}" for part, (one, of) in zip(parts, shards, strict=True))
+        what = f"these are not all shards of one bench, each once: {told}"
+        raise PetoolError(what, "they come from bench --shard i/n")
+    for part in parts:
+        count, wanted = len(part.rows), part.meta["entries"]
+        if not part.meta["complete"] or count != wanted:
+            raise PetoolError(f"{part.path} is not finished: {count} of {wanted} entries", "run it again")
+        other = _difference(part.meta, parts[0].meta, "limit", "versions", "commit")
+        if other:
+            hint = "shards of one bench need the same data, model and settings"
+            raise PetoolError(f"{part.path} and {parts[0].path} have {other}", hint)
+    return parts
+
+
+def _merged_meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The meta of all shards: seconds of work together, the highest peak, the smallest batch, all machines."""
+    gpus = [meta["gpu"] for meta in metas if meta.get("gpu")]
+    machines = [meta["machine"] for meta in metas]
+    return {
+        **metas[0],
+        "shard": None,
+        "shards": len(metas),
+        "entries": sum(meta["entries"] for meta in metas),
+        "started": min(meta["started"] for meta in metas),
+        "seconds": round(sum(meta["seconds"] for meta in metas), 2),
+        "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas),
+        "machines": [item for place, item in enumerate(machines) if item not in machines[:place]],
+        "gpu": min(gpus, key=lambda gpu: gpu["batch"]) if gpus else None,
+    }

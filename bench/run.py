@@ -1,70 +1,59 @@
 """Generate: one greedy reply an entry, one line a reply, kept as it comes. Scoring is another step over the files."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.engines import Rows, Work, gpu_rows, llama_rows, model_style, rule_rows
+from petool_lite.bench.engines import Task, Work, model_style, work_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
-from petool_lite.bench.results import SCHEMA, Store, continued, open_store
+from petool_lite.bench.report import write_report
+from petool_lite.bench.results import SCHEMA, Store, continued, load_results, open_store, results_files, shard_folder
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 
 from petool_lite.console import Report, silent
 from petool_lite.data.answers import equal_tools, function_words
-from petool_lite.data.entries import NO_TOOL, Call, Entry
-from petool_lite.data.files import Dataset
+from petool_lite.data.entries import Call, Entry
 from petool_lite.data.petoolbench import published_call
-from petool_lite.errors import USAGE, PetoolError
-from petool_lite.runs import versions
+from petool_lite.errors import PetoolError
+from petool_lite.gguf_header import check_gguf
+from petool_lite.runs import locked, versions
 
 _INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class Task:
-    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them.
+def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> dict[str, Any] | None:
+    """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report.
 
-    `fresh` starts results files over instead of going on with them.
+    A shard has a folder of its own under `folder` and no report (None): `merge_shards` makes one of all. Rows that an
+    earlier run left are kept. Raises PetoolError for entries without right answers, results of other work in the
+    folder, or a model that does not load.
     """
+    for variant in variants:
+        if variant.engine == LLAMA:
+            check_gguf(variant.weights)  # before the folder is made
+    task.entries()
+    if task.shard is not None:
+        folder = shard_folder(folder, task.shard)
+    _check_neighbours(variants, task, folder)
+    with locked(folder):
+        generate(variants, task, folder, report)
+        if task.shard is None:
+            return write_report(folder)
+    report(f"replies of shard {task.shard[0]}/{task.shard[1]}: {folder}; bench merge makes all one", 0, 0, "")
+    return None
 
-    dataset: Dataset
-    max_reply_tokens: int
-    limit: int | None = None
-    shard: tuple[int, int] | None = None
-    fresh: bool = False
 
-    @property
-    def setting(self) -> str:
-        """PEToolBench's setting that the entries were loaded with, "none" for other data."""
-        return self.dataset.entries[0].setting or "none"
-
-    @property
-    def text(self) -> bool | str:
-        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none.
-
-        A test that lists what it accepts allows one in all its parts, as BFCL does.
-        """
-        texts = {entry.answer for entry in self.dataset.entries if isinstance(entry.answer, str)}
-        texts |= {NO_TOOL} if any(entry.accepted for entry in self.dataset.entries) else set()
-        return texts.pop() if len(texts) == 1 else bool(texts)
-
-    def entries(self) -> dict[int, Entry]:
-        """This task's entries by their place in the data; raises PetoolError where one has no right answer."""
-        first, step = self.shard or (0, 1)
-        chosen = self.dataset.entries[: self.limit]
-        found = {index: entry for index, entry in enumerate(chosen) if index % step == first}
-        source = self.dataset.source
-        if not found:
-            raise PetoolError(f"{source}: shard {first}/{step} has no entry", "make fewer shards", USAGE)
-        unanswered = next((entry.id for entry in found.values() if entry.answer is None), None)
-        if unanswered is not None:
-            raise PetoolError(
-                f"{source}: entry {unanswered} has no right answer to score against", "use a labelled file"
-            )
-        return found
+def _check_neighbours(variants: Sequence[Variant], task: Task, folder: Path) -> None:
+    """Raise PetoolError for other results in the folder that the report could not hold beside these."""
+    own, data = {f"results-{variant.name}.jsonl" for variant in variants}, task.dataset
+    for path in results_files(folder):
+        meta = load_results(path).meta if path.name not in own else {"setting": None}
+        if meta["setting"] == task.setting and meta["data"]["sha256"] != data.sha256:
+            what = f"{path} was made from other data: {meta['data']['source']}, not {data.source}"
+            raise PetoolError(what, "give another --out, or take that file away")
 
 
 def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> None:
@@ -85,30 +74,25 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
         work.append((variant, path, meta))
     try:
         for variant, path, meta in work:
-            _generate(variant, task, path, meta, report)
+            with open_store(path, meta, task.fresh, report) as store:
+                left = {index: entry for index, entry in entries.items() if index not in store.rows}
+                if left:
+                    _fill(Work(variant, task, left), store, report)
+                    continue
+                more = f" (and {len(store.rows) - len(entries):,} more)" if len(store.rows) > len(entries) else ""
+                report(f"{path.name}: all {len(entries):,} entries are there already{more}", 0, 0, "")
     except KeyboardInterrupt:
         where, hint = f"stopped; the replies so far are in {folder}", "the same command goes on from here"
         raise PetoolError(where, hint, _INTERRUPTED) from None
 
 
-def _generate(variant: Variant, task: Task, target: Path, meta: dict[str, Any], report: Report) -> None:
-    """Write one row an entry to `target` as docs/bench.md describes it.
+def _fill(work: Work, store: Store, report: Report) -> None:
+    """Write the rows that are left, as docs/bench.md describes them.
 
     An entry longer than the model's context loses old history, counted in the row; one that is too long even then
     has the status "too_long" and scores as wrong. A failure of the engine is "engine_error", never a wrong answer,
     and is tried again by the next run.
     """
-    entries = task.entries()
-    with open_store(target, meta, task.fresh, report) as store:
-        left = {index: entry for index, entry in entries.items() if index not in store.rows}
-        if left:
-            _fill(Work(variant, left, task.max_reply_tokens, task.text), store, report)
-            return
-        more = f" (and {len(store.rows) - len(entries):,} more)" if len(store.rows) > len(entries) else ""
-        report(f"{target.name}: all {len(entries):,} entries are there already{more}", 0, 0, "")
-
-
-def _fill(work: Work, store: Store, report: Report) -> None:
     stage, total = f"bench {work.variant.name}", len(store.rows) + len(work.entries)
     if store.rows:
         report(f"{stage}: {len(store.rows):,} of {total:,} entries are there already", 0, 0, "")
@@ -118,19 +102,22 @@ def _fill(work: Work, store: Store, report: Report) -> None:
     named = {key: store.meta[key] for key in ("setting", "variant", "engine", "decoding", "style")}
     forget_peak()
     try:
-        for index, row in _rows(work, told, report):
+        for index, row in work_rows(work, told, report):
             store.append(entry_row(index, work.entries[index]) | named | row)
-            report(stage, len(store.rows), total, _speed(row))
+            read = row["prompt_tokens"] - row["cached_tokens"]
+            speed = f"{read / row['prefill_s']:.0f} tokens/s read" if row["prefill_s"] else ""
+            report(stage, len(store.rows), total, speed)
     finally:
         peak = max(peak_gb(), store.meta["peak_memory_gb"] or 0.0)
         gpu = told | {"tokens_per_s": _tokens_per_s(store)} if work.variant.engine == GPU else None
         store.save_meta(seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak, gpu=gpu)
 
 
-def _rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
-    if work.variant.engine == GPU:
-        return gpu_rows(work, told, report)
-    return llama_rows(work, report) if work.variant.engine == LLAMA else rule_rows(work)
+def _tokens_per_s(store: Store) -> float:
+    """Tokens read and written a second of the GPU's work, of all rows."""
+    rows = store.rows.values()
+    seconds = sum(row["seconds"] for row in rows)
+    return round(sum(row["prompt_tokens"] + row["reply_tokens"] for row in rows) / seconds, 1) if seconds else 0.0
 
 
 def entry_row(index: int, entry: Entry) -> dict[str, Any]:
@@ -167,10 +154,7 @@ def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
         "schema": SCHEMA,
         "setting": task.setting,
         "variant": variant.name,
-        "engine": variant.engine,
-        "decoding": variant.decoding,
-        "style": variant.style,
-        "about": variant.about,
+        **{key: getattr(variant, key) for key in ("engine", "decoding", "style", "about")},
         "model": str(variant.model or variant.name),
         "model_sha256": variant.sha256(),
         "model_bytes": variant.bytes,
@@ -188,15 +172,3 @@ def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
         "peak_memory_gb": None,
         "gpu": None,
     }
-
-
-def _tokens_per_s(store: Store) -> float:
-    """Tokens read and written a second of the GPU's work, of all rows."""
-    rows = store.rows.values()
-    seconds = sum(row["seconds"] for row in rows)
-    return round(sum(row["prompt_tokens"] + row["reply_tokens"] for row in rows) / seconds, 1) if seconds else 0.0
-
-
-def _speed(row: Mapping[str, Any]) -> str:
-    read = row["prompt_tokens"] - row.get("cached_tokens", 0)
-    return f"{read / row['prefill_s']:.0f} tokens/s read" if row.get("prefill_s") else ""

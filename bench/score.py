@@ -7,17 +7,17 @@ but a number that the data cut to a whole one may stand as the request says it. 
 """
 
 import json
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, sqrt
+from math import ceil, comb, log, sqrt
 from typing import Any
 
 from petool_lite.bench.bfcl import arguments_accepted
 
 from petool_lite.data.answers import function_words
 from petool_lite.data.entries import Call
+from petool_lite.inference.constrain import heated
 from petool_lite.inference.parse import CallFailure, read_answer
 from petool_lite.scorer import published_form, read_published, score_reply
 
@@ -40,6 +40,8 @@ CLASSES = {
     "too_long": "the prompt exceeds the context",
     "engine_error": "the engine failed; not scored, tried again by the next bench",
 }
+_BINS = 10
+_TEMPERATURES = [10 ** (step / 40) for step in range(-40, 41)]
 _Z = 1.959964  # 97.5 % point of the normal distribution
 
 Pair = tuple[bool, bool]  # tool right, parameters right
@@ -51,6 +53,7 @@ class Score:
 
     `call` is the call that was read, strictly or else by the spanning scorer (None without one), `call_text` its
     canonical text. `function` groups entries that stand or fall together; `fits` says whether a tool does.
+    `confidence` is the probability of the chosen tool, or of none, where the engine told it.
     """
 
     pairs: Mapping[str, Pair]
@@ -59,6 +62,7 @@ class Score:
     call_text: str
     function: str
     fits: bool
+    confidence: float | None = None
 
     def right(self, metric: str, scorer: str = "") -> bool:
         """Whether `metric` (tool, param, joint) is right, by the scorer that counts unless another is named."""
@@ -96,15 +100,16 @@ def score_row(row: Mapping[str, Any]) -> Score:
     told = canonical(call) if call is not None else f"no call: {reply}"
     published = score_reply(text, gold)
     function = row["facts"].get("function") or function_words(gold.get("tool_name", "")) or row.get("entry_id", "")
+    more = (call, told, function, "no_call" not in gold, row.get("confidence"))
     if "no_call" in gold:
-        return Score(dict.fromkeys((*SCORERS, "no_call"), published), "no_call", call, told, function, fits=False)
+        return Score(dict.fromkeys((*SCORERS, "no_call"), published), "no_call", *more)
     spanning = score_reply(text, gold, spanning=True) if "\n" in text else published
     pairs = {"published": published, "spanning": spanning, "strict": strict}
     if "accept" in row:
         pairs["ast"] = _accepted(call, row["accept"])
-        return Score(pairs, "ast", call, told, function, fits=True)
+        return Score(pairs, "ast", *more)
     pairs["as_asked"] = published if published[1] else score_reply(text, gold, request=row.get("query", ""))
-    return Score(pairs, "published", call, told, function, fits=True)
+    return Score(pairs, "published", *more)
 
 
 def _accepted(call: Mapping[str, Any] | None, accept: Mapping[str, Any]) -> Pair:
@@ -139,12 +144,6 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
         return "extra_parameter"
     other = score.scorer == "published" and canonical(found) == canonical(wanted)
     return "other_form" if other else "wrong_parameter"
-
-
-def count_classes(found: Iterable[str]) -> dict[str, int]:
-    """How often each class occurs, in the order of CLASSES, zeros included."""
-    counts = Counter(found)
-    return {name: counts[name] for name in CLASSES}
 
 
 def percent(count: int, n: int) -> float:
@@ -190,12 +189,49 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
         **accuracies(scored),
         **{name: accuracies(scored, name) for name in others},
         "cases": {name: _case(found) for name, found in cases.items()},
+        "calibration": calibration(scored),
         "no_call": sum(score.call is None for score in scored),
         "cut_off": sum(row["status"] == "ok" and row["finish"] == "length" for row in rows),
         "too_long": sum(row["status"] == "too_long" for row in rows),
         "engine_errors": len(rows) - len(good),
         "history_trimmed": sum(row.get("history_dropped", 0) > 0 for row in rows),
     }
+
+
+def calibration(scores: Sequence[Score]) -> dict[str, Any] | None:
+    """How well the chosen tools' probabilities say how often they are right; None where a score has none.
+
+    `temperature` is the likeliest one on every second function, see `heated`, and `ece_fitted` the error with it on the
+    others; `ece` is that of all, as it stands.
+    """
+    known = [(score.confidence, score) for score in scores if score.confidence is not None]
+    if not known or len(known) < len(scores):
+        return None
+    halves: tuple[list[tuple[float, bool]], ...] = ([], [])
+    places = {name: place for place, name in enumerate(sorted({score.function for score in scores}))}
+    for share, score in known:
+        halves[places[score.function] % 2].append((share, score.right("tool")))
+    fit, held = halves
+
+    def loss(temperature: float) -> float:
+        found = ((heated(share, temperature), right) for share, right in fit)
+        return -sum(log(share if right else 1 - share) for share, right in found)
+
+    best = min(_TEMPERATURES, key=loss)
+    fitted = calibration_error([(heated(share, best), right) for share, right in held])
+    errors = {"ece": calibration_error([*fit, *held]), "ece_fitted": fitted}
+    return {"n": len(known), "temperature": round(best, 4), **errors}
+
+
+def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
+    """The expected calibration error of pairs of a probability and whether it came true (Naeini et al. 2015).
+
+    The gap between mean probability and share of true ones in each of ten bins of equal width, weighted by their sizes.
+    """
+    gaps = dict.fromkeys(range(_BINS), 0.0)
+    for share, right in pairs:
+        gaps[min(_BINS - 1, int(share * _BINS))] += share - right
+    return round(sum(map(abs, gaps.values())) / len(pairs), 4) if pairs else 0.0
 
 
 def _case(scores: Sequence[Score]) -> dict[str, Any]:
@@ -263,11 +299,8 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
     Twice the smaller binomial tail, at most 1; 1 without discordant pairs.
     """
-    n, smaller = first_only + second_only, min(first_only, second_only)
-    term = tail = 1  # C(n, 0), in whole numbers: exact for any n
-    for index in range(smaller):
-        term = term * (n - index) // (index + 1)
-        tail += term
+    n = first_only + second_only
+    tail = sum(comb(n, index) for index in range(min(first_only, second_only) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**n)))
 
 

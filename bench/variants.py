@@ -5,17 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from petool_lite.bench.baselines import ABOUT, RULES
+from petool_lite.bench.baselines import RULES
 
 from petool_lite.console import Report
 from petool_lite.errors import MACHINE, USAGE, PetoolError
-from petool_lite.inference.gpu import BATCH
+from petool_lite.inference.gpu import BATCH, gpu_available
 from petool_lite.prompt.render import recorded_style
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, is_complete, read_manifest
 
 LLAMA, GPU, NONE = "llama.cpp", "transformers", "none"
-DECODINGS = ("constrained", "free")
 GROUPS = ("rules", "cpu", "gpu", "all")
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
 _ON_GPU = tuple(f"{side}-{precision}-gpu" for side in _SIDES for precision in ("nf4", "bf16"))
@@ -53,10 +52,9 @@ class Variant:
         return self.model
 
     def _files(self) -> list[Path]:
-        if self.model is None:
-            return []
-        files = sorted(self.model.glob("*.safetensors")) if self.model.is_dir() else [self.model]
-        return files + (sorted(self.adapter.glob("*.safetensors")) if self.adapter else [])
+        places = [place for place in (self.model, self.adapter) if place]
+        folders = (sorted(place.glob("*.safetensors")) if place.is_dir() else [place] for place in places)
+        return [file for files in folders for file in files]
 
     @property
     def bytes(self) -> int:
@@ -83,17 +81,14 @@ def tuned_file(run: Path, type_name: str | None = None) -> Path:
     return files[0]
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise PetoolError for a name that is not known."""
-    list(_expanded(names, None, ""))
+def check_names(names: Sequence[str]) -> list[str]:
+    """The rules among `names`, groups included; raises PetoolError for a name that is not known."""
+    return [name for name in _expanded(names, None, "") if name in RULES]
 
 
-def rule_variants(names: Sequence[str]) -> list[Variant]:
-    """The rules among `names`, groups included."""
-    chosen = set(_expanded(names, None, ""))
-    return [
-        Variant(name, engine=NONE, style="none", decoding="none", about=ABOUT[name]) for name in RULES if name in chosen
-    ]
+def rule_variant(name: str) -> Variant:
+    """A rule as a variant."""
+    return Variant(name, engine=NONE, style="none", decoding="none", about=RULES[name])
 
 
 def default_names(run: Path, report: Report) -> list[str]:
@@ -103,7 +98,7 @@ def default_names(run: Path, report: Report) -> list[str]:
     is.
     """
     trained_on = str(read_manifest(run).get("device", "CPU")) if is_complete(run) else "CPU"
-    if trained_on.startswith("CPU") or not _gpu_here():
+    if trained_on.startswith("CPU") or not gpu_available():
         return ["base", "tuned", "rules"]
     more = [f"tuned-{kind}" for kind in _exported(run)] or ["the GGUF files of `petool-lite export`"]
     report(f"scoring on the GPU, as it was trained; also here, on the CPU: {', '.join(more)} (--variants)", 0, 0, "")
@@ -121,18 +116,10 @@ def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report
     found = []
     for name in dict.fromkeys(_expanded(names, run, recipe.model.precision)):
         if name in RULES:
-            found += rule_variants([name])
-        elif name in _ON_GPU:
-            found.append(_gpu_variant(name, run, recipe))
+            found.append(rule_variant(name))
         else:
-            found.append(_file_variant(name, run, recipe, report))
+            found.append(_gpu_variant(name, run, recipe) if name in _ON_GPU else _file(name, run, recipe, report))
     return list({variant.name: variant for variant in found}.values())
-
-
-def _gpu_here() -> bool:
-    from petool_lite.inference.gpu import gpu_available
-
-    return gpu_available()
 
 
 def _expanded(names: Sequence[str], run: Path | None, precision: str) -> Iterator[str]:
@@ -150,7 +137,7 @@ def _expanded(names: Sequence[str], run: Path | None, precision: str) -> Iterato
             yield from RULES
         if name in ("cpu", "all") and run:
             yield from (f"{side}-{kind}" for kind in _exported(run) for side in _SIDES)
-        if name == "gpu" or (name == "all" and run and _gpu_here()):
+        if name == "gpu" or (name == "all" and run and gpu_available()):
             yield from _ON_GPU
 
 
@@ -162,26 +149,25 @@ def _exported(run: Path) -> list[str]:
 def _gpu_variant(name: str, run: Path, recipe: Recipe) -> Variant:
     from petool_lite.models import resolve_base
 
-    if not _gpu_here():
+    if not gpu_available():
         raise PetoolError(f"{name} needs a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
     side, precision, _ = name.split("-")
     trained = run / TRAINED[recipe.train.method] if side == "tuned" else None
     whole = trained if recipe.train.method == "full" else None
-    adapter = None if whole else trained
     directory = whole or resolve_base(recipe.model.base).directory
     about = f"{_SIDES[side]}, in {precision} on the GPU"
+    adapter = None if whole else trained
     return Variant(name, directory, recipe.data.style, GPU, adapter, precision=precision, about=about)
 
 
-def _file_variant(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
+def _file(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
     from petool_lite.export import export_base
 
     side, _, kind = name.partition("-")
-    tuned = tuned_file(run, kind or None) if side == "tuned" or not kind else None
-    kind = kind or (tuned.name.split(".")[1] if tuned else "")
+    kind = kind or tuned_file(run).name.split(".")[1]
     about = f"{_SIDES[side]}, as a {kind} GGUF file on the CPU"
     if side == "tuned":
-        return Variant(f"tuned-{kind}", tuned, about=about)
+        return Variant(f"tuned-{kind}", tuned_file(run, kind), about=about)
     return Variant(f"base-{kind}", export_base(recipe.model.base, kind, report), recipe.data.style, about=about)
 
 
@@ -190,9 +176,8 @@ def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
 
     Rules have no decoding and come last.
     """
-    chosen = DECODINGS if decoding == "both" else (decoding,)
     found = []
     for item in (item for item in variants if item.engine != NONE):
         free = replace(item, name=f"{item.name}-free", about=f"{item.about}, writing anything", decoding="free")
-        found += [free if name == "free" else replace(item, decoding=name) for name in chosen]
+        found += {"constrained": [item], "free": [free], "both": [item, free]}[decoding]
     return found + [item for item in variants if item.engine == NONE]

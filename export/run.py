@@ -130,6 +130,7 @@ def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, 
         **({"petool_lite.prompt_layout": str(manifest["prompt_layout"])} if "prompt_layout" in manifest else {}),
         "petool_lite.setting": manifest["setting"],
         **({"petool_lite.wording": json.dumps(wording)} if wording else {}),
+        **({"petool_lite.temperature": str(manifest["temperature"])} if "temperature" in manifest else {}),
         "petool_lite.version": versions().get("petool-lite", "unknown"),
         **({"petool_lite.merge_base": merge_base} if merge_base else {}),
     }

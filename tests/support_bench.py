@@ -23,14 +23,14 @@ def answer(entry: Entry) -> str:
 
 
 def row(entry: Entry, index: int, reply: str, **more) -> dict[str, Any]:
-    """A results row of schema 2."""
+    """A results row of schema 3."""
     made = {
         **entry_row(index, entry), "setting": "rating", "variant": "tuned",
         "engine": "llama.cpp", "decoding": "constrained", "style": "petool", "status": "ok",
         "prompt_sha256": hashlib.sha256(entry.id.encode()).hexdigest(), "prompt_tokens": 700 + index,
         "reply": reply, "reply_tokens": 30, "finish": "stop", "failure": None, "cached_tokens": 100 * (index > 0),
         "prefill_s": 0.5, "decode_s": 0.25, "seconds": 0.75 + index / 100, "cold": index == 0, "batch": 1,
-        "history_dropped": 0,
+        "history_dropped": 0, "confidence": 0.875,
     }  # fmt: skip
     return made | more
 
@@ -40,7 +40,7 @@ def meta(rows: list[dict[str, Any]], **more) -> dict[str, Any]:
     same = {key: rows[0][key] for key in ("variant", "engine", "decoding", "style", "setting")}
     data = {"source": "demo:test:40", "sha256": "ab" * 32, "total": len(rows)}
     made = {
-        "schema": 2, **same, "about": "what was trained", "model": "model.q4_k_m.gguf",
+        "schema": 3, **same, "about": "what was trained", "model": "model.q4_k_m.gguf",
         "model_sha256": "cd" * 32, "model_bytes": 105_000_000,
         "data": data, "limit": None, "shard": None, "entries": len(rows), "complete": True, "max_reply_tokens": 256,
         "machine": {"device": "cpu", "cpu": "Some CPU", "cores": 2, "host_ram_gb": 24.0}, "commit": "0123abc",

@@ -61,7 +61,7 @@ def bench(context: click.Context, /, **options: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from petool_lite.bench import bench as verb
+    from petool_lite.bench.run import bench as verb
     from petool_lite.console import progress
 
     with progress() as report:
@@ -80,7 +80,7 @@ def _show_report(document: dict[str, Any], where: str, as_json: bool) -> None:
 
 def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
     """Variants, task and folder that a command line asks for; options["out"] is the folder afterwards."""
-    from petool_lite.bench.run import Task
+    from petool_lite.bench.engines import Task
     from petool_lite.bench.variants import GPU, NONE, with_decodings
     from petool_lite.data.files import load_dataset
 
@@ -115,7 +115,7 @@ def _default_setting(data: Any) -> str:
 
 
 def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
-    from petool_lite.bench.variants import Variant, rule_variants
+    from petool_lite.bench.variants import Variant, check_names, rule_variant
     from petool_lite.gguf_header import check_gguf
     from petool_lite.recipe import Recipe
     from petool_lite.runs import runs_root
@@ -124,8 +124,8 @@ def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
         raise PetoolError("--model and --run exclude each other", "give one of them", USAGE)
     model = Path(options["model"]).expanduser()
     check_gguf(model)
-    names = (options["variants"] or "rules").split(",")
-    variants = [Variant(model.stem, model, about="the given GGUF file, on the CPU"), *rule_variants(names)]
+    rules = check_names((options["variants"] or "rules").split(","))
+    variants = [Variant(model.stem, model, about="the given GGUF file, on the CPU"), *map(rule_variant, rules)]
     return variants, Recipe().bench, Recipe().data, runs_root() / f"bench-{model.stem}"
 
 
@@ -169,8 +169,13 @@ def bench_score(results: str, as_json: bool) -> None:
 @bench.command("report")
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @click.option("--out", default=None, metavar="DIR", help="Where the report goes; beside the results if not given.")
+@click.option(
+    "--calibrate",
+    metavar="VARIANT",
+    help="Keep the temperature that suits this variant's confidence in its run, for the next export.",
+)
 @as_json
-def bench_report(folders: tuple[str, ...], out: str | None, as_json: bool) -> None:
+def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | None, as_json: bool) -> None:
     """Write report.json, report.md and report.html anew from the results files in DIR, a bench folder or a run.
 
     Several folders, such as one a setting, make one report in --out.
@@ -182,7 +187,25 @@ def bench_report(folders: tuple[str, ...], out: str | None, as_json: bool) -> No
         raise PetoolError("several folders make one report", "say where it goes: --out DIR", USAGE)
     places = [results_folder(folder) for folder in folders]
     target = Path(out).expanduser() if out else places[0]
-    _show_report(write_report(*places, target=target), str(target), as_json)
+    document = write_report(*places, target=target)
+    _show_report(document, str(target), as_json)
+    if calibrate:
+        _calibrate(places[0].parent, calibrate, document)
+
+
+def _calibrate(run: Path, name: str, document: dict[str, Any]) -> None:
+    """Keep a variant's temperature in its run's manifest, from where export copies it into the GGUF file."""
+    from petool_lite.console import say
+    from petool_lite.runs import find_run, read_manifest, write_json
+
+    found = next((item["calibration"] for item in document["variants"] if item["name"] == name), None)
+    if found is None:
+        raise PetoolError(
+            f"no replies of {name} with probabilities", "name a variant of the report, constrained", USAGE
+        )
+    manifest = read_manifest(find_run(str(run)))  # which refuses what is no run
+    write_json(run / "manifest.json", manifest | {"temperature": found["temperature"]})
+    say(f"temperature {found['temperature']:.2f} is kept in {run}; petool-lite export writes it into the GGUF file")
 
 
 @bench.command("compare")
@@ -208,7 +231,7 @@ def bench_compare(first: str, second: str, variant: str | None, against: str | N
 def bench_merge(folders: tuple[str, ...], out: str, as_json: bool) -> None:
     """Make the results of all shards in DIR... one, as if they had been made by one command."""
     from petool_lite.bench.report import write_report
-    from petool_lite.bench.shards import merge_shards
+    from petool_lite.bench.results import merge_shards
 
     target = Path(out).expanduser()
     merge_shards([Path(folder).expanduser() for folder in folders], target)

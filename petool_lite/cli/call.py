@@ -62,6 +62,13 @@ def chosen_model(name: str | None) -> Path:
 @context_option
 @click.option("--reply-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="The longest reply.")
 @click.option("--explain", is_flag=True, help="Also tell how likely each tool was, and the verdicts that bear on it.")
+@click.option(
+    "--at-least",
+    default=0.0,
+    metavar="P",
+    type=click.FloatRange(0, 1),
+    help="Ask which tool is meant where the chosen one's probability is lower, instead of calling it.",
+)
 @as_json
 def call(**options: Any) -> None:
     """Print the tool call for QUERY as JSON, or a text where no tool fits.
@@ -83,6 +90,7 @@ def call(**options: Any) -> None:
             trim_history=options["trim_history"],
             explain=options["explain"],
             reply_tokens=options["reply_tokens"],
+            at_least=options["at_least"],
         )
         try:
             reply = caller.call_entry(entry, options["user"], chosen)
@@ -137,9 +145,11 @@ def _show_call(reply: Any, options: dict[str, Any]) -> None:
             say(line)
     call = reply.answer if isinstance(reply.answer, Call) else None
     if not options["as_json"]:
-        click.echo(call.to_json() if call else reply.answer)
+        click.echo(reply.question if reply.unsure else call.to_json() if call else reply.answer)
         return
     answer = {"call": json.loads(call.to_json())} if call else {"call": None, "text": reply.answer}
+    answer = {"call": None, "text": reply.question} if reply.unsure else answer
+    answer = {"status": reply.status, **answer, "confidence": reply.confidence}
     facts = {"history_dropped": reply.history_dropped, "saved_bytes": reply.saved_bytes, "notes": list(reply.notes)}
     candidates = [asdict(candidate) for candidate in reply.candidates]
     print_json({**answer, "timings": reply.timings, **facts, "candidates": candidates})
@@ -147,10 +157,11 @@ def _show_call(reply: Any, options: dict[str, Any]) -> None:
 
 def explanation(candidates: Any) -> list[str]:
     """Lines that tell how likely each candidate was and which earlier calls bear on it."""
-    lines = ["why: how likely each tool's name is, and the calls of its provider"]
+    lines = ["why: how likely each tool is, and the calls of its provider"]
     for item in candidates:
         counts = [f"{getattr(item, word)} {word}" for word in ("liked", "disliked", "used") if getattr(item, word)]
-        lines.append(f"{100 * item.probability:6.2f} %  {item.name}  ({', '.join(counts) or 'no earlier call'})")
+        told = f"  ({', '.join(counts) or 'no earlier call'})" if item.name else ""
+        lines.append(f"{100 * item.probability:6.2f} %  {item.name or 'no tool'}{told}")
         signs = {"liked": "+", "disliked": "-", None: "*"}
         lines += [f"            {signs[made['verdict']]} {made['name']}: {made['query']}" for made in item.calls]
     return lines

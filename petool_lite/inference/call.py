@@ -7,7 +7,6 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
     print(reply.answer.name, reply.answer.arguments)
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from petool_lite.data.entries import DISLIKED, LIKED, SETTINGS, Answer, Call, Entry, Tool, providers
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.inference.constrain import heated
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import Closing
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
@@ -37,14 +37,15 @@ from petool_lite.prompt.render import (
 DECODINGS = ("constrained", "free")
 DEFAULT_CONTEXT = 8192  # tokens; a model made for less has less
 REPLY_TOKENS = 512
+_NAMED_FROM = 0.05  # candidates of this probability are named in a question
 AUTO, REQUIRED, NONE = CHOICES = ("auto", "required", "none")  # whether a tool may, must or must not be called
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An offered tool with its probability among the offered ones, and the earlier calls of its provider."""
+    """An offered tool, or None for no tool, with its probability among them; and the earlier calls of its provider."""
 
-    name: str
+    name: str | None
     probability: float
     liked: int
     disliked: int
@@ -56,8 +57,9 @@ class Candidate:
 class CallReply:
     """One answer, a call or a text, with what it took. Times in seconds; `first_token_s` runs from the request on.
 
-    `saved_bytes` were written to the user's memory; `warning` says why it could not be. `notes` say what of the tools'
-    schemas the reply was not held to.
+    `confidence` is the calibrated probability of the chosen tool, or of none, see `Constraint`; None where decoding was
+    free. `saved_bytes` were written to the user's memory; `warning` says why it could not be. `notes` say what of the
+    tools' schemas the reply was not held to.
     """
 
     answer: Answer
@@ -69,6 +71,20 @@ class CallReply:
     saved_bytes: int = 0
     warning: str = ""
     notes: tuple[str, ...] = ()
+    confidence: float | None = None
+    unsure: bool = False
+
+    @property
+    def status(self) -> str:
+        """ "call", "text", or "ask" for a call that is too unsure to be made: the user is to choose a candidate."""
+        return "ask" if self.unsure else "call" if isinstance(self.answer, Call) else "text"
+
+    @property
+    def question(self) -> str:
+        """What to ask the user where it is unsure which tool is meant."""
+        likely = [item for item in self.candidates if item.probability >= _NAMED_FROM] or self.candidates[:1]
+        named = ", ".join(f"{item.name or 'no tool'} ({100 * item.probability:.0f} %)" for item in likely)
+        return f"Which tool do you mean: {named}?"
 
     @property
     def timings(self) -> dict[str, float]:
@@ -94,6 +110,7 @@ class CallOptions:
     """How a call is made: `decoding` is one of DECODINGS, `choice` one of CHOICES; `only` names the tools that may be
     called (all stay in the prompt).
 
+    A call whose confidence is under `at_least` comes back with the status "ask" and the candidates.
     `trim_history` lets old history go where the prompt exceeds the context, instead of refusing it. `reply_tokens`
     None is as many as the context has room for. `watch` gets the reply's text as it grows; `check` is called before
     every batch, and what either raises ends the call. `setting` is of PEToolBench's prompts, None for the model's own.
@@ -105,6 +122,7 @@ class CallOptions:
     setting: str | None = None
     trim_history: bool = False
     explain: bool = False
+    at_least: float = 0.0
     reply_tokens: int | None = REPLY_TOKENS
     watch: Callable[[str], None] | None = None
     check: Callable[[], None] | None = None
@@ -148,6 +166,8 @@ class ToolCaller(Closing):
         self.may_decline = self.style == "petool" and recorded == "petool"
         # None: the file does not say, or the model learned all settings; then a request's own history tells.
         self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
+        temperature = metadata.get("petool_lite.temperature", "")
+        self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
         self._memory = _Memory(store)
 
     @property
@@ -175,6 +195,8 @@ class ToolCaller(Closing):
         options = options or CallOptions()
         if options.decoding not in DECODINGS:
             raise PetoolError(f"unknown decoding: {options.decoding}", f"one of: {', '.join(DECODINGS)}", USAGE)
+        if options.at_least and options.decoding == "free":
+            raise PetoolError("how sure a free reply is cannot be told", "use constrained decoding", USAGE)
         started = time.perf_counter()
         if options.choice == NONE and not self.may_decline:
             raise PetoolError("tool_choice none: this model answers with a tool call and nothing else", "leave it out")
@@ -195,10 +217,14 @@ class ToolCaller(Closing):
         room = self.n_ctx - len(prompt.ids)
         self._model.check = options.check
         try:
-            candidates = self._candidates(entry, prompt.ids) if options.explain else ()
             before = time.perf_counter()
             limit = min(room, options.reply_tokens or room)
             reply = self._model.generate(prompt.ids, limit, constraint, True, self._watcher(options))
+            sure = None if reply.confidence is None else self._calibrated(reply.confidence)
+            unsure = sure is not None and sure < options.at_least
+            candidates: tuple[Candidate, ...] = ()
+            if unsure or options.explain:
+                candidates = self._candidates(entry, prompt.ids, tools, constraint.call_share if constraint else 1.0)
         except PetoolError as error:
             raise CallFailure(ENGINE, error.message, hint=error.hint) from error
         finally:
@@ -209,7 +235,9 @@ class ToolCaller(Closing):
         saved, warning = self._remember(user, list(prompt.ids[: prompt.shared])) if user is not None else (0, "")
         answer = parse_call(reply.text, tools, reply.finish, text or (options.decoding == "free" and self.may_decline))
         notes = tuple(note for tool in tools for note in buildable(tool).notes) if constraint else ()
-        return CallReply(answer, reply, first, seconds, prompt.history_dropped, candidates, saved, warning, notes)
+        unsure = unsure and isinstance(answer, Call)
+        dropped = prompt.history_dropped
+        return CallReply(answer, reply, first, seconds, dropped, candidates, saved, warning, notes, sure, unsure)
 
     def _watcher(self, options: CallOptions) -> Callable[[list[int]], None] | None:
         watch = options.watch
@@ -230,16 +258,23 @@ class ToolCaller(Closing):
             )
         return fitted
 
-    def _candidates(self, entry: Entry, ids: Sequence[int]) -> tuple[Candidate, ...]:
-        """Every candidate with its full name's probability among the offered names, the likeliest first."""
-        names = [tool.name for tool in entry.tools]
+    def _candidates(
+        self, entry: Entry, ids: Sequence[int], tools: Sequence[Tool], call_share: float
+    ) -> tuple[Candidate, ...]:
+        """Every tool, and no tool where a text may be the answer, with its probability, the likeliest first."""
+        names = [tool.name for tool in tools]
         heads = [self._chat.encode(answer_text(Call(name, {}), self.style).rpartition("{}")[0]) for name in names]
         # The last token may join with what follows in a real answer, and the name has ended before it.
-        scores = self._model.log_likelihoods(ids, [head[:-1] for head in heads])
-        top = max(scores)
-        weights = [math.exp(score - top) for score in scores]
-        found = [_candidate(entry, name, weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
-        return tuple(sorted(found, key=lambda item: -item.probability))
+        shares = [share * call_share for share in self._model.shares(ids, [head[:-1] for head in heads])]
+        every = dict(zip(names, shares, strict=True)) | ({None: 1 - call_share} if call_share < 1 else {})
+        first, *others = sorted(every, key=lambda name: -every[name])
+        sure = self._calibrated(every[first])
+        rest = (1 - sure) / (1 - every[first]) if every[first] < 1 else 0.0
+        return (_candidate(entry, first, sure), *(_candidate(entry, name, every[name] * rest) for name in others))
+
+    def _calibrated(self, share: float) -> float:
+        """A probability as bench found that this model's are right; see `petool-lite bench report --calibrate`."""
+        return share if self._temperature in (0.0, 1.0) else heated(share, self._temperature)
 
     def _key(self) -> StateKey:
         if self._memory.key is None:
@@ -282,10 +317,10 @@ def _allowed(tools: Sequence[Tool], only: Sequence[str] | None) -> tuple[Tool, .
     return tuple(tool for tool in tools if tool.name in only)
 
 
-def _candidate(entry: Entry, name: str, probability: float) -> Candidate:
+def _candidate(entry: Entry, name: str | None, probability: float) -> Candidate:
     """A candidate with what the history says of its provider: counts of verdicts and earlier calls, the latest last."""
     known = providers(entry)
-    calls = [item for item in entry.history if known[item.call.name] == known[name]]
+    calls = [item for item in entry.history if name and known[item.call.name] == known[name]]
     verdicts = [item.verdict for item in calls]
     told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in calls)
     return Candidate(name, probability, verdicts.count(LIKED), verdicts.count(DISLIKED), verdicts.count(None), told)

@@ -22,6 +22,7 @@ from petool_lite.prompt.render import CALL_END, CALL_START, answer_text
 _MARKS = (CALL_START.strip(), CALL_END.strip())  # <tool_call> and its end: one token each in some vocabularies
 _ANY_ORDER = 64  # parameters: the grammar keeps those that are written in a 64-bit set; more keep the declared order
 _TEXT = r"TEXT: /[^<{\s](.|\n)*/"
+_NAMED = re.compile(rb'name": "(?:[^"\\]|\\.)*"')  # what a reply holds as soon as its tool is chosen
 _NUMBER = r"NUMBER: /-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?(e[+-][0-9]{2})?/"
 
 
@@ -95,8 +96,19 @@ def _json(schema: Schema, definitions: Schema) -> str:
     return text[:-1] + ', "$defs": {' + ", ".join(f'"{name}": {item}' for name, item in needed.items()) + "}}"
 
 
+def heated(share: float, temperature: float) -> float:
+    """A probability with its log-odds divided by a temperature, which calibrates it (Guo et al. 2017: logits)."""
+    inside = min(max(share, 1e-6), 1 - 1e-6)
+    return min(max(1 / (1 + (1 / inside - 1) ** (1 / temperature)), 1e-6), 1 - 1e-6)
+
+
 class Constraint:
-    """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either."""
+    """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either.
+
+    `confidence` is the probability of the tool that was chosen, or of no tool, among what could have been: the product
+    of the chosen ids' probabilities, renormalised over the allowed ones, up to the end of the tool's name. `choosing`
+    tells whether that is still to come; `call_share` is the probability of a call of any tool.
+    """
 
     def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool | str = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""
@@ -110,6 +122,8 @@ class Constraint:
         self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(rules), log_level=0)
         self.eos_id: int = tokenizer.eos_token
         self._ended = False
+        self.confidence, self.call_share, self._written, self.choosing = 1.0, 1.0, b"", True
+        self._starts = self._call_starts(style) if text else set()
         self._check("no grammar can be built from these tools")
 
     def _check(self, what: str) -> None:
@@ -138,6 +152,12 @@ class Constraint:
             found = self._tokenizer.greedy_tokenize(plain)
         return found
 
+    def _call_starts(self, style: str) -> set[int]:
+        """The ids that a call can begin with where a text may stand as well."""
+        head = answer_text(Call("", {}), style).partition('""')[0]
+        tokens = (self._tokenizer.tokenize_str(head[:end], parse_special=True) for end in range(1, len(head) + 1))
+        return {ids[0] for ids in tokens if len(ids) == 1}
+
     def _odd(self, token: int) -> bool:
         return bool(self._tokenizer.is_special_token(token)) and token not in self._marks
 
@@ -154,6 +174,8 @@ class Constraint:
         import numpy as np
 
         bits = self.bits()
+        if self.choosing:
+            self.weigh(logits)
         best = int(logits.argmax())
         if best // 8 < bits.size and bits[best // 8] >> (best % 8) & 1:
             return best
@@ -162,8 +184,25 @@ class Constraint:
             raise PetoolError("the constraint leaves no token to choose", "report this; free decoding does without it")
         return int(ids[logits[ids].argmax()])
 
+    def weigh(self, logits: Any) -> None:
+        """Take the coming choice of the likeliest id into `confidence`; see `choose`."""
+        import numpy as np
+
+        ids = np.flatnonzero(np.unpackbits(self.bits(), bitorder="little")[: logits.size])
+        shares = np.exp(logits[ids].astype(np.float64) - logits[ids].max())
+        chosen = np.arange(ids.size) == shares.argmax()
+        if self._starts and not self._written:  # a call or a text, however either begins
+            calls = np.isin(ids, list(self._starts))
+            self.call_share = float(shares[calls].sum() / shares.sum())
+            chosen = calls == calls[shares.argmax()]
+        self.confidence *= float(shares[chosen].sum() / shares.sum())
+
     def accept(self, ids: Sequence[int]) -> None:
         """Move on by `ids`; raises PetoolError if one of them is not allowed."""
+        if ids and self.choosing:
+            text = bool(self._starts) and not self._written and ids[0] not in self._starts
+            self._written += self._tokenizer.decode_bytes(list(ids))
+            self.choosing = not text and _NAMED.search(self._written) is None
         for token in ids:
             if self._ended or (token == self.eos_id and not self._matcher.is_accepting()):
                 raise PetoolError(f"token {token} is not allowed by the constraint here", "this is an engine's fault")

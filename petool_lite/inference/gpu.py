@@ -136,15 +136,18 @@ class _Row:
     forced: list[int] = field(default_factory=list)
     ended: bool = False
 
-    def allowed(self, size: int) -> Any:
-        """Which of `size` ids may come next, as uint8 of 0 and 1; any where the reply has ended."""
+    def allowed(self, logits: Any) -> Any:
+        """Which ids may come next after `logits` (vocabulary,), as uint8 of 0 and 1; any where the reply has ended."""
         import numpy as np
 
+        size = len(logits)
         if self.ended:
             return np.ones(size, dtype=np.uint8)
         self.forced = self.forced or self.constraint.forced()
         if self.forced:
             return (np.arange(size) == self.forced[0]).astype(np.uint8)
+        if self.constraint.choosing:
+            self.constraint.weigh(logits.float().cpu().numpy())
         return np.unpackbits(self.constraint.bits(), count=size, bitorder="little")  # beyond the tokenizer's ids zeros
 
     def accept(self, token: int, stops: Collection[int]) -> None:
@@ -176,7 +179,7 @@ class _Steps:
                 row.accept(token, self._stops)
         if not self._rows:
             return logits
-        allowed = np.stack([row.allowed(logits.shape[1]) for row in self._rows])
+        allowed = np.stack([row.allowed(own) for row, own in zip(self._rows, logits, strict=True)])
         return logits.masked_fill(torch.from_numpy(allowed).to(logits.device) == 0, float("-inf"))
 
 
@@ -242,15 +245,17 @@ class GpuModel:
 
     def _batch(self, prompts: Sequence[Sequence[int]], group: Sequence[int], job: Job) -> Iterator[tuple[int, Reply]]:
         started = time.perf_counter()
-        steps = _Steps([job.constrain(index) for index in group] if job.constrain else [], job.stops)
+        constraints = [job.constrain(index) for index in group] if job.constrain else []
+        steps = _Steps(constraints, job.stops)
         replies = greedy_ids(self.model, [prompts[index] for index in group], job.stops, job.max_tokens, steps)
         prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
         read, written = sum(len(prompts[index]) for index in group), sum(len(ids) + 1 for ids in replies)
-        for index, ids in zip(group, replies, strict=True):
+        sure = [constraint.confidence for constraint in constraints] or [None] * len(group)
+        for index, ids, confidence in zip(group, replies, sure, strict=True):
             finish = "stop" if len(ids) < job.max_tokens else "length"
             count = len(prompts[index])
             times = prefill * count / read, decode * (len(ids) + 1) / written
-            yield index, Reply(job.decode(ids), tuple(ids), finish, count, *times)
+            yield index, Reply(job.decode(ids), tuple(ids), finish, count, *times, confidence=confidence)
 
     def peak_memory_gb(self) -> float:
         """The most GPU memory that tensors took since the last `generate` began, in GiB; 0 on a CPU."""

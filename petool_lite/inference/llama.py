@@ -24,7 +24,8 @@ class Reply:
     """A greedy reply: its text and ids without the end token; `finish` is "stop" or "length"; times in seconds.
 
     `forced_tokens` of the ids were the only ones that a constraint left and were not sampled. `reused_tokens` of the
-    prompt were in the engine's memory already. `prefill_s` is the time to the first choice of a token.
+    prompt were in the engine's memory already. `prefill_s` is the time to the first choice of a token. `confidence` is
+    that of the constraint, None without one.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Reply:
     decode_s: float
     forced_tokens: int = 0
     reused_tokens: int = 0
+    confidence: float | None = None
 
 
 class LlamaModel(Closing):
@@ -196,7 +198,8 @@ class LlamaModel(Closing):
         reply, finish, forced = self._decode(head[:max_tokens], max_tokens, constraint, watch)
         ended = time.perf_counter()
         times = (prefilled - started, ended - prefilled)
-        return Reply(self.decode(reply), tuple(reply), finish, len(ids), *times, forced, reused)
+        confidence = constraint.confidence if constraint else None
+        return Reply(self.decode(reply), tuple(reply), finish, len(ids), *times, forced, reused, confidence)
 
     def read(self, ids: Sequence[int], reuse: bool = True) -> int:
         """Read `ids` so that the next token can be chosen; returns how many of them the memory held already.
@@ -291,22 +294,29 @@ class LlamaModel(Closing):
         size = self._lib.llama_vocab_n_tokens(self._vocab)
         return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), shape=(size,))
 
-    def log_likelihoods(self, ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
-        """The natural logarithm of each choice's probability as the continuation of `ids`; none of them is kept.
+    def shares(self, ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
+        """Each choice's probability among them as the continuation of `ids`: the product of those of its ids, each
+        renormalised over the ids that a choice can go on with (see `Constraint`). None of the choices is kept.
 
-        Choices that share a beginning share its reading. Raises PetoolError if the engine fails.
+        Choices that share a beginning share its reading; none is the beginning of another. Raises PetoolError if the
+        engine fails.
         """
+        import numpy as np
+
         self.read(ids)
-        first = _log_softmax(self._logits(-1))
-        found, path, rows = {}, list[int](), [first]
+        found, path, rows = {}, list[int](), [self._logits(-1).astype(np.float64)]
         for choice in sorted({tuple(choice) for choice in choices}):
             shared = min(common_length(path, choice), len(choice) - 1, len(rows) - 1)
             self._keep(len(ids) + shared)
             path, rows = list(choice), rows[: shared + 1]
             if fresh := path[shared:-1]:  # what follows the last token does not matter
                 self._eval(fresh, every=True)
-                rows += [_log_softmax(self._logits(place)) for place in range(len(fresh))]
-            found[choice] = float(sum(row[token] for row, token in zip(rows, path, strict=True)))
+                rows += [self._logits(place).astype(np.float64) for place in range(len(fresh))]
+            share = 1.0
+            for depth, row in enumerate(rows):
+                others = {other[depth] for other in choices if list(other[:depth]) == path[:depth]}
+                share /= float(np.exp(row[list(others)] - row[path[depth]]).sum())
+            found[choice] = share
         self._keep(len(ids))
         return [found[tuple(choice)] for choice in choices]
 
@@ -341,13 +351,6 @@ class LlamaModel(Closing):
 
 def _lacking(key: str) -> PetoolError:
     return PetoolError(f"the GGUF file lacks the key {key}", "export it again from an instruct model")
-
-
-def _log_softmax(logits: Any) -> Any:
-    import numpy as np
-
-    top = logits.max()
-    return logits - (top + np.log(np.exp(logits - top).sum()))
 
 
 def _exact_start(shared: int, length: int, step: int) -> int:

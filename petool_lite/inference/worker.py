@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import say
-from petool_lite.data.entries import Call, Entry
+from petool_lite.data.entries import Entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.call import AUTO, CallOptions, ToolCaller
 from petool_lite.inference.parse import CallFailure
@@ -47,6 +47,7 @@ class Request:
     only: tuple[str, ...] | None = None
     reply_tokens: int | None = None
     user: str | None = None
+    at_least: float = 0.0
 
 
 class _Cancelled(Exception):
@@ -191,7 +192,8 @@ def _answer(caller: ToolCaller, request: Request, options: EngineOptions, pipe: 
         request.only,
         trim_history=options.trim_history,
         reply_tokens=request.reply_tokens,
-        watch=watch,
+        at_least=request.at_least,
+        watch=None if request.at_least else watch,  # what is sent could not be taken back
         check=check,
     )
     try:
@@ -207,10 +209,15 @@ def _answer(caller: ToolCaller, request: Request, options: EngineOptions, pipe: 
     except Exception as error:  # no request may end the process; the text of the error may be the user's
         say(f"a request failed in the engine: {type(error).__name__}")
         return "failed", {"kind": "engine_error", "message": f"the engine failed ({type(error).__name__})"}
-    for piece in pieces.rest(reply.reply.text):
+    text = reply.question if reply.unsure else reply.reply.text
+    for piece in (*pieces.grown(text), *pieces.rest(text)):
         pipe.send(("delta", piece))
+    likely = [{"name": item.name, "probability": item.probability} for item in reply.candidates]
     return "done", {
-        "called": isinstance(reply.answer, Call),
+        "status": reply.status,
+        "called": reply.status == "call",
+        "confidence": reply.confidence,
+        "candidates": likely if reply.unsure else [],
         "finish": reply.reply.finish,
         "timings": reply.timings,
         "history_dropped": reply.history_dropped,

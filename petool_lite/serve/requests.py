@@ -33,7 +33,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "prompt": (),
 }
 _KNOWN = ("model", "messages", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "user",
-          "history", "max_tokens", "max_completion_tokens", "max_output_tokens", "text", *_ONLY)  # fmt: skip
+          "history", "at_least", "max_tokens", "max_completion_tokens", "max_output_tokens", "text",
+          *_ONLY)  # fmt: skip
 
 
 class Refusal(Exception):
@@ -111,7 +112,7 @@ def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
     user = body.get("user")
     if not isinstance(user, str | int | None) or isinstance(user, bool):
         raise _wrong("user", "a text", user)
-    request = Request(entry, choice, only, _limit(body, limit), None if user is None else str(user))
+    request = Request(entry, choice, only, _limit(body, limit), None if user is None else str(user), _at_least(body))
     unused = tuple(name for name, value in body.items() if name not in _KNOWN and value is not None)
     return Asked(request, _flag(body, "stream"), bool((options or {}).get("include_usage")), unused)
 
@@ -180,6 +181,14 @@ def _limit(body: Mapping[str, Any], name: str) -> int | None:
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number < 1 << 31:
         raise _wrong(name, "a whole number from 1 to 2,147,483,647, or -1 for no limit", value)
     return number
+
+
+def _at_least(body: Mapping[str, Any]) -> float:
+    """Under which probability of the chosen tool the user is asked which one is meant; 0 asks never."""
+    value = body.get("at_least") or 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise _wrong("at_least", "a number from 0 to 1", value)
+    return float(value)
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:

@@ -87,8 +87,8 @@ class Form(ABC):
     @property
     def own(self) -> dict[str, Any]:
         """What petool-lite tells beside OpenAI's fields."""
-        found = {key: self.facts[key] for key in ("timings", "history_dropped", "warning", "kind", "notes")
-                 if self.facts.get(key)}  # fmt: skip
+        told = ("status", "confidence", "candidates", "timings", "history_dropped", "warning", "kind", "notes")
+        found = {key: self.facts[key] for key in told if self.facts.get(key)}
         return found | ({"unused": list(self.asked.unused)} if self.asked.unused else {})
 
     @property

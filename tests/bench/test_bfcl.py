@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from petool_lite.bench.bfcl import arguments_accepted
+from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
-from petool_lite.bench.run import Task, entry_row
+from petool_lite.bench.run import entry_row
 from petool_lite.bench.score import error_class, score_row
 from support_bench import answer, row, write_results
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from petool_lite.bench import bench
+from petool_lite.bench.engines import Task
 from petool_lite.bench.results import meta_path
-from petool_lite.bench.run import Task
+from petool_lite.bench.run import bench
 from petool_lite.bench.run import generate as generate_all
-from petool_lite.bench.variants import GPU, Variant, rule_variants
+from petool_lite.bench.variants import GPU, Variant, rule_variant
 
 from petool_lite.console import silent
 from petool_lite.data.files import load_dataset
@@ -119,7 +119,7 @@ def test_from_the_command_line_to_the_report(tiny_files, tmp_path, command) -> N
 
 
 def test_a_finished_bench_loads_nothing_and_a_smaller_limit_uses_what_is_there(tmp_path) -> None:
-    rule, said = rule_variants(["rule-first"])[0], []
+    rule, said = rule_variant("rule-first"), []
     target = generate(rule, task_of(), tmp_path)
     first = target.read_bytes()
     for limit, told in ((4, "all 4 entries are there already"), (6, ""), (4, "entries are there already (and 2 more)")):
@@ -147,14 +147,14 @@ def test_results_of_other_work_are_refused_by_name_before_any_reply(tiny_files, 
     ]
     for changed, task, words in cases:
         with pytest.raises(PetoolError, match=words) as caught:
-            generate_all([*rule_variants(["rule-first"]), changed], task, tmp_path, silent)
+            generate_all([rule_variant("rule-first"), changed], task, tmp_path, silent)
         assert "--fresh" in caught.value.hint
     assert target.read_bytes() == before
     assert not (tmp_path / "results-rule-first.jsonl").exists()
     (tmp_path / "results-x.meta.json").unlink()
     with pytest.raises(PetoolError, match="says what it was made from"):
         generate(variant, task_of(2, 2), tmp_path)
-    rules = rule_variants(["rule-first", "rule-liked"])
+    rules = [rule_variant("rule-first"), rule_variant("rule-liked")]
     bench(rules[:1], task_of(2), tmp_path / "rules")
     with pytest.raises(PetoolError, match="was made from other data: demo:test:10, not demo:test:13"):
         bench(rules[1:], other, tmp_path / "rules")

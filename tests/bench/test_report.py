@@ -6,7 +6,7 @@ from importlib import resources
 
 import jsonschema
 import pytest
-from petool_lite.bench.baselines import ABOUT
+from petool_lite.bench.baselines import RULES
 from petool_lite.bench.compare import compare_folders
 from petool_lite.bench.report import print_report, write_report
 from petool_lite.bench.score import CLASSES
@@ -33,7 +33,7 @@ def folder(tmp_path):
     guesses = [item | {"reply": json.dumps({"tool_name": item["facts"]["offered"][0], "parameters": {}})}
                for item in rows(40, variant="rule-first", **BASELINE)]  # fmt: skip
     write_results(
-        tmp_path, guesses, started="3", about=ABOUT["rule-first"], model_bytes=0, model_sha256=None, peak_memory_gb=None
+        tmp_path, guesses, started="3", about=RULES["rule-first"], model_bytes=0, model_sha256=None, peak_memory_gb=None
     )
     return tmp_path
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from petool_lite.bench import bench
-from petool_lite.bench.results import load_folder
-from petool_lite.bench.run import Task, generate
-from petool_lite.bench.shards import merge_shards, shard_folder
-from petool_lite.bench.variants import rule_variants
+from petool_lite.bench.engines import Task
+from petool_lite.bench.results import load_folder, merge_shards, shard_folder
+from petool_lite.bench.run import bench, generate
+from petool_lite.bench.variants import rule_variant
 
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
@@ -30,7 +29,7 @@ def shards(tmp_path_factory) -> Path:
     """A folder with everything and three shards of 7 entries, by two rules."""
     root = tmp_path_factory.mktemp("shards")
     task = Task(load_dataset("demo:test:7"), 8)
-    variants = rule_variants(["rule-first", "rule-random"])
+    variants = [rule_variant("rule-first"), rule_variant("rule-random")]
     generate(variants, task, root / "whole")
     for place in range(3):
         assert bench(variants, replace(task, shard=(place, 3)), root) is None, "a shard has no report"

@@ -2,48 +2,52 @@
 
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import folds
 import pytest
-from folds import Change, One, Study, collect, grouped_interval, write_split
+from folds import One, Study, collect, keep_study
 from support_bench import answer, row, write_results
 
-from petool_lite.data.files import load_dataset
+from petool_lite.data.files import load_dataset, write_folds
+from petool_lite.errors import PetoolError
 
 SCRIPTS = sorted(Path(folds.__file__).parent.glob("*.py"))
 
 
-def test_a_line_pools_the_runs_and_its_interval_draws_functions(tmp_path) -> None:
-    study = Study(
-        "demo:test:8", "smol-rating", tmp_path, (Change("as it is"),), 2, (0, 1), (0, 1), (), ("rating",), "", 1, 0.0,
-        False,
-    )  # fmt: skip
-    groups = write_split(study)
+@pytest.fixture
+def study(tmp_path) -> Study:
+    return Study("demo:test:8", "smol-rating", tmp_path, 2, (), ("rating",), "", 0.0, False)
+
+
+def test_a_line_pools_the_runs_and_its_interval_is_by_function(study) -> None:
+    runs = [One("as it is", (), seed, fold) for seed in (0, 1) for fold in (0, 1)]
+    write_folds(study.data, "rating", 2, 0, study.out / "folds")
     tested = [load_dataset(str(study.fold_file(fold, "test"))).entries for fold in (0, 1)]
-    assert len(groups) == 8
     whole = load_dataset(study.data).entries
     assert sorted(entry.query for part in tested for entry in part) == sorted(entry.query for entry in whole)
-    groups = {(fold, place): fold for fold, place in groups}  # a fold stands or falls as a whole
-    for seed, fold in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        replies = [answer(entry) if (seed, fold) != (1, 1) else "{" for entry in tested[fold]]
-        pairs = enumerate(zip(tested[fold], replies, strict=True))
+    for one in runs:
+        replies = [answer(entry) if (one.seed, one.fold) != (1, 1) else "{" for entry in tested[one.fold]]
+        pairs = enumerate(zip(tested[one.fold], replies, strict=True))
         rows = [row(entry, index, reply, variant="tuned-bf16-gpu") for index, (entry, reply) in pairs]
-        write_results(study.folder(One(study.changes[0], seed, fold)) / "bench-rating", rows)
-    (line,) = collect(study, groups)
+        write_results(study.out / one.folder / "bench-rating", rows)
+    (line,) = collect(study, runs)
     assert (line["label"], line["setting"], line["runs"]) == ("as it is", "rating", 4)
-    assert (line["n"], line["functions"]) == (16, 2)
-    assert line["tool"] == line["joint"] == pytest.approx(100 * (16 - len(tested[1])) / 16)
-    assert [item["joint"] for item in line["by_run"]] == [100, 100, 100, 0]
-    assert line["tool_ci"] == [50, 100], "the second fold alone, or the first alone"
+    assert (line["n"], line["functions"]) == (16, 8)
+    assert line["tool_acc"] == line["joint_acc"] == pytest.approx(100 * (16 - len(tested[1])) / 16)
+    assert [item["joint_acc"] for item in line["by_run"]] == [100, 100, 100, 0]
+    assert line["tool_ci"][0] < line["tool_acc"] < line["tool_ci"][1]
 
 
-def test_an_interval_of_groups_is_wider_than_one_of_entries() -> None:
-    alike = [(group, group % 4 > 0) for group in range(40) for _ in range(10)]
-    alone = [(place, right) for place, (_, right) in enumerate(alike)]
-    (low, high), (inner_low, inner_high) = grouped_interval(alike), grouped_interval(alone)
-    assert low < inner_low < 75 < inner_high < high
-    assert 2 < (high - low) / (inner_high - inner_low) < 4.5, "ten entries that stand together count as about one"
+def test_a_folder_is_of_one_study(study) -> None:
+    runs = [One("a", ("lora.r=16",), 0, 0)]
+    keep_study(study, runs)
+    keep_study(study, [One("b", ("lora.r=8",), 0, 0), *runs])
+    with pytest.raises(PetoolError, match="another study: a-seed0-fold0 had"):
+        keep_study(study, [One("a", ("lora.r=4",), 0, 0)])
+    with pytest.raises(PetoolError, match="another study: folds was 2, is 3"):
+        keep_study(replace(study, folds=3), runs)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
