@@ -1,12 +1,12 @@
 """Two folders of results, variant by variant, on the entries that both scored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.report import METRIC_WORDS, Table, accuracies_cells, p_text, show
 from petool_lite.bench.results import Results, check_same_data, load_folder
-from petool_lite.bench.score import METRICS, Score, accuracies, paired
+from petool_lite.bench.score import METRICS, accuracies, paired
 
 from petool_lite.errors import USAGE, PetoolError
 
@@ -31,7 +31,7 @@ def compare_folders(
     if variant is not None:
         pairs = [(variant, against or variant)]
     elif not pairs and len(one) == len(two) == 1:
-        pairs = [(*one, *two)]
+        pairs = list(zip(one, two, strict=True))
     if not pairs:
         what = f"no variant is in both: {', '.join(one)} in {first}, {', '.join(two)} in {second}"
         raise PetoolError(what, "name two: --variant NAME --against NAME")
@@ -63,21 +63,10 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
         "entries": [len(before), len(after)],
         "other_prompts": sum(row.get("prompt_sha256") != prompts.get(row["entry_id"], row.get("prompt_sha256"))
                              for row in new.rows),
-        "scores": [_accuracies([scores[key] for key in common]) for scores in (before, after)],
+        "scores": [accuracies([scores[key] for key in common]) for scores in (before, after)],
         **paired(before, after),
         "flipped": [flip for key in common if (flip := _flip(key, old, new))],
     }  # fmt: skip
-
-
-def _accuracies(scores: Sequence[Score]) -> dict[str, Any]:
-    """The figures that count and, where they are scored, those of parameters and both as asked."""
-    found = accuracies(scores)
-    if all("as_asked" in score.pairs for score in scores):
-        asked = accuracies(scores, "as_asked")
-        found |= {
-            f"{metric}_as_asked_{part}": asked[f"{metric}_{part}"] for metric in METRICS[1:] for part in ("acc", "ci")
-        }
-    return found
 
 
 def _flip(key: str, old: Results, new: Results) -> dict[str, Any] | None:

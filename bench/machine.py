@@ -23,14 +23,11 @@ def machine(gpu: bool) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit of the checkout that this code runs from, "-dirty" if it was changed; else the installed version."""
-    folder = Path(__file__).resolve().parent
-    line = ["git", "-C", str(folder)]
+    line = ["git", "-C", str(Path(__file__).resolve().parent)]
+    describe = [*line, "describe", "--always", "--dirty", "--abbrev=12"]
     try:  # a package in a virtual environment may lie in a checkout of something else
         subprocess.run([*line, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
-        found = subprocess.run(
-            [*line, "describe", "--always", "--dirty", "--abbrev=12"], check=True, capture_output=True, text=True
-        )
-        return found.stdout.strip()
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return versions().get("petool-lite", "unknown")
 

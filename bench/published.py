@@ -42,7 +42,7 @@ def published_table(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     A partial run or other data never does; `left_out` says why. Without any of ours there is no table: `rows` is empty.
     """
     held = tomllib.loads(resources.files("petool_lite.bench").joinpath("published.toml").read_text(encoding="utf-8"))
-    left_out = {}
+    left_out: dict[str, list[str]] = {}
     for item in variants:
         why = ["partial: " + "; ".join(item["partial"])] if item["partial"] else []
         why += [item["other_data"]] if item["other_data"] else []

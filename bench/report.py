@@ -23,6 +23,7 @@ _SCORER_WORDS = {
     "ast": "BFCL's AST scorer",
     "no_call": "whether no tool is called",
 }
+_ASKED = ("param_as_asked", "joint_as_asked")
 _COUNTED = {
     "history_trimmed": "prompts without their oldest history",
     "too_long": "prompts beyond its context, which count as wrong",
@@ -143,6 +144,7 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
         seconds = sum(row[key] for row in runs)
         return round(amount / seconds, 4) if seconds > 0 and amount > 0 else None
 
+    done = sum(row["prompt_tokens"] + row["reply_tokens"] for row in runs)
     read = sum(max(0, row["prompt_tokens"] - row.get("cached_tokens", 0)) for row in runs)
     return {
         "cold": times(cold=True),
@@ -152,7 +154,10 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
         "peak_memory_gb": meta.get("peak_memory_gb") if runs else None,
         "model_bytes": meta.get("model_bytes") or None,
         "wall_seconds": meta.get("seconds"),
-        "gpu": {key: gpu.get(key) for key in ("batch", "tokens_per_s", "memory_gb")},
+        "gpu": {
+            **{key: gpu.get(key) for key in ("batch", "memory_gb")},
+            "tokens_per_s": rate(done, "seconds") if gpu else None,
+        },
     }
 
 
@@ -194,14 +199,14 @@ def label(variant: Mapping[str, Any]) -> str:
 
 def _scores_table(document: Mapping[str, Any]) -> Table:
     variants = document["variants"]
-    asked = any(item["as_asked"]["param_acc"] != item["param_acc"] for item in variants if "as_asked" in item)
+    asked = any(item.get("param_as_asked_acc", item["param_acc"]) != item["param_acc"] for item in variants)
     columns: tuple[str, ...] = ("variant", "what it is", "n", *METRIC_WORDS)
     columns += ("parameters as asked", "both as asked") if asked else ()
     rows = []
     for item in variants:
         figures = accuracies_cells(item)
         if asked:
-            figures += accuracies_cells(item["as_asked"], *METRICS[1:]) if "as_asked" in item else ["–", "–"]
+            figures += accuracies_cells(item, *_ASKED) if "param_as_asked_acc" in item else ["–", "–"]
         rows.append((label(item), item["about"], f"{item['n']:,}", *figures))
     notes = ["in percent, with 95 % intervals by function; decoded greedily"]
     if asked:

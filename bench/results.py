@@ -155,8 +155,6 @@ def load_results(path: Path) -> Results:
 def results_folder(place: str) -> Path:
     """The folder that holds results-*.jsonl: `place` itself, or the bench folder of the run that it names."""
     path = Path(place).expanduser()
-    if path.is_file() and path.name == "report.json":
-        path = path.parent
     for folder in (path, path / "bench"):
         if folder.is_dir() and any(folder.glob("results-*.jsonl")):
             return folder
@@ -176,20 +174,14 @@ def load_folder(folder: Path) -> tuple[Results, ...]:
 
 
 def check_same_data(results: Sequence[Results]) -> None:
-    """Raises PetoolError that names two files of one setting with other data or other right answers."""
+    """Raises PetoolError that names two files of one setting that were made from different data."""
     first: dict[str, Results] = {}
-    golds: dict[tuple[str, str], tuple[Any, Results]] = {}
     for item in results:
-        setting, data = item.meta["setting"], item.meta["data"]
-        other = first.setdefault(setting, item)
-        if data["sha256"] != other.meta["data"]["sha256"]:
-            made = f"{item.path} was made from {data['source']}, {other.path} from {other.meta['data']['source']}"
-            raise PetoolError(f"{made}: other data", "give each data set a folder of its own")
-        for row in item.rows:
-            gold, where = golds.setdefault((setting, row["entry_id"]), (row["gold"], item))
-            if gold != row["gold"]:
-                what = f"{item.path} and {where.path} differ in the right answer of entry {row['entry_id']}"
-                raise PetoolError(what, "they come from different data")
+        other = first.setdefault(item.meta["setting"], item)
+        (one, two) = (found.meta["data"] for found in (item, other))
+        if one["sha256"] != two["sha256"]:
+            what = f"{item.path} was made from {one['source']}, {other.path} from {two['source']}: other data"
+            raise PetoolError(what, "give each data set a folder of its own")
 
 
 class Store:

@@ -50,8 +50,8 @@ def _check_neighbours(variants: Sequence[Variant], task: Task, folder: Path) -> 
     """Raise PetoolError for other results in the folder that the report could not hold beside these."""
     own, data = {f"results-{variant.name}.jsonl" for variant in variants}, task.dataset
     for path in results_files(folder):
-        meta = load_results(path).meta if path.name not in own else {"setting": None}
-        if meta["setting"] == task.setting and meta["data"]["sha256"] != data.sha256:
+        meta = load_results(path).meta if path.name not in own else {}
+        if meta.get("setting") == task.setting and meta["data"]["sha256"] != data.sha256:
             what = f"{path} was made from other data: {meta['data']['source']}, not {data.source}"
             raise PetoolError(what, "give another --out, or take that file away")
 
@@ -109,15 +109,7 @@ def _fill(work: Work, store: Store, report: Report) -> None:
             report(stage, len(store.rows), total, speed)
     finally:
         peak = max(peak_gb(), store.meta["peak_memory_gb"] or 0.0)
-        gpu = told | {"tokens_per_s": _tokens_per_s(store)} if work.variant.engine == GPU else None
-        store.save_meta(seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak, gpu=gpu)
-
-
-def _tokens_per_s(store: Store) -> float:
-    """Tokens read and written a second of the GPU's work, of all rows."""
-    rows = store.rows.values()
-    seconds = sum(row["seconds"] for row in rows)
-    return round(sum(row["prompt_tokens"] + row["reply_tokens"] for row in rows) / seconds, 1) if seconds else 0.0
+        store.save_meta(seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak, gpu=told or None)
 
 
 def entry_row(index: int, entry: Entry) -> dict[str, Any]:

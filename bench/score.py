@@ -23,6 +23,8 @@ from petool_lite.scorer import published_form, read_published, score_reply
 
 SCORERS = ("published", "spanning", "strict", "as_asked", "ast")
 METRICS = ("tool", "param", "joint")
+_FIGURES = {metric: (metric, "") for metric in METRICS}  # name: the metric, and its scorer if not the one that counts
+_FIGURES |= {f"{metric}_as_asked": (metric, "as_asked") for metric in METRICS[1:]}
 # Every row has exactly one class; "right" are those that count as right in joint_acc.
 CLASSES = {
     "right": "tool and parameters right",
@@ -152,11 +154,14 @@ def percent(count: int, n: int) -> float:
 
 
 def accuracies(scores: Sequence[Score], scorer: str = "") -> dict[str, Any]:
-    """tool_acc, param_acc, joint_acc in percent and their 95 % intervals by function, over all `scores`."""
+    """tool_acc, param_acc, joint_acc in percent and their 95 % intervals by function, over all `scores`.
+
+    Where it is scored, param_as_asked and joint_as_asked stand beside those of the scorer that counts.
+    """
     found: dict[str, Any] = {}
-    for metric in METRICS:
-        right = [score.right(metric, scorer) for score in scores]
-        found |= _share(metric, right, scores)
+    for name, (metric, own) in _FIGURES.items():
+        if not own or (not scorer and all(own in score.pairs for score in scores)):
+            found |= _share(name, [score.right(metric, own or scorer) for score in scores], scores)
     return found
 
 
@@ -251,10 +256,10 @@ def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str,
     same = sum(first[key].call_text == second[key].call_text for key in common)
     found: dict[str, Any] = {"n": len(common), "agreement": percent(same, len(common))}
     asked = all("as_asked" in scores[key].pairs for key in common for scores in (first, second))
-    tests = [(metric, metric, "") for metric in METRICS]
-    tests += [(f"{metric}_as_asked", metric, "as_asked") for metric in METRICS[1:] if asked]
     functions = [first[key].function for key in common]
-    for name, metric, scorer in tests:
+    for name, (metric, scorer) in _FIGURES.items():
+        if scorer and not asked:
+            continue
         gains = [second[key].right(metric, scorer) - first[key].right(metric, scorer) for key in common]
         lost, won, effect = gains.count(-1), gains.count(1), design_effect(gains, functions)
         found[name] = {

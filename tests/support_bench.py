@@ -57,3 +57,14 @@ def write_results(folder: Path, rows: list[dict[str, Any]], **more) -> Path:
     path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in rows))
     path.with_name(path.stem + ".meta.json").write_text(json.dumps(meta(rows, **more)))
     return path
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file as they stand there."""
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the order of the data, without what no two runs share."""
+    times = ("prefill_s", "decode_s", "seconds", "cold", "cached_tokens")
+    return sorted(({key: row[key] for key in row if key not in times} for row in rows), key=lambda row: row["index"])

@@ -99,7 +99,8 @@ def _json(schema: Schema, definitions: Schema) -> str:
 def heated(share: float, temperature: float) -> float:
     """A probability with its log-odds divided by a temperature, which calibrates it (Guo et al. 2017: logits)."""
     inside = min(max(share, 1e-6), 1 - 1e-6)
-    return min(max(1 / (1 + (1 / inside - 1) ** (1 / temperature)), 1e-6), 1 - 1e-6)
+    odds = float((1 / inside - 1) ** (1 / temperature))
+    return min(max(1 / (1 + odds), 1e-6), 1 - 1e-6)
 
 
 class Constraint:

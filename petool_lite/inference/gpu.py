@@ -250,7 +250,8 @@ class GpuModel:
         replies = greedy_ids(self.model, [prompts[index] for index in group], job.stops, job.max_tokens, steps)
         prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
         read, written = sum(len(prompts[index]) for index in group), sum(len(ids) + 1 for ids in replies)
-        sure = [constraint.confidence for constraint in constraints] or [None] * len(group)
+        sure: list[float | None] = [one.confidence for one in constraints]
+        sure = sure or [None] * len(group)
         for index, ids, confidence in zip(group, replies, sure, strict=True):
             finish = "stop" if len(ids) < job.max_tokens else "length"
             count = len(prompts[index])

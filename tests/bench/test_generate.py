@@ -10,23 +10,14 @@ from petool_lite.bench.results import meta_path
 from petool_lite.bench.run import bench
 from petool_lite.bench.run import generate as generate_all
 from petool_lite.bench.variants import GPU, Variant, rule_variant
+from support_bench import plain, rows_of
 
 from petool_lite.console import silent
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.models import embedded_gguf
 
-TIMES = ("prefill_s", "decode_s", "seconds", "cold", "cached_tokens")
 DATA = "demo:test:10"
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
-
-
-def plain(rows: list[dict]) -> list[dict]:
-    """Rows in the order of the data, without what no two runs share."""
-    return sorted(({key: row[key] for key in row if key not in TIMES} for row in rows), key=lambda row: row["index"])
 
 
 def task_of(count: int = 4, reply: int = 24, **changes) -> Task:

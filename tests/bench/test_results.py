@@ -1,15 +1,22 @@
-"""Results files that are cut, mixed, foreign or nonsense: named in one line, never a traceback."""
+"""Results files that are cut, mixed, foreign or nonsense: named in one line, never a traceback. Merged shards."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from petool_lite.bench.engines import Task
 from petool_lite.bench.page import html_report
 from petool_lite.bench.report import build_report, markdown_report, write_report
-from petool_lite.bench.results import load_folder, load_results, load_rows
-from support_bench import answer, called, meta, row, write_results
+from petool_lite.bench.results import load_folder, load_results, load_rows, merge_shards, shard_folder
+from petool_lite.bench.run import bench, generate
+from petool_lite.bench.variants import rule_variant
+from support_bench import answer, called, meta, plain, row, rows_of, write_results
 
+from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 
 ENTRIES = called(4)
@@ -34,43 +41,36 @@ def test_a_last_line_cut_in_the_middle_is_left_out_and_said(tmp_path, command) -
     assert (len(found), cut) == (3, True)
     result = command("bench", "score", path)
     assert (result.returncode, "last line was cut" in result.stderr) == (0, True)
-    document = write_report(tmp_path)
-    assert document["variants"][0]["cut_line"]
-    assert document["variants"][0]["partial"] == ["3 of 4 entries so far"]
+    (item,) = write_report(tmp_path)["variants"]
+    assert (item["cut_line"], item["partial"]) == (True, ["3 of 4 entries so far"])
     assert "the last line of results-tuned.jsonl was cut" in (tmp_path / "report.md").read_text().replace("\\", "")
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
+def test_a_wrong_line_is_named(tmp_path) -> None:
+    for change, said in (
         (lambda r: r[1].pop("gold"), "line 2: 'gold' is a required property"),
         (lambda r: r[1].update(gold={"tool_name": 3, "parameters": {}}), "line 2: gold"),
-        (lambda r: r[2].pop("schema"), "line 3: made by another version of petool-lite (schema 1, this one reads 3)"),
+        (
+            lambda r: r[2].update(schema=2),
+            "line 3: made by another version of petool-lite \\(schema 2, this one reads 3",
+        ),
         (lambda r: r[3].update(entry_id=r[0]["entry_id"]), f"line 4: entry {ENTRIES[0].id} was on line 1 already"),
         (lambda r: r[3].update(setting="preferred"), "line 4: setting preferred, but rating above"),
         (lambda r: r[0].update(status="done"), "line 1: status 'done' is not one of"),
         (lambda r: r[0].update(seconds=float("nan")), "line 1: not JSON"),
         (lambda r: r[0]["facts"].pop("offered"), "line 1: facts 'offered' is a required property"),
-    ],
-)
-def test_a_wrong_row_is_named(tmp_path, change, said) -> None:
-    change(made := rows())
-    path = tmp_path / "results-tuned.jsonl"
-    path.write_text("".join(json.dumps(item) + "\n" for item in made))
-    with pytest.raises(PetoolError) as caught:
-        load_rows(path)
-    assert said in caught.value.message
-    assert caught.value.hint
-
-
-def test_a_broken_line_before_the_last_is_refused(tmp_path) -> None:
-    path = write_results(tmp_path, rows())
-    first, second, *rest = path.read_text().split("\n")
+    ):
+        change(made := rows())
+        path = write_results(tmp_path, made)
+        with pytest.raises(PetoolError, match=said) as caught:
+            load_rows(path)
+        assert "--fresh" in caught.value.hint
+    first, second, *rest = write_results(tmp_path, rows()).read_text().split("\n")
     deep = "[" * 5000 + "]" * 5000
     for raw, said in (
         ("\n".join([first, second[:50], *rest]).encode(), "line 2: not JSON"),
         (first.replace('"parameters": {', f'"parameters": {{"deep": {deep}, ', 1).encode() + b"\n", "line 1: "),
-        (b"\xff\xfe\n", "line 1: not UTF-8"),
+        (b"\xff\xfe\n", "line 1: not JSON in UTF-8"),
         (b"", "has no result"),
     ):
         path.write_bytes(raw)
@@ -83,11 +83,6 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path) -> None:
     other = {"source": "other.json", "sha256": "ff" * 32, "total": 4}
     path = write_results(tmp_path, rows(variant="base"), data=other)
     with pytest.raises(PetoolError, match=r"made from demo:test:40.*other.json: other data"):
-        load_folder(tmp_path)
-    made = rows(variant="base")
-    made[2]["gold"]["parameters"] = {"else": 1}
-    write_results(tmp_path, made)
-    with pytest.raises(PetoolError, match=f"differ in the right answer of entry {ENTRIES[2].id}"):
         load_folder(tmp_path)
     path.with_name("results-base.meta.json").unlink()
     with pytest.raises(PetoolError, match=r"has no results-base\.meta\.json beside it"):
@@ -102,15 +97,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-
-
-def report_of(folder) -> dict:
-    """The report in all its forms, as write_report makes them, without waiting for a disk."""
-    scored = load_folder(folder)
-    document = build_report(scored)
-    json.dumps(document, ensure_ascii=False).encode()
-    (markdown_report(document) + html_report(document, scored)).encode()
-    return document
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -133,8 +119,11 @@ def test_any_line_and_any_meta_file_is_scored_or_refused_in_words(tmp_path, data
         target = data.draw(st.sampled_from([about, about["machine"], about["data"], about["versions"]]))
         target[data.draw(st.sampled_from([*sorted(target), "more"]))] = data.draw(JSON)
     path.with_name("results-tuned.meta.json").write_text(json.dumps(about))
-    try:
-        document = report_of(tmp_path)
+    try:  # as write_report makes it, without waiting for a disk
+        scored = load_folder(tmp_path)
+        document = build_report(scored)
+        json.dumps(document, ensure_ascii=False).encode()
+        (markdown_report(document) + html_report(document, scored)).encode()
     except PetoolError as error:
         assert error.message
     else:
@@ -150,3 +139,51 @@ def test_a_variant_that_was_only_begun_is_left_out_and_said(tmp_path) -> None:
     (tmp_path / "results-tuned.jsonl").write_text("")
     with pytest.raises(PetoolError, match="no result in"):
         write_report(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """A folder with everything and three shards of 7 entries, by two rules."""
+    root, task = tmp_path_factory.mktemp("shards"), Task(load_dataset("demo:test:7"), 8)
+    variants = [rule_variant("rule-first"), rule_variant("rule-random")]
+    generate(variants, task, root / "whole")
+    for place in range(3):
+        assert bench(variants, replace(task, shard=(place, 3)), root) is None, "a shard has no report"
+    return root
+
+
+def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
+    merge_shards([shard_folder(shards, (place, 3)) for place in (2, 1, 0)], tmp_path)
+    for name in ("results-rule-first.jsonl", "results-rule-random.jsonl"):
+        assert plain(rows_of(tmp_path / name)) == plain(rows_of(shards / "whole" / name))
+        assert [item["index"] for item in rows_of(tmp_path / name)] == list(range(7))
+    for one, other in zip(load_folder(tmp_path), load_folder(shards / "whole"), strict=True):
+        for key in ("variant", "entries", "complete", "model_sha256", "data", "shard", "limit", "max_reply_tokens"):
+            assert one.meta[key] == other.meta[key]
+        assert one.meta["shards"] == 3
+
+
+def test_shards_that_do_not_fit_are_named_and_nothing_is_written(shards, tmp_path) -> None:
+    merged = tmp_path / "merged"
+    folders = [shutil.copytree(shard_folder(shards, (place, 3)), tmp_path / f"s{place}") for place in range(3)]
+    file = folders[1] / "results-rule-first.meta.json"
+    right = json.loads(file.read_text())
+    for values, words in (
+        ({"complete": False}, "s1/results-rule-first.jsonl is not finished: 2 of 2 entries"),
+        ({"shard": [0, 3]}, "not all shards of one bench.*s1/results-rule-first.jsonl is shard 0/3"),
+        ({"model_sha256": "0" * 64}, "another model"),
+        ({"commit": "other"}, "another commit"),
+        ({"data": {"source": "other.json", "sha256": "0" * 64, "total": 7}}, "another data set: .*other.json"),
+    ):
+        file.write_text(json.dumps(right | values))
+        with pytest.raises(PetoolError, match=words):
+            merge_shards(folders, merged)
+    file.write_text(json.dumps(right))
+    with pytest.raises(PetoolError, match="not all shards of one bench"):
+        merge_shards(folders[::2], merged)
+    with pytest.raises(PetoolError, match="is one of the shards"):
+        merge_shards(folders, folders[0])
+    (folders[2] / "results-rule-first.jsonl").unlink()
+    with pytest.raises(PetoolError, match=r"s2 has no results-rule-first\.jsonl"):
+        merge_shards(folders, merged)
+    assert not merged.exists()

@@ -1,4 +1,4 @@
-"""The three scorers, the published one with its quirks, and what is made of their right."""
+"""The scorers, the published one with its quirks, classes of error, and statistics of what is right."""
 
 import json
 import random
@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from petool_lite.bench.score import (
+    calibration,
+    calibration_error,
     design_effect,
     error_class,
     mcnemar,
@@ -19,30 +21,37 @@ from petool_lite.bench.score import (
     wilson,
 )
 
+from petool_lite.inference.constrain import heated
 from petool_lite.scorer import as_asked, published_form, read_published, score_reply
 
 GOLD = {"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x", "n": 2}}
 GOOD = json.dumps(GOLD)
 LINES = '{"tool_name": "<A>.<b>.<c>",\n"parameters": {"q": "x",\n "n": 2}}'
+BOTH, TOOL, PARAM, NEITHER = (True, True), (True, False), (False, True), (False, False)
+
+
+def reply_row(reply: str, **more):
+    facts = {"offered": ["<A>.<b>.<c>"], "same_job": ["<A>.<b>.<c>"], "history_length": 3}
+    return {"status": "ok", "style": "petool", "reply": reply, "gold": GOLD, "finish": "stop", "facts": facts, **more}
 
 
 def test_the_published_scorer_and_its_quirks() -> None:
     for reply, right in (
-        (f"Sure! {GOOD} Anything else?", (True, True)),
-        ('{"tool_name": "<A>.<b>.<c>", "parameters": {"n": 2, "q": "x"}}', (True, True)),
-        ('{"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x", "n": "2"}}', (True, False)),
-        ('{"tool_name": "<A>.<other>.<c>", "parameters": {"q": "x", "n": 2}}', (False, True)),
-        ("", (False, False)),
-        ('{"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x"', (False, False)),
+        (f"Sure! {GOOD} Anything else?", BOTH),
+        ('{"tool_name": "<A>.<b>.<c>", "parameters": {"n": 2, "q": "x"}}', BOTH),
+        (GOOD.replace("2", '"2"'), TOOL),
+        (GOOD.replace("<b>", "<other>"), PARAM),
+        ("", NEITHER),
+        (GOOD[:-10], NEITHER),
         # right as JSON, wrong to it: another order, several lines, a space between the last braces
-        ('{"parameters": {"q": "x", "n": 2}, "tool_name": "<A>.<b>.<c>"}', (False, False)),
-        (LINES, (False, False)),
-        ("{\n" + GOOD[1:], (False, False)),
-        (GOOD[:-1] + " }", (False, False)),
+        ('{"parameters": {"q": "x", "n": 2}, "tool_name": "<A>.<b>.<c>"}', NEITHER),
+        (LINES, NEITHER),
+        ("{\n" + GOOD[1:], NEITHER),
+        (GOOD[:-1] + " }", NEITHER),
     ):
         assert score_reply(reply, GOLD) == right, reply
     for reply in ("{\n" + GOOD[1:], LINES):
-        assert score_reply(reply, GOLD, spanning=True) == (True, True), "the 3B result's scorer"
+        assert score_reply(reply, GOLD, spanning=True) == BOTH, "the 3B result's scorer"
     for parameters, right in (  # an object ends at the first two braces
         ({"a": {"b": 1}, "c": 2}, True),
         ({"c": 2, "a": {"b": 1}}, False),
@@ -50,7 +59,8 @@ def test_the_published_scorer_and_its_quirks() -> None:
         ({}, True),
     ):
         call = {"tool_name": "t", "parameters": parameters}
-        assert score_reply(json.dumps(call), call) == (right, right), parameters
+        score = score_row(reply_row(json.dumps(call), gold=call))
+        assert (score.pairs["published"], score.pairs["strict"]) == ((right, right), BOTH), parameters
 
 
 PIECES = ["{", "}", "}}", '"tool_name": "t"', '"tool_name":"', ", ", '"parameters": {', '"parameters": {}', "\n", "x"]
@@ -70,48 +80,31 @@ def test_the_quick_search_finds_what_the_published_expression_finds(pieces, span
     assert read_published(reply, spanning) == call
 
 
-def reply_row(reply: str, **more):
-    facts = {"offered": ["<A>.<b>.<c>"], "same_job": ["<A>.<b>.<c>"], "history_length": 3}
-    return {"status": "ok", "style": "petool", "reply": reply, "gold": GOLD, "finish": "stop", "facts": facts, **more}
-
-
 def test_the_strict_scorer_compares_as_json() -> None:
     for reply, strict in (
-        (f" {GOOD}\n", (True, True)),
-        (LINES, (True, True)),
-        ('{"parameters": {"n": 2, "q": "x"}, "tool_name": "<A>.<b>.<c>"}', (True, True)),
-        (GOOD.replace("2", "20e-1"), (True, True)),
-        (GOOD.replace("2", '"2"'), (True, False)),
-        (GOOD.replace("2", "true"), (True, False)),
-        (GOOD.replace("<b>", "<d>"), (False, True)),
-        (f"Sure! {GOOD}", (False, False)),
-        (GOOD.replace('"q": "x"', '"q": "y", "q": "x"'), (False, False)),
-        (GOOD[:-1] + ', "why": "so"}', (False, False)),
-        (GOOD.replace("2", "NaN"), (False, False)),
-        ('{"a":' * 100_000, (False, False)),
+        (f" {GOOD}\n", BOTH),
+        (LINES, BOTH),
+        ('{"parameters": {"n": 2, "q": "x"}, "tool_name": "<A>.<b>.<c>"}', BOTH),
+        (GOOD.replace("2", "20e-1"), BOTH),
+        (GOOD.replace("2", '"2"'), TOOL),
+        (GOOD.replace("2", "true"), TOOL),
+        (GOOD.replace("<b>", "<d>"), PARAM),
+        (f"Sure! {GOOD}", NEITHER),
+        (GOOD.replace('"q": "x"', '"q": "y", "q": "x"'), NEITHER),
+        (GOOD[:-1] + ', "why": "so"}', NEITHER),
+        (GOOD.replace("2", "NaN"), NEITHER),
+        ('{"a":' * 100_000, NEITHER),
     ):
         assert score_row(reply_row(reply)).pairs["strict"] == strict, reply[:99]
     at_its_limit = score_row(reply_row(GOOD, finish="length"))
-    assert (at_its_limit.pairs["strict"], at_its_limit.pairs["published"]) == ((False, False), (True, True))
+    assert (at_its_limit.pairs["strict"], at_its_limit.pairs["published"]) == (NEITHER, BOTH)
+    said = json.dumps({"tool_name": "t", "parameters": {"on": True}})
+    score = score_row(reply_row(said, gold={"tool_name": "t", "parameters": {"on": 1}}))
+    assert (score.pairs["published"], score.pairs["strict"]) == (BOTH, TOOL)
 
 
-@pytest.mark.parametrize(
-    ("gold", "reply", "published", "strict"),
-    [
-        ({"on": 1}, {"on": True}, (True, True), (True, False)),
-        ({"c": 2, "a": {"b": [1, {"d": None}]}}, None, (False, False), (True, True)),
-        ({"a": "}}", "c": 2}, None, (False, False), (True, True)),
-    ],
-)
-def test_where_the_published_scorer_and_the_strict_one_differ(gold, reply, published, strict) -> None:
-    said = json.dumps({"tool_name": "t", "parameters": reply or gold})
-    score = score_row(reply_row(said, gold={"tool_name": "t", "parameters": gold}))
-    assert (score.pairs["published"], score.pairs["strict"]) == (published, strict)
-
-
-@pytest.mark.parametrize(
-    ("found", "right", "request_text", "asked"),
-    [
+def test_a_number_counts_as_asked_where_the_data_cut_it() -> None:
+    for found, right, request, asked in (
         (46.046, 46, "Ship 46.046 kg.", True),
         (46.6, 47, "Ship 46.6 kg.", True),
         (46.6, 46, "Ship 46.6 kg.", True),
@@ -129,78 +122,13 @@ def test_where_the_published_scorer_and_the_strict_one_differ(gold, reply, publi
         ({"at": [2.5, "x"]}, {"at": [2, "x"]}, "At 2.5", True),
         ({"at": [2.5, "y"]}, {"at": [2, "x"]}, "At 2.5", False),
         ({"at": [2.5, "x"], "to": 1}, {"at": [2, "x"]}, "At 2.5", False),
-    ],
-)
-def test_a_number_counts_as_asked_where_the_data_cut_it(found, right, request_text, asked) -> None:
-    assert as_asked(found, right, request_text) is asked
-    gold = {"tool_name": "<A>.<b>.<c>", "parameters": {"p": right}}
-    reply = json.dumps({"tool_name": "<A>.<b>.<c>", "parameters": {"p": found}})
-    pairs = score_row(reply_row(reply, gold=gold, query=request_text)).pairs
-    if not isinstance(found, dict):  # the published expression does not read an object that ends the parameters
-        assert (pairs["published"], pairs["as_asked"]) == ((True, found == right), (True, asked))
-
-
-def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
-    rows = [
-        reply_row(GOOD),
-        reply_row(GOOD),
-        reply_row(GOOD.replace("<b>", "<z>")),
-        reply_row("cut", finish="length"),
-        {"status": "engine_error", "style": "petool", "gold": GOLD, "facts": {}},
-    ]
-    score = summary(rows, [score_row(item) for item in rows])
-    assert (score["n"], score["engine_errors"], score["no_call"], score["cut_off"]) == (4, 1, 1, 1)
-    assert (score["tool_acc"], score["param_acc"], score["joint_acc"]) == (50.0, 75.0, 50.0)
-    assert score["strict"]["joint_acc"] == 50.0
-    assert score["joint_ci"][0] < 50 < score["joint_ci"][1]
-
-
-def test_paired_tests_count_who_alone_is_right() -> None:
-    other = GOOD.replace("<b>", "<z>")
-    first = {index: score_row(reply_row(GOOD if index < 3 else other)) for index in range(12)}
-    second = {index: score_row(reply_row(GOOD if index > 1 else other)) for index in range(13)}
-    found = paired(first, second)
-    assert found["n"] == 12
-    assert (found["tool"]["first_only"], found["tool"]["second_only"]) == (2, 9)
-    assert found["tool"]["difference"] == pytest.approx(100 * 7 / 12, abs=1e-3)
-    assert found["tool"]["p"] == pytest.approx(2 * (1 + 11 + 55) / 2**11)
-    assert found["param"]["p"] == 1.0
-    assert found["agreement"] == pytest.approx(100 / 12, abs=1e-3)
-
-
-WEATHER = {"tool_name": "<W>.<Sun>.<forecast>", "parameters": {"city": "Oslo", "days": 3}}
-OFFERED = ["<W>.<Sun>.<forecast>", "<W>.<Rain>.<forecast>", "<M>.<Tune>.<search>"]
-
-
-def call(tool: str = "<W>.<Sun>.<forecast>", **parameters) -> str:
-    given = {**WEATHER["parameters"], **parameters}
-    return json.dumps({"tool_name": tool, "parameters": {key: value for key, value in given.items() if value}})
-
-
-@pytest.mark.parametrize(
-    ("reply", "more", "found"),
-    [
-        (call(), {}, "right"),
-        (f"Here you are: {call()}", {"finish": "length"}, "right"),
-        (call().replace("}}", "}\n}"), {"style": "published"}, "other_form"),
-        (call("<W>.<Rain>.<forecast>"), {}, "wrong_provider"),
-        (call("<M>.<Tune>.<search>"), {}, "wrong_function"),
-        (call("<M>.<Tune>.<search>"), {"same_job": []}, "wrong_tool"),
-        (call("<W>.<Snow>.<forecast>"), {}, "invented_tool"),
-        (call(city=None, lang="en"), {}, "missing_parameter"),
-        (call(lang="en"), {}, "extra_parameter"),
-        (call(city="Bergen"), {}, "wrong_parameter"),
-        ("I would call the forecast.", {}, "no_call"),
-        (call()[:-9], {"finish": "length"}, "cut_off"),
-        (call(), {"gold": {"no_call": "No tool fits."}}, "needless_call"),
-        ("", {"status": "too_long"}, "too_long"),
-        ("", {"status": "engine_error"}, "engine_error"),
-    ],
-)
-def test_each_class_of_error(reply, more, found) -> None:
-    facts = {"offered": OFFERED, "same_job": more.get("same_job", OFFERED[:2]), "history_length": 20}
-    row = reply_row(reply, gold=WEATHER) | {"facts": facts} | more
-    assert error_class(row, score_row(row)) == found
+    ):
+        assert as_asked(found, right, request) is asked, found
+        gold = {"tool_name": "<A>.<b>.<c>", "parameters": {"p": right}}
+        reply = json.dumps({"tool_name": "<A>.<b>.<c>", "parameters": {"p": found}})
+        pairs = score_row(reply_row(reply, gold=gold, query=request)).pairs
+        if not isinstance(found, dict):  # the published expression does not read an object that ends the parameters
+            assert (pairs["published"], pairs["as_asked"]) == ((True, found == right), (True, asked))
 
 
 HERMES = '<tool_call>\n{"name": "<A>.<b>.<c>", "arguments": {"q": "x", "n": 2}}\n</tool_call>'
@@ -225,6 +153,61 @@ def test_a_petool_reply_is_read_by_the_published_scorer_in_its_own_form() -> Non
         assert set(score.pairs.values()) == {(right, right)}, reply
 
 
+WEATHER = {"tool_name": "<W>.<Sun>.<forecast>", "parameters": {"city": "Oslo", "days": 3}}
+OFFERED = ["<W>.<Sun>.<forecast>", "<W>.<Rain>.<forecast>", "<M>.<Tune>.<search>"]
+
+
+def call(tool: str = "<W>.<Sun>.<forecast>", **parameters) -> str:
+    given = {**WEATHER["parameters"], **parameters}
+    return json.dumps({"tool_name": tool, "parameters": {key: value for key, value in given.items() if value}})
+
+
+def test_each_class_of_error() -> None:
+    for reply, more, found in (
+        (call(), {}, "right"),
+        (f"Here you are: {call()}", {"finish": "length"}, "right"),
+        (call().replace("}}", "}\n}"), {"style": "published"}, "other_form"),
+        (call("<W>.<Rain>.<forecast>"), {}, "wrong_provider"),
+        (call("<M>.<Tune>.<search>"), {}, "wrong_function"),
+        (call("<M>.<Tune>.<search>"), {"same_job": []}, "wrong_tool"),
+        (call("<W>.<Snow>.<forecast>"), {}, "invented_tool"),
+        (call(city=None, lang="en"), {}, "missing_parameter"),
+        (call(lang="en"), {}, "extra_parameter"),
+        (call(city="Bergen"), {}, "wrong_parameter"),
+        ("I would call the forecast.", {}, "no_call"),
+        (call()[:-9], {"finish": "length"}, "cut_off"),
+        (call(), {"gold": {"no_call": "No tool fits."}}, "needless_call"),
+        ("", {"status": "too_long"}, "too_long"),
+        ("", {"status": "engine_error"}, "engine_error"),
+    ):
+        facts = {"offered": OFFERED, "same_job": more.get("same_job", OFFERED[:2]), "history_length": 20}
+        row = reply_row(reply, gold=WEATHER) | {"facts": facts} | more
+        assert error_class(row, score_row(row)) == found
+
+
+def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
+    replies = [GOOD, GOOD, GOOD.replace("<b>", "<z>"), "cut"]
+    rows = [reply_row(reply, finish="length" if reply == "cut" else "stop") for reply in replies]
+    rows.append({"status": "engine_error", "style": "petool", "gold": GOLD, "facts": {}})
+    score = summary(rows, [score_row(item) for item in rows])
+    assert (score["n"], score["engine_errors"], score["no_call"], score["cut_off"]) == (4, 1, 1, 1)
+    assert (score["tool_acc"], score["param_acc"], score["joint_acc"]) == (50.0, 75.0, 50.0)
+    assert (score["strict"]["joint_acc"], score["calibration"]) == (50.0, None)
+    assert score["joint_ci"][0] < 50 < score["joint_ci"][1]
+
+
+def test_paired_tests_count_who_alone_is_right() -> None:
+    other = GOOD.replace("<b>", "<z>")
+    first = {index: score_row(reply_row(GOOD if index < 3 else other)) for index in range(12)}
+    second = {index: score_row(reply_row(GOOD if index > 1 else other)) for index in range(13)}
+    found = paired(first, second)
+    assert (found["n"], found["tool"]["first_only"], found["tool"]["second_only"]) == (12, 2, 9)
+    assert found["tool"]["difference"] == pytest.approx(100 * 7 / 12, abs=1e-3)
+    assert found["tool"]["p"] == pytest.approx(2 * (1 + 11 + 55) / 2**11)
+    assert found["param"]["p"] == 1.0
+    assert found["agreement"] == pytest.approx(100 / 12, abs=1e-3)
+
+
 def test_entries_of_one_function_are_worth_less_than_as_many_of_several() -> None:
     values = [1, 1, 1, 0, 0, 0, 1, 1, 0, 0]
     assert design_effect(values, range(10)) == pytest.approx(1)
@@ -236,40 +219,49 @@ def test_entries_of_one_function_are_worth_less_than_as_many_of_several() -> Non
     chances = [rng.random() for _ in range(60)]
     flags = [rng.random() < chances[group] for group in groups]
     held = [[flag for flag, own in zip(flags, groups, strict=True) if own == group] for group in range(60)]
-    means = sorted(
-        sum(map(sum, drawn)) / sum(map(len, drawn)) for drawn in (rng.choices(held, k=60) for _ in range(4000))
-    )
+    draws = (rng.choices(held, k=60) for _ in range(4000))
+    means = sorted(sum(map(sum, drawn)) / sum(map(len, drawn)) for drawn in draws)
     effect = design_effect(flags, groups)
-    low, high = wilson(sum(flags) / effect, len(flags) / effect)
     assert effect > 1.5
-    assert (low, high) == pytest.approx((100 * means[100], 100 * means[3900]), abs=1.5)
+    interval = wilson(sum(flags) / effect, len(flags) / effect)
+    assert interval == pytest.approx((100 * means[100], 100 * means[3900]), abs=1.5)
 
 
-def test_the_interval_is_wilsons() -> None:
+def test_the_intervals_are_wilsons_and_agresti_and_mins() -> None:
     # 787 of 1,000: computed by hand from the formula
     assert wilson(787, 1000) == pytest.approx((76.06, 81.13), abs=0.02)
-    assert wilson(0, 0) == (0.0, 100.0)
-    assert wilson(10, 10)[1] == 100.0
-    assert wilson(0, 10)[0] == 0.0
-
-
-@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (2, 9), (5, 5), (0, 11), (7, 6)])
-def test_mcnemar_is_the_share_of_coin_throws_that_are_as_uneven(lost, won) -> None:
-    n = lost + won
-    uneven = sum(abs(2 * sum(throw) - n) >= abs(won - lost) for throw in product((0, 1), repeat=n))
-    assert mcnemar(lost, won) == pytest.approx(uneven / 2**n)
-
-
-def test_mcnemar_of_thousands_of_pairs_is_no_zero_by_underflow() -> None:
-    assert mcnemar(1500, 1500) == 1.0
-    assert 0 < mcnemar(1000, 1300) < 1e-9
-
-
-def test_the_paired_interval_holds_its_difference_and_is_symmetric() -> None:
+    assert (wilson(0, 0), wilson(10, 10)[1], wilson(0, 10)[0]) == ((0.0, 100.0), 100.0, 0.0)
     low, high = paired_interval(20, 50, 500)
-    assert low < 6.0 < high
-    assert low > 0  # 20 against 50 is no chance: p < 0.001
+    assert 0 < low < 6.0 < high, "20 against 50 is no chance: p < 0.001"
     assert paired_interval(50, 20, 500) == pytest.approx((-high, -low))
     # by hand: centre 30/502, spread sqrt(71 - 900/502)/502
     assert (low, high) == pytest.approx((2.73, 9.22), abs=0.02)
     assert paired_interval(0, 0, 0) == (-100.0, 100.0)
+
+
+def test_mcnemar_is_the_share_of_coin_throws_that_are_as_uneven() -> None:
+    for lost, won in ((0, 0), (1, 0), (2, 9), (5, 5), (0, 11), (7, 6)):
+        n = lost + won
+        uneven = sum(abs(2 * sum(throw) - n) >= abs(won - lost) for throw in product((0, 1), repeat=n))
+        assert mcnemar(lost, won) == pytest.approx(uneven / 2**n)
+    assert mcnemar(1500, 1500) == 1.0
+    assert 0 < mcnemar(1000, 1300) < 1e-9, "no zero by underflow"
+
+
+def test_the_calibration_error_and_the_temperature_that_mends_it() -> None:
+    # by hand: bins of 0.9 (two right of four) and 0.2 (one of one)
+    pairs = [(0.9, True), (0.9, True), (0.95, False), (0.95, False), (0.2, True)]
+    assert calibration_error(pairs) == pytest.approx((4 * abs(0.925 - 0.5) + 0.8) / 5, abs=1e-4)
+    assert calibration_error([(1.0, True), (0.0, False)]) == calibration_error([]) == 0.0
+    assert heated(0.9, 1.0) == pytest.approx(0.9)
+    assert heated(0.9, 2.0) == pytest.approx(0.75)  # odds of 9 to 1 become 3 to 1
+    rng, scores = random.Random(5), []
+    for index in range(4000):  # a model whose log-odds are twice as large as they should be
+        true = rng.uniform(0.3, 0.99)
+        reply = GOOD if rng.random() < true else GOOD.replace("<b>", "<z>")
+        facts = {"offered": [], "same_job": [], "history_length": 0, "function": str(index % 200)}
+        scores.append(score_row(reply_row(reply, facts=facts, confidence=heated(true, 0.5))))
+    found = calibration(scores)
+    assert (found["n"], found["temperature"]) == (4000, pytest.approx(2, rel=0.15))
+    assert found["ece"] > 0.1 > 0.04 > found["ece_fitted"]
+    assert calibration([*scores, score_row(reply_row(GOOD))]) is None, "one without a probability"

@@ -45,32 +45,24 @@ def test_all_is_what_this_run_and_machine_have(run, gpu) -> None:
 def test_the_smallest_file_is_tuned_and_base_goes_with_it_in_the_same_decoding(run) -> None:
     found = run_variants(*run, ["base", "tuned", "rule-liked"], silent)
     assert [item.name for item in with_decodings(found, "constrained")] == ["base-q8_0", "tuned-q8_0", "rule-liked"]
+    names = ["base-q8_0", "base-q8_0-free", "tuned-q8_0", "tuned-q8_0-free", "rule-liked"]
     both = with_decodings(found, "both")
-    assert [item.name for item in both] == [
-        "base-q8_0",
-        "base-q8_0-free",
-        "tuned-q8_0",
-        "tuned-q8_0-free",
-        "rule-liked",
-    ]
-    assert all(item.about for item in both)
+    assert [item.name for item in both] == names
     assert both[1].about == "the base before training, as a q8_0 GGUF file on the CPU, writing anything"
 
 
-@pytest.mark.parametrize(
-    ("trained_on", "here", "names"),
-    [
-        ("NVIDIA H200", True, ["base-gpu", "tuned-gpu", "rules"]),
-        ("NVIDIA H200", False, ["base", "tuned", "rules"]),
-        ("CPU, 2 threads", True, ["base", "tuned", "rules"]),
-    ],
-)
-def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu, trained_on, here, names) -> None:
+def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu) -> None:
     said: list[str] = []
-    gpu(here)
-    (run[0] / "manifest.json").write_text(json.dumps({"device": trained_on}))
-    assert default_names(run[0], lambda stage, *rest: said.append(stage)) == names
-    assert any("also here, on the CPU: tuned-f16, tuned-q8_0" in line for line in said) == (names[0] == "base-gpu")
+    for trained_on, here, names in (
+        ("CPU, 2 threads", True, ["base", "tuned", "rules"]),
+        ("NVIDIA H200", False, ["base", "tuned", "rules"]),
+        ("NVIDIA H200", True, ["base-gpu", "tuned-gpu", "rules"]),
+    ):
+        gpu(here)
+        (run[0] / "manifest.json").write_text(json.dumps({"device": trained_on}))
+        assert said == []
+        assert default_names(run[0], lambda stage, *rest: said.append(stage)) == names
+    assert "also here, on the CPU: tuned-f16, tuned-q8_0" in said[0]
 
 
 def test_what_is_asked_by_name_must_be_there(run, gpu) -> None:
@@ -108,12 +100,6 @@ def test_baselines_answer_valid_calls_the_same_every_time() -> None:
         for entry, call in zip(entries, calls, strict=True):
             tool = next(tool for tool in entry.tools if tool.name == call.name)
             assert set(call.arguments) == set(required(tool))
-
-
-def test_the_rule_of_words_reads_names_and_descriptions_and_then_the_likes() -> None:
-    from petool_lite.data.entries import words
-
-    assert words("getWeather_today for <Oslo>.<api>") == {"get", "weather", "today", "for", "oslo", "api"}
 
 
 def test_what_baselines_score_on_the_published_entries(open_entries) -> None:

@@ -120,24 +120,46 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_or_trimmed
     assert reply.reply.prompt_tokens <= 512 - 64
 
 
-def test_scores_are_those_of_reading_each_name_alone(caller) -> None:
+def test_shares_are_those_of_reading_each_name_alone(caller) -> None:
     """The shared reading of names against reading each one's tokens singly: with other batches some processors round
     otherwise, by 0.03 of 27 nats."""
     model = caller._model
     ids = model.encode("Call: ")
-    choices = [model.encode(text) for text in ("tool one", "tool two", "tool", "other")]
-    found = model.log_likelihoods(ids, choices)
-    for choice, score in zip(choices, found, strict=True):
-        total = 0.0
-        model.read(ids, reuse=False)
+    choices = [model.encode(text) for text in ("tool one.", "tool two.", "tool.", "other.")]
+    for choice, share in zip(choices, model.shares(ids, choices), strict=True):
+        total = 1.0
         for place, token in enumerate(choice):
-            model.read([*ids, *choice[:place]])
+            model.read([*ids, *choice[:place]], reuse=False)
             logits = model._logits(-1).astype(np.float64)
-            total += logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())
-        assert score == pytest.approx(total, abs=0.02)
-    explained = caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(explain=True)).candidates
-    assert sum(item.probability for item in explained) == pytest.approx(1)
-    assert {item.name for item in explained} == {tool["tool_name"] for tool in TOOLS}
+            others = {other[place] for other in choices if other[:place] == choice[:place]}
+            total *= np.exp(logits[token]) / np.exp(logits[list(others)]).sum()
+        assert share == pytest.approx(total, abs=0.02)
+
+
+def test_an_unsure_call_becomes_a_question_that_names_the_candidates(caller) -> None:
+    asked = CallOptions(explain=True)
+    reply = caller.call(QUERY, TOOLS, HISTORY, options=asked)
+    assert sum(item.probability for item in reply.candidates) == pytest.approx(1)
+    assert {item.name for item in reply.candidates} == {tool["tool_name"] for tool in TOOLS}
+    assert (reply.status, 0 < reply.confidence < 1) == ("call", True)
+    assert caller.call(QUERY, TOOLS, HISTORY).candidates == ()
+    sure = caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(at_least=0.01))
+    unsure = caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(at_least=0.9999))
+    assert (sure.status, unsure.status, unsure.answer) == ("call", "ask", reply.answer)
+    assert str(unsure.candidates[0].name) in unsure.question
+    with pytest.raises(PetoolError, match="free"):
+        caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(decoding="free", at_least=0.5))
+
+
+def test_a_temperature_in_the_file_calibrates_what_is_told(fresh, monkeypatch) -> None:
+    raw = fresh().call(QUERY, TOOLS, HISTORY, options=CallOptions(explain=True))
+    read = LlamaModel._read_metadata
+    monkeypatch.setattr(LlamaModel, "_read_metadata", lambda model: read(model) | {"petool_lite.temperature": "2.0"})
+    mild = fresh().call(QUERY, TOOLS, HISTORY, options=CallOptions(explain=True))
+    odds = [reply.confidence / (1 - reply.confidence) for reply in (raw, mild)]
+    assert odds[1] == pytest.approx(odds[0] ** 0.5, rel=0.05)
+    assert mild.reply.confidence == pytest.approx(raw.reply.confidence, rel=0.02), "what bench counts stays as it was"
+    assert sum(item.probability for item in mild.candidates) == pytest.approx(1)
 
 
 def test_what_fails_has_a_name(caller, monkeypatch) -> None:
@@ -239,6 +261,11 @@ def test_call_on_the_command_line(command, tmp_path) -> None:
     document = json.loads(whole.stdout.splitlines()[-1])
     assert document["call"] == json.loads(plain.stdout)
     assert document["timings"]["prompt_tokens"] > 150
+    assert (document["status"], 0 < document["confidence"] <= 1) == ("call", True)
+    unsure = command(*line, "--at-least", "0.9999", "--json", cwd=tmp_path)
+    told = json.loads(unsure.stdout.splitlines()[-1])
+    assert (unsure.returncode, told["status"], told["call"]) == (0, "ask", None)
+    assert len(told["candidates"]) == len(TOOLS)
     free = command(*line, "--decoding", "free", "--reply-tokens", "20", "--json", cwd=tmp_path)
     assert (free.returncode, "failure" in json.loads(free.stdout)) == (1, True)
 

@@ -150,6 +150,15 @@ def test_a_vocabulary_whose_marks_are_one_token_each_writes_them_so(smollm2, tmp
     ids = tokenizer.encode(answer_text(Call("n", {}), "petool"), add_special_tokens=False).ids
     assert {49152, 49153} <= set(ids)
     assert walk(constraint, [*ids, 2]) is None
+    maker = Constrainer(LLTokenizer(tokenizer.to_str(), eos_token=2))
+    for first, share in ((49152, 0.75), (tokenizer.encode("No").ids[0], 0.25)):
+        constraint = maker.start([WEATHER, tool("n")], "petool", True)
+        logits = np.full(49154, -50, dtype=np.float32)
+        logits[[49152, tokenizer.encode("No").ids[0]]] = np.log([3, 1])
+        constraint.weigh(logits)
+        assert constraint.call_share == pytest.approx(0.75, abs=1e-4)
+        constraint.accept([first])
+        assert constraint.choosing == (share == 0.75)
 
 
 def test_what_cannot_be_built_is_an_error_and_never_a_free_reply(constrainer) -> None:
@@ -159,6 +168,30 @@ def test_what_cannot_be_built_is_an_error_and_never_a_free_reply(constrainer) ->
         constrainer.start([tool("t"), tool("u"), tool("t")], "petool")
     with pytest.raises(PetoolError, match="not valid Unicode"):
         constrainer.start([tool("half \ud83d")], "petool")
+
+
+def test_confidence_is_the_share_of_what_was_chosen_up_to_the_end_of_the_name(constrainer, chat) -> None:
+    """By hand: of a call 3, of a text 1 + 1; of the names 4 to 1, of the first letters of both the same."""
+
+    def decode(*steps: dict[str, float]) -> Constraint:
+        constraint, left = constrainer.start([tool("sun"), tool("hat")], "petool", True), iter(steps)
+        while constraint.choosing:
+            step = constraint.forced()
+            if not step:
+                logits = np.full(49152, -50, dtype=np.float32)
+                for text, chance in next(left).items():
+                    logits[chat.encode(text)[0]] = np.log(chance)
+                step = [constraint.choose(logits)]
+            constraint.accept(step)
+        return constraint
+
+    called = decode({"<": 3, "No": 1, "I": 1}, {"sun": 4, "hat": 1})
+    assert (called.confidence, called.call_share) == (pytest.approx(0.6 * 0.8, abs=1e-4), pytest.approx(0.6, abs=1e-4))
+    silent = decode({"<": 3, "No": 4, "I": 1})
+    assert (silent.confidence, silent.call_share) == (pytest.approx(5 / 8, abs=1e-4), pytest.approx(3 / 8, abs=1e-4))
+    only = constrainer.start([tool("only")], "petool")
+    only.accept(only.forced())
+    assert (only.choosing, only.confidence) == (False, 1.0), "nothing else could be"
 
 
 def test_a_tool_without_parameters_is_forced_whole(constrainer, chat) -> None:

@@ -99,6 +99,9 @@ def test_each_reply_keeps_to_its_own_tools_in_any_batch(model, folder) -> None:
     assert found[1].text == '<tool_call>\n{"name": "second", "arguments": {}}\n</tool_call>'
     assert found[1].ids == tuple(chat_from_directory(folder).encode_batch([found[1].text])[0]), "as training has it"
     alone = dict(model.generate(prompts, job, 1))
+    for index in range(3):
+        assert 0 < found[index].confidence <= 1
+        assert found[index].confidence == pytest.approx(alone[index].confidence, rel=1e-3)
     assert [alone[index].ids for index in range(3)] == [found[index].ids for index in range(3)]
 
 

@@ -176,6 +176,25 @@ def test_responses_are_the_same_call_whole_and_streamed(client) -> None:
     assert (cut.status, cut.incomplete_details.reason, cut.output) == ("incomplete", "max_output_tokens", [])
 
 
+def test_an_unsure_call_is_a_question_whole_and_streamed(server, client) -> None:
+    body = {"messages": ASK, "tools": TOOLS, "at_least": 0.999999}
+    status, answer = server.post(body)
+    told, choice = answer["petool_lite"], answer["choices"][0]
+    assert (status, told["status"], choice["finish_reason"]) == (200, "ask", "stop")
+    assert choice["message"]["content"].startswith("Which tool do you mean: ")
+    assert {item["name"] for item in told["candidates"]} == {tool["function"]["name"] for tool in TOOLS}
+    ask = {"model": "m", "messages": ASK, "tools": TOOLS, "stream": True}
+    pieces = [
+        chunk.choices[0].delta for chunk in client.chat.completions.create(**ask, extra_body={"at_least": 0.999999})
+    ]
+    assert "".join(piece.content or "" for piece in pieces) == choice["message"]["content"]
+    assert not any(piece.tool_calls for piece in pieces)
+    sure = server.post(body | {"at_least": 0.000001})[1]
+    assert sure["petool_lite"]["status"] == "call"
+    assert sure["choices"][0]["message"]["tool_calls"]
+    assert server.post(body | {"at_least": 2})[1]["error"]["param"] == "at_least"
+
+
 @pytest.mark.parametrize("limit", [1, 6, 24])
 def test_a_stream_that_is_cut_ends_as_one_that_is_not(server, limit) -> None:
     body = {"messages": ASK, "tools": TOOLS[:1], "stream": True, "max_tokens": limit}
