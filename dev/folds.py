@@ -5,12 +5,13 @@
 
 Each --change is the recipe with these settings, in every fold and with every seed; without one the recipe as it is.
 {fold} and {seed} in a value are replaced. Runs side by side share the GPU best through CUDA's multi-process service:
-nvidia-cuda-mps-control -d starts it. What is done is kept in DIR: the same command goes on, a stopped training from its
-checkpoint; so does one with other changes, seeds, folds of --only or prompts, but not with another recipe, --set, DATA
-or --folds (DIR/study.json). The table goes to stderr, JSON to stdout.
+nvidia-cuda-mps-control -d starts it. What is done is kept in DIR, in a folder for each recipe, --set, DATA and --folds:
+the same command goes on, a stopped training from its checkpoint; so does one with other changes, seeds, folds of --only
+or prompts. The table goes to stderr, JSON to stdout.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -50,7 +51,7 @@ class One:
     def folder(self) -> str:
         """The name of its folder."""
         label = "".join(letter if letter.isalnum() else "-" for letter in self.label)
-        return f"{label}-seed{self.seed}-fold{self.fold}"
+        return f"{label}-{_digest(self.settings)}-seed{self.seed}-fold{self.fold}"
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,6 @@ class Study:
         """Where the entries of a fold lie; `name` is train or test."""
         return self.out / "folds" / f"fold{fold}-{name}.jsonl"
 
-    def settings_of(self, one: One) -> list[str]:
-        """The settings of one run, a later one of the same key deciding."""
-        own = [f"data.train={self.fold_file(one.fold, 'train')}", f"train.seed={one.seed}"]
-        given = (item.replace("{fold}", str(one.fold)) for item in (*self.settings, *one.settings))
-        return own + [item.replace("{seed}", str(one.seed)) for item in given]
-
 
 def parse_change(text: str) -> tuple[str, tuple[str, ...]]:
     """Label and settings of `LABEL: KEY=VALUE KEY=VALUE`."""
@@ -87,21 +82,16 @@ def parse_change(text: str) -> tuple[str, tuple[str, ...]]:
     return label.strip(), settings
 
 
-def keep_study(study: Study, runs: Sequence[One]) -> None:
-    """Keep in study.json what all runs of the folder share, and each one's settings; a run is known by its name alone.
+def study_folder(out: Path, data: str, recipe: str, settings: Sequence[str], count: int) -> Path:
+    """The folder below `out` of runs that share data, recipe, settings and number of folds; study.json tells them."""
+    shared = {"folds": count, "sha256 of DATA": source_sha256(data), **flat(load_recipe(recipe, settings)[1])}
+    folder = out.absolute() / f"{Path(recipe).stem}-{_digest(shared)}"
+    write_json(folder / "study.json", shared)
+    return folder
 
-    Raises PetoolError where runs of something else lie there.
-    """
-    path, own = study.out / "study.json", {one.folder: list(one.settings) for one in runs}
-    shared = {"folds": study.folds, "sha256 of DATA": source_sha256(study.data)[:16]}
-    shared |= flat(load_recipe(study.recipe, study.settings)[1])
-    held = json.loads(path.read_text()) if path.is_file() else {"shared": shared, "runs": {}}
-    wrong = [f"{key} was {held['shared'].get(key)}, is {value}" for key, value in shared.items()
-             if held["shared"].get(key) != value]  # fmt: skip
-    wrong += [f"{name} had {held['runs'][name]}" for name in own if held["runs"].get(name, own[name]) != own[name]]
-    if wrong:
-        raise PetoolError(f"{study.out} has runs of another study: {'; '.join(wrong[:4])}", "choose another --out")
-    write_json(path, {"shared": shared, "runs": held["runs"] | own})
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
 
 
 def train_and_bench(study: Study, one: One) -> bool:
@@ -113,12 +103,8 @@ def train_and_bench(study: Study, one: One) -> bool:
     run = next(filter(is_complete, folder.glob("run/*")))
     kind = study.export or ("" if study.gpu else "q4_k_m")
     variants = ["rule-words", *(["tuned-gpu"] if study.gpu else []), *([f"tuned-{kind}"] if kind else [])]
-    export = ("export", "--run", str(run), "--gguf", kind, "--verify", "quick")
-    if (
-        kind
-        and not (run / "export" / f"model.{kind}.gguf").is_file()
-        and not _command(study, folder, "export", *export)
-    ):
+    export, made = ("export", "--run", str(run), "--gguf", kind), run / "export" / f"model.{kind}.gguf"
+    if kind and not made.is_file() and not _command(study, folder, "export", *export, "--verify", "quick"):
         return False
     bench = ["bench", "--run", str(run), "--variants", ",".join(variants)]
     bench += ["--data", str(study.fold_file(one.fold, "test"))]
@@ -132,18 +118,19 @@ def _train(study: Study, one: One, folder: Path) -> bool:
     saved = sorted(folder.glob("run/*/checkpoints/checkpoint-*/trainer_state.json"))
     if saved:
         return _command(study, folder, "resume", "train", "--resume", str(saved[-1].parents[2]))
-    changes = [part for item in study.settings_of(one) for part in ("--set", item)]
-    return _command(study, folder, "train", "train", study.recipe, *changes)
+    own = (f"data.train={study.fold_file(one.fold, 'train')}", f"train.seed={one.seed}")
+    given = (*own, *study.settings, *one.settings)
+    filled = (item.replace("{fold}", str(one.fold)).replace("{seed}", str(one.seed)) for item in given)
+    return _command(study, folder, "train", "train", study.recipe, *(f"--set={item}" for item in filled))
 
 
 def _command(study: Study, folder: Path, name: str, *line: str) -> bool:
     """Run petool-lite with its talk in a log file; what fails is told. A training that must stop saves what it has."""
     if study.until <= time.time():
         return False
-    limit = ("timeout", "-k", "30", str(study.until - time.time()))
     environment = os.environ | {"PETOOL_LITE_RUNS": str(folder / "run")}
     with (folder / f"{name}.log").open("w") as log:
-        command = (*limit, sys.executable, "-m", "petool_lite", *line)
+        command = ("timeout", "-k", "30", str(study.until - time.time()), sys.executable, "-m", "petool_lite", *line)
         code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
     if code:
         say(f"{folder.name}: {name} {'ran out of time' if code == 124 else 'failed'}, see {log.name}")
@@ -179,10 +166,9 @@ def collect(study: Study, runs: Sequence[One]) -> list[dict[str, Any]]:
 
 def _line(label: str, setting: str, variant: str, found: Sequence[tuple[One, Results]]) -> dict[str, Any]:
     """Scores over all runs of a line, and of each."""
-    scores = [list(item.by_entry.values()) for _, item in found]
-    every = [score for one in scores for score in one]
-    by_run = [{"seed": one.seed, "fold": one.fold, "n": len(own), **accuracies(own)}
-              for (one, _), own in zip(found, scores, strict=True)]  # fmt: skip
+    scores = [(one, list(item.by_entry.values())) for one, item in found]
+    every = [score for _, own in scores for score in own]
+    by_run = [{"seed": one.seed, "fold": one.fold, "n": len(own), **accuracies(own)} for one, own in scores]
     return {
         "label": label, "setting": setting, "variant": variant, "runs": len(found), "n": len(every),
         "functions": len({score.function for score in every}), **accuracies(every), "by_run": by_run,
@@ -214,12 +200,12 @@ def main(arguments: Sequence[str]) -> None:
         changes = dict(map(parse_change, options.change)) or {"as it is": ()}
         setting = load_recipe(options.recipe, options.settings)[1].data.setting
         scored = tuple(options.setting) or (SETTINGS if setting == ALL else (setting,))
-        study = Study(options.data, options.recipe, options.out.absolute(), options.folds, tuple(options.settings),
-                      scored, options.export, started + options.seconds, gpu_available())  # fmt: skip
+        out = study_folder(options.out, options.data, options.recipe, options.settings, options.folds)
+        study = Study(options.data, options.recipe, out, options.folds, tuple(options.settings), scored,
+                      options.export, started + options.seconds, gpu_available())  # fmt: skip
         only = options.only or ",".join(map(str, range(options.folds)))
         seeds, only = (tuple(map(int, text.split(","))) for text in (options.seeds, only))
         runs = [One(*change, seed, fold) for change in changes.items() for seed in seeds for fold in only]
-        keep_study(study, runs)
         write_folds(study.data, scored[0], study.folds, 0, study.out / "folds")
         whole = run_all(study, runs, options.jobs)
         lines = collect(study, runs)

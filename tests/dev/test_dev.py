@@ -1,17 +1,16 @@
 """Studies: how results of many folds become a line, and that every script says how it is used."""
 
+import json
 import runpy
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import folds
 import pytest
-from folds import One, Study, collect, keep_study
+from folds import One, Study, collect, study_folder
 from support_bench import answer, row, write_results
 
 from petool_lite.data.files import load_dataset, write_folds
-from petool_lite.errors import PetoolError
 
 SCRIPTS = sorted(Path(folds.__file__).parent.glob("*.py"))
 
@@ -40,14 +39,13 @@ def test_a_line_pools_the_runs_and_its_interval_is_by_function(study) -> None:
     assert line["tool_ci"][0] < line["tool_acc"] < line["tool_ci"][1]
 
 
-def test_a_folder_is_of_one_study(study) -> None:
-    runs = [One("a", ("lora.r=16",), 0, 0)]
-    keep_study(study, runs)
-    keep_study(study, [One("b", ("lora.r=8",), 0, 0), *runs])
-    with pytest.raises(PetoolError, match="another study: a-seed0-fold0 had"):
-        keep_study(study, [One("a", ("lora.r=4",), 0, 0)])
-    with pytest.raises(PetoolError, match="another study: folds was 2, is 3"):
-        keep_study(replace(study, folds=3), runs)
+def test_runs_of_other_work_have_other_folders(tmp_path) -> None:
+    given = (tmp_path, "demo:test:8", "smol-rating")
+    first = study_folder(*given, (), 2)
+    assert first == study_folder(*given, (), 2)
+    assert len({first, study_folder(*given, (), 3), study_folder(*given, ("train.seed=7",), 2)}) == 3
+    assert json.loads((first / "study.json").read_text())["folds"] == 2
+    assert One("a", ("lora.r=16",), 0, 0).folder != One("a", ("lora.r=4",), 0, 0).folder
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
