@@ -4,7 +4,8 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -25,29 +26,23 @@ def html_report(document: Mapping[str, Any], scored: Sequence[Results]) -> str:
     first = document["variants"][0]
     version = f"petool-lite {first['versions'].get('petool-lite', '')} {first['commit'] or ''}".strip()
     return Environment(autoescape=True).from_string(page).render(
+        json=partial(json.dumps, ensure_ascii=False),
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         lines=[*heading(document), version],
         tables=list(tables(document)),
         chart=_chart(document["variants"]),
-        entries=list(_entries(scored)),
+        entries=_entries(scored),
+        classes=CLASSES,
     )  # fmt: skip
 
 
-def _entries(scored: Sequence[Results]) -> Iterator[dict[str, Any]]:
-    """Every entry with its right answer and each variant's reply."""
+def _entries(scored: Sequence[Results]) -> list[list[tuple[str, dict[str, Any], str]]]:
+    """For every entry the replies to it: variant, row and class of each."""
     found: dict[tuple[str, str], list[tuple[str, dict[str, Any], str]]] = {}
     for item in scored:
         for row, _, kind in item.triples.values():
             found.setdefault((row["setting"], row["entry_id"]), []).append((item.name, row, kind))
-    for replies in found.values():
-        first, kinds = replies[0][1], [kind for _, _, kind in replies]
-        parts = [("right answer", json.dumps(first["gold"], ensure_ascii=False))]
-        parts.append(("offered tools", "\n".join(first["facts"]["offered"])))
-        for name, row, kind in replies:
-            reply = row.get("reply", "") if row["status"] == "ok" else row.get("error", "")
-            parts.append((f"{name}: {kind.replace('_', ' ')}, {CLASSES[kind]}", reply))
-        query = first.get("query") or first["gold"].get("tool_name", "")
-        yield {"query": query, "id": first["entry_id"], "kinds": kinds, "parts": parts}
+    return list(found.values())
 
 
 def _chart(variants: Sequence[Mapping[str, Any]]) -> str:

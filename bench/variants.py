@@ -12,7 +12,7 @@ from petool_lite.errors import MACHINE, USAGE, PetoolError
 from petool_lite.inference.gpu import BATCH, gpu_available
 from petool_lite.prompt.render import recorded_style
 from petool_lite.recipe import Recipe
-from petool_lite.runs import TRAINED, is_complete, read_manifest
+from petool_lite.runs import TRAINED, read_manifest
 
 LLAMA, GPU, NONE = "llama.cpp", "transformers", "none"
 GROUPS = ("rules", "cpu", "gpu", "all")
@@ -94,11 +94,9 @@ def rule_variant(name: str) -> Variant:
 def default_names(run: Path, report: Report) -> list[str]:
     """What is benched unless told otherwise: base and tuned where the run was trained, and the rules.
 
-    That is this machine's GPU for a run that a GPU trained, else the smallest exported GGUF file; says what else there
-    is.
+    On this machine's GPU if one trained the run, else the smallest exported GGUF file; says what else there is.
     """
-    trained_on = str(read_manifest(run).get("device", "CPU")) if is_complete(run) else "CPU"
-    if trained_on.startswith("CPU") or not gpu_available():
+    if str(read_manifest(run).get("device", "CPU")).startswith("CPU") or not gpu_available():
         return ["base", "tuned", "rules"]
     more = [f"tuned-{kind}" for kind in _exported(run)] or ["the GGUF files of `petool-lite export`"]
     report(f"scoring on the GPU, as it was trained; also here, on the CPU: {', '.join(more)} (--variants)", 0, 0, "")
@@ -110,9 +108,8 @@ def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report
 
     Raises PetoolError for a name that is not known, a file that is not there, and where a GPU is needed and absent.
     """
-    if is_complete(run):
-        manifest = read_manifest(run)
-        recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
+    manifest = read_manifest(run)
+    recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
     found = []
     for name in dict.fromkeys(_expanded(names, run, recipe.model.precision)):
         if name in RULES:

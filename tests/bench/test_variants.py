@@ -22,6 +22,7 @@ def run(tmp_path, tiny, monkeypatch) -> tuple[Path, object]:
     (folder / "export").mkdir(parents=True)
     for kind, size in (("q8_0", 10), ("f16", 20)):
         (folder / "export" / f"model.{kind}.gguf").write_bytes(b"GGUF" + b"x" * size)
+    (folder / "manifest.json").write_text("{}")
     monkeypatch.setattr("petool_lite.export.export_base", lambda base, kind, report: Path(f"{base}.{kind}.gguf"))
     return folder, load_recipe("demo", [f"model.base={tiny}"])[1]
 
