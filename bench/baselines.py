@@ -25,11 +25,8 @@ def _liked(entry: Entry) -> Tool:
 
 def _words(entry: Entry) -> Tool:
     asked = words(entry.query)
-
-    def rank(tool: Tool) -> tuple[int, int]:
-        return len(asked & words(f"{tool.name} {tool.description}")), balance(entry, tool.name)
-
-    return max(entry.tools, key=rank)
+    shared = {tool.name: len(asked & words(f"{tool.name} {tool.description}")) for tool in entry.tools}
+    return max(entry.tools, key=lambda tool: (shared[tool.name], balance(entry, tool.name)))
 
 
 _RULES: dict[str, tuple[Rule, str]] = {

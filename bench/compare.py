@@ -10,7 +10,6 @@ from petool_lite.bench.score import METRICS, accuracies, paired
 
 from petool_lite.errors import USAGE, PetoolError
 
-SCHEMA = 3
 _WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))
 _ASKED = {f"{metric}_as_asked": f"{_WORDS[metric]} as asked" for metric in METRICS[1:]}
 _FLIPS = 12  # entries shown in a terminal; all are in the --json document
@@ -36,7 +35,7 @@ def compare_folders(
         what = f"no variant is in both: {', '.join(one)} in {first}, {', '.join(two)} in {second}"
         raise PetoolError(what, "name two: --variant NAME --against NAME")
     found = [_compared(_named(one, old, first), _named(two, new, second)) for old, new in pairs]
-    return {"schema": SCHEMA, "first": str(first), "second": str(second), "variants": found}
+    return {"schema": 3, "first": str(first), "second": str(second), "variants": found}
 
 
 def _named(results: Mapping[str, Results], name: str, folder: Path) -> Results:
@@ -57,9 +56,7 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
         raise PetoolError(f"{old.path} and {new.path} have no scored entry in common", "score the same entries")
     prompts = {row["entry_id"]: row.get("prompt_sha256") for row in old.rows}
     return {
-        "first": old.name,
-        "second": new.name,
-        "setting": setting,
+        **{"first": old.name, "second": new.name, "setting": setting},
         "entries": [len(before), len(after)],
         "other_prompts": sum(row.get("prompt_sha256") != prompts.get(row["entry_id"], row.get("prompt_sha256"))
                              for row in new.rows),

@@ -80,8 +80,7 @@ class Task:
             raise PetoolError(f"{source}: shard {first}/{step} has no entry", "make fewer shards", USAGE)
         unanswered = next((entry.id for entry in found.values() if entry.answer is None), None)
         if unanswered is not None:
-            what = f"{source}: entry {unanswered} has no right answer to score against"
-            raise PetoolError(what, "use a labelled file")
+            raise PetoolError(f"{source}: entry {unanswered} has no right answer to score against", "use labelled data")
         return found
 
 
@@ -116,13 +115,12 @@ class Work:
 
     def asked(self, index: int) -> dict[str, Any]:
         """What a row says of an entry's prompt."""
-        found = self.prompts[index]
-        facts = {"prompt_tokens": len(found.ids), "history_dropped": found.history_dropped}
-        return {"prompt_sha256": ids_sha256(found.ids), **facts}
+        ids, dropped = self.prompts[index].ids, self.prompts[index].history_dropped
+        return {"prompt_sha256": ids_sha256(ids), "prompt_tokens": len(ids), "history_dropped": dropped}
 
     def answered(self, index: int, reply: Reply) -> dict[str, Any]:
         """What a row says of a model's reply to an entry."""
-        sure = reply.confidence
+        sure, prefill, decode = reply.confidence, reply.prefill_s, reply.decode_s
         return self.asked(index) | {
             "status": "ok",
             "reply": reply.text,
@@ -131,9 +129,7 @@ class Work:
             "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.task.text)),
             "confidence": sure if sure is None else round(sure, 6),
             "cached_tokens": min(reply.reused_tokens, len(self.prompts[index].ids)),
-            "prefill_s": round(reply.prefill_s, 4),
-            "decode_s": round(reply.decode_s, 4),
-            "seconds": round(reply.prefill_s + reply.decode_s, 4),
+            **{"prefill_s": round(prefill, 4), "decode_s": round(decode, 4), "seconds": round(prefill + decode, 4)},
         }
 
 
@@ -165,7 +161,7 @@ def _rule_rows(work: Work) -> Rows:
 
 def _llama_rows(work: Work, report: Report) -> Rows:
     """Replies of a GGUF file, in the order of the prompts' ids: neighbours then share the longest beginnings."""
-    file, longest_reply = work.variant.weights, work.task.max_reply_tokens
+    file, longest_reply = work.variant.model, work.task.max_reply_tokens
     with LlamaModel(file, vocab_only=True) as vocabulary:
         yield from work.render(vocabulary.chat(), vocabulary.train_ctx, report)
     longest = max((len(prompt.ids) for prompt in work.prompts.values()), default=0)
@@ -195,7 +191,7 @@ def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
     """
     from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
-    variant, folder = work.variant, work.variant.weights
+    variant, folder = work.variant, work.variant.model
     chat = chat_from_directory(folder)
     config = json.loads((folder / "config.json").read_text())
     yield from work.render(chat, config["max_position_embeddings"], report)

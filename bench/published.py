@@ -48,14 +48,7 @@ def published_table(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         why += [item["other_data"]] if item["other_data"] else []
         left_out |= {item["name"]: why} if why else {}
     ours = [item["name"] for item in variants if item["name"] not in left_out]
-    rows = [
-        {"name": name, "tool_acc": tool, "param_acc": param, "notes": list(notes)}
-        for name, (tool, param, notes) in held["rows"].items()
-    ]
-    return {
-        "source": "published, not run here",
-        "ours": ours,
-        "rows": rows if ours else [],
-        "notes": held["notes"] if ours else {},
-        "left_out": left_out,
-    }
+    rows = [{"name": name, "tool_acc": tool, "param_acc": param, "notes": list(notes)}
+            for name, (tool, param, notes) in held["rows"].items()]  # fmt: skip
+    shown = {"rows": rows, "notes": held["notes"]} if ours else {"rows": [], "notes": {}}
+    return {"source": "published, not run here", "ours": ours, **shown, "left_out": left_out}

@@ -110,14 +110,11 @@ def _variant(item: Results) -> dict[str, Any]:
     same = ("engine", "decoding", "style", "setting", "model", "machine", "versions")
     more = ("model_sha256", "commit", "started", "limit", "shard", "max_reply_tokens")
     return {
-        "name": item.name,
-        "about": str(meta.get("about") or ""),
+        **{"name": item.name, "about": str(meta.get("about") or "")},
         **{key: meta[key] for key in same},
         **{key: meta.get(key) for key in more},
         "data": {key: meta["data"][key] for key in ("source", "sha256", "total")},
-        "results": item.path.name,
-        "results_sha256": file_sha256(item.path),
-        "cut_line": item.cut_line,
+        **{"results": item.path.name, "results_sha256": file_sha256(item.path), "cut_line": item.cut_line},
         "partial": partial_reasons(rows, meta),
         "other_data": not_published_data(meta),
         "rows": len(rows),

@@ -334,12 +334,8 @@ def _merged_meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     gpus = [meta["gpu"] for meta in metas if meta.get("gpu")]
     machines = [meta["machine"] for meta in metas]
     return {
-        **metas[0],
-        "shard": None,
-        "shards": len(metas),
-        "entries": sum(meta["entries"] for meta in metas),
-        "started": min(meta["started"] for meta in metas),
-        "seconds": round(sum(meta["seconds"] for meta in metas), 2),
+        **{**metas[0], "shard": None, "shards": len(metas), "started": min(meta["started"] for meta in metas)},
+        **{key: round(sum(meta[key] for meta in metas), 2) for key in ("entries", "seconds")},
         "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas),
         "machines": [item for place, item in enumerate(machines) if item not in machines[:place]],
         "gpu": min(gpus, key=lambda gpu: gpu["batch"]) if gpus else None,

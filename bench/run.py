@@ -1,5 +1,6 @@
 """Generate: one greedy reply an entry, one line a reply, kept as it comes. Scoring is another step over the files."""
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +22,6 @@ from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
 from petool_lite.runs import locked, versions
 
-_INTERRUPTED = 130
-
 
 def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> dict[str, Any] | None:
     """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report.
@@ -33,7 +32,7 @@ def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report 
     """
     for variant in variants:
         if variant.engine == LLAMA:
-            check_gguf(variant.weights)  # before the folder is made
+            check_gguf(variant.model)  # before the folder is made
     task.entries()
     if task.shard is not None:
         folder = shard_folder(folder, task.shard)
@@ -67,7 +66,7 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
     for variant in variants:
         if variant.engine == LLAMA and variant.style is None:
             known = "published" if task.dataset.entries[0].published else "petool"
-            variant = replace(variant, style=model_style(variant.weights) or known)
+            variant = replace(variant, style=model_style(variant.model) or known)
         path, meta = folder / f"results-{variant.name}.jsonl", _meta(variant, task, len(entries))
         if not task.fresh:
             continued(path, meta)
@@ -83,7 +82,7 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
                 report(f"{path.name}: all {len(entries):,} entries are there already{more}", 0, 0, "")
     except KeyboardInterrupt:
         where, hint = f"stopped; the replies so far are in {folder}", "the same command goes on from here"
-        raise PetoolError(where, hint, _INTERRUPTED) from None
+        raise PetoolError(where, hint, 128 + signal.SIGINT) from None
 
 
 def _fill(work: Work, store: Store, report: Report) -> None:
@@ -147,20 +146,12 @@ def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
         "setting": task.setting,
         "variant": variant.name,
         **{key: getattr(variant, key) for key in ("engine", "decoding", "style", "about")},
-        "model": str(variant.model or variant.name),
-        "model_sha256": variant.sha256(),
-        "model_bytes": variant.bytes,
+        **{"model": str(variant.model), "model_sha256": variant.sha256(), "model_bytes": variant.bytes},
         "data": {"source": data.source, "sha256": data.sha256, "total": data.total},
         "limit": task.limit if task.limit and task.limit < len(data.entries) else None,
         "shard": list(task.shard) if task.shard else None,
-        "entries": count,
-        "max_reply_tokens": task.max_reply_tokens,
-        "machine": machine(variant.engine == GPU),
-        "versions": versions(),
-        "commit": commit(),
+        **{"entries": count, "complete": False, "max_reply_tokens": task.max_reply_tokens},
+        **{"machine": machine(variant.engine == GPU), "versions": versions(), "commit": commit()},
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "complete": False,
-        "seconds": 0.0,
-        "peak_memory_gb": None,
-        "gpu": None,
+        **{"seconds": 0.0, "peak_memory_gb": None, "gpu": None},
     }

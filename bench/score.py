@@ -42,7 +42,6 @@ CLASSES = {
     "too_long": "the prompt exceeds the context",
     "engine_error": "the engine failed; not scored, tried again by the next bench",
 }
-_BINS = 10
 _TEMPERATURES = [10 ** (step / 40) for step in range(-40, 41)]
 _Z = 1.959964  # 97.5 % point of the normal distribution
 
@@ -233,9 +232,9 @@ def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
 
     The gap between mean probability and share of true ones in each of ten bins of equal width, weighted by their sizes.
     """
-    gaps = dict.fromkeys(range(_BINS), 0.0)
+    gaps = dict.fromkeys(range(10), 0.0)
     for share, right in pairs:
-        gaps[min(_BINS - 1, int(share * _BINS))] += share - right
+        gaps[min(9, int(share * 10))] += share - right
     return round(sum(map(abs, gaps.values())) / len(pairs), 4) if pairs else 0.0
 
 
@@ -263,8 +262,7 @@ def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str,
         gains = [second[key].right(metric, scorer) - first[key].right(metric, scorer) for key in common]
         lost, won, effect = gains.count(-1), gains.count(1), design_effect(gains, functions)
         found[name] = {
-            "first_only": lost,
-            "second_only": won,
+            **{"first_only": lost, "second_only": won},
             "difference": round(100 * (won - lost) / len(common), 4) if common else 0.0,
             "ci": list(paired_interval(lost / effect, won / effect, len(common) / effect)),
             "p": mcnemar(lost, won),

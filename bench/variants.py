@@ -26,7 +26,7 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, or a rule.
+    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, or a rule, which has no file.
 
     `about` says in plain English what it is. `style` overrides the prompt style in a GGUF file's metadata (None: as
     recorded there). `decoding` is "constrained" to calls of the offered tools or "free", "none" for a rule. `precision`
@@ -35,7 +35,7 @@ class Variant:
     """
 
     name: str
-    model: Path | None = None
+    model: Path
     style: str | None = None
     engine: str = LLAMA
     adapter: Path | None = None
@@ -45,14 +45,8 @@ class Variant:
     about: str = ""
     device: str | None = None
 
-    @property
-    def weights(self) -> Path:
-        """The model's file or folder; only rules have none."""
-        assert self.model is not None
-        return self.model
-
     def _files(self) -> list[Path]:
-        places = [place for place in (self.model, self.adapter) if place]
+        places = [place for place in (self.model, self.adapter) if place and self.engine != NONE]
         folders = (sorted(place.glob("*.safetensors")) if place.is_dir() else [place] for place in places)
         return [file for files in folders for file in files]
 
@@ -88,7 +82,7 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 def rule_variant(name: str) -> Variant:
     """A rule as a variant."""
-    return Variant(name, engine=NONE, style="none", decoding="none", about=RULES[name])
+    return Variant(name, Path(name), engine=NONE, style="none", decoding="none", about=RULES[name])
 
 
 def default_names(run: Path, report: Report) -> list[str]:
