@@ -15,7 +15,6 @@ from support_bench import plain, rows_of
 from petool_lite.console import silent
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
-from petool_lite.models import embedded_gguf
 
 DATA = "demo:test:10"
 
@@ -150,16 +149,6 @@ def test_results_of_other_work_are_refused_by_name_before_any_reply(tiny_files, 
     with pytest.raises(PetoolError, match="was made from other data: demo:test:10, not demo:test:13"):
         bench(rules[1:], other, tmp_path / "rules")
     assert not (tmp_path / "rules" / "results-rule-liked.jsonl").exists()
-
-
-def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tmp_path, command) -> None:
-    from petool_lite.data.files import raw_rows
-
-    (tmp_path / "twice.json").write_text(json.dumps([row | {"id": "one"} for row in raw_rows(DATA)[:2]]))
-    line = ["bench", "--model", embedded_gguf(), "--variants", "rules", "--data", "twice.json", "--out", "out"]
-    result = command(*line, cwd=tmp_path)
-    assert (result.returncode, "expected an id of its own" in result.stderr) == (1, True), result.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files, tmp_path) -> None:
