@@ -215,6 +215,22 @@ def test_compare_refuses_what_does_not_compare(tmp_path) -> None:
     assert found["variants"][0]["agreement"] == 100.0
 
 
+def test_a_temperature_goes_from_the_replies_into_the_next_export(tmp_path, command) -> None:
+    from petool_lite.export.run import _own_keys
+
+    run = tmp_path / "run"
+    write_results(run / "bench", rows(30, confidence=0.97), data={"source": "x", "sha256": "ab" * 32, "total": 40})
+    refused = command("bench", "report", run, "--calibrate", "base")
+    assert (refused.returncode, "no replies of base" in refused.stderr) == (2, True)
+    (run / "manifest.json").write_text('{"prompt_style": "petool", "setting": "none", "data": {}}')
+    result = command("bench", "report", run, "--calibrate", "tuned", "--json")
+    found = json.loads(result.stdout)["variants"][0]["calibration"]
+    assert (found["n"], found["ece"]) == (40, pytest.approx(0.22))
+    assert found["temperature"] > 2, "three of four are right, not 97 of 100"
+    keys = _own_keys(json.loads((run / "manifest.json").read_text()), None)
+    assert keys["petool_lite.temperature"] == str(found["temperature"])
+
+
 def test_the_model_card_shows_the_scores_and_that_a_run_is_partial(tmp_path) -> None:
     from petool_lite.export.card import scores
 
