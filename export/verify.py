@@ -20,7 +20,7 @@ from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.llama_log import first_error
+from petool_lite.inference.llama_open import first_error
 from petool_lite.models import Base
 from petool_lite.prompt.render import Example, Layout, chat_from_directory, examples, prompt_text
 from petool_lite.recipe import Recipe

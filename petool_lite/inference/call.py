@@ -10,7 +10,8 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +111,6 @@ class CallOptions:
     check: Callable[[], None] | None = None
 
 
-@dataclass
-class _Memory:
-    """The open context's link to users' files, once there is one; one user's prefix is in the engine's memory."""
-
-    store: StateStore | None
-    key: StateKey | None = None
-    saved: dict[str, list[int]] = field(default_factory=dict)
-
-
 class ToolCaller(Closing):
     """A loaded model that answers with calls. Use as a context manager; not safe to share between threads."""
 
@@ -148,7 +140,8 @@ class ToolCaller(Closing):
         self.may_decline = self.style == "petool" and recorded == "petool"
         # None: the file does not say, or the model learned all settings; then a request's own history tells.
         self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
-        self._memory = _Memory(store)
+        self._given_store = store
+        self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
 
     @property
     def n_ctx(self) -> int:
@@ -198,7 +191,7 @@ class ToolCaller(Closing):
             candidates = self._candidates(entry, prompt.ids) if options.explain else ()
             before = time.perf_counter()
             limit = min(room, options.reply_tokens or room)
-            reply = self._model.generate(prompt.ids, limit, constraint, True, self._watcher(options))
+            reply = self._model.generate(prompt.ids, limit, constraint, True, options.watch)
         except PetoolError as error:
             raise CallFailure(ENGINE, error.message, hint=error.hint) from error
         finally:
@@ -210,10 +203,6 @@ class ToolCaller(Closing):
         answer = parse_call(reply.text, tools, reply.finish, text or (options.decoding == "free" and self.may_decline))
         notes = tuple(note for tool in tools for note in buildable(tool).notes) if constraint else ()
         return CallReply(answer, reply, first, seconds, prompt.history_dropped, candidates, saved, warning, notes)
-
-    def _watcher(self, options: CallOptions) -> Callable[[list[int]], None] | None:
-        watch = options.watch
-        return (lambda ids: watch(self._model.decode(ids))) if watch else None
 
     def _prompt(self, entry: Entry, options: CallOptions) -> Rendered:
         """The prompt's ids with room for a reply; where a long reply is allowed, it has what room there is."""
@@ -241,34 +230,32 @@ class ToolCaller(Closing):
         found = [_candidate(entry, name, weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
         return tuple(sorted(found, key=lambda item: -item.probability))
 
+    @cached_property
     def _key(self) -> StateKey:
-        if self._memory.key is None:
-            settings = self._model.settings
-            self._memory.key = StateKey(
-                model_sha256(self.path), self.n_ctx, settings.kv_type, settings.flash_attention, library_version()
-            )
-        return self._memory.key
+        settings = self._model.settings
+        hashed = model_sha256(self.path)
+        return StateKey(hashed, self.n_ctx, settings.kv_type, settings.flash_attention, library_version())
 
+    @cached_property
     def _store(self) -> StateStore:
-        self._memory.store = self._memory.store or StateStore()
-        return self._memory.store
+        return self._given_store or StateStore()
 
     def _recall(self, user: str, ids: Sequence[int]) -> None:
         """Put the user's state into the engine's memory where that saves more reading than what is held."""
-        with self._store().open(user, self._key()) as state:
-            self._memory.saved.pop(user, None)
+        with self._store.open(user, self._key) as state:
+            self._saved.pop(user, None)
             if state is None:
                 return
-            self._memory.saved[user] = state.ids
+            self._saved[user] = state.ids
             if common_length(state.ids, ids) > common_length(self._model.held, ids):
                 self._model.restore(state.ids, state.data)
 
     def _remember(self, user: str, prefix: list[int]) -> tuple[int, str]:
         """Keep the state after `prefix` for the user, unless that is what the file holds; bytes written, a warning."""
-        if not prefix or self._memory.saved.get(user) == prefix:
+        if not prefix or self._saved.get(user) == prefix:
             return 0, ""
         try:
-            return self._store().save(user, self._key(), prefix, self._model.state(len(prefix))), ""
+            return self._store.save(user, self._key, prefix, self._model.state(len(prefix))), ""
         except OSError as error:
             return 0, f"not remembered for the next time: {error.strerror or error}"
 

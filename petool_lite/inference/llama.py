@@ -10,8 +10,7 @@ from typing import Any
 
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.llama_log import first_error
-from petool_lite.inference.llama_open import Closing, held_signals, open_context, open_model
+from petool_lite.inference.llama_open import Closing, first_error, held_signals, open_context, open_model
 from petool_lite.inference.settings import EngineSettings
 from petool_lite.prompt.render import Chat, common_length
 
@@ -173,11 +172,11 @@ class LlamaModel(Closing):
         max_tokens: int,
         constraint: Constraint | None = None,
         reuse: bool = False,
-        watch: Callable[[list[int]], None] | None = None,
+        watch: Callable[[str], None] | None = None,
     ) -> Reply:
         """Decode greedily from `ids` until an end token or `max_tokens` new tokens, under `constraint` if given.
 
-        With `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's ids as they grow.
+        With `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's text as it grows.
         Raises PetoolError if the prompt and the reply do not fit the context, or the engine fails.
         """
         if len(ids) + max_tokens > self.n_ctx:
@@ -259,7 +258,7 @@ class LlamaModel(Closing):
         reply: list[int],
         max_tokens: int,
         constraint: Constraint | None,
-        watch: Callable[[list[int]], None] | None,
+        watch: Callable[[str], None] | None,
     ) -> tuple[list[int], str, int]:
         """Reply ids without the end token, why it ended, and how many ids were forced; `reply` is read already."""
         forced_tokens = len(reply)
@@ -273,7 +272,7 @@ class LlamaModel(Closing):
             reply = reply + step
             forced_tokens += len(step) if forced else 0
             if watch:
-                watch(reply)
+                watch(self.decode(reply))
             if ended:
                 return reply, "stop", forced_tokens
             if len(reply) < max_tokens:

@@ -13,7 +13,7 @@ from petool_lite.data.fields import Fault, kind_of
 from petool_lite.data.openai import conversation, read_tools
 from petool_lite.data.petoolbench import read_interaction
 from petool_lite.errors import PetoolError
-from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED
+from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions
 from petool_lite.inference.parse import check_names
 from petool_lite.inference.worker import Request
 
@@ -111,7 +111,8 @@ def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
     user = body.get("user")
     if not isinstance(user, str | int | None) or isinstance(user, bool):
         raise _wrong("user", "a text", user)
-    request = Request(entry, choice, only, _limit(body, limit), None if user is None else str(user))
+    asked = CallOptions(choice=choice, only=only, reply_tokens=_limit(body, limit))
+    request = Request(entry, asked, None if user is None else str(user))
     unused = tuple(name for name, value in body.items() if name not in _KNOWN and value is not None)
     return Asked(request, _flag(body, "stream"), bool((options or {}).get("include_usage")), unused)
 

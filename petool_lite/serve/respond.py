@@ -234,14 +234,14 @@ class Responses(Form):
         return found | {"output": output, "usage": usage, "incomplete_details": reason} | told
 
     def _response(self, status: str) -> dict[str, Any]:
-        request = self.asked.request
-        choice = request.choice if request.only is None else {"type": "function", "name": request.only[0]}
+        asked = self.asked.request.options
+        choice = asked.choice if asked.only is None else {"type": "function", "name": asked.only[0]}
         return {
             "id": f"resp_{self.identity}", "object": "response", "created_at": self.created, "status": status,
             "error": None, "incomplete_details": None, "instructions": None, "metadata": {}, "model": self.model,
             "output": [], "parallel_tool_calls": False, "previous_response_id": None, "store": False,
             "temperature": 0.0, "top_p": 1.0, "text": {"format": {"type": "text"}}, "tool_choice": choice, "tools": [],
-            "truncation": "disabled", "usage": None, "max_output_tokens": request.reply_tokens,
+            "truncation": "disabled", "usage": None, "max_output_tokens": asked.reply_tokens,
         }  # fmt: skip
 
     def _item(self, status: str, empty: bool = False) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import time
 import pytest
 from support import wait_until
 
-from petool_lite.inference import states
 from petool_lite.inference.states import StateKey, StateStore
 
 KEY = StateKey("0" * 64, 1024, "f16", False, "1")
@@ -92,16 +91,3 @@ def test_two_writers_and_kill_9_leave_a_whole_file(tmp_path) -> None:
     with store.open("ann", KEY) as state:
         assert state is not None
         assert set(bytes(state.data)) == {state.ids[0]}
-
-
-def test_a_plain_installation_has_no_xxhash(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "xxhash", None)
-    store = StateStore(tmp_path)
-    store.save("ann", KEY, [1, 2, 3], memoryview(bytes(5000)))
-    with store.open("ann", KEY) as state:
-        assert state is not None
-        assert state.ids == [1, 2, 3]
-    monkeypatch.undo()
-    assert type(states._checksum()).__name__.startswith("xxh")
-    with store.open("ann", KEY) as state:
-        assert state is None

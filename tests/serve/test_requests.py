@@ -32,8 +32,8 @@ def chat(**more):
     ],
 )  # fmt: skip
 def test_every_documented_tool_choice(choice, wanted) -> None:
-    request = chat(tool_choice=choice).request
-    assert (request.choice, request.only) == wanted
+    asked = chat(tool_choice=choice).request.options
+    assert (asked.choice, asked.only) == wanted
 
 
 @pytest.mark.parametrize("choice", ["any", "car", {}, 7, True, ["car"],
@@ -69,8 +69,13 @@ def test_a_refusal_names_the_field(name, value) -> None:
 
 
 def test_limits_and_what_changes_nothing() -> None:
-    assert [chat(max_tokens=value).request.reply_tokens for value in (None, -1, 64, 64.0)] == [512, None, 64, 64]
-    assert chat(max_tokens=5, max_completion_tokens=7).request.reply_tokens == 7
+    assert [chat(max_tokens=value).request.options.reply_tokens for value in (None, -1, 64, 64.0)] == [
+        512,
+        None,
+        64,
+        64,
+    ]
+    assert chat(max_tokens=5, max_completion_tokens=7).request.options.reply_tokens == 7
     assert chat(temperature=0.5, stop=["}"], n=1.0, store=False).unused == ("temperature", "stop", "store")
     assert chat(user=7).request.user == "7"
 
@@ -113,7 +118,7 @@ def test_responses_say_the_same_in_their_own_words() -> None:
     flat = [{"type": "function", **tool["function"]} for tool in TOOLS]
     plain = read_responses({"input": ASK[0]["content"], "tools": flat, "max_output_tokens": 9, "store": True})
     assert plain.request.entry == chat().request.entry
-    assert (plain.request.reply_tokens, plain.unused) == (9, ("store",))
+    assert (plain.request.options.reply_tokens, plain.unused) == (9, ("store",))
     items = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Rome?"}]},
              {"type": "reasoning", "id": "r", "summary": []},
              {"type": "function_call", "call_id": "c", "name": "car", "arguments": "{}"},
