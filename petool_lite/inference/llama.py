@@ -14,8 +14,8 @@ from petool_lite.inference.llama_open import Closing, first_error, held_signals,
 from petool_lite.inference.settings import EngineSettings
 from petool_lite.prompt.render import Chat, common_length
 
-# llama.cpp's products of 1 to 9 rows were seen to round otherwise than larger ones, those of 10 and more all alike.
-_FEW_ROWS = 32
+# Rows that llama.cpp's flash attention takes at a time; products of a few rows round otherwise than larger ones, too.
+_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class LlamaModel(Closing):
         """Read `ids` so that the next token can be chosen; returns how many of them the memory held already.
 
         With `exact_reuse` set, the logits are those of a reading from the start, to the bit: matrix products of few
-        rows round otherwise than those of many, so no part is shorter than it would be there, or than _FEW_ROWS.
+        rows round otherwise than those of many, so no part is shorter than it would be there, or than _TILE.
         """
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
         shared = min(common_length(self._held, ids), len(ids) - 1) if reuse else 0
@@ -314,7 +314,7 @@ class LlamaModel(Closing):
         lib, count = self._lib, len(ids)
         if self.check:
             self.check()
-        lib.llama_set_abort_callback(self._context, self._abort if count > _FEW_ROWS else self._no_abort, None)
+        lib.llama_set_abort_callback(self._context, self._abort if count > _TILE else self._no_abort, None)
         batch = lib.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
@@ -352,9 +352,9 @@ def _log_softmax(logits: Any) -> Any:
 def _exact_start(shared: int, length: int, step: int) -> int:
     """The most of `shared` ids to keep so that the rest of `length` is read as a reading from the start reads it.
 
-    That one reads parts of `step` ids and a last one. The part from here to the next multiple of `step` must have as
-    many rows as there, or at least _FEW_ROWS.
+    That one reads parts of `step` ids and a last one, each in tiles of _TILE rows. The part from here to the next
+    multiple of `step` must begin with a tile and have as many rows as there, or at least one tile.
     """
     start = shared // step * step
     rows = min(start + step, length) - start
-    return max(start, min(shared, start + rows - _FEW_ROWS))
+    return max(start, min(shared, start + rows - _TILE) // _TILE * _TILE)
