@@ -16,6 +16,7 @@ from petool_lite.prompt.render import Chat, common_length
 
 # Rows that llama.cpp's flash attention takes at a time; products of a few rows round otherwise than larger ones, too.
 _TILE = 64
+_AGAIN = "export it again from an instruct model"
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,9 @@ class LlamaModel(Closing):
 
     def _read_metadata(self) -> dict[str, str]:
         def read(function: Any, index: int) -> str:
-            size = 256
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                length = function(self._model, index, buffer, size)
-                if length < size:
-                    return buffer.value.decode("utf-8", "replace")
-                size = length + 1
+            buffer = ctypes.create_string_buffer(function(self._model, index, None, 0) + 1)
+            function(self._model, index, buffer, len(buffer))
+            return buffer.value.decode("utf-8", "replace")
 
         count = self._lib.llama_model_meta_count(self._model)
         key, value = self._lib.llama_model_meta_key_by_index, self._lib.llama_model_meta_val_str_by_index
@@ -107,7 +104,7 @@ class LlamaModel(Closing):
         """How this model talks, from the file's own metadata."""
         template = self.metadata.get("tokenizer.chat_template")
         if not template:
-            raise _lacking("tokenizer.chat_template")
+            raise PetoolError("the GGUF file lacks the key tokenizer.chat_template", _AGAIN)
         return Chat(
             lambda texts: [self.encode(text) for text in texts],
             template,
@@ -122,7 +119,7 @@ class LlamaModel(Closing):
         found = self._special("eos")
         found = found if found >= 0 else int(self._lib.llama_vocab_eot(self._vocab))
         if found < 0:
-            raise _lacking("tokenizer.ggml.eos_token_id")
+            raise PetoolError("the GGUF file lacks the key tokenizer.ggml.eos_token_id", _AGAIN)
         return found
 
     def _special(self, name: str) -> int:
@@ -264,7 +261,8 @@ class LlamaModel(Closing):
         forced_tokens = len(reply)
         while len(reply) < max_tokens:
             forced = constraint.forced() if constraint else []
-            step = (forced or [self._choose(constraint)])[: max_tokens - len(reply)]
+            choose = constraint.choose if constraint else lambda logits: int(logits.argmax())
+            step = (forced or [choose(self._logits(-1))])[: max_tokens - len(reply)]
             if constraint:
                 constraint.accept(step)
             ended = self._lib.llama_vocab_is_eog(self._vocab, step[-1])
@@ -278,10 +276,6 @@ class LlamaModel(Closing):
             if len(reply) < max_tokens:
                 self._eval(step)
         return reply, "length", forced_tokens
-
-    def _choose(self, constraint: Constraint | None) -> int:
-        logits = self._logits(-1)
-        return constraint.choose(logits) if constraint else int(logits.argmax())
 
     def _logits(self, place: int) -> Any:
         """Logits after the token at `place` of the last batch, shape (vocabulary,); valid until the next batch."""
@@ -336,10 +330,6 @@ class LlamaModel(Closing):
             self._keep(0)
             raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
         self._held += ids
-
-
-def _lacking(key: str) -> PetoolError:
-    return PetoolError(f"the GGUF file lacks the key {key}", "export it again from an instruct model")
 
 
 def _log_softmax(logits: Any) -> Any:

@@ -21,6 +21,7 @@ _SECONDS = 3.0  # of computing: a busy machine refuses no template that another 
 _MEMORY = 1 << 30  # bytes beyond what the process has when a rendering starts
 # What faulty expressions of a template raise beside jinja's own errors.
 _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError)
+_OF_DICTS = frozenset(dir(dict))
 _REPEAT = 100_000  # of a text or list by *, and of a number that is handed to a method or filter
 
 
@@ -33,6 +34,7 @@ def _compiled(template: str) -> Any:
     from jinja2.parser import Parser
     from jinja2.runtime import Macro
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 
     if len(template) > _LONGEST:
         raise PetoolError(f"the chat template has {len(template):,} characters, more than {_LONGEST:,}")
@@ -52,7 +54,7 @@ def _compiled(template: str) -> Any:
 
         def step(self) -> None:
             self.steps += 1
-            if self.steps > _STEPS or thread_time() > self.end:
+            if self.steps > _STEPS or (self.steps % 32 == 0 and thread_time() > self.end):
                 hint = "get the model from a source that you trust"
                 raise PetoolError("the chat template does not come to an end", hint)
 
@@ -61,6 +63,15 @@ def _compiled(template: str) -> Any:
             for loop in tree.find_all(nodes.For):
                 loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
             return tree
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            # What the sandbox finds out in ten times the time: a name that no dict has is a key of this one.
+            if type(obj) is dict and attribute not in _OF_DICTS:
+                return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+            if type(obj) is Namespace and attribute[:1] != "_":
+                with contextlib.suppress(AttributeError):
+                    return getattr(obj, attribute)
+            return super().getattr(obj, attribute)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             sizes = [item for item in (left, right) if isinstance(item, int)]
