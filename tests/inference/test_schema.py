@@ -120,15 +120,6 @@ def test_type_names_of_other_languages_are_understood_and_said(chance, word, kin
 
 
 @pytest.mark.parametrize(
-    "schema", [None, {}, {"type": "object"}, {"type": "object", "properties": []},
-               {"properties": None, "required": {}}, {"properties": {}, "required": None}],
-)  # fmt: skip
-def test_shapes_without_parameters_are_a_tool_without_any(chance, schema) -> None:
-    tools = read_tools([{"type": "function", "function": {"name": "clock", "parameters": schema}}])
-    assert parse_call(chance.reply(tools), tools).arguments == {}
-
-
-@pytest.mark.parametrize(
     ("place", "said"),
     [
         ({"type": "array", "uniqueItems": True, "items": {"type": "integer"}}, "properties.a: uniqueItems is not held"),

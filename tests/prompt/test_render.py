@@ -13,7 +13,7 @@ from support_published import published_rows
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
-from petool_lite.data.petoolbench import parse, prompt_of
+from petool_lite.data.petoolbench import parse
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import (
     LAYOUTS,
@@ -159,25 +159,6 @@ def test_a_model_of_another_layout_is_refused() -> None:
         assert "train it again" in error.value.hint
 
 
-def test_llama_cpp_gives_the_same_ids(smollm2, smol) -> None:
-    texts = [
-        "naïve 12345 café",
-        "x = {\n\t'a': 1.50}\n\n\n",
-        "日本語 👋 Ω",
-        "  two  ",
-        "<|im_start|>user\nhi<|im_end|>",
-    ]
-    from petool_lite.inference.llama import LlamaModel
-
-    with LlamaModel(smollm2.gguf, vocab_only=True) as model:
-        other = model.chat()
-        assert (other.template, other.eos_id, other.bos_token) == (smol.template, smol.eos_id, smol.bos_token)
-        for text in texts:
-            assert other.encode(text) == smol.encode(text)
-        for entry, layout in ((CHAT, PETOOL), (published(), PUBLISHED)):
-            assert prompt_ids(other, entry, layout) == prompt_ids(smol, entry, layout)
-
-
 def test_a_llama_3_prompt_has_one_bos_and_a_fixed_date(llama3_tokenizer) -> None:
     chat = chat_from_directory(llama3_tokenizer)
     for entry, layout in ((CHAT, PETOOL), (published(), PUBLISHED)):
@@ -206,11 +187,6 @@ def test_a_long_row_loses_old_history_and_nothing_else(smol, entry, layout) -> N
     assert example(smol, entry, replace(layout, max_tokens=100, overlength="drop")) is None
     with pytest.raises(PetoolError, match=r"has \d+ tokens, more than 100"):
         example(smol, entry, replace(layout, max_tokens=100, overlength="error"))
-
-
-def test_published_entries_without_their_prompt_are_refused(smol) -> None:
-    with pytest.raises(PetoolError, match="no published prompt"):
-        prompt_text(smol, CHAT, PUBLISHED)
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|im_start|>", "eos", "bos"])
@@ -271,8 +247,3 @@ def test_transformers_renders_the_template_alike(smol, smollm2) -> None:
         more = {"tools": [tool_json(tool) for tool in entry.tools], "tokenize": False, "add_generation_prompt": True}
         text = tokenizer.apply_chat_template(entry_messages(entry), **more)
         assert text == prompt_text(smol, entry, PETOOL)
-
-
-def test_the_published_prompt_is_what_was_published(smol) -> None:
-    text = prompt_text(smol, published(), PUBLISHED)
-    assert f"<|im_start|>system\n{prompt_of(published().published)}<|im_end|>" in text

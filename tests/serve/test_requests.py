@@ -48,12 +48,6 @@ def test_every_other_tool_choice_is_refused_by_name(choice) -> None:
     assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "tool_choice")
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n", "stream", "stream_options", "tool_choice",
-                                  "user", "history", "response_format", "stop", "logprobs", "functions"])  # fmt: skip
-def test_null_means_absent(name) -> None:
-    assert chat(**{name: None}) == chat()
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("max_tokens", 0), ("max_tokens", "64"), ("max_tokens", 1.5), ("max_tokens", True), ("max_completion_tokens", -2),
@@ -78,24 +72,6 @@ def test_limits_and_what_changes_nothing() -> None:
     assert chat(max_tokens=5, max_completion_tokens=7).request.options.reply_tokens == 7
     assert chat(temperature=0.5, stop=["}"], n=1.0, store=False).unused == ("temperature", "stop", "store")
     assert chat(user=7).request.user == "7"
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [("a", "a"), ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a\nb"), (["a"], "a"),
-     ([{"type": "text", "text": None}, {"type": "text", "text": "a"}], "a")],
-)  # fmt: skip
-def test_parts_of_a_message_are_read(content, text) -> None:
-    assert chat(messages=[{"role": "user", "content": content}]).request.entry.query == text
-
-
-@pytest.mark.parametrize("content", ["", " ", [], None, 3, {}, [{"type": "text", "text": 7}],
-                                     [{"type": "text"}], [None],
-                                     [{"type": "image_url", "image_url": {"url": "x"}}],
-                                     [{"type": "input_audio"}, {"type": "text", "text": "a"}]])  # fmt: skip
-def test_a_message_without_a_text_is_refused(content) -> None:
-    with pytest.raises(Refusal, match=r"^messages"):
-        chat(messages=[{"role": "user", "content": content}])
 
 
 def test_turns_are_history_or_conversation() -> None:
