@@ -1,6 +1,7 @@
 """Schemas of the wild become grammars whose every reply is valid; what is not held, or makes no sense, is named."""
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -161,9 +162,16 @@ def test_what_makes_no_sense_is_refused_with_tool_and_place(schema, said) -> Non
     assert said in caught.value.message
 
 
+FORMATS = jsonschema.FormatChecker(("date",))
+FORMATS.checks("date-time")(lambda value: re.match(r"\d{4}-\d\d-\d\d[Tt]", str(value)) is not None)
+
+
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
 def test_real_tool_lists(chance, path) -> None:
-    """One draw a tool here; 20 each were drawn once, 6,400 replies of which 2 were invalid: ListNews, which is said."""
+    """One draw a tool here; 20 each were drawn once, 6,400 replies, of which all were valid.
+
+    Formats are checked: ListNews takes a date or a time, one of two formats, which is nothing where formats are none.
+    """
     named = set()
     for tool in read_tools(json.loads(path.read_text())):
         try:
@@ -172,10 +180,10 @@ def test_real_tool_lists(chance, path) -> None:
             notes = (error.message,)
             assert "inetger" in error.message
         named |= {tool.name for _ in notes}
-        if any("unknown type" in note or "is read as" in note for note in notes):
+        if any("unknown type" in note or ("is read as" in note and "oneOf" not in note) for note in notes):
             continue
         arguments = dict(parse_call(chance.reply([tool]), [tool]).arguments)
-        jsonschema.Draft202012Validator(dict(tool.parameters)).validate(arguments)
+        jsonschema.Draft202012Validator(dict(tool.parameters), format_checker=FORMATS).validate(arguments)
     if path.stem == "chatgpt_plugins":
         assert named == {"getSearch", "postSearch", "search_hotel", "ListNews"}
     else:
