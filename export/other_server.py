@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from petool_lite.inference.settings import default_threads
+
 
 class OtherServer:
     """The server over one GGUF file, told nothing but where it lies; it ends when the object goes."""
@@ -17,7 +19,7 @@ class OtherServer:
 
         params = xllamacpp.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel, params.offline = str(file), n_ctx, 1, True
-        params.cpuparams.n_threads, params.warmup, params.use_jinja = 2, False, True
+        params.cpuparams.n_threads, params.warmup, params.use_jinja = default_threads(), False, True
         params.chat_template, params.verbosity = template, 0
         self._server = xllamacpp.Server(params)
         self.url: str = self._server.listening_address

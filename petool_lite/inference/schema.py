@@ -32,6 +32,7 @@ _OF_TYPE = {
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
 _HELD = {"type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "x-published", *sum(_OF_TYPE.values(), ())}
+_SHAPES = {"type", "$ref", "allOf", "anyOf", "oneOf"}
 _FORMATS = ("date-time", "date", "time", "duration", "email", "ipv4", "ipv6", "uuid")  # others are no rule for a text
 # Ends of the numbers that may be written: with neither, an exponent of many digits would be infinite.
 ANY_NUMBER = {"type": "number", "minimum": -1e15, "maximum": 1e15}
@@ -85,8 +86,8 @@ class _Reader:
     def root(self) -> Schema:
         """The whole: an object's schema, or a choice of objects'."""
         source = self._source if isinstance(self._source, Mapping) else {}
-        typed = any(word in source for word in ("type", "$ref", "allOf", "anyOf", "oneOf"))
-        found = self.node(source if typed else {"type": "object", **source}, "parameters")
+        loose = "object" in source["type"] if isinstance(source.get("type"), list) else not set(source) & _SHAPES
+        found = self.node({**source, "type": "object"} if loose else source, "parameters")
         if found is False:
             raise self._fault("parameters", "no arguments fit this schema")
         found = self._meant(found)
