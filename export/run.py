@@ -24,7 +24,7 @@ from petool_lite.families import chat_template
 from petool_lite.inference.settings import default_threads
 from petool_lite.models import Base, base_of_run, file_sha256, resolve_base, weights_sha256
 from petool_lite.places import cache_place, library_places
-from petool_lite.prompt.render import petool_template
+from petool_lite.prompt.render import exported_template
 from petool_lite.recipe import Recipe, load_recipe
 from petool_lite.runs import TRAINED, draft, locked, read_manifest, versions, write_json, write_text
 
@@ -60,8 +60,8 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
     merge_base = _merge_base(options, recipe)
     source = _trained_source(run, base, recipe, merge_base, report)
-    if manifest["prompt_style"] == "petool":
-        source = replace(source, template=petool_template(chat_template(base.directory)))
+    template = exported_template(chat_template(base.directory), manifest["prompt_style"])
+    source = replace(source, template=template)
     if options.imatrix:
         source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
     wording = manifest["data"].get("wording", {})

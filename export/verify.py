@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petool_lite.export.other_server import OtherServer
 from petool_lite.export.reference import Reference
 from petool_lite.export.source import Source
 from petool_lite.export.weights import open_weights
@@ -20,9 +21,9 @@ from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.llama_log import first_error
+from petool_lite.inference.llama_open import first_error
 from petool_lite.models import Base
-from petool_lite.prompt.render import Example, Layout, chat_from_directory, examples, prompt_text
+from petool_lite.prompt.render import Example, Layout, chat_from_directory, entry_request, examples, render_messages
 from petool_lite.recipe import Recipe
 
 PROMPTS, REPLIES = 50, 20
@@ -35,8 +36,10 @@ _LOW_BITS = (0.9, 0.15)
 
 @dataclass(frozen=True)
 class Trial:
-    """What the files are tried on: texts for token ids, and rows with answers, the shortest of the held-out entries."""
+    """What the files are tried on: requests and the texts that training makes of them, for token ids, and rows with
+    answers, the shortest of the held-out entries."""
 
+    requests: list[dict[str, Any]]
     texts: list[str]
     rows: list[Example]
     source: str
@@ -63,10 +66,11 @@ def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str
             [item if item.published else published_entry(item, words, data.one_setting) for item in group]
             for group in (entries, made)
         )
-    texts = [prompt_text(chat, entry, layout) for entry in [*entries, *made][:PROMPTS]]
+    requests = [entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
+    texts = [render_messages(chat, **request) for request in requests]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
     rows = [row for row in examples(chat, usable, layout) if row is not None]
-    return Trial(texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name)
+    return Trial(requests, texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name)
 
 
 class Checks:
@@ -86,6 +90,9 @@ class Checks:
             texts = check_ids(path, self.source, self.trial.texts)
             self.figures[name] = {"prompts_with_equal_ids": texts}
             self.report("checking token ids", number, len(paths), name)
+        if OtherServer.installed():
+            name, path = min(paths.items(), key=lambda item: item[1].stat().st_size)  # all have the same template
+            self.figures[name]["prompts_llama_cpp_renders_alike"] = check_rendering(path, self.trial)
         if level == "full":
             with open_weights(self.source.tensors) as reader:
                 self._wanted = Reference(self.source, reader).answer_logits(self.trial.rows, self.report)
@@ -153,6 +160,18 @@ def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
                     where = _first_difference(ids, other, exported.decode or model.decode)
                     raise PetoolError(f"{path.name}: llama.cpp and {name} disagree on a prompt: {where}")
     return len(texts)
+
+
+def check_rendering(path: Path, trial: Trial) -> int:
+    """How many requests llama.cpp's own engine renders to training's ids; raises PetoolError if not all."""
+    server = OtherServer(path)
+    with LlamaModel(path, vocab_only=True) as model:
+        for request, text in zip(trial.requests, trial.texts, strict=True):
+            found, ids = server.ids(request), model.encode(text)
+            if found != ids:
+                where = _first_difference(found, ids, model.decode)
+                raise PetoolError(f"{path.name}: llama.cpp's server and training make other prompts: {where}")
+    return len(trial.texts)
 
 
 def _first_difference(ids: Sequence[int], other: Sequence[int], decode: Any) -> str:

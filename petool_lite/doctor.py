@@ -72,7 +72,7 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
         "prefill threads": [{"threads_prefill": count} for count in fewer],
         "decode threads": [{"threads_decode": count} for count in fewer],
         "batch size": [{"ubatch": size} for size in (128, 256, 1024)],
-        "flash attention": [{"flash_attention": True}],
+        "flash attention": [{"flash_attention": False}],
         "kv type": [{"flash_attention": True, "kv_type": "q8_0"}],
     }
     settings = EngineSettings()

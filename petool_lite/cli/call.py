@@ -83,15 +83,9 @@ def call(**options: Any) -> None:
     request = _request(options)
     with ToolCaller(chosen_model(options["model"]), options["n_ctx"]) as caller:
         entry = row_entry(request, options["setting"] or caller.trained_setting)
-        chosen = CallOptions(
-            options["decoding"],
-            REQUIRED if options["required"] else AUTO,
-            setting=options["setting"],
-            trim_history=options["trim_history"],
-            explain=options["explain"],
-            reply_tokens=options["reply_tokens"],
-            at_least=options["at_least"],
-        )
+        same = ("decoding", "setting", "trim_history", "explain", "reply_tokens", "at_least")
+        choice = REQUIRED if options["required"] else AUTO
+        chosen = CallOptions(choice=choice, **{name: options[name] for name in same})
         try:
             reply = caller.call_entry(entry, options["user"], chosen)
         except CallFailure as failure:

@@ -49,6 +49,8 @@ def _figures(checks: dict[str, Any] | None) -> list[str]:
     found, checks = [], checks or {}
     if "prompts_with_equal_ids" in checks:
         found.append(f"{checks['prompts_with_equal_ids']} prompts with equal ids")
+    if "prompts_llama_cpp_renders_alike" in checks:
+        found.append(f"{checks['prompts_llama_cpp_renders_alike']} rendered alike by llama.cpp's server")
     if "replies" in checks:
         found.append(f"{checks['replies_stopped']} of {checks['replies']} replies stop")
     if against := checks.get("against_transformers"):

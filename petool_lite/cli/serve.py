@@ -16,9 +16,16 @@ from petool_lite.cli.call import chosen_model, context_option, decoding_option, 
 )
 @click.option("--queue", default=8, show_default=True, type=click.IntRange(min=1), help="Requests that may wait.")
 @click.option(
-    "--timeout", default=300.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds, waiting included."
+    "--timeout",
+    "timeout_s",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    help="Seconds, waiting included.",
 )
-@click.option("--max-request", default=4, show_default=True, type=click.IntRange(min=1), help="MiB of one request.")
+@click.option(
+    "--max-request", "max_mb", default=4, show_default=True, type=click.IntRange(min=1), help="MiB of one request."
+)
 @decoding_option
 @trim_option
 @context_option
@@ -26,16 +33,4 @@ def serve(**options: Any) -> None:
     """Serve /v1/chat/completions, /v1/responses, /v1/models and /health for OpenAI clients."""
     from petool_lite.serve import ServeSettings, run
 
-    settings = ServeSettings(
-        model=chosen_model(options["model"]),
-        host=options["host"],
-        port=options["port"],
-        api_key=options["api_key"],
-        queue=options["queue"],
-        timeout_s=options["timeout"],
-        max_bytes=options["max_request"] * 2**20,
-        n_ctx=options["n_ctx"],
-        decoding=options["decoding"],
-        trim_history=options["trim_history"],
-    )
-    run(settings)
+    run(ServeSettings(**options | {"model": chosen_model(options["model"])}))

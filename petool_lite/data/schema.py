@@ -4,7 +4,9 @@ Type names of other languages (`dict`, `float`, `STRING`) become JSON's, OpenAPI
 that say nothing (`properties: []`, `required: true`) go. What cannot be understood is told with its path.
 """
 
-from collections.abc import Mapping
+import difflib
+import json
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +25,11 @@ ANYTHING = ("any", "mixed", "unknown", "")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ONES = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_NUMBERS = (
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength"),
+    *("minItems", "maxItems", "minProperties", "maxProperties"),
+)
+Odd = Callable[[str, str, bool], None]
 
 
 def parameters_schema(value: Any) -> dict[str, Any]:
@@ -44,37 +51,64 @@ def _optional(schema: Mapping[str, Any]) -> bool:
     return "optional" in str(schema.get("type", "")).lower()
 
 
-def normal_schema(schema: Any) -> Any:
-    """A copy of a schema with JSON's type names and without shapes that say nothing. Values are not touched."""
+def _silent(path: str, message: str, known: bool) -> None:
+    """Nobody wants to hear what is odd."""
+
+
+def normal_schema(schema: Any, path: str = "", odd: Odd = _silent) -> Any:
+    """A copy of a schema with JSON's type names and without shapes that say nothing. Values are not touched.
+
+    `odd` hears of what is not JSON Schema: where, what, and whether it is known what is meant by it.
+    """
     if not isinstance(schema, Mapping):
-        return schema if isinstance(schema, bool) else True
-    found = dict(schema)
+        if not isinstance(schema, bool | None):
+            odd(path, f"expected a schema, an object, found {json.dumps(schema, ensure_ascii=False)[:60]}", False)
+        return schema is not False
+    found = _known_shapes(dict(schema))
     if "type" in found:
-        found |= _type(found.pop("type"), found)
+        found |= _type(found.pop("type"), found, f"{path}.type", odd)
     for key in _MAPS:
         if key in found:
             table = found[key] if isinstance(found[key], Mapping) else {}
-            found[key] = {name: normal_schema(item) for name, item in table.items()}
+            if not isinstance(found[key] or {}, Mapping):
+                odd(f"{path}.{key}", "expected an object of schemas", False)
+            found[key] = {name: normal_schema(item, f"{path}.{key}.{name}", odd) for name, item in table.items()}
     for key in _LISTS:
         if key in found:
             parts = found[key] if isinstance(found[key], list) else []
-            found[key] = [normal_schema(item) for item in parts]
+            if not isinstance(found[key] or [], list):
+                odd(f"{path}.{key}", "expected a list of schemas", False)
+            found[key] = [normal_schema(item, f"{path}.{key}[{index}]", odd) for index, item in enumerate(parts)]
             if not parts:
                 del found[key]
     for key in _ONES:
         if key in found and found[key] is not None:
-            found[key] = normal_schema(found[key])
+            found[key] = normal_schema(found[key], f"{path}.{key}", odd)
         elif key in found:
             del found[key]
-    return _tidied(found)
+    return _tidied(found, path, odd)
 
 
-def _tidied(found: dict[str, Any]) -> dict[str, Any]:
-    if "required" in found:
-        names = found["required"] if isinstance(found["required"], list) else []
-        found["required"] = list(dict.fromkeys(name for name in names if isinstance(name, str)))
-        if not found["required"]:
-            del found["required"]
+def _known_shapes(found: dict[str, Any]) -> dict[str, Any]:
+    """A schema with what older drafts and OpenAPI say in other words said in today's."""
+    listed = found["required"] if isinstance(found.get("required"), list) else []
+    places = found["properties"] if isinstance(found.get("properties"), Mapping) else {}
+    listed = [
+        *listed,
+        *(name for name, item in places.items() if isinstance(item, Mapping) and item.get("required") is True),
+    ]
+    found["required"] = list(dict.fromkeys(name for name in listed if isinstance(name, str)))
+    if isinstance(found.get("items"), list):
+        found["prefixItems"], found["items"] = found["items"], found.pop("additionalItems", None)
+    for side in ("Minimum", "Maximum"):
+        if isinstance(found.get(f"exclusive{side}"), bool) and found.pop(f"exclusive{side}"):
+            found[f"exclusive{side}"] = found.pop(side.lower(), None)
+    return found
+
+
+def _tidied(found: dict[str, Any], path: str, odd: Odd) -> dict[str, Any]:
+    if not found["required"]:
+        del found["required"]
     if found.pop("nullable", False) is True and isinstance(found.get("type"), str):
         found["type"] = [found["type"], "null"]
     if not isinstance(found.get("enum", []), list) or found.get("enum") == []:
@@ -82,18 +116,48 @@ def _tidied(found: dict[str, Any]) -> dict[str, Any]:
     for key in ("description", "title", "format", "pattern"):
         if key in found and not isinstance(found[key], str):
             del found[key]
+    for key in [key for key in _NUMBERS if key in found]:
+        number = as_number(value := found.pop(key))
+        if number is not None:
+            found[key] = int(number) if number == int(number) else number
+        elif value is not None:
+            odd(f"{path}.{key}", "not held: no number", True)
     return found
 
 
-def _type(word: Any, schema: Mapping[str, Any]) -> dict[str, Any]:
+def as_number(value: Any) -> float | None:
+    """A number that is not too large for a schema, also where it stands as text; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 62:
+        return None
+    return value
+
+
+def _type(word: Any, schema: Mapping[str, Any], path: str, odd: Odd) -> dict[str, Any]:
     """`type` and what goes with it for a type's name, or a list of names."""
-    if isinstance(word, list):
-        names = [name for item in word for name in type_names(item)]
-        return {"type": list(dict.fromkeys(names))} if names and len(names) >= len(word) else {}
-    names = type_names(word)
-    if isinstance(word, str) and not names and (inner := item_type(word)) and "items" not in schema:
-        return {"type": "array", "items": inner}
-    return {"type": names[0] if len(names) == 1 else names} if names else {}
+    names: list[str] = []
+    inner: dict[str, Any] | None = None
+    for item in word if isinstance(word, list) else [word]:
+        found = type_names(item)
+        if not found and isinstance(item, str) and (inner := item_type(item)) is not None:
+            found = ["array"]
+        if not found and (str(item).lower() in ANYTHING or item is None):
+            return {}
+        said = json.dumps(item, ensure_ascii=False)
+        if not found:
+            near = difflib.get_close_matches(str(item).lower(), TYPES, 1)
+            odd(path, f"unknown type {said}" + (f", did you mean {TYPES[near[0]]}?" if near else ""), False)
+            return {}
+        if found != [item]:
+            odd(path, f"{said} is read as {' or '.join(found)}", True)
+        names += found
+    names = list(dict.fromkeys(names))
+    items = {"items": inner} if inner and "items" not in schema else {}
+    return ({"type": names[0] if len(names) == 1 else names} if names else {}) | items
 
 
 def type_names(word: Any) -> list[str]:
@@ -118,8 +182,6 @@ def item_type(word: str) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=4096)
 def _validator(text: str) -> Any:
-    import json
-
     from jsonschema import Draft202012Validator
 
     return Draft202012Validator(normal_schema(json.loads(text)))
@@ -127,8 +189,6 @@ def _validator(text: str) -> Any:
 
 def value_faults(schema: Mapping[str, Any], value: Any) -> list[str]:
     """What is wrong with `value` by a tool's schema, as short sentences with paths; empty for a valid one."""
-    import json
-
     from jsonschema.exceptions import SchemaError
     from referencing.exceptions import Unresolvable
 

@@ -9,7 +9,8 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +129,6 @@ class CallOptions:
     check: Callable[[], None] | None = None
 
 
-@dataclass
-class _Memory:
-    """The open context's link to users' files, once there is one; one user's prefix is in the engine's memory."""
-
-    store: StateStore | None
-    key: StateKey | None = None
-    saved: dict[str, list[int]] = field(default_factory=dict)
-
-
 class ToolCaller(Closing):
     """A loaded model that answers with calls. Use as a context manager; not safe to share between threads."""
 
@@ -168,7 +160,8 @@ class ToolCaller(Closing):
         self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
         temperature = metadata.get("petool_lite.temperature", "")
         self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
-        self._memory = _Memory(store)
+        self._given_store = store
+        self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
 
     @property
     def n_ctx(self) -> int:
@@ -219,7 +212,7 @@ class ToolCaller(Closing):
         try:
             before = time.perf_counter()
             limit = min(room, options.reply_tokens or room)
-            reply = self._model.generate(prompt.ids, limit, constraint, True, self._watcher(options))
+            reply = self._model.generate(prompt.ids, limit, constraint, True, options.watch)
             sure = None if reply.confidence is None else self._calibrated(reply.confidence)
             unsure = sure is not None and sure < options.at_least
             candidates: tuple[Candidate, ...] = ()
@@ -238,10 +231,6 @@ class ToolCaller(Closing):
         unsure = unsure and isinstance(answer, Call)
         dropped = prompt.history_dropped
         return CallReply(answer, reply, first, seconds, dropped, candidates, saved, warning, notes, sure, unsure)
-
-    def _watcher(self, options: CallOptions) -> Callable[[list[int]], None] | None:
-        watch = options.watch
-        return (lambda ids: watch(self._model.decode(ids))) if watch else None
 
     def _prompt(self, entry: Entry, options: CallOptions) -> Rendered:
         """The prompt's ids with room for a reply; where a long reply is allowed, it has what room there is."""
@@ -276,34 +265,32 @@ class ToolCaller(Closing):
         """A probability as bench found that this model's are right; see `petool-lite bench report --calibrate`."""
         return share if self._temperature in (0.0, 1.0) else heated(share, self._temperature)
 
+    @cached_property
     def _key(self) -> StateKey:
-        if self._memory.key is None:
-            settings = self._model.settings
-            self._memory.key = StateKey(
-                model_sha256(self.path), self.n_ctx, settings.kv_type, settings.flash_attention, library_version()
-            )
-        return self._memory.key
+        settings = self._model.settings
+        hashed = model_sha256(self.path)
+        return StateKey(hashed, self.n_ctx, settings.kv_type, settings.flash_attention, library_version())
 
+    @cached_property
     def _store(self) -> StateStore:
-        self._memory.store = self._memory.store or StateStore()
-        return self._memory.store
+        return self._given_store or StateStore()
 
     def _recall(self, user: str, ids: Sequence[int]) -> None:
         """Put the user's state into the engine's memory where that saves more reading than what is held."""
-        with self._store().open(user, self._key()) as state:
-            self._memory.saved.pop(user, None)
+        with self._store.open(user, self._key) as state:
+            self._saved.pop(user, None)
             if state is None:
                 return
-            self._memory.saved[user] = state.ids
+            self._saved[user] = state.ids
             if common_length(state.ids, ids) > common_length(self._model.held, ids):
                 self._model.restore(state.ids, state.data)
 
     def _remember(self, user: str, prefix: list[int]) -> tuple[int, str]:
         """Keep the state after `prefix` for the user, unless that is what the file holds; bytes written, a warning."""
-        if not prefix or self._memory.saved.get(user) == prefix:
+        if not prefix or self._saved.get(user) == prefix:
             return 0, ""
         try:
-            return self._store().save(user, self._key(), prefix, self._model.state(len(prefix))), ""
+            return self._store.save(user, self._key, prefix, self._model.state(len(prefix))), ""
         except OSError as error:
             return 0, f"not remembered for the next time: {error.strerror or error}"
 

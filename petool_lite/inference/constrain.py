@@ -15,8 +15,7 @@ from typing import Any
 from petool_lite.data.entries import Call, Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.parse import check_names
-from petool_lite.inference.resolve import Schema
-from petool_lite.inference.schema import ANY_NUMBER, buildable, options
+from petool_lite.inference.schema import ANY_NUMBER, Schema, buildable, options
 from petool_lite.prompt.render import CALL_END, CALL_START, answer_text
 
 _MARKS = (CALL_START.strip(), CALL_END.strip())  # <tool_call> and its end: one token each in some vocabularies

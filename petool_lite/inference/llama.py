@@ -10,13 +10,13 @@ from typing import Any
 
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.llama_log import first_error
-from petool_lite.inference.llama_open import Closing, held_signals, open_context, open_model
+from petool_lite.inference.llama_open import Closing, first_error, held_signals, open_context, open_model
 from petool_lite.inference.settings import EngineSettings
 from petool_lite.prompt.render import Chat, common_length
 
-# llama.cpp's products of 1 to 9 rows were seen to round otherwise than larger ones, those of 10 and more all alike.
-_FEW_ROWS = 32
+# Rows that llama.cpp's flash attention takes at a time; products of a few rows round otherwise than larger ones, too.
+_TILE = 64
+_AGAIN = "export it again from an instruct model"
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,9 @@ class LlamaModel(Closing):
 
     def _read_metadata(self) -> dict[str, str]:
         def read(function: Any, index: int) -> str:
-            size = 256
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                length = function(self._model, index, buffer, size)
-                if length < size:
-                    return buffer.value.decode("utf-8", "replace")
-                size = length + 1
+            buffer = ctypes.create_string_buffer(function(self._model, index, None, 0) + 1)
+            function(self._model, index, buffer, len(buffer))
+            return buffer.value.decode("utf-8", "replace")
 
         count = self._lib.llama_model_meta_count(self._model)
         key, value = self._lib.llama_model_meta_key_by_index, self._lib.llama_model_meta_val_str_by_index
@@ -110,7 +106,7 @@ class LlamaModel(Closing):
         """How this model talks, from the file's own metadata."""
         template = self.metadata.get("tokenizer.chat_template")
         if not template:
-            raise _lacking("tokenizer.chat_template")
+            raise PetoolError("the GGUF file lacks the key tokenizer.chat_template", _AGAIN)
         return Chat(
             lambda texts: [self.encode(text) for text in texts],
             template,
@@ -125,7 +121,7 @@ class LlamaModel(Closing):
         found = self._special("eos")
         found = found if found >= 0 else int(self._lib.llama_vocab_eot(self._vocab))
         if found < 0:
-            raise _lacking("tokenizer.ggml.eos_token_id")
+            raise PetoolError("the GGUF file lacks the key tokenizer.ggml.eos_token_id", _AGAIN)
         return found
 
     def _special(self, name: str) -> int:
@@ -175,11 +171,11 @@ class LlamaModel(Closing):
         max_tokens: int,
         constraint: Constraint | None = None,
         reuse: bool = False,
-        watch: Callable[[list[int]], None] | None = None,
+        watch: Callable[[str], None] | None = None,
     ) -> Reply:
         """Decode greedily from `ids` until an end token or `max_tokens` new tokens, under `constraint` if given.
 
-        With `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's ids as they grow.
+        With `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's text as it grows.
         Raises PetoolError if the prompt and the reply do not fit the context, or the engine fails.
         """
         if len(ids) + max_tokens > self.n_ctx:
@@ -205,7 +201,7 @@ class LlamaModel(Closing):
         """Read `ids` so that the next token can be chosen; returns how many of them the memory held already.
 
         With `exact_reuse` set, the logits are those of a reading from the start, to the bit: matrix products of few
-        rows round otherwise than those of many, so no part is shorter than it would be there, or than _FEW_ROWS.
+        rows round otherwise than those of many, so no part is shorter than it would be there, or than _TILE.
         """
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
         shared = min(common_length(self._held, ids), len(ids) - 1) if reuse else 0
@@ -262,13 +258,14 @@ class LlamaModel(Closing):
         reply: list[int],
         max_tokens: int,
         constraint: Constraint | None,
-        watch: Callable[[list[int]], None] | None,
+        watch: Callable[[str], None] | None,
     ) -> tuple[list[int], str, int]:
         """Reply ids without the end token, why it ended, and how many ids were forced; `reply` is read already."""
         forced_tokens = len(reply)
         while len(reply) < max_tokens:
             forced = constraint.forced() if constraint else []
-            step = (forced or [self._choose(constraint)])[: max_tokens - len(reply)]
+            choose = constraint.choose if constraint else lambda logits: int(logits.argmax())
+            step = (forced or [choose(self._logits(-1))])[: max_tokens - len(reply)]
             if constraint:
                 constraint.accept(step)
             ended = self._lib.llama_vocab_is_eog(self._vocab, step[-1])
@@ -276,16 +273,12 @@ class LlamaModel(Closing):
             reply = reply + step
             forced_tokens += len(step) if forced else 0
             if watch:
-                watch(reply)
+                watch(self.decode(reply))
             if ended:
                 return reply, "stop", forced_tokens
             if len(reply) < max_tokens:
                 self._eval(step)
         return reply, "length", forced_tokens
-
-    def _choose(self, constraint: Constraint | None) -> int:
-        logits = self._logits(-1)
-        return constraint.choose(logits) if constraint else int(logits.argmax())
 
     def _logits(self, place: int) -> Any:
         """Logits after the token at `place` of the last batch, shape (vocabulary,); valid until the next batch."""
@@ -325,7 +318,7 @@ class LlamaModel(Closing):
         lib, count = self._lib, len(ids)
         if self.check:
             self.check()
-        lib.llama_set_abort_callback(self._context, self._abort if count > _FEW_ROWS else self._no_abort, None)
+        lib.llama_set_abort_callback(self._context, self._abort if count > _TILE else self._no_abort, None)
         batch = lib.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
@@ -349,16 +342,12 @@ class LlamaModel(Closing):
         self._held += ids
 
 
-def _lacking(key: str) -> PetoolError:
-    return PetoolError(f"the GGUF file lacks the key {key}", "export it again from an instruct model")
-
-
 def _exact_start(shared: int, length: int, step: int) -> int:
     """The most of `shared` ids to keep so that the rest of `length` is read as a reading from the start reads it.
 
-    That one reads parts of `step` ids and a last one. The part from here to the next multiple of `step` must have as
-    many rows as there, or at least _FEW_ROWS.
+    That one reads parts of `step` ids and a last one, each in tiles of _TILE rows. The part from here to the next
+    multiple of `step` must begin with a tile and have as many rows as there, or at least one tile.
     """
     start = shared // step * step
     rows = min(start + step, length) - start
-    return max(start, min(shared, start + rows - _FEW_ROWS))
+    return max(start, min(shared, start + rows - _TILE) // _TILE * _TILE)

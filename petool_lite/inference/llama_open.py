@@ -10,16 +10,36 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
-from petool_lite.inference.llama_log import first_error, quiet
 from petool_lite.inference.settings import EngineSettings, default_threads
 
 _BATCH = 2048  # the most tokens in one call of llama_decode
 _KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
+_ERROR = 4  # ggml's level of a message
+_kept: list[str] = []
+_callback: Any = None  # ctypes callbacks must outlive their use
+
+
+def quiet(llama_cpp: Any) -> None:
+    """Send llama.cpp's log to memory instead of stderr; safe to call again."""
+    global _callback
+    _kept.clear()
+    if _callback is None:
+
+        def keep(level: int, text: bytes, data: Any) -> None:
+            if level == _ERROR:
+                _kept.append(text.decode("utf-8", "replace").strip())
+
+        _callback = llama_cpp.llama_log_callback(keep)
+        llama_cpp.llama_log_set(_callback, None)
+
+
+def first_error() -> str:
+    """The first error that llama.cpp logged since the last `quiet`, or "no reason given"."""
+    return next((line for line in _kept if line), "no reason given")
 
 
 class Closing:
@@ -32,9 +52,7 @@ class Closing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -54,20 +54,9 @@ def read_answer(reply: str, finish: str = "stop") -> Answer:
     value = _object(text.strip(), reply)
     name = value.get("name", value.get("tool_name"))
     arguments = value.get("arguments", value.get("parameters"))
-    if getattr(value, "double", False) or getattr(arguments, "double", False):
-        raise CallFailure(BAD_JSON, "the reply gives a parameter twice", reply)
     if set(value) not in _FORMS or not isinstance(name, str) or not isinstance(arguments, dict):
         raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
-    return Call(name, dict(arguments))
-
-
-def read_call(reply: str, finish: str = "stop") -> Call:
-    """The call that the whole of `reply` consists of, of whatever tool; raises CallFailure for any other form."""
-    found = read_answer(reply, finish)
-    if isinstance(found, str):
-        kind, what = (CUT_OFF, "reached its limit") if finish == "length" else (NO_CALL, "is no tool call")
-        raise CallFailure(kind, f"the reply {what}: {reply[:80]}", reply)
-    return found
+    return Call(name, arguments)
 
 
 def parse_call(reply: str, tools: Sequence[Tool], finish: str = "stop", text: bool = False) -> Answer:
@@ -75,9 +64,12 @@ def parse_call(reply: str, tools: Sequence[Tool], finish: str = "stop", text: bo
 
     `finish` is the engine's, "stop" or "length". Raises CallFailure for anything else.
     """
-    call = read_answer(reply, finish) if text else read_call(reply, finish)
+    call = read_answer(reply, finish)
     if isinstance(call, str):
-        return call
+        if text:
+            return call
+        kind, what = (CUT_OFF, "reached its limit") if finish == "length" else (NO_CALL, "is no tool call")
+        raise CallFailure(kind, f"the reply {what}: {reply[:80]}", reply)
     tool = next((item for item in tools if item.name == call.name), None)
     if tool is None:
         raise CallFailure(UNKNOWN_TOOL, f"the reply calls a tool that was not offered: {call.name}", reply)
@@ -103,19 +95,18 @@ def _object(text: str, reply: str) -> Mapping[str, Any]:
     if not text.startswith("{"):
         raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
     try:
-        value = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise CallFailure(BAD_JSON, f"the reply is not JSON: {error}", reply) from error
     return value if isinstance(value, dict) else {}
 
 
-class _Pairs(dict[str, Any]):
-    """An object; `double` where a key occurs twice in it."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.double = len(self) != len(pairs)
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return found
 
 
 def _refuse(name: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from petool_lite.data import openai, petoolbench
-from petool_lite.data.entries import SETTINGS, Entry, Tool, check_setting
+from petool_lite.data.entries import SETTINGS, Entry, check_setting
 from petool_lite.data.fields import Fault, kind_of, sound
 from petool_lite.errors import PetoolError
 
@@ -27,13 +27,12 @@ def request_entry(query: str, tools: Any, history: Any = None) -> Entry:
     """An entry from a query, a list of tools (OpenAI's, MCP's or PEToolBench's form) and what came before: OpenAI
     messages, or PEToolBench's earlier calls. Raises PetoolError that names the field that is not as expected."""
     with named_faults():
-        offered: tuple[Tool, ...] = openai.read_tools(tools)
+        offered = openai.read_tools(tools)
         rows = [] if history is None else history
         if not isinstance(rows, list | tuple):
             raise Fault("history", f"a list of earlier calls or messages, found {kind_of(rows)}")
         if any(isinstance(row, Mapping) and "role" in row for row in rows):
-            entry = openai.conversation([*rows, {"role": "user", "content": query}], offered, _ID)
-            return entry
+            return openai.conversation([*rows, {"role": "user", "content": query}], offered, _ID)
         calls = tuple(petoolbench.read_interaction(row, f"history[{index}]") for index, row in enumerate(rows))
         return Entry(_ID, str(sound(query, "query")), offered, calls)
 

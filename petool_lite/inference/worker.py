@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from petool_lite.console import say
 from petool_lite.data.entries import Entry
 from petool_lite.errors import PetoolError
-from petool_lite.inference.call import AUTO, CallOptions, ToolCaller
+from petool_lite.inference.call import CallOptions, ToolCaller
 from petool_lite.inference.parse import CallFailure
 from petool_lite.prompt.render import CALL_START
 
@@ -29,25 +29,12 @@ Event = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """What a worker loads and how it decodes."""
-
-    model: Path
-    n_ctx: int = 0
-    decoding: str = "constrained"
-    trim_history: bool = False
-
-
-@dataclass(frozen=True)
 class Request:
-    """What one request asks of the engine; see `CallOptions`."""
+    """What one request asks of the engine; of `options` the worker itself sets `watch` and `check`."""
 
     entry: Entry
-    choice: str = AUTO
-    only: tuple[str, ...] | None = None
-    reply_tokens: int | None = None
+    options: CallOptions
     user: str | None = None
-    at_least: float = 0.0
 
 
 class _Cancelled(Exception):
@@ -58,9 +45,9 @@ class Engine:
     """A worker process that is started again when it dies. One request at a time; `cancel` and `end` come from other
     threads."""
 
-    def __init__(self, options: EngineOptions) -> None:
-        """`start` loads the model."""
-        self._options = options
+    def __init__(self, model: Path, n_ctx: int = 0) -> None:
+        """`start` loads the model; see `ToolCaller`."""
+        self._loads = model, n_ctx
         self._process: Any = None
         self._pipe: Connection | None = None
         self._cancelled = threading.Event()
@@ -71,7 +58,7 @@ class Engine:
         """Start the process and load the model; raises PetoolError if it does not load."""
         context = multiprocessing.get_context("spawn")  # a fork would copy threads and locks of the server
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._options), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, *self._loads), daemon=True)
         # Ctrl-C is the server's to handle, also while the new process is still starting up.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -157,9 +144,9 @@ class Engine:
             yield "failed", {"kind": "engine_error", "message": what}
 
 
-def _work(pipe: Connection, options: EngineOptions) -> None:
+def _work(pipe: Connection, model: Path, n_ctx: int) -> None:
     try:
-        caller = ToolCaller(options.model, options.n_ctx)
+        caller = ToolCaller(model, n_ctx)
     except PetoolError as error:
         pipe.send(("broken", {"message": error.message, "hint": error.hint}))
         return
@@ -169,13 +156,12 @@ def _work(pipe: Connection, options: EngineOptions) -> None:
             request = pipe.recv()
             if request == _CANCEL:  # it came too late
                 continue
-            event = _answer(caller, request, options, pipe)
-            pipe.send(event)
+            pipe.send(_answer(caller, request, pipe))
         except (EOFError, OSError):
             return  # the server is gone
 
 
-def _answer(caller: ToolCaller, request: Request, options: EngineOptions, pipe: Connection) -> Event:
+def _answer(caller: ToolCaller, request: Request, pipe: Connection) -> Event:
     pieces = Pieces()
 
     def watch(text: str) -> None:
@@ -186,16 +172,8 @@ def _answer(caller: ToolCaller, request: Request, options: EngineOptions, pipe: 
         if pipe.poll() and pipe.recv() == _CANCEL:
             raise _Cancelled
 
-    chosen = CallOptions(
-        options.decoding,
-        request.choice,
-        request.only,
-        trim_history=options.trim_history,
-        reply_tokens=request.reply_tokens,
-        at_least=request.at_least,
-        watch=None if request.at_least else watch,  # what is sent could not be taken back
-        check=check,
-    )
+    held = request.options.at_least > 0  # what is sent could not be taken back
+    chosen = replace(request.options, watch=None if held else watch, check=check)
     try:
         reply = caller.call_entry(request.entry, request.user, chosen)
     except _Cancelled:
@@ -237,7 +215,6 @@ class Pieces:
     def __init__(self) -> None:
         self._sent = 0  # characters of the arguments or the text that are sent
         self._start = -1  # where the arguments start; -1 before the name is sent
-        self._open, self._quoted, self._escaped, self._end = 0, False, False, -1  # the arguments up to what is sent
 
     def grown(self, text: str) -> Iterator[dict[str, str]]:
         """What can be sent of `text`, the reply so far: {"name"} once, then {"arguments"}; or {"content"}."""
@@ -250,7 +227,7 @@ class Pieces:
                 return
             self._start = head.end()
             yield {"name": json.loads(head[1])}
-        yield from self._grown("arguments", self._object(text[self._start :]))
+        yield from self._grown("arguments", _object(text[self._start :]))
 
     def rest(self, text: str) -> Iterator[dict[str, str]]:
         """What is left when `text` is the whole reply: a text that began like a call."""
@@ -262,21 +239,13 @@ class Pieces:
             yield {key: text[self._sent :]}
             self._sent = len(text)
 
-    def _object(self, text: str) -> str:
-        """`text` up to the end of the object that it starts with."""
-        for place in range(self._sent, len(text) if self._end < 0 else 0):
-            letter = text[place]
-            if self._quoted:
-                self._quoted = self._escaped or letter != '"'
-                self._escaped = letter == "\\" and not self._escaped
-            elif letter == '"':
-                self._quoted = True
-            else:
-                self._open += (letter in "{[") - (letter in "]}")
-                if self._open == 0:
-                    self._end = place + 1
-                    break
-        return text if self._end < 0 else text[: self._end]
+
+def _object(text: str) -> str:
+    """`text` up to the end of the object that it starts with."""
+    try:
+        return text[: json.JSONDecoder().raw_decode(text)[1]]
+    except (ValueError, RecursionError):
+        return text
 
 
 def _like_a_call(text: str) -> bool:

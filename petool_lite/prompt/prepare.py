@@ -28,7 +28,7 @@ from petool_lite.runs import draft, write_json
 _RENDERERS = (
     *("prompt/prepare.py", "prompt/render.py", "prompt/template.py", "prompt/petool.jinja"),
     *("data/entries.py", "data/fields.py", "data/openai.py", "data/petoolbench.py", "data/schema.py"),
-    *("data/files.py", "data/splits.py", "data/answers.py", "text.py", "families.py"),
+    *("data/files.py", "data/splits.py", "data/answers.py", "data/simulate.py", "text.py", "families.py"),
 )
 _CHUNK = 512  # rows in memory at once
 
@@ -106,8 +106,9 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     counts = Counts(entries=len(sets[0].entries), bad=sum(len(dataset.bad) for dataset in sets))
     layout = Layout(data.style, recipe.model.max_tokens, data.overlength)
     pairs = recipe.train.objective == "dpo"
-    parts = (_part(recipe, dataset, counts) for dataset in sets)
-    _write_rows(folder / "rows.arrow", parts, chat, layout, counts, report, pairs)
+    parts = (_rows(chat, layout, _part(recipe, dataset, counts), counts, report, pairs) for dataset in sets)
+    # one part after the other, which is as good as any order: training draws its own
+    _write_rows(folder / "rows.arrow", chain.from_iterable(parts), pairs)
     if not counts.given:
         raise PetoolError(
             f"{data.train} gives no pair of a right and a wrong answer",
@@ -176,52 +177,27 @@ class Counts:
         }
 
 
-def _write_rows(
-    path: Path,
-    parts: Iterable[Sequence[Entry]],
-    chat: Chat,
-    layout: Layout,
-    counts: Counts,
-    report: Report,
-    pairs: bool,
-) -> None:
-    """The rows of one part after the other, which is as good as any order: training draws its own."""
-    import pyarrow as pa
+def _write_rows(path: Path, rows: Iterable[Example], pairs: bool) -> None:
+    from datasets import Features, List, Value
+    from datasets.arrow_writer import ArrowWriter
 
-    columns = [
-        ("entry_id", pa.string()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("answer_start", pa.int32()),
-        ("history_dropped", pa.int32()),
-    ]
-    if pairs:
-        columns.append(("rejected_ids", pa.list_(pa.int32())))
-    schema = pa.schema(columns)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for chunk in chain.from_iterable(_chunks(chat, layout, part, counts, report, pairs) for part in parts):
-            values: dict[str, list[Any]] = {
-                "entry_id": [row.entry_id for row in chunk],
-                "input_ids": [row.ids for row in chunk],
-                "answer_start": [row.answer_start for row in chunk],
-                "history_dropped": [row.history_dropped for row in chunk],
-                "rejected_ids": [row.rejected for row in chunk],
-            }
-            arrays = [pa.array(values[field.name], field.type) for field in schema]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    ids = List(Value("int32"))
+    columns = {"entry_id": Value("string"), "input_ids": ids, "answer_start": Value("int32")}
+    columns |= {"history_dropped": Value("int32")} | ({"rejected_ids": ids} if pairs else {})
+    with ArrowWriter(features=Features(columns), path=str(path), writer_batch_size=_CHUNK) as writer:
+        for row in rows:
+            values = {"entry_id": row.entry_id, "input_ids": row.ids, "answer_start": row.answer_start}
+            values |= {"history_dropped": row.history_dropped} | ({"rejected_ids": row.rejected} if pairs else {})
+            writer.write(values)
+        writer.finalize()
 
 
-def _chunks(
+def _rows(
     chat: Chat, layout: Layout, entries: Sequence[Entry], counts: Counts, report: Report, pairs: bool
-) -> Iterator[list[Example]]:
-    chunk: list[Example] = []
-    rows = examples(chat, entries, layout, pairs)
-    for number, (entry, row) in enumerate(zip(entries, rows, strict=True), 1):
+) -> Iterator[Example]:
+    for number, (entry, row) in enumerate(zip(entries, examples(chat, entries, layout, pairs), strict=True), 1):
         counts.add(entry, row, layout)
         if row is not None:
-            chunk.append(row)
+            yield row
         if number % 100 == 0 or number == len(entries):
             report("tokenizing", number, len(entries), "")
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    yield chunk

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import Answer, Call, Entry, Tool, properties, providers
+from petool_lite.data.entries import Answer, Call, Entry, properties, providers
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.data.petoolbench import prompt_of, published_call
 from petool_lite.errors import PetoolError
@@ -138,8 +138,14 @@ class Rendered:
 
 
 def petool_template(base: str) -> str:
-    """The template of the petool style around a base's own; it goes into the GGUF file. The same for its own result."""
+    """The template of the petool style around a base's own; the same for its own result."""
     return _petool() + base.rpartition(_BOUNDARY)[2]
+
+
+def exported_template(base: str, style: str) -> str:
+    """The template for a GGUF file: it renders the style's prompts in any server, on any day."""
+    dated = f"{{%- set date_string = '{_DATE}' %}}{base}" if "date_string" in base else base
+    return petool_template(dated) if style == "petool" else dated
 
 
 @lru_cache(maxsize=1)
@@ -163,16 +169,13 @@ def answer_text(answer: Answer, style: str) -> str:
     return f"{CALL_START}{answer.to_json()}{CALL_END}"
 
 
-def render_messages(chat: Chat, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()) -> str:
-    """The text up to where the answer starts, by the petool template where there are tools, else by the model's own.
-
-    Control tokens that somebody wrote into messages or tools become text.
-    """
+def render_messages(chat: Chat, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
+    """The text up to where the answer starts, by the petool template where there are tools, else by the model's own."""
     return render_template(
         petool_template(chat.template) if tools else chat.template,
         lambda form: _DATE,
-        messages=[_inert(message, chat) for message in messages],
-        tools=[_inert(tool_json(tool), chat) for tool in tools] or None,
+        messages=messages,
+        tools=tools,
         bos_token=chat.bos_token,
         eos_token=chat.eos_token,
         add_generation_prompt=True,
@@ -198,16 +201,25 @@ def _inert(value: Any, chat: Chat) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def prompt_text(chat: Chat, entry: Entry, layout: Layout) -> str:
-    """The rendered chat up to where the answer starts."""
-    if layout.style == "petool":
-        return render_messages(chat, entry_messages(entry), entry.tools)
+def entry_request(chat: Chat, entry: Entry, style: str) -> dict[str, Any]:
+    """What a server is asked for an entry: its messages, and its tools in the petool style.
+
+    Control tokens that somebody wrote into them are text.
+    """
+    if style == "petool":
+        tools = [tool_json(tool) for tool in entry.tools]
+        return {"messages": _inert(entry_messages(entry), chat)} | ({"tools": _inert(tools, chat)} if tools else {})
     if entry.published is None:
         raise PetoolError(
             f"entry {entry.id} has no published prompt", "only PEToolBench's have one: set data.style = petool"
         )
     system = {"role": "system", "content": prompt_of(entry.published)}
-    return render_messages(chat, [system, {"role": "user", "content": entry.query}])
+    return {"messages": _inert([system, {"role": "user", "content": entry.query}], chat)}
+
+
+def prompt_text(chat: Chat, entry: Entry, layout: Layout) -> str:
+    """The rendered chat up to where the answer starts."""
+    return render_messages(chat, **entry_request(chat, entry, layout.style))
 
 
 def _shared(chat: Chat, entry: Entry, text: str, ids: Sequence[int]) -> int:

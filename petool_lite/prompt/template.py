@@ -21,20 +21,8 @@ _SECONDS = 3.0  # of computing: a busy machine refuses no template that another 
 _MEMORY = 1 << 30  # bytes beyond what the process has when a rendering starts
 # What faulty expressions of a template raise beside jinja's own errors.
 _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError)
+_OF_DICTS = frozenset(dir(dict))
 _REPEAT = 100_000  # of a text or list by *, and of a number that is handed to a method or filter
-
-
-class _Limits:
-    """What one rendering has used up."""
-
-    def __init__(self) -> None:
-        self.steps, self.end = 0, thread_time() + _SECONDS
-
-    def step(self) -> None:
-        """Count one turn or call."""
-        self.steps += 1
-        if self.steps > _STEPS or thread_time() > self.end:
-            raise PetoolError("the chat template does not come to an end", "get the model from a source that you trust")
 
 
 @lru_cache(maxsize=8)
@@ -46,6 +34,7 @@ def _compiled(template: str) -> Any:
     from jinja2.parser import Parser
     from jinja2.runtime import Macro
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 
     if len(template) > _LONGEST:
         raise PetoolError(f"the chat template has {len(template):,} characters, more than {_LONGEST:,}")
@@ -61,13 +50,28 @@ def _compiled(template: str) -> Any:
 
     class Environment(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset(["*", "**"])
-        limits = _Limits()
+        steps, end = 0, 0.0  # of one rendering: turns and calls so far, and when it must be done
+
+        def step(self) -> None:
+            self.steps += 1
+            if self.steps > _STEPS or (self.steps % 32 == 0 and thread_time() > self.end):
+                hint = "get the model from a source that you trust"
+                raise PetoolError("the chat template does not come to an end", hint)
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
                 loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
             return tree
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            # What the sandbox finds out in ten times the time: a name that no dict has is a key of this one.
+            if type(obj) is dict and attribute not in _OF_DICTS:
+                return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+            if type(obj) is Namespace and attribute[:1] != "_":
+                with contextlib.suppress(AttributeError):
+                    return getattr(obj, attribute)
+            return super().getattr(obj, attribute)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             sizes = [item for item in (left, right) if isinstance(item, int)]
@@ -77,7 +81,7 @@ def _compiled(template: str) -> Any:
             return super().call_binop(context, operator, left, right)
 
         def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-            __self.limits.step()
+            __self.step()
             numbers = () if isinstance(__obj, Macro) else (*args, *kwargs.values())
             if any(isinstance(item, int) and abs(item) > _REPEAT for item in numbers):
                 raise SecurityError("a call with such a number")
@@ -94,7 +98,7 @@ def _compiled(template: str) -> Any:
 
 def _counted(items: Iterable[Any], environment: Any) -> Iterator[Any]:
     for item in items:
-        environment.limits.step()
+        environment.step()
         yield item
 
 
@@ -136,13 +140,11 @@ def render_template(template: str, date: Callable[[str], str], **values: Any) ->
     try:
         with _bounded_memory():
             environment, compiled = _compiled(template)
-            environment.limits = _Limits()
+            environment.steps, environment.end = 0, thread_time() + _SECONDS
             text: str = compiled.render(**values, raise_exception=refuse, strftime_now=date)
     except (MemoryError, OverflowError) as error:
         raise PetoolError("the chat template takes too much memory", "get the model from a source you trust") from error
-    except _FAULTS as error:
+    except (*_FAULTS, TemplateError) as error:
         lines = str(error).splitlines()
         raise PetoolError(f"the model's chat template does not work: {lines[0] if lines else error!r}") from error
-    except TemplateError as error:
-        raise PetoolError(f"the model's chat template does not work: {error}") from error
     return text

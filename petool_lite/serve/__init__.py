@@ -31,7 +31,7 @@ class ServeSettings:
     api_key: str | None = None
     queue: int = 8
     timeout_s: float = 300.0
-    max_bytes: int = 4 * 2**20
+    max_mb: int = 4  # MiB of one request
     n_ctx: int = 0
     decoding: str = "constrained"
     trim_history: bool = False

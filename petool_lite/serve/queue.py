@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.inference.worker import Engine, EngineOptions, Event, Request
+from petool_lite.inference.worker import Engine, Event, Request
 from petool_lite.serve.requests import Refusal
 
 
@@ -16,7 +17,7 @@ class RequestQueue:
     def __init__(self, settings: Any) -> None:
         """`settings` are ServeSettings."""
         self.settings = settings
-        self.engine = Engine(EngineOptions(settings.model, settings.n_ctx, settings.decoding, settings.trim_history))
+        self.engine = Engine(settings.model, settings.n_ctx)
         self._turn = asyncio.Lock()
         self.present = 0  # requests that run or wait
 
@@ -60,10 +61,12 @@ class RequestQueue:
     async def _run(self, request: Request, deadline: float, found: "asyncio.Queue[Any]") -> None:
         """Run the engine's blocking calls on a thread; cancelled, wait until the engine has heard of it."""
         loop = asyncio.get_running_loop()
+        own = self.settings
+        options = replace(request.options, decoding=own.decoding, trim_history=own.trim_history)
 
         def work() -> None:
             try:
-                for event in self.engine.ask(request, deadline):
+                for event in self.engine.ask(replace(request, options=options), deadline):
                     loop.call_soon_threadsafe(found.put_nowait, event)
             except PetoolError as error:  # it died and cannot be started again
                 failed: Event = ("failed", {"kind": "engine_error", "message": error.message})

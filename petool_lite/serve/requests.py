@@ -13,7 +13,7 @@ from petool_lite.data.fields import Fault, kind_of
 from petool_lite.data.openai import conversation, read_tools
 from petool_lite.data.petoolbench import read_interaction
 from petool_lite.errors import PetoolError
-from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED
+from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions
 from petool_lite.inference.parse import check_names
 from petool_lite.inference.worker import Request
 
@@ -70,13 +70,10 @@ def read_responses(body: Mapping[str, Any]) -> Asked:
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if not isinstance(items, list):
         raise _wrong("input", "a text or a list of items", given)
-    text = body.get("text")
-    form = text.get("format") if isinstance(text, Mapping) else None
+    form = (_get(body, "text", Mapping, "an object") or {}).get("format")
     if not isinstance(form, Mapping | None) or (form or {"type": "text"}).get("type") != "text":
         raise Refusal(400, "text.format: this server answers with a call or a plain text", "text")
-    instructions = body.get("instructions")
-    if not isinstance(instructions, str | None):
-        raise _wrong("instructions", "a text", instructions)
+    instructions = _get(body, "instructions", str, "a text")
     messages = [{"role": "system", "content": instructions}] if instructions else []
     for index, item in enumerate(items):
         messages += _message(item, f"input[{index}]")
@@ -106,15 +103,20 @@ def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
             raise Refusal(400, f"{name}: {wanted}; leave it out", name)
     entry = _entry(body, messages)
     choice, only = _choice(body.get("tool_choice"), entry)
-    options = body.get("stream_options")
-    if not isinstance(options, Mapping | None):
-        raise _wrong("stream_options", "an object", options)
-    user = body.get("user")
-    if not isinstance(user, str | int | None) or isinstance(user, bool):
-        raise _wrong("user", "a text", user)
-    request = Request(entry, choice, only, _limit(body, limit), None if user is None else str(user), _at_least(body))
+    usage = (_get(body, "stream_options", Mapping, "an object") or {}).get("include_usage")
+    user = _get(body, "user", str | int, "a text")
+    asked = CallOptions(choice=choice, only=only, reply_tokens=_limit(body, limit), at_least=_at_least(body))
+    request = Request(entry, asked, None if user is None else str(user))
     unused = tuple(name for name, value in body.items() if name not in _KNOWN and value is not None)
-    return Asked(request, _flag(body, "stream"), bool((options or {}).get("include_usage")), unused)
+    return Asked(request, bool(_get(body, "stream", bool, "true or false")), bool(usage), unused)
+
+
+def _get(body: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:
+    """A field that may be absent or null; raises Refusal for a value of another kind."""
+    value = body.get(name)
+    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        raise _wrong(name, expected, value)
+    return value
 
 
 def _entry(body: Mapping[str, Any], messages: Any) -> Entry:
@@ -123,9 +125,7 @@ def _entry(body: Mapping[str, Any], messages: Any) -> Entry:
     listed = body.get("tools")
     if listed in (None, []):
         raise Refusal(400, "tools: expected at least one; this model calls tools and does nothing else", "tools")
-    history = body.get("history")
-    if not isinstance(history, list | None):
-        raise _wrong("history", "a list of earlier calls", history)
+    history = _get(body, "history", list, "a list of earlier calls")
     try:
         for index, tool in enumerate(listed if isinstance(listed, list) else []):
             if isinstance(tool, Mapping) and tool.get("type", "function") not in ("function", None):
@@ -189,13 +189,6 @@ def _at_least(body: Mapping[str, Any]) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
         raise _wrong("at_least", "a number from 0 to 1", value)
     return float(value)
-
-
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if not isinstance(value, bool | None):
-        raise _wrong(name, "true or false", value)
-    return bool(value)
 
 
 def _wrong(field: str, expected: str, found: Any) -> Refusal:

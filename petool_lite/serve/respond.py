@@ -6,7 +6,6 @@ The forms are those of https://platform.openai.com/docs/api-reference (chat comp
 import json
 import time
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -53,7 +52,7 @@ async def _stream(first: Event, events: AsyncIterator[Event], form: "Form") -> A
             yield part
 
 
-class Form(ABC):
+class Form:
     """One answer in the making: events in, server-sent events out, and the whole at the end."""
 
     def __init__(self, asked: Asked, model: str) -> None:
@@ -71,7 +70,7 @@ class Form(ABC):
             self.name = facts.get("name", self.name)
             self.arguments += facts.get("arguments", "")
             self.text += facts.get("content", "")
-            return list(self.grown(facts, began))
+            return list(self._grown(facts, began))
         self.facts = facts
         broken = kind != "done" and facts["kind"] != CUT_OFF
         if kind == "done" and facts["called"]:
@@ -81,43 +80,44 @@ class Form(ABC):
         if broken and self.name is not None and not self.asked.stream:  # no valid call: shown as the text that it is
             self.name, self.text = None, facts.get("reply", "")
         if broken and (self.name is not None or facts["kind"] in _STATUS):
-            return list(self.failed(facts))
-        return list(self.closing())
+            return list(self._failed(facts))
+        return list(self._closing())
 
-    @property
-    def own(self) -> dict[str, Any]:
+    def _own(self) -> dict[str, Any]:
         """What petool-lite tells beside OpenAI's fields."""
         told = ("status", "confidence", "candidates", "timings", "history_dropped", "warning", "kind", "notes")
         found = {key: self.facts[key] for key in told if self.facts.get(key)}
-        return found | ({"unused": list(self.asked.unused)} if self.asked.unused else {})
+        found |= {"unused": list(self.asked.unused)} if self.asked.unused else {}
+        return {"petool_lite": found} if found else {}
 
-    @property
-    def counts(self) -> tuple[int, int, int] | None:
-        """Tokens of the prompt, those of them that were known already, and of the reply; None where it failed."""
+    def _usage(self, read: str, written: str) -> dict[str, Any] | None:
+        """Tokens read and written, under names with these words; None where the call failed."""
         timings = self.facts.get("timings")
         if not timings:
             return None
-        return timings["prompt_tokens"], timings["reused_tokens"], timings["reply_tokens"]
+        prompt, reply = timings["prompt_tokens"], timings["reply_tokens"]
+        total = {f"{read}_tokens": prompt, f"{written}_tokens": reply, "total_tokens": prompt + reply}
+        return total | {f"{read}_tokens_details": {"cached_tokens": timings["reused_tokens"]}}
 
-    @abstractmethod
     def opening(self) -> Iterator[str]:
         """What goes out first."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
-        """What goes out for a piece of the answer; `began` for the first."""
-
-    @abstractmethod
-    def closing(self) -> Iterator[str]:
-        """What goes out last."""
-
-    @abstractmethod
-    def failed(self, facts: dict[str, Any]) -> Iterator[str]:
-        """What goes out last where the answer cannot be ended well."""
-
-    @abstractmethod
     def whole(self) -> dict[str, Any]:
         """The answer as one object."""
+        raise NotImplementedError
+
+    def _grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
+        """What goes out for a piece of the answer; `began` for the first."""
+        raise NotImplementedError
+
+    def _closing(self) -> Iterator[str]:
+        """What goes out last."""
+        raise NotImplementedError
+
+    def _failed(self, facts: dict[str, Any]) -> Iterator[str]:
+        """What goes out last where the answer cannot be ended well."""
+        raise NotImplementedError
 
 
 class Chat(Form):
@@ -127,8 +127,7 @@ class Chat(Form):
         """A chunk with the role."""
         yield self._chunk({"role": "assistant", "content": None})
 
-    def grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
-        """A chunk with the tool's name, a piece of its arguments, or a piece of the text."""
+    def _grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
         if "content" in piece:
             yield self._chunk(piece)
         elif "name" in piece:
@@ -137,15 +136,17 @@ class Chat(Form):
         else:
             yield self._chunk({"tool_calls": [{"index": 0, "function": piece}]})
 
-    def closing(self) -> Iterator[str]:
-        """The reason of the end, and the usage if it was asked for."""
+    def _closing(self) -> Iterator[str]:
         yield self._chunk({}, self.finish)
         if self.asked.usage:
-            yield _sse(self._base("chat.completion.chunk") | {"choices": [], "usage": self._usage()} | self._told())
+            yield _sse(
+                self._base("chat.completion.chunk")
+                | {"choices": [], "usage": self._usage("prompt", "completion")}
+                | self._own()
+            )
         yield "data: [DONE]\n\n"
 
-    def failed(self, facts: dict[str, Any]) -> Iterator[str]:
-        """An error in OpenAI's form."""
+    def _failed(self, facts: dict[str, Any]) -> Iterator[str]:
         yield _sse({"error": {"message": facts["message"], "type": facts["kind"]}})
         yield "data: [DONE]\n\n"
 
@@ -156,24 +157,18 @@ class Chat(Form):
             function = {"name": self.name, "arguments": self.arguments}
             message["tool_calls"] = [{"id": self.call_id, "type": "function", "function": function}]
         choice = {"index": 0, "message": message, "finish_reason": self.finish, "logprobs": None}
-        return self._base("chat.completion") | {"choices": [choice], "usage": self._usage()} | self._told()
+        return (
+            self._base("chat.completion")
+            | {"choices": [choice], "usage": self._usage("prompt", "completion")}
+            | self._own()
+        )
 
     def _base(self, kind: str) -> dict[str, Any]:
         return {"id": f"chatcmpl-{self.identity}", "object": kind, "created": self.created, "model": self.model}
 
-    def _told(self) -> dict[str, Any]:
-        return {"petool_lite": self.own} if self.own else {}
-
     def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return _sse(self._base("chat.completion.chunk") | {"choices": [choice]})
-
-    def _usage(self) -> dict[str, Any] | None:
-        if self.counts is None:
-            return None
-        prompt, known, reply = self.counts
-        total = {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
-        return total | {"prompt_tokens_details": {"cached_tokens": known}}
 
 
 class Responses(Form):
@@ -186,8 +181,7 @@ class Responses(Form):
         for kind in ("created", "in_progress"):
             yield self._event(f"response.{kind}", response=self._response("in_progress"))
 
-    def grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
-        """The item when it begins, then its pieces."""
+    def _grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
         if began:
             yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", empty=True))
             if self.name is None:
@@ -198,8 +192,7 @@ class Responses(Form):
             where = {"output_index": 0, "item_id": f"fc_{self.identity}"}
             yield self._event("response.function_call_arguments.delta", **where, delta=piece["arguments"])
 
-    def closing(self) -> Iterator[str]:
-        """The whole item, then the whole response."""
+    def _closing(self) -> Iterator[str]:
         status = "incomplete" if self.finish == "length" else "completed"
         if self.name is not None:
             where = {"output_index": 0, "item_id": f"fc_{self.identity}", "name": self.name}
@@ -211,8 +204,7 @@ class Responses(Form):
             yield self._event("response.output_item.done", output_index=0, item=self._item(status))
         yield self._event(f"response.{status}", response=self.whole())
 
-    def failed(self, facts: dict[str, Any]) -> Iterator[str]:
-        """The response with its error."""
+    def _failed(self, facts: dict[str, Any]) -> Iterator[str]:
         error = {"code": "server_error", "message": facts["message"]}
         yield self._event("response.failed", response=self._response("failed") | {"error": error})
 
@@ -221,41 +213,29 @@ class Responses(Form):
         cut = self.finish == "length"
         found = self._response("incomplete" if cut else "completed")
         output = [self._item(found["status"])] if self.name is not None or self.text else []
-        usage: dict[str, Any] | None = None
-        if self.counts is not None:
-            prompt, known, reply = self.counts
-            usage = {"input_tokens": prompt, "output_tokens": reply, "total_tokens": prompt + reply}
-            usage |= {
-                "input_tokens_details": {"cached_tokens": known},
-                "output_tokens_details": {"reasoning_tokens": 0},
-            }
+        usage = self._usage("input", "output")
+        if usage:
+            usage["output_tokens_details"] = {"reasoning_tokens": 0}
         reason = {"reason": "max_output_tokens"} if cut else None
-        told = {"petool_lite": self.own} if self.own else {}
-        return found | {"output": output, "usage": usage, "incomplete_details": reason} | told
+        return found | {"output": output, "usage": usage, "incomplete_details": reason} | self._own()
 
     def _response(self, status: str) -> dict[str, Any]:
-        request = self.asked.request
-        choice = request.choice if request.only is None else {"type": "function", "name": request.only[0]}
+        asked = self.asked.request.options
+        choice = asked.choice if asked.only is None else {"type": "function", "name": asked.only[0]}
         return {
             "id": f"resp_{self.identity}", "object": "response", "created_at": self.created, "status": status,
             "error": None, "incomplete_details": None, "instructions": None, "metadata": {}, "model": self.model,
             "output": [], "parallel_tool_calls": False, "previous_response_id": None, "store": False,
             "temperature": 0.0, "top_p": 1.0, "text": {"format": {"type": "text"}}, "tool_choice": choice, "tools": [],
-            "truncation": "disabled", "usage": None, "max_output_tokens": request.reply_tokens,
+            "truncation": "disabled", "usage": None, "max_output_tokens": asked.reply_tokens,
         }  # fmt: skip
 
     def _item(self, status: str, empty: bool = False) -> dict[str, Any]:
         if self.name is not None:
             made = {"call_id": self.call_id, "name": self.name, "arguments": "" if empty else self.arguments}
             return {"type": "function_call", "id": f"fc_{self.identity}", "status": status, **made}
-        content = [] if empty else [self._part(self.text)]
-        return {
-            "type": "message",
-            "id": f"msg_{self.identity}",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
+        said = {"role": "assistant", "content": [] if empty else [self._part(self.text)]}
+        return {"type": "message", "id": f"msg_{self.identity}", "status": status, **said}
 
     def _place(self) -> dict[str, Any]:
         return {"output_index": 0, "item_id": f"msg_{self.identity}", "content_index": 0}

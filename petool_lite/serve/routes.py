@@ -43,7 +43,7 @@ def application(queue: RequestQueue) -> Any:
     async def answer(request: Request) -> Any:
         _authorize(request, settings.api_key)
         read, form = _FORMS[request.url.path]
-        asked: Asked = read(await _body(request, settings.max_bytes))
+        asked: Asked = read(await _body(request, settings.max_mb * 2**20))
 
         async def left() -> None:
             while (await request.receive())["type"] != "http.disconnect":

@@ -35,7 +35,7 @@ def llama_quantize():
     import llama_cpp
     from petool_lite.export.quantize import FILE_TYPES
 
-    from petool_lite.inference.llama_log import quiet
+    from petool_lite.inference.llama_open import quiet
 
     def run(source, target, file_type, imatrix=None):
         quiet(llama_cpp)

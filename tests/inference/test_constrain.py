@@ -9,8 +9,6 @@ from petool_lite.data.entries import Call, Tool
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.llama import LlamaModel
-from petool_lite.models import embedded_gguf
 from petool_lite.prompt.render import Chat, answer_text, chat_from_directory
 
 
@@ -192,27 +190,3 @@ def test_confidence_is_the_share_of_what_was_chosen_up_to_the_end_of_the_name(co
     only = constrainer.start([tool("only")], "petool")
     only.accept(only.forced())
     assert (only.choosing, only.confidence) == (False, 1.0), "nothing else could be"
-
-
-def test_a_tool_without_parameters_is_forced_whole(constrainer, chat) -> None:
-    constraint = constrainer.start([tool("only")], "petool")
-    ids = chat.encode(answer_text(Call("only", {}), "petool"))
-    assert constraint.forced() == ids
-    constraint.accept(ids)
-    assert constraint.forced() == [chat.eos_id]
-    constraint.accept([chat.eos_id])
-    assert (constraint.finished, constraint.forced()) == (True, [])
-
-
-def test_the_tokenizer_of_a_gguf_and_of_its_directory_give_the_same_constraint(constrainer) -> None:
-    with LlamaModel(embedded_gguf(), vocab_only=True) as model:
-        one, other = (maker.start([WEATHER], "petool", True) for maker in (model.constrainer(), constrainer))
-        while not one.finished:
-            assert one.forced() == other.forced()
-            assert (one.bits() == other.bits()).all()
-            allowed = np.flatnonzero(np.unpackbits(one.bits(), bitorder="little"))
-            step = one.forced() or [int(allowed[len(allowed) // 3])]
-            one.accept(step)
-            other.accept(step)
-            if len(allowed) > 40_000:  # a free text
-                break

@@ -1,6 +1,5 @@
-"""transformers' generate on a CPU: batches answer as each prompt alone, of any family, free or constrained."""
+"""transformers' generate on a CPU: batches answer as each prompt alone, free or constrained."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,33 +13,10 @@ from petool_lite.inference.parse import parse_call
 from petool_lite.prompt.render import chat_from_directory
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
-def folder(request, tiny, smollm2, tmp_path_factory) -> Path:
-    """A tiny random Llama, and a Qwen3 whose norms of queries and keys matter, with settings for sampling."""
-    if request.param == "llama":
-        return tiny
-    import torch
-    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("qwen3")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "head_dim": 32}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49_152, "tie_word_embeddings": True}
-    model = Qwen3ForCausalLM(Qwen3Config(**sizes, **heads)).to(torch.bfloat16)
-    for name, weight in model.named_parameters():
-        if "q_norm" in name or "k_norm" in name:
-            torch.nn.init.normal_(weight, std=3.0)
-    model.generation_config = GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.5)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(smollm2.directory / name, folder / name)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def model(folder) -> GpuModel:
+def model(tiny) -> GpuModel:
     """In float32: with random weights in 16 bits, rounding alone decides between tokens."""
-    engine = GpuModel(folder, None, device="cpu")
+    engine = GpuModel(tiny, None, device="cpu")
     engine.model.float()
     return engine
 
@@ -54,12 +30,12 @@ def job_of(folder: Path, tokens: int, **more) -> Job:
     return Job(tokens, stop_ids(folder, chat), chat.decode, **more)
 
 
-def test_replies_are_those_of_a_plain_loop_in_any_batch(model, folder) -> None:
+def test_replies_are_those_of_a_plain_loop_in_any_batch(model, tiny) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    prompts, job = prompts_of(5, 90, 33, 300, 41), job_of(folder, 10)
-    plain, wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
+    prompts, job = prompts_of(5, 90, 33, 300, 41), job_of(tiny, 10)
+    plain, wanted = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), []
     for prompt in prompts:
         ids = list(prompt)
         for _ in range(10):
@@ -74,8 +50,8 @@ def test_replies_are_those_of_a_plain_loop_in_any_batch(model, folder) -> None:
     assert list(model.generate([], job)) == []
 
 
-def test_a_reply_ends_at_any_of_the_stop_ids_and_the_others_go_on(model, folder) -> None:
-    prompts, job = prompts_of(20, 50, 30), job_of(folder, 12)
+def test_a_reply_ends_at_any_of_the_stop_ids_and_the_others_go_on(model, tiny) -> None:
+    prompts, job = prompts_of(20, 50, 30), job_of(tiny, 12)
     free = dict(model.generate(prompts, job, 3))
     stop = free[1].ids[4]
     found = dict(model.generate(prompts, replace(job, stops=frozenset({stop, 3})), 3))
@@ -87,17 +63,17 @@ def tool(name: str, *required: str) -> Tool:
     return Tool(name, "", {"properties": {key: {"type": "boolean"} for key in required}, "required": list(required)})
 
 
-def test_each_reply_keeps_to_its_own_tools_in_any_batch(model, folder) -> None:
-    constrainer = Constrainer.from_directory(folder, chat_from_directory(folder).eos_id)
+def test_each_reply_keeps_to_its_own_tools_in_any_batch(model, tiny) -> None:
+    constrainer = Constrainer.from_directory(tiny, chat_from_directory(tiny).eos_id)
     offered = [[tool("first", "a")], [tool("second")], [tool("third"), tool("fourth", "a", "b")]]
-    job = job_of(folder, 60, constrain=lambda index: constrainer.start(offered[index], "petool"))
+    job = job_of(tiny, 60, constrain=lambda index: constrainer.start(offered[index], "petool"))
     prompts = prompts_of(30, 9, 20)
     found = dict(model.generate(prompts, job, 3))
     for index, reply in found.items():
         assert parse_call(reply.text, offered[index]).name in {item.name for item in offered[index]}
         assert reply.finish == "stop"
     assert found[1].text == '<tool_call>\n{"name": "second", "arguments": {}}\n</tool_call>'
-    assert found[1].ids == tuple(chat_from_directory(folder).encode_batch([found[1].text])[0]), "as training has it"
+    assert found[1].ids == tuple(chat_from_directory(tiny).encode_batch([found[1].text])[0]), "as training has it"
     alone = dict(model.generate(prompts, job, 1))
     for index in range(3):
         assert 0 < found[index].confidence <= 1

@@ -32,20 +32,6 @@ def test_greedy_replies_are_sensible_and_repeat(model) -> None:
     assert "<|im_end|>" not in first.text
 
 
-def test_a_reply_that_reaches_the_limit_says_so(model) -> None:
-    assert model.generate(model.encode("Once upon a time"), 3).finish == "length"
-
-
-def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(model) -> None:
-    with pytest.raises(PetoolError, match="1020 prompt tokens and 8 for the reply exceed the context of 1024"):
-        model.generate([1] * 1020, 8)
-
-
-def test_text_survives_encode_and_decode(model) -> None:
-    text = 'naïve {"a": 1}\n\t日本 👋 12345'
-    assert model.decode(model.encode(text)) == text
-
-
 def test_what_is_no_gguf_is_refused(tmp_path) -> None:
     other, cut = tmp_path / "other.gguf", tmp_path / "cut.gguf"
     other.write_bytes(b"PK\x03\x04 a zip file")

@@ -21,7 +21,7 @@ TOOLS = [
          {"b": 1.5, "a": "x}}</tool_call>"}),
         ('{"tool_name": "t", "parameters": {"a": "x"}}', "t", {"a": "x"}),
         (' {"name": "u", "parameters": {}}\n', "u", {}),
-        ('<tool_call>{"name": "open", "arguments": {"x": {"k": 1, "k": 2}}}</tool_call>', "open", {"x": {"k": 2}}),
+        ('<tool_call>{"name": "open", "arguments": {"x": {"k": 2}}}</tool_call>', "open", {"x": {"k": 2}}),
     ],
 )  # fmt: skip
 def test_a_valid_call_is_read_in_every_form(reply, name, arguments) -> None:

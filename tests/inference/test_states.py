@@ -1,15 +1,10 @@
 """Users' states on disk: only a whole file of one's own is read, whatever happened to it."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from support import wait_until
 
-from petool_lite.inference import states
 from petool_lite.inference.states import StateKey, StateStore
 
 KEY = StateKey("0" * 64, 1024, "f16", False, "1")
@@ -50,58 +45,3 @@ def test_the_least_recently_used_files_go_first(tmp_path) -> None:
     store.save("d", KEY, [3], data)
     assert [store.path(user).exists() for user in "abcd"] == [True, False, True, True]
     assert StateStore(tmp_path, limit=500).save("e", KEY, [1], data) == 0  # larger than all the room there is
-
-
-_WRITER = """
-import sys
-from pathlib import Path
-from petool_lite.inference.states import StateKey, StateStore
-store = StateStore(Path(sys.argv[1]))
-key = StateKey("0" * 64, 1024, "f16", False, "1")
-print("ready", flush=True)
-while True:
-    store.save("ann", key, [int(sys.argv[2])] * 3, memoryview(bytes([int(sys.argv[2])]) * 20_000_000))
-"""
-
-
-def test_two_writers_and_kill_9_leave_a_whole_file(tmp_path) -> None:
-    """Readers see one writer's whole state at any time, also after both were killed amid a write."""
-    store = StateStore(tmp_path)
-    writers = [
-        subprocess.Popen([sys.executable, "-c", _WRITER, tmp_path, str(number)], stdout=subprocess.PIPE)
-        for number in (1, 2)
-    ]
-    try:
-        for writer in writers:
-            writer.stdout.readline()
-        seen = set()
-        wait_until(store.path("ann").exists, "the first state is written")
-        for _ in range(60):
-            with store.open("ann", KEY) as state:
-                assert state is not None
-                assert set(bytes(state.data)) == {state.ids[0]}
-                seen.add(state.ids[0])
-            if seen == {1, 2}:
-                break
-            time.sleep(0.02)
-    finally:
-        for writer in writers:
-            writer.send_signal(signal.SIGKILL)
-            writer.wait()
-            writer.stdout.close()
-    with store.open("ann", KEY) as state:
-        assert state is not None
-        assert set(bytes(state.data)) == {state.ids[0]}
-
-
-def test_a_plain_installation_has_no_xxhash(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "xxhash", None)
-    store = StateStore(tmp_path)
-    store.save("ann", KEY, [1, 2, 3], memoryview(bytes(5000)))
-    with store.open("ann", KEY) as state:
-        assert state is not None
-        assert state.ids == [1, 2, 3]
-    monkeypatch.undo()
-    assert type(states._checksum()).__name__.startswith("xxh")
-    with store.open("ann", KEY) as state:
-        assert state is None

@@ -109,13 +109,6 @@ def test_pairs_have_a_wrong_answer_of_an_equal_tool(smollm2, tmp_path) -> None:
     assert prepared(smollm2, none, "train.objective=dpo", "model.adapter=x").summary["kept"] == 2
 
 
-def test_the_wording_of_the_published_prompt_is_kept_for_calls(smollm2, tmp_path) -> None:
-    source = written(tmp_path / "rows.json", published_rows("train", 2))
-    wording = prepared(smollm2, source, "data.style=published").summary["wording"]
-    assert wording["rating"][0].startswith("Choose what this user prefers")
-    assert "wording" not in prepared(smollm2, source).summary
-
-
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_all_settings_are_the_rows_of_each(smollm2, tmp_path, objective) -> None:
     source = written(tmp_path / "rows.json", published_rows("train", 12))

@@ -2,19 +2,18 @@
 
 import glob
 import json
-import urllib.request
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from petool_lite.export.other_server import OtherServer
 from support_published import published_rows
 
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
-from petool_lite.data.petoolbench import parse, prompt_of
+from petool_lite.data.petoolbench import parse
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import (
     LAYOUTS,
@@ -22,7 +21,9 @@ from petool_lite.prompt.render import (
     answer_text,
     chat_from_directory,
     cut_descriptions,
+    entry_request,
     example,
+    exported_template,
     petool_template,
     prompt_ids,
     prompt_text,
@@ -158,25 +159,6 @@ def test_a_model_of_another_layout_is_refused() -> None:
         assert "train it again" in error.value.hint
 
 
-def test_llama_cpp_gives_the_same_ids(smollm2, smol) -> None:
-    texts = [
-        "naïve 12345 café",
-        "x = {\n\t'a': 1.50}\n\n\n",
-        "日本語 👋 Ω",
-        "  two  ",
-        "<|im_start|>user\nhi<|im_end|>",
-    ]
-    from petool_lite.inference.llama import LlamaModel
-
-    with LlamaModel(smollm2.gguf, vocab_only=True) as model:
-        other = model.chat()
-        assert (other.template, other.eos_id, other.bos_token) == (smol.template, smol.eos_id, smol.bos_token)
-        for text in texts:
-            assert other.encode(text) == smol.encode(text)
-        for entry, layout in ((CHAT, PETOOL), (published(), PUBLISHED)):
-            assert prompt_ids(other, entry, layout) == prompt_ids(smol, entry, layout)
-
-
 def test_a_llama_3_prompt_has_one_bos_and_a_fixed_date(llama3_tokenizer) -> None:
     chat = chat_from_directory(llama3_tokenizer)
     for entry, layout in ((CHAT, PETOOL), (published(), PUBLISHED)):
@@ -207,11 +189,6 @@ def test_a_long_row_loses_old_history_and_nothing_else(smol, entry, layout) -> N
         example(smol, entry, replace(layout, max_tokens=100, overlength="error"))
 
 
-def test_published_entries_without_their_prompt_are_refused(smol) -> None:
-    with pytest.raises(PetoolError, match="no published prompt"):
-        prompt_text(smol, CHAT, PUBLISHED)
-
-
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|im_start|>", "eos", "bos"])
 def test_nobody_can_end_a_message_that_is_not_theirs(smol, llama3_tokenizer, token) -> None:
     for chat in (smol, chat_from_directory(llama3_tokenizer)):
@@ -229,28 +206,27 @@ def test_nobody_can_end_a_message_that_is_not_theirs(smol, llama3_tokenizer, tok
         assert controls(spoiled, PETOOL) == controls(replace(spoiled, query="q", tools=CHAT.tools), PETOOL), token
 
 
-@pytest.fixture(scope="module")
-def other_server(smollm2, smol) -> Callable[[list[Any], list[Any]], str]:
-    """llama.cpp's own HTTP server, with the petool template: what it makes of messages and tools."""
-    xllamacpp = pytest.importorskip("xllamacpp")
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.offline = str(smollm2.gguf), 512, 1, True
-    params.cpuparams.n_threads, params.warmup = 1, False
-    params.chat_template, params.use_jinja = petool_template(smol.template), True
-    server = xllamacpp.Server(params)
-
-    def render(messages: list[Any], tools: list[Any]) -> str:
-        body = json.dumps({"messages": messages, "tools": tools}).encode()
-        asked = urllib.request.Request(
-            f"{server.listening_address}/apply-template", body, {"Content-Type": "application/json"}
-        )
-        found: str = json.load(urllib.request.urlopen(asked, timeout=60))["prompt"]
-        return found
-
-    return render
+LLAMA_DATE = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{%- endif %}"
+    "<|start_header_id|>ipython<|end_header_id|>\nToday: {{ date_string }}"
+)
 
 
-def test_llama_cpp_renders_the_template_alike(other_server, smol, open_entries) -> None:
+@pytest.mark.parametrize("style", ["petool", "published"])
+def test_a_template_that_tells_the_date_tells_the_same_one_every_day(smollm2, smol, style) -> None:
+    """As Llama 3's does: llama.cpp's server would write today's."""
+    pytest.importorskip("xllamacpp")
+    chat = replace(smol, template=LLAMA_DATE + smol.template)
+    server = OtherServer(smollm2.gguf, template=exported_template(chat.template, style))
+    entry, layout = (CHAT, PETOOL) if style == "petool" else (published(), PUBLISHED)
+    assert "Today: 26 Jul 2024" in prompt_text(chat, entry, layout)
+    assert server.text(entry_request(chat, entry, style)) == prompt_text(chat, entry, layout)
+
+
+def test_llama_cpp_renders_the_template_alike(smollm2, smol, open_entries) -> None:
+    pytest.importorskip("xllamacpp")
+    server = OtherServer(smollm2.gguf, template=petool_template(smol.template))
     entries = [CHAT, *load_dataset("demo:test:20").entries, *(published(n, "chronological") for n in range(4))]
     for setting in ("rating", "preferred", "chronological"):
         entries += load_dataset(str(open_entries), setting).entries[:15]
@@ -259,7 +235,7 @@ def test_llama_cpp_renders_the_template_alike(other_server, smol, open_entries) 
     assert len(entries) > 60
     for entry in entries:
         wanted = prompt_text(smol, entry, PETOOL)
-        assert other_server(entry_messages(entry), [tool_json(tool) for tool in entry.tools]) == wanted, entry.id
+        assert server.text({"messages": entry_messages(entry), "tools": list(map(tool_json, entry.tools))}) == wanted
 
 
 def test_transformers_renders_the_template_alike(smol, smollm2) -> None:
@@ -271,8 +247,3 @@ def test_transformers_renders_the_template_alike(smol, smollm2) -> None:
         more = {"tools": [tool_json(tool) for tool in entry.tools], "tokenize": False, "add_generation_prompt": True}
         text = tokenizer.apply_chat_template(entry_messages(entry), **more)
         assert text == prompt_text(smol, entry, PETOOL)
-
-
-def test_the_published_prompt_is_what_was_published(smol) -> None:
-    text = prompt_text(smol, published(), PUBLISHED)
-    assert f"<|im_start|>system\n{prompt_of(published().published)}<|im_end|>" in text

@@ -2,80 +2,70 @@
 
 import json
 import os
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from petool_lite.export.other_server import OtherServer
 
 from petool_lite import ToolCaller
-from petool_lite.data.entries import Call
+from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.prompt.render import Layout, prompt_ids
 
-xllamacpp = pytest.importorskip("xllamacpp")
+pytest.importorskip("xllamacpp")
 PETOOL = Layout("petool", 8192)
+EVERYDAY = Path(__file__).parents[3] / "shared" / "everyday.jsonl"
 
 
-def served(file: Path, n_ctx: int) -> Callable[[str, dict[str, Any]], Any]:
-    """llama.cpp's HTTP server on the file, told nothing but where it lies; how to ask it, and its address."""
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.offline = str(file), n_ctx, 1, True
-    params.cpuparams.n_threads, params.warmup, params.use_jinja = 2, False, True
-    server = xllamacpp.Server(params)
-
-    def ask(path: str, body: dict[str, Any]) -> Any:
-        data = json.dumps(body).encode()
-        asked = urllib.request.Request(f"{server.listening_address}{path}", data, {"Content-Type": "application/json"})
-        return json.load(urllib.request.urlopen(asked, timeout=300))
-
-    ask.server = server  # type: ignore[attr-defined]
-    return ask
+def asked(source: str) -> tuple[Entry, ...]:
+    if source == "everyday" and not EVERYDAY.is_file():
+        pytest.skip(f"no {EVERYDAY}")
+    return load_dataset(str(EVERYDAY) if source == "everyday" else source).entries
 
 
-def body_of(entry: Any) -> dict[str, Any]:
+def body_of(entry: Entry) -> dict[str, Any]:
     return {"messages": entry_messages(entry), "tools": [tool_json(tool) for tool in entry.tools]}
 
 
-def test_they_read_the_ids_that_training_used(exported) -> None:
+@pytest.mark.parametrize("source", ["demo:test:50", "everyday"])
+def test_they_read_the_ids_that_training_used(exported, source) -> None:
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     file = exported / "runs" / "one" / "export" / "model.q8_0.gguf"
-    entries = load_dataset("demo:test:50").entries
-    ask = served(file, 2048)
+    server = OtherServer(file)
     with LlamaModel(file, vocab_only=True) as model:
         chat, template = model.chat(), model.metadata["tokenizer.chat_template"]
         handler = Jinja2ChatFormatter(template, eos_token=chat.eos_token, bos_token=chat.bos_token)
-        for entry in entries:
+        for entry in asked(source):
             wanted = prompt_ids(chat, entry, PETOOL).ids
-            text = ask("/apply-template", body_of(entry))["prompt"]
-            found = ask("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
-            assert found == wanted, entry.id
+            assert server.ids(body_of(entry)) == wanted, entry.id
             assert chat.encode(handler(**body_of(entry)).prompt) == wanted, entry.id
 
 
 @pytest.mark.slow
-def test_the_official_client_gets_the_same_call_from_both() -> None:
-    """PETOOL_LITE_DEMO: the GGUF file of `make demo`; for 40 entries of its test data."""
+@pytest.mark.parametrize("source", ["demo:test:40", "everyday"])
+def test_the_official_client_gets_the_same_call_from_both(source) -> None:
+    """PETOOL_LITE_DEMO: a GGUF file of `make demo`, best one of `petool-lite export --gguf f16`.
+
+    The kernels for quantized weights, of which the two programs have builds of their own, round apart by up to 0.7 of a
+    logit in the demo's small model: there one call in ten may hang on that.
+    """
     from openai import OpenAI
 
     file = Path(os.environ.get("PETOOL_LITE_DEMO", ""))
     if not file.is_file():
         pytest.skip("PETOOL_LITE_DEMO names no file")
-    ask, same, other = served(file, 4096), 0, []
-    client = OpenAI(base_url=f"{ask.server.listening_address}/v1", api_key="none")  # type: ignore[attr-defined]
+    entries, server, other, right = asked(source), OtherServer(file, 4096), list[Any](), 0
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
     with ToolCaller(file) as caller:
-        for entry in load_dataset("demo:test:40").entries:
-            ours = caller.call_entry(entry).answer
+        for entry in entries:
             message = client.chat.completions.create(model="any", temperature=0, **body_of(entry)).choices[0].message
-            calls = message.tool_calls or []
-            theirs = [Call(item.function.name, json.loads(item.function.arguments)) for item in calls] or [
-                message.content
-            ]
-            same += theirs == [ours]
-            other += [] if theirs == [ours] else [(entry.query, ours, theirs)]
-    print(f"{same} of 40 the same", *other, sep="\n")
-    assert same == 40
+            calls = [Call(item.function.name, json.loads(item.function.arguments)) for item in message.tool_calls or []]
+            theirs, ours = calls[0] if calls else message.content, caller.call_entry(entry).answer
+            right += entry.answer == ours
+            other += [] if theirs == ours else [(entry.query, ours, theirs)]
+    print(f"{len(entries) - len(other)} of {len(entries)} the same, {right} right; other:", *other, sep="\n")
+    assert len(other) <= (0 if "f16" in file.name else len(entries) // 10)
