@@ -9,7 +9,6 @@ from typing import Any
 
 from petool_lite.export.reference import Reference
 from petool_lite.export.source import Source
-from petool_lite.export.weights import open_weights
 
 from petool_lite.console import Report
 from petool_lite.gguf_base import open_gguf
@@ -34,8 +33,7 @@ def importance(source: Source, run: Path, recipe: Recipe, path: Path, report: Re
         return found
     prepared = prepare(recipe, source.base, chat_from_directory(source.base.directory), report)
     rows = _spread(prepared.table["input_ids"])
-    with open_weights(source.tensors) as reader:
-        sums = Reference(source, reader).input_squares(rows, report)
+    sums = Reference(source).input_squares(rows, report)
     with draft(path) as work:
         _save(work, sums, identity, recipe.data.train, len(rows))
     # divided in float32, as llama.cpp does when it reads such a file

@@ -13,7 +13,6 @@ from typing import Any
 from petool_lite.export.other_server import OtherServer
 from petool_lite.export.reference import Reference
 from petool_lite.export.source import Source
-from petool_lite.export.weights import open_weights
 
 from petool_lite.console import Report
 from petool_lite.data.entries import Call, Entry
@@ -94,8 +93,7 @@ class Checks:
             name, path = min(paths.items(), key=lambda item: item[1].stat().st_size)  # all have the same template
             self.figures[name]["prompts_llama_cpp_renders_alike"] = check_rendering(path, self.trial)
         if level == "full":
-            with open_weights(self.source.tensors) as reader:
-                self._wanted = Reference(self.source, reader).answer_logits(self.trial.rows, self.report)
+            self._wanted = Reference(self.source).answer_logits(self.trial.rows, self.report)
             self._run_files(paths)
         self.seconds += time.time() - started
 
@@ -232,20 +230,13 @@ class Evaluator(LlamaModel):
 
 def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:
     """Over all answer tokens: how often the likeliest token is the same, and the mean KL(wanted || found) in nats."""
-    import numpy as np
+    import torch
+    from torch.nn.functional import kl_div
 
-    reference, other = np.concatenate(wanted).astype(np.float64), np.concatenate(found).astype(np.float64)
-    logs = [_log_softmax(logits) for logits in (reference, other)]
-    divergence = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1)
-    same = reference.argmax(axis=1) == other.argmax(axis=1)
-    return {"tokens": len(same), "top1": round(float(same.mean()), 4), "kl": float(f"{divergence.mean():.3g}")}
-
-
-def _log_softmax(logits: Any) -> Any:
-    import numpy as np
-
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    logs = [torch.cat([torch.as_tensor(row) for row in rows]).double().log_softmax(1) for rows in (wanted, found)]
+    same = (logs[0].argmax(1) == logs[1].argmax(1)).double().mean()
+    divergence = kl_div(logs[1], logs[0], reduction="batchmean", log_target=True)
+    return {"tokens": len(logs[0]), "top1": round(float(same), 4), "kl": float(f"{divergence:.3g}")}
 
 
 def shortfalls(name: str, figures: dict[str, Any]) -> list[str]:

@@ -12,7 +12,6 @@ from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.reference import Reference
 from petool_lite.export.verify import Evaluator, Trial, agreement, check_ids, check_rendering, shortfalls
-from petool_lite.export.weights import open_weights
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
@@ -39,8 +38,7 @@ def source(tuned):
 def test_the_layered_model_is_the_merged_model(tuned, source) -> None:
     import torch
 
-    with open_weights(source.tensors) as reader:
-        found = Reference(source, reader).answer_logits(rows(), quiet)
+    found = Reference(source).answer_logits(rows(), quiet)
     for row, logits in zip(rows(), found, strict=True):
         with torch.no_grad():
             wanted = tuned[2](torch.tensor([row.ids])).logits[0, 29:-1].numpy()
@@ -50,8 +48,7 @@ def test_the_layered_model_is_the_merged_model(tuned, source) -> None:
 def decisive(source, count=6):
     """Rows on which the model is nowhere in two minds: a random one often is, and there rounding decides."""
     drawn = [replace(row, ids=row.ids[:38]) for row in rows(160)]
-    with open_weights(source.tensors) as reader:
-        found = Reference(source, reader).answer_logits(drawn, quiet)
+    found = Reference(source).answer_logits(drawn, quiet)
     gaps = [float(np.diff(np.sort(logits)[:, -2:]).min()) for logits in found]
     chosen = [index for index, gap in enumerate(gaps) if gap > 0.04][:count]
     assert len(chosen) == count
@@ -126,8 +123,7 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
     import torch
 
     ids = [row.ids for row in rows()]
-    with open_weights(source.tensors) as reader:
-        sums = Reference(source, reader).input_squares(ids, quiet)
+    sums = Reference(source).input_squares(ids, quiet)
     assert len(sums) == 2 * 7
     seen = {}
     layer = tuned[2].model.layers[1]
@@ -150,8 +146,7 @@ def test_with_importance_the_file_is_what_the_quantizer_writes(
     tiny_model, llama3_tokenizer, llama_quantize, tmp_path, file_type
 ) -> None:
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
-    with open_weights(source.tensors) as reader:
-        sums = Reference(source, reader).input_squares([row.ids for row in rows()], quiet)
+    sums = Reference(source).input_squares([row.ids for row in rows()], quiet)
     matrix = {name: values / np.float32(count) for name, (values, count) in sums.items()}
     write_targets(source, {"bf16": tmp_path / "bf16.gguf"}, {})
     write_targets(replace(source, importance=matrix), {file_type: tmp_path / "ours.gguf"}, {})
