@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from petool_lite.export.gguf import save
 from petool_lite.export.reference import Reference
 from petool_lite.export.source import Source
 
@@ -68,10 +69,7 @@ def _save(path: Path, sums: dict[str, tuple[Any, int]], identity: str, data: str
         values, count = sums[name]
         writer.add_tensor(f"{name}.in_sum2", values.reshape(1, -1))
         writer.add_tensor(f"{name}.counts", np.array([[count]], np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    save(writer)
 
 
 def _load(path: Path, identity: str) -> dict[str, Any] | None:

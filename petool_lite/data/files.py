@@ -54,10 +54,7 @@ def source_sha256(source: str) -> str:
     if source.startswith("simulated:"):
         count, paths = _corpus(source)
         return _joint([count, *(source_sha256(str(path)) for path in paths)])
-    if source.startswith("demo:"):
-        return hashlib.sha256(json.dumps(_demo_rows(source)).encode()).hexdigest()
-    with _path(source).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(_bytes(source)[0]).hexdigest()
 
 
 def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -> Dataset:
@@ -172,8 +169,7 @@ def load_tools(source: str) -> tuple[Tool, ...]:
 
 def _lines_or_list(source: str) -> Any:
     """The value of a JSON file, or the list of those that stand one a line."""
-    path = _path(source)
-    text = decode_text(_unpacked(_bytes(path), path), source)
+    text = decode_text(_unpacked(*_bytes(source)), source)
     try:
         return parse_json(text, source)
     except PetoolError:
@@ -212,37 +208,30 @@ def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) 
     return written
 
 
-def _path(source: str) -> Path:
-    path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
-    if path.is_dir():
-        raise PetoolError(f"{source} is a folder, not a data file", f"give {FORMS}")
-    if not path.is_file():
-        raise PetoolError(f"no such data file: {source}", f"give {FORMS}")
-    return path
-
-
-def _read(source: str) -> tuple[list[Any], str]:
+def _bytes(source: str) -> tuple[bytes, Path]:
+    """What a source holds, packed as it is, and its path."""
     if source.startswith("demo:"):
-        rows = _demo_rows(source)
-        return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    if source.startswith("simulated:"):
-        count, paths = _corpus(source)
-        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
-    path = _path(source)
-    raw = _bytes(path)
-    return _decode(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
-
-
-def _bytes(path: Path) -> bytes:
+        return json.dumps(_demo_rows(source)).encode(), Path(source)
+    path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
+    if not path.is_file():
+        told = f"{source} is a folder, not a data file" if path.is_dir() else f"no such data file: {source}"
+        raise PetoolError(told, f"give {FORMS}")
     try:
-        return path.read_bytes()
+        return path.read_bytes(), path
     except OSError as error:
         raise PetoolError(f"cannot read {path}: {error.strerror or error}", "check its rights") from error
 
 
+def _read(source: str) -> tuple[list[Any], str]:
+    if source.startswith("simulated:"):
+        count, paths = _corpus(source)
+        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
+    raw, path = _bytes(source)
+    return _decode(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
+
+
 def _demo_rows(source: str) -> list[Any]:
-    _, _, rest = source.partition(":")
-    split, _, count = rest.partition(":")
+    split, _, count = source.removeprefix("demo:").partition(":")
     if split not in ("train", "test") or not (count.isascii() and count.isdigit()) or not 0 < int(count[:9]) < 10**6:
         raise PetoolError(f"unknown demo data: {source}", "write demo:train:COUNT or demo:test:COUNT")
     return generate(split, int(count))
