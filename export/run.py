@@ -63,7 +63,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     template = exported_template(chat_template(base.directory), manifest["prompt_style"])
     source = replace(source, template=template)
     if options.imatrix:
-        source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
+        source = replace(source, importance=importance(source, recipe, folder / "imatrix.gguf", report))
     wording = manifest["data"].get("wording", {})
     checks = Checks(source, prepare_trial(base, recipe, wording, report), recipe.bench.max_reply_tokens, report)
     seconds = {"start": round(time.time() - started, 2)}

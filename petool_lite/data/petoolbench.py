@@ -166,7 +166,8 @@ def _value(default: Any, kind: str) -> Any:
 
 def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
     schema = schema if isinstance(schema, Mapping) else {}
-    kind, default = schema.get("type"), schema.get("default", "")
+    kind, default = schema.get("type"), schema.get("default")
+    default = "" if default is None else default  # null is no default
     about = str(schema.get("description") or "")
     if choices := schema.get("enum"):
         about = f"{about} One of {json.dumps(choices, ensure_ascii=False)}.".strip()

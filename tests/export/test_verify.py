@@ -35,16 +35,6 @@ def source(tuned):
     return load_source(resolve_base(str(tuned[0])), load_adapter(tuned[1]))
 
 
-def test_the_layered_model_is_the_merged_model(tuned, source) -> None:
-    import torch
-
-    found = Reference(source).answer_logits(rows(), quiet)
-    for row, logits in zip(rows(), found, strict=True):
-        with torch.no_grad():
-            wanted = tuned[2](torch.tensor([row.ids])).logits[0, 29:-1].numpy()
-        assert np.abs(wanted - logits).max() < 1e-4
-
-
 def decisive(source, count=6):
     """Rows on which the model is nowhere in two minds: a random one often is, and there rounding decides."""
     drawn = [replace(row, ids=row.ids[:38]) for row in rows(160)]
@@ -84,7 +74,8 @@ def test_agreement_is_what_its_formula_says() -> None:
 
 def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
     write_targets(source, {"q8_0": tmp_path / "a.gguf"}, {})
-    assert check_ids(tmp_path / "a.gguf", source, ["one 123", "two"]) == 2
+    texts = ["12345 café's\n\n  x", "<|start_header_id|>user<|end_header_id|>\n\nhi", "日本 👋 {}}"]
+    assert check_ids(tmp_path / "a.gguf", source, texts) == 3
     with pytest.raises(PetoolError, match="chat template or end token"):
         check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), ["one"])
     with pytest.raises(PetoolError, match="chat template or end token"):
@@ -204,10 +195,7 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     assert fields["petool_lite.version"]
     assert (folder / "Modelfile").read_text().startswith("FROM ./model.q4_k_m.gguf\n")
 
-    said = []
-    again = export_run(run, Options(("q4_k_m",), imatrix=True, level="quick"), lambda stage, *_: said.append(stage))
-    assert "using imatrix.gguf again" in said
-    assert "measuring importance" not in said
+    again = export_run(run, Options(("q4_k_m",), imatrix=True, level="quick"))
     assert again["files"][0]["sha256"] == document["files"][0]["sha256"]
 
 
