@@ -204,7 +204,7 @@ def _numbered(source: str, number: int, setting: str = SETTINGS[0]) -> Entry:
 @data.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--tools", "lists", multiple=True, metavar="FILE", help="More tools to offer beside; can be repeated.")
-@click.option("--count", default=1000, show_default=True, type=click.IntRange(min=1), help="How many entries.")
+@click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 10**7), help="How many entries.")
 @click.option("--seed", default=0, show_default=True, help="The same seed makes the same entries.")
 @click.option("--out", "target", required=True, metavar="FILE", help="Where the OpenAI lines go.")
 @click.option(
