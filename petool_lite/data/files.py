@@ -129,8 +129,10 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
     calls: list[Example] = []
     tools: list[Tool] = []
     for path in paths:
-        first = next(iter(_lines_or_list(str(path))), None)
-        if isinstance(first, Mapping) and ("function" in first or "inputSchema" in first or "tool_name" in first):
+        value = _lines_or_list(str(path))
+        first = value[0] if isinstance(value, list) and value else value
+        row = not isinstance(first, Mapping) or openai.is_row(first) or petoolbench.is_row(first)
+        if not row and {"name", "function", "tool_name", "tools", "result"} & first.keys():
             tools += load_tools(str(path))
         else:
             calls += examples_of(load_dataset(str(path), skip_bad=skip_bad).entries)

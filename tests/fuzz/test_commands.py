@@ -66,6 +66,7 @@ def place(tmp_path_factory, exported) -> Path:
         "noise.gguf": random.Random(0).randbytes(3000),
         "head.gguf": b"GGUF\x03\x00\x00\x00" + b"\xff" * 64,
         "results.jsonl": b'{"schema": 1}\n{',
+        "number.json": b"3",
     }
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
@@ -77,7 +78,8 @@ def place(tmp_path_factory, exported) -> Path:
 
 def random_line(rng: random.Random, place: Path) -> list[str]:
     names = [path.name for path in place.iterdir()]
-    names += ["gone.json", "one", "runs/one", "demo:test:2", "hub:a/b", "hub:x"]
+    names += ["gone.json", "one", "runs/one", "demo:test:2", "hub:a/b", "hub:x", "2 * rows.json + demo:train:3"]
+    names += ["simulated:3:demo:train:4", "simulated:2:log*", "simulated:2:*.json,tools.json", "0 * rows.json", " + "]
     keys = [name for name, *_ in settings()]
 
     def file() -> str:
