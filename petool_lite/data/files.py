@@ -129,7 +129,7 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
     calls: list[Example] = []
     tools: list[Tool] = []
     for path in paths:
-        value = _lines_or_list(str(path))
+        value = _value(_text(str(path))[0], str(path))
         first = value[0] if isinstance(value, list) and value else value
         row = not isinstance(first, Mapping) or openai.is_row(first) or petoolbench.is_row(first)
         if not row and {"name", "function", "tool_name", "tools", "result"} & first.keys():
@@ -162,22 +162,11 @@ def load_tools(source: str) -> tuple[Tool, ...]:
     """Tools from a file, packed or not: OpenAI's, MCP's or PEToolBench's form, a list, one a line, or an MCP
     `tools/list` result."""
     try:
-        return openai.read_tools(_lines_or_list(source))
+        return openai.read_tools(_value(_text(source)[0], source))
     except Fault as fault:
         raise PetoolError(
             f"{source}: {fault}", "expected OpenAI functions, an MCP tools/list result, or such a list"
         ) from (fault)
-
-
-def _lines_or_list(source: str) -> Any:
-    """The value of a JSON file, or the list of those that stand one a line."""
-    text = decode_text(_unpacked(*_bytes(source)), source)
-    try:
-        return parse_json(text, source)
-    except PetoolError:
-        if "\n" not in text.strip():
-            raise
-        return parse_json_lines(text, source)
 
 
 def raw_rows(source: str) -> list[Any]:
@@ -228,8 +217,29 @@ def _read(source: str) -> tuple[list[Any], str]:
     if source.startswith("simulated:"):
         count, paths = _corpus(source)
         return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
+    text, digest = _text(source)
+    value = _value(text, source) if text.strip() else []
+    if isinstance(value, dict) and (openai.is_row(value) or petoolbench.is_row(value) or "query" in value):
+        value = [value]  # a .jsonl file of one line
+    if not isinstance(value, list):
+        raise PetoolError(f"{source} is not a list of entries", f"expected {KNOWN}")
+    return value, digest
+
+
+def _text(source: str) -> tuple[str, str]:
+    """The unpacked text of a source, and the SHA-256 of its bytes."""
     raw, path = _bytes(source)
-    return _decode(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
+    return decode_text(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
+
+
+def _value(text: str, source: str) -> Any:
+    """The value of a JSON text, or the list of those that stand one a line."""
+    try:
+        return parse_json(text, source)
+    except PetoolError:
+        if not (text.lstrip().startswith("{") and "\n" in text.strip()):
+            raise
+        return parse_json_lines(text, source)
 
 
 def _demo_rows(source: str) -> list[Any]:
@@ -280,21 +290,3 @@ def _unpacked(raw: bytes, path: Path) -> bytes:
 def _check_size(packed: int, unpacked: int, path: Path) -> None:
     if unpacked > _UNPACKED and unpacked > _RATIO * packed:
         raise PetoolError(f"{path} unpacks {packed:,} bytes to {unpacked:,}", "no text packs that well")
-
-
-def _decode(raw: bytes, source: str) -> list[Any]:
-    text = decode_text(raw, source)
-    if not text.strip():
-        return []
-    lines = text.lstrip().startswith("{") and "\n" in text.strip()
-    try:
-        value = parse_json(text, source)
-    except PetoolError:
-        if not lines:
-            raise
-        return parse_json_lines(text, source)
-    if isinstance(value, dict) and (openai.is_row(value) or petoolbench.is_row(value) or "query" in value):
-        return [value]  # a .jsonl file of one line
-    if not isinstance(value, list):
-        raise PetoolError(f"{source} is not a list of entries", f"expected {KNOWN}")
-    return value
