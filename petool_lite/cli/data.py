@@ -96,7 +96,7 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     from petool_lite.data.inspect import named_by
     from petool_lite.data.splits import leaks
 
-    sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name]
+    sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name is not None]
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e)]
     odd += [message for dataset in sets for message in dataset.bad]
     found = leaks(sets[0].entries, sets[1].entries) if len(sets) == 2 else {}
