@@ -183,18 +183,13 @@ class Evaluator(LlamaModel):
     def __init__(self, path: Path, n_ctx: int, lora: Path | None = None) -> None:
         """Load both; `n_ctx` holds a prompt with its answer or reply. Raises PetoolError if one does not load."""
         super().__init__(path, n_ctx)
-        if lora is not None:
-            try:
-                self._apply(lora)
-            except PetoolError:
-                self.close()
-                raise
-
-    def _apply(self, lora: Path) -> None:
+        if lora is None:
+            return
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
         adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
         scales = (ctypes.c_float * 1)(1.0)
         if not adapters or self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales) != 0:
+            self.close()
             raise PetoolError(f"llama.cpp cannot apply {lora}: {first_error()}", "this is a fault of the export")
 
     def run(self, prompt: Sequence[int], answer: Sequence[int], max_reply: int) -> Outcome:
