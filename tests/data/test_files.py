@@ -50,6 +50,9 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path, letter) -> None:
         (b'{"query": "a"}\n{"query": ', "line 2"),
         (b"[" * 100_000, "nested too deep"),
         (b"\x1f\x8bnot gzip", "cannot unpack"),
+        (b"\x1f\x8b" + b"\0" * 18, "cannot unpack"),
+        (b"PK\x05\x06" + b"\0" * 18, "holds 0 JSON files"),
+        (b'{"a":' * 100_000, "nested too deep"),
         (b'[{"a": 1}]', "OpenAI messages with tools"),
     ],
 )
