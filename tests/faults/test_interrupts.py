@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -29,13 +30,18 @@ def seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def begun(root: Path, verb: str) -> subprocess.Popen:
+    """The command, which hears Ctrl-C even where the tests run in a shell's background, which ignores it."""
+    return begin(root, *LINES[verb], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
 def whole_seconds(root: Path, verb: str) -> float:
     started = time.monotonic()
     if verb != "serve":
         code, said = finish(root, *LINES[verb])
         assert code == 0, said
         return time.monotonic() - started
-    process = begin(root, *LINES[verb])
+    process = begun(root, verb)
     wait_until(lambda: "(Ctrl-C ends)" in (root / "said").read_text() or process.poll() is not None, "it serves")
     took = time.monotonic() - started
     process.send_signal(signal.SIGINT)
@@ -53,7 +59,7 @@ def test_ctrl_c_at_any_moment(exported, tmp_path, verb) -> None:
     for _ in range(KILLS):
         for made in (tmp_path / "new", tmp_path / "runs" / "one" / "bench"):
             shutil.rmtree(made, ignore_errors=True)
-        process = begin(tmp_path, *LINES[verb])
+        process = begun(tmp_path, verb)
         time.sleep(chance.uniform(0.3, longest))
         before = seconds(process.pid)
         process.send_signal(signal.SIGINT)
