@@ -62,7 +62,7 @@ def test_ctrl_c_at_any_moment(exported, tmp_path, verb) -> None:
         process = begun(tmp_path, verb)
         time.sleep(chance.uniform(0.3, longest))
         before = seconds(process.pid)
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)  # not send_signal, which would take the result of one that has ended
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = code = os.waitstatus_to_exitcode(status)
         said = (tmp_path / "said").read_text()
