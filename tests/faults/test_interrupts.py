@@ -66,7 +66,9 @@ def test_ctrl_c_at_any_moment(exported, tmp_path, verb) -> None:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = code = os.waitstatus_to_exitcode(status)
         said = (tmp_path / "said").read_text()
-        assert code in (0, 130) or (code == -signal.SIGINT and said.count("\n") <= 1), said  # as Python itself ends
+        assert code in (0, 130, -signal.SIGINT), (
+            said
+        )  # the last is how Python itself ends, before and after the command
         assert "Traceback" not in said, said
         worst = max(worst, used.ru_utime + used.ru_stime - before)
         assert incomplete(tmp_path) == []
