@@ -9,7 +9,7 @@ help:
 	@echo "make demo    train, export and bench a 135M model on this CPU"
 	@echo "make test    the test suite"
 	@echo "make test-faults  kills, full disks, odd clocks at length (KILLS=20)"
-	@echo "make fuzz    over 200,000 hostile recipes, entries, replies, files and requests"
+	@echo "make fuzz    nearly 100,000 hostile recipes, entries, replies, files and requests"
 	@echo "make check   lint, format, types, reference pages, secrets, known vulnerabilities and lines of code (make lines)"
 	@echo "make docs    the documentation as a site in site/ (make reference: its generated pages)"
 	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  first-token times beside llama-cpp-python's own"

@@ -93,11 +93,9 @@ def _checks(document: dict[str, Any]) -> str:
 def scores(run: Path) -> str:
     """The scores section: what bench found for this run, or that it has not run yet."""
     file = run / "bench" / "report.json"
-    if not file.is_file():
-        return "## Scores\n\nNot scored yet: `petool-lite bench`, then export again.\n"
-    report = json.loads(file.read_text())
+    report = json.loads(file.read_text()) if file.is_file() else {}
     if report.get("schema") != 4:
-        return "## Scores\n\nScored by an earlier version: `petool-lite bench`, then export again.\n"
+        return "## Scores\n\nNot scored yet by this version: `petool-lite bench`, then export again.\n"
     rows = [
         f"| {item['name']}{' (partial)' if item['partial'] else ''} | {item['n']} | {item['tool_acc']:.1f} % | "
         f"{item['param_acc']:.1f} % | {item['joint_acc']:.1f} % |"

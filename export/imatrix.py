@@ -1,51 +1,35 @@
 """An importance matrix from the recipe's own training rows: mean squared inputs of every matrix in the layers.
 
-Saved as llama.cpp's GGUF imatrix (its tools read it) and used again while weights, data and base stay the same.
+Saved as llama.cpp's GGUF imatrix, which its tools read.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
+from petool_lite.export.gguf import save
 from petool_lite.export.reference import Reference
 from petool_lite.export.source import Source
-from petool_lite.export.weights import open_weights
 
 from petool_lite.console import Report
-from petool_lite.gguf_base import open_gguf
-from petool_lite.models import file_sha256, weights_sha256
 from petool_lite.prompt.prepare import prepare
 from petool_lite.prompt.render import chat_from_directory
 from petool_lite.recipe import Recipe
-from petool_lite.runs import TRAINED, draft
+from petool_lite.runs import draft
 
 TOKENS = 32_768  # of training rows, prompts and answers
-_KEY = "petool_lite.imatrix_source"
 
 
-def importance(source: Source, run: Path, recipe: Recipe, path: Path, report: Report) -> dict[str, Any]:
-    """GGUF tensor name -> float32 array (columns,); read from `path` if it is of this run, else measured and saved."""
+def importance(source: Source, recipe: Recipe, path: Path, report: Report) -> dict[str, Any]:
+    """GGUF tensor name -> float32 array (columns,); also saved to `path`."""
     import numpy as np
 
-    identity = _identity(source, run, recipe)
-    found = _load(path, identity) if path.is_file() else None
-    if found is not None:
-        report(f"using {path.name} again", 0, 0, "")
-        return found
     prepared = prepare(recipe, source.base, chat_from_directory(source.base.directory), report)
     rows = _spread(prepared.table["input_ids"])
-    with open_weights(source.tensors) as reader:
-        sums = Reference(source, reader).input_squares(rows, report)
+    sums = Reference(source).input_squares(rows, report)
     with draft(path) as work:
-        _save(work, sums, identity, recipe.data.train, len(rows))
+        _save(work, sums, recipe.data.train, len(rows))
     # divided in float32, as llama.cpp does when it reads such a file
     return {name: values / np.float32(count) for name, (values, count) in sums.items()}
-
-
-def _identity(source: Source, run: Path, recipe: Recipe) -> str:
-    facts = [file_sha256(run / "recipe.toml"), weights_sha256(run / TRAINED[recipe.train.method])]
-    facts += [str(source.base.directory), str(source.nf4), str(recipe.data), str(TOKENS)]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
 def _spread(rows: Any) -> list[list[int]]:
@@ -55,7 +39,7 @@ def _spread(rows: Any) -> list[list[int]]:
     return [list(row) for row in rows[::step]]
 
 
-def _save(path: Path, sums: dict[str, tuple[Any, int]], identity: str, data: str, rows: int) -> None:
+def _save(path: Path, sums: dict[str, tuple[Any, int]], data: str, rows: int) -> None:
     import gguf
     import numpy as np
 
@@ -65,24 +49,8 @@ def _save(path: Path, sums: dict[str, tuple[Any, int]], identity: str, data: str
     writer.add_array("imatrix.datasets", [data])
     writer.add_uint32("imatrix.chunk_count", rows)
     writer.add_uint32("imatrix.chunk_size", max(1, next(iter(sums.values()))[1] // rows))
-    writer.add_string(_KEY, identity)
     for name in sorted(sums):
         values, count = sums[name]
         writer.add_tensor(f"{name}.in_sum2", values.reshape(1, -1))
         writer.add_tensor(f"{name}.counts", np.array([[count]], np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _load(path: Path, identity: str) -> dict[str, Any] | None:
-    """The file's means, or None if it was made from something else."""
-    import numpy as np
-
-    reader = open_gguf(path)
-    if _KEY not in reader.fields or reader.fields[_KEY].contents() != identity:
-        return None
-    values = {tensor.name: np.array(tensor.data, np.float32).reshape(-1) for tensor in reader.tensors}
-    names = [name.removesuffix(".in_sum2") for name in values if name.endswith(".in_sum2")]
-    return {name: values[f"{name}.in_sum2"] / values[f"{name}.counts"] for name in names}
+    save(writer)

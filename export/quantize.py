@@ -28,7 +28,6 @@ FILE_TYPES = {
 }
 TYPES = tuple(FILE_TYPES)
 PLAIN = ("f16", "bf16")  # nothing to choose: every matrix has the one type
-_BLOCK = {"Q4_K": 256, "Q5_K": 256, "Q6_K": 256, "IQ4_XS": 256, "IQ4_NL": 32}  # weights a block; 32 for the rest
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
@@ -53,19 +52,15 @@ def _wanted(name: str, width: int, file_type: str, default: str, model: Shape, h
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if block is None:
         is_output = name == "output.weight" or (name == "token_embd.weight" and model.tied)
-        return _output(default, width) if is_output else default
+        if not is_output:
+            return default
+        return "Q8_0" if default == "Q8_0" or width % _sizes(default)[0] else "Q6_K"
     layer, kind = int(block[1]), block[2]
     if kind == "attn_v":
         return _attention_value(file_type, default, layer, model)
     if kind == "ffn_down":
         return _down(file_type, default, layer, model, has_imatrix)
     return default
-
-
-def _output(default: str, width: int) -> str:
-    if default == "Q8_0" or width % _block(default):
-        return "Q8_0"
-    return "Q6_K"
 
 
 def _attention_value(file_type: str, default: str, layer: int, model: Shape) -> str:
@@ -98,14 +93,16 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 def _fallback(wanted: str, width: int) -> str:
     """A type whose blocks fit into rows of `width` weights."""
-    if width % _block(wanted) == 0:
-        return wanted
-    smaller = _FALLBACK.get(wanted, wanted)
-    return smaller if width % _block(smaller) == 0 else "F16"
+    fitting = (name for name in (wanted, _FALLBACK.get(wanted, wanted)) if width % _sizes(name)[0] == 0)
+    return next(fitting, "F16")
 
 
-def _block(name: str) -> int:
-    return _BLOCK.get(name, 32)
+def _sizes(type_name: str) -> tuple[int, int]:
+    """Weights in a block of a type, and the block's bytes."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
+    return int(weights), int(size)
 
 
 @lru_cache(maxsize=1)
@@ -115,27 +112,19 @@ def _library() -> Any:
 
     llama_cpp.llama_backend_init()  # fills ggml's tables for float16
     library = llama_cpp.llama_cpp._lib
+    number, pointer, long = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,  # type
-        ctypes.c_void_p,  # float32 source
-        ctypes.c_void_p,  # target
-        ctypes.c_int64,  # first element
-        ctypes.c_int64,  # rows
-        ctypes.c_int64,  # elements a row
-        ctypes.c_void_p,  # importance of each column, float32, or NULL
-    ]
+    # type, float32 source, target, first element, rows, elements a row, importance of each column in float32 or NULL
+    library.ggml_quantize_chunk.argtypes = [number, pointer, pointer, long, long, long, pointer]
     library.ggml_validate_row_data.restype = ctypes.c_bool
-    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    library.ggml_validate_row_data.argtypes = [number, pointer, ctypes.c_size_t]
     return library
 
 
 def tensor_bytes(type_name: str, rows: int, columns: int) -> int:
     """Size of a tensor of the GGUF type `type_name`; `columns` must be a whole number of its blocks."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
-    return int(rows * columns // block * size)
+    block, size = _sizes(type_name)
+    return rows * columns // block * size
 
 
 def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:

@@ -8,12 +8,13 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from petool_lite.export.merge import nf4_round_trip
 from petool_lite.export.source import Source
-from petool_lite.export.weights import Reader, Tensor
+from petool_lite.export.weights import Tensor
 
 from petool_lite.console import Report
 from petool_lite.families import gguf_name
@@ -38,10 +39,10 @@ def _empty_model(directory: Path, dtype: Any) -> Any:
 class Reference:
     """Runs rows of token ids through base + adapter. `dtype` and `device` are those of the layers."""
 
-    def __init__(self, source: Source, reader: Reader) -> None:
+    def __init__(self, source: Source) -> None:
         import torch
 
-        self._source, self._reader = source, reader
+        self._source = source
         self._tensors = {tensor.name: tensor for tensor in source.tensors}
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         size = sum(tensor.rows * tensor.columns for tensor in source.tensors)
@@ -64,7 +65,7 @@ class Reference:
         return fill
 
     def _weight(self, name: str) -> Any:
-        return merged(self._source, self._reader, self._tensors[name]).to(self.device, self.dtype)
+        return merged(self._source, self._tensors[name]).to(self.device, self.dtype)
 
     def batches(self, rows: Sequence[Sequence[int]], report: Report, stage: str) -> Iterator[tuple[list[int], Any]]:
         """Yield indices of some rows and their last hidden states, (rows, longest, width), padded on the right.
@@ -87,7 +88,7 @@ class Reference:
         import torch
 
         embedding = self._tensors["model.embed_tokens.weight"]
-        found = {token: self._reader.rows(embedding, token, token + 1)[0] for row in padded for token in row}
+        found = {token: embedding.read(token, token + 1)[0] for row in padded for token in row}
         table = torch.stack([torch.stack([found[token] for token in row]) for row in padded])
         return table.to(self.device, self.dtype)
 
@@ -104,11 +105,8 @@ class Reference:
         import torch
 
         head = self._tensors.get("lm_head.weight", self._tensors["model.embed_tokens.weight"])
-        bands = range(0, head.rows, _HEAD_ROWS)
-        parts = [
-            states.float().cpu() @ self._reader.rows(head, first, min(first + _HEAD_ROWS, head.rows)).T
-            for first in bands
-        ]
+        ends = [*range(0, head.rows, _HEAD_ROWS), head.rows]
+        parts = [states.float().cpu() @ head.read(first, last).T for first, last in pairwise(ends)]
         return torch.cat(parts, dim=1).numpy()
 
     def input_squares(self, rows: Sequence[Sequence[int]], report: Report) -> dict[str, tuple[Any, int]]:
@@ -152,9 +150,9 @@ def _groups(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     yield group
 
 
-def merged(source: Source, reader: Reader, tensor: Tensor) -> Any:
+def merged(source: Source, tensor: Tensor) -> Any:
     """A whole tensor of the merged model in float32, in its own shape."""
-    weight = reader.whole(tensor)
+    weight = tensor.read().reshape(tensor.shape)
     if source.adapter is None or tensor.name not in source.adapter.modules:
         return weight
     return (nf4_round_trip(weight).float() if source.nf4 else weight) + source.adapter.delta(tensor.name)

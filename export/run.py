@@ -63,7 +63,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     template = exported_template(chat_template(base.directory), manifest["prompt_style"])
     source = replace(source, template=template)
     if options.imatrix:
-        source = replace(source, importance=importance(source, run, recipe, folder / "imatrix.gguf", report))
+        source = replace(source, importance=importance(source, recipe, folder / "imatrix.gguf", report))
     wording = manifest["data"].get("wording", {})
     checks = Checks(source, prepare_trial(base, recipe, wording, report), recipe.bench.max_reply_tokens, report)
     seconds = {"start": round(time.time() - started, 2)}
@@ -71,7 +71,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
     begun = time.time()
     with written(source, targets, keys, report) as (files, changes), ExitStack() as drafts:
-        seconds["write"] = round(time.time() - begun, 2)
+        seconds["write"], begun = round(time.time() - begun, 2), time.time()
         checks.run(files, options.level)
         paths = {target.name: files[name] for name, target in targets.items()}
         if options.lora and source.adapter is not None:
@@ -82,8 +82,8 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
         document = _document(run, source, changes, paths, checks)
         document |= {"merge_base": merge_base} if merge_base else {}
         document["imatrix"] = "imatrix.gguf" if options.imatrix else None
-        now = round(time.time() - started, 2)
-        document["seconds"] = {**seconds, "check": round(checks.seconds, 2), "all": now}
+        now = time.time()
+        document["seconds"] = {**seconds, "check": round(now - begun, 2), "all": round(now - started, 2)}
         texts = {
             "Modelfile": modelfile(next(iter(paths)), base.directory, recipe.model.max_tokens),
             "README.md": card(run, base, manifest, document),

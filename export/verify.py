@@ -4,7 +4,6 @@ Every figure is returned for export.json; one below its threshold fails the expo
 """
 
 import ctypes
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 from petool_lite.export.other_server import OtherServer
 from petool_lite.export.reference import Reference
 from petool_lite.export.source import Source
-from petool_lite.export.weights import open_weights
 
 from petool_lite.console import Report
 from petool_lite.data.entries import Call, Entry
@@ -74,40 +72,29 @@ def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str
 
 
 class Checks:
-    """The checks of one export: `figures` by file type as they are found, `seconds` that they took."""
+    """The checks of one export: `figures` by file type as they are found."""
 
     def __init__(self, source: Source, trial: Trial, max_reply: int, report: Report) -> None:
         """Files of `source` are tried on `trial`, with replies of at most `max_reply` tokens."""
         self.source, self.trial, self.max_reply, self.report = source, trial, max_reply, report
         self.figures: dict[str, dict[str, Any]] = {}
-        self.seconds = 0.0
         self._wanted: list[Any] = []  # the merged model's own logits, which every file is compared with
 
     def run(self, paths: Mapping[str, Path], level: str) -> None:
         """Check the files, by type; at level "full" with the model run. Raises PetoolError naming each fault."""
-        started = time.time()
         for number, (name, path) in enumerate(paths.items(), 1):
-            texts = check_ids(path, self.source, self.trial.texts)
-            self.figures[name] = {"prompts_with_equal_ids": texts}
+            self.figures[name] = {"prompts_with_equal_ids": check_ids(path, self.source, self.trial.texts)}
             self.report("checking token ids", number, len(paths), name)
         if OtherServer.installed():
             name, path = min(paths.items(), key=lambda item: item[1].stat().st_size)  # all have the same template
             self.figures[name]["prompts_llama_cpp_renders_alike"] = check_rendering(path, self.trial)
-        if level == "full":
-            with open_weights(self.source.tensors) as reader:
-                self._wanted = Reference(self.source, reader).answer_logits(self.trial.rows, self.report)
-            self._run_files(paths)
-        self.seconds += time.time() - started
-
-    def _run_files(self, paths: Mapping[str, Path]) -> None:
-        """Let every file answer; each is compared with the merged model."""
+        if level != "full":
+            return
+        self._wanted = Reference(self.source).answer_logits(self.trial.rows, self.report)
         for name, path in paths.items():
             outcomes = self._outcomes(path, self.max_reply, name)
-            self.figures[name] |= {
-                "replies": len(outcomes),
-                "replies_stopped": sum(outcome.stopped for outcome in outcomes),
-                "against_transformers": agreement(self._wanted, [outcome.logits for outcome in outcomes]),
-            }
+            stopped = sum(outcome.stopped for outcome in outcomes)
+            self.figures[name] |= {"replies": len(outcomes), "replies_stopped": stopped} | self._against(outcomes)
         faults = [fault for name, figures in self.figures.items() for fault in shortfalls(name, figures)]
         if faults:
             raise PetoolError(
@@ -116,14 +103,14 @@ class Checks:
             )
 
     def run_lora(self, path: Path, type_name: str, base_file: Path) -> None:
-        """Compare the base's file with the LoRA file on it in llama.cpp to the merged model; see `run`."""
-        started = time.time()
+        """Compare the base's file with the LoRA file on it in llama.cpp to the merged model; after a full `run`."""
         outcomes = self._outcomes(base_file, 0, f"base {type_name} + LoRA", path)
-        found = agreement(self._wanted, [outcome.logits for outcome in outcomes])
-        self.figures["lora"] = {"base_file": base_file.name, "against_transformers": found}
+        self.figures["lora"] = {"base_file": base_file.name} | self._against(outcomes)
         if faults := shortfalls(type_name, self.figures["lora"]):
             raise PetoolError(f"the LoRA file is not right: {'; '.join(faults)}", "this is a fault of the export")
-        self.seconds += time.time() - started
+
+    def _against(self, outcomes: list["Outcome"]) -> dict[str, Any]:
+        return {"against_transformers": agreement(self._wanted, [outcome.logits for outcome in outcomes])}
 
     def _outcomes(self, path: Path, max_reply: int, name: str, lora: Path | None = None) -> list["Outcome"]:
         """Let llama.cpp answer the trial's rows."""
@@ -151,11 +138,8 @@ def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
         for text in texts:
             ids = exported.encode(text)
-            others = {
-                "training": trained.encode(text),
-                "transformers": list(tokenizer(text, add_special_tokens=False)["input_ids"]),
-            }
-            for name, other in others.items():
+            others = trained.encode(text), list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            for name, other in zip(("training", "transformers"), others, strict=True):
                 if ids != other:
                     where = _first_difference(ids, other, exported.decode or model.decode)
                     raise PetoolError(f"{path.name}: llama.cpp and {name} disagree on a prompt: {where}")
@@ -199,18 +183,13 @@ class Evaluator(LlamaModel):
     def __init__(self, path: Path, n_ctx: int, lora: Path | None = None) -> None:
         """Load both; `n_ctx` holds a prompt with its answer or reply. Raises PetoolError if one does not load."""
         super().__init__(path, n_ctx)
-        if lora is not None:
-            try:
-                self._apply(lora)
-            except PetoolError:
-                self.close()
-                raise
-
-    def _apply(self, lora: Path) -> None:
+        if lora is None:
+            return
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
         adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
         scales = (ctypes.c_float * 1)(1.0)
         if not adapters or self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales) != 0:
+            self.close()
             raise PetoolError(f"llama.cpp cannot apply {lora}: {first_error()}", "this is a fault of the export")
 
     def run(self, prompt: Sequence[int], answer: Sequence[int], max_reply: int) -> Outcome:
@@ -232,20 +211,13 @@ class Evaluator(LlamaModel):
 
 def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:
     """Over all answer tokens: how often the likeliest token is the same, and the mean KL(wanted || found) in nats."""
-    import numpy as np
+    import torch
+    from torch.nn.functional import kl_div
 
-    reference, other = np.concatenate(wanted).astype(np.float64), np.concatenate(found).astype(np.float64)
-    logs = [_log_softmax(logits) for logits in (reference, other)]
-    divergence = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1)
-    same = reference.argmax(axis=1) == other.argmax(axis=1)
-    return {"tokens": len(same), "top1": round(float(same.mean()), 4), "kl": float(f"{divergence.mean():.3g}")}
-
-
-def _log_softmax(logits: Any) -> Any:
-    import numpy as np
-
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    logs = [torch.cat([torch.as_tensor(row) for row in rows]).double().log_softmax(1) for rows in (wanted, found)]
+    same = (logs[0].argmax(1) == logs[1].argmax(1)).double().mean()
+    divergence = kl_div(logs[1], logs[0], reduction="batchmean", log_target=True)
+    return {"tokens": len(logs[0]), "top1": round(float(same), 4), "kl": float(f"{divergence:.3g}")}
 
 
 def shortfalls(name: str, figures: dict[str, Any]) -> list[str]:

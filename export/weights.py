@@ -1,13 +1,11 @@
-"""A model's weights: where each tensor lies in the safetensors files, read a band of rows at a time.
+"""A model's weights: where each tensor lies in the safetensors files, read some rows at a time.
 
 Read by position into small buffers, so that the files' pages never count as this process's memory and several threads
 read at once. The library's own reader takes a map of the whole file, or, by position, a whole tensor for every slice.
 """
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.families import COMPUTED, Shape, gguf_name, tensor_shapes
 from petool_lite.models import sound_weight_files
 
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' name -> torch's
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,18 @@ class Tensor:
     def columns(self) -> int:
         """Length of one row."""
         return self.shape[-1]
+
+    def read(self, first: int = 0, last: int | None = None) -> Any:
+        """Rows [first, last), or all, as a float32 torch tensor (rows, columns); PetoolError if the file ends there."""
+        import numpy as np
+        import torch
+
+        kind = getattr(torch, _TYPES[self.dtype])
+        rows, width = (self.rows if last is None else last) - first, self.columns * kind.itemsize
+        raw: Any = np.fromfile(self.file, np.uint8, rows * width, offset=self.offset + first * width)
+        if raw.size < rows * width:
+            raise PetoolError(f"{self.file} ends inside {self.name}", "get the model again")
+        return torch.from_numpy(raw).view(kind).reshape(rows, self.columns).float()
 
 
 def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
@@ -69,7 +79,7 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
 
 def _fitting(tensor: Tensor, expected: dict[str, tuple[int, ...]]) -> Tensor:
     """The tensor, if a model of the expected shapes has it."""
-    if tensor.dtype not in _BYTES:
+    if tensor.dtype not in _TYPES:
         raise PetoolError(
             f"{tensor.name} in {tensor.file} has the type {tensor.dtype}",
             "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training",
@@ -94,37 +104,3 @@ def _tensors_of(file: Path) -> Iterator[Tensor]:
     header.pop("__metadata__", None)
     for name, entry in header.items():
         yield Tensor(name, tuple(entry["shape"]), entry["dtype"], file, 8 + length + entry["data_offsets"][0])
-
-
-class Reader:
-    """Reads bands of rows as float32. Safe to share between threads."""
-
-    def __init__(self, handles: dict[Path, int]) -> None:
-        self._handles = handles
-
-    def rows(self, tensor: Tensor, first: int, last: int) -> Any:
-        """Rows [first, last) of `tensor` as a float32 torch tensor of shape (last - first, columns)."""
-        import torch
-
-        width = tensor.columns * _BYTES[tensor.dtype]
-        buffer = bytearray((last - first) * width)
-        view, position = memoryview(buffer), tensor.offset + first * width
-        while len(view):
-            count = os.preadv(self._handles[tensor.file], [view], position)
-            if count == 0:
-                raise PetoolError(f"{tensor.file} ends inside {tensor.name}", "get the model again")
-            view, position = view[count:], position + count
-        kinds = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-        return torch.frombuffer(buffer, dtype=kinds[tensor.dtype]).reshape(last - first, tensor.columns).float()
-
-    def whole(self, tensor: Tensor) -> Any:
-        """The tensor as float32, in its own shape."""
-        return self.rows(tensor, 0, tensor.rows).reshape(tensor.shape)
-
-
-@contextmanager
-def open_weights(tensors: list[Tensor]) -> Iterator[Reader]:
-    """A Reader over the files of `tensors`; they are closed at the end."""
-    with ExitStack() as stack:
-        files = {tensor.file: stack.enter_context(tensor.file.open("rb", buffering=0)) for tensor in tensors}
-        yield Reader({path: file.fileno() for path, file in files.items()})

@@ -4,7 +4,6 @@ import functools
 import os
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 FACTOR = int(os.environ.get("PETOOL_LITE_FUZZ", "1"))
-COUNTS: Counter[str] = Counter()
 SECONDS, GROWTH_KIB = 5.0, 600_000  # no case may take longer, or let the process grow by more
 
 nasty = st.sampled_from(
@@ -38,7 +36,7 @@ def deep(levels: int) -> Any:
 
 
 def cases(quick: int) -> Callable[[Any], Any]:
-    """Run a @given test on `quick` cases, or FACTOR times as many, and count them.
+    """Run a @given test on `quick` cases, or FACTOR times as many.
 
     The suite tries the same cases every time; the long run tries others each time.
     """
@@ -48,7 +46,6 @@ def cases(quick: int) -> Callable[[Any], Any]:
 
         @functools.wraps(inner)
         def counted(*args: Any, **kwargs: Any) -> None:
-            COUNTS[test.__name__] += 1
             started, size = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             inner(*args, **kwargs)
             assert time.process_time() - started < SECONDS, "it takes too long"

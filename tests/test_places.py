@@ -9,6 +9,7 @@ import pytest
 
 from petool_lite import places
 from petool_lite.errors import PetoolError
+from petool_lite.models import embedded_gguf
 from petool_lite.places import cache_place, cache_root, library_places
 
 
@@ -72,3 +73,16 @@ def test_libraries_get_a_name_and_places(monkeypatch, temporary) -> None:
     assert os.environ["TRITON_CACHE_DIR"] == "/mine"
     for name in ("HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
         monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("place", [{"HOME": "/dev/null"}, {}, {"HOME": "/", "PETOOL_LITE_CACHE": "/dev/null/cache"}])
+def test_a_call_is_answered_where_nothing_can_be_kept(command, tmp_path, place) -> None:
+    """A user without a name or a home, and places that not even root can write to."""
+    (tmp_path / "tools.json").write_text(
+        '[{"name": "loaves", "parameters": {"properties": {"a": {"type": "string"}}}}]'
+    )
+    variables = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)} | place
+    line = ["call", "Which loaves?", "--tools", "tools.json", "--model", embedded_gguf(), "--user", "ann"]
+    done = command(*line, cwd=tmp_path, env=variables)
+    assert (done.returncode, '"name": "loaves"' in done.stdout) == (0, True), done.stderr
+    assert "Traceback" not in done.stderr

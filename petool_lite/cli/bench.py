@@ -84,7 +84,9 @@ def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
     from petool_lite.bench.variants import GPU, NONE, with_decodings
     from petool_lite.data.files import load_dataset
 
-    variants, bench, trained, folder = _model_inputs(options) if options["model"] else _run_inputs(options, report)
+    variants, bench, trained, folder = (
+        _model_inputs(options) if options["model"] is not None else _run_inputs(options, report)
+    )
     if options["style"]:
         variants = [item if item.engine == NONE else replace(item, style=options["style"]) for item in variants]
     if options["batch"]:
@@ -92,7 +94,7 @@ def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
     setting = options["setting"] or _default_setting(trained)
     limit, fresh = options["limit"], options["fresh"]
     shard = options["shard"] or _rank()
-    dataset = load_dataset(options["data"] or bench.data, setting)
+    dataset = load_dataset(bench.data if options["data"] is None else options["data"], setting)
     options["out"] = options["out"] or str(folder)
     task = Task(dataset, bench.max_reply_tokens, limit, shard, fresh)
     return with_decodings(variants, options["decoding"]), task, Path(options["out"])
@@ -120,7 +122,7 @@ def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
     from petool_lite.recipe import Recipe
     from petool_lite.runs import runs_root
 
-    if options["run"]:
+    if options["run"] is not None:
         raise PetoolError("--model and --run exclude each other", "give one of them", USAGE)
     model = Path(options["model"]).expanduser()
     check_gguf(model)

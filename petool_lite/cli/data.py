@@ -96,7 +96,7 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     from petool_lite.data.inspect import named_by
     from petool_lite.data.splits import leaks
 
-    sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name]
+    sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name is not None]
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e)]
     odd += [message for dataset in sets for message in dataset.bad]
     found = leaks(sets[0].entries, sets[1].entries) if len(sets) == 2 else {}
@@ -204,7 +204,7 @@ def _numbered(source: str, number: int, setting: str = SETTINGS[0]) -> Entry:
 @data.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--tools", "lists", multiple=True, metavar="FILE", help="More tools to offer beside; can be repeated.")
-@click.option("--count", default=1000, show_default=True, type=click.IntRange(min=1), help="How many entries.")
+@click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 10**7), help="How many entries.")
 @click.option("--seed", default=0, show_default=True, help="The same seed makes the same entries.")
 @click.option("--out", "target", required=True, metavar="FILE", help="Where the OpenAI lines go.")
 @click.option(

@@ -92,4 +92,5 @@ def arguments(value: Any, where: str) -> Mapping[str, Any]:
 
 def call(value: Any, where: str, name: str = "name", given: str = "arguments") -> Call:
     """A call from an object with the keys `name` and `given`."""
-    return Call(get(value, name, str, where, "a tool name"), arguments(value.get(given), f"{where}.{given}"))
+    called = str(sound(get(value, name, str, where, "a tool name"), f"{where}.{name}"))
+    return Call(called, arguments(value.get(given), f"{where}.{given}"))

@@ -54,10 +54,7 @@ def source_sha256(source: str) -> str:
     if source.startswith("simulated:"):
         count, paths = _corpus(source)
         return _joint([count, *(source_sha256(str(path)) for path in paths)])
-    if source.startswith("demo:"):
-        return hashlib.sha256(json.dumps(_demo_rows(source)).encode()).hexdigest()
-    with _path(source).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(_bytes(source)[0]).hexdigest()
 
 
 def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -> Dataset:
@@ -132,8 +129,10 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
     calls: list[Example] = []
     tools: list[Tool] = []
     for path in paths:
-        first = next(iter(_lines_or_list(str(path))), None)
-        if isinstance(first, Mapping) and ("function" in first or "inputSchema" in first or "tool_name" in first):
+        value = _value(_text(str(path))[0], str(path))
+        first = value[0] if isinstance(value, list) and value else value
+        row = not isinstance(first, Mapping) or openai.is_row(first) or petoolbench.is_row(first)
+        if not row and {"name", "function", "tool_name", "tools", "result"} & first.keys():
             tools += load_tools(str(path))
         else:
             calls += examples_of(load_dataset(str(path), skip_bad=skip_bad).entries)
@@ -163,23 +162,11 @@ def load_tools(source: str) -> tuple[Tool, ...]:
     """Tools from a file, packed or not: OpenAI's, MCP's or PEToolBench's form, a list, one a line, or an MCP
     `tools/list` result."""
     try:
-        return openai.read_tools(_lines_or_list(source))
+        return openai.read_tools(_value(_text(source)[0], source))
     except Fault as fault:
         raise PetoolError(
             f"{source}: {fault}", "expected OpenAI functions, an MCP tools/list result, or such a list"
         ) from (fault)
-
-
-def _lines_or_list(source: str) -> Any:
-    """The value of a JSON file, or the list of those that stand one a line."""
-    path = _path(source)
-    text = decode_text(_unpacked(_bytes(path), path), source)
-    try:
-        return parse_json(text, source)
-    except PetoolError:
-        if "\n" not in text.strip():
-            raise
-        return parse_json_lines(text, source)
 
 
 def raw_rows(source: str) -> list[Any]:
@@ -212,37 +199,51 @@ def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) 
     return written
 
 
-def _path(source: str) -> Path:
-    path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
-    if path.is_dir():
-        raise PetoolError(f"{source} is a folder, not a data file", f"give {FORMS}")
-    if not path.is_file():
-        raise PetoolError(f"no such data file: {source}", f"give {FORMS}")
-    return path
-
-
-def _read(source: str) -> tuple[list[Any], str]:
+def _bytes(source: str) -> tuple[bytes, Path]:
+    """What a source holds, packed as it is, and its path."""
     if source.startswith("demo:"):
-        rows = _demo_rows(source)
-        return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    if source.startswith("simulated:"):
-        count, paths = _corpus(source)
-        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
-    path = _path(source)
-    raw = _bytes(path)
-    return _decode(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
-
-
-def _bytes(path: Path) -> bytes:
+        return json.dumps(_demo_rows(source)).encode(), Path(source)
+    path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
+    if not path.is_file():
+        told = f"{source} is a folder, not a data file" if path.is_dir() else f"no such data file: {source}"
+        raise PetoolError(told, f"give {FORMS}")
     try:
-        return path.read_bytes()
+        return path.read_bytes(), path
     except OSError as error:
         raise PetoolError(f"cannot read {path}: {error.strerror or error}", "check its rights") from error
 
 
+def _read(source: str) -> tuple[list[Any], str]:
+    if source.startswith("simulated:"):
+        count, paths = _corpus(source)
+        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
+    text, digest = _text(source)
+    value = _value(text, source) if text.strip() else []
+    if isinstance(value, dict) and (openai.is_row(value) or petoolbench.is_row(value) or "query" in value):
+        value = [value]  # a .jsonl file of one line
+    if not isinstance(value, list):
+        raise PetoolError(f"{source} is not a list of entries", f"expected {KNOWN}")
+    return value, digest
+
+
+def _text(source: str) -> tuple[str, str]:
+    """The unpacked text of a source, and the SHA-256 of its bytes."""
+    raw, path = _bytes(source)
+    return decode_text(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
+
+
+def _value(text: str, source: str) -> Any:
+    """The value of a JSON text, or the list of those that stand one a line."""
+    try:
+        return parse_json(text, source)
+    except PetoolError:
+        if not (text.lstrip().startswith("{") and "\n" in text.strip()):
+            raise
+        return parse_json_lines(text, source)
+
+
 def _demo_rows(source: str) -> list[Any]:
-    _, _, rest = source.partition(":")
-    split, _, count = rest.partition(":")
+    split, _, count = source.removeprefix("demo:").partition(":")
     if split not in ("train", "test") or not (count.isascii() and count.isdigit()) or not 0 < int(count[:9]) < 10**6:
         raise PetoolError(f"unknown demo data: {source}", "write demo:train:COUNT or demo:test:COUNT")
     return generate(split, int(count))
@@ -289,21 +290,3 @@ def _unpacked(raw: bytes, path: Path) -> bytes:
 def _check_size(packed: int, unpacked: int, path: Path) -> None:
     if unpacked > _UNPACKED and unpacked > _RATIO * packed:
         raise PetoolError(f"{path} unpacks {packed:,} bytes to {unpacked:,}", "no text packs that well")
-
-
-def _decode(raw: bytes, source: str) -> list[Any]:
-    text = decode_text(raw, source)
-    if not text.strip():
-        return []
-    lines = text.lstrip().startswith("{") and "\n" in text.strip()
-    try:
-        value = parse_json(text, source)
-    except PetoolError:
-        if not lines:
-            raise
-        return parse_json_lines(text, source)
-    if isinstance(value, dict) and (openai.is_row(value) or petoolbench.is_row(value) or "query" in value):
-        return [value]  # a .jsonl file of one line
-    if not isinstance(value, list):
-        raise PetoolError(f"{source} is not a list of entries", f"expected {KNOWN}")
-    return value

@@ -48,33 +48,21 @@ def settings_of(row: Any) -> tuple[str, ...]:
 
 def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
     """One published row in one setting; `identity` is its id where it has none. Raises Fault."""
-    if "input" in row:  # a training row (output) or a preference row (chosen)
-        prompt = get(row, "instruction", str, "", "the system prompt")
-        history, tools, pieces = _parse_prompt(sound(prompt, "instruction"), "instruction", setting)
-        return Entry(
-            id=str(row.get("entry_id", identity)),
-            query=sound(get(row, "input", str, "", "a text"), "input"),
-            tools=tools,
-            history=history,
-            answer=_output(row, "chosen" if "chosen" in row else "output"),
-            rejected=_rejected(row),
-            published=pieces,
-            setting=setting,
-        )
-    field = PROMPT_FIELD[setting]
-    prompt = sound(get(row, field, str, "", "the system prompt"), field)
+    trains = "input" in row  # a training row (output) or a preference row (chosen, rejected)
+    field, asked = ("instruction", "input") if trains else (PROMPT_FIELD[setting], "query")
+    prompt = str(sound(get(row, field, str, "", "the system prompt"), field))
     history, tools, pieces = _parse_prompt(prompt, field, setting)
-    key = "api_call_ground_truth"
-    answer = call(row[key], key, "tool_name", "parameters") if key in row else None
+    answer = _output(row) if trains else _truth(row)
     function = row.get("func")
     return Entry(
         id=str(sound(row.get("entry_id", identity), "entry_id")),
-        query=sound(get(row, "query", str, "", "a text"), "query"),
+        query=sound(get(row, asked, str, "", "a text"), asked),
         tools=tools,
         history=history,
-        answer=answer and Call(str(sound(answer.name, f"{key}.tool_name")), answer.arguments),
+        answer=answer,
         function=None if function is None else str(sound(function, "func")),
         equal_tools=_equal_tools(row, tools, answer),
+        rejected=_rejected(row),
         published=pieces,
         setting=setting,
     )
@@ -159,14 +147,10 @@ def _schema(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if default not in ("", None):
         schema["default"] = _value(default, schema["type"])
     back = _published_parameter("", schema)
-    beside = {key: row[key] for key in ("type", "default") if key in row and _other(back[key], row[key])}
+    beside = {key: row[key] for key in ("type", "default") if key in row and _line(back[key]) != _line(row[key])}
     if schema["type"] in ("number", "boolean") and isinstance(schema.get("default", default), str):
         beside["default"] = default  # answers write it as it stands, though it is of another type
     return schema | ({_BESIDE: beside} if beside else {})
-
-
-def _other(one: Any, other: Any) -> bool:
-    return type(one) is not type(other) or bool(one != other)
 
 
 def _value(default: Any, kind: str) -> Any:
@@ -182,7 +166,8 @@ def _value(default: Any, kind: str) -> Any:
 
 def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
     schema = schema if isinstance(schema, Mapping) else {}
-    kind, default = schema.get("type"), schema.get("default", "")
+    kind, default = schema.get("type"), schema.get("default")
+    default = "" if default is None else default  # null is no default
     about = str(schema.get("description") or "")
     if choices := schema.get("enum"):
         about = f"{about} One of {json.dumps(choices, ensure_ascii=False)}.".strip()
@@ -258,9 +243,15 @@ def read_interaction(row: Any, where: str, setting: str = SETTINGS[0]) -> Intera
     return Interaction(get(row, "instruction", str, where, "a text"), made, verdict)
 
 
-def _output(row: Mapping[str, Any], key: str) -> Call:
+def _output(row: Mapping[str, Any]) -> Call:
+    key = "chosen" if "chosen" in row else "output"
     value = json_text(get(row, key, str, "", "the answer, a JSON tool call"), key, "a JSON tool call")
     return call(value, key, "tool_name", "parameters")
+
+
+def _truth(row: Mapping[str, Any]) -> Call | None:
+    key = "api_call_ground_truth"
+    return call(row[key], key, "tool_name", "parameters") if key in row else None
 
 
 def _rejected(row: Mapping[str, Any]) -> Answer | None:

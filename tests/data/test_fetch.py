@@ -41,25 +41,17 @@ except PetoolError as error:
 """
 
 
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 @dataclass
 class Hub:
-    """What the stand-in serves and what it was asked; `cuts` ends the next GETs of a file after so many bytes."""
+    """What the stand-in serves and what it was asked; with `cut` a file ends after so many bytes, and then the Hub."""
 
     commits: dict[str, dict[str, bytes]]
     head: str = FIRST
     refusal: tuple[int, str] | None = None
-    cuts: list[int] = field(default_factory=list)
-    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
-    refuse_after_cut: bool = False
+    cut: int | None = None
     down: bool = False
+    asked: list[tuple[str, str]] = field(default_factory=list)
     address: str = ""
-
-    def gets(self) -> list[tuple[str, str | None]]:
-        return [(path, part) for method, path, part in self.asked if method == "GET" and "/resolve/" in path]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,60 +60,45 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_GET(self) -> None:
-        self.answer()
+        hub, path = self.hub, urlsplit(self.path).path
+        hub.asked.append((self.command, path))
+        api, files = f"/api/datasets/{REPO}", f"/datasets/{REPO}/resolve/"
+        if hub.refusal:
+            self.send(hub.refusal[0], b"", {"X-Error-Code": hub.refusal[1]})
+        elif path == api:
+            rows = [{"rfilename": name} for name in hub.commits[hub.head]]
+            self.send(200, json.dumps({"id": REPO, "sha": hub.head, "siblings": rows}).encode(), {})
+        elif path.startswith(files):
+            commit, _, name = path.removeprefix(files).partition("/")
+            self.send_file(hub.head if commit == "main" else commit, name)
+        else:
+            self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
-    def do_HEAD(self) -> None:
-        self.answer()
+    do_HEAD = do_GET
 
     def log_message(self, *_: Any) -> None:
         pass
 
-    def answer(self) -> None:
-        hub, path = self.hub, urlsplit(self.path).path
-        hub.asked.append((self.command, path, self.headers.get("Range")))
-        api, files = f"/api/datasets/{REPO}", f"/datasets/{REPO}/resolve/"
-        if hub.refusal:
-            self.send(hub.refusal[0], b"", {"X-Error-Code": hub.refusal[1]})
-        elif path == api or path.startswith(f"{api}/revision/"):
-            self.send_info(hub.head if path == api else path.rpartition("/")[2])
-        elif path.startswith(files):
-            commit, _, name = path.removeprefix(files).partition("/")
-            self.send_file(commit, name)
-        else:
-            self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-
-    def send_info(self, commit: str) -> None:
-        if commit not in self.hub.commits:
-            return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        rows: list[dict[str, Any]] = []
-        for name, data in self.hub.commits[commit].items():
-            lfs = {"sha256": sha256(data), "size": len(data), "pointerSize": 130}
-            rows.append({"rfilename": name, "size": len(data), **({"lfs": lfs} if name != "small.json" else {})})
-        self.send(200, json.dumps({"id": REPO, "sha": commit, "siblings": rows}).encode(), {})
-
     def send_file(self, commit: str, name: str) -> None:
         if self.hub.down:
             return self.send(503, b"", {})
-        commit = self.hub.head if commit == "main" else commit
         data = self.hub.commits.get(commit, {}).get(name)
         if data is None:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        headers = {"ETag": f'"{sha256(data)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        cut = self.hub.cuts.pop(0) if self.command == "GET" and self.hub.cuts else None
-        self.send(206 if start else 200, data[start:], headers, cut)
+        self.send(206 if start else 200, data[start:], headers)
 
-    def send(self, status: int, body: bytes, headers: dict[str, str], cut: int | None = None) -> None:
+    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[:cut])
-        if cut is not None and self.hub.refuse_after_cut:
-            self.hub.down = True
+            self.wfile.write(body[: self.hub.cut])
+            self.hub.down = self.hub.cut is not None
 
 
 @pytest.fixture
@@ -144,14 +121,9 @@ def call(hub: Hub, tmp_path: Path) -> Call:
 
     def run(offline: bool = False, **arguments: Any) -> dict[str, Any]:
         settings = {
-            "HF_ENDPOINT": hub.address,
-            "HF_HUB_OFFLINE": "1" if offline else "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-            "HF_HOME": str(tmp_path / "hf"),
-            "NO_PROXY": "127.0.0.1",
-            "PETOOL_LITE_CACHE": str(tmp_path),
-        }
+            "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1",
+        }  # fmt: skip
         arguments = arguments if "source" in arguments else {"repo": REPO, **arguments}
         line = [sys.executable, "-c", PROGRAM, json.dumps(arguments)]
         done = subprocess.run(line, capture_output=True, text=True, timeout=250, env={**os.environ, **settings})
@@ -170,7 +142,7 @@ def test_the_newest_commit_is_fetched_once_and_a_revision_is_kept_to(hub, call) 
     assert call(names=names, offline=True) == first
     assert hub.asked == []
     assert call(names=names) == first
-    assert hub.gets() == []
+    assert not [path for method, path in hub.asked if method == "GET" and "/resolve/" in path]
     assert call(names=["a.json"], revision=SECOND)["rows"] == [["a.json", "[4]", SECOND]]
     hub.head = SECOND  # the branch moves on
     assert call(names=["a.json"])["rows"] == [["a.json", "[4]", SECOND]]
@@ -178,11 +150,11 @@ def test_the_newest_commit_is_fetched_once_and_a_revision_is_kept_to(hub, call) 
 
 
 def test_a_broken_download_is_said_and_the_next_call_completes(hub, call) -> None:
-    hub.cuts, hub.refuse_after_cut = [len(ENTRIES) // 2], True
+    hub.cut = len(ENTRIES) // 2
     broken = call(names=["a.json"])
     assert f"cannot download hub:{REPO}/a.json" in broken["error"]
     assert "network" in broken["hint"]
-    hub.down = False
+    hub.cut, hub.down = None, False
     assert call(names=["a.json"])["rows"] == [["a.json", ENTRIES.decode(), FIRST]]
 
 
@@ -219,10 +191,9 @@ def test_offline_is_said() -> None:
     assert "HF_HUB_OFFLINE" in error.value.hint
 
 
-def test_a_request_that_makes_no_sense_is_wrong_usage() -> None:
-    names, file = "not the name of a Hub data set", "not the name of a data file"
-    cases = (("one--two/entries", ["a.json"], names), (REPO, [], "no file"), (REPO, ["../a.json"], file))
-    for repo, asked, said in cases:
-        with pytest.raises(PetoolError, match=said) as error:
-            fetch(repo, asked)
-        assert error.value.exit_code == 2
+@pytest.mark.parametrize(
+    ("repo", "names", "said"), [("one--two/x", ["a"], "repo_id"), (REPO, [], "no file"), (REPO, ["../a"], "filename")]
+)
+def test_a_request_that_makes_no_sense_is_refused(repo, names, said) -> None:
+    with pytest.raises(PetoolError, match=said):
+        fetch(repo, names)

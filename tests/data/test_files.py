@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from support_published import published_rows
 
-from petool_lite.data.files import load_dataset, load_tools, write_folds
+from petool_lite.data.files import load_corpus, load_dataset, load_tools, write_folds
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import load_recipe
 
@@ -50,6 +50,9 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path, letter) -> None:
         (b'{"query": "a"}\n{"query": ', "line 2"),
         (b"[" * 100_000, "nested too deep"),
         (b"\x1f\x8bnot gzip", "cannot unpack"),
+        (b"\x1f\x8b" + b"\0" * 18, "cannot unpack"),
+        (b"PK\x05\x06" + b"\0" * 18, "holds 0 JSON files"),
+        (b'{"a":' * 100_000, "nested too deep"),
         (b'[{"a": 1}]', "OpenAI messages with tools"),
     ],
 )
@@ -80,6 +83,18 @@ def test_a_source_that_is_not_there_is_refused(source) -> None:
     with pytest.raises(PetoolError) as error:
         load_dataset(source)
     assert error.value.hint
+
+
+def test_a_corpus_is_calls_and_tool_lists_in_any_form_and_nothing_else(tmp_path) -> None:
+    tool = {"name": "a", "parameters": {"type": "object"}}
+    listed = [[tool], {"tools": [tool]}, {"result": {"tools": [tool]}}, [{"type": "function", "function": tool}]]
+    for number, value in enumerate(listed):
+        (tmp_path / f"{number}.json").write_text(json.dumps(value))
+        assert [found.name for found in load_corpus([tmp_path / f"{number}.json"])[1]] == ["a"]
+    for value in (3, "x", None, {}, [], {"tools": 3}):
+        (tmp_path / "odd.json").write_text(json.dumps(value))
+        with pytest.raises(PetoolError):
+            load_corpus([tmp_path / "odd.json"])
 
 
 def test_tools_and_recipes_may_begin_with_a_byte_order_mark(tmp_path) -> None:

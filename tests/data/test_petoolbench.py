@@ -7,9 +7,10 @@ import zipfile
 import pytest
 from support_published import published_rows, training_row
 
-from petool_lite.data.entries import DISLIKED, LIKED, SETTINGS
+from petool_lite.data.entries import DISLIKED, LIKED, SETTINGS, Entry
 from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset
+from petool_lite.data.openai import read_tools
 from petool_lite.data.petoolbench import (
     PROMPT_FIELD,
     interaction_row,
@@ -20,6 +21,7 @@ from petool_lite.data.petoolbench import (
     published_tool,
     read_tool,
 )
+from petool_lite.prompt.render import Layout, chat_from_directory, prompt_text
 
 
 def test_every_published_entry_comes_back_byte_for_byte(open_entries) -> None:
@@ -58,6 +60,26 @@ def test_a_published_type_is_json_schema_and_comes_back(declared, schema) -> Non
     found = {key: value for key, value in tool.parameters["properties"]["x"].items() if key != "x-published"}
     assert found == schema | {"description": "what it is"}
     assert json.dumps(published_tool(tool)) == json.dumps(published)
+
+
+@pytest.mark.parametrize("kind", ["integer", "boolean", "string", None, ["integer", "null"]])
+def test_null_is_nothing_and_never_a_word(kind, smollm2) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": kind, "description": None, "default": None}}}
+    ours = {"name": "bakeries", "description": None, "parameters": schema}
+    theirs = {
+        "tool_name": "<A>.<b>.<c>", "tool_description": None, "optional_parameters": [],
+        "required_parameters": [{"name": "x", "type": None, "description": None, "default": None}],
+    }  # fmt: skip
+    chat = chat_from_directory(smollm2.directory)
+    for form in (ours, theirs):
+        entry = Entry("0", "Which loaves?", read_tools([form]))
+        row = published_tool(entry.tools[0])
+        texts = [row["tool_description"]] + [part["description"] for part in row["optional_parameters"]]
+        assert set(texts) == {""}
+        made = published_entry(entry, ["", "", ""], "rating")
+        for style in ("petool", "published"):
+            shown = prompt_text(chat, made, Layout(style, 4096))
+            assert not [word for word in ("None", '"null"') if word in shown]
 
 
 def test_a_training_row_and_a_preference_row_are_read() -> None:

@@ -32,10 +32,6 @@ def check_folds(entries, count: int) -> None:
         assert not leaks(train, test)
 
 
-def test_demo_folds_share_nothing() -> None:
-    check_folds(demo(), 4)
-
-
 def test_demo_folds_share_nothing_when_functions_have_no_number() -> None:
     entries = [replace(entry, function=None) for entry in demo()]
     dealt = folds(entries, 3, seed=0)

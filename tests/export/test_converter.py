@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from petool_lite.export import load_source, load_whole, write_targets
+from petool_lite.export import load_source, write_targets
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
 from support_gguf import LLAMA3_ROPE
@@ -167,17 +167,6 @@ def test_the_whole_chain_with_the_real_tokenizer(
     changes = {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 4, "head_dim": 64}
     directory = tiny_model(real_llama3_tokenizer, tmp_path / "Llama-3.2-0.1B-Instruct", **changes)
     check_chain(directory, tmp_path, make_adapter, llama_quantize, convert)
-
-
-@pytest.mark.slow
-def test_a_fully_tuned_model_is_what_the_converter_makes_of_its_folder(
-    tuned_full, llama_quantize, convert, tmp_path
-) -> None:
-    base = resolve_base(str(tuned_full[0]))
-    folder = shutil.copytree(tuned_full[1], tmp_path / base.directory.name)  # the converter names the model after it
-    ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
-    write_targets(load_whole(base, folder), ours, {})
-    check_types(ours, convert(folder, tmp_path / "f32.gguf", "f32", "llama-bpe"), llama_quantize, tmp_path)
 
 
 @pytest.mark.slow

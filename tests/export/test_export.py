@@ -5,7 +5,6 @@ from petool_lite.export import load_source, write_targets
 from petool_lite.export.merge import load_adapter
 from support_gguf import LLAMA3_ROPE, write_gguf
 
-from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import resolve_base
 from petool_lite.prompt.render import chat_from_directory
@@ -47,19 +46,6 @@ def test_the_merged_file_gives_the_logits_of_the_merged_model(
     found = logits_of(target, ids)
     assert found.argmax() == wanted.argmax()
     assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
-
-
-def test_a_llama_3_tokenizer_arrives_whole(small, tmp_path) -> None:
-    target = tmp_path / "model.q8_0.gguf"
-    write_targets(load_source(resolve_base(str(small))), {"q8_0": target}, {})
-    fields = gguf_fields(open_gguf(target))
-    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "llama-bpe")
-    chat = chat_from_directory(small)
-    with LlamaModel(target, vocab_only=True) as model:
-        exported = model.chat()
-        assert (exported.template, exported.eos_id, exported.bos_token) == (chat.template, chat.eos_id, chat.bos_token)
-        for text in ("12345 café's\n\n  x", "<|start_header_id|>user<|end_header_id|>\n\nhi", "日本 👋 {}}"):
-            assert exported.encode(text) == chat.encode(text)
 
 
 @pytest.mark.parametrize("name", ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)])

@@ -82,7 +82,6 @@ def test_a_configuration_that_no_file_can_hold(model, keys, told) -> None:
     ("name", "shape", "kind", "told"),
     [
         ("model.layers.0.self_attn.q_proj.bias", (256,), "bfloat16", "no tensor model.layers.0.self_attn.q_proj.bias"),
-        ("score.weight", (2, 256), "bfloat16", "no tensor score.weight"),
         ("model.norm.weight", (255,), "bfloat16", "has the shape [255], by config.json it has [256]"),
         ("model.layers.1.mlp.up_proj.weight", (512, 256), "float8_e4m3fn", "has the type F8_E4M3"),
     ],

@@ -12,7 +12,6 @@ from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.reference import Reference
 from petool_lite.export.verify import Evaluator, Trial, agreement, check_ids, check_rendering, shortfalls
-from petool_lite.export.weights import open_weights
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
@@ -36,22 +35,10 @@ def source(tuned):
     return load_source(resolve_base(str(tuned[0])), load_adapter(tuned[1]))
 
 
-def test_the_layered_model_is_the_merged_model(tuned, source) -> None:
-    import torch
-
-    with open_weights(source.tensors) as reader:
-        found = Reference(source, reader).answer_logits(rows(), quiet)
-    for row, logits in zip(rows(), found, strict=True):
-        with torch.no_grad():
-            wanted = tuned[2](torch.tensor([row.ids])).logits[0, 29:-1].numpy()
-        assert np.abs(wanted - logits).max() < 1e-4
-
-
 def decisive(source, count=6):
     """Rows on which the model is nowhere in two minds: a random one often is, and there rounding decides."""
     drawn = [replace(row, ids=row.ids[:38]) for row in rows(160)]
-    with open_weights(source.tensors) as reader:
-        found = Reference(source, reader).answer_logits(drawn, quiet)
+    found = Reference(source).answer_logits(drawn, quiet)
     gaps = [float(np.diff(np.sort(logits)[:, -2:]).min()) for logits in found]
     chosen = [index for index, gap in enumerate(gaps) if gap > 0.04][:count]
     assert len(chosen) == count
@@ -87,7 +74,8 @@ def test_agreement_is_what_its_formula_says() -> None:
 
 def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
     write_targets(source, {"q8_0": tmp_path / "a.gguf"}, {})
-    assert check_ids(tmp_path / "a.gguf", source, ["one 123", "two"]) == 2
+    texts = ["12345 café's\n\n  x", "<|start_header_id|>user<|end_header_id|>\n\nhi", "日本 👋 {}}"]
+    assert check_ids(tmp_path / "a.gguf", source, texts) == 3
     with pytest.raises(PetoolError, match="chat template or end token"):
         check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), ["one"])
     with pytest.raises(PetoolError, match="chat template or end token"):
@@ -126,8 +114,7 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
     import torch
 
     ids = [row.ids for row in rows()]
-    with open_weights(source.tensors) as reader:
-        sums = Reference(source, reader).input_squares(ids, quiet)
+    sums = Reference(source).input_squares(ids, quiet)
     assert len(sums) == 2 * 7
     seen = {}
     layer = tuned[2].model.layers[1]
@@ -150,8 +137,7 @@ def test_with_importance_the_file_is_what_the_quantizer_writes(
     tiny_model, llama3_tokenizer, llama_quantize, tmp_path, file_type
 ) -> None:
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
-    with open_weights(source.tensors) as reader:
-        sums = Reference(source, reader).input_squares([row.ids for row in rows()], quiet)
+    sums = Reference(source).input_squares([row.ids for row in rows()], quiet)
     matrix = {name: values / np.float32(count) for name, (values, count) in sums.items()}
     write_targets(source, {"bf16": tmp_path / "bf16.gguf"}, {})
     write_targets(replace(source, importance=matrix), {file_type: tmp_path / "ours.gguf"}, {})
@@ -209,10 +195,7 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     assert fields["petool_lite.version"]
     assert (folder / "Modelfile").read_text().startswith("FROM ./model.q4_k_m.gguf\n")
 
-    said = []
-    again = export_run(run, Options(("q4_k_m",), imatrix=True, level="quick"), lambda stage, *_: said.append(stage))
-    assert "using imatrix.gguf again" in said
-    assert "measuring importance" not in said
+    again = export_run(run, Options(("q4_k_m",), imatrix=True, level="quick"))
     assert again["files"][0]["sha256"] == document["files"][0]["sha256"]
 
 

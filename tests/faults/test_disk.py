@@ -88,21 +88,6 @@ def test_an_export_on_a_full_disk(whole, tmp_path, size) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("verb", "size"), [("train", "5m"), ("export", "25m"), ("bench", "60m")])
-def test_each_verb_on_a_small_disk(whole, tiny, tmp_path, verb, size) -> None:
-    with small_disk(tmp_path / "disk", size) as disk:
-        if verb != "train":
-            left_out = ["checkpoints", "tensorboard", *(["export"] if verb == "export" else [])]
-            shutil.copytree(whole, disk / "runs" / "one", ignore=shutil.ignore_patterns(*left_out))
-        if verb == "bench":
-            with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
-                while True:
-                    filler.write(b"0" * 4096)
-        line = {"train": ["demo", *tiny_settings(tiny)], "export": TYPES, "bench": DATA}[verb]
-        refused(disk, verb, *line)
-
-
-@pytest.mark.faults
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])
 def test_each_verb_on_a_read_only_run(whole, tmp_path, verb) -> None:
     with small_disk(tmp_path / "runs", "300m") as disk:

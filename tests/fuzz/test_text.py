@@ -56,17 +56,6 @@ def test_any_recipe_is_read_or_refused(recipe_file, raw) -> None:
     assert load_recipe(str(recipe_file))[1] == recipe, "what is written into the run reads back as it was"
 
 
-@cases(300)
-@given(key=st.one_of(st.sampled_from(KEYS), text), raw=text)
-def test_any_override_is_taken_or_refused(recipe_file, key, raw) -> None:
-    try:
-        _, recipe = load_recipe("demo", [f"{key}={raw}"])
-    except PetoolError:
-        return
-    recipe_file.write_text(to_toml(recipe), encoding="utf-8")
-    assert load_recipe(str(recipe_file))[1] == recipe
-
-
 def some(**optional) -> st.SearchStrategy[dict]:
     """Objects that have some of these keys."""
     return st.fixed_dictionaries({}, optional=optional)
@@ -148,20 +137,6 @@ def test_any_entry_is_read_and_rendered_or_refused(data_file, found) -> None:
     try:
         for entry in load_dataset(str(data_file)).entries:
             use(entry)
-    except PetoolError:
-        return
-
-
-@cases(200)
-@given(raw=st.one_of(st.binary(max_size=300), value.map(json.dumps).map(str.encode)))
-@example(raw=b"[" * 100_000)
-@example(raw=b'{"a":' * 100_000)
-@example(raw=b"PK\x05\x06" + b"\0" * 18)
-@example(raw=b"\x1f\x8b" + b"\0" * 18)
-def test_any_data_file_is_read_or_refused(data_file, raw) -> None:
-    data_file.write_bytes(raw)
-    try:
-        load_dataset(str(data_file))
     except PetoolError:
         return
 
