@@ -40,6 +40,16 @@ def cache_place(*parts: str) -> Path:
     return (wanted if wanted and there else cache_root()).joinpath(*parts)
 
 
+def data_root() -> Path:
+    """Where things lie that cannot be made again: petool-lite in $XDG_DATA_HOME, else in ~/.local/share.
+
+    It may be missing or read-only; without a home folder it is one that cannot be made.
+    """
+    given = Path(os.environ.get("XDG_DATA_HOME", ""))  # one that is not absolute is to be ignored, says XDG
+    home = (_home_cache() or Path(os.devnull, "no home")).parent
+    return (given if given.is_absolute() else home / ".local" / "share") / "petool-lite"
+
+
 def library_places() -> None:
     """Give the libraries that train and export what they stop without: a writable cache, and the user's name."""
     try:

@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PETOOL_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
     patch.setenv("PETOOL_LITE_RUNS", str(tmp_path_factory.mktemp("runs")))
     yield
     patch.undo()

@@ -59,6 +59,7 @@ def plain(built, tmp_path_factory):
         for part in {file.parts[0] for file in own.files or []} - {"..", "__pycache__"}:
             (folder / "site" / part).symlink_to(own.locate_file(part))
     variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(folder / "site"), "PETOOL_LITE_CACHE": str(folder)}
+    variables["XDG_DATA_HOME"] = str(folder)
 
     def run(*words: str) -> subprocess.Popen:
         line = [built / "venv" / "bin" / "petool-lite", *map(str, words)]

@@ -11,6 +11,8 @@ from petool_lite.cli.call import call
 from petool_lite.cli.data import data
 from petool_lite.cli.doctor import doctor
 from petool_lite.cli.export import export
+from petool_lite.cli.history import history
+from petool_lite.cli.rate import rate
 from petool_lite.cli.recipes import recipes
 from petool_lite.cli.runs import runs
 from petool_lite.cli.serve import serve
@@ -63,6 +65,7 @@ def main(context: click.Context) -> None:
     petool-lite export --gguf q4_k_m         one GGUF file
     petool-lite bench                        base against tuned
     petool-lite call "..." --tools T.json    one tool call
+    petool-lite rate last liked              what the user thought of it; the next call knows
     petool-lite serve                        an OpenAI-compatible server
     """
     if context.invoked_subcommand is None:
@@ -71,5 +74,5 @@ def main(context: click.Context) -> None:
         click.echo("\n".join(first_steps()))
 
 
-for _verb in (train, export, bench, call, serve, data, recipes, runs, doctor):
+for _verb in (train, export, bench, call, rate, history, serve, data, recipes, runs, doctor):
     main.add_command(_verb)

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ decoding_option = click.option(
     help="Only calls of the offered tools by their schemas; or anything.",
 )
 trim_option = click.option("--trim-history", is_flag=True, help="Let old history go where the prompt is too long.")
+store_option = click.option(
+    "--store/--no-store",
+    default=True,
+    show_default=True,
+    help="Keep what a user did, and read what bears on the tools.",
+)
 
 
 def chosen_model(name: str | None) -> Path:
@@ -53,8 +61,12 @@ def chosen_model(name: str | None) -> Path:
     help="Everything in one JSON object: query, tools, history; messages, tools; or a published entry. - reads stdin.",
 )
 @click.option(
-    "--user", default=None, metavar="NAME", help="Keep what was read for this user on disk for the next call."
+    "--user",
+    default=None,
+    metavar="NAME",
+    help="Whose call it is: kept, read for the next one, and rated with `petool-lite rate`.",
 )
+@store_option
 @click.option("--setting", type=SETTING, default=None, help="PEToolBench: which prompt; the model's own if not given.")
 @decoding_option
 @click.option("--required", is_flag=True, help="Call a tool even where none may fit.")
@@ -79,20 +91,27 @@ def call(**options: Any) -> None:
     from petool_lite.inference.call import AUTO, REQUIRED, CallOptions, ToolCaller
     from petool_lite.inference.parse import CallFailure
     from petool_lite.inference.request import row_entry
+    from petool_lite.memory.store import Memory, record_of
 
-    request = _request(options)
+    request, user, identity = _request(options), options["user"], uuid.uuid4().hex[:12]
+    memory = Memory() if options["store"] and user is not None else None
     with ToolCaller(chosen_model(options["model"]), options["n_ctx"]) as caller:
-        entry = row_entry(request, options["setting"] or caller.trained_setting)
+        asked = row_entry(request, options["setting"] or caller.trained_setting)
+        entry = memory.recalled(user, asked) if memory else asked
         same = ("decoding", "setting", "trim_history", "explain", "reply_tokens", "at_least")
         choice = REQUIRED if options["required"] else AUTO
         chosen = CallOptions(choice=choice, **{name: options[name] for name in same})
+        if len(entry.history) > len(asked.history):
+            chosen = replace(chosen, trim_history=True)
         try:
-            reply = caller.call_entry(entry, options["user"], chosen)
+            reply = caller.call_entry(entry, user, chosen)
         except CallFailure as failure:
             if options["as_json"]:
                 print(json.dumps({"failure": failure.kind, "error": failure.message, "reply": failure.reply}))
             raise
-    _show_call(reply, options)
+    made = record_of(identity, user, asked, reply.answer, reply.confidence)
+    kept = memory is not None and not reply.unsure and memory.add(made)
+    _show_call(reply, options, identity if kept else None)
 
 
 def _request(options: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +144,7 @@ def _read_json(name: str, option: str) -> Any:
     return parse_json(text, f"{option}: {place}")
 
 
-def _show_call(reply: Any, options: dict[str, Any]) -> None:
+def _show_call(reply: Any, options: dict[str, Any], identity: str | None) -> None:
     from dataclasses import asdict
 
     from petool_lite.console import print_json, say
@@ -137,6 +156,8 @@ def _show_call(reply: Any, options: dict[str, Any]) -> None:
     if options["explain"]:
         for line in explanation(reply.candidates):
             say(line)
+    if identity:
+        say(f"kept as {identity}; what did you think of it? petool-lite rate last liked")
     call = reply.answer if isinstance(reply.answer, Call) else None
     if not options["as_json"]:
         click.echo(reply.question if reply.unsure else call.to_json() if call else reply.answer)
@@ -146,7 +167,7 @@ def _show_call(reply: Any, options: dict[str, Any]) -> None:
     answer = {"status": reply.status, **answer, "confidence": reply.confidence}
     facts = {"history_dropped": reply.history_dropped, "saved_bytes": reply.saved_bytes, "notes": list(reply.notes)}
     candidates = [asdict(candidate) for candidate in reply.candidates]
-    print_json({**answer, "timings": reply.timings, **facts, "candidates": candidates})
+    print_json({"id": identity, **answer, "timings": reply.timings, **facts, "candidates": candidates})
 
 
 def explanation(candidates: Any) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from petool_lite.cli.call import chosen_model, context_option, decoding_option, model_option, trim_option
+from petool_lite.cli.call import chosen_model, context_option, decoding_option, model_option, store_option, trim_option
 
 
 @click.command()
@@ -29,8 +29,9 @@ from petool_lite.cli.call import chosen_model, context_option, decoding_option, 
 @decoding_option
 @trim_option
 @context_option
+@store_option
 def serve(**options: Any) -> None:
-    """Serve /v1/chat/completions, /v1/responses, /v1/models and /health for OpenAI clients."""
+    """Serve /v1/chat/completions, /v1/responses, /v1/feedback, /v1/models and /health for OpenAI clients."""
     from petool_lite.serve import ServeSettings, run
 
     run(ServeSettings(**options | {"model": chosen_model(options["model"])}))

@@ -28,7 +28,8 @@ from petool_lite.text import decode_text, parse_json, parse_json_lines
 
 FORMS = (
     "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, hub:OWNER/NAME[/FILE], "
-    "simulated:COUNT:FILES (calls and tool lists, such as logs/*.jsonl); several with their copies: A + 4 * B"
+    "simulated:COUNT:FILES (calls and tool lists, such as logs/*.jsonl); history:USER, history:* (what was liked); "
+    "several with their copies: A + 4 * B"
 )
 KNOWN = "OpenAI messages with tools, Hermes or ShareGPT conversations, xLAM query/tools/answers, PEToolBench entries"
 
@@ -53,7 +54,9 @@ def source_sha256(source: str) -> str:
         return _joint(f"{times} * {source_sha256(part)}" for times, part in parts)
     if source.startswith("simulated:"):
         count, paths = _corpus(source)
-        return _joint([count, *(source_sha256(str(path)) for path in paths)])
+        return _joint([count, *(source_sha256(path) for path in paths)])
+    if source.startswith("history:"):
+        return _read(source)[1]
     return hashlib.sha256(_bytes(source)[0]).hexdigest()
 
 
@@ -112,13 +115,15 @@ def _mixture(source: str, setting: str, skip_bad: bool) -> Dataset:
     return Dataset(source, source_sha256(source), tuple(entries), total, tuple(bad))
 
 
-def _corpus(source: str) -> tuple[int, list[Path]]:
+def _corpus(source: str) -> tuple[int, list[str]]:
     """How many entries are asked for, and the files to simulate them from."""
     _, _, rest = source.partition(":")
     count, _, names = rest.partition(":")
     if not (count.isascii() and count.isdigit() and 0 < int(count[:9]) < 10**7 and names):
         raise PetoolError(f"unknown simulated data: {source}", "write simulated:COUNT:FILES, such as logs/*.jsonl")
-    paths = [Path(path) for name in names.split(",") for path in sorted(glob(str(Path(name.strip()).expanduser())))]
+    paths: list[str] = []
+    for name in map(str.strip, names.split(",")):
+        paths += [name] if name.startswith("history:") else sorted(glob(str(Path(name).expanduser())))
     if not paths:
         raise PetoolError(f"no file matches {names}", "write simulated:COUNT:FILES, such as logs/*.jsonl")
     return int(count), paths
@@ -129,7 +134,8 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
     calls: list[Example] = []
     tools: list[Tool] = []
     for path in paths:
-        value = _value(_text(str(path))[0], str(path))
+        own = str(path).startswith("history:")
+        value = None if own else _value(_text(str(path))[0], str(path))
         first = value[0] if isinstance(value, list) and value else value
         row = not isinstance(first, Mapping) or openai.is_row(first) or petoolbench.is_row(first)
         if not row and {"name", "function", "tool_name", "tools", "result"} & first.keys():
@@ -217,6 +223,11 @@ def _read(source: str) -> tuple[list[Any], str]:
     if source.startswith("simulated:"):
         count, paths = _corpus(source)
         return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
+    if source.startswith("history:"):
+        from petool_lite.memory.lines import training_rows
+
+        rows = training_rows(source)
+        return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     text, digest = _text(source)
     value = _value(text, source) if text.strip() else []
     if isinstance(value, dict) and (openai.is_row(value) or petoolbench.is_row(value) or "query" in value):

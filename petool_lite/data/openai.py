@@ -104,6 +104,10 @@ def entry_line(entry: Entry) -> dict[str, Any]:
         messages.append({"role": "assistant", "content": entry.answer})
     line: dict[str, Any] = {"messages": messages, "tools": [tool_json(tool) for tool in entry.tools]}
     line |= {"accept": [{entry.accepted.name: dict(entry.accepted.values)}]} if entry.accepted else {}
+    if entry.rejected is not None:
+        wrong = entry.rejected
+        text = {"role": "assistant", "content": wrong}
+        line["rejected"] = _call_message(wrong, "rejected") if isinstance(wrong, Call) else text
     return line | ({"kind": entry.kind} if entry.kind else {})
 
 
@@ -212,7 +216,8 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     *before, last = messages
     accepted = _accepted(row.get("accept"), tools)
     if isinstance(last, Mapping) and last.get("role") == "assistant":
-        answer = _answer(_message(last, f"messages[{len(before)}]"), len(before))
+        where = f"messages[{len(before)}]"
+        answer = _answer(_message(last, where), where)
     elif "accept" in row:  # a test that lists what may be answered
         before, answer = messages, _first_accepted(accepted) if accepted else NO_TOOL
     else:
@@ -220,8 +225,10 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     entry = conversation(before, tools, identity)
     if not entry.query and not entry.turns:
         raise Fault("messages", "a user's message before the answer")
-    kind = row.get("kind")
-    return replace(entry, answer=answer, accepted=accepted, kind=kind if isinstance(kind, str) else None)
+    wrong = row.get("rejected")  # an assistant's message, as the answer is
+    rejected = None if wrong is None else _answer(_message(wrong, "rejected"), "rejected")
+    kind = row.get("kind") if isinstance(row.get("kind"), str) else None
+    return replace(entry, answer=answer, rejected=rejected, accepted=accepted, kind=kind)
 
 
 def _accepted(value: Any, tools: Sequence[Tool]) -> Accepted | None:
@@ -257,15 +264,15 @@ def _first(value: Any) -> Any:
     return [_first(item) for item in value] if isinstance(value, list) else value
 
 
-def _answer(message: Mapping[str, Any], index: int) -> Answer:
+def _answer(message: Mapping[str, Any], where: str) -> Answer:
     calls = message.get("tool_calls") or []
     if len(calls) > 1:
-        raise Fault(f"messages[{index}].tool_calls", f"one call, found {len(calls)}")
+        raise Fault(f"{where}.tool_calls", f"one call, found {len(calls)}")
     if calls:
         made = calls[0]["function"]
-        return Call(made["name"], arguments(made["arguments"], f"messages[{index}].tool_calls[0].function.arguments"))
+        return Call(made["name"], arguments(made["arguments"], f"{where}.tool_calls[0].function.arguments"))
     if not message["content"].strip():
-        raise Fault(f"messages[{index}]", "a call or a text, found neither")
+        raise Fault(where, "a call or a text, found neither")
     return str(message["content"])
 
 

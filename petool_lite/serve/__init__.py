@@ -1,7 +1,8 @@
 """`serve`: an OpenAI-compatible server for tool calls, on this machine's loopback unless told otherwise.
 
-POST /v1/chat/completions and /v1/responses, GET /v1/models and /health. A request goes one way: `routes` lets it in,
-`requests` reads it, `queue` takes it to the engine and hears when its client leaves, `respond` writes the answer.
+POST /v1/chat/completions, /v1/responses and /v1/feedback, GET /v1/models and /health. A request goes one way: `routes`
+lets it in, `requests` reads it, `queue` takes it to the engine and hears when its client leaves, `respond` writes the
+answer; what a user did is kept by `memory`.
 """
 
 import ipaddress
@@ -35,6 +36,7 @@ class ServeSettings:
     n_ctx: int = 0
     decoding: str = "constrained"
     trim_history: bool = False
+    store: bool = True  # what users with a name did is kept and read for their next request
 
 
 def is_loopback(host: str) -> bool:
@@ -49,6 +51,7 @@ def is_loopback(host: str) -> bool:
 
 def run(settings: ServeSettings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises PetoolError for what cannot be served, or not without an API key."""
+    from petool_lite.memory.store import Memory
     from petool_lite.serve.queue import RequestQueue
     from petool_lite.serve.routes import application
 
@@ -59,6 +62,7 @@ def run(settings: ServeSettings) -> None:
             "set PETOOL_LITE_API_KEY, or serve on 127.0.0.1",
             USAGE,
         )
+    memory = Memory() if settings.store else None
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listener = socket.create_server((settings.host, settings.port), family=family)
@@ -73,7 +77,7 @@ def run(settings: ServeSettings) -> None:
             queue.engine.start()
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             say(f"serving {settings.model.name} at http://{host}:{listener.getsockname()[1]}/v1 (Ctrl-C ends)")
-            _server(application(queue), queue).run(sockets=[listener])
+            _server(application(queue, memory), queue).run(sockets=[listener])
         except KeyboardInterrupt:
             pass
         finally:

@@ -62,7 +62,9 @@ class RequestQueue:
         """Run the engine's blocking calls on a thread; cancelled, wait until the engine has heard of it."""
         loop = asyncio.get_running_loop()
         own = self.settings
-        options = replace(request.options, decoding=own.decoding, trim_history=own.trim_history)
+        options = replace(
+            request.options, decoding=own.decoding, trim_history=own.trim_history or request.options.trim_history
+        )
 
         def work() -> None:
             try:

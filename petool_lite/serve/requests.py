@@ -1,7 +1,7 @@
 """OpenAI's requests, of chat completions and of responses, as one `Request` for the engine.
 
 Null means absent. What this server does not do is refused by the field's name; what changes nothing, since decoding is
-greedy and nothing is stored, is accepted and named in the answer.
+greedy, is accepted and named in the answer.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "prompt": (),
 }
 _KNOWN = ("model", "messages", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "user",
-          "history", "at_least", "max_tokens", "max_completion_tokens", "max_output_tokens", "text",
+          "history", "at_least", "max_tokens", "max_completion_tokens", "max_output_tokens", "text", "store",
           *_ONLY)  # fmt: skip
 
 
@@ -50,12 +50,17 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it was read; `unused` names the fields that changed nothing."""
+    """A request as it was read; `unused` names the fields that changed nothing.
+
+    It `remembers` where it is of a user with a name and does not say `store: false`: what was done earlier is read, and
+    the answer kept.
+    """
 
     request: Request
     stream: bool
     usage: bool
     unused: tuple[str, ...]
+    remembers: bool = False
 
 
 def read_chat(body: Mapping[str, Any]) -> Asked:
@@ -107,8 +112,10 @@ def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
     user = _get(body, "user", str | int, "a text")
     asked = CallOptions(choice=choice, only=only, reply_tokens=_limit(body, limit), at_least=_at_least(body))
     request = Request(entry, asked, None if user is None else str(user))
-    unused = tuple(name for name, value in body.items() if name not in _KNOWN and value is not None)
-    return Asked(request, bool(_get(body, "stream", bool, "true or false")), bool(usage), unused)
+    known = _KNOWN if user is not None else [name for name in _KNOWN if name != "store"]
+    unused = tuple(name for name, value in body.items() if name not in known and value is not None)
+    remembers = user is not None and _get(body, "store", bool, "true or false") is not False
+    return Asked(request, bool(_get(body, "stream", bool, "true or false")), bool(usage), unused, remembers)
 
 
 def _get(body: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:

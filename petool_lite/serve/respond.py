@@ -225,7 +225,7 @@ class Responses(Form):
         return {
             "id": f"resp_{self.identity}", "object": "response", "created_at": self.created, "status": status,
             "error": None, "incomplete_details": None, "instructions": None, "metadata": {}, "model": self.model,
-            "output": [], "parallel_tool_calls": False, "previous_response_id": None, "store": False,
+            "output": [], "parallel_tool_calls": False, "previous_response_id": None, "store": self.asked.remembers,
             "temperature": 0.0, "top_p": 1.0, "text": {"format": {"type": "text"}}, "tool_choice": choice, "tools": [],
             "truncation": "disabled", "usage": None, "max_output_tokens": asked.reply_tokens,
         }  # fmt: skip

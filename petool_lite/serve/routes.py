@@ -3,9 +3,16 @@
 import asyncio
 import hmac
 import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from petool_lite.data.entries import nested_beyond
+from petool_lite.data.entries import Call, nested_beyond
+from petool_lite.errors import PetoolError
+from petool_lite.inference.worker import Event
+from petool_lite.inference.worker import Request as EngineRequest
+from petool_lite.memory.database import Unwritable
+from petool_lite.memory.store import VERDICTS, Memory, record_of
 from petool_lite.serve.queue import RequestQueue
 from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
 from petool_lite.serve.respond import Chat, Form, Responses, respond
@@ -18,8 +25,8 @@ _FORMS: dict[str, tuple[Any, type[Form]]] = {
 }
 
 
-def application(queue: RequestQueue) -> Any:
-    """The Starlette application over `queue`."""
+def application(queue: RequestQueue, memory: Memory | None = None) -> Any:
+    """The Starlette application over `queue`; without a `memory` no user's calls are kept or read."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -44,12 +51,28 @@ def application(queue: RequestQueue) -> Any:
         _authorize(request, settings.api_key)
         read, form = _FORMS[request.url.path]
         asked: Asked = read(await _body(request, settings.max_mb * 2**20))
+        plain, user = asked.request, str(asked.request.user)
+        if memory is None or memory.store is None:
+            asked = replace(asked, remembers=False)
+        elif asked.remembers:
+            entry = await asyncio.to_thread(memory.recalled, user, plain.entry)
+            trims = len(entry.history) > len(plain.entry.history)  # what is recalled never makes a prompt too long
+            options = replace(plain.options, trim_history=trims)
+            asked = replace(asked, request=replace(plain, entry=entry, options=options))
 
         async def left() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        return await respond(queue.events(asked.request, left), form(asked, name))
+        made, events = form(asked, name), queue.events(asked.request, left)
+        if memory is not None and asked.remembers:
+            events = _kept(events, made, plain, memory)
+        return await respond(events, made)
+
+    async def feedback(request: Request) -> Any:
+        _authorize(request, settings.api_key)
+        body = await _body(request, settings.max_mb * 2**20)
+        return JSONResponse(await asyncio.to_thread(_rated, body, memory))
 
     async def refuse(request: Request, error: Exception) -> Any:
         assert isinstance(error, Refusal)
@@ -60,12 +83,44 @@ def application(queue: RequestQueue) -> Any:
     return Starlette(
         routes=[
             *(Route(path, answer, methods=["POST"]) for path in _FORMS),
+            Route("/v1/feedback", feedback, methods=["POST"]),
             Route("/v1/models", models),
             Route("/health", health),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
         exception_handlers={Refusal: refuse},
     )
+
+
+async def _kept(
+    events: AsyncIterator[Event], made: Form, request: EngineRequest, memory: Memory
+) -> AsyncIterator[Event]:
+    """The events, the last one when the answer is kept: its client may rate it at once. A question is not kept."""
+    async for event in events:
+        kind, facts = event
+        if kind == "done" and facts["status"] != "ask":
+            answer = made.text if made.name is None else Call(made.name, json.loads(made.arguments or "{}"))
+            record = record_of(made.identity, str(request.user), request.entry, answer, facts["confidence"])
+            await asyncio.to_thread(memory.add, record)
+        yield event
+
+
+def _rated(body: Mapping[str, Any], memory: Memory | None) -> dict[str, Any]:
+    """Give the call of a reply's id its verdict; with a `user` only where it is this user's."""
+    identity, verdict, user = (body.get(name) for name in ("id", "verdict", "user"))
+    if not isinstance(identity, str):
+        raise Refusal(400, "id: expected the id of a reply", "id")
+    if verdict not in VERDICTS:
+        raise Refusal(400, f"verdict: expected {' or '.join(VERDICTS)}", "verdict")
+    if memory is None or memory.store is None:
+        raise Refusal(404, "this server keeps no calls", "id", "not_found_error")
+    try:
+        memory.store.find(identity, None if user is None else str(user), verdict)
+    except Unwritable as error:
+        raise Refusal(503, error.message, kind="server_error") from error
+    except PetoolError as error:
+        raise Refusal(404, error.message, "id", "not_found_error") from error
+    return {"object": "feedback", "id": identity, "verdict": verdict}
 
 
 def _authorize(request: Any, key: str | None) -> None:

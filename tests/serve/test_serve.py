@@ -105,6 +105,7 @@ def test_the_official_client_gets_a_tool_call_for_a_whole_conversation(client) -
         "messages": used + ASK,
         "tools": TOOLS,
         "user": "ann",
+        "store": False,
         "parallel_tool_calls": True,
         "seed": 1,
     }
