@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from support import own_runs, rows_of, tiny_settings, train_demo
 
+from petool_lite.data.files import load_dataset
+from petool_lite.data.openai import entry_messages, tool_json
+from petool_lite.prompt.render import Layout, chat_from_directory, prompt_text
+
 
 def test_a_run_explains_itself(trained, tiny) -> None:
     manifest = json.loads((trained / "manifest.json").read_text())
@@ -30,6 +34,16 @@ def test_any_peft_user_can_load_the_adapter(trained, tiny) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     tuned = PeftModel.from_pretrained(model, trained / "adapter")
     assert any("lora_B" in name and parameter.abs().max() > 0 for name, parameter in tuned.named_parameters())
+
+
+def test_the_adapter_brings_the_template_that_it_was_trained_on(trained, tiny) -> None:
+    from transformers import AutoTokenizer
+
+    entry = load_dataset("demo:train:20").entries[3]
+    tokenizer = AutoTokenizer.from_pretrained(trained / "adapter")
+    tools = [tool_json(tool) for tool in entry.tools]
+    text = tokenizer.apply_chat_template(entry_messages(entry), tools=tools, tokenize=False, add_generation_prompt=True)
+    assert text == prompt_text(chat_from_directory(tiny), entry, Layout("petool", 8192, "trim-history"))
 
 
 def test_export_then_bench_through_the_command_line(trained, command) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config
 from petool_lite.errors import MACHINE, PetoolError, first_line
+from petool_lite.families import chat_template
 from petool_lite.models import Base
+from petool_lite.prompt.render import exported_template
 from petool_lite.recipe import Recipe
 from petool_lite.train.attention import PACKED, offer_to_transformers, teach
 from petool_lite.train.devices import arithmetic, own_device
@@ -160,6 +162,13 @@ def save_trained(model: Any, folder: Path, base: Base) -> None:
     config = json.loads((folder / CONFIG).read_text())
     config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there
     (folder / CONFIG).write_text(json.dumps(config, indent=2))
+
+
+def save_tokenizer(folder: Path, base: Base, style: str) -> None:
+    """Write the base's tokenizer to an adapter's `folder`, with the chat template of the prompts it was trained on."""
+    for path in {path for pattern in _TOKENIZER for path in base.directory.glob(pattern)}:
+        shutil.copy(path, folder / path.name)
+    (folder / "chat_template.jinja").write_text(exported_template(chat_template(base.directory), style))
 
 
 def _save_whole(model: Any, folder: Path, base: Base) -> None:

@@ -22,7 +22,7 @@ from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, ve
 from petool_lite.train import devices, evaluate, records
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
 from petool_lite.train.evaluate import EvaluationSet, best_folder, best_score, load_evaluation_set
-from petool_lite.train.load import load_model, save_trained
+from petool_lite.train.load import load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
@@ -142,6 +142,8 @@ def _complete(job: Job, model: Any, step: int) -> None:
             save_trained(model, folder, base)
         else:
             shutil.copytree(best_folder(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
+        if planned.recipe.train.method == "lora":  # a whole model may be a base again, with its own template
+            save_tokenizer(folder, base, data.style)
     made_from = {
         "name": job.name,
         "recipe": asdict(planned.recipe),

@@ -60,9 +60,9 @@ def test_the_second_time_comes_from_the_cache_and_a_change_does_not(smollm2, tmp
 def test_the_cache_knows_all_code_that_makes_rows() -> None:
     """What rendering and reading import, however far down, is part of the key: else old rows outlive a change."""
     folder = Path(petool_lite.__file__).parent
-    # what decides no id: words for errors and progress, where files lie, and generated data, whose bytes are hashed
+    # what decides no id: words for errors and progress, where files lie, and what makes rows whose bytes are hashed
     other = {f"{name}.py" for name in ("errors", "console", "models", "recipe", "runs", "gguf_header", "places")}
-    other |= {"data/demo.py", "data/fetch.py"}
+    other |= {"data/demo.py", "data/fetch.py", "memory/lines.py"}
     found, waiting = {"prompt/petool.jinja"}, ["prompt/prepare.py"]
     while waiting:
         name = waiting.pop()
