@@ -216,6 +216,9 @@ def _scores_table(document: Mapping[str, Any]) -> Table:
     return Table("scores", f"Scores by {' and '.join(scorers)}", columns, rows, notes)
 
 
+_ENOUGH = 100  # entries from which a calibration error says something
+
+
 def _notes(item: Mapping[str, Any]) -> Iterator[str]:
     """What is to be said of a variant's scores."""
     if item["partial"]:
@@ -223,10 +226,11 @@ def _notes(item: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{item[key]:,} {words}" for key, words in _COUNTED.items() if item[key])
     if item["cut_line"]:
         yield f"the last line of {item['results']} was cut and is left out"
-    if sure := item["calibration"]:
+    sure = item["calibration"]
+    if sure and item["n"] >= _ENOUGH:
         yield (
-            f"the chosen tool's probability is off by {sure['ece']:.3f} (expected calibration error); on half of the "
-            f"functions by {sure['ece_fitted']:.3f} with the other half's temperature, {sure['temperature']:.2f}"
+            f"its confidence is off by {100 * sure['ece']:.0f} points (expected calibration error), on half of the "
+            f"functions by {100 * sure['ece_fitted']:.0f} with the other half's temperature, {sure['temperature']:.2f}"
         )
 
 
