@@ -9,7 +9,10 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
@@ -32,7 +35,7 @@ LAYOUTS = {"published": 1, "petool": 1}
 CALL_START, CALL_END = "<tool_call>\n", "\n</tool_call>"  # around a call, as Hermes writes it
 _BOUNDARY = "{#- petool-lite: the base's own template #}"
 _LONGEST = 400  # characters of a description in petool.jinja
-_BATCH = 128  # rows tokenized together
+_BATCH = 32  # rows tokenized together, and rendered by one process before it looks whether to stop
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,64}\|>")  # how chat models write their control tokens
 
 
@@ -309,16 +312,26 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
         return
     global _forked
     _forked = (chat, layout, pairs)  # a compiled template cannot be sent, but forked
-    with multiprocessing.get_context("fork").Pool(cores, _one_thread) as pool:
-        for rows in pool.imap(_rendered_there, batches):
+    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _as_worker)
+    try:
+        for rows in pool.map(_rendered_there, batches):
             yield from rows
+    except BrokenProcessPool as error:
+        raise PetoolError(
+            "a process that renders rows was ended from outside", "free some memory, try again"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # at once, also where nobody wants the rest
 
 
 _forked: tuple[Chat, Layout, bool] | None = None
 
 
-def _one_thread() -> None:
+def _as_worker() -> None:
+    """One thread; Ctrl-C is for the process that started this one, which ends it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _rendered_there(batch: Sequence[Entry]) -> list[Example | None]:
