@@ -137,8 +137,9 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
         own = str(path).startswith("history:")
         value = None if own else _value(_text(str(path))[0], str(path))
         first = value[0] if isinstance(value, list) and value else value
-        row = not isinstance(first, Mapping) or openai.is_row(first) or petoolbench.is_row(first)
-        if not row and {"name", "function", "tool_name", "tools", "result"} & first.keys():
+        keys = {"name", "function", "tool_name", "tools", "result"}  # of a tool, or around a list of them
+        row = openai.is_row(first) or petoolbench.is_row(first) if isinstance(first, Mapping) else True
+        if isinstance(first, Mapping) and not row and keys & first.keys():
             tools += load_tools(str(path))
         else:
             calls += examples_of(load_dataset(str(path), skip_bad=skip_bad).entries)
