@@ -138,8 +138,8 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
         value = None if own else _value(_text(str(path))[0], str(path))
         first = value[0] if isinstance(value, list) and value else value
         keys = {"name", "function", "tool_name", "tools", "result"}  # of a tool, or around a list of them
-        row = openai.is_row(first) or petoolbench.is_row(first) if isinstance(first, Mapping) else True
-        if isinstance(first, Mapping) and not row and keys & first.keys():
+        names = first.keys() if isinstance(first, Mapping) else set()
+        if keys & names and not (openai.is_row(first) or petoolbench.is_row(first)):
             tools += load_tools(str(path))
         else:
             calls += examples_of(load_dataset(str(path), skip_bad=skip_bad).entries)
