@@ -129,17 +129,23 @@ def _corpus(source: str) -> tuple[int, list[str]]:
     return int(count), paths
 
 
+def _is_tools(source: str) -> bool:
+    """Whether a source is a list of tools, or an MCP result with one, and not a log of calls."""
+    if source.startswith("history:"):
+        return False
+    value = _value(_text(source)[0], source)
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, Mapping) or openai.is_row(first) or petoolbench.is_row(first):
+        return False
+    return bool({"name", "function", "tool_name", "tools", "result"} & first.keys())
+
+
 def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[list[Example], list[Tool]]:
     """The calls of the files, and the tools of those that are lists of tools."""
     calls: list[Example] = []
     tools: list[Tool] = []
     for path in paths:
-        own = str(path).startswith("history:")
-        value = None if own else _value(_text(str(path))[0], str(path))
-        first = value[0] if isinstance(value, list) and value else value
-        keys = {"name", "function", "tool_name", "tools", "result"}  # of a tool, or around a list of them
-        names = first.keys() if isinstance(first, Mapping) else set()
-        if keys & names and not (openai.is_row(first) or petoolbench.is_row(first)):
+        if _is_tools(str(path)):
             tools += load_tools(str(path))
         else:
             calls += examples_of(load_dataset(str(path), skip_bad=skip_bad).entries)
