@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from petool_lite.data.entries import Tool, properties, required
+from petool_lite.data.words import split_name
 
 _ASKED = (
     "{what}", "{what}, please", "I need {what}", "I want {what}", "show me {what}", "I'm looking for {what}",
@@ -51,9 +52,8 @@ def described(tool: Tool, values: Mapping[str, Sequence[str]], rng: Random) -> t
 
 
 def _said(name: str, value: Any, rng: Random) -> str:
-    words = " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)).lower() or name
     text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-    return rng.choice(_STATED).format(name=words, value=text)
+    return rng.choice(_STATED).format(name=" ".join(split_name(name)), value=text)
 
 
 def _value(name: str, schema: Any, values: Mapping[str, Sequence[str]], rng: Random) -> Any:
@@ -71,6 +71,5 @@ def _value(name: str, schema: Any, values: Mapping[str, Sequence[str]], rng: Ran
         return found if kind == "integer" or rng.random() < 0.6 or found + 0.5 > most else found + 0.5
     if kind != "string":
         return None
-    last = re.findall(r"[a-z]+|[A-Z][a-z]*", name)
-    own = values.get(last[-1].lower()) if last else None
+    own = values.get(split_name(name)[-1])
     return rng.choice(own or values[rng.choice(list(values))]) if values else None

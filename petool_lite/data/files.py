@@ -106,13 +106,14 @@ def _joint(digests: Iterable[Any]) -> str:
 def _mixture(source: str, setting: str, skip_bad: bool) -> Dataset:
     """The entries of several sources, each as often as it says; ids tell source and copy."""
     entries: list[Entry] = []
-    total, bad = 0, list[str]()
+    total, bad, digests = 0, list[str](), list[str]()
     for number, (times, part) in enumerate(_parts(source)):
         one = load_dataset(part, setting, skip_bad)
+        digests.append(f"{times} * {one.sha256}")
         total, bad = total + times * one.total, [*bad, *one.bad]
         for copy in range(times):
             entries += (replace(entry, id=f"{number}-{copy}:{entry.id}") for entry in one.entries)
-    return Dataset(source, source_sha256(source), tuple(entries), total, tuple(bad))
+    return Dataset(source, _joint(digests), tuple(entries), total, tuple(bad))
 
 
 def _corpus(source: str) -> tuple[int, list[str]]:

@@ -28,7 +28,7 @@ from petool_lite.data.entries import (
     required,
 )
 from petool_lite.data.schema import value_faults
-from petool_lite.data.words import AREAS, FIRST, LAST, SAME, SMALL_TALK, SYNONYMS
+from petool_lite.data.words import AREAS, FIRST, LAST, SAME, SMALL_TALK, SYNONYMS, split_name
 from petool_lite.errors import PetoolError
 
 _LIGHT = frozenset(word for words in SAME for word in words.split())  # words that say nothing of what is done to what
@@ -78,15 +78,10 @@ class _Owner:
 
     def named(self, tool: Tool, rng: Random) -> str:
         """This provider's name for a tool of the corpus: other words of the same meaning, joined in its own style."""
-        words = [rng.choice(SYNONYMS.get(word, (word,))) if rng.random() < 0.5 else word for word in _split(tool.name)]
+        words = [
+            rng.choice(SYNONYMS.get(word, (word,))) if rng.random() < 0.5 else word for word in split_name(tool.name)
+        ]
         return self.form.format(name=_joined([part for word in words for part in word.split("_")], self.style))
-
-
-def _split(name: str) -> list[str]:
-    """The lower-case words of what a tool is called."""
-    api = name.split(">.<")[-1].rstrip(">") if name.startswith("<") else re.split(r"__|[./]", name)[-1]
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+", api)
-    return [word.lower() for word in words] or ["tool"]
 
 
 def _joined(words: Sequence[str], style: int) -> str:
@@ -239,7 +234,7 @@ def _values(examples: Sequence[Example]) -> dict[str, list[str]]:
     for example in examples:
         for name, value in example.arguments.items():
             if isinstance(value, str) and 0 < len(value) <= 40 and _stated(value, example.query):
-                found.setdefault(_split(name)[-1], {})[value] = None
+                found.setdefault(split_name(name)[-1], {})[value] = None
     return {word: list(values) for word, values in found.items()}
 
 
@@ -254,7 +249,9 @@ def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rn
         if not free or rng.random() < 0.5 or not _stated(value, query):
             continue
         if isinstance(value, str):
-            new: Any = value if any(map(str.isdigit, value)) else rng.choice(values.get(_split(name)[-1]) or [value])
+            new: Any = (
+                value if any(map(str.isdigit, value)) else rng.choice(values.get(split_name(name)[-1]) or [value])
+            )
         else:
             new = type(value)(re.sub(r"\d", lambda _: rng.choice("123456789"), str(value)))
         if str(new) not in query and len(str(new)) <= 60:
@@ -297,7 +294,7 @@ def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
         return {}
     style = rng.randrange(4)
     made = {
-        name: _joined(_split(name), style) if rng.random() < 0.8 else f"arg{index + 1}"
+        name: _joined(split_name(name), style) if rng.random() < 0.8 else f"arg{index + 1}"
         for index, name in enumerate(names)
     }
     return made if len(set(made.values())) == len(names) else {}
@@ -309,7 +306,7 @@ def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random
     for name, schema in properties(tool).items():
         new = renaming.get(name, name)
         silent = new.startswith("arg") and new != name and isinstance(schema, Mapping) and not schema.get("description")
-        described[new] = {**schema, "description": " ".join(_split(name))} if silent else schema
+        described[new] = {**schema, "description": " ".join(split_name(name))} if silent else schema
     needed = {"required": [renaming.get(name, name) for name in required(tool)]} if required(tool) else {}
     return Tool(owner.named(tool, rng), tool.description, {**tool.parameters, "properties": described, **needed})
 

@@ -1,4 +1,6 @@
-"""Words that simulated users and their tools are made of."""
+"""Words that simulated users and their tools are made of, and how names are split into words."""
+
+import re
 
 FIRST = """
 Amber Apex Atlas Aqua Bright Cedar Clear Cobalt Coral Delta Echo Ember Falcon Fern Global Harbor Helio Iris Juniper
@@ -27,3 +29,10 @@ Say hello in Finnish.|How old is the universe?|Cheer me up.|Is a tomato a fruit?
 Summarize the plot of Hamlet.|Why is the sea salty?|Sing me a song.|No, thanks.|Give me a riddle.|Do you dream?
 """
 SMALL_TALK = tuple(line for row in _SAID.split("\n") for line in row.split("|") if line)
+
+
+def split_name(name: str) -> list[str]:
+    """The lower-case words of what a tool or a parameter is called, in their order."""
+    api = name.split(">.<")[-1].rstrip(">") if name.startswith("<") else re.split(r"__|[./]", name)[-1]
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+", api)
+    return [word.lower() for word in words] or ["tool"]

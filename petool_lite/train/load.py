@@ -166,8 +166,7 @@ def save_trained(model: Any, folder: Path, base: Base) -> None:
 
 def save_tokenizer(folder: Path, base: Base, style: str) -> None:
     """Write the base's tokenizer to an adapter's `folder`, with the chat template of the prompts it was trained on."""
-    for path in {path for pattern in _TOKENIZER for path in base.directory.glob(pattern)}:
-        shutil.copy(path, folder / path.name)
+    _copy_tokenizer(folder, base)
     (folder / "chat_template.jinja").write_text(exported_template(chat_template(base.directory), style))
 
 
@@ -184,6 +183,10 @@ def _save_whole(model: Any, folder: Path, base: Base) -> None:
     config = json.loads((base.directory / "config.json").read_text())
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _copy_tokenizer(folder, base)
+
+
+def _copy_tokenizer(folder: Path, base: Base) -> None:
     for path in {path for pattern in _TOKENIZER for path in base.directory.glob(pattern)}:
         shutil.copy(path, folder / path.name)
 

@@ -48,11 +48,8 @@ def test_they_read_the_ids_that_training_used(exported, source) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["demo:test:40", "everyday"])
 def test_the_official_client_gets_the_same_call_from_both(source) -> None:
-    """PETOOL_LITE_DEMO: a GGUF file of `make demo`, best one of `petool-lite export --gguf f16`.
-
-    The kernels for quantized weights, of which the two programs have builds of their own, round apart by up to 0.7 of a
-    logit in the demo's small model: there one call in ten may hang on that.
-    """
+    """PETOOL_LITE_DEMO: a GGUF file of `make demo`. It fails for q4_k_m today, and passes for f16: the two programs'
+    builds of the kernels for quantized weights round apart by up to 0.7 of a logit in the demo's small model."""
     from openai import OpenAI
 
     file = Path(os.environ.get("PETOOL_LITE_DEMO", ""))
@@ -68,4 +65,4 @@ def test_the_official_client_gets_the_same_call_from_both(source) -> None:
             right += entry.answer == ours
             other += [] if theirs == ours else [(entry.query, ours, theirs)]
     print(f"{len(entries) - len(other)} of {len(entries)} the same, {right} right; other:", *other, sep="\n")
-    assert len(other) <= (0 if "f16" in file.name else len(entries) // 10)
+    assert not other
