@@ -4,10 +4,11 @@
         [--change "LABEL: KEY=VALUE KEY=VALUE"]... [--setting preferred]... [--export q4_k_m] [--out DIR] [--seconds N]
 
 Each --change is the recipe with these settings, in every fold and with every seed; without one the recipe as it is.
-{fold} and {seed} in a value are replaced. Runs side by side share the GPU best through CUDA's multi-process service:
-nvidia-cuda-mps-control -d starts it. What is done is kept in DIR, in a folder for each recipe, --set, DATA and --folds:
-the same command goes on, a stopped training from its checkpoint; so does one with other changes, seeds, folds of --only
-or prompts. The table goes to stderr, JSON to stdout.
+{fold} and {seed} in a value are replaced. A fold's entries take the place of the recipe's; those that it simulates from
+corpora/ stay, and then the fold's are taken four times. Runs side by side share the GPU best through CUDA's
+multi-process service: nvidia-cuda-mps-control -d starts it. What is done is kept in DIR, in a folder for each recipe,
+--set, DATA and --folds: the same command goes on, a stopped training from its checkpoint; so does one with other
+changes, seeds, folds of --only or prompts. The table goes to stderr, JSON to stdout.
 """
 
 import argparse
@@ -118,7 +119,9 @@ def _train(study: Study, one: One, folder: Path) -> bool:
     saved = sorted(folder.glob("run/*/checkpoints/checkpoint-*/trainer_state.json"))
     if saved:
         return _command(study, folder, "resume", "train", "--resume", str(saved[-1].parents[2]))
-    own = (f"data.train={study.fold_file(one.fold, 'train')}", f"train.seed={one.seed}")
+    simulated, both, _ = load_recipe(study.recipe)[1].data.train.partition(" + ")
+    train = f"{simulated} + 4 * {study.fold_file(one.fold, 'train')}" if both else study.fold_file(one.fold, "train")
+    own = (f"data.train={train}", f"train.seed={one.seed}")
     given = (*own, *study.settings, *one.settings)
     filled = (item.replace("{fold}", str(one.fold)).replace("{seed}", str(one.seed)) for item in given)
     return _command(study, folder, "train", "train", study.recipe, *(f"--set={item}" for item in filled))

@@ -210,10 +210,6 @@ def _numbered(source: str, number: int, setting: str = SETTINGS[0]) -> Entry:
 @click.option(
     "--without-call", default=0.1, show_default=True, type=click.FloatRange(0, 1), help="Share in which no tool fits."
 )
-@click.option(
-    "--from-descriptions", default=0.0, show_default=True, type=click.FloatRange(0, 1),
-    help="Share that asks for a tool of the lists, in words of its description.",
-)  # fmt: skip
 @skip_option
 @as_json
 def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as_json: bool, **options: Any) -> None:
@@ -230,7 +226,7 @@ def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as
     with progress() as report:
         examples, tools = load_corpus(sources, skip_bad=not strict)
         tools += [tool for name in options["lists"] for tool in load_tools(name)]
-        made = verb(examples, tools, count, options["seed"], options["without_call"], options["from_descriptions"])
+        made = verb(examples, tools, count, options["seed"], options["without_call"])
 
         def lines() -> Iterator[Any]:
             for number, entry in enumerate(made, 1):

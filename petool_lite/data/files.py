@@ -124,7 +124,7 @@ def _corpus(source: str) -> tuple[int, list[str]]:
         raise PetoolError(f"unknown simulated data: {source}", "write simulated:COUNT:FILES, such as logs/*.jsonl")
     paths: list[str] = []
     for name in map(str.strip, names.split(",")):
-        paths += [name] if name.startswith("history:") else sorted(glob(str(Path(name).expanduser())))
+        paths += [name] if name.startswith(("history:", "demo:")) else sorted(glob(str(Path(name).expanduser())))
     if not paths:
         raise PetoolError(f"no file matches {names}", "write simulated:COUNT:FILES, such as logs/*.jsonl")
     return int(count), paths

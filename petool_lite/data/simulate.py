@@ -6,6 +6,7 @@ by likes and dislikes, by the latest use where nothing was rated, or because one
 the entries nobody does.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from petool_lite.data.describe import described
+from petool_lite.data.answers import answer_faults
 from petool_lite.data.entries import (
     DISLIKED,
     LIKED,
@@ -28,7 +29,7 @@ from petool_lite.data.entries import (
     required,
 )
 from petool_lite.data.schema import value_faults
-from petool_lite.data.words import AREAS, FIRST, LAST, SAME, SMALL_TALK, SYNONYMS, split_name
+from petool_lite.data.words import AREAS, FIRST, LAST, SAME, SYNONYMS, small_talk, split_name
 from petool_lite.errors import PetoolError
 
 _LIGHT = frozenset(word for words in SAME for word in words.split())  # words that say nothing of what is done to what
@@ -36,6 +37,7 @@ _PUBLISHED = "<{area}>.<{owner}>.<{name}>"
 _FORMS = ("{owner}.{name}", "{owner}__{name}", "{owner}/{name}", "{owner}_{name}", "mcp__{owner}__{name}", _PUBLISHED)
 _LONGEST = 1500  # characters of a request; longer ones are documents
 _NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
+_COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _A_PASS = 12  # calls of one tool
 _OFFERED = 16  # tools of an entry, at most
 
@@ -89,6 +91,8 @@ def _joined(words: Sequence[str], style: int) -> str:
         return "_".join(words)
     if style == 1:
         return words[0] + "".join(word.title() for word in words[1:])
+    if style >= 4:
+        return " ".join(words).title() if style == 4 else (" " if style == 5 else "/").join(words)
     return "-".join(words) if style == 2 else "".join(word.title() for word in words)
 
 
@@ -100,20 +104,64 @@ def _owners(count: int, rng: Random) -> list[_Owner]:
         form = common if rng.random() < 0.9 else rng.choice(_FORMS)
         name = f"{first} {last}".strip() if form == _PUBLISHED else f"{first}{last}"
         name = name if form == _PUBLISHED or rng.random() < 0.3 else name.lower()
-        form = form.replace("{owner}", name).replace("{area}", rng.choice(AREAS.split()))
-        found[first] = _Owner(form, rng.randrange(4))
+        style = rng.randrange(7 if form == _PUBLISHED else 4)
+        found[first] = _Owner(form.replace("{owner}", name).replace("{area}", rng.choice(AREAS.split())), style)
     return list(found.values())
 
 
 def examples_of(entries: Sequence[Entry]) -> list[Example]:
-    """The entries' calls; those without a call, or with a very long request, are no examples."""
-    found = []
+    """The entries' calls, and earlier ones of tools that any of the entries offers, each once.
+
+    Those without a call, with a very long request, disliked, or against their own declaration are no examples. Where
+    nothing tells a value (see `_told`) it is left out, and so is the call where its tool needs that value.
+    """
+    offers = {tool.name: entry for entry in reversed(entries) for tool in entry.tools}
+    found: dict[str, Example] = {}
     for entry in entries:
-        called = [tool for tool in entry.tools if isinstance(entry.answer, Call) and tool.name == entry.answer.name]
-        if len(called) == 1 and isinstance(entry.answer, Call) and 0 < len(entry.query) <= _LONGEST:
-            others = tuple(tool for tool in entry.tools if tool is not called[0])
-            found.append(Example(entry.query, called[0], entry.answer.arguments, others))
-    return found
+        calls: list[tuple[str, Call, Entry | None]] = []
+        if isinstance(entry.answer, Call):
+            calls.append((entry.query, entry.answer, entry))
+        calls += [(one.query, one.call, offers.get(one.call.name)) for one in entry.history if one.verdict != DISLIKED]
+        for query, call, offer in calls:
+            tools = [tool for tool in offer.tools if tool.name == call.name] if offer else []
+            if len(tools) != 1 or not 0 < len(query) <= _LONGEST:
+                continue
+            given = {name: call.arguments[name] for name in call.arguments if _told(name, call, query, tools[0])}
+            call = Call(call.name, given)
+            known = f"{query}\n{call.to_json()}"
+            if known in found or answer_faults(Entry("", query, (tools[0],), (), call)):
+                continue
+            others = tuple(tool for tool in offer.tools if tool is not tools[0]) if offer else ()
+            found[known] = Example(query, tools[0], given, others)
+    return list(found.values())
+
+
+def _told(name: str, call: Call, query: str, tool: Tool) -> bool:
+    """Whether the request or the parameter's declaration tells what a call gives for it; true and false are choices.
+
+    In half of some public corpora it does not, and who learns from them invents values.
+    """
+    said = f"{query} {json.dumps(properties(tool).get(name), ensure_ascii=False)}"
+    plain, digits = f" {_plain(said)} ", said.replace(",", "")
+
+    def told(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return all(map(told, value.values()))
+        if isinstance(value, list):
+            return all(map(told, value))
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return True
+        if isinstance(value, str):
+            return f" {_plain(value)} " in plain if _plain(value) else True
+        number = str(value).removesuffix(".0")
+        spelled = number in list("0123456789") and f" {_COUNTED[int(number)]} " in plain
+        return spelled or re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", digits) is not None
+
+    return told(call.arguments[name])
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
 def simulate(
@@ -122,26 +170,22 @@ def simulate(
     count: int,
     seed: int,
     without_call: float = 0.1,
-    from_descriptions: float = 0.0,
 ) -> Iterator[Entry]:
     """`count` entries, one at a time. The same seed gives the same. A pass over the corpus takes every tool, and of the
     calls of one at most 12, others each time: seven tools with 200 calls each would else drown 200 with seven.
 
-    `pool` are more tools to offer beside; `without_call` is the share of entries in which no tool fits, and
-    `from_descriptions` of those that ask for a tool of the pool in words of its description. Raises PetoolError where
-    the corpus has fewer than two functions.
+    `pool` are more tools to offer beside; `without_call` is the share of entries in which no tool fits. Raises
+    PetoolError where the corpus has fewer than two functions.
     """
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
-    beside = [*pool, *(tool for example in examples for tool in (example.tool, *example.others))]
+    beside = _once([*pool, *(tool for example in examples for tool in (example.tool, *example.others))])
     values, defaults = _values(examples), _defaults(beside)
     order: list[int] = []
     for number in range(count):
         if not order:
             order = _pass(examples, Random(f"{seed} order {number}"))
-        rng = Random(f"{seed} {number}")
-        asked = _described(pool, values, rng) if pool and rng.random() < from_descriptions else None
-        example = asked or examples[order.pop()]
+        example = examples[order.pop()]
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
         changed = ((_with_default(_with_other_values(example, values, rng), defaults, rng), rng) for rng in draws)
         made = (_entry(f"{seed}-{number}", one, examples, beside, rng, without_call) for one, rng in changed)
@@ -149,12 +193,6 @@ def simulate(
         if entry is None:
             raise PetoolError(f"no user can be simulated for a call of {example.tool.name}", "leave that call out")
         yield entry
-
-
-def _described(pool: Sequence[Tool], values: Mapping[str, Sequence[str]], rng: Random) -> Example | None:
-    tool = rng.choice(pool)
-    found = described(tool, values, rng)
-    return Example(found[0], tool, found[1], ()) if found else None
 
 
 def _pass(examples: Sequence[Example], rng: Random) -> list[int]:
@@ -180,13 +218,14 @@ def _entry(
 ) -> Entry | None:
     """One draw; None where names clash or the answer would not follow from what is written."""
     fits = rng.random() >= without_call
-    query = example.query if fits or rng.random() < 0.7 else rng.choice(SMALL_TALK)
+    query = example.query if fits or rng.random() < 0.6 else small_talk(rng)
     owners = _owners(rng.randint(4, 8), rng)
     rivals = owners[: rng.choice((1, 1, 1, 1, 2, 2, 2, 3, 3, 4))]
     renaming = _renaming(example.tool, rng)
     equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
     room = _OFFERED - len(rivals) if fits else _OFFERED
-    distractors = _distractors(example, beside, rng.randint(not fits, room), rng)
+    least = rng.choice((int(not fits), room // 2))
+    distractors = _distractors(example, beside, rng.randint(least, room), rng)
     tools = [*(equal if fits else ()), *_with_owners(distractors, rivals, owners[len(rivals) :], rng)]
     rng.shuffle(tools)
     if len({tool.name for tool in tools}) < len(tools):
@@ -263,7 +302,7 @@ def _with_default(example: Example, defaults: Sequence[tuple[str, Mapping[str, A
     """The example, now and then with one more required parameter, of which only its default is known."""
     name, schema = rng.choice(defaults) if defaults else ("", {})
     plain = not any(key.startswith("$") for key in example.tool.parameters)
-    if rng.random() < 0.7 or not name or name in properties(example.tool) or not plain:
+    if rng.random() < 0.85 or not name or name in properties(example.tool) or not plain:
         return example
     parameters = {
         **example.tool.parameters,
@@ -311,6 +350,12 @@ def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random
     return Tool(owner.named(tool, rng), tool.description, {**tool.parameters, "properties": described, **needed})
 
 
+def _once(tools: Sequence[Tool]) -> list[Tool]:
+    """Each name and each description once: some public lists have hundreds that say the same of themselves."""
+    named = {tool.name: tool for tool in tools}.values()
+    return list({tool.description or tool.name: tool for tool in named}.values())
+
+
 def _distractors(example: Example, beside: Sequence[Tool], count: int, rng: Random) -> list[Tool]:
     """`count` other tools: some of those that came with the call, the rest from anywhere.
 
@@ -319,7 +364,7 @@ def _distractors(example: Example, beside: Sequence[Tool], count: int, rng: Rand
     words = name_words(example.tool.name) - _LIGHT
     near = [tool for tool in example.others if name_words(tool.name) - _LIGHT != words]
     rng.shuffle(near)
-    found = {tool.name: tool for tool in near[: rng.randint(0, 5)]}
+    found = {tool.name: tool for tool in near[: rng.randint(0, 6)]}
     for _ in range(1000):
         if len(found) >= count:
             break

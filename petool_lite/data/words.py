@@ -1,6 +1,7 @@
 """Words that simulated users and their tools are made of, and how names are split into words."""
 
 import re
+from random import Random
 
 FIRST = """
 Amber Apex Atlas Aqua Bright Cedar Clear Cobalt Coral Delta Echo Ember Falcon Fern Global Harbor Helio Iris Juniper
@@ -18,17 +19,36 @@ SAME = (
     "send post submit", "check verify validate", "book reserve", "buy order purchase", "play start",
 )  # fmt: skip
 SYNONYMS = {word: tuple(words.split()) for words in SAME for word in words.split()}
-_SAID = """
+# What is said to an assistant and no tool is for: talk, and what a language model answers by itself.
+_TALK = """
 Thank you so much.|Okay, great.|Hi, how is it going?|You made my day.|Let's stop here for now.|I am a bit sad today.
-What do you think about cats?|Who was the first person on the moon?|How do bees make honey?|Write a haiku about snow.
-Why do leaves fall in autumn?|What does serendipity mean?|How many legs does a spider have?|Give me a compliment.
-What's the difference between a frog and a toad?|Make up a short fairy tale.|Which ocean is the largest?|Good night!
-Can you keep a secret?|Explain gravity to a child.|Are you a human?|I changed my mind, forget it.|Hm, let me think.
-Who wrote Don Quixote?|Tell me something funny.|What should I call my new dog?|Sorry, wrong window.|That is wrong.
-Say hello in Finnish.|How old is the universe?|Cheer me up.|Is a tomato a fruit?|What can you do?|Nice to meet you.
-Summarize the plot of Hamlet.|Why is the sea salty?|Sing me a song.|No, thanks.|Give me a riddle.|Do you dream?
+Can you keep a secret?|Are you a human?|I changed my mind, forget it.|Hm, let me think.|Sorry, wrong window.|Good night!
+Say hello in Finnish.|Cheer me up.|What can you do?|Nice to meet you.|No, thanks.|Never mind.|That is wrong.
+Yes, please.|That will be all for today.|Great job!|I'm bored.|What is your name?|Good morning!|I don't get it.
 """
-SMALL_TALK = tuple(line for row in _SAID.split("\n") for line in row.split("|") if line)
+_WONDERED = """
+What do you think about {}?|Write a haiku about {}.|Tell me something funny about {}.|Make up a short tale of {}.
+Why do people like {}?|Explain {} to a child.|What is special about {}?|Give me a riddle on {}.|Who invented {}?
+Where does the word for {} come from?|How does one draw {}?|What rhymes with {}?|Write four lines in praise of {}.
+How would you describe {}?|Is it true that {} bring luck?|I dreamed of {} last night.|What was the first book about {}?
+Let's talk about {}.|Sing something about {}.|Which is older, the moon or {}?|What did the Romans know of {}?
+"""
+_THINGS = """
+cats bees bread snow rivers bicycles clocks frogs gravity chess pianos volcanoes honey castles whales dragons bridges
+glass pirates robots tea sheep rainbows mirrors onions storms kites lighthouses salt dinosaurs paper violins deserts
+owls chocolate trains comets mushrooms gloves elephants poetry shadows tulips coins ants cheese windmills ghosts maps
+"""
+
+
+def small_talk(rng: Random) -> str:
+    """Something that a user says and no tool is for."""
+    if rng.random() < 0.3:
+        return rng.choice(_lines(_TALK))
+    return rng.choice(_lines(_WONDERED)).format(rng.choice(_THINGS.split()))
+
+
+def _lines(text: str) -> list[str]:
+    return [line for row in text.split("\n") for line in row.split("|") if line]
 
 
 def split_name(name: str) -> list[str]:

@@ -28,7 +28,7 @@ from petool_lite.runs import draft, write_json
 _RENDERERS = (
     *("prompt/prepare.py", "prompt/render.py", "prompt/template.py", "prompt/petool.jinja"),
     *("data/entries.py", "data/fields.py", "data/openai.py", "data/petoolbench.py", "data/schema.py"),
-    *("data/files.py", "data/splits.py", "data/answers.py", "data/simulate.py", "data/describe.py", "data/words.py"),
+    *("data/files.py", "data/splits.py", "data/answers.py", "data/simulate.py", "data/words.py"),
     *("text.py", "families.py"),
 )
 _CHUNK = 512  # rows in memory at once
