@@ -2,11 +2,12 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo test test-faults fuzz check audit docs reference bench-cpu bench-gpu bench-folds bench-export bench-serve clean
+.PHONY: help demo personal test test-faults fuzz check audit docs reference bench-cpu bench-gpu bench-folds bench-export bench-serve clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train, export and bench a 135M model on this CPU"
+	@echo "make personal DATA=entries.jsonl  from logs of calls in corpora/ to a q4_k_m file, scored on DATA; on a GPU, in minutes"
 	@echo "make test    the test suite"
 	@echo "make test-faults  kills, full disks, odd clocks at length (KILLS=20)"
 	@echo "make fuzz    nearly 100,000 hostile recipes, entries, replies, files and requests"
@@ -29,6 +30,11 @@ demo: .venv/ready
 	@$(BIN)/petool-lite export --gguf q4_k_m
 	@echo "3/3 score base and tuned model on functions that training never saw" >&2
 	@$(BIN)/petool-lite bench
+
+personal: .venv/ready
+	@$(BIN)/petool-lite train personal
+	@$(BIN)/petool-lite export --gguf q4_k_m --verify quick
+	@$(BIN)/petool-lite bench --variants tuned-q4_k_m --data $(DATA)
 
 test: .venv/ready
 	@# two at a time, of one thread each: on two cores about a third less time
