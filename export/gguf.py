@@ -145,10 +145,8 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
         raise PetoolError(what, "get the model again") from error
     beyond = [repr(by_id[index][0]) for index in sorted(by_id) if index >= size]
     if beyond:
-        raise PetoolError(
-            f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}",
-            "take them out of tokenizer.json, or give the model rows for them",
-        )
+        told = f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}"
+        raise PetoolError(told, "take them out of tokenizer.json, or give the model rows for them")
     rows = [by_id.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(size)]
     text, count = Counter(text for text, _ in rows).most_common(1)[0]
     if count > 1:

@@ -59,15 +59,11 @@ def check_fit(adapter: Adapter, tensors: list[Tensor], base_name: str) -> None:
     known = {tensor.name: tensor.shape for tensor in tensors}
     for name, (low, high) in adapter.modules.items():
         if name not in known:
-            raise PetoolError(
-                f"the adapter changes {name}, which the base {base_name} does not have",
-                "the adapter belongs to another base model",
-            )
+            what = f"the adapter changes {name}, which the base {base_name} does not have"
+            raise PetoolError(what, "the adapter belongs to another base model")
         if (high.shape[0], low.shape[1]) != known[name] or low.shape[0] != high.shape[1]:
-            raise PetoolError(
-                f"{name} has the shape {known[name]}, its adapter {(high.shape[0], low.shape[1])}",
-                "the adapter belongs to another base model",
-            )
+            what = f"{name} has the shape {known[name]}, its adapter {(high.shape[0], low.shape[1])}"
+            raise PetoolError(what, "the adapter belongs to another base model")
 
 
 def nf4_round_trip(weight: Any) -> Any:

@@ -101,10 +101,8 @@ def _merge_base(options: Options, recipe: Recipe) -> str | None:
         return options.merge_base or ("nf4" if recipe.model.precision == "nf4" else "bf16")
     if options.lora or options.merge_base:
         what = "--lora-gguf" if options.lora else "--merge-base"
-        raise PetoolError(
-            f"{what} needs an adapter, and in this run all weights learned",
-            f"leave {what} out: the model is exported as it is",
-        )
+        told = f"{what} needs an adapter, and in this run all weights learned"
+        raise PetoolError(told, f"leave {what} out: the model is exported as it is")
     return None
 
 
@@ -115,10 +113,8 @@ def _trained_source(run: Path, base: Base, recipe: Recipe, merge_base: str | Non
         return load_whole(base, folder)
     adapter = load_adapter(folder)
     if adapter.base_name and adapter.base_name != base.name:
-        raise PetoolError(
-            f"the adapter was trained on {adapter.base_name}, the run names {base.name}",
-            "the adapter belongs to another base model",
-        )
+        what = f"the adapter was trained on {adapter.base_name}, the run names {base.name}"
+        raise PetoolError(what, "the adapter belongs to another base model")
     return load_source(base, adapter, merge_base == "nf4", report)
 
 

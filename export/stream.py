@@ -81,10 +81,8 @@ def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]
         folder = next(iter(paths.values())).parent
         free = shutil.disk_usage(folder).free
         if free < sum(sizes):
-            raise PetoolError(
-                f"{folder} has {free / 2**30:.2f} GiB free, the export needs {sum(sizes) / 2**30:.2f}",
-                "free some space, or move the run to a larger disk",
-            )
+            what = f"{folder} has {free / 2**30:.2f} GiB free, the export needs {sum(sizes) / 2**30:.2f}"
+            raise PetoolError(what, "free some space, or move the run to a larger disk")
         for target, size in zip(targets, sizes, strict=True):
             os.ftruncate(target.handle, size)
             if hasattr(os, "posix_fallocate"):
@@ -153,9 +151,8 @@ class _Bands:
             weight = permute(weight, self.heads * (last - first) // self.tensor.rows)
         # a sum shows any NaN or infinity in one pass; the quantizer itself would hide some
         if not math.isfinite(float(weight.sum())):
-            raise PetoolError(
-                f"{self.tensor.name} holds values that are not finite", "what was trained is damaged, or the base"
-            )
+            what = f"{self.tensor.name} holds values that are not finite"
+            raise PetoolError(what, "what was trained is damaged, or the base")
         name = gguf_name(self.tensor.name)
         _write(self.targets, name, weight.contiguous(), first, (self.source.importance or {}).get(name))
         return change

@@ -97,10 +97,8 @@ class Checks:
             self.figures[name] |= {"replies": len(outcomes), "replies_stopped": stopped} | self._against(outcomes)
         faults = [fault for name, figures in self.figures.items() for fault in shortfalls(name, figures)]
         if faults:
-            raise PetoolError(
-                "the export is not right: " + "; ".join(faults),
-                "train longer, or take a larger type; --verify quick leaves out what runs the model",
-            )
+            hint = "train longer, or take a larger type; --verify quick leaves out what runs the model"
+            raise PetoolError("the export is not right: " + "; ".join(faults), hint)
 
     def run_lora(self, path: Path, type_name: str, base_file: Path) -> None:
         """Compare the base's file with the LoRA file on it in llama.cpp to the merged model; after a full `run`."""

@@ -68,10 +68,8 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
                 found[tensor.name] = _fitting(tensor, expected)
     missing = set(expected) - set(found)
     if missing:
-        raise PetoolError(
-            f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all",
-            "get the model again",
-        )
+        what = f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all"
+        raise PetoolError(what, "get the model again")
     if computed:
         report(f"left out: {computed} tensors of rotary angles ({COMPUTED[0]}), which are computed anew", 0, 0, "")
     return list(found.values())
@@ -80,10 +78,8 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
 def _fitting(tensor: Tensor, expected: dict[str, tuple[int, ...]]) -> Tensor:
     """The tensor, if a model of the expected shapes has it."""
     if tensor.dtype not in _TYPES:
-        raise PetoolError(
-            f"{tensor.name} in {tensor.file} has the type {tensor.dtype}",
-            "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training",
-        )
+        hint = "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training"
+        raise PetoolError(f"{tensor.name} in {tensor.file} has the type {tensor.dtype}", hint)
     if tensor.name not in expected:
         gguf_name(tensor.name)  # which has words for what no Llama has
         raise PetoolError(f"{tensor.name} is more than config.json says", "get the model again")

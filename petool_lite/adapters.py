@@ -65,16 +65,12 @@ def _check_plain(folder: Path, config: dict[str, Any]) -> None:
         raise PetoolError(f"the adapter {folder} is of the kind {kind}", "only LoRA can be trained on and merged")
     used = [key for key in _MORE if config.get(key)] + (["bias"] if config.get("bias") not in (None, "none") else [])
     if used:
-        raise PetoolError(
-            f"the adapter {folder} uses {used[0]} = {json.dumps(config[used[0]])[:80]}",
-            "only plain LoRA matrices can be trained on and merged; train it without that setting",
-        )
+        what = f"the adapter {folder} uses {used[0]} = {json.dumps(config[used[0]])[:80]}"
+        raise PetoolError(what, "only plain LoRA matrices can be trained on and merged; train it without that setting")
     begun = str(config.get("init_lora_weights") or "").lower()
     if begun.startswith(_CHANGED_BASE):
-        raise PetoolError(
-            f"the adapter {folder} began with {begun}, which changes the base's own weights",
-            "save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
-        )
+        what = f"the adapter {folder} began with {begun}, which changes the base's own weights"
+        raise PetoolError(what, "save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion)")
 
 
 def _targets(folder: Path) -> tuple[str, ...]:
@@ -91,8 +87,6 @@ def _targets(folder: Path) -> tuple[str, ...]:
         raise PetoolError(f"damaged adapter: {path} ({error})", _AGAIN) from error
     odd = [name for name in names if not name.endswith(_SIDES) or "embed_tokens" in name or "lm_head" in name]
     if odd or not names:
-        raise PetoolError(
-            f"the adapter {folder} holds {odd[0] if odd else 'no matrices'}",
-            "only LoRA matrices of the layers' linears can be trained on and merged",
-        )
+        what = f"the adapter {folder} holds {odd[0] if odd else 'no matrices'}"
+        raise PetoolError(what, "only LoRA matrices of the layers' linears can be trained on and merged")
     return tuple(sorted({name.rsplit(".", 3)[1] for name in names}))

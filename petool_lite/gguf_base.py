@@ -64,9 +64,8 @@ def gguf_fields(reader: Any) -> dict[str, Any]:
     try:
         return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     except UnicodeDecodeError as error:
-        raise PetoolError(
-            f"damaged GGUF file: a text is not UTF-8 ({error})", "get or export the file again"
-        ) from error
+        what = f"damaged GGUF file: a text is not UTF-8 ({error})"
+        raise PetoolError(what, "get or export the file again") from error
 
 
 class _Fields:
@@ -112,10 +111,8 @@ def _write_directory(gguf: Path, target: Path) -> None:
     readers = [_reader(part) for part in check_gguf(gguf)]
     fields = _Fields(gguf, gguf_fields(readers[0]))
     if fields.values.get("general.architecture") != "llama":
-        raise PetoolError(
-            f"{gguf} is not a model of the Llama family: {fields.values.get('general.architecture')}",
-            "petool-lite trains and exports the architecture called llama",
-        )
+        what = f"{gguf} is not a model of the Llama family: {fields.values.get('general.architecture')}"
+        raise PetoolError(what, "petool-lite trains and exports the architecture called llama")
     found = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
     config = _config(fields, tied="output.weight" not in found)
     shape, tensors = shape_of(config), {}

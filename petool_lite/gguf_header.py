@@ -87,9 +87,8 @@ def _no_file(path: Path) -> PetoolError:
     if path.is_dir():
         found = sorted([*path.glob("*.gguf"), *path.glob("export/model.*.gguf")])
         hint = "give a .gguf file; `petool-lite export` makes one of a run, and bench takes a run with --run"
-        return PetoolError(
-            f"{path} is a folder, not a GGUF file", f"give the file in it: {found[0]}" if found else hint
-        )
+        what = f"{path} is a folder, not a GGUF file"
+        return PetoolError(what, f"give the file in it: {found[0]}" if found else hint)
     parts = sorted(path.parent.glob(f"{escape(path.stem)}-00001-of-*.gguf")) if path.parent.is_dir() else []
     hint = f"give the first part of the split model: {parts[0]}" if parts else "give the path of a .gguf file"
     return PetoolError(f"no such file: {path}", hint)

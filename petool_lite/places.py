@@ -98,9 +98,8 @@ def _substitute(wanted: Path | None) -> Path:
             folder = Path(tempfile.mkdtemp(prefix="petool-lite-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
     except OSError as error:
-        raise PetoolError(
-            f"no folder for temporary files: {error}", "set PETOOL_LITE_CACHE or TMPDIR to a folder with room", MACHINE
-        ) from error
+        what = f"no folder for temporary files: {error}"
+        raise PetoolError(what, "set PETOOL_LITE_CACHE or TMPDIR to a folder with room", MACHINE) from error
     why = f"{wanted} cannot be written" if wanted else "there is no home folder"
     say(f"note: {why}; {folder} is the cache instead")
     return folder

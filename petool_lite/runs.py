@@ -92,9 +92,8 @@ def sole_writer(target: Path, lock: Path) -> Iterator[None]:
         other = f"process {pid} ({command})" if command else "another process"
         raise PetoolError(f"{other} is writing to {target}", "wait for it to end, or stop it") from error
     except OSError as error:
-        raise PetoolError(
-            f"cannot write to {lock.parent}: {error.strerror}", "check its permissions and disk"
-        ) from error
+        what = f"cannot write to {lock.parent}: {error.strerror}"
+        raise PetoolError(what, "check its permissions and disk") from error
     with held:
         lock.write_text(f"{os.getpid()} {_own_command()}\n")
         try:
@@ -119,9 +118,8 @@ def create_run(name: str) -> Path:
                 path.mkdir()
                 return path
     except OSError as error:
-        raise PetoolError(
-            f"cannot write to {first.parent}: {error.strerror}", "set PETOOL_LITE_RUNS to another folder"
-        ) from error
+        what = f"cannot write to {first.parent}: {error.strerror}"
+        raise PetoolError(what, "set PETOOL_LITE_RUNS to another folder") from error
     raise PetoolError(f"no free run name for {first.name}")
 
 

@@ -202,9 +202,8 @@ def _calibrate(run: Path, name: str, document: dict[str, Any]) -> None:
 
     found = next((item["calibration"] for item in document["variants"] if item["name"] == name), None)
     if found is None:
-        raise PetoolError(
-            f"no replies of {name} with probabilities", "name a variant of the report, constrained", USAGE
-        )
+        what = f"no replies of {name} with probabilities"
+        raise PetoolError(what, "name a variant of the report, constrained", USAGE)
     manifest = read_manifest(find_run(str(run)))  # which refuses what is no run
     write_json(run / "manifest.json", manifest | {"temperature": found["temperature"]})
     say(f"temperature {found['temperature']:.2f} is kept in {run}; petool-lite export writes it into the GGUF file")

@@ -84,9 +84,8 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
         except Fault as fault:
             bad.append(f"{source}, {_label(row, index)}, {fault}")
             if not skip_bad:
-                raise PetoolError(
-                    bad[0], "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
-                ) from fault
+                what = bad[0]
+                raise PetoolError(what, "mend it, or leave such entries out: --skip-bad, data.skip_bad=true") from fault
             continue
         seen.add(entry.id)
         entries.append(entry)
@@ -178,9 +177,8 @@ def load_tools(source: str) -> tuple[Tool, ...]:
     try:
         return openai.read_tools(_value(_text(source)[0], source))
     except Fault as fault:
-        raise PetoolError(
-            f"{source}: {fault}", "expected OpenAI functions, an MCP tools/list result, or such a list"
-        ) from (fault)
+        what = f"{source}: {fault}"
+        raise PetoolError(what, "expected OpenAI functions, an MCP tools/list result, or such a list") from fault
 
 
 def raw_rows(source: str) -> list[Any]:

@@ -45,9 +45,8 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
     for index, group in enumerate(function_groups(entries)):
         groups.setdefault(group, []).append(index)
     if not 1 <= count <= len(groups):
-        raise PetoolError(
-            f"cannot make {count} folds of {len(groups)} functions", "every fold needs a function of its own", USAGE
-        )
+        what = f"cannot make {count} folds of {len(groups)} functions"
+        raise PetoolError(what, "every fold needs a function of its own", USAGE)
     rng = random.Random(f"folds-{seed}")
     dealt = list(groups.values())
     rng.shuffle(dealt)

@@ -93,10 +93,8 @@ def load_learned(data: DataSettings, source: str) -> tuple[Dataset, ...]:
         return (load_dataset(source, data.setting, skip_bad=data.skip_bad),)
     settings = tuple(dict.fromkeys(name for row in raw_rows(source) for name in settings_of(row)))
     if len(settings) < 2:
-        raise PetoolError(
-            f"{source} does not hold the prompts of several settings, which data.setting = all learns from",
-            f"entries with {', '.join(PROMPT_FIELD.values())}, or --set data.setting=rating",
-        )
+        what = f"{source} does not hold the prompts of several settings, which data.setting = all learns from"
+        raise PetoolError(what, f"entries with {', '.join(PROMPT_FIELD.values())}, or --set data.setting=rating")
     return tuple(load_dataset(source, setting, skip_bad=data.skip_bad) for setting in settings)
 
 
@@ -111,10 +109,8 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     # one part after the other, which is as good as any order: training draws its own
     _write_rows(folder / "rows.arrow", chain.from_iterable(parts), pairs)
     if not counts.given:
-        raise PetoolError(
-            f"{data.train} gives no pair of a right and a wrong answer",
-            "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
-        )
+        hint = "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider"
+        raise PetoolError(f"{data.train} gives no pair of a right and a wrong answer", hint)
     unpaired = {"without_pair": counts.rows - counts.given} if pairs else {}
     summary = counts.summary() | unpaired | _wording(sets, data.style)
     write_json(folder / "summary.json", {"summary": summary, "left_out": counts.left_out})

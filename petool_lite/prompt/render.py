@@ -103,10 +103,8 @@ def recorded_style(style: str | None, layout: object) -> str | None:
     """
     if not style or (style == "published" and layout is None) or str(LAYOUTS.get(style)) == str(layout):
         return style or None
-    raise PetoolError(
-        f"the model learned layout {layout or 'unknown'} of the {style} prompt, which this version does not write",
-        "train it again, or run it with the version of petool-lite that made it",
-    )
+    what = f"the model learned layout {layout or 'unknown'} of the {style} prompt, which this version does not write"
+    raise PetoolError(what, "train it again, or run it with the version of petool-lite that made it")
 
 
 def _token_text(value: Any) -> str | None:
@@ -213,9 +211,8 @@ def entry_request(chat: Chat, entry: Entry, style: str) -> dict[str, Any]:
         tools = [tool_json(tool) for tool in entry.tools]
         return {"messages": _inert(entry_messages(entry), chat)} | ({"tools": _inert(tools, chat)} if tools else {})
     if entry.published is None:
-        raise PetoolError(
-            f"entry {entry.id} has no published prompt", "only PEToolBench's have one: set data.style = petool"
-        )
+        what = f"entry {entry.id} has no published prompt"
+        raise PetoolError(what, "only PEToolBench's have one: set data.style = petool")
     system = {"role": "system", "content": prompt_of(entry.published)}
     return {"messages": _inert([system, {"role": "user", "content": entry.query}], chat)}
 
@@ -266,10 +263,8 @@ def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int)
     if layout.overlength == "drop":
         return None
     if layout.overlength == "error":
-        raise PetoolError(
-            f"entry {entry.id} has {len(ids) + reserve} tokens, more than {layout.max_tokens}",
-            'raise model.max_tokens, or set data.overlength = "trim-history"',
-        )
+        what = f"entry {entry.id} has {len(ids) + reserve} tokens, more than {layout.max_tokens}"
+        raise PetoolError(what, 'raise model.max_tokens, or set data.overlength = "trim-history"')
     order = _drop_order(entry, layout.style)
     low, high, best = 1, len(order), None
     while low <= high:  # the fewest earlier calls to drop so that the rest fits
@@ -317,9 +312,8 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
         for rows in pool.map(_rendered_there, batches):
             yield from rows
     except BrokenProcessPool as error:
-        raise PetoolError(
-            "a process that renders rows was ended from outside", "free some memory, try again"
-        ) from error
+        what = "a process that renders rows was ended from outside"
+        raise PetoolError(what, "free some memory, try again") from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # at once, also where nobody wants the rest
 

@@ -149,11 +149,8 @@ def choose(model: Shape, recipe: Recipe, load: Load, free: float) -> Way:
         if found := _fitting(model, wanted, way, load, room):
             return found
     peak = peak_bytes(model, recipe, ways[-1], largest_batch(recipe, least.train.token_budget, load), load)
-    raise PetoolError(
-        f"this recipe needs about {peak / 2**30:.1f} GiB of GPU memory, {free / 2**30:.1f} GiB are free",
-        _way_out(model, recipe, load, free),
-        MACHINE,
-    )
+    what = f"this recipe needs about {peak / 2**30:.1f} GiB of GPU memory, {free / 2**30:.1f} GiB are free"
+    raise PetoolError(what, _way_out(model, recipe, load, free), MACHINE)
 
 
 def _with_budget(recipe: Recipe, tokens: int) -> Recipe:
@@ -299,7 +296,5 @@ def _save(run: Path, model: Any, planned: "Plan") -> None:
     shutil.rmtree(run / "dry-step")
     free = shutil.disk_usage(run).free
     if free < needed:
-        raise PetoolError(
-            f"the checkpoints of this run take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {run}",
-            "make room, or set PETOOL_LITE_RUNS to a larger disk",
-        )
+        what = f"the checkpoints of this run take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {run}"
+        raise PetoolError(what, "make room, or set PETOOL_LITE_RUNS to a larger disk")

@@ -100,15 +100,12 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
 def _check_shape(recipe: Recipe, base: Base, config: dict[str, Any]) -> None:
     """Refuse what the base's shape or quantization does not allow."""
     if recipe.train.method == "full" and config.get("quantization_config"):
-        raise PetoolError(
-            f"{base.name} is quantized, and full fine-tuning changes the weights themselves",
-            "give the model in 16 bits, or --set train.method=lora",
-        )
+        what = f"{base.name} is quantized, and full fine-tuning changes the weights themselves"
+        raise PetoolError(what, "give the model in 16 bits, or --set train.method=lora")
     width = shape_of(config).width
     if recipe.train.method == "lora" and recipe.lora.r > width:
-        raise PetoolError(
-            f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({width})", "--set lora.r=32 is usual"
-        )
+        what = f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({width})"
+        raise PetoolError(what, "--set lora.r=32 is usual")
 
 
 def _check_rows(base: Base, config: dict[str, Any], prepared: Prepared) -> None:
@@ -116,10 +113,8 @@ def _check_rows(base: Base, config: dict[str, Any], prepared: Prepared) -> None:
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     longest = max(load_of(prepared).lengths)
     if window and longest > window:
-        raise PetoolError(
-            f"{base.name} sees the last {window} tokens only (sliding_window), the longest row has {longest}",
-            f"--set model.max_tokens={window}",
-        )
+        what = f"{base.name} sees the last {window} tokens only (sliding_window), the longest row has {longest}"
+        raise PetoolError(what, f"--set model.max_tokens={window}")
 
 
 def _free_on_gpu() -> float:

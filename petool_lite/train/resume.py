@@ -73,10 +73,8 @@ def check_resume(run: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
         if before[part].get(key) != now.get(key) and not (part == "recipe" and key.startswith(_FREE))
     ]
     if found:
-        raise PetoolError(
-            f"{run} was started with something else: {'; '.join(found)}",
-            "put that back as it was, or start a new run: petool-lite train RECIPE",
-        )
+        what = f"{run} was started with something else: {'; '.join(found)}"
+        raise PetoolError(what, "put that back as it was, or start a new run: petool-lite train RECIPE")
 
 
 def _plain(value: Any) -> str:

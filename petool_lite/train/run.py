@@ -123,11 +123,8 @@ def _train_into(job: Job) -> None:
     if devices.is_first():
         records.draw_curve(job.run)
     if stop.caught and not job.progress.stopped_early and state.global_step < state.max_steps:
-        raise PetoolError(
-            f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved",
-            f"continue: petool-lite train --resume {job.run}",
-            stop.exit_code,
-        )
+        what = f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved"
+        raise PetoolError(what, f"continue: petool-lite train --resume {job.run}", stop.exit_code)
     if devices.is_first():
         _complete(job, model, state.global_step)
 
@@ -194,11 +191,8 @@ def _memory_errors(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise PetoolError(
-            f"out of GPU memory: {first_line(error)}",
-            f"set a smaller train.token_budget, {smaller} or a smaller model.max_tokens",
-            MACHINE,
-        ) from error
+        hint = f"set a smaller train.token_budget, {smaller} or a smaller model.max_tokens"
+        raise PetoolError(f"out of GPU memory: {first_line(error)}", hint, MACHINE) from error
 
 
 def optimizer_arguments(settings: TrainSettings) -> dict[str, Any]:

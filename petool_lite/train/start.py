@@ -15,9 +15,8 @@ def check_start(recipe: Recipe, report: Report) -> None:
     """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd."""
     if recipe.train.objective == "dpo":
         if not recipe.model.adapter:
-            raise PetoolError(
-                "dpo is the second stage: it needs the adapter of a first one", "--set model.adapter=RUN_OR_FOLDER"
-            )
+            what = "dpo is the second stage: it needs the adapter of a first one"
+            raise PetoolError(what, "--set model.adapter=RUN_OR_FOLDER")
         if recipe.lora.dropout:
             raise PetoolError("dpo compares two models, both without dropout", "--set lora.dropout=0.0")
     folder = start_adapter(recipe)
@@ -48,10 +47,8 @@ def start_adapter(recipe: Recipe) -> Path | None:
         path = run / TRAINED["lora"]
         whole = run / TRAINED["full"]
         if whole.is_dir():
-            raise PetoolError(
-                f"the run {run} has no adapter: all its weights learned",
-                f"--set model.adapter= --set model.base={whole}",
-            )
+            what = f"the run {run} has no adapter: all its weights learned"
+            raise PetoolError(what, f"--set model.adapter= --set model.base={whole}")
     return path
 
 
@@ -59,10 +56,8 @@ def _check_base(folder: Path, found: AdapterConfig, recipe: Recipe, report: Repo
     """Both stages need the same base; a run also says how it laid out its prompts."""
     if found.base != recipe.model.base and not _same_folder(found.base, recipe.model.base):
         theirs = found.base or "a base that it does not name"
-        raise PetoolError(
-            f"the adapter {folder} was trained on {theirs}, the recipe says {recipe.model.base}",
-            f"--set model.base={found.base}",
-        )
+        what = f"the adapter {folder} was trained on {theirs}, the recipe says {recipe.model.base}"
+        raise PetoolError(what, f"--set model.base={found.base}")
     if (folder.parent / "manifest.json").is_file():
         manifest = read_manifest(folder.parent)
         for key, mine in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
