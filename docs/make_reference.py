@@ -44,8 +44,9 @@ def commands_page() -> str:
 def walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
     """The command and all below it, each with the words that call it."""
     yield path, command
-    for name, child in sorted(getattr(command, "commands", {}).items()):
-        yield from walk(child, f"{path} {name}")
+    context = click.Context(command)
+    for name in sorted(command.list_commands(context)) if isinstance(command, click.Group) else ():
+        yield from walk(command.get_command(context, name), f"{path} {name}")
 
 
 def _help(command: click.Command) -> str:

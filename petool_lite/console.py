@@ -110,15 +110,6 @@ def print_loss_mask(row: Mapping[str, Any]) -> None:
     say(f"entry {row['entry_id']}: {row['prompt_tokens']:,} prompt tokens, {row['loss_tokens']} with loss{dropped}")
 
 
-def print_columns(texts: Mapping[str, str]) -> None:
-    """Texts side by side under their titles."""
-    table = Table(expand=True)
-    for title in texts:
-        table.add_column(title, ratio=1, overflow="fold")
-    table.add_row(*(Text(text) for text in texts.values()))
-    stdout.print(table)
-
-
 class _Note(ProgressColumn):
     """What a stage says of itself, on one line that ends in an ellipsis where there is no room."""
 

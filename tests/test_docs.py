@@ -56,8 +56,10 @@ def fault(line: str) -> str:
     """What the program would not understand in a quoted command line, or nothing."""
     words = shlex.split(re.sub(r"\[.*?\]|\.\.\.$", "", line), comments=True)[1:]
     command: click.Command = main
-    while isinstance(command, click.Group) and words and words[0] in command.commands:
-        command = command.commands[words.pop(0)]
+    while (
+        isinstance(command, click.Group) and words and (child := command.get_command(click.Context(command), words[0]))
+    ):
+        command, words = child, words[1:]
     if isinstance(command, click.Group) and words and not words[0].startswith("-"):
         return f"no command {words[0]}"
     known = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}

@@ -1,30 +1,46 @@
-"""The command line: parses, calls one function a verb, prints. Nothing heavy is imported before a verb is chosen."""
+"""The command line: parses, calls one function a verb, prints. A verb's module is imported when it is called."""
 
 import errno
 import sys
+from importlib import import_module
 from typing import Any
 
 import click
 
-from petool_lite.cli.bench import bench
-from petool_lite.cli.call import call
-from petool_lite.cli.data import data
-from petool_lite.cli.doctor import doctor
-from petool_lite.cli.export import export
-from petool_lite.cli.history import history
-from petool_lite.cli.rate import rate
-from petool_lite.cli.recipes import recipes
-from petool_lite.cli.runs import runs
-from petool_lite.cli.serve import serve
-from petool_lite.cli.train import train
 from petool_lite.errors import PetoolError, missing_package
 
+_VERBS = {
+    "train": "Train a recipe into a new run directory.",
+    "export": "Write what a run trained as GGUF files, checked.",
+    "bench": "Score models and rules on labelled entries.",
+    "call": "Print the tool call for a query.",
+    "rate": "Say what the user thinks of a call.",
+    "history": "What users did with their tools, and their verdicts.",
+    "serve": "Serve a GGUF file to OpenAI clients.",
+    "data": "Fetch, look at, check, convert and split entries.",
+    "recipes": "Shipped recipes.",
+    "runs": "Training runs on this machine.",
+    "doctor": "Show what this machine can do.",
+}
 # What a disk answers that is full, over its quota, read-only or not ours; EFBIG is a limit on the size of files.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class Main(click.Group):
-    """Turns an expected failure into one red line, a hint and an exit code."""
+    """Finds verbs, and turns an expected failure into one red line, a hint and an exit code."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Names of the verbs."""
+        return list(_VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The verb of that name, imported now."""
+        return getattr(import_module(f"{__name__}.{name}"), name) if name in _VERBS else None
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs with a line each, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
 
     def invoke(self, context: click.Context) -> Any:
         """Run the chosen command."""
@@ -37,9 +53,7 @@ class Main(click.Group):
         except BrokenPipeError:
             sys.exit(1)
         except KeyboardInterrupt:
-            from petool_lite.console import say
-
-            say("stopped")
+            click.echo("stopped", err=True)
             sys.exit(130)
         except OSError as error:
             if error.errno not in _DISK and error.filename is None:
@@ -72,7 +86,3 @@ def main(context: click.Context) -> None:
         from petool_lite.cli.first_steps import first_steps
 
         click.echo("\n".join(first_steps()))
-
-
-for _verb in (train, export, bench, call, rate, history, serve, data, recipes, runs, doctor):
-    main.add_command(_verb)

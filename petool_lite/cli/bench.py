@@ -7,12 +7,29 @@ from typing import Any
 
 import click
 
-from petool_lite.cli.data import SETTING, as_json
-from petool_lite.errors import USAGE, PetoolError
-
-run_option = click.option(
-    "--run", default=None, metavar="RUN", help="A run's folder or name; the newest complete one if not given."
+from petool_lite.bench import run as verb
+from petool_lite.bench.compare import compare_folders, print_comparison
+from petool_lite.bench.engines import Task
+from petool_lite.bench.report import files_table, print_report, show, write_report
+from petool_lite.bench.results import load_rows, merge_shards, results_files, results_folder
+from petool_lite.bench.score import score_row, summary
+from petool_lite.bench.variants import (
+    GPU,
+    NONE,
+    Variant,
+    check_names,
+    default_names,
+    rule_variant,
+    run_variants,
+    with_decodings,
 )
+from petool_lite.cli.options import SETTING, as_json, run_option
+from petool_lite.console import print_json, progress, say
+from petool_lite.data.files import load_dataset
+from petool_lite.errors import USAGE, PetoolError
+from petool_lite.gguf_header import check_gguf
+from petool_lite.recipe import Recipe, load_recipe
+from petool_lite.runs import find_run, read_manifest, runs_root, write_json
 
 
 def _shard(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -61,29 +78,19 @@ def bench(context: click.Context, /, **options: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from petool_lite.bench.run import bench as verb
-    from petool_lite.console import progress
-
     with progress() as report:
-        document = verb(*_work(options, report), report)
+        document = verb.bench(*_work(options, report), report)
     if document is not None:
         _show_report(document, options["out"] or "", options["as_json"])
 
 
 def _show_report(document: dict[str, Any], where: str, as_json: bool) -> None:
-    from petool_lite.bench.report import print_report
-    from petool_lite.console import print_json, say
-
     print_json(document) if as_json else print_report(document)
     say(f"replies and report: {where}")
 
 
 def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
     """Variants, task and folder that a command line asks for; options["out"] is the folder afterwards."""
-    from petool_lite.bench.engines import Task
-    from petool_lite.bench.variants import GPU, NONE, with_decodings
-    from petool_lite.data.files import load_dataset
-
     variants, bench, trained, folder = (
         _model_inputs(options) if options["model"] is not None else _run_inputs(options, report)
     )
@@ -108,8 +115,6 @@ def _rank() -> tuple[int, int] | None:
 
 def _default_setting(data: Any) -> str:
     """The setting of the recipe's `data`; says so where that learned all of them."""
-    from petool_lite.console import say
-
     setting: str = data.one_setting
     if setting != data.setting:
         say(f"the run learned every setting; this scores {setting} (--setting takes another, --out keeps them apart)")
@@ -117,11 +122,6 @@ def _default_setting(data: Any) -> str:
 
 
 def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
-    from petool_lite.bench.variants import Variant, check_names, rule_variant
-    from petool_lite.gguf_header import check_gguf
-    from petool_lite.recipe import Recipe
-    from petool_lite.runs import runs_root
-
     if options["run"] is not None:
         raise PetoolError("--model and --run exclude each other", "give one of them", USAGE)
     model = Path(options["model"]).expanduser()
@@ -132,10 +132,6 @@ def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
 
 
 def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:
-    from petool_lite.bench.variants import check_names, default_names, run_variants
-    from petool_lite.recipe import load_recipe
-    from petool_lite.runs import find_run
-
     names = (options["variants"] or "").split(",") if options["variants"] else None
     if names:
         check_names(names)
@@ -150,11 +146,6 @@ def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, A
 @as_json
 def bench_score(results: str, as_json: bool) -> None:
     """Score RESULTS, a results-<variant>.jsonl or a folder of them; loads no model."""
-    from petool_lite.bench.report import files_table, show
-    from petool_lite.bench.results import load_rows, results_files, results_folder
-    from petool_lite.bench.score import score_row, summary
-    from petool_lite.console import print_json, say
-
     found: dict[str, Any] = {}
     place = Path(results).expanduser()
     for path in results_files(results_folder(results)) if place.is_dir() else [place]:
@@ -182,9 +173,6 @@ def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | Non
 
     Several folders, such as one a setting, make one report in --out.
     """
-    from petool_lite.bench.report import write_report
-    from petool_lite.bench.results import results_folder
-
     if len(folders) > 1 and out is None:
         raise PetoolError("several folders make one report", "say where it goes: --out DIR", USAGE)
     places = [results_folder(folder) for folder in folders]
@@ -197,9 +185,6 @@ def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | Non
 
 def _calibrate(run: Path, name: str, document: dict[str, Any]) -> None:
     """Keep a variant's temperature in its run's manifest, from where export copies it into the GGUF file."""
-    from petool_lite.console import say
-    from petool_lite.runs import find_run, read_manifest, write_json
-
     found = next((item["calibration"] for item in document["variants"] if item["name"] == name), None)
     if found is None:
         what = f"no replies of {name} with probabilities"
@@ -217,10 +202,6 @@ def _calibrate(run: Path, name: str, document: dict[str, Any]) -> None:
 @as_json
 def bench_compare(first: str, second: str, variant: str | None, against: str | None, as_json: bool) -> None:
     """Compare two runs or bench folders on the entries that both scored: differences, tests, entries that flipped."""
-    from petool_lite.bench.compare import compare_folders, print_comparison
-    from petool_lite.bench.results import results_folder
-    from petool_lite.console import print_json
-
     found = compare_folders(results_folder(first), results_folder(second), variant, against)
     print_json(found) if as_json else print_comparison(found)
 
@@ -231,9 +212,6 @@ def bench_compare(first: str, second: str, variant: str | None, against: str | N
 @as_json
 def bench_merge(folders: tuple[str, ...], out: str, as_json: bool) -> None:
     """Make the results of all shards in DIR... one, as if they had been made by one command."""
-    from petool_lite.bench.report import write_report
-    from petool_lite.bench.results import merge_shards
-
     target = Path(out).expanduser()
     merge_shards([Path(folder).expanduser() for folder in folders], target)
     _show_report(write_report(target), out, as_json)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from petool_lite.cli.data import SETTING, as_json
+from petool_lite.cli.options import SETTING, as_json
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.places import user_path
 

@@ -1,37 +1,24 @@
 """`petool-lite data`: fetch, look at, check, convert and split entries."""
 
-import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from petool_lite.data.entries import SETTINGS, Entry
+from petool_lite.cli.options import as_json, new_file, set_option, setting_option, skip_option
+from petool_lite.console import emit, print_json, print_loss_mask, progress, say
+from petool_lite.data import fetch as hub
+from petool_lite.data import inspect
+from petool_lite.data.answers import answer_faults, schema_faults
+from petool_lite.data.files import load_corpus, load_dataset, load_tools, write_folds, write_lines
+from petool_lite.data.openai import entry_line
+from petool_lite.data.splits import leaks
 from petool_lite.errors import PetoolError
-
-as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")
-SETTING = click.Choice(SETTINGS)
-setting_option = click.option(
-    "--setting", type=SETTING, default="rating", show_default=True, help="PEToolBench: which prompt."
-)
-base_option = click.option(
-    "--base", default="smollm2-135m", show_default=True, help="Whose tokenizer counts: a base model, as in recipes."
-)
-skip_option = click.option(
-    "--strict/--skip-bad",
-    "strict",
-    default=True,
-    show_default=True,
-    help="Refuse a file with a broken entry, or count it.",
-)
-
-
-def new_file(name: str, argument: str) -> Path:
-    """The path of a file to be written; raises PetoolError if it is there."""
-    if Path(name).exists():
-        raise PetoolError(f"{name} exists already", f"give another {argument}")
-    return Path(name)
+from petool_lite.models import resolve_base
+from petool_lite.prompt.render import Layout, chat_from_directory, example
+from petool_lite.recipe import load_recipe
 
 
 @click.group()
@@ -40,7 +27,7 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--repo", default="travisxu/PEToolBench", show_default=True, help="Dataset on the Hub.")
+@click.option("--repo", default=hub.REPO, show_default=True, help="Dataset on the Hub.")
 @click.option("--file", "names", multiple=True, help="One of its files; can be repeated. All six if not given.")
 @click.option("--revision", default=None, help="A commit, branch or tag; the newest commit if not given.")
 @as_json
@@ -50,33 +37,22 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool
     PEToolBench's if no --repo is given. Public sets of tool calls that can be read, too:
     Salesforce/xlam-function-calling-60k, Team-ACE/ToolACE, NousResearch/hermes-function-calling-v1.
     """
-    from dataclasses import asdict
-
-    from petool_lite.console import emit, progress
-    from petool_lite.data import fetch as verb
-
     with progress() as report:
-        chosen = names or (verb.FILES if repo == verb.REPO else tuple(verb.data_files(repo)))
-        files = verb.fetch(repo, chosen, revision, report)
+        chosen = names or (hub.FILES if repo == hub.REPO else tuple(hub.data_files(repo)))
+        files = hub.fetch(repo, chosen, revision, report)
     emit([asdict(file) | {"path": str(file.path)} for file in files], as_json, lines=[file.path for file in files])
 
 
 @data.command()
 @click.argument("source")
 @setting_option
-@base_option
+@click.option("--base", default="smollm2-135m", show_default=True, help="Whose tokenizer counts, as in recipes.")
 @skip_option
 @as_json
 def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> None:
     """Figures of SOURCE: entries, candidates, history, ratings, tokens in each prompt style."""
-    from petool_lite.console import emit
-    from petool_lite.data.files import load_dataset
-    from petool_lite.data.inspect import stats as verb
-    from petool_lite.models import resolve_base
-    from petool_lite.prompt.render import chat_from_directory
-
     dataset = load_dataset(source, setting, skip_bad=not strict)
-    emit(verb(dataset, chat_from_directory(resolve_base(base).directory)), as_json, source)
+    emit(inspect.stats(dataset, chat_from_directory(resolve_base(base).directory)), as_json, source)
 
 
 @data.command()
@@ -90,12 +66,6 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
 
     Exit code 1 if a fault or a leak was found.
     """
-    from petool_lite.console import emit
-    from petool_lite.data.answers import answer_faults
-    from petool_lite.data.files import load_dataset
-    from petool_lite.data.inspect import named_by
-    from petool_lite.data.splits import leaks
-
     sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name is not None]
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e)]
     odd += [message for dataset in sets for message in dataset.bad]
@@ -103,7 +73,7 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     leaked = {kind: {"count": len(values), "examples": values[:3]} for kind, values in found.items()}
     lines = odd + [f"leak, {kind.replace('_', ' ')}: {len(values)} in both, such as {', '.join(values[:3])}"
                    for kind, values in found.items()]  # fmt: skip
-    counts, names = [len(dataset.entries) for dataset in sets], named_by(sets[0])
+    counts, names = [len(dataset.entries) for dataset in sets], inspect.named_by(sets[0])
     good = [
         f"{sum(counts)} entries, no faults" + (", no leaks" if other else ""),
         "providers of tools, by " + "; ".join(f"{form}: {count}" for form, count in names.items()),
@@ -122,9 +92,6 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
 @as_json
 def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json: bool) -> None:
     """Split SOURCE by function: test functions of a fold occur nowhere in its training file."""
-    from petool_lite.console import emit
-    from petool_lite.data.files import write_folds
-
     files = write_folds(source, setting, folds, seed, Path(folder))
     written = [{"file": str(path), "entries": count} for path, count in files.items()]
     emit(written, as_json, lines=[f"{path}  {count} entries" for path, count in files.items()])
@@ -138,11 +105,6 @@ def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json
 @as_json
 def convert(source: str, target: str, setting: str, strict: bool, as_json: bool) -> None:
     """Write the entries of SOURCE to TARGET as OpenAI fine-tuning lines (JSONL), whatever form they are in."""
-    from petool_lite.console import emit, say
-    from petool_lite.data.answers import schema_faults
-    from petool_lite.data.files import load_dataset, write_lines
-    from petool_lite.data.openai import entry_line
-
     path = new_file(target, "TARGET")
     dataset = load_dataset(source, setting, skip_bad=not strict)
     faults = {entry.id: schema_faults(entry) for entry in dataset.entries}
@@ -159,46 +121,23 @@ def convert(source: str, target: str, setting: str, strict: bool, as_json: bool)
 
 @data.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; can be repeated.")
-@click.option(
-    "--entry", "number", default=0, show_default=True, type=click.IntRange(min=0), help="Which entry, from 0."
-)
-@click.option("--settings", "settings_", is_flag=True, help="The three prompts of the entry side by side instead.")
+@set_option
+@click.option("--entry", "number", default=0, show_default=True, type=click.IntRange(min=0), help="Which, from 0.")
 @as_json
-def preview(recipe: str, overrides: tuple[str, ...], number: int, settings_: bool, as_json: bool) -> None:
+def preview(recipe: str, overrides: tuple[str, ...], number: int, as_json: bool) -> None:
     """Show one training row of RECIPE as the model sees it; tokens that carry loss are coloured."""
-    from petool_lite.console import print_columns, print_json, print_loss_mask
-    from petool_lite.data.files import raw_rows
-    from petool_lite.data.inspect import preview as verb
-    from petool_lite.data.petoolbench import settings_of
-    from petool_lite.models import resolve_base
-    from petool_lite.prompt.render import Layout, chat_from_directory, example, prompt_text
-    from petool_lite.recipe import load_recipe
-
     chosen = load_recipe(recipe, overrides)[1]
     chat = chat_from_directory(resolve_base(chosen.model.base).directory)
-    if settings_:
-        rows, layout, shown = raw_rows(chosen.data.train), Layout(chosen.data.style, sys.maxsize), {}
-        for name in settings_of(next(iter(rows[number:]), None)) or SETTINGS[:1]:  # those that it has a prompt for
-            text = prompt_text(chat, _numbered(chosen.data.train, number, name), layout)
-            shown[f"{name}, {len(chat.encode(text)):,} tokens"] = text
-        print_json(shown) if as_json else print_columns(shown)
-        return
-    entry = _numbered(chosen.data.train, number, chosen.data.one_setting)
-    row = example(chat, entry, Layout(chosen.data.style, chosen.model.max_tokens, chosen.data.overlength))
-    if row is None:
-        raise PetoolError(f"entry {entry.id} is too long and would be left out", "raise model.max_tokens")
-    found = verb(chat, row)
-    print_json(found) if as_json else print_loss_mask(found)
-
-
-def _numbered(source: str, number: int, setting: str = SETTINGS[0]) -> Entry:
-    from petool_lite.data.files import load_dataset
-
-    entries = load_dataset(source, setting).entries
+    entries = load_dataset(chosen.data.train, chosen.data.one_setting).entries
     if number >= len(entries):
-        raise PetoolError(f"{source} has {len(entries)} entries, --entry counts from 0")
-    return entries[number]
+        raise PetoolError(f"{chosen.data.train} has {len(entries)} entries, --entry counts from 0")
+    layout = Layout(chosen.data.style, chosen.model.max_tokens, chosen.data.overlength)
+    row = example(chat, entries[number], layout)
+    if row is None:
+        what = f"entry {entries[number].id} is too long and would be left out"
+        raise PetoolError(what, "raise model.max_tokens")
+    found = inspect.preview(chat, row)
+    print_json(found) if as_json else print_loss_mask(found)
 
 
 @data.command()
@@ -217,9 +156,6 @@ def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as
 
     SOURCE is a log of calls in any form that `data check` reads; your own, or public ones.
     """
-    from petool_lite.console import emit, progress, say
-    from petool_lite.data.files import load_corpus, load_tools, write_lines
-    from petool_lite.data.openai import entry_line
     from petool_lite.data.simulate import simulate as verb
 
     path = new_file(target, "FILE")

@@ -2,8 +2,10 @@
 
 import click
 
+from petool_lite import doctor as verb
 from petool_lite.cli.call import chosen_model, model_option
-from petool_lite.cli.data import as_json
+from petool_lite.cli.options import as_json
+from petool_lite.console import emit, plain, progress, say
 from petool_lite.errors import USAGE, PetoolError
 
 
@@ -13,16 +15,12 @@ from petool_lite.errors import USAGE, PetoolError
 @as_json
 def doctor(tune: bool, model: str | None, as_json: bool) -> None:
     """Show what this machine can do: GPU, llama.cpp's health, disk. With --tune, make `call` and `serve` faster."""
-    from petool_lite.console import emit, plain, progress, say
-    from petool_lite.doctor import examine
-    from petool_lite.doctor import tune as verb
-
     if model and not tune:
         raise PetoolError("--model says what --tune tunes for", f"petool-lite doctor --tune --model {model}", USAGE)
     if not tune:
-        emit(examine(), as_json, "this machine")
+        emit(verb.examine(), as_json, "this machine")
         return
     with progress() as report:
-        found = verb(chosen_model(model), report)
+        found = verb.tune(chosen_model(model), report)
     emit(found if as_json else found["trials"], as_json, f"trials with {found['model']}")
     say("best: " + plain(found["settings"]))

@@ -4,8 +4,10 @@ from typing import Any
 
 import click
 
-from petool_lite.cli.bench import run_option
-from petool_lite.cli.data import as_json
+from petool_lite.cli.options import as_json, run_option
+from petool_lite.console import print_json, progress, say
+from petool_lite.export import Options, export_run
+from petool_lite.runs import find_run
 
 
 @click.command()
@@ -24,10 +26,6 @@ from petool_lite.cli.data import as_json
 @as_json
 def export(run: str | None, types: str, as_json: bool, **options: Any) -> None:
     """Write what a run trained as GGUF files, an adapter merged into its base, checked against the model itself."""
-    from petool_lite.console import print_json, progress, say
-    from petool_lite.export import Options, export_run
-    from petool_lite.runs import find_run
-
     names = tuple(dict.fromkeys(name.strip().lower() for name in types.split(",") if name.strip()))
     folder = find_run(run) / "export"
     with progress() as report:
@@ -36,23 +34,18 @@ def export(run: str | None, types: str, as_json: bool, **options: Any) -> None:
         print_json({**document, "paths": [str(folder / item["file"]) for item in document["files"]]})
         return
     for item in document["files"]:
-        say(
-            ", ".join(
-                [f"{item['type']}: {item['bytes'] / 1e6:.0f} MB", *_figures(document["checks"].get(item["type"]))]
-            )
-        )
+        figures = _figures(document["checks"].get(item["type"], {}))
+        say(", ".join([f"{item['type']}: {item['bytes'] / 1e6:.0f} MB", *figures]))
         click.echo(folder / item["file"])
 
 
-def _figures(checks: dict[str, Any] | None) -> list[str]:
+def _figures(checks: dict[str, Any]) -> list[str]:
     """What the checks of one file found, in words."""
-    found, checks = [], checks or {}
-    if "prompts_with_equal_ids" in checks:
-        found.append(f"{checks['prompts_with_equal_ids']} prompts with equal ids")
-    if "prompts_llama_cpp_renders_alike" in checks:
-        found.append(f"{checks['prompts_llama_cpp_renders_alike']} rendered alike by llama.cpp's server")
-    if "replies" in checks:
-        found.append(f"{checks['replies_stopped']} of {checks['replies']} replies stop")
-    if against := checks.get("against_transformers"):
-        found.append(f"top-1 agreement with the merged model {against['top1']:.1%}, KL {against['kl']:.3g}")
-    return found
+    words = {
+        "prompts_with_equal_ids": "{prompts_with_equal_ids} prompts with equal ids",
+        "prompts_llama_cpp_renders_alike": "{prompts_llama_cpp_renders_alike} rendered alike by llama.cpp's server",
+        "replies": "{replies_stopped} of {replies} replies stop",
+        "against_transformers": "top-1 agreement with the merged model {against_transformers[top1]:.1%}, "
+        "KL {against_transformers[kl]:.3g}",
+    }
+    return [text.format(**checks) for key, text in words.items() if key in checks]

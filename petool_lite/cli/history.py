@@ -5,7 +5,7 @@ import time
 
 import click
 
-from petool_lite.cli.data import as_json, new_file
+from petool_lite.cli.options import as_json, new_file
 
 user_option = click.option("--user", default=None, metavar="NAME", help="Of this user only.")
 

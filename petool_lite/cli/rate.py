@@ -2,7 +2,7 @@
 
 import click
 
-from petool_lite.cli.data import as_json
+from petool_lite.cli.options import as_json
 
 
 @click.command()

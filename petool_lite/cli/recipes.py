@@ -2,8 +2,11 @@
 
 import click
 
-from petool_lite.cli.data import as_json, new_file
+from petool_lite.cli.options import as_json, new_file
+from petool_lite.console import emit, print_json, print_table
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.recipe import builtin_recipes, settings
+from petool_lite.runs import write_text
 
 
 @click.group()
@@ -15,9 +18,6 @@ def recipes() -> None:
 @as_json
 def recipes_list(as_json: bool) -> None:
     """Names and first lines."""
-    from petool_lite.console import emit
-    from petool_lite.recipe import builtin_recipes
-
     emit({name: text.splitlines()[0].lstrip("# ") for name, text in builtin_recipes().items()}, as_json, "recipes")
 
 
@@ -33,8 +33,6 @@ def recipes_show(name: str) -> None:
 @click.argument("target", required=False)
 def recipes_copy(name: str, target: str | None) -> None:
     """Copy a shipped recipe to TARGET (NAME.toml if not given), to change it."""
-    from petool_lite.runs import write_text
-
     path = new_file(target or f"{name}.toml", "TARGET")
     write_text(path, _shipped(name))
     click.echo(path)
@@ -44,17 +42,12 @@ def recipes_copy(name: str, target: str | None) -> None:
 @as_json
 def recipes_keys(as_json: bool) -> None:
     """Every setting of a recipe: default and meaning."""
-    from petool_lite.console import print_json, print_table
-    from petool_lite.recipe import settings
-
     found = {key: {"default": default, "doc": about["doc"]} for key, _, about, default in settings()}
     rows = [[key, str(item["default"]), item["doc"]] for key, item in found.items()]
     print_json(found) if as_json else print_table("settings", ["key", "default", "meaning"], rows)
 
 
 def _shipped(name: str) -> str:
-    from petool_lite.recipe import builtin_recipes
-
     found = builtin_recipes()
     if name not in found:
         raise PetoolError(f"no such recipe: {name}", f"one of: {', '.join(found)}", USAGE)

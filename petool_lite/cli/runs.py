@@ -4,7 +4,9 @@ import json
 
 import click
 
-from petool_lite.cli.data import as_json
+from petool_lite.cli.options import as_json
+from petool_lite.console import emit
+from petool_lite.runs import find_run, is_complete, list_runs, read_manifest
 
 
 @click.group()
@@ -16,9 +18,6 @@ def runs() -> None:
 @as_json
 def runs_list(as_json: bool) -> None:
     """All runs, the newest last."""
-    from petool_lite.console import emit
-    from petool_lite.runs import is_complete, list_runs
-
     emit([{"run": str(run), "complete": is_complete(run)} for run in list_runs()], as_json, "runs")
 
 
@@ -27,9 +26,6 @@ def runs_list(as_json: bool) -> None:
 @as_json
 def runs_show(run: str | None, as_json: bool) -> None:
     """The manifest of a complete run."""
-    from petool_lite.console import emit
-    from petool_lite.runs import find_run, read_manifest
-
     manifest = read_manifest(find_run(run))
     emit(manifest, as_json, lines=[json.dumps(manifest, indent=2)])
 
@@ -38,6 +34,4 @@ def runs_show(run: str | None, as_json: bool) -> None:
 @click.argument("run", required=False)
 def runs_path(run: str | None) -> None:
     """The folder of a run, the newest complete one if not named."""
-    from petool_lite.runs import find_run
-
     click.echo(find_run(run))

@@ -1,35 +1,36 @@
 """`petool-lite train`: a recipe becomes a run."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from petool_lite.cli.data import as_json
+from petool_lite import train as verb
+from petool_lite.cli.options import as_json, set_option
+from petool_lite.console import emit, print_json, progress, say, silent
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.recipe import load_recipe
+from petool_lite.runs import is_complete, read_manifest, runs_root
 
 
 @click.command()
 @click.argument("recipe", required=False)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; can be repeated.")
+@set_option
 @click.option("--resume", default=None, metavar="RUN", help="Continue an unfinished run from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Check and count everything, load no model.")
 @as_json
 def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool) -> None:
     """Train RECIPE (a file or a shipped name) into a new run directory."""
-    from petool_lite import train as verb
-    from petool_lite.console import emit, print_json, progress, say, silent
-    from petool_lite.recipe import load_recipe
-    from petool_lite.runs import read_manifest
-
-    name, settings, folder = _recipe_or_resume(load_recipe, recipe, overrides, resume)
+    if (recipe is None) == (resume is None):
+        raise PetoolError("give a RECIPE, or --resume RUN", "such as: petool-lite train demo", USAGE)
+    folder = _unfinished(resume) if resume is not None else None
+    name, settings = load_recipe(str(folder / "recipe.toml") if folder else recipe or "", overrides)
     with progress() as report:
         if dry_run:
             found = verb.dry_run(settings, report if as_json else silent)
             print_json(found) if as_json else _show_plan(found, settings.train.memory)
             return
-        run = verb.train(name, settings, report, folder)
+        run = verb.train(folder.name if folder else name, settings, report, folder)
     if not verb.is_first():
         return
     manifest = read_manifest(run)
@@ -38,33 +39,21 @@ def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dr
     emit({"run": str(run), **figures}, as_json, lines=[run])
 
 
-def _recipe_or_resume(
-    load: Callable[..., tuple[str, Any]], recipe: str | None, overrides: tuple[str, ...], resume: str | None
-) -> tuple[str, Any, Path | None]:
-    if (recipe is None) == (resume is None):
-        raise PetoolError("give a RECIPE, or --resume RUN", "such as: petool-lite train demo", USAGE)
-    if resume is None:
-        return (*load(recipe, overrides), None)
-    from petool_lite.runs import is_complete, runs_root
-
-    folder = next((path for path in (Path(resume), runs_root() / resume) if (path / "recipe.toml").is_file()), None)
+def _unfinished(name: str) -> Path:
+    """The folder of a run that can be continued."""
+    folder = next((path for path in (Path(name), runs_root() / name) if (path / "recipe.toml").is_file()), None)
     if folder is None:
-        raise PetoolError(f"no such run: {resume}", "`petool-lite runs list` shows them")
+        raise PetoolError(f"no such run: {name}", "`petool-lite runs list` shows them")
     if is_complete(folder):
         raise PetoolError(f"the run {folder} is complete", "start a new one: petool-lite train RECIPE")
-    return folder.name, load(str(folder / "recipe.toml"), overrides)[1], folder
+    return folder
 
 
 def _show_plan(found: dict[str, Any], memory: str) -> None:
     """The rows, and the ways to train with what each would take on this GPU."""
-    from petool_lite.console import emit, say
-
     plain = {key: value for key, value in found.items() if not isinstance(value, dict | list) and value is not None}
-    here = (
-        "training here: on the CPU, as the recipe says"
-        if plain.pop("trains_here")
-        else "this recipe needs a GPU: not here"
-    )
+    trains = plain.pop("trains_here")
+    here = "training here: on the CPU, as the recipe says" if trains else "this recipe needs a GPU: not here"
     emit(plain, False, "the rows")
     if gpu := found["gpu"]:
         here = f'this recipe takes train.memory = "{memory}"'
