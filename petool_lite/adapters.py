@@ -46,15 +46,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise PetoolError(f"adapter file missing: {path}", "give the folder that PEFT or petool-lite saved")
     config = read_object(path, f"damaged adapter: {path}", _AGAIN)
     try:
-        r, alpha = int(config["r"]), float(config["lora_alpha"])
+        r, alpha, rslora = int(config["r"]), float(config["lora_alpha"]), bool(config.get("use_rslora"))
         if r < 1 or not math.isfinite(alpha) or alpha == 0:
             raise ValueError(f"r {r}, lora_alpha {alpha:g}")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PetoolError(f"damaged adapter: {path} ({error!r})", _AGAIN) from error
     _check_plain(folder, config)
-    rslora = bool(config.get("use_rslora"))
-    scaling = alpha / (math.sqrt(r) if rslora else r)
-    base = str(config.get("base_model_name_or_path") or "")
+    scaling, base = alpha / (math.sqrt(r) if rslora else r), str(config.get("base_model_name_or_path") or "")
     return AdapterConfig(r, alpha, rslora, scaling, _targets(folder), base)
 
 

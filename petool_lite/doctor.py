@@ -10,18 +10,21 @@ from typing import Any
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
+from petool_lite.inference.gpu import gpu_facts
+from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.settings import EngineSettings, default_threads, remember_settings
 from petool_lite.models import embedded_gguf
 from petool_lite.runs import versions
 
 
 def examine() -> dict[str, Any]:
     """Facts of this machine: Python, CPU, GPU, llama.cpp's health by a real decode, disk. Sizes in GiB."""
-    from petool_lite.inference.gpu import gpu_facts
-
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().partition("flags")[2].partition("\n")[0].split() if info.is_file() else []
     return {
         "python": sys.version.split()[0],
         "machine": platform.machine(),
-        "cpu": _cpu(),
+        "cpu": {"cores": default_threads(), "amx": "amx_tile" in flags, "avx512": "avx512f" in flags},
         "gpu": gpu_facts(),
         "llama_cpp": _llama_cpp(),
         "disk_free_gb": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
@@ -29,17 +32,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _cpu() -> dict[str, Any]:
-    from petool_lite.inference.settings import default_threads
-
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text().partition("flags")[2].partition("\n")[0].split() if info.is_file() else []
-    return {"cores": default_threads(), "amx": "amx_tile" in flags, "avx512": "avx512f" in flags}
-
-
 def _llama_cpp() -> dict[str, Any]:
-    from petool_lite.inference.llama import LlamaModel
-
     try:
         with LlamaModel(embedded_gguf(), n_ctx=512) as model:
             ids = model.encode("The quick brown fox jumps over the lazy dog. " * 30)[:256]
@@ -64,8 +57,6 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
 
     Returns the trials with their tokens/s and seconds of a typical call. Raises PetoolError if the model does not load.
     """
-    from petool_lite.inference.settings import EngineSettings, default_threads, remember_settings
-
     cores = default_threads()
     fewer = sorted({max(1, cores // 2), max(1, cores - 1)} - {cores})
     kinds: dict[str, list[dict[str, Any]]] = {
@@ -94,8 +85,6 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
 def _trial(model: Path, settings: Any) -> tuple[dict[str, Any], Sequence[int]]:
     """The settings with their figures, and the reply's ids: of two runs the faster one, since what else the machine
     does only ever adds time."""
-    from petool_lite.inference.llama import LlamaModel
-
     with LlamaModel(model, n_ctx=_PROMPT + _REPLY, settings=settings) as loaded:
         ids = loaded.encode('{"tool": "search", "query": "The quick brown fox jumps over the lazy dog."}\n' * 80)
         replies = [loaded.generate(ids[:_PROMPT], _REPLY) for _ in range(2)]

@@ -12,9 +12,7 @@ class PetoolError(Exception):
 
     def __init__(self, message: str, hint: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.exit_code = exit_code
+        self.message, self.hint, self.exit_code = message, hint, exit_code
 
 
 def first_line(error: BaseException) -> str:

@@ -41,15 +41,12 @@ def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
     return target
 
 
-def open_gguf(path: Path) -> Any:
+def open_gguf(path: Path, checked: bool = False) -> Any:
     """A gguf.GGUFReader over a memory map of the file (of a split one, its first part); PetoolError if damaged."""
-    check_gguf(path)
-    return _reader(path)
-
-
-def _reader(path: Path) -> Any:
     from gguf import GGUFReader
 
+    if not checked:
+        check_gguf(path)
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError, OSError, MemoryError, UnicodeDecodeError) as error:
@@ -88,19 +85,16 @@ class _Fields:
         found = self.values.get(f"tokenizer.ggml.{name}_token_id")
         return found if isinstance(found, int) and 0 <= found < len(self.tokens) else None
 
-    @property
-    def end(self) -> int:
-        """The end token's ID."""
-        found = self.special("eos")
-        if found is None:
+    def tokens_by_role(self) -> dict[str, int]:
+        """IDs of bos, eos, unk and pad, as far as they are set. What pads is not the end, or training frameworks would
+        mask the end away or add a token."""
+        found = {short: self.special(name) for short, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"))}
+        end = found["eos"]
+        if end is None:
             raise PetoolError(f"{self.path} lacks the key tokenizer.ggml.eos_token_id: no answer would end", _ELSEWHERE)
-        return found
-
-    @property
-    def padding(self) -> int:
-        """An ID to pad with; not the end's, or training frameworks mask the end away or add a token."""
-        found = (self.special(name) for name in ("padding", "unknown", "bos"))
-        return next((index for index in found if index is not None and index != self.end), 0 if self.end else 1)
+        pads = (self.special("padding"), found["unk"], found["bos"], 0, 1)
+        found["pad"] = next(index for index in pads if index not in (None, end))
+        return {role: index for role, index in found.items() if index is not None}
 
 
 def _write_directory(gguf: Path, target: Path) -> None:
@@ -108,7 +102,7 @@ def _write_directory(gguf: Path, target: Path) -> None:
     from gguf.quants import dequantize
     from safetensors.torch import save_file
 
-    readers = [_reader(part) for part in check_gguf(gguf)]
+    readers = [open_gguf(part, checked=True) for part in check_gguf(gguf)]
     fields = _Fields(gguf, gguf_fields(readers[0]))
     if fields.values.get("general.architecture") != "llama":
         what = f"{gguf} is not a model of the Llama family: {fields.values.get('general.architecture')}"
@@ -134,7 +128,7 @@ def _write_directory(gguf: Path, target: Path) -> None:
 
 
 def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
-    values, width = fields.values, fields.needed("llama.embedding_length", int)
+    values, width, roles = fields.values, fields.needed("llama.embedding_length", int), fields.tokens_by_role()
     heads = fields.needed("llama.attention.head_count", int)
     size = values.get("llama.attention.key_length", width // max(1, heads))
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
@@ -142,6 +136,7 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
             raise PetoolError(f"{fields.path}: {key} is {values[key]}, a head has {size}", _ELSEWHERE)
     if (kind := values.get("llama.rope.scaling.type", "none")) not in ("none", "linear"):
         raise PetoolError(f"{fields.path} scales rotary positions by {kind}, which cannot be trained", _ELSEWHERE)
+    factor = fields.needed("llama.rope.scaling.factor", float) if kind == "linear" else None
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -156,14 +151,10 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
         "max_position_embeddings": fields.needed("llama.context_length", int),
         "rms_norm_eps": fields.needed("llama.attention.layer_norm_rms_epsilon", float),
         "rope_theta": float(values.get("llama.rope.freq_base", 10000.0)),
-        "rope_scaling": {"rope_type": kind, "factor": fields.needed("llama.rope.scaling.factor", float)}
-        if kind == "linear"
-        else None,
+        "rope_scaling": factor and {"rope_type": kind, "factor": factor},
         "tie_word_embeddings": tied,
         "hidden_act": "silu",
-        "bos_token_id": fields.special("bos"),
-        "eos_token_id": fields.end,
-        "pad_token_id": fields.padding,
+        **{f"{role}_token_id": roles.get(role) for role in ("bos", "eos", "pad")},
     }
 
 
@@ -190,10 +181,9 @@ def _write_tokenizer(fields: _Fields, target: Path) -> None:
     control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(target / "tokenizer.json"))
-    named = {"bos": fields.special("bos"), "eos": fields.end, "unk": fields.special("unknown"), "pad": fields.padding}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": tokens[index] for name, index in named.items() if index is not None},
+        **{f"{role}_token": tokens[index] for role, index in fields.tokens_by_role().items()},
         "add_bos_token": bool(fields.values.get("tokenizer.ggml.add_bos_token", False)),
         "chat_template": fields.needed("tokenizer.chat_template", str),
         "model_max_length": fields.needed("llama.context_length", int),

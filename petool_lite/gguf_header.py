@@ -75,7 +75,7 @@ def _sound_head(path: Path) -> _Head:
         if not path.is_file():
             raise _no_file(path)
         facts = path.stat()
-        return _read(path.absolute(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        return _read(path.absolute(), (facts.st_size, facts.st_mtime_ns, facts.st_ino))
     except OSError as error:
         raise PetoolError(f"cannot read {str(path)[:200]}: {error.strerror}", "check its permissions") from error
     except _Damage as damage:
@@ -86,16 +86,15 @@ def _no_file(path: Path) -> PetoolError:
     """What to say where a file was meant: what is likely to have been."""
     if path.is_dir():
         found = sorted([*path.glob("*.gguf"), *path.glob("export/model.*.gguf")])
-        hint = "give a .gguf file; `petool-lite export` makes one of a run, and bench takes a run with --run"
-        what = f"{path} is a folder, not a GGUF file"
-        return PetoolError(what, f"give the file in it: {found[0]}" if found else hint)
+        hint = f"the file in it: {found[0]}" if found else "a .gguf file; `petool-lite export` makes one of a run"
+        return PetoolError(f"{path} is a folder, not a GGUF file", f"give {hint}")
     parts = sorted(path.parent.glob(f"{escape(path.stem)}-00001-of-*.gguf")) if path.parent.is_dir() else []
     hint = f"give the first part of the split model: {parts[0]}" if parts else "give the path of a .gguf file"
     return PetoolError(f"no such file: {path}", hint)
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, size: int, time: int, inode: int) -> _Head:
+def _read(path: Path, state: tuple[int, int, int]) -> _Head:
     """The file's head; read once for each state of it."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
@@ -135,9 +134,10 @@ class _Cursor:
             raise _Damage(f"{found:,} {what} do not fit into {self.size:,} bytes")
         return found
 
-    def texts(self, count: int, distinct: bool) -> None:
-        """Move over `count` texts; with `distinct` no two may be equal."""
+    def texts(self, distinct: bool) -> int:
+        """Move over a list of texts, and how many they are; with `distinct` no two may be equal."""
         seen: set[bytes] = set()
+        count = self.count("texts", 8)
         data, place, read = self.data, self.place, struct.Struct("<Q").unpack_from
         for _ in range(count):
             if self.size - place < 8:
@@ -151,6 +151,7 @@ class _Cursor:
         if distinct and len(seen) < count:
             raise _Damage("a token occurs twice")
         self.place = place
+        return count
 
 
 def _check(cursor: _Cursor) -> _Head:
@@ -182,14 +183,12 @@ def _value(cursor: _Cursor, key: str) -> Any:
         raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
     kind = cursor.number("I")
     if kind == _STRING:
-        count = cursor.count("texts", 8)
-        cursor.texts(count, key == "tokenizer.ggml.tokens")
-    elif kind in _SCALARS:
-        size = struct.calcsize(_SCALARS[kind])
-        count = cursor.count("numbers", size)
-        cursor.skip(count * size)
-    else:
+        return range(cursor.texts(key == "tokenizer.ggml.tokens"))
+    if kind not in _SCALARS:
         raise _Damage(f"{key[:60]!r} is an array of the type {kind}")
+    size = struct.calcsize(_SCALARS[kind])
+    count = cursor.count("numbers", size)
+    cursor.skip(count * size)
     return range(count)
 
 

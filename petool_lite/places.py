@@ -36,8 +36,8 @@ def cache_root() -> Path:
 def cache_place(*parts: str) -> Path:
     """Where a thing that can be made again lies, or is to be written: a cache may be complete and read-only."""
     wanted = _wanted()
-    there = wanted is not None and wanted.joinpath(*parts).exists()
-    return (wanted if wanted and there else cache_root()).joinpath(*parts)
+    there = wanted and wanted.joinpath(*parts)
+    return there if there and there.exists() else cache_root().joinpath(*parts)
 
 
 def data_root() -> Path:

@@ -166,9 +166,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
     name, text = _recipe_text(source)
     try:
         table = tomllib.loads(text)
-    except RecursionError as error:
-        raise PetoolError(f"{source} is nested too deep", "see `petool-lite recipes show demo`") from error
-    except ValueError as error:  # tomllib's own error is one, and so is that of a number of too many digits
+    except (ValueError, RecursionError) as error:  # tomllib's own error, a number of too many digits, too deep nesting
         raise PetoolError(f"{source} is not valid TOML: {error}", "see `petool-lite recipes show demo`") from error
     if not table:
         raise PetoolError(f"{source} is empty", "a recipe names at least its base; see `petool-lite recipes show demo`")
@@ -197,8 +195,7 @@ def _recipe_text(source: str) -> tuple[str, str]:
 
 
 def _override_value(key: str, raw: str) -> Any:
-    kinds = {name: kind for name, kind, _, _ in settings()}
-    if kinds.get(key) is str:
+    if any(name == key and kind is str for name, kind, _, _ in settings()):
         return raw.strip("\"'")
     try:
         return tomllib.loads(f"value = {raw}")["value"]
@@ -215,17 +212,16 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
             problems.append(f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
             continue
         kind, metadata = known[key]
-        problem = _problem(value, kind, metadata)
-        if problem:
-            problems.append(f"{key}: {problem}")
-            continue
         section, _, item = key.partition(".")
-        chosen[section][item] = float(value) if kind is float and isinstance(value, int) else value
+        if problem := _problem(value, kind, metadata):
+            problems.append(f"{key}: {problem}")
+        else:
+            chosen[section][item] = float(value) if kind is float else value
     problems += _conflicts({name: default for name, _, _, default in settings()} | values)
     if problems:
         raise PetoolError(f"{source}: " + "; ".join(problems), "`petool-lite recipes keys` lists all settings")
-    hints = get_type_hints(Recipe)
-    return Recipe(**{section: hints[section](**content) for section, content in chosen.items()})
+    kinds = get_type_hints(Recipe)
+    return Recipe(**{section: kinds[section](**content) for section, content in chosen.items()})
 
 
 def _problem(value: Any, kind: Any, metadata: dict[str, Any]) -> str:

@@ -95,17 +95,13 @@ def sole_writer(target: Path, lock: Path) -> Iterator[None]:
         what = f"cannot write to {lock.parent}: {error.strerror}"
         raise PetoolError(what, "check its permissions and disk") from error
     with held:
-        lock.write_text(f"{os.getpid()} {_own_command()}\n")
+        name = Path(sys.argv[0]).name
+        words = ["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]]
+        lock.write_text(f"{os.getpid()} {shlex.join(words)[:400]}\n")
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-
-def _own_command() -> str:
-    name = Path(sys.argv[0]).name
-    words = ["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]]
-    return " ".join(shlex.quote(word) for word in words)[:400]
 
 
 def create_run(name: str) -> Path:
@@ -130,11 +126,7 @@ def is_complete(run: Path) -> bool:
 
 def list_runs() -> list[Path]:
     """All run directories, the newest last."""
-    root = runs_root()
-    if not root.is_dir():
-        return []
-    found = [path for path in root.iterdir() if path.is_dir() and (path / "recipe.toml").is_file()]
-    return sorted(found, key=lambda path: (path / "recipe.toml").stat().st_mtime)
+    return [path.parent for path in sorted(runs_root().glob("*/recipe.toml"), key=lambda path: path.stat().st_mtime)]
 
 
 def find_run(name: str | None) -> Path:
@@ -148,7 +140,7 @@ def find_run(name: str | None) -> Path:
     if path is None:
         begun = [run for run in list_runs() if name and run.name.startswith(name)]
         if len(begun) != 1:
-            several = f"; several begin so, such as {begun[0].name} and {begun[1].name}" if begun else ""
+            several = f"; {len(begun)} begin so, such as {begun[0].name}" if begun else ""
             raise PetoolError(f"no such run: {name}{several}", "`petool-lite runs list` shows them")
         path = begun[0]
     if not is_complete(path):

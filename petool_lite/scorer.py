@@ -48,13 +48,13 @@ def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
     while start >= 0:
         match = (_SPANNING if spanning else _CALL).match(reply, start)
         if match is not None:
-            return _call(match.group())
+            return _parsed(match.group())
         line_end = -1 if spanning else reply.find("\n", start)
         start = reply.find("{", line_end) if line_end >= 0 else -1
     return None
 
 
-def _call(text: str) -> dict[str, Any] | None:
+def _parsed(text: str) -> dict[str, Any] | None:
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):
@@ -71,16 +71,15 @@ def score_reply(
     call is right on both counts. With `request`, parameters are compared by `as_asked`.
     """
     call = read_published(reply, spanning)
-    if "no_call" in gold:
-        right = call is None and _is_text(reply)
-        return right, right
-    if call is None:
-        return False, False
     try:
+        if "no_call" in gold:
+            return (call is None and isinstance(read_answer(reply), str),) * 2
+        if call is None:
+            return False, False
         found, right = call["parameters"], gold["parameters"]
         same = found == right if request is None else as_asked(found, right, request)
         return call["tool_name"] == gold["tool_name"], same
-    except RecursionError:  # comparing what the parser just managed to nest
+    except (CallFailure, RecursionError):  # the latter from comparing what the parser just managed to nest
         return False, False
 
 
@@ -97,10 +96,3 @@ def as_asked(found: Any, right: Any, request: str) -> bool:
         return bool(found == right)
     said = (float(number.replace(",", "")) for number in _NUMBER.findall(request))
     return right in (math.trunc(found), round(found), math.floor(found + 0.5)) and abs(found) in said
-
-
-def _is_text(reply: str) -> bool:
-    try:
-        return isinstance(read_answer(reply), str)
-    except (CallFailure, RecursionError):
-        return False
