@@ -31,10 +31,11 @@ def answer_faults(entry: Entry) -> list[str]:
 
 def schema_faults(entry: Entry) -> list[str]:
     """Where an entry's call is not of its tool's schema, as short sentences."""
-    if not isinstance(entry.answer, Call):
+    made = entry.answer
+    if not isinstance(made, Call):
         return []
-    name, arguments = entry.answer.name, dict(entry.answer.arguments)
-    return next((value_faults(tool.parameters, arguments) for tool in entry.tools if tool.name == name), [])
+    called = (tool for tool in entry.tools if tool.name == made.name)
+    return next((value_faults(tool.parameters, dict(made.arguments)) for tool in called), [])
 
 
 def function_words(tool_name: str) -> str:
@@ -98,11 +99,9 @@ def with_rejected(entries: Sequence[Entry], seed: int) -> list[Entry]:
 
 def _declared_alike(arguments: Mapping[str, object], old: Tool, new: Tool) -> bool:
     """Whether both tools declare each argument with the same type and `new` requires no other."""
-    before, after = properties(old), properties(new)
-
-    def kind(table: Mapping[str, object], name: str) -> object:
-        schema = table[name]
-        return schema.get("type") if isinstance(schema, Mapping) else schema
-
-    alike = all(name in before and name in after and kind(before, name) == kind(after, name) for name in arguments)
-    return alike and all(name in arguments for name in required(new))
+    before, after = (
+        {name: item.get("type") if isinstance(item, Mapping) else item for name, item in properties(tool).items()}
+        for tool in (old, new)
+    )
+    alike = all(name in before and name in after and before[name] == after[name] for name in arguments)
+    return alike and set(required(new)) <= arguments.keys()

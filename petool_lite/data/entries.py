@@ -163,6 +163,13 @@ def balance(entry: Entry, name: str) -> int:
     return sum(-1 if item.verdict == DISLIKED else 1 for item in entry.history if known[item.call.name] == own)
 
 
+def bearing(entry: Entry) -> list[int]:
+    """Which earlier calls, as indices, are of a provider of the offered tools."""
+    known = providers(entry)
+    offered = {known[tool.name] for tool in entry.tools}
+    return [index for index, item in enumerate(entry.history) if known[item.call.name] in offered]
+
+
 def name_words(tool_name: str) -> frozenset[str]:
     """The words of what a tool is called beside its provider, camel case cut; the name where it has no word."""
     api = tool_name.split(">.<")[-1].rstrip(">") if tool_name.startswith("<") else re.split(r"__|[./]", tool_name)[-1]

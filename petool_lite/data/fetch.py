@@ -76,21 +76,18 @@ def _explain(error: BaseException, repo: str) -> tuple[str, str]:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__  # the client looked for a copy because of this
-    offline = f"unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, {_LOCAL_COPY}"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
     consent = f"accept the terms at {constants.ENDPOINT}/datasets/{repo}, then run `hf auth login`"
-    login = "check OWNER/NAME; for a private one run `hf auth login`"
-    for kind, reason, hint in (
+    offline = f"unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, {_LOCAL_COPY}"
+    ladder = (
         (errors.OfflineModeIsEnabled, "the Hub client is in offline mode", offline),
         (errors.GatedRepoError, "its owner asks for consent first (gated)", consent),
-        (errors.RepositoryNotFoundError, "no such data set, or a private one", login),
+        (errors.RepositoryNotFoundError, "no such data set, or a private one", "check OWNER/NAME, run `hf auth login`"),
         (errors.RevisionNotFoundError, "no such commit", "check the revision"),
         (errors.RemoteEntryNotFoundError, "no such file at this commit", "check the name, or give another revision"),
-    ):
-        if isinstance(error, kind):
-            return reason, hint
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        place = error.filename or "the cache"
-        return f"{error.strerror}: {place}", "make room for it, or set HF_HOME to another folder"
-    if isinstance(error, ValueError):  # the client's own word on a name that none can be
-        return first_line(error), "write OWNER/NAME, and a file's path inside the data set"
-    return first_line(error), f"check the network and try again, {_LOCAL_COPY}"
+        (OSError if full else (), str(error), "make room for it, or set HF_HOME to another folder"),
+        # the client's own word on a name that none can be
+        (ValueError, first_line(error), "write OWNER/NAME, and a file's path inside the data set"),
+        (BaseException, first_line(error), f"check the network and try again, {_LOCAL_COPY}"),
+    )
+    return next((reason, hint) for kind, reason, hint in ladder if isinstance(error, kind))

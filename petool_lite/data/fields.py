@@ -29,21 +29,15 @@ def get(value: Any, key: str, kind: type | tuple[type, ...], where: str, expecte
 def text(value: Any, key: str, where: str) -> str:
     """A text that may be absent or null: then it is empty, never the word None."""
     found = value.get(key) if isinstance(value, Mapping) else None
-    if found is None:
-        return ""
-    if not isinstance(found, str):
+    if not isinstance(found, str | None):
         raise Fault(f"{where}.{key}" if where else key, f"a text, found {kind_of(found)}")
-    return found
+    return found or ""
 
 
 def kind_of(value: Any) -> str:
     """What a JSON value is, in JSON's own words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
     names = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
+    return (names | {bool: "true or false", type(None): "null"}).get(type(value), type(value).__name__)
 
 
 def sound(value: Any, where: str) -> Any:
@@ -54,9 +48,14 @@ def sound(value: Any, where: str) -> Any:
     return value
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair in it."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _check_leaves(value: Any, where: str) -> None:
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if not is_unicode(value):
             raise Fault(where, "text in Unicode, found half a surrogate pair")
     elif isinstance(value, float) and not math.isfinite(value):
         raise Fault(where, "a finite number")

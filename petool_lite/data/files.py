@@ -18,7 +18,7 @@ from petool_lite.data.answers import answer_faults
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import Entry, Tool, check_setting
 from petool_lite.data.fetch import data_files, fetch
-from petool_lite.data.fields import Fault
+from petool_lite.data.fields import Fault, is_unicode
 from petool_lite.data.openai import entry_line
 from petool_lite.data.simulate import Example, examples_of, simulate
 from petool_lite.data.splits import folds
@@ -49,8 +49,7 @@ class Dataset:
 
 def source_sha256(source: str) -> str:
     """SHA-256 of a source's bytes, without parsing them."""
-    parts = _parts(source)
-    if len(parts) > 1 or parts[0][0] > 1:
+    if parts := _mixed(source):
         return _joint(f"{times} * {source_sha256(part)}" for times, part in parts)
     if source.startswith("simulated:"):
         count, paths = _corpus(source)
@@ -67,8 +66,7 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
     message kept in `bad`.
     """
     check_setting(setting)
-    parts = _parts(source)
-    if len(parts) > 1 or parts[0][0] > 1:
+    if _mixed(source):
         return _mixture(source, setting, skip_bad)
     rows, digest = _read(source)
     if not rows:
@@ -84,11 +82,11 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
         except Fault as fault:
             bad.append(f"{source}, {_label(row, index)}, {fault}")
             if not skip_bad:
-                what = bad[0]
-                raise PetoolError(what, "mend it, or leave such entries out: --skip-bad, data.skip_bad=true") from fault
-            continue
-        seen.add(entry.id)
-        entries.append(entry)
+                hint = "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
+                raise PetoolError(bad[0], hint) from fault
+        else:
+            seen.add(entry.id)
+            entries.append(entry)
     return Dataset(source, digest, tuple(entries), len(rows), tuple(bad))
 
 
@@ -96,6 +94,12 @@ def _parts(source: str) -> list[tuple[int, str]]:
     """The sources that are joined by " + ", and how many times each is taken: `A + 4 * B`."""
     found = [re.fullmatch(r"(?:(\d{1,4}) \* )?(.*)", part.strip(), re.DOTALL) for part in source.split(" + ")]
     return [(int(match[1] or 1), match[2]) for match in found if match]
+
+
+def _mixed(source: str) -> list[tuple[int, str]]:
+    """The parts of a mixture; none for a plain source."""
+    parts = _parts(source)
+    return parts if len(parts) > 1 or parts[0][0] > 1 else []
 
 
 def _joint(digests: Iterable[Any]) -> str:
@@ -157,8 +161,7 @@ def _parse(row: Any, setting: str, index: int) -> Entry:
         raise Fault("", "an object")
     if openai.is_row(row):
         entry = openai.parse(row, str(index))
-        wrong = [] if entry.answer is None else answer_faults(entry)
-        if wrong:
+        if wrong := answer_faults(entry):
             raise Fault("", f"a sound answer, but {'; '.join(wrong)}")
         return entry
     if petoolbench.is_row(row) or "query" in row or "input" in row:
@@ -177,8 +180,8 @@ def load_tools(source: str) -> tuple[Tool, ...]:
     try:
         return openai.read_tools(_value(_text(source)[0], source))
     except Fault as fault:
-        what = f"{source}: {fault}"
-        raise PetoolError(what, "expected OpenAI functions, an MCP tools/list result, or such a list") from fault
+        hint = "expected OpenAI functions, an MCP tools/list result, or such a list"
+        raise PetoolError(f"{source}: {fault}", hint) from fault
 
 
 def raw_rows(source: str) -> list[Any]:
@@ -191,8 +194,7 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
     with draft(path) as work, work.open("w", encoding="utf-8") as file:
         for row in rows:
             line = json.dumps(row, ensure_ascii=False)
-            odd = not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line)
-            file.write(f"{json.dumps(row) if odd else line}\n")
+            file.write(f"{line if is_unicode(line) else json.dumps(row)}\n")
 
 
 def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
@@ -282,17 +284,14 @@ def _hub_file(source: str) -> Path:
 
 def _unpacked(raw: bytes, path: Path) -> bytes:
     """The bytes of a file that may be zipped or gzipped, both known by their content."""
-    if raw[:2] == b"\x1f\x8b":
-        try:
+    try:
+        if raw[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
                 found = file.read(max(_UNPACKED, _RATIO * len(raw)) + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise PetoolError(f"cannot unpack {path}: {error}", "get the file again") from error
-        _check_size(len(raw), len(found), path)
-        return found
-    if not zipfile.is_zipfile(io.BytesIO(raw)):
-        return raw
-    try:
+            _check_size(len(raw), len(found), path)
+            return found
+        if not zipfile.is_zipfile(io.BytesIO(raw)):
+            return raw
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
             if len(names) != 1:

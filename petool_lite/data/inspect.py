@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-from petool_lite.data.entries import DISLIKED, LIKED, Entry, Tool, providers
+from petool_lite.data.entries import DISLIKED, LIKED, Tool, bearing, providers
 from petool_lite.data.files import Dataset
 from petool_lite.prompt.render import STYLES, Chat, Example, Layout, prompt_text, spread
 
@@ -24,7 +24,7 @@ def stats(dataset: Dataset, chat: Chat) -> dict[str, Any]:
         "tools": spread([len(entry.tools) for entry in entries]),
         "history": spread([len(entry.history) for entry in entries]),
         "liked_percent": round(100 * verdicts[LIKED] / rated, 1) if rated else None,
-        "history_of_offered_providers": spread([_bearing(entry) for entry in entries]),
+        "history_of_offered_providers": spread([len(bearing(entry)) for entry in entries]),
     }
     for style in STYLES:
         layout = Layout(style, sys.maxsize)
@@ -33,25 +33,16 @@ def stats(dataset: Dataset, chat: Chat) -> dict[str, Any]:
     return found
 
 
-def _bearing(entry: Entry) -> int:
-    known = providers(entry)
-    offered = {known[tool.name] for tool in entry.tools}
-    return sum(known[item.call.name] in offered for item in entry.history)
-
-
 def named_by(dataset: Dataset) -> dict[str, int]:
     """How the providers of the offered tools were read: how many were declared, of which form of name, or unknown."""
-    found = Counter(
-        "declared" if tool.provider else "unknown, the name alone" if owners[tool.name] == tool.name else _form(tool)
-        for entry in dataset.entries
-        for owners in [providers(entry)]
-        for tool in entry.tools
-    )
-    return dict(found.most_common())
+    owners = ((tool, known[tool.name]) for e in dataset.entries for known in [providers(e)] for tool in e.tools)
+    return dict(Counter(_form(tool, owner) for tool, owner in owners).most_common())
 
 
-def _form(tool: Tool) -> str:
+def _form(tool: Tool, owner: str) -> str:
     name = tool.name
+    if tool.provider or owner == name:
+        return "declared" if tool.provider else "unknown, the name alone"
     if name.startswith("<"):
         return "<category>.<provider>.<api>"
     if name.startswith("mcp__"):

@@ -36,13 +36,12 @@ def read_tools(value: Any, where: str = "tools") -> tuple[Tool, ...]:
         value, where = value["tools"], f"{where}.tools"
     if not isinstance(value, list):
         raise Fault(where, f"a list of tools, found {kind_of(value)}")
-    tools = tuple(_tool(item, f"{where}[{index}]") for index, item in enumerate(value))
-    seen: set[str] = set()
-    for index, tool in enumerate(tools):
-        if tool.name in seen:
+    tools: dict[str, Tool] = {}
+    for index, item in enumerate(value):
+        tool = _tool(item, f"{where}[{index}]")
+        if tools.setdefault(tool.name, tool) is not tool:
             raise Fault(f"{where}[{index}]", f"tools of different names, found {tool.name} again")
-        seen.add(tool.name)
-    return tools
+    return tuple(tools.values())
 
 
 def _tool(value: Any, where: str) -> Tool:
@@ -66,10 +65,8 @@ def _tool(value: Any, where: str) -> Tool:
     listed = schema.get("properties") if isinstance(schema, Mapping) else None
     if listed not in (None, []) and not isinstance(listed, Mapping):
         raise Fault(f"{spot}.{key}.properties", f"an object of schemas, found {kind_of(listed)}")
-    owner = inner.get("provider") or value.get("provider")
-    return Tool(
-        name, text(inner, "description", spot), parameters_schema(schema), owner if isinstance(owner, str) else ""
-    )
+    owner, about = inner.get("provider") or value.get("provider"), text(inner, "description", spot)
+    return Tool(name, about, parameters_schema(schema), owner if isinstance(owner, str) else "")
 
 
 def tool_json(tool: Tool) -> dict[str, Any]:
@@ -84,30 +81,30 @@ def entry_messages(entry: Entry) -> list[dict[str, Any]]:
     for number, item in enumerate(entry.history):
         if item.query:
             found.append({"role": "user", "content": item.query})
-        found.append(_call_message(item.call, f"h{number}"))
+        found.append(_answer_message(item.call, f"h{number}"))
         found.append({"role": "tool", "tool_call_id": f"h{number}", "content": item.verdict or USED})
     found += [dict(turn) for turn in entry.turns]
     return found + ([{"role": "user", "content": entry.query}] if entry.query or not entry.turns else [])
 
 
-def _call_message(made: Call, identity: str) -> dict[str, Any]:
+def _answer_message(answer: Answer, identity: str) -> dict[str, Any]:
+    told = {"tool_calls": [_call_json(answer, identity)]} if isinstance(answer, Call) else {"content": answer}
+    return {"role": "assistant", **told}
+
+
+def _call_json(made: Call, identity: str) -> dict[str, Any]:
     function = {"name": made.name, "arguments": json.dumps(dict(made.arguments), ensure_ascii=False)}
-    return {"role": "assistant", "tool_calls": [{"id": identity, "type": "function", "function": function}]}
+    return {"id": identity, "type": "function", "function": function}
 
 
 def entry_line(entry: Entry) -> dict[str, Any]:
     """An entry as an OpenAI fine-tuning line."""
-    messages = entry_messages(entry)
-    if isinstance(entry.answer, Call):
-        messages.append(_call_message(entry.answer, "answer"))
-    elif entry.answer is not None:
-        messages.append({"role": "assistant", "content": entry.answer})
+    messages, wrong = entry_messages(entry), entry.rejected
+    if entry.answer is not None:
+        messages.append(_answer_message(entry.answer, "answer"))
     line: dict[str, Any] = {"messages": messages, "tools": [tool_json(tool) for tool in entry.tools]}
     line |= {"accept": [{entry.accepted.name: dict(entry.accepted.values)}]} if entry.accepted else {}
-    if entry.rejected is not None:
-        wrong = entry.rejected
-        text = {"role": "assistant", "content": wrong}
-        line["rejected"] = _call_message(wrong, "rejected") if isinstance(wrong, Call) else text
+    line |= {} if wrong is None else {"rejected": _answer_message(wrong, "rejected")}
     return line | ({"kind": entry.kind} if entry.kind else {})
 
 
@@ -133,18 +130,14 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         if not isinstance(calls, list):
             raise Fault(f"{where}.tool_calls", f"a list of calls, found {kind_of(calls)}")
         found["tool_calls"] = [_tool_call(item, f"{where}.tool_calls[{i}]") for i, item in enumerate(calls)]
-    if isinstance(value.get("tool_call_id"), str):
-        found["tool_call_id"] = value["tool_call_id"]
-    return found
+    identity = value.get("tool_call_id")
+    return found | ({"tool_call_id": identity} if isinstance(identity, str) else {})
 
 
 def _tool_call(value: Any, where: str) -> dict[str, Any]:
-    spot, inner = (f"{where}.function", value["function"]) if isinstance(value, Mapping) and "function" in value else (
-        where, value)  # fmt: skip
-    made = call(inner, spot)
-    identity = value.get("id") if isinstance(value.get("id"), str) else ""
-    function = {"name": made.name, "arguments": json.dumps(dict(made.arguments), ensure_ascii=False)}
-    return {"id": identity, "type": "function", "function": function}
+    wrapped = isinstance(value, Mapping) and "function" in value
+    made = call(value["function"] if wrapped else value, f"{where}.function" if wrapped else where)
+    return _call_json(made, value.get("id") if isinstance(value.get("id"), str) else "")
 
 
 def content_text(value: Any, where: str) -> str:
@@ -157,10 +150,7 @@ def content_text(value: Any, where: str) -> str:
         raise Fault(where, f"a text or a list of parts, found {kind_of(value)}")
     texts = []
     for index, part in enumerate(value):
-        spot = f"{where}[{index}]"
-        if isinstance(part, str):
-            texts.append(str(sound(part, spot)))
-            continue
+        spot, part = f"{where}[{index}]", {"type": "text", "text": part} if isinstance(part, str) else part
         kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
         if kind not in ("text", "input_text", "output_text", "refusal"):
             raise Fault(spot, f"a part of type text, found {kind}")
@@ -278,10 +268,8 @@ def _answer(message: Mapping[str, Any], where: str) -> Answer:
 
 def _answers(value: Any) -> dict[str, Any]:
     found = json_text(value, "answers", "a list of calls as JSON") if isinstance(value, str) else value
-    if not isinstance(found, list):
-        raise Fault("answers", f"a list of calls, found {kind_of(found)}")
-    if not found:
-        raise Fault("answers", "one call, found none")
+    if not isinstance(found, list) or not found:
+        raise Fault("answers", f"a list of one call, found {kind_of(found) if found else 'none'}")
     return {"role": "assistant", "tool_calls": [{"function": item} for item in found]}
 
 
@@ -300,18 +288,11 @@ def _spoken(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
         if role == "system" and (declared := _TOOLS.search(said)):
             listed = listed or list(_values(declared[1], where))
             continue
-        calls = list(_values(said, where)) if role == "call" else _tagged(said, where) if role == "assistant" else []
-        if calls:
-            messages.append(
-                {"role": "assistant", "content": None, "tool_calls": [{"function": made} for made in calls]}
-            )
-        else:
-            messages.append({"role": "assistant" if role == "call" else role, "content": said})
+        blocks = [said] if role == "call" else _TAGGED.findall(said) if role == "assistant" else []
+        calls = [{"function": made} for block in blocks for made in _values(block, where)]
+        told = {"content": None, "tool_calls": calls} if calls else {"content": said}
+        messages.append({"role": "assistant" if role == "call" else role, **told})
     return messages, listed
-
-
-def _tagged(said: str, where: str) -> list[Any]:
-    return [value for block in _TAGGED.findall(said) for value in _values(block, where)]
 
 
 def _values(said: str, where: str) -> Iterator[Any]:

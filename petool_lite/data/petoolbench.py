@@ -7,21 +7,10 @@ as STRING or NUMBER becomes JSON Schema; what the schema cannot say stays beside
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from petool_lite.data.entries import (
-    DISLIKED,
-    LIKED,
-    SETTINGS,
-    Answer,
-    Call,
-    Entry,
-    Interaction,
-    Published,
-    Tool,
-    properties,
-    required,
-)
+from petool_lite.data.entries import DISLIKED, LIKED, Call, Entry, Interaction, Published, Tool, properties, required
 from petool_lite.data.fields import Fault, call, get, json_text, sound, text
 
 PROMPT_FIELD = {
@@ -52,8 +41,9 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
     field, asked = ("instruction", "input") if trains else (PROMPT_FIELD[setting], "query")
     prompt = str(sound(get(row, field, str, "", "the system prompt"), field))
     history, tools, pieces = _parse_prompt(prompt, field, setting)
-    answer = _output(row) if trains else _truth(row)
-    function = row.get("func")
+    key = "api_call_ground_truth"
+    truth = call(row[key], key, "tool_name", "parameters") if key in row and not trains else None
+    answer, function = _output(row) if trains else truth, row.get("func")
     return Entry(
         id=str(sound(row.get("entry_id", identity), "entry_id")),
         query=sound(get(row, asked, str, "", "a text"), asked),
@@ -80,14 +70,14 @@ def published_entry(entry: Entry, wording: Sequence[str], setting: str) -> Entry
     calls = [interaction_row(item, rated=setting == "rating") for item in entry.history]
     tools = [published_tool(tool) for tool in entry.tools]
     pieces = Published(head, tuple(map(_line, calls)), middle, tuple(map(_line, tools)), tail)
-    return Entry(**{**vars(entry), "published": pieces, "setting": setting})
+    return replace(entry, published=pieces, setting=setting)
 
 
 def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def published_call(answer: Answer | None) -> dict[str, Any] | None:
+def published_call(answer: Call | str | None) -> dict[str, Any] | None:
     """A call in the form that the published scorers compare; None for an answer without a call."""
     return {"tool_name": answer.name, "parameters": dict(answer.arguments)} if isinstance(answer, Call) else None
 
@@ -104,16 +94,10 @@ def read_tool(value: Any, where: str) -> Tool:
     both = needed + list(_parameters(value, "optional_parameters", where))
     schemas: dict[str, Any] = {}
     again = [(name, schema) for name, schema in both if schemas.setdefault(name, schema) is not schema]
-    return Tool(
-        name=str(sound(get(value, "tool_name", str, where, "a tool name"), f"{where}.tool_name")),
-        description=str(sound(text(value, "tool_description", where), f"{where}.tool_description")),
-        parameters={
-            "type": "object",
-            "properties": schemas,
-            "required": list(dict.fromkeys(name for name, _ in needed)),
-        }
-        | ({_BESIDE: again} if again else {}),
-    )
+    name = str(sound(get(value, "tool_name", str, where, "a tool name"), f"{where}.tool_name"))
+    about = str(sound(text(value, "tool_description", where), f"{where}.tool_description"))
+    schema = {"type": "object", "properties": schemas, "required": list(dict.fromkeys(name for name, _ in needed))}
+    return Tool(name, about, schema | ({_BESIDE: again} if again else {}))
 
 
 def published_tool(tool: Tool) -> dict[str, Any]:
@@ -140,8 +124,7 @@ def _schema(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A published parameter as JSON Schema. A default declared as text becomes the value that a call would have."""
     word = text(row, "type", where) or "STRING"
     schema: dict[str, Any] = {"type": _TYPES.get(word.upper(), "string")}
-    about = text(row, "description", where)
-    if about:
+    if about := text(row, "description", where):
         schema["description"] = about
     default = row.get("default", "")
     if default not in ("", None):
@@ -172,12 +155,8 @@ def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
     if choices := schema.get("enum"):
         about = f"{about} One of {json.dumps(choices, ensure_ascii=False)}.".strip()
     told = kind in ("number", "boolean", "integer") and not isinstance(default, str)
-    row = {
-        "name": name,
-        "type": _WORDS.get(kind, "NUMBER" if kind == "integer" else "STRING") if isinstance(kind, str) else "STRING",
-        "description": about,
-        "default": json.dumps(default) if told else default,
-    }
+    word = (_WORDS | {"integer": "NUMBER"}).get(kind, "STRING") if isinstance(kind, str) else "STRING"
+    row = {"name": name, "type": word, "description": about, "default": json.dumps(default) if told else default}
     return row | dict(schema.get(_BESIDE) or {})
 
 
@@ -210,29 +189,23 @@ def _item_texts(array: str) -> Iterator[str]:
 
 def _parse_prompt(prompt: str, where: str, setting: str) -> tuple[tuple[Interaction, ...], tuple[Tool, ...], Published]:
     calls: tuple[int, int, list[Any]] | None = None
-    tools: tuple[int, int, list[Any]] | None = None
-    for start, end, value in _arrays(prompt):
-        if value and all("required_parameters" in item for item in value):
-            tools = start, end, value
+    for first, last, listed in _arrays(prompt):
+        if listed and all("required_parameters" in item for item in listed):
             break
-        if calls is None and all("tool_call" in item for item in value):
-            calls = start, end, value
+        if calls is None and all("tool_call" in item for item in listed):
+            calls = first, last, listed
+    else:
+        raise Fault(where, "a JSON array of tools after the earlier calls")
     if calls is None:
         raise Fault(where, "a JSON array of earlier calls before the tools")
-    if tools is None:
-        raise Fault(where, "a JSON array of tools after the earlier calls")
-    pieces = Published(
-        head=prompt[: calls[0]],
-        history=tuple(_item_texts(prompt[calls[0] : calls[1]])),
-        middle=prompt[calls[1] : tools[0]],
-        tools=tuple(_item_texts(prompt[tools[0] : tools[1]])),
-        tail=prompt[tools[1] :],
-    )
-    history = tuple(read_interaction(row, f"{where}.history[{index}]", setting) for index, row in enumerate(calls[2]))
-    return history, tuple(read_tool(row, f"{where}.tools[{index}]") for index, row in enumerate(tools[2])), pieces
+    start, end, made = calls
+    texts = (tuple(_item_texts(prompt[a:b])) for a, b in ((start, end), (first, last)))
+    pieces = Published(prompt[:start], next(texts), prompt[end:first], next(texts), prompt[last:])
+    history = tuple(read_interaction(row, f"{where}.history[{index}]", setting) for index, row in enumerate(made))
+    return history, tuple(read_tool(row, f"{where}.tools[{index}]") for index, row in enumerate(listed)), pieces
 
 
-def read_interaction(row: Any, where: str, setting: str = SETTINGS[0]) -> Interaction:
+def read_interaction(row: Any, where: str, setting: str = "rating") -> Interaction:
     """An earlier call in the published form; in the preferred setting each was liked. Raises Fault."""
     made = call(get(row, "tool_call", dict, where, "an object"), f"{where}.tool_call", "tool_name", "parameters")
     rating = get(row, "rating", int, where, "0 or 1") if "rating" in row else None
@@ -249,12 +222,7 @@ def _output(row: Mapping[str, Any]) -> Call:
     return call(value, key, "tool_name", "parameters")
 
 
-def _truth(row: Mapping[str, Any]) -> Call | None:
-    key = "api_call_ground_truth"
-    return call(row[key], key, "tool_name", "parameters") if key in row else None
-
-
-def _rejected(row: Mapping[str, Any]) -> Answer | None:
+def _rejected(row: Mapping[str, Any]) -> Call | str | None:
     if "rejected" not in row:
         return None
     wrong = str(sound(get(row, "rejected", str, "", "the wrong answer, a text"), "rejected")).strip()
@@ -264,7 +232,7 @@ def _rejected(row: Mapping[str, Any]) -> Answer | None:
         return wrong
 
 
-def _equal_tools(row: Mapping[str, Any], tools: Sequence[Tool], answer: Answer | None) -> tuple[str, ...] | None:
+def _equal_tools(row: Mapping[str, Any], tools: Sequence[Tool], answer: Call | str | None) -> tuple[str, ...] | None:
     """The tools among `apis_same_func`; None where that extra field is absent or has another form."""
     listed = row.get("apis_same_func")
     if not isinstance(answer, Call) or not isinstance(listed, list):

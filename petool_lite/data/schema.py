@@ -67,25 +67,21 @@ def normal_schema(schema: Any, path: str = "", odd: Odd = _silent) -> Any:
     found = _known_shapes(dict(schema))
     if "type" in found:
         found |= _type(found.pop("type"), found, f"{path}.type", odd)
-    for key in _MAPS:
-        if key in found:
-            table = found[key] if isinstance(found[key], Mapping) else {}
-            if not isinstance(found[key] or {}, Mapping):
-                odd(f"{path}.{key}", "expected an object of schemas", False)
-            found[key] = {name: normal_schema(item, f"{path}.{key}.{name}", odd) for name, item in table.items()}
-    for key in _LISTS:
-        if key in found:
-            parts = found[key] if isinstance(found[key], list) else []
-            if not isinstance(found[key] or [], list):
-                odd(f"{path}.{key}", "expected a list of schemas", False)
+    for key in [key for key in _MAPS if key in found]:
+        table = found[key] or {}
+        if not isinstance(table, Mapping):
+            odd(f"{path}.{key}", "expected an object of schemas", False)
+            table = {}
+        found[key] = {name: normal_schema(item, f"{path}.{key}.{name}", odd) for name, item in table.items()}
+    for key in [key for key in _LISTS if key in found]:
+        parts = found.pop(key) or []
+        if not isinstance(parts, list):
+            odd(f"{path}.{key}", "expected a list of schemas", False)
+        elif parts:
             found[key] = [normal_schema(item, f"{path}.{key}[{index}]", odd) for index, item in enumerate(parts)]
-            if not parts:
-                del found[key]
-    for key in _ONES:
-        if key in found and found[key] is not None:
-            found[key] = normal_schema(found[key], f"{path}.{key}", odd)
-        elif key in found:
-            del found[key]
+    for key in [key for key in _ONES if key in found]:
+        if (inner := found.pop(key)) is not None:
+            found[key] = normal_schema(inner, f"{path}.{key}", odd)
     return _tidied(found, path, odd)
 
 
@@ -93,11 +89,8 @@ def _known_shapes(found: dict[str, Any]) -> dict[str, Any]:
     """A schema with what older drafts and OpenAPI say in other words said in today's."""
     listed = found["required"] if isinstance(found.get("required"), list) else []
     places = found["properties"] if isinstance(found.get("properties"), Mapping) else {}
-    listed = [
-        *listed,
-        *(name for name, item in places.items() if isinstance(item, Mapping) and item.get("required") is True),
-    ]
-    found["required"] = list(dict.fromkeys(name for name in listed if isinstance(name, str)))
+    inside = [name for name, item in places.items() if isinstance(item, Mapping) and item.get("required") is True]
+    found["required"] = list(dict.fromkeys(name for name in [*listed, *inside] if isinstance(name, str)))
     if isinstance(found.get("items"), list):
         found["prefixItems"], found["items"] = found["items"], found.pop("additionalItems", None)
     for side in ("Minimum", "Maximum"):

@@ -5,7 +5,7 @@ sides, so whole groups of related entries are dealt out instead, and `leaks` say
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from petool_lite.data.answers import function_words
 from petool_lite.data.entries import Call, Entry
@@ -78,23 +78,16 @@ def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> dict[str, list[str]]
 
 def _function_keys(entries: Sequence[Entry], scope: Sequence[Entry]) -> list[list[str]]:
     """The functions of each entry; words count only where some entry of `scope` has nothing but words."""
-    loose = {words for entry in scope if entry.function is None for words in _called_words(entry)}
+    loose = {function_words(name) for entry in scope if entry.function is None for name in _called(entry)}
     return [
-        [
-            *([] if entry.function is None else [f"function {entry.function}"]),
-            *(words for words in _called_words(entry) if words in loose),
-        ]
+        ([] if entry.function is None else [f"function {entry.function}"])
+        + [words for words in map(function_words, _called(entry)) if words in loose]
         for entry in entries
     ]
 
 
-def _called(entry: Entry) -> Iterator[str]:
-    if isinstance(entry.answer, Call):
-        yield entry.answer.name
-
-
-def _called_words(entry: Entry) -> Iterator[str]:
-    return map(function_words, _called(entry))
+def _called(entry: Entry) -> list[str]:
+    return [entry.answer.name] if isinstance(entry.answer, Call) else []
 
 
 def _plain(query: str) -> str:

@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import Answer, Call, Entry, properties, providers
+from petool_lite.data.entries import Answer, Call, Entry, bearing, properties
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.data.petoolbench import prompt_of, published_call
 from petool_lite.errors import PetoolError
@@ -239,11 +239,8 @@ def _drop_order(entry: Entry, style: str) -> list[int]:
 
     The petool prompt shows calls of the candidates' providers only, the published one all: there others go first.
     """
-    known = providers(entry)
-    offered = {known[tool.name] for tool in entry.tools}
-    bearing = [index for index, item in enumerate(entry.history) if known[item.call.name] in offered]
-    others = [index for index in range(len(entry.history)) if index not in set(bearing)]
-    return bearing if style == "petool" else others + bearing
+    shown = bearing(entry)
+    return shown if style == "petool" else [*sorted(set(range(len(entry.history))) - set(shown)), *shown]
 
 
 def without_history(entry: Entry, gone: Collection[int]) -> Entry:
