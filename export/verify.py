@@ -21,7 +21,8 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.llama_open import first_error
 from petool_lite.models import Base
-from petool_lite.prompt.render import Example, Layout, chat_from_directory, entry_request, examples, render_messages
+from petool_lite.prompt import render
+from petool_lite.prompt.render import Example, Layout, chat_from_directory, entry_request, examples
 from petool_lite.recipe import Recipe
 
 PROMPTS, REPLIES = 50, 20
@@ -65,7 +66,7 @@ def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str
             for group in (entries, made)
         )
     requests = [entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
-    texts = [render_messages(chat, **request) for request in requests]
+    texts = [render.render_messages(chat, **request) for request in requests]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
     rows = [row for row in examples(chat, usable, layout) if row is not None]
     return Trial(requests, texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name)
@@ -158,7 +159,7 @@ def check_rendering(path: Path, trial: Trial) -> int:
 
 def _first_difference(ids: Sequence[int], other: Sequence[int], decode: Any) -> str:
     """The first differing token on both sides, with its text."""
-    place = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+    place = render.common_length(ids, other)
     shown = [f"{side[place]} {decode([side[place]])!r}" if place < len(side) else "nothing" for side in (ids, other)]
     return f"token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}"
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,30 +98,56 @@ def load_learned(data: DataSettings, source: str) -> tuple[Dataset, ...]:
 
 
 def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
-    data = recipe.data
+    data, pairs = recipe.data, recipe.train.objective == "dpo"
     report("reading the training data", 0, 0, "")
     sets = load_learned(data, data.train)
-    counts = Counts(entries=len(sets[0].entries), bad=sum(len(dataset.bad) for dataset in sets))
     layout = Layout(data.style, recipe.model.max_tokens, data.overlength)
-    pairs = recipe.train.objective == "dpo"
-    parts = (_rows(chat, layout, _part(recipe, dataset, counts), counts, report, pairs) for dataset in sets)
-    # one part after the other, which is as good as any order: training draws its own
-    _write_rows(folder / "rows.arrow", chain.from_iterable(parts), pairs)
-    if not counts.given:
-        hint = "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider"
-        raise PetoolError(f"{data.train} gives no pair of a right and a wrong answer", hint)
-    unpaired = {"without_pair": counts.rows - counts.given} if pairs else {}
-    summary = counts.summary() | unpaired | _wording(sets, data.style)
-    write_json(folder / "summary.json", {"summary": summary, "left_out": counts.left_out})
+    # one setting after the other, which is as good as any order: training draws its own
+    entries = [entry for dataset in sets for entry in _given(recipe, dataset)]
+    if not entries:
+        raise PetoolError(
+            f"{data.train} gives no pair of a right and a wrong answer",
+            "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
+        )
+    left_out: list[str] = []
+    facts: list[tuple[int, int, bool, bool]] = []  # of each row: tokens, those with loss, trimmed, a description cut
+
+    def rows() -> Iterator[Example]:
+        for number, (entry, row) in enumerate(zip(entries, examples(chat, entries, layout, pairs), strict=True), 1):
+            if row is None:  # too long
+                left_out.append(entry.id)
+            else:
+                cut = layout.style == "petool" and cut_descriptions(entry) > 0
+                facts.append((len(row.ids), len(row.ids) - row.answer_start, row.history_dropped > 0, cut))
+                yield row
+            if number % 100 == 0 or number == len(entries):
+                report("tokenizing", number, len(entries), "")
+
+    _write_rows(folder / "rows.arrow", rows(), pairs)
+    lengths, losses, trimmed, cut = zip(*facts, strict=True) if facts else ((),) * 4
+    count = sum(len(dataset.entries) for dataset in sets)
+    summary = {
+        "entries": len(sets[0].entries),
+        "bad_entries": sum(len(dataset.bad) for dataset in sets),
+        "rows": count,
+        "kept": len(facts),
+        "trimmed": sum(trimmed),
+        "descriptions_cut": sum(cut),
+        "left_out": len(left_out),
+        **{f"tokens_{name}": value for name, value in spread(lengths).items()},
+        "tokens": sum(lengths),
+        "loss_tokens": sum(losses),
+        **({"without_pair": count - len(entries)} if pairs else {}),
+        **_wording(sets, data.style),
+    }
+    write_json(folder / "summary.json", {"summary": summary, "left_out": left_out})
 
 
-def _part(recipe: Recipe, dataset: Dataset, counts: "Counts") -> list[Entry]:
-    """The rows of one setting. Where the recipe learns all settings, ids tell which."""
-    rows = list(dataset.entries)
-    counts.rows += len(rows)
+def _given(recipe: Recipe, dataset: Dataset) -> Sequence[Entry]:
+    """The rows of one setting; for dpo those with a wrong answer. Where all settings are learned, ids tell which."""
+    rows: Sequence[Entry] = dataset.entries
     if recipe.train.objective == "dpo":
         rows = with_rejected(rows, recipe.train.seed)
-    counts.given += len(rows)
     return [replace(row, id=f"{row.setting}:{row.id}") for row in rows] if recipe.data.setting == ALL else rows
 
 
@@ -135,43 +160,6 @@ def _wording(sets: Sequence[Dataset], style: str) -> dict[str, Any]:
         if style == "published" and entry.published is not None
     }
     return {"wording": found} if found else {}
-
-
-class Counts:
-    """Tallies: rows, those of them `given` to the model (dpo: with a pair), kept, trimmed or left out, and how long
-    they are in tokens."""
-
-    def __init__(self, entries: int, bad: int) -> None:
-        self.entries, self.bad = entries, bad
-        self.lengths: list[int] = []
-        self.rows = self.given = self.loss_tokens = self.trimmed = self.shortened = 0
-        self.left_out: list[str] = []
-
-    def add(self, entry: Entry, row: Example | None, layout: Layout) -> None:
-        """Count one row; None is one that is too long."""
-        if row is None:
-            self.left_out.append(entry.id)
-            return
-        self.lengths.append(len(row.ids))
-        self.loss_tokens += len(row.ids) - row.answer_start
-        self.trimmed += row.history_dropped > 0
-        if layout.style == "petool":
-            self.shortened += cut_descriptions(entry) > 0
-
-    def summary(self) -> dict[str, Any]:
-        """The table that is shown before training."""
-        return {
-            "entries": self.entries,
-            "bad_entries": self.bad,
-            "rows": self.rows,
-            "kept": len(self.lengths),
-            "trimmed": self.trimmed,
-            "descriptions_cut": self.shortened,
-            "left_out": len(self.left_out),
-            **{f"tokens_{name}": value for name, value in spread(self.lengths).items()},
-            "tokens": sum(self.lengths),
-            "loss_tokens": self.loss_tokens,
-        }
 
 
 def _write_rows(path: Path, rows: Iterable[Example], pairs: bool) -> None:
@@ -187,14 +175,3 @@ def _write_rows(path: Path, rows: Iterable[Example], pairs: bool) -> None:
             values |= {"history_dropped": row.history_dropped} | ({"rejected_ids": row.rejected} if pairs else {})
             writer.write(values)
         writer.finalize()
-
-
-def _rows(
-    chat: Chat, layout: Layout, entries: Sequence[Entry], counts: Counts, report: Report, pairs: bool
-) -> Iterator[Example]:
-    for number, (entry, row) in enumerate(zip(entries, examples(chat, entries, layout, pairs), strict=True), 1):
-        counts.add(entry, row, layout)
-        if row is not None:
-            yield row
-        if number % 100 == 0 or number == len(entries):
-            report("tokenizing", number, len(entries), "")

@@ -230,8 +230,8 @@ def _shared(chat: Chat, entry: Entry, text: str, ids: Sequence[int]) -> int:
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two sequences share from their start."""
-    return next((index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
-                min(len(one), len(other)))  # fmt: skip
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
 
 
 def _drop_order(entry: Entry, style: str) -> list[int]:
@@ -302,9 +302,8 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
         for batch in batches:
             yield from _rendered(chat, batch, layout, pairs)
         return
-    global _forked
-    _forked = (chat, layout, pairs)  # a compiled template cannot be sent, but forked
-    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _as_worker)
+    # a compiled template cannot be sent, but forked
+    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _as_worker, (chat, layout, pairs))
     try:
         for rows in pool.map(_rendered_there, batches):
             yield from rows
@@ -315,19 +314,19 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
         pool.shutdown(wait=False, cancel_futures=True)  # at once, also where nobody wants the rest
 
 
-_forked: tuple[Chat, Layout, bool] | None = None
+_work: Any = None  # of a process that renders: chat, layout, pairs
 
 
-def _as_worker() -> None:
+def _as_worker(*work: Any) -> None:
     """One thread; Ctrl-C is for the process that started this one, which ends it."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    global _work
+    _work, os.environ["TOKENIZERS_PARALLELISM"] = work, "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _rendered_there(batch: Sequence[Entry]) -> list[Example | None]:
-    assert _forked is not None
-    chat, layout, pairs = _forked
+    chat, layout, pairs = _work
     return _rendered(chat, batch, layout, pairs)
 
 
@@ -338,21 +337,17 @@ def _rendered(chat: Chat, batch: Sequence[Entry], layout: Layout, pairs: bool) -
             raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
         answers.append(answer_text(entry.answer, layout.style))
     encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch] + answers)
-    wrong = chat.encode_batch([_rejected(entry, layout) for entry in batch]) if pairs else [[]] * len(batch)
+    rejected = [answer_text(entry.rejected or "", layout.style) for entry in batch]
+    wrong = chat.encode_batch(rejected) if pairs else [[]] * len(batch)
     for entry, ids, answer, other in zip(batch, encoded, encoded[len(batch) :], wrong, strict=False):
         fitted = _fit(chat, entry, layout, ids, reserve=max(len(answer), len(other)) + 1)
         if fitted is None:
             rows.append(None)
             continue
         kept, shown = fitted
-        rejected = (*other, chat.eos_id) if pairs else ()
-        dropped = len(entry.history) - len(shown.history)
-        rows.append(Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, rejected))
+        dropped, worse = len(entry.history) - len(shown.history), (*other, chat.eos_id) if pairs else ()
+        rows.append(Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, worse))
     return rows
-
-
-def _rejected(entry: Entry, layout: Layout) -> str:
-    return "" if entry.rejected is None else answer_text(entry.rejected, layout.style)
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:
