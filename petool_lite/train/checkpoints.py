@@ -17,8 +17,7 @@ _KEPT = 2
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the most steps, or None. A half-written one has another name: see `Guarded`."""
-    found = _checkpoints(run / "checkpoints")
-    return found[-1] if found else None
+    return next(reversed(_checkpoints(run / "checkpoints")), None)
 
 
 def remove_drafts(run: Path, report: Report) -> None:
@@ -124,22 +123,18 @@ class Guarded:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         figures = torch.stack([torch.stack([loss.float(), reached.float()]) for _, loss, reached in self._update])
         if not bool(torch.isfinite(figures).all()) or not torch.isfinite(torch.as_tensor(norm)):
-            self._not_finite(figures, float(norm))
+            self._not_finite((~torch.isfinite(figures)).T.tolist(), float(figures[:, 0].sum()), float(norm))
         self._update = ()
         return norm
 
-    def _not_finite(self, figures: Any, norm: float) -> None:
+    def _not_finite(self, faults: list[list[bool]], loss: float, norm: float) -> None:
         """Raise for micro-batches whose loss is not finite, or else for the first after which the gradient is not."""
-        import torch
-
-        loss_bad, reached_bad = (~torch.isfinite(figures)).T.tolist()
-        first = reached_bad.index(True) if True in reached_bad else None
-        bad = [number for number, found in enumerate(loss_bad) if found] or ([] if first is None else [first])
-        rows = [row for number in bad for row in self._update[number][0]]
+        losses, reached = ([number for number, bad in enumerate(found) if bad] for found in faults)
+        rows = [row for number in losses or reached[:1] for row in self._update[number][0]]
         rows = together(rows) or [row for names, _, _ in self._update for row in names]
         raise PetoolError(
-            f"not finite in step {self.state.global_step + 1}: loss {float(figures[:, 0].sum()):g}, gradient norm "
-            f"{norm:g}; entries {', '.join(rows)}",
+            f"not finite in step {self.state.global_step + 1}: loss {loss:g}, gradient norm {norm:g}; entries "
+            + ", ".join(rows),
             "look at these entries (petool-lite data preview), or lower train.learning_rate; the step was not taken",
         )
 

@@ -159,22 +159,23 @@ def best_score(run: Path) -> Score | None:
     return max(scores, key=lambda score: (score.rank, score.step), default=None)
 
 
-def best_folder(run: Path, score: Score) -> Path:
-    """Folder of the kept adapter or model that got `score`."""
-    return run / "best" / f"step-{score.step}"
-
-
 def evaluate_and_keep(
     run: Path, base: Base, held_out: EvaluationSet, model: Any, step: int, report: Report
 ) -> dict[str, Any]:
-    """Evaluate `model`, keep its weights if none were better, and tell; returns the row added to eval.jsonl."""
+    """Evaluate `model`, keep its weights in `run`/best/step-N if none were better, and tell; returns the row added to
+    eval.jsonl."""
     score = evaluate(held_out, model, step, report)
     append_row(run / "eval.jsonl", asdict(score))
-    best = best_score(run)
-    kept = best is None or score.rank >= best.rank  # of equals the one that has learned longer
-    if kept:
-        _keep(run, base, score, model)
-    told = "the best so far" if best is None or kept else f"the best is step {best.step}'s {best.joint_acc:.1f} %"
+    best, told = best_score(run), "the best so far"
+    if best is not None and score.rank < best.rank:  # of equals the one that has learned longer
+        told = f"the best is step {best.step}'s {best.joint_acc:.1f} %"
+    else:
+        target = run / "best" / f"step-{step}"
+        with disk_errors(run, f"best/{target.name}"), draft(target) as folder:
+            save_trained(model, folder, base)
+            write_json(folder / "eval.json", asdict(score))
+        for other in {*run.glob("best/step-*")} - {target}:
+            shutil.rmtree(other)
     accuracies = f"tool {score.tool_acc:.1f} %, parameters {score.param_acc:.1f} %, joint {score.joint_acc:.1f} %"
     report(f"step {step}: {accuracies} of {score.n} in {score.seconds:.0f} s; {told}", 0, 0, "")
     return asdict(score)
@@ -184,14 +185,3 @@ def waited(rows: Sequence[Mapping[str, Any]]) -> int:
     """How many rows of eval.jsonl have passed since the one that was better than all before it."""
     ranks = [Score(**row).rank for row in rows]
     return len(ranks) - 1 - ranks.index(max(ranks)) if ranks else 0
-
-
-def _keep(run: Path, base: Base, score: Score, model: Any) -> None:
-    """Save adapter or model with its score, then drop the one before."""
-    target = best_folder(run, score)
-    with disk_errors(run, f"best/{target.name}"), draft(target) as folder:
-        save_trained(model, folder, base)
-        write_json(folder / "eval.json", asdict(score))
-    for other in run.glob("best/step-*"):
-        if other != target:
-            shutil.rmtree(other)

@@ -128,10 +128,8 @@ def _load_adapter(model: Any, folder: Path) -> None:
     except (RuntimeError, SafetensorError, OSError) as error:
         why = first_line(error)
         raise PetoolError(f"the adapter {folder} does not fit the base: {why}", "give its own base") from error
-    absent = [name for name in found.missing_keys if "lora_" in name]
-    if absent or found.unexpected_keys:
-        odd = [*absent, *found.unexpected_keys][0]
-        raise PetoolError(f"the adapter {folder} does not fit the base: {odd}", "give the base it was trained on")
+    if odd := [*(name for name in found.missing_keys if "lora_" in name), *found.unexpected_keys]:
+        raise PetoolError(f"the adapter {folder} does not fit the base: {odd[0]}", "give the base it was trained on")
 
 
 def causal_of(model: Any) -> Any:

@@ -159,11 +159,10 @@ def _with_budget(recipe: Recipe, tokens: int) -> Recipe:
 
 def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
     """Precisions and checkpointing to try, the fastest first."""
-    if recipe.train.method == "full":
-        return [("bf16", False), ("bf16", True)]
-    if recipe.train.memory == "auto":
-        return [("bf16", False), ("nf4", False), ("bf16", True), ("nf4", True)]
-    return [(recipe.model.precision, True)]
+    if recipe.train.method == "lora" and recipe.train.memory == "lean":
+        return [(recipe.model.precision, True)]
+    precisions = ("bf16", "nf4") if recipe.train.method == "lora" else ("bf16",)
+    return [(precision, again) for again in (False, True) for precision in precisions]
 
 
 def _fitting(model: Shape, recipe: Recipe, way: tuple[str, bool], load: Load, limit: float) -> Way | None:
@@ -204,12 +203,11 @@ def check_cpu_memory(recipe: Recipe, base: Base) -> None:
     mine = needed(recipe.train.method, recipe.model.precision)
     if mine <= free:
         return
-    fitting = [kind for kind in ("bf16", "nf4") if needed("lora", kind) <= free]
+    fitting = (f"would fit: --set train.method=lora --set model.precision={kind}"
+               for kind in ("bf16", "nf4") if needed("lora", kind) <= free)  # fmt: skip
     raise PetoolError(
         f"{base.name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
-        f"would fit: --set train.method=lora --set model.precision={fitting[0]}"
-        if fitting
-        else "take a smaller base, such as smollm2-135m, fewer processes or a larger machine",
+        next(fitting, "take a smaller base, such as smollm2-135m, fewer processes or a larger machine"),
         MACHINE,
     )
 
@@ -246,9 +244,8 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
         way = replace(way, token_budget=fewer)
     trainer.token_budget = way.token_budget
     if held_out is not None and is_first():
-        longest = max(range(len(held_out.prompts)), key=lambda index: len(held_out.prompts[index]))
-        one = (held_out.prompts[longest],), (held_out.answers[longest],)
-        short = replace(held_out, prompts=one[0], answers=one[1], too_long=0, reply_tokens=2)
+        longest, right = max(zip(held_out.prompts, held_out.answers, strict=True), key=lambda pair: len(pair[0]))
+        short = replace(held_out, prompts=(longest,), answers=(right,), too_long=0, reply_tokens=2)
         evaluate(short, trainer.model, 0, silent)
     if is_first():
         _save(run, trainer.model, planned)

@@ -42,20 +42,16 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
         check_cpu_memory(recipe, base)
     if recipe.train.objective == "dpo":  # one pair after the other
         return Plan(recipe, base, chat, prepared, None)
-    if not gpu_available():
-        return Plan(_resolved(recipe, recipe.model.precision, CPU_BUDGET), base, chat, prepared, None)
-    way = choose(shape_in(base.directory), recipe, load_of(prepared), _free_on_gpu())
-    again = "checkpointing" if way.checkpointing else "all kept"
-    chosen = f"{way.precision} base, {again}, {way.token_budget:,} tokens a micro-batch"
-    report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
-    return Plan(_resolved(recipe, way.precision, way.token_budget), base, chat, prepared, way)
-
-
-def _resolved(recipe: Recipe, precision: str, tokens: int) -> Recipe:
-    """The recipe with what was chosen written into it; a token budget that it gives stays."""
-    budget = recipe.train.token_budget or tokens
-    model, train = replace(recipe.model, precision=precision), replace(recipe.train, token_budget=budget)
-    return replace(recipe, model=model, train=train)
+    way, precision, budget = None, recipe.model.precision, CPU_BUDGET
+    if gpu_available():
+        way = choose(shape_in(base.directory), recipe, load_of(prepared), _free_on_gpu())
+        precision, budget = way.precision, way.token_budget
+        again = "checkpointing" if way.checkpointing else "all kept"
+        chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch"
+        report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
+    train = replace(recipe.train, token_budget=recipe.train.token_budget or budget)
+    recipe = replace(recipe, model=replace(recipe.model, precision=precision), train=train)
+    return Plan(recipe, base, chat, prepared, way)
 
 
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
@@ -135,12 +131,11 @@ def check_machine(recipe: Recipe) -> None:
     if gpu_available():
         check_gpu()
     elif _needs_gpu(recipe):
-        here = [name for name in builtin_recipes() if not _needs_gpu(load_recipe(name)[1])]
-        why = f"for its optimizer {recipe.train.optimizer}"
+        here = " or ".join(name for name in builtin_recipes() if not _needs_gpu(load_recipe(name)[1]))
         raise PetoolError(
-            f"this recipe needs a GPU ({why}), and torch finds none",
-            f"rent one, or run here: petool-lite train {' or '.join(here)}; a small base trains here, slowly, with "
-            "--set train.optimizer=adamw_torch",
+            f"this recipe needs a GPU (for its optimizer {recipe.train.optimizer}), and torch finds none",
+            f"rent one, or run here: petool-lite train {here}; a small base trains here, slowly, with --set "
+            "train.optimizer=adamw_torch",
             MACHINE,
         )
 

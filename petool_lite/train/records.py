@@ -131,9 +131,8 @@ def draw_curve(run: Path) -> None:
     """Write loss.png: loss and learning rate by step, and joint accuracy where the run was evaluated."""
     import matplotlib
 
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scores_file = run / "eval.jsonl"
-    scores = [json.loads(line) for line in scores_file.read_text().splitlines()] if scores_file.is_file() else []
+    files = (run / name for name in ("metrics.jsonl", "eval.jsonl"))
+    rows, scores = ([*map(json.loads, file.read_text().splitlines())] if file.is_file() else [] for file in files)
     matplotlib.use("agg")
     from matplotlib import pyplot
 

@@ -17,6 +17,7 @@ from petool_lite.train.checkpoints import newest_checkpoint
 from petool_lite.train.devices import arithmetic_name, count
 from petool_lite.train.start import start_adapter
 
+START = "resume.json"  # of a run
 # Settings that change nothing in what is trained: they may differ when a run is continued.
 _FREE = ("train.save_every", "train.report_to", "bench.")
 # Packages that change nothing in it.
@@ -52,18 +53,13 @@ def _xxh3(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def write_start(run: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keep the facts of a new run."""
-    write_json(run / "resume.json", facts)
-
-
 def check_resume(run: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise PetoolError that names every difference between the run's start and now, or what is missing."""
-    path = run / "resume.json"
+    path = run / START
     if not path.is_file():
         if newest_checkpoint(run):
-            raise PetoolError(f"{run} has no resume.json: nobody can tell what it was started with", "train anew")
-        write_start(run, facts)  # killed before its first step
+            raise PetoolError(f"{run} has no {START}: nobody can tell what it was started with", "train anew")
+        write_json(path, facts)  # killed before its first step
         return
     before = {part: {} for part in facts} | json.loads(path.read_text())
     found = [

@@ -21,13 +21,13 @@ from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
 from petool_lite.train import devices, evaluate, records
 from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
-from petool_lite.train.evaluate import EvaluationSet, best_folder, best_score, load_evaluation_set
+from petool_lite.train.evaluate import EvaluationSet, best_score, load_evaluation_set
 from petool_lite.train.load import load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import Progress, check_reporters, log_to
-from petool_lite.train.resume import check_resume, start_facts, write_start
+from petool_lite.train.resume import START, check_resume, start_facts
 from petool_lite.train.signals import Stop, stop_signals
 from petool_lite.train.step import answer_trainer
 
@@ -99,7 +99,7 @@ def _begun(name: str, planned: Plan, resume: Path | None) -> Path:
         return resume
     run = create_run(name)
     write_text(run / "recipe.toml", to_toml(planned.recipe))
-    write_start(run, facts)
+    write_json(run / START, facts)
     return run
 
 
@@ -138,7 +138,8 @@ def _complete(job: Job, model: Any, step: int) -> None:
         if best is None:
             save_trained(model, folder, base)
         else:
-            shutil.copytree(best_folder(job.run, best), folder, ignore=shutil.ignore_patterns("eval.json"))
+            kept = job.run / "best" / f"step-{best.step}"
+            shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("eval.json"))
         if planned.recipe.train.method == "lora":  # a whole model may be a base again, with its own template
             save_tokenizer(folder, base, data.style)
     made_from = {

@@ -1,6 +1,7 @@
 """The adapter that a second stage starts from: found and checked before anything is loaded."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from petool_lite.adapters import CONFIG, AdapterConfig, read_adapter_config
@@ -23,10 +24,9 @@ def check_start(recipe: Recipe, report: Report) -> None:
     if folder is None:
         return
     found, mine = read_adapter_config(folder), recipe.lora
-    wanted = {"lora.r": mine.r, "lora.alpha": mine.alpha, "lora.targets": sorted(mine.targets)}
     alpha = int(found.alpha) if found.alpha == int(found.alpha) else found.alpha  # as recipes have it
-    theirs = {"lora.r": found.r, "lora.alpha": alpha, "lora.targets": list(found.targets)}
-    wrong = [f"--set '{key}={json.dumps(theirs[key])}'" for key in wanted if theirs[key] != wanted[key]]
+    pairs = {"r": (mine.r, found.r), "alpha": (mine.alpha, alpha), "targets": (sorted(mine.targets), [*found.targets])}
+    wrong = [f"--set 'lora.{key}={json.dumps(theirs)}'" for key, (wanted, theirs) in pairs.items() if theirs != wanted]
     if wrong:
         raise PetoolError(f"the adapter {folder} has another shape than the recipe", " ".join(wrong))
     if found.rslora:
@@ -44,8 +44,7 @@ def start_adapter(recipe: Recipe) -> Path | None:
         if not any((place / "recipe.toml").is_file() for place in (path, runs_root() / name)):
             raise PetoolError(f"no adapter: {name}", "give a complete run, or a folder with adapter_config.json")
         run = find_run(name)
-        path = run / TRAINED["lora"]
-        whole = run / TRAINED["full"]
+        path, whole = run / TRAINED["lora"], run / TRAINED["full"]
         if whole.is_dir():
             what = f"the run {run} has no adapter: all its weights learned"
             raise PetoolError(what, f"--set model.adapter= --set model.base={whole}")
@@ -54,7 +53,10 @@ def start_adapter(recipe: Recipe) -> Path | None:
 
 def _check_base(folder: Path, found: AdapterConfig, recipe: Recipe, report: Report) -> None:
     """Both stages need the same base; a run also says how it laid out its prompts."""
-    if found.base != recipe.model.base and not _same_folder(found.base, recipe.model.base):
+    same = found.base == recipe.model.base
+    with suppress(PetoolError):  # a name that is not to be found is another base
+        same = same or resolve_base(found.base).directory == resolve_base(recipe.model.base).directory
+    if not same:
         theirs = found.base or "a base that it does not name"
         what = f"the adapter {folder} was trained on {theirs}, the recipe says {recipe.model.base}"
         raise PetoolError(what, f"--set model.base={found.base}")
@@ -63,10 +65,3 @@ def _check_base(folder: Path, found: AdapterConfig, recipe: Recipe, report: Repo
         for key, mine in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
             if manifest.get(key) != mine:
                 report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {mine}", 0, 0, "")
-
-
-def _same_folder(one: str, other: str) -> bool:
-    try:
-        return resolve_base(one).directory == resolve_base(other).directory
-    except PetoolError:
-        return False
