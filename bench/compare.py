@@ -34,14 +34,11 @@ def compare_folders(
     if not pairs:
         what = f"no variant is in both: {', '.join(one)} in {first}, {', '.join(two)} in {second}"
         raise PetoolError(what, "name two: --variant NAME --against NAME")
-    found = [_compared(_named(one, old, first), _named(two, new, second)) for old, new in pairs]
+    for results, folder, place in ((one, first, 0), (two, second, 1)):
+        if absent := next((pair[place] for pair in pairs if pair[place] not in results), None):
+            raise PetoolError(f"{folder} has no variant {absent}", f"it has {', '.join(results)}")
+    found = [_compared(one[old], two[new]) for old, new in pairs]
     return {"schema": 3, "first": str(first), "second": str(second), "variants": found}
-
-
-def _named(results: Mapping[str, Results], name: str, folder: Path) -> Results:
-    if name not in results:
-        raise PetoolError(f"{folder} has no variant {name}", f"it has {', '.join(results)}")
-    return results[name]
 
 
 def _compared(old: Results, new: Results) -> dict[str, Any]:
@@ -73,13 +70,9 @@ def _flip(key: str, old: Results, new: Results) -> dict[str, Any] | None:
     if before == after:
         return None
     gained = sum(after) - sum(before)
-    return {
-        "entry_id": key,
-        "change": "better" if gained > 0 else "worse" if gained else "other",
-        "classes": [name, kind],
-        "gold": row["gold"],
-        "replies": [row.get("reply", ""), other.get("reply", "")],
-    }
+    change = "better" if gained > 0 else "worse" if gained else "other"
+    replies = [item.get("reply", "") for item in (row, other)]
+    return {"entry_id": key, "change": change, "classes": [name, kind], "gold": row["gold"], "replies": replies}
 
 
 def print_comparison(found: Mapping[str, Any]) -> None:
@@ -89,11 +82,10 @@ def print_comparison(found: Mapping[str, Any]) -> None:
         flips = item["flipped"]
         rows = [(flip["entry_id"], flip["change"], " → ".join(dict.fromkeys(flip["classes"])).replace("_", " "))
                 for flip in flips[:_FLIPS]]  # fmt: skip
-        notes = [
-            f"{len(flips) - _FLIPS:,} more, and every reply: --json" if len(flips) > _FLIPS else "the replies: --json"
-        ]
+        more = f"{len(flips) - _FLIPS:,} more, and every reply" if len(flips) > _FLIPS else "the replies"
         if flips:
-            show(Table("flipped", f"{len(flips):,} entries flipped", ("entry", "now", "class"), rows, notes))
+            title = f"{len(flips):,} entries flipped"
+            show(Table("flipped", title, ("entry", "now", "class"), rows, [f"{more}: --json"]))
 
 
 def _comparison(item: Mapping[str, Any]) -> Table:

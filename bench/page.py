@@ -70,8 +70,7 @@ def _draw(axes: Any, variants: Sequence[Mapping[str, Any]]) -> None:
     for number, metric in enumerate(METRICS):
         values = [item[f"{metric}_acc"] for item in variants]
         lows, highs = zip(*(item[f"{metric}_ci"] for item in variants), strict=True)
-        errors = [[max(0.0, value - low) for value, low in zip(values, lows, strict=True)],
-                  [max(0.0, high - value) for value, high in zip(values, highs, strict=True)]]  # fmt: skip
+        errors = [[abs(value - end) for value, end in zip(values, ends, strict=True)] for ends in (lows, highs)]
         places = [index + 0.24 * (number - 1) for index in range(len(variants))]
         name = f"{METRIC_WORDS[number]} right"
         axes.errorbar(values, places, xerr=errors, fmt="o", capsize=2, color=_COLOURS[number], label=name)

@@ -74,8 +74,7 @@ def _named(results: Sequence[Results]) -> list[Results]:
     for item in results:
         name = f"{item.name} ({item.meta['setting']})" if names.count(item.name) > 1 else item.name
         if name in found:
-            what = f"the variant {item.name} occurs twice, as in {item.path}"
-            raise PetoolError(what, "give each run a report of its own")
+            raise PetoolError(f"the variant {item.name} occurs twice, as in {item.path}", "make a report of each run")
         found[name] = replace(item, name=name)
     return list(found.values())
 
@@ -161,23 +160,15 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
 def tables(document: Mapping[str, Any]) -> Iterator[Table]:
     """All tables of a report document, in reading order; those without a row are left out."""
     models = [item for item in document["variants"] if item["engine"] != "none"]
-    found = (
-        _scores_table(document),
-        _cases_table(models),
-        _pairs_table(document, {item["name"] for item in models}),
-        _classes_table(models),
-        _cost_table(models),
-        _published_rows(document),
-    )
-    yield from (table for table in found if table.rows)
+    pairs = _pairs_table(document, {item["name"] for item in models})
+    found = (_scores_table(document), _cases_table(models), pairs, _classes_table(models), _cost_table(models))
+    yield from (table for table in (*found, _published_rows(document)) if table.rows)
 
 
 def accuracies_cells(scores: Mapping[str, Any], *metrics: str) -> list[str]:
     """`78.7 (76–81)` of each metric: percent and its 95 % interval."""
-    return [
-        "{:.1f} ({:.0f}–{:.0f})".format(scores[f"{metric}_acc"], *scores[f"{metric}_ci"])
-        for metric in metrics or METRICS
-    ]
+    text = "{:.1f} ({:.0f}–{:.0f})"
+    return [text.format(scores[f"{name}_acc"], *scores[f"{name}_ci"]) for name in metrics or METRICS]
 
 
 def p_text(value: float) -> str:
@@ -236,25 +227,23 @@ def _notes(item: Mapping[str, Any]) -> Iterator[str]:
 
 def _cases_table(models: Sequence[Mapping[str, Any]]) -> Table:
     """Where a tool fits and where none does, and each kind that the data tells apart; no row where all is one case."""
-    rows = []
-    for item in models:
-        cases = item["cases"]
-        if list(cases) == ["a tool fits"] and item["scorer"] == "published" and item["no_call"] == 0:
-            continue
-        for name, case in cases.items():
-            if name == "none fits" or case != cases.get("none fits"):  # the data's own word for the same entries
-                rows.append((label(item), name, f"{case['n']:,}", *accuracies_cells(case, "called", *METRICS)))
+    rows = [
+        (label(item), name, f"{case['n']:,}", *accuracies_cells(case, "called", *METRICS))
+        for item in models
+        if list(item["cases"]) != ["a tool fits"] or item["scorer"] != "published" or item["no_call"]
+        for name, case in item["cases"].items()
+        if name == "none fits" or case != item["cases"].get("none fits")  # the data's own word for the same entries
+    ]
     notes = ["calls: replies that call a tool; where none fits, a reply without a call is right in every column"]
     return Table("cases", "By case", ("variant", "case", "n", "calls", *METRIC_WORDS), rows, notes)
 
 
 def _pairs_table(document: Mapping[str, Any], models: set[str]) -> Table:
-    rows = []
-    for item in document["pairs"]:
-        tests = (item[metric] for metric in METRICS)
-        if {item["first"], item["second"]} <= models:
-            gains = (f"{test['difference']:+.1f} (p {p_text(test['p'])})" for test in tests)
-            rows.append((f"{item['first']} → {item['second']}", f"{item['n']:,}", *gains))
+    rows = [
+        (f"{item['first']} → {item['second']}", f"{item['n']:,}",
+         *(f"{test['difference']:+.1f} (p {p_text(test['p'])})" for test in map(item.get, METRICS)))
+        for item in document["pairs"] if {item["first"], item["second"]} <= models
+    ]  # fmt: skip
     notes = ["points that the second is better, on the entries that both scored; p of the exact McNemar test"]
     return Table("pairs", "Differences", ("from → to", "n", *METRIC_WORDS), rows, notes)
 
@@ -269,10 +258,8 @@ def _classes_table(models: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _cost_table(models: Sequence[Mapping[str, Any]]) -> Table:
-    rows, notes = (
-        [],
-        ["s: median seconds a call; cold: nothing of the prompt was read before; read and write: tokens/s"],
-    )
+    rows = []
+    notes = ["s: median seconds a call; cold: nothing of the prompt was read before; read and write: tokens/s"]
     for item in models:
         found, machine = item["cost"], item["machine"]
         times = (_figure(found[key]["median_s"], 2) for key in ("cold", "warm"))
@@ -314,11 +301,10 @@ def files_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def heading(document: Mapping[str, Any]) -> list[str]:
     """What was scored on what, a line a setting, and whether it is all of it."""
-    lines = [
-        f"{item['source']}{'' if item['setting'] == 'none' else ', ' + item['setting'] + ' setting'}, "
-        f"{item['total']:,} entries, SHA-256 {item['sha256'][:16]}"
-        for item in document["data"]
-    ]
+    lines = []
+    for item in document["data"]:
+        setting = "" if item["setting"] == "none" else f", {item['setting']} setting"
+        lines.append(f"{item['source']}{setting}, {item['total']:,} entries, SHA-256 {item['sha256'][:16]}")
     return [*lines, "PARTIAL: not all entries were scored."] if document["partial"] else lines
 
 
@@ -346,8 +332,7 @@ def print_report(document: Mapping[str, Any]) -> None:
     for table in tables(document):
         if table.key in ("scores", "classes"):
             about = [f"{row[0]}: {row[1]}" for row in table.rows if row[1] and table.key == "scores"]
-            rows = [(row[0], *row[2:]) for row in table.rows]
-            columns = (table.columns[0], *table.columns[2:])
+            columns, *rows = ((row[0], *row[2:]) for row in (table.columns, *table.rows))
             table = replace(table, columns=columns, rows=rows, notes=[*about, *table.notes])
         show(table)
 

@@ -78,13 +78,15 @@ def _check(value: Any, kind: str) -> None:
         raise _Fault(f"{fault.json_path.removeprefix('$').lstrip('.')[:_LONGEST]} {fault.message[-_LONGEST:]}".strip())
 
 
-def _check_row(row: Any, before: Sequence[Mapping[str, Any]], seen: Mapping[str, int]) -> None:
+def _check_row(row: Any, before: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise _Fault for a row that is not as the schema says, or not of one file with those before it."""
     _check(row, "row")
-    if row["entry_id"] in seen:
-        raise _Fault(f"entry {row['entry_id']} was on line {seen[row['entry_id']]} already")
+    if row["entry_id"] in before:
+        raise _Fault(f"entry {row['entry_id']} was on line {[*before].index(row['entry_id']) + 1} already")
+    first = next(iter(before.values()), row)
     for key in _ALIKE:
-        if before and row[key] != before[0][key]:
-            raise _Fault(f"{key} {row[key]}, but {before[0][key]} above")
+        if row[key] != first[key]:
+            raise _Fault(f"{key} {row[key]}, but {first[key]} above")
 
 
 def _parse(line: bytes) -> Any:
@@ -108,16 +110,14 @@ def load_rows(path: Path) -> tuple[tuple[dict[str, Any], ...], bool]:
     except OSError as error:
         what = f"no such results file: {path} ({error.strerror})"
         raise PetoolError(what, "give a results-<variant>.jsonl that bench wrote") from error
-    rows: list[dict[str, Any]] = []
-    seen: dict[str, int] = {}
+    rows: dict[str, dict[str, Any]] = {}
     cut = False
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
                 row = _parse(line)
-                _check_row(row, rows, seen)
-                seen[row["entry_id"]] = number
-                rows.append(row)
+                _check_row(row, rows)
+                rows[row["entry_id"]] = row
         except _Fault as fault:
             cut = number == len(lines) and bool(rows) and str(fault) == _NO_JSON
             if not cut:
@@ -125,7 +125,7 @@ def load_rows(path: Path) -> tuple[tuple[dict[str, Any], ...], bool]:
                 raise PetoolError(f"{path}, line {number}: {fault}", hint) from None
     if not rows:
         raise PetoolError(f"{path} has no result", "run bench again")
-    return tuple(sorted(rows, key=lambda row: row["index"])), cut
+    return tuple(sorted(rows.values(), key=lambda row: row["index"])), cut
 
 
 def meta_path(results: Path) -> Path:
@@ -214,11 +214,8 @@ def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) ->
         if fresh:
             path.unlink(missing_ok=True)
             meta_path(path).unlink(missing_ok=True)
-        rows: dict[int, dict[str, Any]] = {}
-        if _begun(path):
-            meta = continued(path, meta)
-            rows = _held(path, report)
-        store = Store(path, meta, rows)
+        meta = continued(path, meta)
+        store = Store(path, meta, _held(path, report) if _begun(path) else {})
         with store.file:
             store.save_meta()
             try:
@@ -256,13 +253,10 @@ def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any], *more: str) -> str:
     """The first fact of _SAME, or of `more`, in which two metas differ: `another WORD: this, not that`; "" if none."""
     for key, word in {**_SAME, **dict(zip(more, more, strict=True))}.items():
-        old: Any = one.get(key)
-        new: Any = two.get(key)
-        shown = old, new
-        if key == "data" and isinstance(old, dict):
+        old, new = one.get(key), two.get(key)
+        shown = (one.get("model"), two.get("model")) if key == "model_sha256" else (old, new)
+        if key == "data" and isinstance(old, dict) and isinstance(new, dict):
             old, new, shown = old.get("sha256"), new["sha256"], (old.get("source"), new["source"])
-        if key == "model_sha256":
-            shown = one.get("model"), two.get("model")
         if old != new:
             return f"another {word}: {shown[0]}, not {shown[1]}"
     return ""
@@ -287,11 +281,6 @@ def _held(path: Path, report: Report) -> dict[int, dict[str, Any]]:
 def _write_rows(path: Path, rows: Any) -> None:
     """Write a whole results file."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
-    """Where shard i of n keeps its results under `folder`."""
-    return folder / f"shard-{shard[0]}-of-{shard[1]}"
 
 
 def merge_shards(folders: Sequence[Path], target: Path) -> None:
@@ -322,8 +311,7 @@ def _parts(name: str, folders: Sequence[Path]) -> list[Results]:
         count, wanted = len(part.rows), part.meta["entries"]
         if not part.meta["complete"] or count != wanted:
             raise PetoolError(f"{part.path} is not finished: {count} of {wanted} entries", "run it again")
-        other = _difference(part.meta, parts[0].meta, "limit", "versions", "commit")
-        if other:
+        if other := _difference(part.meta, parts[0].meta, "limit", "versions", "commit"):
             hint = "shards of one bench need the same data, model and settings"
             raise PetoolError(f"{part.path} and {parts[0].path} have {other}", hint)
     return parts

@@ -11,7 +11,7 @@ from typing import Any
 from petool_lite.bench.engines import Task, Work, model_style, work_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.report import write_report
-from petool_lite.bench.results import SCHEMA, Store, continued, load_results, open_store, results_files, shard_folder
+from petool_lite.bench.results import SCHEMA, Store, continued, load_results, open_store, results_files
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 
 from petool_lite.console import Report, silent
@@ -35,7 +35,7 @@ def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report 
             check_gguf(variant.model)  # before the folder is made
     task.entries()
     if task.shard is not None:
-        folder = shard_folder(folder, task.shard)
+        folder /= "shard-{}-of-{}".format(*task.shard)
     _check_neighbours(variants, task, folder)
     with locked(folder):
         generate(variants, task, folder, report)

@@ -94,10 +94,9 @@ def score_row(row: Mapping[str, Any]) -> Score:
     except (CallFailure, RecursionError):
         pass
     text = reply if row["style"] == "published" else published_form(reply)
-    if call is None:
-        found = read_published(text, spanning=True)
-        if found and isinstance(found["tool_name"], str) and isinstance(found["parameters"], dict):
-            call = {key: found[key] for key in ("tool_name", "parameters")}
+    found = read_published(text, spanning=True) if call is None else None
+    if found and isinstance(found["tool_name"], str) and isinstance(found["parameters"], dict):
+        call = {key: found[key] for key in ("tool_name", "parameters")}
     told = canonical(call) if call is not None else f"no call: {reply}"
     published = score_reply(text, gold)
     function = row["facts"].get("function") or function_words(gold.get("tool_name", "")) or row.get("entry_id", "")
@@ -107,18 +106,14 @@ def score_row(row: Mapping[str, Any]) -> Score:
     spanning = score_reply(text, gold, spanning=True) if "\n" in text else published
     pairs = {"published": published, "spanning": spanning, "strict": strict}
     if "accept" in row:
-        pairs["ast"] = _accepted(call, row["accept"])
+        pairs["ast"], accept = (False, False), row["accept"]
+        if call is not None:
+            arguments = json.loads(json.dumps(call["parameters"]))  # BFCL asks for the very types dict and list
+            right = arguments_accepted(arguments, accept["values"], accept["schema"])
+            pairs["ast"] = (call["tool_name"] == accept["name"], right)
         return Score(pairs, "ast", *more)
     pairs["as_asked"] = published if published[1] else score_reply(text, gold, request=row.get("query", ""))
     return Score(pairs, "published", *more)
-
-
-def _accepted(call: Mapping[str, Any] | None, accept: Mapping[str, Any]) -> Pair:
-    if call is None:
-        return False, False
-    arguments = json.loads(json.dumps(call["parameters"]))  # BFCL asks for the very types dict and list
-    right = arguments_accepted(arguments, accept["values"], accept["schema"])
-    return call["tool_name"] == accept["name"], right
 
 
 def error_class(row: Mapping[str, Any], score: Score) -> str:
@@ -147,11 +142,6 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
     return "other_form" if other else "wrong_parameter"
 
 
-def percent(count: int, n: int) -> float:
-    """`count` of `n` in percent; 0 of nothing."""
-    return round(100 * count / n, 4) if n else 0.0
-
-
 def accuracies(scores: Sequence[Score], scorer: str = "") -> dict[str, Any]:
     """tool_acc, param_acc, joint_acc in percent and their 95 % intervals by function, over all `scores`.
 
@@ -168,7 +158,11 @@ def _share(name: str, flags: Sequence[bool], scores: Sequence[Score]) -> dict[st
     """NAME_acc and NAME_ci: the share of true flags in percent, and its interval by function."""
     effect = design_effect(flags, [score.function for score in scores])
     interval = list(wilson(sum(flags) / effect, len(flags) / effect))
-    return {f"{name}_acc": percent(sum(flags), len(flags)), f"{name}_ci": interval}
+    return {f"{name}_acc": _percent(sum(flags), len(flags)), f"{name}_ci": interval}
+
+
+def _percent(count: int, n: int) -> float:
+    return round(100 * count / n, 4) if n else 0.0
 
 
 def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[str, Any]:
@@ -253,7 +247,7 @@ def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str,
     """
     common = [key for key in first if key in second]
     same = sum(first[key].call_text == second[key].call_text for key in common)
-    found: dict[str, Any] = {"n": len(common), "agreement": percent(same, len(common))}
+    found: dict[str, Any] = {"n": len(common), "agreement": _percent(same, len(common))}
     asked = all("as_asked" in scores[key].pairs for key in common for scores in (first, second))
     functions = [first[key].function for key in common]
     for name, (metric, scorer) in _FIGURES.items():
@@ -263,7 +257,7 @@ def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str,
         lost, won, effect = gains.count(-1), gains.count(1), design_effect(gains, functions)
         found[name] = {
             **{"first_only": lost, "second_only": won},
-            "difference": round(100 * (won - lost) / len(common), 4) if common else 0.0,
+            "difference": _percent(won - lost, len(common)),
             "ci": list(paired_interval(lost / effect, won / effect, len(common) / effect)),
             "p": mcnemar(lost, won),
         }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from petool_lite.bench.engines import Task
 from petool_lite.bench.page import html_report
 from petool_lite.bench.report import build_report, markdown_report, write_report
-from petool_lite.bench.results import load_folder, load_results, load_rows, merge_shards, shard_folder
+from petool_lite.bench.results import load_folder, load_results, load_rows, merge_shards
 from petool_lite.bench.run import bench, generate
 from petool_lite.bench.variants import rule_variant
 from support_bench import answer, called, meta, plain, row, rows_of, write_results
@@ -153,7 +153,7 @@ def shards(tmp_path_factory) -> Path:
 
 
 def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
-    merge_shards([shard_folder(shards, (place, 3)) for place in (2, 1, 0)], tmp_path)
+    merge_shards([shards / f"shard-{place}-of-3" for place in (2, 1, 0)], tmp_path)
     for name in ("results-rule-first.jsonl", "results-rule-random.jsonl"):
         assert plain(rows_of(tmp_path / name)) == plain(rows_of(shards / "whole" / name))
         assert [item["index"] for item in rows_of(tmp_path / name)] == list(range(7))
@@ -165,7 +165,7 @@ def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
 
 def test_shards_that_do_not_fit_are_named_and_nothing_is_written(shards, tmp_path) -> None:
     merged = tmp_path / "merged"
-    folders = [shutil.copytree(shard_folder(shards, (place, 3)), tmp_path / f"s{place}") for place in range(3)]
+    folders = [shutil.copytree(shards / f"shard-{place}-of-3", tmp_path / f"s{place}") for place in range(3)]
     file = folders[1] / "results-rule-first.meta.json"
     right = json.loads(file.read_text())
     for values, words in (
