@@ -253,7 +253,8 @@ def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any], *more: str) -> str:
     """The first fact of _SAME, or of `more`, in which two metas differ: `another WORD: this, not that`; "" if none."""
     for key, word in {**_SAME, **dict(zip(more, more, strict=True))}.items():
-        old, new = one.get(key), two.get(key)
+        old: Any = one.get(key)
+        new: Any = two.get(key)
         shown = (one.get("model"), two.get("model")) if key == "model_sha256" else (old, new)
         if key == "data" and isinstance(old, dict) and isinstance(new, dict):
             old, new, shown = old.get("sha256"), new["sha256"], (old.get("source"), new["source"])

@@ -3,13 +3,23 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from rich import progress as bar
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -100,10 +110,10 @@ def print_loss_mask(row: Mapping[str, Any]) -> None:
     say(f"entry {row['entry_id']}: {row['prompt_tokens']:,} prompt tokens, {row['loss_tokens']} with loss{dropped}")
 
 
-class _Note(bar.ProgressColumn):
+class _Note(ProgressColumn):
     """What a stage says of itself, on one line that ends in an ellipsis where there is no room."""
 
-    def render(self, task: bar.Task) -> Text:
+    def render(self, task: Task) -> Text:
         return Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
 
 
@@ -111,18 +121,18 @@ class _Note(bar.ProgressColumn):
 def progress() -> Iterator[Report]:
     """Yield a Report that draws one bar with the time left for each stage, on stderr."""
     fixed = partial(Column, no_wrap=True)  # in a narrow terminal the bar gives way first, then the note
-    bars = bar.Progress(
-        bar.TextColumn("{task.description}", markup=False),
-        bar.BarColumn(bar_width=20, table_column=Column(min_width=6)),
-        bar.MofNCompleteColumn(table_column=fixed()),
-        bar.TimeElapsedColumn(table_column=fixed()),
-        bar.TextColumn("left"),
-        bar.TimeRemainingColumn(table_column=fixed()),
+    bars = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20, table_column=Column(min_width=6)),
+        MofNCompleteColumn(table_column=fixed()),
+        TimeElapsedColumn(table_column=fixed()),
+        TextColumn("left"),
+        TimeRemainingColumn(table_column=fixed()),
         _Note(table_column=Column()),
         console=stderr,
         speed_estimate_period=900,  # an optimizer step on a GPU takes many seconds: the default forgets it too soon
     )
-    tasks: dict[str, bar.TaskID] = {}
+    tasks: dict[str, TaskID] = {}
     told: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int, note: str) -> None:
@@ -142,5 +152,8 @@ def progress() -> Iterator[Report]:
             when = f"{left / 60:.0f} min left, " if left is not None else ""
             stderr.print(f"{stage}: {done} of {total}, {when}{note}", soft_wrap=True)
 
-    with bars if stderr.is_terminal else nullcontext():
+    if stderr.is_terminal:
+        with bars:
+            yield report
+    else:
         yield report

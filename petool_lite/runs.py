@@ -95,13 +95,17 @@ def sole_writer(target: Path, lock: Path) -> Iterator[None]:
         what = f"cannot write to {lock.parent}: {error.strerror}"
         raise PetoolError(what, "check its permissions and disk") from error
     with held:
-        name = Path(sys.argv[0]).name
-        words = ["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]]
-        lock.write_text(f"{os.getpid()} {shlex.join(words)[:400]}\n")
+        lock.write_text(f"{os.getpid()} {_own_command()}\n")
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _own_command() -> str:
+    name = Path(sys.argv[0]).name
+    words = ["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]]
+    return " ".join(shlex.quote(word) for word in words)[:400]
 
 
 def create_run(name: str) -> Path:

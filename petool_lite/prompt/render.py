@@ -234,7 +234,7 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     return next((index for index, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
 
 
-def _drop_order(entry: Entry, style: str) -> list[int]:
+def drop_order(entry: Entry, style: str) -> list[int]:
     """Earlier calls in the order in which they may go, as indices, the oldest first.
 
     The petool prompt shows calls of the candidates' providers only, the published one all: there others go first.
@@ -262,7 +262,7 @@ def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int)
     if layout.overlength == "error":
         what = f"entry {entry.id} has {len(ids) + reserve} tokens, more than {layout.max_tokens}"
         raise PetoolError(what, 'raise model.max_tokens, or set data.overlength = "trim-history"')
-    order = _drop_order(entry, layout.style)
+    order = drop_order(entry, layout.style)
     low, high, best = 1, len(order), None
     while low <= high:  # the fewest earlier calls to drop so that the rest fits
         count = (low + high) // 2
