@@ -15,12 +15,7 @@ Rule = Callable[[Entry], Tool]
 
 def _random(entry: Entry) -> Tool:
     """A candidate drawn by the entry's id, so that every shard and every run draws the same."""
-    seed = hashlib.sha256(entry.id.encode()).hexdigest()
-    return random.Random(seed).choice(entry.tools)
-
-
-def _liked(entry: Entry) -> Tool:
-    return max(entry.tools, key=lambda tool: balance(entry, tool.name))
+    return random.Random(hashlib.sha256(entry.id.encode()).hexdigest()).choice(entry.tools)
 
 
 def _words(entry: Entry) -> Tool:
@@ -32,7 +27,10 @@ def _words(entry: Entry) -> Tool:
 _RULES: dict[str, tuple[Rule, str]] = {
     "rule-random": (_random, "a tool drawn by lot"),
     "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
-    "rule-liked": (_liked, "the first tool of the provider with the most likes"),
+    "rule-liked": (
+        lambda entry: max(entry.tools, key=lambda tool: balance(entry, tool.name)),
+        "the first tool of the provider with the most likes",
+    ),
     "rule-words": (_words, "the tool that shares most words with the request, of equals the better-liked provider's"),
 }
 RULES = {name: f"no model: {about}" for name, (_, about) in _RULES.items()}  # with what each one is

@@ -73,12 +73,11 @@ class Score:
 
 def canonical(value: Any) -> str:
     """JSON text that is equal for equal JSON values: keys in order, 1.0 and 1 the same number, true no number."""
-    return json.dumps(json.loads(json.dumps(value), parse_float=_number), sort_keys=True)
 
+    def number(text: str) -> float | int:
+        return int(value) if (value := float(text)).is_integer() else value
 
-def _number(text: str) -> float | int:
-    value = float(text)
-    return int(value) if value.is_integer() else value
+    return json.dumps(json.loads(json.dumps(value), parse_float=number), sort_keys=True)
 
 
 def score_row(row: Mapping[str, Any]) -> Score:
@@ -186,7 +185,14 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
         "scorer": scorer,
         **accuracies(scored),
         **{name: accuracies(scored, name) for name in others},
-        "cases": {name: _case(found) for name, found in cases.items()},
+        "cases": {
+            name: {
+                "n": len(found),
+                **accuracies(found),
+                **_share("called", [score.call is not None for score in found], found),
+            }
+            for name, found in cases.items()
+        },
         "calibration": calibration(scored),
         "no_call": sum(score.call is None for score in scored),
         "cut_off": sum(row["status"] == "ok" and row["finish"] == "length" for row in rows),
@@ -230,12 +236,6 @@ def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
     for share, right in pairs:
         gaps[min(9, int(share * 10))] += share - right
     return round(sum(map(abs, gaps.values())) / len(pairs), 4) if pairs else 0.0
-
-
-def _case(scores: Sequence[Score]) -> dict[str, Any]:
-    """n, the figures that count, and the share of replies that call a tool."""
-    called = _share("called", [score.call is not None for score in scores], scores)
-    return {"n": len(scores), **accuracies(scores), **called}
 
 
 def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str, Any]:

@@ -24,19 +24,13 @@ def importance(source: Source, recipe: Recipe, path: Path, report: Report) -> di
     import numpy as np
 
     prepared = prepare(recipe, source.base, chat_from_directory(source.base.directory), report)
-    rows = _spread(prepared.table["input_ids"])
+    step = max(1, prepared.summary["tokens"] // TOKENS)
+    rows = [list(row) for row in prepared.table["input_ids"][::step]]  # from all over the data
     sums = Reference(source).input_squares(rows, report)
     with draft(path) as work:
         _save(work, sums, recipe.data.train, len(rows))
     # divided in float32, as llama.cpp does when it reads such a file
     return {name: values / np.float32(count) for name, (values, count) in sums.items()}
-
-
-def _spread(rows: Any) -> list[list[int]]:
-    """Rows from all over the data, about TOKENS tokens of them."""
-    total = sum(len(row) for row in rows)
-    step = max(1, total // TOKENS)
-    return [list(row) for row in rows[::step]]
 
 
 def _save(path: Path, sums: dict[str, tuple[Any, int]], data: str, rows: int) -> None:

@@ -80,7 +80,9 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
             if entry.id in seen:
                 raise Fault("entry_id", f"an id of its own, found {entry.id} again")
         except Fault as fault:
-            bad.append(f"{source}, {_label(row, index)}, {fault}")
+            known = isinstance(row, Mapping) and row.get("entry_id") is not None
+            named = f" (entry_id {str(row['entry_id'])[:40]!a})" if known else ""
+            bad.append(f"{source}, entry {index}{named}, {fault}")
             if not skip_bad:
                 hint = "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
                 raise PetoolError(bad[0], hint) from fault
@@ -167,11 +169,6 @@ def _parse(row: Any, setting: str, index: int) -> Entry:
     if petoolbench.is_row(row) or "query" in row or "input" in row:
         return petoolbench.parse(row, setting, str(index))
     raise Fault("", KNOWN)
-
-
-def _label(row: Any, index: int) -> str:
-    identity = row.get("entry_id") if isinstance(row, Mapping) else None
-    return f"entry {index}" + (f" (entry_id {str(identity)[:40]!a})" if identity is not None else "")
 
 
 def load_tools(source: str) -> tuple[Tool, ...]:

@@ -41,9 +41,7 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
     field, asked = ("instruction", "input") if trains else (PROMPT_FIELD[setting], "query")
     prompt = str(sound(get(row, field, str, "", "the system prompt"), field))
     history, tools, pieces = _parse_prompt(prompt, field, setting)
-    key = "api_call_ground_truth"
-    truth = call(row[key], key, "tool_name", "parameters") if key in row and not trains else None
-    answer, function = _output(row) if trains else truth, row.get("func")
+    answer, function = _answer(row, trains), row.get("func")
     return Entry(
         id=str(sound(row.get("entry_id", identity), "entry_id")),
         query=sound(get(row, asked, str, "", "a text"), asked),
@@ -58,10 +56,9 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
     )
 
 
-def prompt_of(pieces: Published, history: Sequence[str] | None = None) -> str:
-    """The published prompt; `history` replaces the texts of its earlier calls where some had to go."""
-    calls = pieces.history if history is None else history
-    return f"{pieces.head}[{', '.join(calls)}]{pieces.middle}[{', '.join(pieces.tools)}]{pieces.tail}"
+def prompt_of(pieces: Published) -> str:
+    """The published prompt."""
+    return f"{pieces.head}[{', '.join(pieces.history)}]{pieces.middle}[{', '.join(pieces.tools)}]{pieces.tail}"
 
 
 def published_entry(entry: Entry, wording: Sequence[str], setting: str) -> Entry:
@@ -216,7 +213,10 @@ def read_interaction(row: Any, where: str, setting: str = "rating") -> Interacti
     return Interaction(get(row, "instruction", str, where, "a text"), made, verdict)
 
 
-def _output(row: Mapping[str, Any]) -> Call:
+def _answer(row: Mapping[str, Any], trains: bool) -> Call | None:
+    if not trains:
+        key = "api_call_ground_truth"
+        return call(row[key], key, "tool_name", "parameters") if key in row else None
     key = "chosen" if "chosen" in row else "output"
     value = json_text(get(row, key, str, "", "the answer, a JSON tool call"), key, "a JSON tool call")
     return call(value, key, "tool_name", "parameters")

@@ -36,26 +36,15 @@ def parameters_schema(value: Any) -> dict[str, Any]:
     """A tool's parameters as a JSON Schema of type object; null, [] and {} are a tool without parameters."""
     if not isinstance(value, Mapping) or not value:
         return {"type": "object", "properties": {}}
-    if "properties" not in value and "type" not in value and _flat(value):
-        needed = [name for name, item in value.items() if "default" not in item and not _optional(item)]
+    flat = all(isinstance(item, Mapping) and not key.startswith("$") for key, item in value.items())
+    if flat and not {"properties", "type"} & value.keys():  # a mere map from names to schemas, as xLAM has it
+        optional = {name for name, item in value.items() if "optional" in str(item.get("type", "")).lower()}
+        needed = [name for name, item in value.items() if "default" not in item and name not in optional]
         return {"type": "object", "properties": dict(value), "required": needed}
     return dict(value)
 
 
-def _flat(value: Mapping[str, Any]) -> bool:
-    """Whether this is a mere map from names to schemas, as xLAM declares parameters."""
-    return all(isinstance(item, Mapping) and not key.startswith("$") for key, item in value.items())
-
-
-def _optional(schema: Mapping[str, Any]) -> bool:
-    return "optional" in str(schema.get("type", "")).lower()
-
-
-def _silent(path: str, message: str, known: bool) -> None:
-    """Nobody wants to hear what is odd."""
-
-
-def normal_schema(schema: Any, path: str = "", odd: Odd = _silent) -> Any:
+def normal_schema(schema: Any, path: str = "", odd: Odd = lambda *_: None) -> Any:
     """A copy of a schema with JSON's type names and without shapes that say nothing. Values are not touched.
 
     `odd` hears of what is not JSON Schema: where, what, and whether it is known what is meant by it.

@@ -78,10 +78,19 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
     check_exportable(base.directory, report)
     config = read_json(base.directory / "config.json")
-    _check_shape(recipe, base, config)
+    if recipe.train.method == "full" and config.get("quantization_config"):
+        what = f"{base.name} is quantized, and full fine-tuning changes the weights themselves"
+        raise PetoolError(what, "give the model in 16 bits, or --set train.method=lora")
+    if recipe.train.method == "lora" and recipe.lora.r > (width := shape_of(config).width):
+        what = f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({width})"
+        raise PetoolError(what, "--set lora.r=32 is usual")
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
-    _check_rows(base, config, prepared)
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    longest = max(load_of(prepared).lengths)
+    if window and longest > window:
+        what = f"{base.name} sees the last {window} tokens only (sliding_window), the longest row has {longest}"
+        raise PetoolError(what, f"--set model.max_tokens={window}")
     prepared.summary["steps"] = update_count(recipe, prepared.summary["kept"])
     report(f"training rows: {plain(prepared.summary)}", 0, 0, "")
     if prepared.left_out:
@@ -91,26 +100,6 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
             why += " even without history (tools and answers are never cut)"
         report(f"left out, {why}: entries {names}", 0, 0, "")
     return base, chat, prepared
-
-
-def _check_shape(recipe: Recipe, base: Base, config: dict[str, Any]) -> None:
-    """Refuse what the base's shape or quantization does not allow."""
-    if recipe.train.method == "full" and config.get("quantization_config"):
-        what = f"{base.name} is quantized, and full fine-tuning changes the weights themselves"
-        raise PetoolError(what, "give the model in 16 bits, or --set train.method=lora")
-    width = shape_of(config).width
-    if recipe.train.method == "lora" and recipe.lora.r > width:
-        what = f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({width})"
-        raise PetoolError(what, "--set lora.r=32 is usual")
-
-
-def _check_rows(base: Base, config: dict[str, Any], prepared: Prepared) -> None:
-    """Refuse rows that are longer than the base's attention sees."""
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    longest = max(load_of(prepared).lengths)
-    if window and longest > window:
-        what = f"{base.name} sees the last {window} tokens only (sliding_window), the longest row has {longest}"
-        raise PetoolError(what, f"--set model.max_tokens={window}")
 
 
 def _free_on_gpu() -> float:
