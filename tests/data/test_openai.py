@@ -35,7 +35,7 @@ LINES = {
     "openai": {"messages": [{"role": "user", "content": "Rain in Bern?"}, message(CALL)], "tools": [FORECAST]},
     "functions": {
         "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "Rain in Bern?"}]},
+            {"role": "user", "content": [{"type": "text", "text": None}, {"type": "input_text", "text": WANTED.query}]},
             {"role": "assistant", "function_call": {**CALL, "arguments": json.dumps(CALL["arguments"])}},
         ],
         "functions": [FORECAST["function"]],
@@ -90,15 +90,6 @@ def test_verdicts_are_turns() -> None:
     assert conversation(messages, WANTED.tools, "0") == entry
 
 
-def test_parts_of_a_text_are_lines() -> None:
-    parts = [
-        {"type": "text", "text": "Rain"},
-        {"type": "input_text", "text": "in Bern?"},
-        {"type": "text", "text": None},
-    ]
-    assert conversation([{"role": "user", "content": parts}], WANTED.tools).query == "Rain\nin Bern?\n"
-
-
 def test_two_calls_of_one_turn_get_their_own_verdicts_and_thanks_go_with_them() -> None:
     both = {"role": "assistant", "tool_calls": [*message(CALL, "x")["tool_calls"], *message(CALL, "y")["tool_calls"]]}
     both["tool_calls"][1]["function"] = {"name": "rain.now", "arguments": "{}"}
@@ -114,24 +105,17 @@ def test_two_calls_of_one_turn_get_their_own_verdicts_and_thanks_go_with_them() 
         {"role": "user", "content": "Rain in Rome?"},
     ]
     entry = conversation(turns, WANTED.tools)
-    assert [(item.call.name, item.verdict) for item in entry.history] == [
-        ("rain.now", DISLIKED),
-        ("sun.forecast", LIKED),
-    ]
+    found = [(item.call.name, item.verdict) for item in entry.history]
+    assert found == [("rain.now", DISLIKED), ("sun.forecast", LIKED)]
     assert [turn["content"] for turn in entry.turns] == ["Be kind.", "And what is 2 + 2?", "4"]
     assert entry.query == "Rain in Rome?"
 
 
 def test_a_result_that_is_no_verdict_stays_in_the_conversation() -> None:
-    turns = [
-        {"role": "user", "content": "Rain in Bern?"},
-        message(CALL),
-        {"role": "tool", "tool_call_id": "a", "content": "dry"},
-    ]
+    turns = [*LINES["openai"]["messages"], {"role": "tool", "tool_call_id": "a", "content": "dry"}]
     entry = conversation(turns, WANTED.tools)
-    assert entry.history == ()
+    assert (entry.history, entry.query) == ((), "")
     assert [turn["role"] for turn in entry.turns] == ["user", "assistant", "tool"]
-    assert entry.query == ""
 
 
 @pytest.mark.parametrize(
@@ -210,9 +194,6 @@ def test_types_of_the_wild_are_understood(wild, valid, invalid) -> None:
     assert value_faults(wild, valid) == []
     assert value_faults(wild, invalid)
     assert normal_schema(normal_schema(wild)) == normal_schema(wild)
-
-
-def test_a_schema_that_cannot_be_read_is_named() -> None:
     assert "cannot be read" in value_faults({"$ref": "#/$defs/nowhere"}, {})[0]
 
 
