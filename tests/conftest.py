@@ -1,11 +1,13 @@
 """Shared fixtures: an isolated cache and run folder, the embedded base, and a tiny random model of its shape."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -110,6 +112,18 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
+def found(command) -> Callable[..., Any]:
+    """What `petool-lite ARGS --json`, which has to succeed, puts on stdout's last line."""
+
+    def run(*arguments: str, **options) -> Any:
+        result = command(*arguments, "--json", **options)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def tiny(tiny_model, smollm2, made_once) -> Path:
     return made_once("tiny", lambda folder: tiny_model(smollm2.directory, folder))
 
@@ -137,13 +151,12 @@ def trained(tiny, complete_run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(made_once, trained, command, tmp_path_factory) -> Path:
+def exported(made_once, trained, found, tmp_path_factory) -> Path:
     """This process's own copy of a folder whose runs/one is a complete run with an export to q8_0."""
 
     def export(root: Path) -> None:
         shutil.copytree(trained, root / "runs" / "one")
-        result = command("export", "--run", "one", "--gguf", "q8_0", "--verify", "quick", cwd=root, env=own_runs(root))
-        assert result.returncode == 0, result.stderr
+        found("export", "--run", "one", "--gguf", "q8_0", "--verify", "quick", cwd=root, env=own_runs(root))
 
     return shutil.copytree(made_once("exported", export), tmp_path_factory.mktemp("exported"), dirs_exist_ok=True)
 

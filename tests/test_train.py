@@ -46,40 +46,29 @@ def test_the_adapter_brings_the_template_that_it_was_trained_on(trained, tiny) -
     assert text == prompt_text(chat_from_directory(tiny), entry, Layout("petool", 8192, "trim-history"))
 
 
-def test_export_then_bench_through_the_command_line(trained, command) -> None:
+def test_export_then_bench_through_the_command_line(trained, command, found) -> None:
     root = trained.parent.parent
-    result = command("export", "--run", trained, "--gguf", "q4_k_m,f16", "--verify", "quick", "--json", cwd=root)
-    assert result.returncode == 0, result.stderr
-    document = json.loads(result.stdout.splitlines()[-1])
+    document = found("export", "--run", trained, "--gguf", "q4_k_m,f16", "--verify", "quick", cwd=root)
     assert document["merged_tensors"] == 14
     assert document["checks"]["q4_k_m"]["prompts_with_equal_ids"] == 50
     assert [Path(path).name for path in document["paths"]] == ["model.q4_k_m.gguf", "model.f16.gguf"]
     left = {path.name for path in (trained / "export").iterdir()}
     assert left == {"model.q4_k_m.gguf", "model.f16.gguf", "export.json", "Modelfile", "README.md"}
 
-    result = command("bench", "--run", trained, "--variants", "base,tuned", "--limit", "2", "--json", cwd=root)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout.splitlines()[-1])
+    report = found("bench", "--run", trained, "--variants", "base,tuned", "--limit", "2", cwd=root)
     assert report["partial"] is True
-    names = ["base-q4_k_m", "tuned-q4_k_m"]
-    assert [variant["name"] for variant in report["variants"]] == names
-    wanted = {"name", "engine", "n", "tool_acc", "param_acc", "joint_acc", "cost"}
-    for variant in report["variants"]:
-        assert wanted <= set(variant)
-        assert (variant["n"], variant["style"], variant["engine_errors"]) == (2, "petool", 0)
+    for variant, name in zip(report["variants"], ("base-q4_k_m", "tuned-q4_k_m"), strict=True):
+        assert [variant[key] for key in ("name", "n", "style", "engine_errors")] == [name, 2, "petool", 0]
     gpu = command("bench", "--run", trained, "--variants", "tuned-gpu", cwd=root)
     assert (gpu.returncode, "needs a GPU" in gpu.stderr) == (3, True) or gpu.returncode == 0, gpu.stderr
-    scored = command("bench", "score", trained / "bench" / report["variants"][1]["results"], "--json")
-    assert json.loads(scored.stdout)["tool_acc"] == report["variants"][1]["tool_acc"]
+    scored = found("bench", "score", trained / "bench" / report["variants"][1]["results"])
+    assert scored["tool_acc"] == report["variants"][1]["tool_acc"]
 
 
-def test_real_entries_are_scored(exported, command, open_entries) -> None:
-    result = command(
-        "bench", "--model", exported / "runs" / "one" / "export" / "model.q8_0.gguf", "--data", open_entries,
-        "--setting", "rating", "--limit", "3", "--json", cwd=exported, env=own_runs(exported),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout.splitlines()[-1])
+def test_real_entries_are_scored(exported, found, open_entries) -> None:
+    model = exported / "runs" / "one" / "export" / "model.q8_0.gguf"
+    line = ["bench", "--model", model, "--data", open_entries, "--setting", "rating", "--limit", "3"]
+    report = found(*line, cwd=exported, env=own_runs(exported))
     assert (report["data"][0]["total"], report["variants"][0]["n"]) == (753, 3)
 
 

@@ -93,11 +93,9 @@ def test_an_engine_failure_is_no_wrong_answer_and_is_tried_again_as_a_cut_line_i
     assert plain(rows_of(path)) == plain(rows_of(whole))
 
 
-def test_from_the_command_line_to_the_report(tiny_files, tmp_path, command) -> None:
+def test_from_the_command_line_to_the_report(tiny_files, tmp_path, found) -> None:
     line = ["bench", "--model", tiny_files["f16"], "--out", tmp_path, "--style", "petool", "--decoding", "both"]
-    result = command(*line, "--data", DATA, "--limit", "2", "--json")
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout.splitlines()[-1])
+    report = found(*line, "--data", DATA, "--limit", "2")
     stem = tiny_files["f16"].stem
     names = [stem, f"{stem}-free", "rule-random", "rule-first", "rule-liked", "rule-words"]
     assert [item["name"] for item in report["variants"]] == names

@@ -63,19 +63,15 @@ def test_report_json_follows_its_schema_and_counts_right(folder) -> None:
     assert (first["cost"]["warm"]["median_s"], first["cost"]["model_bytes"]) == (None, None)
 
 
-def test_a_report_is_rebuilt_to_the_byte_from_results_alone_and_bench_score_agrees(folder, command) -> None:
+def test_a_report_is_rebuilt_to_the_byte_from_results_alone_and_bench_score_agrees(folder, found) -> None:
     write_report(folder)
     written = {name: (folder / name).read_bytes() for name in ("report.json", "report.md", "report.html")}
     for name in written:
         (folder / name).unlink()
-    result = command("bench", "report", folder, "--json")
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == json.loads(written["report.json"])
+    assert found("bench", "report", folder) == json.loads(written["report.json"])
     assert {name: (folder / name).read_bytes() for name in written} == written
-    one = command("bench", "score", folder / "results-tuned.jsonl", "--json")
-    assert json.loads(one.stdout)["joint_acc"] == 75.0
-    every = command("bench", "score", folder, "--json")
-    assert [found["joint_acc"] for found in json.loads(every.stdout).values()][:1] == [50.0]
+    assert found("bench", "score", folder / "results-tuned.jsonl")["joint_acc"] == 75.0
+    assert [scores["joint_acc"] for scores in found("bench", "score", folder).values()][:1] == [50.0]
 
 
 PUBLISHED = {"source": "hub:travisxu/PEToolBench/user_entries_test_r.json", "sha256": "ee" * 32, "total": 1000}

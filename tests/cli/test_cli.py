@@ -1,6 +1,5 @@
 """The command line as a user meets it: quick help, exit codes, one clear line for what is wrong."""
 
-import json
 import subprocess
 import sys
 
@@ -83,25 +82,22 @@ def test_a_module_of_our_own_that_is_missing_is_a_fault_with_a_traceback() -> No
     assert "torch is not installed" in missing_package(ModuleNotFoundError(name="torch._C")).message
 
 
-def test_recipes_can_be_listed_shown_and_copied(command, tmp_path) -> None:
-    listed = json.loads(command("recipes", "list", "--json").stdout)
-    assert {"demo", "rating"} <= set(listed)
+def test_recipes_can_be_listed_shown_and_copied(command, found, tmp_path) -> None:
+    assert {"demo", "rating"} <= set(found("recipes", "list"))
     assert command("recipes", "copy", "demo", "mine.toml", cwd=tmp_path).returncode == 0
     assert (tmp_path / "mine.toml").read_text() == command("recipes", "show", "demo").stdout
     again = command("recipes", "copy", "demo", "mine.toml", cwd=tmp_path)
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
     assert "demo:train:320" in command("recipes", "keys").stdout
-    assert json.loads(command("recipes", "keys", "--json").stdout)["data.train"]["default"] == "demo:train:320"
+    assert found("recipes", "keys")["data.train"]["default"] == "demo:train:320"
 
 
-def test_doctor_decodes_for_real(command) -> None:
-    facts = json.loads(command("doctor", "--json").stdout)
-    assert facts["llama_cpp"]["works"] is True
-    assert facts["llama_cpp"]["prefill_tokens_per_s"] > 0
+def test_doctor_decodes_for_real(found) -> None:
+    facts = found("doctor")["llama_cpp"]
+    assert (facts["works"], facts["prefill_tokens_per_s"] > 0) == (True, True)
 
 
-def test_a_dry_run_counts_and_loads_no_model(command, tmp_path) -> None:
-    result = command("train", "demo", "--dry-run", "--json", "--set", "data.train=demo:train:12")
-    plan = json.loads(result.stdout.splitlines()[-1])
+def test_a_dry_run_counts_and_loads_no_model(found) -> None:
+    plan = found("train", "demo", "--dry-run", "--set", "data.train=demo:train:12")
     assert (plan["rows"], plan["kept"], plan["steps"]) == (12, 12, 6)
     assert 0 < plan["loss_tokens"] < plan["tokens"] / 5

@@ -13,11 +13,11 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_stats_count_tokens_in_each_style(command, files) -> None:
-    found = json.loads(command("data", "stats", "test.json", "--json", cwd=files).stdout)
-    assert (found["entries"], found["with_answer"], found["functions"]) == (20, 20, 4)
-    assert (found["tools"]["max"], found["liked_percent"]) == (4, 33.3)
-    assert 0 < found["tokens_petool"]["median"] < found["tokens_published"]["median"]
+def test_stats_count_tokens_in_each_style(command, found, files) -> None:
+    stats = found("data", "stats", "test.json", cwd=files)
+    assert (stats["entries"], stats["with_answer"], stats["functions"]) == (20, 20, 4)
+    assert (stats["tools"]["max"], stats["liked_percent"]) == (4, 33.3)
+    assert 0 < stats["tokens_petool"]["median"] < stats["tokens_published"]["median"]
     assert "tokens petool" in command("data", "stats", "demo:test:5").stdout
 
 
@@ -38,27 +38,24 @@ def test_check_finds_planted_faults_and_leaks(command, files) -> None:
     assert "entry 3: it gives colour, which its tool does not declare" in odd.stdout
 
 
-def test_split_writes_folds_without_leaks(command, files) -> None:
-    result = command("data", "split", "train.json", "--folds", "3", "--json", cwd=files)
-    assert result.returncode == 0, result.stderr
-    written = {item["file"]: item["entries"] for item in json.loads(result.stdout)}
+def test_split_writes_folds_without_leaks(found, files) -> None:
+    listed = found("data", "split", "train.json", "--folds", "3", cwd=files)
+    written = {item["file"]: item["entries"] for item in listed}
     assert len(written) == 6
-    assert all(written[f"folds/fold{n}-train.jsonl"] + written[f"folds/fold{n}-test.jsonl"] == 40 for n in range(3))
     for number in range(3):
         pair = [f"folds/fold{number}-{name}.jsonl" for name in ("train", "test")]
-        assert command("data", "check", *pair, cwd=files).returncode == 0
+        assert found("data", "check", *pair, cwd=files)["entries"] == [written[name] for name in pair]
+        assert sum(written[name] for name in pair) == 40
 
 
-def test_convert_writes_openai_lines_that_are_the_same_entries(command, files) -> None:
+def test_convert_writes_openai_lines_that_are_the_same_entries(command, found, files) -> None:
     (files / "rows.json").write_text(json.dumps([training_row(row) for row in published_rows("train", 3)]))
-    result = command("data", "convert", "rows.json", "lines.jsonl", "--json", cwd=files)
-    assert json.loads(result.stdout) == {"file": "lines.jsonl", "entries": 3, "left_out": []}
+    made = found("data", "convert", "rows.json", "lines.jsonl", cwd=files)
+    assert made == {"file": "lines.jsonl", "entries": 3, "left_out": []}
     lines = [json.loads(line) for line in (files / "lines.jsonl").read_text().splitlines()]
     assert [turn["role"] for turn in lines[0]["messages"]] == ["user", "assistant", "tool"] * 3 + ["user", "assistant"]
     assert [turn["content"] for turn in lines[0]["messages"] if turn["role"] == "tool"] == ["disliked"] * 2 + ["liked"]
-    stats = [
-        json.loads(command("data", "stats", name, "--json", cwd=files).stdout) for name in ("rows.json", "lines.jsonl")
-    ]
+    stats = [found("data", "stats", name, cwd=files) for name in ("rows.json", "lines.jsonl")]
     assert stats[0]["tokens_petool"] == stats[1]["tokens_petool"]
     again = command("data", "convert", "rows.json", "lines.jsonl", cwd=files)
     assert (again.returncode, "exists already" in again.stderr) == (1, True)

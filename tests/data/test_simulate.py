@@ -108,12 +108,11 @@ def test_fewer_than_two_tools_are_refused() -> None:
         list(simulate(EXAMPLES[:1], [], 1, 0))
 
 
-def test_the_command_makes_entries_of_ones_own_log(command, tmp_path) -> None:
+def test_the_command_makes_entries_of_ones_own_log(found, tmp_path) -> None:
     rows = [entry_line(entry) for entry in load_dataset("demo:train:40").entries]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = command("data", "simulate", "log.jsonl", "--count", "60", "--out", "made.jsonl", "--json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["entries"] == 60
+    line = ["data", "simulate", "log.jsonl", "--count", "60", "--out", "made.jsonl"]
+    assert found(*line, cwd=tmp_path)["entries"] == 60
     made = load_dataset(str(tmp_path / "made.jsonl")).entries
     assert len(made) == 60
     assert len(examples_of(made)) > 40

@@ -1,9 +1,7 @@
 """What trains: a processor's arithmetic, two processes on one CPU, which train and stop as one does, and signals."""
 
-import contextlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -45,36 +43,22 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tin
     assert {path.name for path in runs[0].iterdir()} == {path.name for path in runs[1].iterdir()}
 
 
-@pytest.mark.parametrize(
-    ("found", "wanted"),
-    [
-        ({"amx_bf16": True, "avx2": True}, torch.bfloat16),
-        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
-        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, torch.float32),
-    ],
-)
-def test_a_processor_multiplies_in_what_it_has_instructions_for(found, wanted, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+def test_a_processor_multiplies_in_what_it_has_instructions_for(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert arithmetic.__wrapped__() == wanted
+    for name, wanted in (("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)):
+        found = {"amx_bf16": False, "avx512_bf16": False, name: True}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert arithmetic.__wrapped__() == wanted
 
 
-def asked(before: dict[str, str], told: str) -> str:
-    """What torch says of its memory in a process that calls `grow_in_place` with torch imported already."""
-    lines = ["import torch", told, "from petool_lite.train.devices import grow_in_place as grow", "grow()"]
-    line = [sys.executable, "-c", "\n".join([*lines, "print(torch._C._accelerator_getAllocatorSettings())"])]
-    clean = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
-    result = subprocess.run(line, env=clean | before, capture_output=True, text=True, check=True)
-    return result.stdout.strip()
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64" or platform.system() != "Linux", reason="asked for on such alone")
 def test_the_gpus_memory_grows_in_place_unless_the_user_says_otherwise() -> None:
-    assert asked({}, "") == "expandable_segments:True"
-    assert asked({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "") == "max_split_size_mb:64"
-    assert "expandable" not in asked({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "")
-    wsl = "import platform as p; p.uname = lambda f=p.uname: f()._replace(release='6.6-microsoft-standard-WSL2')"
-    assert asked({}, wsl) == ""
+    """As torch, imported already, says it of its memory."""
+    lines = ["import platform, torch", "from petool_lite.train.devices import grow_in_place"]
+    lines += ["platform.uname = lambda real=platform.uname: real()._replace(machine='x86_64', release='6.6')"]
+    lines += ["grow_in_place()", "print(torch._C._accelerator_getAllocatorSettings())"]
+    for own, said in (({}, "expandable_segments:True"), ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split")):
+        clean = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name} | own
+        assert said in subprocess.check_output([sys.executable, "-c", "\n".join(lines)], env=clean, text=True)
 
 
 STUBBORN = """
@@ -109,23 +93,16 @@ def test_the_first_signal_waits_and_the_second_ends_at_once(number) -> None:
         assert process.wait(100) == -number
 
 
-def test_outside_a_training_loop_it_interrupts_and_the_old_handler_comes_back() -> None:
+def test_a_signal_outside_a_training_loop_stops_before_the_first_step_also_where_a_library_swallowed_it() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), stop_signals() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
-    assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_signal_that_a_library_swallowed_stops_before_the_first_step() -> None:
     with stop_signals() as stop:
-        with contextlib.suppress(BaseException):  # as a library does while it is imported
-            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):  # which a library may suppress while it is imported
+            os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
         with pytest.raises(KeyboardInterrupt), stop.between_steps():
             raise AssertionError("a step was taken")
-    assert not stop.graceful
+    assert (stop.name, stop.exit_code, stop.graceful) == ("SIGTERM", 143, False)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_one_process_that_stops_stops_all(tmp_path) -> None:

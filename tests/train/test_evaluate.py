@@ -86,15 +86,12 @@ def test_replies_of_a_padded_batch_are_those_of_each_prompt_alone(tiny, smollm2)
     assert len(set(together)) > 1
 
 
-def test_the_best_is_the_highest_joint_then_tool_then_latest(tmp_path) -> None:
+def test_the_best_is_the_highest_joint_then_tool_then_latest_and_patience_counts_from_it(tmp_path) -> None:
     assert best_score(tmp_path) is None
     for each in (score(2, 50.0), score(4, 60.0, 70.0), score(6, 60.0, 70.0), score(8, 60.0, 65.0)):
         (tmp_path / "best" / f"step-{each.step}").mkdir(parents=True)
         (tmp_path / "best" / f"step-{each.step}" / "eval.json").write_text(json.dumps(asdict(each)))
     assert best_score(tmp_path).step == 6
-
-
-def test_patience_counts_from_the_last_real_improvement() -> None:
     one, same, worse, better = (asdict(score(*each)) for each in ((1, 10.0), (2, 10.0), (3, 9.0), (3, 10.0, 1.0)))
     assert [evaluate.waited(rows) for rows in ([], [one], [one, same, worse], [one, same, better])] == [0, 0, 2, 0]
 

@@ -59,7 +59,7 @@ def test_nothing_is_predicted_and_what_it_does_not_read_is_refused(trained, tiny
 
 
 @pytest.mark.slow
-def test_its_adapter_is_one_that_peft_loads_and_export_merges(second, trained, tiny, command) -> None:
+def test_its_adapter_is_one_that_peft_loads_and_export_merges(second, trained, tiny, found) -> None:
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -72,11 +72,8 @@ def test_its_adapter_is_one_that_peft_loads_and_export_merges(second, trained, t
     assert first.keys() == now.keys()
     change = max((now[name] - first[name]).abs().max().item() for name in first)
     assert 1e-4 < change < 0.1, "a second stage moves the first one's weights a little, and starts from them"
-    result = command(
-        "export", "--run", second, "--gguf", "q8_0", "--verify", "quick", "--json", cwd=second.parent.parent
-    )
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])["merged_tensors"] == 14
+    line = ["export", "--run", second, "--gguf", "q8_0", "--verify", "quick"]
+    assert found(*line, cwd=second.parent.parent)["merged_tensors"] == 14
 
 
 def test_its_checkpoint_holds_the_trained_adapter_alone(second) -> None:

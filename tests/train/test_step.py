@@ -186,11 +186,8 @@ def test_a_micro_batch_holds_what_its_rows_are_predicted_from() -> None:
     assert (packed.lengths, packed.entries) == ((5, 3), ("a", "b"))
 
 
-def test_rows_share_micro_batches_up_to_the_budget() -> None:
+def test_rows_share_micro_batches_up_to_the_budget_and_devices_get_about_the_same_tokens() -> None:
     assert group([3, 9, 5, 12, 4, 1], 10) == [[3], [1, 5], [2, 4], [0]]  # 12 alone exceeds the budget; 9 + 1, 5 + 4, 3
-
-
-def test_devices_get_about_the_same_tokens() -> None:
     lengths = [3000, 2500, 7000, 900, 3100, 2800, 8000, 2900]
     found = shares(lengths, 2)
     assert sorted(index for share in found for index in share) == list(range(8))
