@@ -199,17 +199,6 @@ def test_entries_of_one_function_are_worth_less_than_as_many_of_several() -> Non
     # by hand: the sums of three functions around their mean are 1.5, -1.5 and 0; 4.5 / 2.5 * (3 / 2) / (10 / 9)
     assert design_effect(values, "aaabbbcccc") == pytest.approx(4.5 / 2.5 * 1.5 * 0.9)
     assert design_effect([1, 1], "ab") == design_effect([1, 0], "aa") == design_effect([], []) == 1.0
-    rng = random.Random(3)  # against drawing whole functions many times
-    groups = [group for group in range(60) for _ in range(rng.randint(1, 9))]
-    chances = [rng.random() for _ in range(60)]
-    flags = [rng.random() < chances[group] for group in groups]
-    held = [[flag for flag, own in zip(flags, groups, strict=True) if own == group] for group in range(60)]
-    draws = (rng.choices(held, k=60) for _ in range(4000))
-    means = sorted(sum(map(sum, drawn)) / sum(map(len, drawn)) for drawn in draws)
-    effect = design_effect(flags, groups)
-    assert effect > 1.5
-    interval = wilson(sum(flags) / effect, len(flags) / effect)
-    assert interval == pytest.approx((100 * means[100], 100 * means[3900]), abs=1.5)
 
 
 def test_the_intervals_are_wilsons_and_agresti_and_mins() -> None:

@@ -1,13 +1,12 @@
 """Studies: how results of many folds become a line, and that every script says how it is used."""
 
-import json
 import runpy
 import sys
 from pathlib import Path
 
 import folds
 import pytest
-from folds import One, Study, collect, study_folder
+from folds import One, Study, collect
 from support_bench import answer, row, write_results
 
 from petool_lite.data.files import load_dataset, write_folds
@@ -37,15 +36,6 @@ def test_a_line_pools_the_runs_and_its_interval_is_by_function(study) -> None:
     assert line["tool_acc"] == line["joint_acc"] == pytest.approx(100 * (16 - len(tested[1])) / 16)
     assert [item["joint_acc"] for item in line["by_run"]] == [100, 100, 100, 0]
     assert line["tool_ci"][0] < line["tool_acc"] < line["tool_ci"][1]
-
-
-def test_runs_of_other_work_have_other_folders(tmp_path) -> None:
-    given = (tmp_path, "demo:test:8", "smol-rating")
-    first = study_folder(*given, (), 2)
-    assert first == study_folder(*given, (), 2)
-    assert len({first, study_folder(*given, (), 3), study_folder(*given, ("train.seed=7",), 2)}) == 3
-    assert json.loads((first / "study.json").read_text())["folds"] == 2
-    assert One("a", ("lora.r=16",), 0, 0).folder != One("a", ("lora.r=4",), 0, 0).folder
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
