@@ -53,12 +53,7 @@ def cases(quick: int) -> Callable[[Any], Any]:
 
         test.hypothesis.inner_test = counted
         checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.large_base_example]
-        return settings(
-            max_examples=quick * FACTOR,
-            deadline=None,
-            database=None,
-            derandomize=FACTOR == 1,
-            suppress_health_check=checks,
-        )(test)
+        own = {"deadline": None, "database": None, "derandomize": FACTOR == 1, "suppress_health_check": checks}
+        return settings(max_examples=quick * FACTOR, **own)(test)
 
     return decorate

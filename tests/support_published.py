@@ -58,19 +58,11 @@ def published_rows(split: str, count: int) -> list[dict[str, Any]]:
             for field, history in histories.items()
         }
         same = [tool["tool_name"] for tool in tools if tool["tool_name"].endswith(f"<{function.split('|')[1]}>")]
-        parts = [
-            dict(zip(("category_name", "tool_name", "api_name"), name[1:-1].split(">.<"), strict=True)) for name in same
-        ]
-        rows.append(
-            {
-                "query": asked["instruction"],
-                **prompts,
-                "api_call_ground_truth": asked["tool_call"],
-                "apis_same_func": parts,
-                "func": function,
-                "entry_id": index,
-            }
-        )
+        keys = ("category_name", "tool_name", "api_name")
+        parts = [dict(zip(keys, name[1:-1].split(">.<"), strict=True)) for name in same]
+        known = {"apis_same_func": parts, "func": function, "entry_id": index}
+        truth = {"api_call_ground_truth": asked["tool_call"]}
+        rows.append({"query": asked["instruction"], **prompts, **truth, **known})
     return rows
 
 

@@ -16,6 +16,7 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(name, tmp_path) ->
     _, recipe = load_recipe(name)
     (tmp_path / "copy.toml").write_text(to_toml(recipe))
     assert load_recipe(str(tmp_path / "copy.toml"))[1] == recipe
+    assert recipe.data.one_setting == recipe.data.setting.replace("all", "rating")
 
 
 def test_rating_is_the_published_recipe() -> None:
@@ -30,11 +31,6 @@ def test_rating_is_the_published_recipe() -> None:
     assert (train.weight_decay, train.clip_norm) == (0.001, 0.3)
 
 
-def test_one_setting_stands_for_all_of_them() -> None:
-    assert load_recipe("smol-all")[1].data.one_setting == "rating"
-    assert load_recipe("smol-preferred")[1].data.one_setting == "preferred"
-
-
 def test_all_problems_are_reported_together_and_an_empty_file_is_no_recipe(tmp_path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(
@@ -47,11 +43,6 @@ def test_all_problems_are_reported_together_and_an_empty_file_is_no_recipe(tmp_p
     path.write_text("# nothing yet\n")
     with pytest.raises(PetoolError, match=r"bad\.toml is empty"):
         load_recipe(str(path))
-
-
-def test_the_command_line_beats_the_file() -> None:
-    _, recipe = load_recipe("demo", ["train.epochs=3", "data.train=some/file.json", "lora.targets=['q_proj']"])
-    assert (recipe.train.epochs, recipe.data.train, recipe.lora.targets) == (3.0, "some/file.json", ["q_proj"])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +90,9 @@ def test_every_setting_is_read_by_some_code() -> None:
         assert re.search(rf"(recipe\.\w+|settings|data)\.{key}\b", code), f"no code reads {name}"
 
 
-def test_every_setting_has_a_meaning_and_there_are_few() -> None:
+def test_every_setting_has_a_meaning_there_are_few_and_the_command_line_beats_the_file() -> None:
     assert len(list(settings())) <= 35
     assert all(about["doc"] for _, _, about, _ in settings())
     assert load_recipe("demo")[1] != Recipe()
+    _, recipe = load_recipe("demo", ["train.epochs=3", "data.train=some/file.json", "lora.targets=['q_proj']"])
+    assert (recipe.train.epochs, recipe.data.train, recipe.lora.targets) == (3.0, "some/file.json", ["q_proj"])

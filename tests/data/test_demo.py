@@ -29,11 +29,9 @@ def requests(split: str) -> list[tuple[re.Pattern[str], Function]]:
     found = []
     for function in functions(split):
         said = {name: "|".join(said_of(value) for value in values(kind)) for name, kind in function.parameters.items()}
-        said["it"] = "|".join(function.things)
-        slots = {name: f"({words})" for name, words in said.items()}
-        found += [
-            (re.compile(ask.replace("?", "[?]").format(**slots), re.IGNORECASE), function) for ask in function.asks
-        ]
+        slots = {name: f"({words})" for name, words in (said | {"it": "|".join(function.things)}).items()}
+        asks = (ask.replace("?", "[?]").format(**slots) for ask in function.asks)
+        found += [(re.compile(ask, re.IGNORECASE), function) for ask in asks]
     return found
 
 
@@ -45,10 +43,8 @@ def wanted(query: str, split: str) -> Function | None:
 
 
 def does(tool: Tool, function: Function) -> bool:
-    said = tool.description.lower()
-    return any(said.endswith(thing) for thing in function.things) and said.startswith(
-        tuple(verb.replace("_", " ") for verb in function.verbs)
-    )
+    said, verbs = tool.description.lower(), tuple(verb.replace("_", " ") for verb in function.verbs)
+    return said.endswith(function.things) and said.startswith(verbs)
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ def test_a_tokenizer_that_llama_cpp_would_read_otherwise(model, change, told) ->
 
 def test_what_has_no_template_or_no_end(model) -> None:
     config = model / "tokenizer_config.json"
-    for keys in ({"chat_template": [{"name": "rag", "template": "x"}]}, {"chat_template": 7}, {"chat_template": None}):
-        change(config, **keys)
+    for template in ([{"name": "rag", "template": "x"}], 7, None):
+        change(config, chat_template=template)
         assert "no chat template" in refused(model)
     change(config, chat_template="{{ messages }}", eos_token=None)
     assert "no end token" in refused(model)

@@ -133,9 +133,8 @@ def test_no_command_line_ends_in_a_traceback(place, number) -> None:
     lines = [random_line(rng, place) for _ in range(BATCH)]
     with (place.parent / "said").open("w+") as said:
         own = {"cwd": place, "env": os.environ | {"PETOOL_LITE_RUNS": "runs"}, "text": True}
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=said, stderr=said, **own
-        )
+        line = [sys.executable, "-c", RUNNER]
+        process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=said, stderr=said, **own)
         try:
             process.communicate(json.dumps(lines), timeout=1200)
         finally:

@@ -85,11 +85,9 @@ def test_nothing_vanishes_uncounted(smollm2, tmp_path) -> None:
         prepared(smollm2, source)
     lengths = prepared(smollm2, source, "data.skip_bad=true").summary
     assert (lengths["entries"], lengths["bad_entries"], lengths["kept"]) == (5, 1, 5)
-    tight = prepared(smollm2, source, "data.skip_bad=true", f"model.max_tokens={lengths['tokens_max'] - 1}")
-    assert tight.summary["trimmed"] >= 1
-    dropped = prepared(
-        smollm2, source, "data.skip_bad=true", "data.overlength=drop", f"model.max_tokens={lengths['tokens_max'] - 1}"
-    )
+    tight = [source, "data.skip_bad=true", f"model.max_tokens={lengths['tokens_max'] - 1}"]
+    assert prepared(smollm2, *tight).summary["trimmed"] >= 1
+    dropped = prepared(smollm2, *tight, "data.overlength=drop")
     assert len(dropped.left_out) == dropped.summary["left_out"] == 5 - dropped.summary["kept"] >= 1
     with pytest.raises(PetoolError, match="no row fits 16 tokens"):
         prepared(smollm2, source, "data.skip_bad=true", "model.max_tokens=16")

@@ -41,6 +41,9 @@ def published(index: int = 0, setting: str = "rating") -> Entry:
     return parse(published_rows("test", index + 1)[index], setting, str(index))
 
 
+TEXT = {"type": "string"}
+
+
 def schema(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)[:1]}
 
@@ -51,11 +54,7 @@ CHAT = Entry(
     (
         Tool("slack.post", "Post a message", schema(channel={"type": "string"}, at={"type": "integer", "default": 9})),
         Tool("teams__send", "Post a message", schema(channel={"type": ["string", "null"]}, kind={"enum": ["a", 2]})),
-        Tool(
-            "mcp__mail__send",
-            "Mail\nto\tsomebody " + "x" * 500,
-            schema(to={"type": "array", "items": {"type": "string"}}),
-        ),
+        Tool("mcp__mail__send", f"Mail\nto\tsomebody {'x' * 500}", schema(to={"type": "array", "items": TEXT})),
         Tool("lamp_on", "", schema()),
         Tool("lamp_off", "", {"type": "object", "properties": {}}),
         Tool("now", "Time", schema(zone={"anyOf": [{"type": "string"}, {"type": "null"}], "default": 1.25})),
@@ -134,13 +133,6 @@ def test_a_conversation_goes_on_with_calls_and_results_as_text(smol) -> None:
     assert last == f"<|im_start|>user\n<tool_response>\n12:00\n</tool_response>\n{CHAT.query}"
 
 
-def test_without_tools_the_base_template_is_as_it_was(smol) -> None:
-    messages = [{"role": "user", "content": " hi "}]
-    wrapped = replace(smol, template=petool_template(smol.template))
-    assert render_messages(wrapped, messages) == render_messages(smol, messages)
-    assert petool_template(wrapped.template) == wrapped.template
-
-
 def test_what_any_query_shares_is_known_from_one_rendering(smol) -> None:
     for entry, layout in ((CHAT, PETOOL), (published(), PUBLISHED)):
         one, other = prompt_ids(smol, entry, layout), prompt_ids(smol, replace(entry, query="Now then"), layout)
@@ -159,16 +151,17 @@ def test_a_model_of_another_layout_is_refused() -> None:
         assert "train it again" in error.value.hint
 
 
-def test_a_llama_3_prompt_has_one_bos_and_a_fixed_date(llama3_tokenizer) -> None:
+def test_a_llama_3_prompt_has_one_bos_and_a_fixed_date_and_without_tools_the_base_template(llama3_tokenizer) -> None:
     chat = chat_from_directory(llama3_tokenizer)
     for entry, layout in ((CHAT, PETOOL), (published(), PUBLISHED)):
-        row = example(chat, entry, layout)
-        bos = chat.encode("<|begin_of_text|>")
-        assert len(bos) == 1
-        assert row.ids.count(bos[0]) == 1
-        assert row.ids[0] == bos[0]
-        assert row.ids[-1] == chat.eos_id
-    assert "26 Jul 2024" in render_messages(chat, [{"role": "user", "content": "hi"}])
+        ids = example(chat, entry, layout).ids
+        (bos,) = chat.encode("<|begin_of_text|>")
+        assert (ids.count(bos), ids[0], ids[-1]) == (1, bos, chat.eos_id)
+    plain = [{"role": "user", "content": " hi "}]
+    assert "26 Jul 2024" in render_messages(chat, plain)
+    wrapped = replace(chat, template=petool_template(chat.template))
+    assert render_messages(wrapped, plain) == render_messages(chat, plain)
+    assert petool_template(wrapped.template) == wrapped.template
 
 
 @pytest.mark.parametrize(("entry", "layout"), [(CHAT, PETOOL), (published(), PUBLISHED)])
@@ -200,10 +193,8 @@ def test_nobody_can_end_a_message_that_is_not_theirs(smol, llama3_tokenizer, tok
             return [id for id in prompt_ids(chat, entry, layout).ids if id in ids]
 
         assert controls(replace(published(), query=hostile), PUBLISHED) == controls(published(), PUBLISHED), token
-        spoiled = replace(
-            CHAT, query=hostile, tools=(Tool(hostile, hostile, schema(**{hostile: {"enum": [hostile]}})),)
-        )
-        assert controls(spoiled, PETOOL) == controls(replace(spoiled, query="q", tools=CHAT.tools), PETOOL), token
+        tool = Tool(hostile, hostile, schema(**{hostile: {"enum": [hostile]}}))
+        assert controls(replace(CHAT, query=hostile, tools=(tool,)), PETOOL) == controls(CHAT, PETOOL), token
 
 
 LLAMA_DATE = (
