@@ -25,17 +25,11 @@ prompt style `{style}`). It expects the prompts that petool-lite renders and is 
 
 def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, Any]) -> str:
     """The card's text, Markdown with a YAML head. `document` is the content of export.json."""
-    parts = [
-        _HEAD.format(
-            base=base.name,
-            licence=licence(base) or "other",
-            name=run.name,
-            version=document["versions"].get("petool-lite", "unknown"),
-            setting="all settings" if manifest["setting"] == ALL else f"{manifest['setting']} setting",
-            style=manifest["prompt_style"],
-        )
-    ]
-    if not licence(base):
+    setting = "all settings" if manifest["setting"] == ALL else f"{manifest['setting']} setting"
+    version, known = document["versions"].get("petool-lite", "unknown"), licence(base)
+    words = {"licence": known or "other", "version": version, "setting": setting, "style": manifest["prompt_style"]}
+    parts = [_HEAD.format(base=base.name, name=run.name, **words)]
+    if not known:
         parts.append("The base names no licence; see where it came from.\n")
     rows = [f"| {item['file']} | {item['bytes'] / 1e6:,.0f} MB | `{item['sha256']}` |" for item in document["files"]]
     parts.append("\n".join(["## Files", "", "| file | size | SHA-256 |", "| --- | ---: | --- |", *rows, ""]))
@@ -82,11 +76,10 @@ def _checks(document: dict[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, found in document["checks"].items():
-        ids = found.get("prompts_with_equal_ids", "")
         stopped = f"{found['replies_stopped']} of {found['replies']}" if "replies" in found else ""
         against = found.get("against_transformers")
         figures = f"{against['top1']:.4f} | {against['kl']:.3g}" if against else "not run | not run"
-        lines.append(f"| {name} | {ids} | {stopped} | {figures} |")
+        lines.append(f"| {name} | {found.get('prompts_with_equal_ids', '')} | {stopped} | {figures} |")
     return "\n".join([*lines, ""])
 
 
@@ -96,11 +89,8 @@ def scores(run: Path) -> str:
     report = json.loads(file.read_text()) if file.is_file() else {}
     if report.get("schema") != 4:
         return "## Scores\n\nNot scored yet by this version: `petool-lite bench`, then export again.\n"
-    rows = [
-        f"| {item['name']}{' (partial)' if item['partial'] else ''} | {item['n']} | {item['tool_acc']:.1f} % | "
-        f"{item['param_acc']:.1f} % | {item['joint_acc']:.1f} % |"
-        for item in report["variants"]
-    ]
+    text = "| {name}{0} | {n} | {tool_acc:.1f} % | {param_acc:.1f} % | {joint_acc:.1f} % |"
+    rows = [text.format(" (partial)" if item["partial"] else "", **item) for item in report["variants"]]
     head = ["| file | n | tool | parameters | both |", "| --- | ---: | ---: | ---: | ---: |"]
     source = ", ".join(f"`{item['source']}` ({item['setting']})" for item in report["data"])
     scorers = " and ".join(dict.fromkeys(item["scorer"] for item in report["variants"]))

@@ -121,15 +121,10 @@ def _trained_source(run: Path, base: Base, recipe: Recipe, merge_base: str | Non
 def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, str]:
     """Keys that only petool-lite's files have; inference reads from them how prompts looked in training."""
     wording = manifest["data"].get("wording")
-    return {
-        "petool_lite.prompt_style": manifest["prompt_style"],
-        **({"petool_lite.prompt_layout": str(manifest["prompt_layout"])} if "prompt_layout" in manifest else {}),
-        "petool_lite.setting": manifest["setting"],
-        **({"petool_lite.wording": json.dumps(wording)} if wording else {}),
-        **({"petool_lite.temperature": str(manifest["temperature"])} if "temperature" in manifest else {}),
-        "petool_lite.version": versions().get("petool-lite", "unknown"),
-        **({"petool_lite.merge_base": merge_base} if merge_base else {}),
-    }
+    found = {key: manifest.get(key) for key in ("prompt_style", "prompt_layout", "setting", "temperature")}
+    found |= {"wording": json.dumps(wording) if wording else None, "merge_base": merge_base}
+    found |= {"version": versions().get("petool-lite", "unknown")}
+    return {f"petool_lite.{key}": str(value) for key, value in found.items() if value is not None}
 
 
 def _document(
@@ -146,13 +141,8 @@ def _document(
         **dict(zip(counts, (len(changes), changed), strict=True)),
         f"{TRAINED[method]}_sha256": weights_sha256(run / TRAINED[method]),
         "relative_change": (delta / weights) ** 0.5,
-        "files": [
-            {
-                "type": name.split(".")[-2],  # model.q4_k_m.gguf, lora.gguf
-                "file": name,
-                "bytes": path.stat().st_size,
-                "sha256": file_sha256(path),
-            }
+        "files": [  # such as model.q4_k_m.gguf, lora.gguf
+            {"type": name.split(".")[-2], "file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for name, path in paths.items()
         ],
         "checks": checks.figures,
@@ -165,19 +155,16 @@ def export_base(base: Base | str, type_name: str, report: Report = silent) -> Pa
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
     check_types([type_name])
     base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
-    identity = file_sha256(base.gguf)[:16] if base.gguf else _weights_identity(base.directory)
-    target = cache_place("exports", f"{base.directory.name}-{identity}.{type_name}.gguf")
+    if base.gguf:
+        identity = file_sha256(base.gguf)
+    else:  # names, sizes and times of the files: hashing gigabytes would cost a minute
+        stats = {file.name: file.stat() for file in sorted(base.directory.glob("*.safetensors"))}
+        facts = [(name, facts.st_size, facts.st_mtime_ns) for name, facts in stats.items()]
+        identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
+    target = cache_place("exports", f"{base.directory.name}-{identity[:16]}.{type_name}.gguf")
     if not target.is_file():
         write_targets(load_source(base, report=report), {type_name: target}, {}, report)
     return target
-
-
-def _weights_identity(directory: Path) -> str:
-    """A key for a weights directory: names, sizes and times of its files (hashing gigabytes would cost a minute)."""
-    facts = sorted(
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in directory.glob("*.safetensors")
-    )
-    return hashlib.sha256(repr((str(directory), facts)).encode()).hexdigest()[:16]
 
 
 def check_types(types: list[str]) -> None:

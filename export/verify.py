@@ -52,9 +52,9 @@ def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str
     chat = chat_from_directory(base.directory)
     data, layout = recipe.data, Layout(recipe.data.style, recipe.model.max_tokens)
     entries: Sequence[Entry] = ()
+    name = recipe.bench.data
     try:
-        entries = load_dataset(recipe.bench.data, data.one_setting).entries[:_CONSIDERED]
-        name = recipe.bench.data
+        entries = load_dataset(name, data.one_setting).entries[:_CONSIDERED]
     except PetoolError as error:  # a run may be exported where its test data is not
         name = f"demo:test:{PROMPTS}"
         report(f"checking with generated entries, since {error.message}", 0, 0, "")
@@ -221,16 +221,12 @@ def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:
 
 def shortfalls(name: str, figures: dict[str, Any]) -> list[str]:
     """What of a file's figures lies below its threshold, in words."""
-    faults = []
-    if figures.get("replies_stopped", 0) < STOPPED * figures.get("replies", 0):
-        faults.append(
-            f"{name}: {figures['replies_stopped']} of {figures['replies']} greedy replies stop at the end token, "
-            f"fewer than {STOPPED:.0%}"
-        )
+    faults, against = [], figures["against_transformers"]
+    if (stopped := figures.get("replies_stopped", 0)) < STOPPED * (count := figures.get("replies", 0)):
+        faults.append(f"{stopped} of {count} greedy replies stop at the end token, fewer than {STOPPED:.0%}")
     least, most = _LIMITS.get(name, _LOW_BITS)
-    against = figures["against_transformers"]
     if against["top1"] < least:
-        faults.append(f"{name} against transformers: top-1 agreement {against['top1']}, below {least}")
+        faults.append(f"top-1 agreement with transformers {against['top1']}, below {least}")
     if not against["kl"] <= most:
-        faults.append(f"{name} against transformers: KL divergence {against['kl']}, above {most}")
-    return faults
+        faults.append(f"KL divergence from transformers {against['kl']}, above {most}")
+    return [f"{name}: {fault}" for fault in faults]

@@ -17,6 +17,7 @@ from typing import Any
 from petool_lite.console import Report
 from petool_lite.data.entries import Answer
 from petool_lite.data.files import source_sha256
+from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import PetoolError
 from petool_lite.inference.gpu import batches, greedy_ids
 from petool_lite.models import Base
@@ -24,6 +25,7 @@ from petool_lite.prompt.prepare import load_learned
 from petool_lite.prompt.render import Chat, Layout, prompt_ids
 from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, write_json
+from petool_lite.scorer import published_form, score_reply
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.load import computing, generating, save_trained
 from petool_lite.train.records import append_row
@@ -97,17 +99,9 @@ def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> Evaluatio
 
 
 def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
-    """Whether a reply calls the right tool, and gives the right arguments, whatever tool it calls; where no tool is
-    right, both mean a reply without a call."""
-    from petool_lite.inference.parse import CallFailure, read_answer
-
-    try:
-        found = read_answer(reply)
-    except CallFailure:
-        return False, False
-    if isinstance(found, str) or isinstance(right, str):
-        return (isinstance(found, str) and isinstance(right, str),) * 2
-    return found.name == right.name, found.arguments == right.arguments
+    """Whether a reply calls the right tool, and gives the right arguments, whatever tool it calls, by the published
+    scorer; where no tool is right, both mean a reply without a call."""
+    return score_reply(published_form(reply), published_call(right) or {"no_call": right})
 
 
 def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
