@@ -9,13 +9,6 @@ from petool_lite.export.run import Options, export_base, export_run, write_targe
 from petool_lite.export.source import check_exportable, load_source, load_whole
 
 __all__ = [
-    "TYPES",
-    "Options",
-    "check_exportable",
-    "export_base",
-    "export_run",
-    "load_source",
-    "load_whole",
-    "write_targets",
+    "TYPES", "Options", "check_exportable", "export_base", "export_run", "load_source", "load_whole", "write_targets",
     "written",
-]
+]  # fmt: skip

@@ -15,17 +15,10 @@ from petool_lite.families import Shape
 
 # name -> llama.cpp's file type (llama_ftype) and the tensor type that most of such a file has
 FILE_TYPES = {
-    "q4_k_m": (15, "Q4_K"),
-    "q4_k_s": (14, "Q4_K"),
-    "q4_0": (2, "Q4_0"),
-    "iq4_xs": (30, "IQ4_XS"),
-    "q5_k_m": (17, "Q5_K"),
-    "q5_k_s": (16, "Q5_K"),
-    "q6_k": (18, "Q6_K"),
-    "q8_0": (7, "Q8_0"),
-    "f16": (1, "F16"),
-    "bf16": (32, "BF16"),
-}
+    "q4_k_m": (15, "Q4_K"), "q4_k_s": (14, "Q4_K"), "q4_0": (2, "Q4_0"), "iq4_xs": (30, "IQ4_XS"),
+    "q5_k_m": (17, "Q5_K"), "q5_k_s": (16, "Q5_K"), "q6_k": (18, "Q6_K"), "q8_0": (7, "Q8_0"),
+    "f16": (1, "F16"), "bf16": (32, "BF16"),
+}  # fmt: skip
 TYPES = tuple(FILE_TYPES)
 PLAIN = ("f16", "bf16")  # nothing to choose: every matrix has the one type
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}

@@ -20,15 +20,10 @@ from typing import Any
 from petool_lite.data.entries import NO_TOOL
 
 _TYPES = {"number": "integer", "switch": "boolean"}  # of a parameter; any other kind of value is a string
-_PLAIN = "{provider}_{name}"
 _FORMS = (
-    "{provider}.{name}",
-    "{provider}__{name}",
-    _PLAIN,
-    "{provider}/{name}",
-    "<{domain}>.<{provider}>.<{name}>",
-    "mcp__{provider}__{name}",
-)
+    "{provider}.{name}", "{provider}__{name}", "{provider}_{name}", "{provider}/{name}",
+    "<{domain}>.<{provider}>.<{name}>", "mcp__{provider}__{name}",
+)  # fmt: skip
 _KINDS = {"rivals": 62, "known": 16, "alone": 12, "none": 10}  # how many of a hundred entries
 _MOST_TOOLS, _MOST_CALLS = 7, 5
 _PLAINLY = 0.6  # how often a request has the word for the thing that the tools have
@@ -103,11 +98,8 @@ class _Provider:
 
     def tool(self, function: Function) -> dict[str, Any]:
         """The function as OpenAI's clients declare it."""
-        schema = {
-            "type": "object",
-            "properties": {name: {"type": _TYPES.get(kind, "string")} for name, kind in function.parameters.items()},
-            "required": list(function.parameters),
-        }
+        types = {name: {"type": _TYPES.get(kind, "string")} for name, kind in function.parameters.items()}
+        schema = {"type": "object", "properties": types, "required": list(function.parameters)}
         description = self.words(function, self.variant + 1).capitalize()
         declared = {"name": self.tool_name(function), "description": description, "parameters": schema}
         return {"type": "function", "function": declared}
@@ -130,11 +122,9 @@ def _turns(provider: _Provider, function: Function, verdict: str | None, rng: ra
     text, given = _request(function, provider.thing(function), rng)
     call = {"name": provider.tool_name(function), "arguments": json.dumps(given)}
     identity = f"call_{rng.randrange(16**6):06x}"
-    turns: list[dict[str, Any]] = [
-        {"role": "user", "content": text},
-        {"role": "assistant", "tool_calls": [{"id": identity, "type": "function", "function": call}]},
-    ]
-    return turns + ([{"role": "tool", "tool_call_id": identity, "content": verdict}] if verdict else [])
+    made = {"role": "assistant", "tool_calls": [{"id": identity, "type": "function", "function": call}]}
+    said = [{"role": "tool", "tool_call_id": identity, "content": verdict}] if verdict else []
+    return [{"role": "user", "content": text}, made, *said]
 
 
 def _verdicts(kind: str, count: int, rng: random.Random) -> list[list[str]]:

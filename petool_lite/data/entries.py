@@ -185,10 +185,6 @@ def nested_beyond(value: Any, levels: int = _DEEPEST) -> bool:
     """Whether dicts and lists in `value` are nested more than `levels` deep; deep ones cannot be written as JSON."""
     level: Sequence[Any] = [value]
     for _ in range(levels):
-        level = [
-            inner
-            for item in level
-            if isinstance(item, dict | list)
-            for inner in (item.values() if isinstance(item, dict) else item)
-        ]
+        inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inside for item in items]
     return bool(level)

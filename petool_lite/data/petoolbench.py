@@ -14,10 +14,8 @@ from petool_lite.data.entries import DISLIKED, LIKED, Call, Entry, Interaction, 
 from petool_lite.data.fields import Fault, call, get, json_text, sound, text
 
 PROMPT_FIELD = {
-    "rating": "instruction_ratings",
-    "preferred": "instruction_preferred",
-    "chronological": "instruction_chronological",
-}
+    "rating": "instruction_ratings", "preferred": "instruction_preferred", "chronological": "instruction_chronological",
+}  # fmt: skip
 _DECODER = json.JSONDecoder()
 _STRAY = 200  # brackets in a prompt that open no JSON array, before it is given up: each costs a reading of the rest
 _TYPES = {"STRING": "string", "NUMBER": "number", "BOOLEAN": "boolean", "OBJECT": "object", "ARRAY": "array"}

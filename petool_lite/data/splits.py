@@ -68,11 +68,8 @@ def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> dict[str, list[str]]
     asked = [{key for keys in _function_keys(side, both) for key in keys} for side in (train, test)]
     right = [{name for entry in side for name in _called(entry)} for side in (train, test)]
     queries = {_plain(entry.query) for entry in train}
-    shared = {
-        "functions": asked[0] & asked[1],
-        "right_tools": right[0] & right[1],
-        "queries": {entry.query for entry in test if _plain(entry.query) in queries},
-    }
+    again = {entry.query for entry in test if _plain(entry.query) in queries}
+    shared = {"functions": asked[0] & asked[1], "right_tools": right[0] & right[1], "queries": again}
     return {kind: sorted(values) for kind, values in shared.items() if values}
 
 

@@ -84,9 +84,7 @@ def chat_from_directory(directory: Path) -> Chat:
     if eos is None or eos_id is None:
         raise PetoolError(f"no end token in {directory}/tokenizer_config.json", "eos_token must name a known token")
     return Chat(
-        encode_batch=lambda texts: [
-            found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ],
+        lambda texts: [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)],
         template=template,
         bos_token=_token_text(config.get("bos_token")) or "",
         eos_token=eos,

@@ -10,14 +10,11 @@ from typing import Any
 
 def pair_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, list[int]]]:
     """Prepared rows as TRL's collator of preference data takes them: prompt_ids, chosen_ids, rejected_ids."""
-    return [
-        {
-            "prompt_ids": list(row["input_ids"][: row["answer_start"]]),
-            "chosen_ids": list(row["input_ids"][row["answer_start"] :]),
-            "rejected_ids": list(row["rejected_ids"]),
-        }
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        ids, start = list(row["input_ids"]), row["answer_start"]
+        found.append({"prompt_ids": ids[:start], "chosen_ids": ids[start:], "rejected_ids": list(row["rejected_ids"])})
+    return found
 
 
 def preference_trainer() -> Any:

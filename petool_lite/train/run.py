@@ -198,12 +198,8 @@ def _memory_errors(recipe: Recipe) -> Iterator[None]:
 
 def optimizer_arguments(settings: TrainSettings) -> dict[str, Any]:
     """How weights move, as the arguments of transformers' trainers; the learning rate over time is `Guarded`'s."""
-    return {
-        "learning_rate": settings.learning_rate,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.clip_norm,
-        "optim": settings.optimizer,
-    }
+    moved = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
+    return {**moved, "max_grad_norm": settings.clip_norm, "optim": settings.optimizer}
 
 
 def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
