@@ -19,11 +19,8 @@ _MARKS = re.compile(r"[ ,./\-_*^]")
 def arguments_accepted(
     found: Mapping[str, Any], values: Mapping[str, Sequence[Any]], schema: Mapping[str, Any]
 ) -> bool:
-    """Whether a call's arguments are right by BFCL's rules.
-
-    `values` are the accepted ones of each parameter, `schema` declares the parameters as JSON Schema, in its own words
-    or BFCL's (dict, float, tuple).
-    """
+    """Whether a call's arguments are right by BFCL's rules. `values` are the accepted ones of each parameter, `schema`
+    declares the parameters as JSON Schema, in its own words or BFCL's (dict, float, tuple)."""
     schema = normal_schema(schema)
     declared = schema.get("properties", {})
     needed = [*schema.get("required", []), *(name for name, accepted in values.items() if "" not in accepted)]

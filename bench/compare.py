@@ -18,11 +18,9 @@ _FLIPS = 12  # entries shown in a terminal; all are in the --json document
 def compare_folders(
     first: Path, second: Path, variant: str | None = None, against: str | None = None
 ) -> dict[str, Any]:
-    """What changed from `first` to `second`: scores on the common entries, paired tests, entries that flipped.
-
-    Variants of equal names are compared, or `variant` of the first with `against` of the second; a folder's only
-    variant needs no name. Raises PetoolError where setting, data or right answers differ or no entry is common.
-    """
+    """What changed from `first` to `second`: scores on the common entries, paired tests, entries that flipped. Variants
+    of equal names are compared, or `variant` of the first with `against` of the second; a folder's only variant needs
+    no name. Raises PetoolError where setting, data or right answers differ or no entry is common."""
     one, two = ({item.name: item for item in load_folder(folder)} for folder in (first, second))
     if against is not None and variant is None:
         raise PetoolError("--against needs --variant", "name the variant of the first folder too", USAGE)

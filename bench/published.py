@@ -37,10 +37,8 @@ def not_published_data(meta: Mapping[str, Any]) -> str:
 
 
 def published_table(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The published rows with their notes, and the names of our variants that may stand beside them.
-
-    A partial run or other data never does; `left_out` says why. Without any of ours there is no table: `rows` is empty.
-    """
+    """The published rows with their notes, and the names of our variants that may stand beside them. A partial run or
+    other data never does; `left_out` says why. Without any of ours there is no table: `rows` is empty."""
     held = tomllib.loads(resources.files("petool_lite.bench").joinpath("published.toml").read_text(encoding="utf-8"))
     left_out: dict[str, list[str]] = {}
     for item in variants:

@@ -49,10 +49,8 @@ class Table:
 
 
 def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
-    """Score all results in `folders`, write report.json, report.md and report.html; return the document.
-
-    They go to `target`, the first folder if not given. Variants of one name need different settings.
-    """
+    """Score all results in `folders`, write report.json, report.md and report.html; return the document. They go to
+    `target`, the first folder if not given. Variants of one name need different settings."""
     from petool_lite.bench.page import html_report
 
     scored = _named([item for place in folders for item in load_folder(place)])
@@ -80,10 +78,8 @@ def _named(results: Sequence[Results]) -> list[Results]:
 
 
 def build_report(scored: Sequence[Results], empty: Sequence[str] = ()) -> dict[str, Any]:
-    """The report document (report.schema.json, docs/bench.md); the same files give the same document.
-
-    `empty` names results files without a row.
-    """
+    """The report document (report.schema.json, docs/bench.md); the same files give the same document. `empty` names
+    results files without a row."""
     variants = [_variant(item) for item in scored]
     data = {item["setting"]: {"setting": item["setting"], **item["data"]} for item in reversed(variants)}
     pairs = [
@@ -124,11 +120,9 @@ def _variant(item: Results) -> dict[str, Any]:
 
 
 def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds a call (median and 95th percentile, cold and warm apart), tokens/s, GB and bytes; None where unknown.
-
-    A call is cold if nothing of its prompt was in the engine's memory. Prefill counts the tokens that were read, not
-    those that were reused. A batch on a GPU shares its time among its rows. Variants without an engine cost nothing.
-    """
+    """Seconds a call (median and 95th percentile, cold and warm apart), tokens/s, GB and bytes; None where unknown. A
+    call is cold if nothing of its prompt was in the engine's memory. Prefill counts the tokens that were read, not
+    those that were reused. A batch on a GPU shares its time among its rows. Variants without an engine cost nothing."""
     gpu = meta.get("gpu") or {}
     runs = [row for row in rows if row["status"] == "ok"] if meta["engine"] != "none" else []
 

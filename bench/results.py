@@ -32,10 +32,8 @@ _SAME = {"schema": "version of the format", "data": "data set", "setting": "sett
 
 @dataclass(frozen=True)
 class Results:
-    """One results file: its rows in the order of the data, its meta, and whether its last line was cut.
-
-    `name` is the variant, with its setting where a report holds another setting of it.
-    """
+    """One results file: its rows in the order of the data, its meta, and whether its last line was cut. `name` is the
+    variant, with its setting where a report holds another setting of it."""
 
     path: Path
     rows: tuple[dict[str, Any], ...]
@@ -100,11 +98,9 @@ def _parse(line: bytes) -> Any:
 
 
 def load_rows(path: Path) -> tuple[tuple[dict[str, Any], ...], bool]:
-    """The checked rows of a results file in the order of the data, and whether a cut last line was left out.
-
-    A last line that was cut while it was written (no line end, no JSON) is left out. Anything else that is wrong
-    raises PetoolError with the line: another schema, no right answer, an entry twice, two variants in one file.
-    """
+    """The checked rows of a results file in the order of the data, and whether a cut last line was left out. A last
+    line that was cut while it was written (no line end, no JSON) is left out. Anything else that is wrong raises
+    PetoolError with the line: another schema, no right answer, an entry twice, two variants in one file."""
     try:
         lines = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
     except OSError as error:
@@ -205,11 +201,9 @@ class Store:
 
 @contextmanager
 def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) -> Iterator[Store]:
-    """Open the results file for more rows under `meta`, what it holds included; with `fresh` it starts over.
-
-    A cut last line and failures of the engine are taken out, to be generated again. Raises PetoolError where the file
-    was made from other data, another model and so on, or is being written.
-    """
+    """Open the results file for more rows under `meta`, what it holds included; with `fresh` it starts over. A cut last
+    line and failures of the engine are taken out, to be generated again. Raises PetoolError where the file was made
+    from other data, another model and so on, or is being written."""
     with sole_writer(path, path.with_name(f".{path.name}.lock")):
         if fresh:
             path.unlink(missing_ok=True)
@@ -231,10 +225,8 @@ def _begun(path: Path) -> bool:
 
 
 def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """The meta of a results file that goes on under this command's `meta`; raises PetoolError if it is of other work.
-
-    A file that was begun for more entries than this command asks for stays one for all of them.
-    """
+    """The meta of a results file that goes on under this command's `meta`; raises PetoolError if it is of other work. A
+    file that was begun for more entries than this command asks for stays one for all of them."""
     if not _begun(path):
         return meta
     hint = "start over with --fresh, or give another --out"
@@ -285,11 +277,9 @@ def _write_rows(path: Path, rows: Any) -> None:
 
 
 def merge_shards(folders: Sequence[Path], target: Path) -> None:
-    """Write each results file of the shards in `folders` as one into `target`.
-
-    Raises PetoolError, and writes nothing, for a shard that is absent, double or unfinished, and for shards that were
-    made from other data, another model, other settings or other versions.
-    """
+    """Write each results file of the shards in `folders` as one into `target`. Raises PetoolError, and writes nothing,
+    for a shard that is absent, double or unfinished, and for shards that were made from other data, another model,
+    other settings or other versions."""
     if target.resolve() in [folder.resolve() for folder in folders]:
         raise PetoolError(f"{target} is one of the shards", "give another --out", USAGE)
     names = sorted({path.name for folder in folders for path in folder.glob("results-*.jsonl")})

@@ -142,10 +142,8 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
 
 
 def accuracies(scores: Sequence[Score], scorer: str = "") -> dict[str, Any]:
-    """tool_acc, param_acc, joint_acc in percent and their 95 % intervals by function, over all `scores`.
-
-    Where it is scored, param_as_asked and joint_as_asked stand beside those of the scorer that counts.
-    """
+    """tool_acc, param_acc, joint_acc in percent and their 95 % intervals by function, over all `scores`. Where it is
+    scored, param_as_asked and joint_as_asked stand beside those of the scorer that counts."""
     found: dict[str, Any] = {}
     for name, (metric, own) in _FIGURES.items():
         if not own or (not scorer and all(own in score.pairs for score in scores)):
@@ -165,11 +163,9 @@ def _percent(count: int, n: int) -> float:
 
 
 def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[str, Any]:
-    """What is to be said of one variant: n, the figures that count, those of the other scorers, and counts.
-
-    Rows whose engine failed are counted apart and left out of n; prompts that do not fit count as wrong. `cases` are
-    the entries where a tool fits, those where none does, and those of each kind that the data tells apart.
-    """
+    """What is to be said of one variant: n, the figures that count, those of the other scorers, and counts. Rows whose
+    engine failed are counted apart and left out of n; prompts that do not fit count as wrong. `cases` are the entries
+    where a tool fits, those where none does, and those of each kind that the data tells apart."""
     good = [pair for pair in zip(rows, scores, strict=True) if pair[0]["status"] != "engine_error"]
     scored = [score for _, score in good]
     counts = {score.scorer for score in scored}
@@ -203,11 +199,9 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
 
 
 def calibration(scores: Sequence[Score]) -> dict[str, Any] | None:
-    """How well the chosen tools' probabilities say how often they are right; None where a score has none.
-
-    `temperature` is the likeliest one on every second function, see `heated`, and `ece_fitted` the error with it on the
-    others; `ece` is that of all, as it stands.
-    """
+    """How well the chosen tools' probabilities say how often they are right; None where a score has none. `temperature`
+    is the likeliest one on every second function, see `heated`, and `ece_fitted` the error with it on the others; `ece`
+    is that of all, as it stands."""
     known = [(score.confidence, score) for score in scores if score.confidence is not None]
     if not known or len(known) < len(scores):
         return None
@@ -228,10 +222,8 @@ def calibration(scores: Sequence[Score]) -> dict[str, Any] | None:
 
 
 def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
-    """The expected calibration error of pairs of a probability and whether it came true (Naeini et al. 2015).
-
-    The gap between mean probability and share of true ones in each of ten bins of equal width, weighted by their sizes.
-    """
+    """The expected calibration error of pairs of a probability and whether it came true (Naeini et al. 2015). The gap
+    between mean probability and share of true ones in each of ten bins of equal width, weighted by their sizes."""
     gaps = dict.fromkeys(range(10), 0.0)
     for share, right in pairs:
         gaps[min(9, int(share * 10))] += share - right
@@ -293,19 +285,15 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
 
 def mcnemar(first_only: int, second_only: int) -> float:
     """Two-sided p of the exact McNemar test: is a coin fair that fell this way in the discordant pairs? (McNemar 1947).
-
-    Twice the smaller binomial tail, at most 1; 1 without discordant pairs.
-    """
+    Twice the smaller binomial tail, at most 1; 1 without discordant pairs."""
     n = first_only + second_only
     tail = sum(comb(n, index) for index in range(min(first_only, second_only) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**n)))
 
 
 def paired_interval(first_only: float, second_only: float, n: float) -> tuple[float, float]:
-    """95 % interval of second minus first, paired proportions, in points; from Agresti & Min 2005.
-
-    Each of the four cells is raised by 1/2, which keeps the interval honest for few discordant pairs.
-    """
+    """95 % interval of second minus first, paired proportions, in points; from Agresti & Min 2005. Each of the four
+    cells is raised by 1/2, which keeps the interval honest for few discordant pairs."""
     if n == 0:
         return -100.0, 100.0
     size = n + 2

@@ -99,9 +99,7 @@ def scores(run: Path) -> str:
 
 def modelfile(gguf: str, directory: Path, max_tokens: int) -> str:
     """The Modelfile of the file `gguf` beside it: greedy, stopping at the end tokens of the base in `directory`.
-
-    `max_tokens` is the context in tokens. The template is left to the GGUF file, which holds it.
-    """
+    `max_tokens` is the context in tokens. The template is left to the GGUF file, which holds it."""
     stops = [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in end_tokens(directory)]
     lines = [f"FROM ./{gguf}", *stops, "PARAMETER temperature 0", f"PARAMETER num_ctx {max_tokens}"]
     return "\n".join(lines) + "\n"

@@ -29,10 +29,8 @@ class Adapter:
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read adapter_config.json and adapter_model.safetensors.
-
-    Raises PetoolError if a file is missing or damaged, holds more than plain LoRA matrices, or was never trained.
-    """
+    """Read adapter_config.json and adapter_model.safetensors. Raises PetoolError if a file is missing or damaged, holds
+    more than plain LoRA matrices, or was never trained."""
     from safetensors import safe_open
 
     config = read_adapter_config(folder)
@@ -67,10 +65,8 @@ def check_fit(adapter: Adapter, tensors: list[Tensor], base_name: str) -> None:
 
 
 def nf4_round_trip(weight: Any) -> Any:
-    """A float32 matrix (rows, columns) through NF4 and back, bfloat16 on the CPU: what 4-bit training saw.
-
-    bitsandbytes with the settings of training: blocks of 64, scales quantized again, bfloat16 weights and compute.
-    """
+    """A float32 matrix (rows, columns) through NF4 and back, bfloat16 on the CPU: what 4-bit training saw. bitsandbytes
+    with the settings of training: blocks of 64, scales quantized again, bfloat16 weights and compute."""
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

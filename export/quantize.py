@@ -25,10 +25,8 @@ _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
 def choose_types(columns: Mapping[str, int], file_type: str, model: Shape, has_imatrix: bool = False) -> dict[str, str]:
-    """GGUF tensor name -> type name, for `columns`: name -> row length; vectors and norms are float32.
-
-    Names are GGUF's (`blk.3.attn_q.weight`); a type name is one of gguf.GGMLQuantizationType.
-    """
+    """GGUF tensor name -> type name, for `columns`: name -> row length; vectors and norms are float32. Names are GGUF's
+    (`blk.3.attn_q.weight`); a type name is one of gguf.GGMLQuantizationType."""
     default = FILE_TYPES[file_type][1]
     types = {}
     for name, width in columns.items():
@@ -122,10 +120,8 @@ def tensor_bytes(type_name: str, rows: int, columns: int) -> int:
 
 def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:
     """Float32 `weights` (rows, columns; contiguous torch tensor) as the bytes of `type_name`, a numpy uint8 array.
-
-    `importance` is a float32 numpy array of length columns, or None. The C code releases Python's lock, so threads
-    run side by side. Raises PetoolError if the result is not valid by llama.cpp's own check.
-    """
+    `importance` is a float32 numpy array of length columns, or None. The C code releases Python's lock, so threads run
+    side by side. Raises PetoolError if the result is not valid by llama.cpp's own check."""
     import numpy as np
     from gguf import GGMLQuantizationType
 

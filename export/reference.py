@@ -69,9 +69,7 @@ class Reference:
 
     def batches(self, rows: Sequence[Sequence[int]], report: Report, stage: str) -> Iterator[tuple[list[int], Any]]:
         """Yield indices of some rows and their last hidden states, (rows, longest, width), padded on the right.
-
-        Attention is causal, so the padding is never seen by a real token.
-        """
+        Attention is causal, so the padding is never seen by a real token."""
         import torch
 
         done = 0
@@ -110,10 +108,8 @@ class Reference:
         return torch.cat(parts, dim=1).numpy()
 
     def input_squares(self, rows: Sequence[Sequence[int]], report: Report) -> dict[str, tuple[Any, int]]:
-        """GGUF name of each layer matrix -> (sum over all tokens of its squared inputs, number of tokens).
-
-        The sums are float32 numpy arrays of length columns: an importance matrix as llama.cpp defines it.
-        """
+        """GGUF name of each layer matrix -> (sum over all tokens of its squared inputs, number of tokens). The sums are
+        float32 numpy arrays of length columns: an importance matrix as llama.cpp defines it."""
         import torch
 
         sums: dict[str, Any] = {}

@@ -179,11 +179,8 @@ def written(
     source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report
 ) -> Iterator[tuple[dict[str, Path], dict[str, Change]]]:
     """Write a GGUF file for each type in `targets`, all in one folder; yield where they lie, by type, and how each
-    trained tensor changed.
-
-    They get their own names where the block ends, and are removed if it raises; the caller holds the folder. Raises
-    PetoolError where training changed nothing.
-    """
+    trained tensor changed. They get their own names where the block ends, and are removed if it raises; the caller
+    holds the folder. Raises PetoolError where training changed nothing."""
     with ExitStack() as drafts:
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
         changes = write_files(source, paths, extra, default_threads(), report)

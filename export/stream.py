@@ -53,10 +53,8 @@ class Target:
 def write_files(
     source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], threads: int, report: Report
 ) -> dict[str, Change]:
-    """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name.
-
-    Raises PetoolError if the disk is or gets full, the base cannot be read, or a weight is not finite.
-    """
+    """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name. Raises
+    PetoolError if the disk is or gets full, the base cannot be read, or a weight is not finite."""
     try:
         with _targets(source, paths, extra) as targets:
             return _run(source, targets, threads, report)

@@ -45,10 +45,8 @@ class Trial:
 
 
 def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report) -> Trial:
-    """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing.
-
-    `wording` is what the run learned around the arrays of the published prompt, by setting.
-    """
+    """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing. `wording` is
+    what the run learned around the arrays of the published prompt, by setting."""
     chat = chat_from_directory(base.directory)
     data, layout = recipe.data, Layout(recipe.data.style, recipe.model.max_tokens)
     entries: Sequence[Entry] = ()
@@ -123,9 +121,7 @@ class Checks:
 
 def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
     """How many texts have the same token ids in llama.cpp, transformers and training; raises PetoolError if not all.
-
-    Also checks the chat template and the end token.
-    """
+    Also checks the chat template and the end token."""
     from transformers import AutoTokenizer
 
     trained = chat_from_directory(source.base.directory)
@@ -174,10 +170,8 @@ class Outcome:
 
 
 class Evaluator(LlamaModel):
-    """One GGUF file with a LoRA file applied, if given: logits of given answers, and greedy replies.
-
-    Scoring uses petool_lite.inference as it is; this adds what scoring does not need, logits of every answer token.
-    """
+    """One GGUF file with a LoRA file applied, if given: logits of given answers, and greedy replies. Scoring uses
+    petool_lite.inference as it is; this adds what scoring does not need, logits of every answer token."""
 
     def __init__(self, path: Path, n_ctx: int, lora: Path | None = None) -> None:
         """Load both; `n_ctx` holds a prompt with its answer or reply. Raises PetoolError if one does not load."""

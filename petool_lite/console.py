@@ -45,10 +45,8 @@ def say(text: str) -> None:
 
 
 def say_at_once(text: str) -> None:
-    """One line of talk from a signal handler: past every buffer that the handler may have interrupted.
-
-    A terminal gets its cursor back, which a bar hides: the process may be gone at any moment.
-    """
+    """One line of talk from a signal handler: past every buffer that the handler may have interrupted. A terminal gets
+    its cursor back, which a bar hides: the process may be gone at any moment."""
     cursor = "\x1b[?25h" if stderr.is_terminal else ""
     os.write(2, f"\n{cursor}{text}\n".encode())
 

@@ -53,10 +53,8 @@ _WORTH = 0.03  # a setting must save this share of the time to replace a plainer
 
 
 def tune(model: Path, report: Report = silent) -> dict[str, Any]:
-    """Measure speed settings for `model` on this machine, one kind after the other, and remember the best.
-
-    Returns the trials with their tokens/s and seconds of a typical call. Raises PetoolError if the model does not load.
-    """
+    """Measure speed settings for `model` on this machine, one kind after the other, and remember the best. Returns the
+    trials with their tokens/s and seconds of a typical call. Raises PetoolError if the model does not load."""
     cores = default_threads()
     fewer = sorted({max(1, cores // 2), max(1, cores - 1)} - {cores})
     kinds: dict[str, list[dict[str, Any]]] = {

@@ -18,11 +18,9 @@ _ELSEWHERE = "train from the model's own directory"
 
 
 def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
-    """The directory made of `gguf` (all parts of a split one), written into the cache if it is not there yet.
-
-    Raises PetoolError for a model that is not of the Llama family, and for one that lacks or holds what training
-    cannot do with.
-    """
+    """The directory made of `gguf` (all parts of a split one), written into the cache if it is not there yet. Raises
+    PetoolError for a model that is not of the Llama family, and for one that lacks or holds what training cannot do
+    with."""
     from filelock import FileLock
 
     from petool_lite.models import file_sha256
@@ -54,10 +52,8 @@ def open_gguf(path: Path, checked: bool = False) -> Any:
 
 
 def gguf_fields(reader: Any) -> dict[str, Any]:
-    """All metadata of a gguf.GGUFReader as plain Python values, without the reader's own GGUF.* rows.
-
-    Raises PetoolError for a text that is not UTF-8.
-    """
+    """All metadata of a gguf.GGUFReader as plain Python values, without the reader's own GGUF.* rows. Raises
+    PetoolError for a text that is not UTF-8."""
     try:
         return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     except UnicodeDecodeError as error:
@@ -159,11 +155,9 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
 
 
 def _write_tokenizer(fields: _Fields, target: Path) -> None:
-    """Write tokenizer.json and its config from GGUF metadata.
-
-    Built here because transformers' own GGUF reader drops the digit-splitting pre-tokenizer and picks another
-    end token. The "smollm" pre-tokenizer splits single digits and then words as GPT-2 does.
-    """
+    """Write tokenizer.json and its config from GGUF metadata. Built here because transformers' own GGUF reader drops
+    the digit-splitting pre-tokenizer and picks another end token. The "smollm" pre-tokenizer splits single digits and
+    then words as GPT-2 does."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 

@@ -44,11 +44,9 @@ class _Head(NamedTuple):
 
 
 def check_gguf(path: Path) -> list[Path]:
-    """The checked files of a GGUF model: itself, or all parts of a split one.
-
-    Raises PetoolError for a path that is missing, no GGUF file, or one whose header and length do not agree, and for
-    a part of a split file that is not the first or has not all others beside it.
-    """
+    """The checked files of a GGUF model: itself, or all parts of a split one. Raises PetoolError for a path that is
+    missing, no GGUF file, or one whose header and length do not agree, and for a part of a split file that is not the
+    first or has not all others beside it."""
     head = _sound_head(path)
     if head.parts <= 1:
         return [path]

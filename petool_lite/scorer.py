@@ -23,10 +23,8 @@ _WRAPPED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 def published_form(reply: str) -> str:
-    """A reply of the petool style as the published scorers read one: its call as their JSON on one line.
-
-    A reply without a call that can be read stays as it is.
-    """
+    """A reply of the petool style as the published scorers read one: its call as their JSON on one line. A reply
+    without a call that can be read stays as it is."""
     wrapped = _WRAPPED.search(reply)
     try:
         call = published_call(read_answer(wrapped[1] if wrapped else reply))
@@ -36,10 +34,8 @@ def published_form(reply: str) -> str:
 
 
 def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
-    """The call that the published scorer sees in a reply, or None.
-
-    With `spanning` the match may span lines, as in the scorer of the published 3B result.
-    """
+    """The call that the published scorer sees in a reply, or None. With `spanning` the match may span lines, as in the
+    scorer of the published 3B result."""
     # A reply that runs in circles must not take seconds: skip one without the parts in their order, and try the first
     # brace of each line only, because a match from a later brace of the line is one from the first as well.
     name = reply.find('"tool_name":')
@@ -65,11 +61,9 @@ def _parsed(text: str) -> dict[str, Any] | None:
 def score_reply(
     reply: str, gold: Mapping[str, Any], spanning: bool = False, request: str | None = None
 ) -> tuple[bool, bool]:
-    """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right.
-
-    Values are compared as Python does: 1, 1.0 and true are equal. Where `gold` is {"no_call": ...}, any text without a
-    call is right on both counts. With `request`, parameters are compared by `as_asked`.
-    """
+    """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right. Values are
+    compared as Python does: 1, 1.0 and true are equal. Where `gold` is {"no_call": ...}, any text without a call is
+    right on both counts. With `request`, parameters are compared by `as_asked`."""
     call = read_published(reply, spanning)
     try:
         if "no_call" in gold:
@@ -84,10 +78,8 @@ def score_reply(
 
 
 def as_asked(found: Any, right: Any, request: str) -> bool:
-    """Whether a value is right, or the number of the request that the data cut or rounded to a whole one.
-
-    PEToolBench has 46 where the request says 46.046; a reply of 46.046 is what was asked for.
-    """
+    """Whether a value is right, or the number of the request that the data cut or rounded to a whole one. PEToolBench
+    has 46 where the request says 46.046; a reply of 46.046 is what was asked for."""
     if isinstance(found, dict) and isinstance(right, dict):
         return found.keys() == right.keys() and all(as_asked(found[key], right[key], request) for key in right)
     if isinstance(found, list) and isinstance(right, list):

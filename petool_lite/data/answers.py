@@ -10,9 +10,7 @@ from petool_lite.data.schema import value_faults
 
 def answer_faults(entry: Entry) -> list[str]:
     """What is wrong with an entry's answer against its declaration, as short sentences; empty for a sound one.
-
-    PEToolBench's answers are held to names of parameters only: its types are loose.
-    """
+    PEToolBench's answers are held to names of parameters only: its types are loose."""
     if entry.answer is None:
         return ["there is no answer"]
     if not isinstance(entry.answer, Call):
@@ -46,10 +44,8 @@ def function_words(tool_name: str) -> str:
 
 
 def equal_tools(entry: Entry) -> tuple[str, ...] | None:
-    """The offered tools that do what the right one does, itself first; None where nothing tells.
-
-    The entry's own list where it has one; else the tools of the same function words, if there are any.
-    """
+    """The offered tools that do what the right one does, itself first; None where nothing tells. The entry's own list
+    where it has one; else the tools of the same function words, if there are any."""
     if not isinstance(entry.answer, Call):
         return None
     right = entry.answer.name
@@ -61,11 +57,9 @@ def equal_tools(entry: Entry) -> tuple[str, ...] | None:
 
 
 def wrong_providers(entry: Entry) -> list[Call]:
-    """The right call made of each equal tool of another provider that the user likes less: sure to be wrong.
-
-    Where the entry does not list its equal tools, only those of a disliked provider count. The parameters must be
-    declared alike. In the chronological setting, where ratings are not told, only listed tools are taken.
-    """
+    """The right call made of each equal tool of another provider that the user likes less: sure to be wrong. Where the
+    entry does not list its equal tools, only those of a disliked provider count. The parameters must be declared alike.
+    In the chronological setting, where ratings are not told, only listed tools are taken."""
     answer = entry.answer
     right = next((tool for tool in entry.tools if isinstance(answer, Call) and tool.name == answer.name), None)
     if not isinstance(answer, Call) or right is None:
@@ -84,10 +78,8 @@ def wrong_providers(entry: Entry) -> list[Call]:
 
 
 def with_rejected(entries: Sequence[Entry], seed: int) -> list[Entry]:
-    """The entries that have a wrong answer to reject: their own, or one drawn from `wrong_providers`.
-
-    Left out are entries without one, and those whose own wrong answer is the right one.
-    """
+    """The entries that have a wrong answer to reject: their own, or one drawn from `wrong_providers`. Left out are
+    entries without one, and those whose own wrong answer is the right one."""
     result = []
     for entry in entries:
         if entry.rejected is None and (wrong := wrong_providers(entry)):

@@ -22,10 +22,8 @@ _DEEPEST = 32  # nesting of arguments and schemas; the published ones have 3 lev
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool that may be called; `parameters` is a JSON Schema of type object.
-
-    `provider` is who offers it, where the declaration says so; otherwise its name tells, see `providers`.
-    """
+    """A tool that may be called; `parameters` is a JSON Schema of type object. `provider` is who offers it, where the
+    declaration says so; otherwise its name tells, see `providers`."""
 
     name: str
     description: str
@@ -59,10 +57,8 @@ Answer = Call | str  # a text is an answer, too: no tool fits
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a test accepts as the right call: the tool's name and, for each parameter, the values that are right.
-
-    "" among them says that the parameter may be left out. An object's own members have lists of right values, too.
-    """
+    """What a test accepts as the right call: the tool's name and, for each parameter, the values that are right. ""
+    among them says that the parameter may be left out. An object's own members have lists of right values, too."""
 
     name: str
     values: Mapping[str, Sequence[Any]]
@@ -71,9 +67,7 @@ class Accepted:
 @dataclass(frozen=True)
 class Published:
     """A published PEToolBench prompt byte for byte, cut around its two JSON arrays, whose items are kept as texts.
-
-    `history` is parallel to the entry's history, `tools` to its tools.
-    """
+    `history` is parallel to the entry's history, `tools` to its tools."""
 
     head: str
     history: tuple[str, ...]
@@ -126,11 +120,9 @@ def required(tool: Tool) -> tuple[str, ...]:
 
 
 def namespace(name: str, shared: Iterable[str] = ()) -> str:
-    """Who offers a tool, by its name; the name itself where it does not tell.
-
-    `<category>.<provider>.<api>`, `mcp__server__tool`, `server__tool`, `server.tool`, `server/tool`, and `server_tool`
-    for the prefixes in `shared`. The prompt's template, petool.jinja, reads names in the same way.
-    """
+    """Who offers a tool, by its name; the name itself where it does not tell. `<category>.<provider>.<api>`,
+    `mcp__server__tool`, `server__tool`, `server.tool`, `server/tool`, and `server_tool` for the prefixes in `shared`.
+    The prompt's template, petool.jinja, reads names in the same way."""
     if name.startswith("<") and name.count(">.<") >= 2:
         return name.split(">.<")[1]
     if name.startswith("mcp__"):

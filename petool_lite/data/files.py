@@ -60,11 +60,9 @@ def source_sha256(source: str) -> str:
 
 
 def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -> Dataset:
-    """Read and parse `source` (see FORMS), whose rows are of a form in KNOWN; `setting` is for PEToolBench's.
-
-    A broken row raises PetoolError that names the file, the row and the field; with `skip_bad` it is left out and its
-    message kept in `bad`.
-    """
+    """Read and parse `source` (see FORMS), whose rows are of a form in KNOWN; `setting` is for PEToolBench's. A broken
+    row raises PetoolError that names the file, the row and the field; with `skip_bad` it is left out and its message
+    kept in `bad`."""
     check_setting(setting)
     if _mixed(source):
         return _mixture(source, setting, skip_bad)
@@ -195,10 +193,8 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
-    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`).
-
-    Returns the number of entries in each file; they stand there as in the source.
-    """
+    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`). Returns the number of
+    entries in each file; they stand there as in the source."""
     parts = folds(load_dataset(source, setting).entries, count, seed)
     rows, written = raw_rows(source), {}
     for number, part in enumerate(parts):

@@ -13,11 +13,9 @@ from petool_lite.errors import USAGE, PetoolError
 
 
 def function_groups(entries: Sequence[Entry]) -> list[int]:
-    """A group number for each entry; entries tied by any chain of ties have the same number, counted from 0.
-
-    Tied are entries with the same function, the same right tool or the same query (apart from space and case). An
-    entry without a function is tied to every entry whose right tool has its function words.
-    """
+    """A group number for each entry; entries tied by any chain of ties have the same number, counted from 0. Tied are
+    entries with the same function, the same right tool or the same query (apart from space and case). An entry without
+    a function is tied to every entry whose right tool has its function words."""
     keys = _function_keys(entries, entries)
     parent = list(range(len(entries)))
     first: dict[str, int] = {}
@@ -37,10 +35,8 @@ def function_groups(entries: Sequence[Entry]) -> list[int]:
 
 def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
     """Deal the groups of `function_groups` to `count` folds: ascending indices into `entries`, every index in one fold.
-
     The largest group goes first, each to the smallest fold so far; `seed` breaks the ties. Raises PetoolError when
-    there are fewer groups than folds.
-    """
+    there are fewer groups than folds."""
     groups: dict[int, list[int]] = {}
     for index, group in enumerate(function_groups(entries)):
         groups.setdefault(group, []).append(index)
@@ -60,10 +56,8 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
 
 def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> dict[str, list[str]]:
     """What `test` shares with `train`, kind by kind: functions, tools that are a right answer in both, and queries.
-
-    Kinds that are not shared are left out. A function without a number is compared by its function words, queries
-    apart from space and case.
-    """
+    Kinds that are not shared are left out. A function without a number is compared by its function words, queries apart
+    from space and case."""
     both = [*train, *test]
     asked = [{key for keys in _function_keys(side, both) for key in keys} for side in (train, test)]
     right = [{name for entry in side for name in _called(entry)} for side in (train, test)]

@@ -35,10 +35,8 @@ _CHUNK = 512  # rows in memory at once
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped.
-
-    For DPO also rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse.
-    """
+    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped. For DPO also
+    rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse."""
 
     table: Any
     summary: dict[str, Any]
@@ -47,10 +45,8 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, base: Base, chat: Chat, report: Report = silent) -> Prepared:
-    """Read, fit and tokenize the recipe's training data, or map what an earlier call left in the cache.
-
-    Raises PetoolError for bad data, or if no row fits `model.max_tokens`.
-    """
+    """Read, fit and tokenize the recipe's training data, or map what an earlier call left in the cache. Raises
+    PetoolError for bad data, or if no row fits `model.max_tokens`."""
     digest = source_sha256(recipe.data.train)
     folder = cache_place("prepared", _key(recipe, base, chat, digest))
     if not (folder / "summary.json").is_file():
@@ -84,10 +80,8 @@ def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
 
 def load_learned(data: DataSettings, source: str) -> tuple[Dataset, ...]:
     """The entries of `source` in each setting that the recipe learns: its own, or with "all" each that they have.
-
     Raises PetoolError for an entry that lacks one of them (with `skip_bad` it is left out), and where "all" finds but
-    one: a training row does not say which setting its prompt is of.
-    """
+    one: a training row does not say which setting its prompt is of."""
     if data.setting != ALL:
         return (load_dataset(source, data.setting, skip_bad=data.skip_bad),)
     settings = tuple(dict.fromkeys(name for row in raw_rows(source) for name in settings_of(row)))

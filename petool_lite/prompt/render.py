@@ -62,10 +62,8 @@ class Chat:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token.
-
-    `rejected`: in rows that were asked for as pairs, the ids of the wrong answer with its end token.
-    """
+    """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token. `rejected`: in
+    rows that were asked for as pairs, the ids of the wrong answer with its end token."""
 
     entry_id: str
     ids: list[int]
@@ -94,11 +92,9 @@ def chat_from_directory(directory: Path) -> Chat:
 
 
 def recorded_style(style: str | None, layout: object) -> str | None:
-    """The prompt style that a model names, None for none, after checking that it learned today's layout of it.
-
-    Models from before layouts were counted record none; only the published style is still the same as then. Raises
-    PetoolError for another style or layout.
-    """
+    """The prompt style that a model names, None for none, after checking that it learned today's layout of it. Models
+    from before layouts were counted record none; only the published style is still the same as then. Raises PetoolError
+    for another style or layout."""
     if not style or (style == "published" and layout is None) or str(LAYOUTS.get(style)) == str(layout):
         return style or None
     what = f"the model learned layout {layout or 'unknown'} of the {style} prompt, which this version does not write"
@@ -127,9 +123,7 @@ class Layout:
 @dataclass(frozen=True)
 class Rendered:
     """A prompt's token ids; the first `shared` of them are the same for every query of this user with these tools.
-
-    `history_dropped` earlier calls were left out so that it fits.
-    """
+    `history_dropped` earlier calls were left out so that it fits."""
 
     ids: list[int]
     shared: int
@@ -201,10 +195,8 @@ def _inert(value: Any, chat: Chat) -> Any:
 
 
 def entry_request(chat: Chat, entry: Entry, style: str) -> dict[str, Any]:
-    """What a server is asked for an entry: its messages, and its tools in the petool style.
-
-    Control tokens that somebody wrote into them are text.
-    """
+    """What a server is asked for an entry: its messages, and its tools in the petool style. Control tokens that
+    somebody wrote into them are text."""
     if style == "petool":
         tools = [tool_json(tool) for tool in entry.tools]
         return {"messages": _inert(entry_messages(entry), chat)} | ({"tools": _inert(tools, chat)} if tools else {})
@@ -233,10 +225,8 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def drop_order(entry: Entry, style: str) -> list[int]:
-    """Earlier calls in the order in which they may go, as indices, the oldest first.
-
-    The petool prompt shows calls of the candidates' providers only, the published one all: there others go first.
-    """
+    """Earlier calls in the order in which they may go, as indices, the oldest first. The petool prompt shows calls of
+    the candidates' providers only, the published one all: there others go first."""
     shown = bearing(entry)
     return shown if style == "petool" else [*sorted(set(range(len(entry.history))) - set(shown)), *shown]
 
@@ -274,11 +264,9 @@ def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int)
 
 
 def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Rendered | None:
-    """An entry's prompt, rendered once, with as little history left out as lets prompt + `reserve` fit.
-
-    None means that the entry is too long: under "drop" as it stands, under "trim-history" even without any history,
-    since tools, query and answer are never cut. Callers count and name such entries. "error" raises PetoolError.
-    """
+    """An entry's prompt, rendered once, with as little history left out as lets prompt + `reserve` fit. None means that
+    the entry is too long: under "drop" as it stands, under "trim-history" even without any history, since tools, query
+    and answer are never cut. Callers count and name such entries. "error" raises PetoolError."""
     text = prompt_text(chat, entry, layout)
     fitted = _fit(chat, entry, layout, chat.encode(text), reserve)
     if fitted is None:
@@ -289,11 +277,9 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Re
 
 
 def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool = False) -> Iterator[Example | None]:
-    """Training rows of at most `layout.max_tokens` ids, in order; None for an entry that is too long.
-
-    With `pairs` each entry needs a `rejected` answer, and the prompt fits with either answer. Many entries are rendered
-    by as many processes as there are cores. Raises PetoolError for an entry without an answer.
-    """
+    """Training rows of at most `layout.max_tokens` ids, in order; None for an entry that is too long. With `pairs` each
+    entry needs a `rejected` answer, and the prompt fits with either answer. Many entries are rendered by as many
+    processes as there are cores. Raises PetoolError for an entry without an answer."""
     batches = [entries[start : start + _BATCH] for start in range(0, len(entries), _BATCH)]
     cores = min(len(batches) // 4, os.cpu_count() or 1)
     if cores < 2 or "fork" not in multiprocessing.get_all_start_methods():

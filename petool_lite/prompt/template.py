@@ -128,10 +128,8 @@ def _bounded_memory() -> Iterator[None]:
 
 
 def render_template(template: str, date: Callable[[str], str], **values: Any) -> str:
-    """The text that `template` makes of `values`; `date` is its strftime_now. Not for two threads at once.
-
-    Raises PetoolError for a template that is faulty, refuses the messages, or takes more time or memory than any needs.
-    """
+    """The text that `template` makes of `values`; `date` is its strftime_now. Not for two threads at once. Raises
+    PetoolError for a template that is faulty, refuses the messages, or takes more time or memory than any needs."""
     from jinja2 import TemplateError
 
     def refuse(message: str) -> None:

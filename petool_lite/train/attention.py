@@ -41,10 +41,8 @@ def packed_attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, scaling: float, bounds: Bounds, **more: Any
 ) -> tuple[Any, None]:
     """Attention of one batch of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens,
-    heads, size). The caller of the model gives the `bounds`; there is no mask, so without them it cannot run.
-
-    Raises ValueError for attention that is more than causal, or that sees less than a whole row.
-    """
+    heads, size). The caller of the model gives the `bounds`; there is no mask, so without them it cannot run. Raises
+    ValueError for attention that is more than causal, or that sees less than a whole row."""
     import torch
 
     other = [name for name in _UNKNOWN if more.get(name) is not None]

@@ -16,9 +16,7 @@ _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # since torch 2.
 @cache
 def arithmetic() -> Any:
     """What this machine multiplies in: bfloat16 on a GPU and on processors with instructions for it, else float32.
-
-    Without them a product in bfloat16 takes four times as long as one in float32, or more, and says no more.
-    """
+    Without them a product in bfloat16 takes four times as long as one in float32, or more, and says no more."""
     import torch
 
     here = torch.cuda.is_available() or any(v for name, v in torch.cpu.get_capabilities().items() if "bf16" in name)

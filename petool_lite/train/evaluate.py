@@ -36,9 +36,7 @@ _STAGE = "evaluating"
 @dataclass(frozen=True)
 class EvaluationSet:
     """Held-out prompts as token ids with their right answers; entries too long for the model count as wrong.
-
-    `batch_tokens` bounds the prompt tokens that are padded and read together, `reply_tokens` one reply.
-    """
+    `batch_tokens` bounds the prompt tokens that are padded and read together, `reply_tokens` one reply."""
 
     prompts: tuple[list[int], ...]
     answers: tuple[Answer, ...]

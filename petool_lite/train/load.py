@@ -31,11 +31,9 @@ _TOKENIZER = (
 
 
 def load_model(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
-    """The recipe's base with an adapter on it, or as it is for train.method = full, and its tokenizer.
-
-    With `checkpointing` layers keep their inputs only, and compute the rest again in the backward pass. Raises
-    PetoolError if the base does not load.
-    """
+    """The recipe's base with an adapter on it, or as it is for train.method = full, and its tokenizer. With
+    `checkpointing` layers keep their inputs only, and compute the rest again in the backward pass. Raises PetoolError
+    if the base does not load."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     offer_to_transformers()
     load = _load_whole if recipe.train.method == "full" else _load_adapted

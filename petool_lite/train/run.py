@@ -48,11 +48,9 @@ class Job:
 
 
 def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | None = None) -> Path:
-    """Train `recipe` and return the complete run directory; `resume` continues an unfinished one.
-
-    Ctrl-C or SIGTERM while it trains saves a checkpoint and raises PetoolError with the command that continues, exit
-    code 130 or 143; a second one ends the process. A new run that has not trained a step leaves nothing.
-    """
+    """Train `recipe` and return the complete run directory; `resume` continues an unfinished one. Ctrl-C or SIGTERM
+    while it trains saves a checkpoint and raises PetoolError with the command that continues, exit code 130 or 143; a
+    second one ends the process. A new run that has not trained a step leaves nothing."""
     started = time.time()
     library_places()
     devices.grow_in_place()

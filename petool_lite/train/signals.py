@@ -41,11 +41,9 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Catch both signals until the block ends; outside a graceful part they raise KeyboardInterrupt.
-
-    After the first one the system's own handling is back, so that a second one ends the process whatever it does.
-    Does nothing in a thread, where Python takes no signals.
-    """
+    """Catch both signals until the block ends; outside a graceful part they raise KeyboardInterrupt. After the first
+    one the system's own handling is back, so that a second one ends the process whatever it does. Does nothing in a
+    thread, where Python takes no signals."""
     stop = Stop()
 
     def handle(number: int, frame: object) -> None:

@@ -36,11 +36,9 @@ class MicroBatch:
 
 
 def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of rows, packed so that no group has more than `budget` tokens but a row that alone exceeds it.
-
-    First fit decreasing: the longest row first, each into the first group with room. The groups with the most
-    tokens come first, so memory that is too little shows in the first micro-batch.
-    """
+    """Indices of rows, packed so that no group has more than `budget` tokens but a row that alone exceeds it. First fit
+    decreasing: the longest row first, each into the first group with room. The groups with the most tokens come first,
+    so memory that is too little shows in the first micro-batch."""
     groups: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -125,9 +123,7 @@ def answer_trainer() -> Any:
 
     class AnswerTrainer(SFTTrainer):
         """SFTTrainer whose batch is all rows of an update, of which each device takes its share in micro-batches.
-
-        `parts` are the micro-batches of the last update: entry ids, loss, and the gradient's norm after it.
-        """
+        `parts` are the micro-batches of the last update: entry ids, loss, and the gradient's norm after it."""
 
         tokens_seen = 0
         token_budget = 0  # of a micro-batch; to be set before it trains
