@@ -49,10 +49,21 @@ def chosen_model(name: str | None) -> Path:
     return tuned_file(run)
 
 
+mcp_option = click.option(
+    "--mcp",
+    multiple=True,
+    metavar="COMMAND|URL",
+    help="Tools of a running MCP server, named by it, or by NAME in NAME=COMMAND; may be given again.",
+)
+
+
 @click.command()
 @click.argument("query", required=False)
 @model_option
 @click.option("--tools", default=None, metavar="FILE", help="Tools of OpenAI, MCP or PEToolBench; - reads stdin.")
+@mcp_option
+@click.option("--run", is_flag=True, help="Ask whether to run the call on its MCP server, run it, print the result.")
+@click.option("--yes", is_flag=True, help="Run it without asking.")
 @click.option("--history", default=None, metavar="FILE", help="Messages, or PEToolBench's calls; - reads stdin.")
 @click.option(
     "--request",
@@ -88,12 +99,14 @@ def call(**options: Any) -> None:
     \b
     petool-lite call "Show past rates of EUR." --tools tools.json --history history.json --user ann
     """
+    from petool_lite.console import print_json
     from petool_lite.inference.call import AUTO, REQUIRED, CallOptions, ToolCaller
     from petool_lite.inference.parse import CallFailure
     from petool_lite.inference.request import row_entry
     from petool_lite.memory.store import Memory, record_of
 
-    request, user, identity = _request(options), options["user"], uuid.uuid4().hex[:12]
+    servers = _servers(options)
+    request, user, identity = _request(options, servers), options["user"], uuid.uuid4().hex[:12]
     memory = Memory() if options["store"] and user is not None else None
     with ToolCaller(chosen_model(options["model"]), options["n_ctx"]) as caller:
         asked = row_entry(request, options["setting"] or caller.trained_setting)
@@ -111,10 +124,48 @@ def call(**options: Any) -> None:
             raise
     made = record_of(identity, user, asked, reply.answer, reply.confidence)
     kept = memory is not None and not reply.unsure and memory.add(made)
-    _show_call(reply, options, identity if kept else None)
+    document = _show_call(reply, options, identity if kept else None)
+    if servers and options["run"] and reply.status == "call":
+        _run(servers, reply.answer, options, document, memory if kept else None)
+    elif options["as_json"]:
+        print_json(document)
 
 
-def _request(options: dict[str, Any]) -> dict[str, Any]:
+def _servers(options: dict[str, Any]) -> Any:
+    """The MCP servers that were given, not yet asked; None for none."""
+    if (options["run"] and not options["mcp"]) or (options["yes"] and not options["run"]):
+        raise PetoolError("--run is for the tools of --mcp, and --yes for --run", "`petool-lite call --help`", USAGE)
+    if not options["mcp"]:
+        return None
+    from petool_lite.data.mcp import Servers
+
+    return Servers(options["mcp"])
+
+
+def _run(servers: Any, made: Any, options: dict[str, Any], document: dict[str, Any], memory: Any) -> None:
+    """Run a call on its server, unless the user says no; print what it answered, and keep it in the memory, if any."""
+    from petool_lite.console import print_json, say
+
+    try:
+        wanted = options["yes"] or click.confirm(f"run {made.name} {json.dumps(dict(made.arguments))}?", err=True)
+    except click.Abort:
+        raise PetoolError("nobody said whether to run the call", "--yes runs it without asking", USAGE) from None
+    found = servers.run(made.name, made.arguments) if wanted else None
+    if found and memory:
+        memory.add_result(document["id"], found.text)
+    if options["as_json"]:
+        print_json(document | {"result": found and {"text": found.text, "failed": found.failed}})
+    elif found and not found.failed:
+        shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in found.text)
+        click.echo(shown if sys.stdout.isatty() else found.text)
+    if found is None:
+        say("not run")
+    elif found.failed:
+        lines = found.text.strip().splitlines() or ["without a word"]
+        raise PetoolError(f"{made.name} answered with an error: {lines[0][:200]}")
+
+
+def _request(options: dict[str, Any], servers: Any = None) -> dict[str, Any]:
     """The request as an object: the whole of --request, or put together from the single options."""
     sources = [options[name] for name in ("tools", "history", "request")]
     if sources.count("-") > 1:
@@ -127,11 +178,16 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
             request = request[0]
         if not isinstance(request, dict):
             raise PetoolError(f"{options['request']} is not one JSON object", "with query, tools and history")
-        return request | ({"query": options["query"]} if options["query"] else {})
-    if not options["query"] or not options["tools"]:
-        raise PetoolError("give a QUERY and --tools FILE, or --request FILE", "`petool-lite call --help`", USAGE)
+        if servers and request.get("tools"):
+            raise PetoolError("--request holds tools, and --mcp offers others", "give one of them", USAGE)
+        tools = {"tools": servers.tools()} if servers else {}
+        return request | ({"query": options["query"]} if options["query"] else {}) | tools
+    if not options["query"] or bool(options["tools"]) == bool(servers):
+        wanted = "give a QUERY and either --tools FILE or --mcp COMMAND; or --request FILE"
+        raise PetoolError(wanted, "`petool-lite call --help`", USAGE)
     history = _read_json(options["history"], "--history") if options["history"] else []
-    return {"query": options["query"], "tools": _read_json(options["tools"], "--tools"), "history": history}
+    tools = servers.tools() if servers else _read_json(options["tools"], "--tools")
+    return {"query": options["query"], "tools": tools, "history": history}
 
 
 def _read_json(name: str, option: str) -> Any:
@@ -144,10 +200,11 @@ def _read_json(name: str, option: str) -> Any:
     return parse_json(text, f"{option}: {place}")
 
 
-def _show_call(reply: Any, options: dict[str, Any], identity: str | None) -> None:
+def _show_call(reply: Any, options: dict[str, Any], identity: str | None) -> dict[str, Any]:
+    """Tell about a reply, and print it, unless for --json; returns the document for that."""
     from dataclasses import asdict
 
-    from petool_lite.console import print_json, say
+    from petool_lite.console import say
     from petool_lite.data.entries import Call
 
     for text in (reply.warning, *reply.notes):
@@ -161,13 +218,12 @@ def _show_call(reply: Any, options: dict[str, Any], identity: str | None) -> Non
     call = reply.answer if isinstance(reply.answer, Call) else None
     if not options["as_json"]:
         click.echo(reply.question if reply.unsure else call.to_json() if call else reply.answer)
-        return
     answer = {"call": json.loads(call.to_json())} if call else {"call": None, "text": reply.answer}
     answer = {"call": None, "text": reply.question} if reply.unsure else answer
     answer = {"status": reply.status, **answer, "confidence": reply.confidence}
     facts = {"history_dropped": reply.history_dropped, "saved_bytes": reply.saved_bytes, "notes": list(reply.notes)}
     candidates = [asdict(candidate) for candidate in reply.candidates]
-    print_json({"id": identity, **answer, "timings": reply.timings, **facts, "candidates": candidates})
+    return {"id": identity, **answer, "timings": reply.timings, **facts, "candidates": candidates}
 
 
 def explanation(candidates: Any) -> list[str]:

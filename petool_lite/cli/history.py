@@ -28,7 +28,7 @@ def history_list(user: str | None, limit: int, as_json: bool) -> None:
     for item in () if as_json else found:
         moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["time"]))
         item |= {"time": moment, "verdict": item["verdict"] or "-"}
-        del item["answer"], item["confidence"]
+        del item["answer"], item["confidence"], item["result"]
     emit(found, as_json, "history")
 
 

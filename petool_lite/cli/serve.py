@@ -4,7 +4,15 @@ from typing import Any
 
 import click
 
-from petool_lite.cli.call import chosen_model, context_option, decoding_option, model_option, store_option, trim_option
+from petool_lite.cli.call import (
+    chosen_model,
+    context_option,
+    decoding_option,
+    mcp_option,
+    model_option,
+    store_option,
+    trim_option,
+)
 
 
 @click.command()
@@ -30,6 +38,7 @@ from petool_lite.cli.call import chosen_model, context_option, decoding_option, 
 @trim_option
 @context_option
 @store_option
+@mcp_option
 def serve(**options: Any) -> None:
     """Serve /v1/chat/completions, /v1/responses, /v1/feedback, /v1/models and /health for OpenAI clients."""
     from petool_lite.serve import ServeSettings, run

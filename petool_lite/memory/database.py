@@ -42,6 +42,7 @@ _MIGRATIONS = (
             (SELECT 1 FROM interactions WHERE tools = OLD.tools);
     END;
     """,
+    "ALTER TABLE interactions ADD COLUMN result TEXT;",  # what the tool answered where it was run
 )
 
 

@@ -19,7 +19,8 @@ ENOUGH = 10  # liked calls that training takes: fewer are learned by heart
 def openai_line(item: Record) -> dict[str, Any]:
     """An interaction as a conversation in OpenAI's form, which ends with the verdict where a tool was called.
 
-    Beside it stand what OpenAI has no field for: `id`, `user`, `time` (seconds since 1970), `verdict`, `confidence`.
+    Beside it stands what OpenAI has no field for: `id`, `user`, `time` (seconds since 1970), `verdict`, `confidence`,
+    and `result` (what the tool answered).
     """
     if isinstance(item.made, Call):
         told = Entry("", "", (), (Interaction(item.query, item.made, item.verdict),))
@@ -49,6 +50,8 @@ def read_line(row: Any, number: int, user: str | None = None) -> list[Record]:
     for name, value in given.items():
         if not isinstance(value, int | float) or not 0 <= value < 1e11:
             raise Fault(name, f"a number from 0 to 10^11, found {str(value)[:40]}")
+    if isinstance(result := row.get("result"), str):
+        given["result"] = result
     if isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant":
         entry = parse({"messages": messages, "tools": row.get("tools")}, "")
     else:

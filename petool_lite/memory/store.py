@@ -29,7 +29,8 @@ class Record:
     """One answer that a user got. `time` is in seconds since 1970; `turns` (the conversation before the query, None
     where it was too long to keep), `tools` and `answer` are JSON.
 
-    `confidence` is the calibrated probability of the chosen tool, or of none; None where it is not known.
+    `confidence` is the calibrated probability of the chosen tool, or of none; None where it is not known. `result` is
+    what the tool answered, None where it was not run.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Record:
     answer: str
     verdict: str | None = None
     confidence: float | None = None
+    result: str | None = None
 
     @property
     def offered(self) -> tuple[Tool, ...]:
@@ -59,7 +61,7 @@ class Record:
 
     def facts(self) -> dict[str, Any]:
         """The record without tools and turns."""
-        names = ("id", "user", "time", "query", "verdict", "confidence")
+        names = ("id", "user", "time", "query", "verdict", "confidence", "result")
         return {name: getattr(self, name) for name in names} | {"answer": json.loads(self.answer)}
 
 
@@ -134,6 +136,11 @@ class Store:
 
         return run(self.path, work, write=verdict is not None)
 
+    def add_result(self, identity: str, result: str) -> None:
+        """Keep what the tool of a kept call answered."""
+        query = "UPDATE interactions SET result = ? WHERE id = ?"
+        run(self.path, lambda db: db.execute(query, (result, identity)), write=True)
+
     def records(self, user: str | None = None, limit: int = -1) -> list[Record]:
         """The newest `limit` interactions of a user, or of all, the newest last."""
         return run(self.path, lambda db: _select(db, None, user, limit))[::-1]
@@ -170,6 +177,11 @@ class Memory:
         """Keep an interaction; whether it was."""
         store = self.store
         return bool(store and self._tried(lambda: store.add([record])))
+
+    def add_result(self, identity: str, result: str) -> None:
+        """See Store."""
+        if store := self.store:
+            self._tried(lambda: store.add_result(identity, result))
 
     def _tried(self, work: Callable[[], T]) -> T | None:
         from petool_lite.console import say
@@ -213,7 +225,9 @@ def _insert(db: sqlite3.Connection, item: Record) -> bool:
     db.execute("INSERT OR IGNORE INTO users (name) VALUES (?)", (item.user,))
     user = db.execute("SELECT id FROM users WHERE name = ?", (item.user,)).fetchone()[0]
     values = (item.id, user, item.time, item.query, item.turns, digest, item.answer, item.verdict, item.confidence)
-    number = db.execute("INSERT INTO interactions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values).lastrowid
+    number = db.execute(
+        "INSERT INTO interactions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, item.result)
+    ).lastrowid
     names = names_of_provider(item.called) if isinstance(item.made, Call) else ()
     db.executemany("INSERT INTO bearings VALUES (?, ?, ?, ?)", [(user, name, item.time, number) for name in names])
     return True
@@ -223,8 +237,8 @@ def _select(db: sqlite3.Connection, identity: str | None, user: str | None, limi
     """The newest first."""
     given = {column: value for column, value in {"i.id": identity, "u.name": user}.items() if value is not None}
     query = (
-        "SELECT i.id, u.name, i.time, i.query, i.turns, t.tools, i.answer, i.verdict, i.confidence FROM interactions i "
-        "JOIN users u ON u.id = i.user JOIN toolsets t ON t.sha256 = i.tools "
+        "SELECT i.id, u.name, i.time, i.query, i.turns, t.tools, i.answer, i.verdict, i.confidence, i.result "
+        "FROM interactions i JOIN users u ON u.id = i.user JOIN toolsets t ON t.sha256 = i.tools "
         f"WHERE {' AND '.join(f'{column} = ?' for column in given) or '1'} ORDER BY i.time DESC, i.number DESC LIMIT ?"
     )
     return [Record(*row) for row in db.execute(query, (*given.values(), limit))]

@@ -37,6 +37,7 @@ class ServeSettings:
     decoding: str = "constrained"
     trim_history: bool = False
     store: bool = True  # what users with a name did is kept and read for their next request
+    mcp: tuple[str, ...] = ()  # servers whose tools are offered where a request brings none
 
 
 def is_loopback(host: str) -> bool:
@@ -52,6 +53,7 @@ def is_loopback(host: str) -> bool:
 def run(settings: ServeSettings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises PetoolError for what cannot be served, or not without an API key."""
     from petool_lite.memory.store import Memory
+    from petool_lite.serve.offered import OfferedTools
     from petool_lite.serve.queue import RequestQueue
     from petool_lite.serve.routes import application
 
@@ -63,6 +65,7 @@ def run(settings: ServeSettings) -> None:
             USAGE,
         )
     memory = Memory() if settings.store else None
+    offered = OfferedTools(settings.mcp) if settings.mcp else None
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listener = socket.create_server((settings.host, settings.port), family=family)
@@ -77,7 +80,7 @@ def run(settings: ServeSettings) -> None:
             queue.engine.start()
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             say(f"serving {settings.model.name} at http://{host}:{listener.getsockname()[1]}/v1 (Ctrl-C ends)")
-            _server(application(queue, memory), queue).run(sockets=[listener])
+            _server(application(queue, memory, offered), queue).run(sockets=[listener])
         except KeyboardInterrupt:
             pass
         finally:

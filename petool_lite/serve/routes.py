@@ -13,6 +13,7 @@ from petool_lite.inference.worker import Event
 from petool_lite.inference.worker import Request as EngineRequest
 from petool_lite.memory.database import Unwritable
 from petool_lite.memory.store import VERDICTS, Memory, record_of
+from petool_lite.serve.offered import OfferedTools
 from petool_lite.serve.queue import RequestQueue
 from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
 from petool_lite.serve.respond import Chat, Form, Responses, respond
@@ -25,8 +26,11 @@ _FORMS: dict[str, tuple[Any, type[Form]]] = {
 }
 
 
-def application(queue: RequestQueue, memory: Memory | None = None) -> Any:
-    """The Starlette application over `queue`; without a `memory` no user's calls are kept or read."""
+def application(queue: RequestQueue, memory: Memory | None = None, offered: OfferedTools | None = None) -> Any:
+    """The Starlette application over `queue`; without a `memory` no user's calls are kept or read.
+
+    `offered` are the tools where a request brings none.
+    """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -50,7 +54,10 @@ def application(queue: RequestQueue, memory: Memory | None = None) -> Any:
     async def answer(request: Request) -> Any:
         _authorize(request, settings.api_key)
         read, form = _FORMS[request.url.path]
-        asked: Asked = read(await _body(request, settings.max_mb * 2**20))
+        body = await _body(request, settings.max_mb * 2**20)
+        if offered and not body.get("tools"):
+            body["tools"] = offered.current()
+        asked: Asked = read(body)
         plain, user = asked.request, str(asked.request.user)
         if memory is None or memory.store is None:
             asked = replace(asked, remembers=False)

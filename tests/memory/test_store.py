@@ -97,7 +97,7 @@ def test_many_processes_write_at_once_and_a_killed_one_loses_nothing(tmp_path) -
 FILL = """
 WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < 100000)
 INSERT INTO interactions SELECT NULL, 'i' || k, k % 1000 + 1, k, 'Find w' || k, '[]', t.sha256,
-    '{"name": "acme.find", "arguments": {"word": "w' || k || '"}}', 'liked', NULL FROM n, toolsets t;
+    '{"name": "acme.find", "arguments": {"word": "w' || k || '"}}', 'liked', NULL, NULL FROM n, toolsets t;
 INSERT INTO users SELECT DISTINCT user, 'user' || user FROM interactions WHERE user > 1;
 INSERT OR IGNORE INTO bearings SELECT user, value, time, number FROM interactions, json_each('["acme", "acme.find"]');
 """

@@ -1,0 +1,166 @@
+"""Tools of running MCP servers, through the official package `mcp`: listed, named by their server, and run.
+
+A server is a command that talks over stdin and stdout, or an address of Streamable HTTP. It is opened for one question
+and closed again, within a time limit, so that one that dies, hangs or floods costs one line.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from petool_lite.errors import MACHINE, USAGE, PetoolError, first_line
+
+T = TypeVar("T")
+
+LIST_S, RUN_S = 30.0, 300.0  # seconds that a server may take to tell its tools, and to run one
+_MOST = 1000  # tools of one server
+_LONGEST = 1 << 16  # characters of a result
+_NAMED = re.compile(r"([a-z][a-z0-9-]*)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a tool answered, as text; `failed` where the tool itself says so."""
+
+    text: str
+    failed: bool
+
+
+class Servers:
+    """MCP servers, each given as `COMMAND`, `URL` or `NAME=` before either."""
+
+    def __init__(self, given: Sequence[str], list_s: float = LIST_S, run_s: float = RUN_S) -> None:
+        """Nothing is started yet. `list_s` and `run_s` in seconds. Raises PetoolError for what is no command."""
+        try:
+            import mcp  # noqa: F401
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
+                raise
+            hint = 'pip install "petool-lite[mcp]"'
+            raise PetoolError("MCP servers need the package mcp, which is not installed", hint, MACHINE) from error
+        for name in ("mcp", "asyncio"):  # what goes wrong is raised and told in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._servers = [_Server(text, list_s, run_s) for text in given]
+        self._owners: dict[str, tuple[_Server, str]] = {}  # by the full name: the server, and what it calls the tool
+
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools of all servers in OpenAI's form, named `server__tool`; all are asked at once.
+
+        Raises PetoolError where a server does not answer, or two servers have the same name.
+        """
+
+        async def every() -> list[Any]:
+            return await asyncio.gather(*(server.listed() for server in self._servers), return_exceptions=True)
+
+        found = asyncio.run(every())
+        for item in found:
+            if isinstance(item, BaseException):
+                raise item
+        names = [name for name, _ in found]
+        if double := next((name for name in names if names.count(name) > 1), None):
+            raise PetoolError(f"two MCP servers call themselves {double}", "name one of them: --mcp NAME=COMMAND")
+        listed, owners = [], {}
+        for server, (name, tools) in zip(self._servers, found, strict=True):
+            for tool in tools:
+                full = f"{name}__{tool.name}"
+                owners[full] = (server, tool.name)
+                told = {"name": full, "description": tool.description or "", "parameters": tool.input_schema}
+                listed.append({"type": "function", "function": told})
+        if not listed:
+            raise PetoolError("the MCP server offers no tools" if len(names) == 1 else "no MCP server offers any tool")
+        self._owners = owners
+        return listed
+
+    def run(self, name: str, arguments: Mapping[str, Any]) -> Result:
+        """Run a tool that `tools` has told, by its full name. Raises PetoolError where the server does not answer."""
+        server, own = self._owners[name]
+        return asyncio.run(server.called(own, dict(arguments)))
+
+
+class _Server:
+    """One server; opened for each question."""
+
+    def __init__(self, text: str, list_s: float, run_s: float) -> None:
+        named = _NAMED.fullmatch(text.strip())
+        self._name, self._where = named.groups() if named else (None, text.strip())
+        self.label = self._name or (self._where if len(self._where) < 60 else f"{self._where[:57]}...")
+        self._list_s, self._run_s = list_s, run_s
+        self._is_url = self._where.startswith(("http://", "https://"))
+        try:
+            self._words = [self._where] if self._is_url else shlex.split(self._where)
+        except ValueError as error:
+            raise PetoolError(f"--mcp {self.label}: {error}", "quote it as a shell would", USAGE) from error
+        if not self._words:
+            raise PetoolError("--mcp is empty", "expected a command, or an address with http://", USAGE)
+
+    async def listed(self) -> tuple[str, list[Any]]:
+        """The server's name, which has no `_`, and its tools as the package gives them."""
+
+        async def work(client: Any) -> tuple[str, list[Any]]:
+            tools, cursor = [], None
+            while True:
+                page = await client.list_tools(cursor=cursor)
+                tools += page.tools
+                if len(tools) > _MOST:
+                    raise PetoolError(f"the MCP server {self.label} offers more than {_MOST:,} tools")
+                if not (cursor := page.next_cursor):
+                    break
+            told = client.server_info.name if client.server_info else ""
+            return self._name or re.sub(r"[^A-Za-z0-9-]+", "-", told).strip("-") or "server", tools
+
+        return await self._asked(work, self._list_s)
+
+    async def called(self, tool: str, arguments: dict[str, Any]) -> Result:
+        """What a tool answers."""
+
+        async def work(client: Any) -> Result:
+            found = await client.call_tool(tool, arguments)
+            parts = [getattr(block, "text", None) or f"[{block.type}]" for block in found.content]
+            text = "\n".join(parts) or ("" if found.structured_content is None else str(found.structured_content))
+            text = text.encode("utf-8", "replace").decode()
+            cut = f"{text[:_LONGEST]}... [{len(text):,} characters]" if len(text) > _LONGEST else text
+            return Result(cut, bool(found.is_error))
+
+        return await self._asked(work, self._run_s)
+
+    async def _asked(self, work: Callable[[Any], Awaitable[T]], seconds: float) -> T:
+        import anyio
+        from mcp import Client, StdioServerParameters, stdio_client
+
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            transport: Any = self._where
+            if not self._is_url:
+                own = {name: value for name, value in os.environ.items() if name != "PETOOL_LITE_API_KEY"}
+                line = StdioServerParameters(
+                    command=self._words[0], args=self._words[1:], env=own, encoding_error_handler="replace"
+                )
+                transport = stdio_client(line, errlog=said)
+            try:
+                with anyio.fail_after(seconds):
+                    async with Client(transport) as client:
+                        return await work(client)
+            except Exception as error:  # whatever it does and the package raises, alone or in a group
+                raise self._told(error, seconds, _last_line(said)) from error
+
+    def _told(self, error: BaseException, seconds: float, last: str) -> PetoolError:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, PetoolError):
+            return error
+        what = f"did not answer within {seconds:g} s" if isinstance(error, TimeoutError) else first_line(error)[:200]
+        hint = f"it said last: {last}" if last else "" if self._is_url else "run the command by itself to see why"
+        return PetoolError(f"the MCP server {self.label}: {what}", hint)
+
+
+def _last_line(file: Any) -> str:
+    """The last line that a server wrote to its stderr, cut."""
+    size = os.fstat(file.fileno()).st_size
+    raw = os.pread(file.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace")
+    lines = [line for line in "".join(c if c.isprintable() else "\n" for c in raw).split("\n") if line.strip()]
+    return lines[-1].strip()[:200] if lines else ""

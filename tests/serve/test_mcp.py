@@ -1,0 +1,209 @@
+"""Tools of real MCP servers, over stdio and over HTTP: called, run, remembered; and servers that misbehave."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from serve.test_serve import Server
+from support import wait_until
+
+from petool_lite.data.mcp import Servers
+from petool_lite.errors import PetoolError
+from petool_lite.models import embedded_gguf
+from petool_lite.serve.offered import OfferedTools
+
+pytest.importorskip("mcp")
+
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from mcp.server.mcpserver import MCPServer
+
+names, port = Path(sys.argv[1]), sys.argv[2]
+server = MCPServer("my files")
+
+def echo(word: str) -> str:
+    return f"heard {word}"
+
+def fail(word: str) -> str:
+    raise ValueError("no such word")
+
+def hang(word: str) -> str:
+    time.sleep(60)
+
+def die(word: str) -> str:
+    sys.stderr.write("out of coffee\\n\\n")
+    sys.stderr.flush()
+    os._exit(3)
+
+def flood(word: str) -> str:
+    return "flood " * 100_000
+
+def forget(word: str) -> str:
+    server.remove_tool("echo")
+
+for name in names.read_text().split():
+    kind, _, number = name.partition("-")
+    for index in range(int(number or 1)):
+        server.add_tool(globals()[kind], name=f"{kind}{index or ''}", description="says what it heard")
+if port == "0":
+    server.run("stdio")
+server.run("streamable-http", host="127.0.0.1", port=int(port))
+"""
+
+
+class Program:
+    """A server's program, and the tools that it offers, which may change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names, self.file = folder / "names", folder / "server.py"
+        self.file.write_text(PROGRAM)
+        self.offer("echo")
+
+    def offer(self, names: str) -> "Program":
+        self.names.write_text(names)
+        return self
+
+    @property
+    def command(self) -> str:
+        return shlex.join([sys.executable, str(self.file), str(self.names), "0"])
+
+    def http(self) -> tuple[subprocess.Popen, str]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        line = [sys.executable, self.file, self.names, str(port)]
+        process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+        wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server listens")
+        return process, f"http://127.0.0.1:{port}/mcp"
+
+
+@pytest.fixture
+def program(tmp_path) -> Program:
+    return Program(tmp_path)
+
+
+@pytest.fixture(params=["stdio", "http"])
+def place(program, request):
+    """A server with every tool, over either transport."""
+    program.offer("echo fail hang die flood forget")
+    if request.param == "stdio":
+        yield program.command
+        return
+    process, url = program.http()
+    yield url
+    process.kill()
+    process.wait()
+
+
+def test_a_call_is_run_when_the_user_says_so_and_its_result_remembered(program, tmp_path, command) -> None:
+    process, url = program.http()
+    env = os.environ | {"XDG_DATA_HOME": str(tmp_path)}
+    line = ["call", "Say oak.", "--model", embedded_gguf(), "--context", "2048", "--required", "--user", "ann"]
+    line += ["--mcp", program.command, "--mcp", f"web={url}", "--run"]
+    try:
+        said = command(*line, env=env, input="y\n")
+        refused = command(*line, env=env, input="n\n")
+        silent = command(*line, env=env, input="")
+        whole = json.loads(command(*line, "--yes", "--json", env=env).stdout)
+    finally:
+        process.kill()
+        process.wait()
+    made, result = said.stdout.splitlines()
+    word = json.loads(made)["arguments"]["word"]
+    assert json.loads(made)["name"] in ("my-files__echo", "web__echo")
+    assert (said.returncode, result) == (0, f"heard {word}")
+    assert f"run {json.loads(made)['name']} " in said.stderr
+    assert (refused.returncode, refused.stdout.count("\n"), "not run" in refused.stderr) == (0, 1, True)
+    assert (silent.returncode, "nobody said" in silent.stderr) == (2, True)
+    assert whole["result"] == {"text": f"heard {whole['call']['arguments']['word']}", "failed": False}
+    kept = json.loads(command("history", "list", "--json", env=env).stdout)
+    assert [item["result"] for item in kept] == [result, None, None, whole["result"]["text"]]
+    shown = json.loads(command("history", "show", whole["id"], "--json", env=env).stdout)
+    assert [tool["function"]["name"] for tool in shown["tools"]] == ["my-files__echo", "web__echo"]
+    for words in (["call", "x", "--tools", "t.json", "--run"], ["call", "x", "--mcp", "true", "--yes"]):
+        assert command(*words, "--model", embedded_gguf()).returncode == 2
+
+
+def test_what_a_tool_may_do(place) -> None:
+    servers = Servers([place], run_s=3)
+    named = [tool["function"]["name"].removeprefix("my-files__") for tool in servers.tools()]
+    assert named == ["echo", "fail", "hang", "die", "flood", "forget"]
+    assert servers.run("my-files__echo", {"word": "oak"}).text == "heard oak"
+    wrong = servers.run("my-files__fail", {"word": "oak"})
+    assert (wrong.failed, "Error executing tool fail" in wrong.text) == (True, True)
+    assert servers.run("my-files__echo", {"wort": 1}).failed
+    flood = servers.run("my-files__flood", {"word": ""}).text
+    assert (len(flood) < 70_000, flood[-22:]) == (True, "... [600,000 characters]"[-22:])
+    with pytest.raises(PetoolError, match="did not answer within 3 s"):
+        servers.run("my-files__hang", {"word": ""})
+    if place.startswith("http"):
+        servers.run("my-files__forget", {"word": ""})
+        assert servers.run("my-files__echo", {"word": "oak"}).failed, "the tool is gone"
+    with pytest.raises(PetoolError) as died:
+        servers.run("my-files__die", {"word": ""})
+    assert died.value.message.count("\n") == 0
+    assert place.startswith("http") or died.value.hint == "it said last: out of coffee"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["no-such-program"], "No such file"),
+        (["false"], "Connection closed"),
+        (["sh -c 'echo bad key >&2'"], "Connection closed"),
+        (["sleep 60"], "within 2 s"),
+        (["yes"], "within 2 s"),
+        (["cat /dev/zero"], "within 2 s"),
+        (["http://127.0.0.1:9/mcp"], "connection"),
+        (["'"], "No closing quotation"),
+        ([" "], "--mcp is empty"),
+        (["echo", "echo"], "two MCP servers call themselves my-files"),
+        (["echo", "sleep 60"], "within 2 s"),
+        (["echo-1001"], "offers more than 1,000 tools"),
+        ([""], "offers no tools"),
+    ],
+)
+def test_a_server_that_cannot_be_asked_is_one_line(program, given, said, capfd) -> None:
+    known = [program.offer(text).command if text in ("echo", "echo-1001", "") else text for text in given]
+    started = time.monotonic()
+    with pytest.raises(PetoolError, match=said) as found:
+        Servers(known, list_s=2 if "sleep" in str(given) or said == "within 2 s" else 30).tools()
+    assert "\n" not in found.value.message + found.value.hint
+    assert ("bad key" in str(given)) == (found.value.hint == "it said last: bad key")
+    assert time.monotonic() - started < 20
+    assert capfd.readouterr().err == ""
+
+
+def test_one_name_in_two_servers_is_two_tools(program) -> None:
+    names = [tool["function"]["name"] for tool in Servers([f"a={program.command}", f"b={program.command}"]).tools()]
+    assert names == ["a__echo", "b__echo"]
+
+
+def test_a_running_server_offers_them_and_follows_their_changes(program, capfd) -> None:
+    server = Server("--mcp", program.command)
+    try:
+        ask = {"messages": [{"role": "user", "content": "Say oak."}], "tool_choice": "required"}
+        code, answer = server.post(ask)
+        assert (code, answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"]) == (200, "my-files__echo")
+        own = {"function": {"name": "own.tool", "parameters": {}}}
+        answer = server.post(ask | {"tools": [own]})[1]
+        assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "own.tool"
+    finally:
+        server.end()
+    offered = OfferedTools([program.command], fresh_s=0)
+
+    def names() -> list[str]:
+        return [tool["function"]["name"] for tool in offered.current()]
+
+    assert names() == ["my-files__echo"]
+    program.offer("echo fail")
+    wait_until(lambda: names() == ["my-files__echo", "my-files__fail"], "the new tools are offered")
+    program.file.write_text("")
+    wait_until(lambda: "its tools of before are still offered" in capfd.readouterr().err, "that is said")
+    assert len(names()) == 2
