@@ -60,7 +60,7 @@ class CallReply:
 
     `confidence` is the calibrated probability of the chosen tool, or of none, see `Constraint`; None where decoding was
     free. `saved_bytes` were written to the user's memory; `warning` says why it could not be. `notes` say what of the
-    tools' schemas the reply was not held to.
+    tools' schemas the reply was not held to. `prompt` is the prompt's text, a piece a token, where that was asked for.
     """
 
     answer: Answer
@@ -74,6 +74,7 @@ class CallReply:
     notes: tuple[str, ...] = ()
     confidence: float | None = None
     unsure: bool = False
+    prompt: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:
@@ -230,7 +231,8 @@ class ToolCaller(Closing):
         notes = tuple(note for tool in tools for note in buildable(tool).notes) if constraint else ()
         unsure = unsure and isinstance(answer, Call)
         dropped = prompt.history_dropped
-        return CallReply(answer, reply, first, seconds, dropped, candidates, saved, warning, notes, sure, unsure)
+        shown = tuple(self._model.pieces(prompt.ids)) if options.explain else ()
+        return CallReply(answer, reply, first, seconds, dropped, candidates, saved, warning, notes, sure, unsure, shown)
 
     def _prompt(self, entry: Entry, options: CallOptions) -> Rendered:
         """The prompt's ids with room for a reply; where a long reply is allowed, it has what room there is."""

@@ -1,5 +1,6 @@
 """A GGUF model on the CPU through llama.cpp's C interface: tokenize, greedy decode, timings."""
 
+import codecs
 import ctypes
 import time
 import warnings
@@ -145,12 +146,16 @@ class LlamaModel(Closing):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""
-        buffer = ctypes.create_string_buffer(1024)
-        pieces = []
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of `ids`, cut by ids; a character of several ids stands with the last of them."""
+        buffer, decoder = ctypes.create_string_buffer(1024), codecs.getincrementaldecoder("utf-8")("replace")
+        found = []
         for token in ids:
             length = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
-            pieces.append(buffer.raw[: max(length, 0)])
-        return b"".join(pieces).decode("utf-8", "replace")
+            found.append(decoder.decode(buffer.raw[: max(length, 0)]))
+        return [*found[:-1], found[-1] + decoder.decode(b"", final=True)] if found else []
 
     def stop_ids(self) -> frozenset[int]:
         """The ids that end a reply."""

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -190,12 +190,17 @@ def _answer(caller: ToolCaller, request: Request, pipe: Connection) -> Event:
     text = reply.question if reply.unsure else reply.reply.text
     for piece in (*pieces.grown(text), *pieces.rest(text)):
         pipe.send(("delta", piece))
-    likely = [{"name": item.name, "probability": item.probability} for item in reply.candidates]
+    explained = request.options.explain
+    likely = [
+        asdict(item) if explained else {"name": item.name, "probability": item.probability}
+        for item in (reply.candidates if explained or reply.unsure else ())
+    ]
     return "done", {
         "status": reply.status,
         "called": reply.status == "call",
         "confidence": reply.confidence,
-        "candidates": likely if reply.unsure else [],
+        "candidates": likely,
+        "prompt": list(reply.prompt),
         "finish": reply.reply.finish,
         "timings": reply.timings,
         "history_dropped": reply.history_dropped,

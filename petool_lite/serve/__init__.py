@@ -1,15 +1,16 @@
 """`serve`: an OpenAI-compatible server for tool calls, on this machine's loopback unless told otherwise.
 
-POST /v1/chat/completions, /v1/responses and /v1/feedback, GET /v1/models and /health. A request goes one way: `routes`
-lets it in, `requests` reads it, `queue` takes it to the engine and hears when its client leaves, `respond` writes the
-answer; what a user did is kept by `memory`.
+POST /v1/chat/completions, /v1/responses, /v1/feedback; GET /v1/models, /v1/tools, /v1/history, /health; a page at /.
+A request goes one way: `routes` lets it in, `requests` reads it, `queue` takes it to the engine and hears
+when its client leaves, `respond` writes the answer; what a user did is kept by `memory`.
 """
 
 import ipaddress
+import secrets
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +39,12 @@ class ServeSettings:
     trim_history: bool = False
     store: bool = True  # what users with a name did is kept and read for their next request
     mcp: tuple[str, ...] = ()  # servers whose tools are offered where a request brings none
+    page_key: str = field(default_factory=lambda: secrets.token_urlsafe(9))
+
+    @property
+    def reading_key(self) -> str:
+        """What reads the users' memory: the API key, or one of this run for who started it, as files of mode 0600."""
+        return self.api_key or self.page_key
 
 
 def is_loopback(host: str) -> bool:
@@ -79,7 +86,9 @@ def run(settings: ServeSettings) -> None:
         try:
             queue.engine.start()
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            say(f"serving {settings.model.name} at http://{host}:{listener.getsockname()[1]}/v1 (Ctrl-C ends)")
+            port = listener.getsockname()[1]
+            say(f"serving {settings.model.name} at http://{host}:{port}/v1 (Ctrl-C ends)")
+            say(f"to try it: http://{host}:{port}/{'' if settings.api_key else f'#{settings.page_key}'}")
             _server(application(queue, memory, offered), queue).run(sockets=[listener])
         except KeyboardInterrupt:
             pass

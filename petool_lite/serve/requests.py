@@ -33,7 +33,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "prompt": (),
 }
 _KNOWN = ("model", "messages", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "user",
-          "history", "at_least", "max_tokens", "max_completion_tokens", "max_output_tokens", "text", "store",
+          "history", "at_least", "explain", "max_tokens", "max_completion_tokens", "max_output_tokens", "text", "store",
           *_ONLY)  # fmt: skip
 
 
@@ -111,6 +111,7 @@ def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
     usage = (_get(body, "stream_options", Mapping, "an object") or {}).get("include_usage")
     user = _get(body, "user", str | int, "a text")
     asked = CallOptions(choice=choice, only=only, reply_tokens=_limit(body, limit), at_least=_at_least(body))
+    asked = replace(asked, explain=bool(_get(body, "explain", bool, "true or false")))
     request = Request(entry, asked, None if user is None else str(user))
     known = _KNOWN if user is not None else [name for name in _KNOWN if name != "store"]
     unused = tuple(name for name, value in body.items() if name not in known and value is not None)

@@ -85,7 +85,17 @@ class Form:
 
     def _own(self) -> dict[str, Any]:
         """What petool-lite tells beside OpenAI's fields."""
-        told = ("status", "confidence", "candidates", "timings", "history_dropped", "warning", "kind", "notes")
+        told = (
+            "status",
+            "confidence",
+            "candidates",
+            "timings",
+            "history_dropped",
+            "warning",
+            "kind",
+            "notes",
+            "prompt",
+        )
         found = {key: self.facts[key] for key in told if self.facts.get(key)}
         found |= {"unused": list(self.asked.unused)} if self.asked.unused else {}
         return {"petool_lite": found} if found else {}

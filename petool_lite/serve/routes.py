@@ -1,10 +1,15 @@
 """The server's addresses: who may come in, how much may be sent, and which answer goes out."""
 
 import asyncio
+import base64
+import hashlib
 import hmac
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
+from importlib import resources
 from typing import Any
 
 from petool_lite.data.entries import Call, nested_beyond
@@ -19,6 +24,8 @@ from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
 from petool_lite.serve.respond import Chat, Form, Responses, respond
 
 _BODY_S = 60  # seconds in which a request's body arrives
+_PRIVATE = "what is remembered of users is told with the server's key only; it said one where it was started"
+_SHOWN = 20  # calls of a user on the page
 _DEEPEST = 64  # levels of nesting in a request
 _FORMS: dict[str, tuple[Any, type[Form]]] = {
     "/v1/chat/completions": (read_chat, Chat),
@@ -35,7 +42,7 @@ def application(queue: RequestQueue, memory: Memory | None = None, offered: Offe
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
-    from starlette.responses import JSONResponse
+    from starlette.responses import HTMLResponse, JSONResponse
     from starlette.routing import Route
 
     settings = queue.settings
@@ -51,6 +58,18 @@ def application(queue: RequestQueue, memory: Memory | None = None, offered: Offe
         body = {"status": "ok" if alive else "engine restarts with the next request", "requests": queue.present}
         return JSONResponse(body)
 
+    async def page(request: Request) -> Any:
+        text, policy = _page()
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+
+    async def tools(request: Request) -> Any:
+        _authorize(request, settings.api_key)
+        return JSONResponse({"object": "list", "data": offered.current() if offered else []})
+
+    async def history(request: Request) -> Any:
+        _authorize(request, settings.reading_key, _PRIVATE)
+        return JSONResponse(await asyncio.to_thread(_remembered, request.query_params.get("user", ""), memory))
+
     async def answer(request: Request) -> Any:
         _authorize(request, settings.api_key)
         read, form = _FORMS[request.url.path]
@@ -62,6 +81,8 @@ def application(queue: RequestQueue, memory: Memory | None = None, offered: Offe
         if memory is None or memory.store is None:
             asked = replace(asked, remembers=False)
         elif asked.remembers:
+            if plain.options.explain:  # it tells earlier calls
+                _authorize(request, settings.reading_key, _PRIVATE)
             entry = await asyncio.to_thread(memory.recalled, user, plain.entry)
             trims = len(entry.history) > len(plain.entry.history)  # what is recalled never makes a prompt too long
             options = replace(plain.options, trim_history=trims)
@@ -92,6 +113,9 @@ def application(queue: RequestQueue, memory: Memory | None = None, offered: Offe
             *(Route(path, answer, methods=["POST"]) for path in _FORMS),
             Route("/v1/feedback", feedback, methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/tools", tools),
+            Route("/v1/history", history),
+            Route("/", page),
             Route("/health", health),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
@@ -130,12 +154,29 @@ def _rated(body: Mapping[str, Any], memory: Memory | None) -> dict[str, Any]:
     return {"object": "feedback", "id": identity, "verdict": verdict}
 
 
-def _authorize(request: Any, key: str | None) -> None:
+def _remembered(user: str, memory: Memory | None) -> dict[str, Any]:
+    """The newest calls of a user, the newest last, and the tools of the last one."""
+    found = memory.store.records(user, _SHOWN) if memory and memory.store else []
+    tools = json.loads(found[-1].tools) if found else []
+    return {"object": "list", "data": [item.facts() for item in found], "tools": tools}
+
+
+@lru_cache(maxsize=1)
+def _page() -> tuple[str, str]:
+    """The page to try the model on, and a content policy that lets in its own script and style and nothing else."""
+    text = resources.files("petool_lite.serve").joinpath("page.html").read_text(encoding="utf-8")
+    parts = [re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL) for tag in ("script", "style")]
+    script, style = (base64.b64encode(hashlib.sha256(part[1].encode()).digest()).decode() for part in parts if part)
+    own = f"script-src 'sha256-{script}'; style-src 'sha256-{style}'; connect-src 'self'"
+    return text, f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def _authorize(request: Any, key: str | None, what: str = "wrong or missing API key") -> None:
     if key is None:
         return
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     if not hmac.compare_digest(given.encode(), key.encode()):
-        raise Refusal(401, "wrong or missing API key", kind="authentication_error")
+        raise Refusal(401, what, kind="authentication_error")
 
 
 async def _body(request: Any, limit: int) -> dict[str, Any]:

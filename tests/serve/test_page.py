@@ -1,0 +1,186 @@
+"""The page at /: tried in a headless Chromium with a real model, and who may read what it shows."""
+
+import json
+import re
+import shutil
+import time
+import urllib.request
+
+import pytest
+from serve.test_serve import ASK, SCHEMA, TOOLS, Server
+from support_memory import made
+
+from petool_lite.memory.store import Store
+
+HOSTILE = "<img src=x onerror=window.pwned=1>"
+
+
+class Paged(Server):
+    """A server, the page's address with the key that it said, and its requests with that key."""
+
+    def __init__(self, *arguments: str, **variables: str) -> None:
+        super().__init__(*arguments, **variables)
+        self.page = self.process.stderr.readline().split()[-1]
+        self.key = self.page.partition("#")[2] or variables.get("PETOOL_LITE_API_KEY", "")
+
+    def read(self, path: str, key: str = "") -> tuple[int, dict]:
+        return self.get(path, **({"Authorization": f"Bearer {key}"} if key else {}))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        store = Store()
+        running = Paged()
+    running.store = store
+    yield running
+    running.end()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser, server):
+    """Opens the page; errors, and requests to anywhere else, fail the test."""
+    trouble, contexts = [], []
+
+    def message(said) -> None:
+        if said.type == "error" and "the server responded with a status" not in said.text:
+            trouble.append(said.text)
+
+    def open_page(width: int = 1280, scheme: str = "light", url: str = server.page):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(100_000)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", message)
+        page.on("request", lambda sent: trouble.append(sent.url) if not sent.url.startswith("http://127.0.0.1:") else 0)
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+def finished(page) -> None:
+    page.locator("#seen:not([hidden])").wait_for()
+    page.locator("#go:not([disabled])").wait_for()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light")])
+def test_a_call_is_made_explained_and_rated_by_keyboard_alone(opened, server, width, scheme) -> None:
+    page, user = opened(width, scheme), f"ann{width}{scheme}"
+    page.focus("#user")
+    page.keyboard.type(user)
+    page.locator("#must").check()
+    page.keyboard.press("Control+Enter")
+    finished(page)
+    bars = page.locator("#bars .one")
+    assert sorted(bars.locator("b").all_inner_texts()) == ["kestrel.quotes", "nectar.find_quotes"]
+    shares = [float(text.split()[0]) for text in bars.locator(".share").all_inner_texts()]
+    assert shares == sorted(shares, reverse=True)
+    assert abs(sum(shares) - 100) < 0.2
+    assert "Who plays jazz tonight?" in page.inner_text("#bars .disliked")
+    name = page.inner_text("#title")
+    assert name in ("kestrel.quotes", "nectar.find_quotes")
+    assert json.loads(page.inner_text("#answer")).keys() == {"topic"}
+    prompt = "".join(page.locator("#prompt span").all_text_contents())
+    assert "Find quotes on comets." in prompt
+    assert page.locator("#times dt").count() == 10
+    page.keyboard.press("Alt+d")
+    page.locator("#dislike[aria-pressed=true]").wait_for()
+    (kept,) = server.store.records(user)
+    assert (kept.called, kept.verdict) == (name, "disliked")
+    page.fill("#query", "Find quotes on rain.")
+    page.keyboard.press("Control+Enter")
+    page.locator("#prompt span.cached").first.wait_for()
+    assert f"{name}: Find quotes on comets." in page.locator("#bars .disliked").all_inner_texts()
+    page.locator("#recall").click()
+    page.locator("#calls li").nth(1).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing is cut at the side"
+    answer, tools = (page.locator(name).bounding_box()["y"] for name in ("#title", "#tools"))
+    assert width > 760 or answer < tools, "on a phone the answer comes first"
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (back == "rgb(18, 22, 28)") == (scheme == "dark")
+
+
+def test_what_others_wrote_is_text_and_what_is_wrong_is_said(opened, server) -> None:
+    page = opened()
+    tool = {"function": {"name": HOSTILE, "description": HOSTILE, "parameters": SCHEMA}}
+    page.fill("#tools", json.dumps([tool]))
+    page.fill("#history", json.dumps([{"instruction": HOSTILE, "rating": 1, "tool_call": {
+        "tool_name": HOSTILE, "parameters": {}}}]))  # fmt: skip
+    page.fill("#query", HOSTILE)
+    page.locator("#must").check()
+    page.click("#go")
+    finished(page)
+    assert page.inner_text("#title") == HOSTILE
+    assert (page.evaluate("window.pwned"), page.locator("img").count()) == (None, 0)
+    assert page.is_disabled("#like"), "nobody's call cannot be rated"
+    for field, text, said in (("#tools", "[{", "tools is not JSON"), ("#tools", "[]", "expected at least one"),
+                              ("#history", "{}", "history")):  # fmt: skip
+        page.fill(field, text)
+        page.keyboard.press("Control+Enter")
+        page.locator("#answer.wrong", has_text=said).wait_for()
+        page.fill("#tools", json.dumps([tool]))
+    long = {"function": {"name": "note", "parameters": {"properties": {f"t{n}": {"type": "string"} for n in range(12)},
+                                                        "required": [f"t{n}" for n in range(12)]}}}  # fmt: skip
+    page.fill("#tools", json.dumps([long]))
+    page.fill("#history", "")
+    page.keyboard.press("Control+Enter")
+    page.locator("#answer", has_text=re.compile(".{5}")).wait_for()
+    assert page.is_enabled("#stop"), "it streams"
+    page.keyboard.press("Escape")
+    page.locator("#answer.wrong", has_text="stopped").wait_for()
+    page.locator("#go:not([disabled])").wait_for()
+
+
+def test_nobody_reads_what_is_remembered_without_the_servers_key(server) -> None:
+    server.store.add([made(1, "eve", query="A secret.", verdict="liked")])
+    explained = {"messages": ASK, "tools": TOOLS, "user": "eve", "explain": True, "max_tokens": 20}
+    for key in ("", "wrong"):
+        code, body = server.read("/v1/history?user=eve", key)
+        assert (code, "secret" in json.dumps(body)) == (401, False)
+        code, body = server.post(explained, key=key)
+        assert (code, "with the server's key only" in body["error"]["message"]) == (401, True)
+    code, body = server.read("/v1/history?user=eve", server.key)
+    assert (code, [item["query"] for item in body["data"]]) == (200, ["A secret."])
+    assert server.post(explained, key=server.key)[0] == 200
+    assert server.post(explained | {"store": False})[0] == 200, "what the request itself brings is no secret"
+    with urllib.request.urlopen(server.page.partition("#")[0]) as page:
+        policy, text = page.headers["content-security-policy"], page.read().decode()
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert not re.search(r"<[^>]*\s(?:src|href)\s*=", text)
+    assert server.get("/", Host="evil.example")[0] == 400
+
+
+def test_with_an_api_key_it_is_the_key(browser, opened) -> None:
+    server = Paged(PETOOL_LITE_API_KEY="secret")
+    try:
+        assert "#" not in server.page, "a key of the user's is not printed"
+        assert [server.read(path)[0] for path in ("/v1/tools", "/v1/history?user=x")] == [401, 401]
+        assert server.read("/v1/history?user=x", "secret")[0] == 200
+        page = opened(url=server.page)
+        page.locator("#answer.wrong", has_text="API key").wait_for()
+        page.fill("#key", "secret")
+        page.keyboard.press("Tab")
+        page.locator("#model", has_text="m").wait_for()
+    finally:
+        started = time.monotonic()
+        server.end()
+        assert time.monotonic() - started < 5
