@@ -22,6 +22,13 @@ from petool_lite.cli.call import (
 @click.option(
     "--api-key", envvar="PETOOL_LITE_API_KEY", default=None, help="What clients must send; better in the environment."
 )
+@click.option(
+    "--slots",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Requests that run at once; each takes the memory of a context.",
+)
 @click.option("--queue", default=8, show_default=True, type=click.IntRange(min=1), help="Requests that may wait.")
 @click.option(
     "--timeout",

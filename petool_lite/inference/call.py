@@ -7,6 +7,7 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
     print(reply.answer.name, reply.answer.arguments)
 """
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 
 from petool_lite.data.entries import DISLIKED, LIKED, SETTINGS, Answer, Call, Entry, Tool, providers
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.inference.batch import Slots
 from petool_lite.inference.constrain import heated
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import Closing
@@ -162,6 +164,7 @@ class ToolCaller(Closing):
         temperature = metadata.get("petool_lite.temperature", "")
         self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
         self._given_store = store
+        self._slots: Slots | None = None
         self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
 
     @property
@@ -171,7 +174,19 @@ class ToolCaller(Closing):
 
     def close(self) -> None:
         """Free the model."""
+        if self._slots:
+            self._slots.close()
         self._model.close()
+
+    def slots(self, count: int) -> list["ToolCaller"]:
+        """Callers that share this one's context, each for a thread of its own; they end with this one, which is not
+        to be used beside them. Each has room for `n_ctx` tokens. Raises PetoolError where there is no memory for them.
+        """
+        self._slots = Slots(self._model, count)
+        found = [copy.copy(self) for _ in range(count)]
+        for caller, model in zip(found, self._slots.models, strict=True):
+            caller._model = model
+        return found
 
     def call(
         self, query: str, tools: Any, history: Any = (), user: str | None = None, options: CallOptions | None = None
@@ -205,6 +220,7 @@ class ToolCaller(Closing):
         if options.decoding != "free":
             offered = () if options.choice == NONE else tools
             constraint = self._constrainer.start(offered, self.style, text)
+        self._model.adopt(prompt.ids)
         if user is not None:
             self._recall(user, prompt.ids)
         held = common_length(self._model.held, prompt.ids)
@@ -231,7 +247,7 @@ class ToolCaller(Closing):
         notes = tuple(note for tool in tools for note in buildable(tool).notes) if constraint else ()
         unsure = unsure and isinstance(answer, Call)
         dropped = prompt.history_dropped
-        shown = tuple(self._model.pieces(prompt.ids)) if options.explain else ()
+        shown = tuple(self._model.texts(prompt.ids)) if options.explain else ()
         return CallReply(answer, reply, first, seconds, dropped, candidates, saved, warning, notes, sure, unsure, shown)
 
     def _prompt(self, entry: Entry, options: CallOptions) -> Rendered:

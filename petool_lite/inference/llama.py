@@ -43,6 +43,8 @@ class Reply:
 class LlamaModel(Closing):
     """One loaded GGUF file with one context. Use as a context manager; not safe to share between threads."""
 
+    _seq = 0  # the context's sequence that is this model's
+
     def __init__(
         self, path: Path, n_ctx: int = 0, settings: EngineSettings | None = None, vocab_only: bool = False
     ) -> None:
@@ -146,9 +148,9 @@ class LlamaModel(Closing):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""
-        return "".join(self.pieces(ids))
+        return "".join(self.texts(ids))
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def texts(self, ids: Sequence[int]) -> list[str]:
         """The text of `ids`, cut by ids; a character of several ids stands with the last of them."""
         buffer, decoder = ctypes.create_string_buffer(1024), codecs.getincrementaldecoder("utf-8")("replace")
         found = []
@@ -219,10 +221,13 @@ class LlamaModel(Closing):
             offset = min(end, len(ids))
         return shared
 
+    def adopt(self, ids: Sequence[int]) -> None:
+        """Take over what is held of `ids` elsewhere; see `SlotModel`."""
+
     def _keep(self, length: int) -> None:
         """Drop all but the first `length` ids from memory."""
         memory = self._lib.llama_get_memory(self._context)
-        if length == 0 or not self._lib.llama_memory_seq_rm(memory, 0, length, -1):
+        if length == 0 or not self._lib.llama_memory_seq_rm(memory, self._seq, length, -1):
             self._lib.llama_memory_clear(memory, True)
             length = 0
         del self._held[length:]
@@ -232,9 +237,9 @@ class LlamaModel(Closing):
         if not 0 < length <= len(self._held):
             raise PetoolError(f"no state after {length} tokens: the memory holds {len(self._held)}")
         self._keep(length)
-        size = self._lib.llama_state_seq_get_size(self._context, 0)
+        size = self._lib.llama_state_seq_get_size(self._context, self._seq)
         buffer = (ctypes.c_uint8 * size)()
-        written = self._lib.llama_state_seq_get_data(self._context, buffer, size, 0)
+        written = self._lib.llama_state_seq_get_data(self._context, buffer, size, self._seq)
         if written != size:
             raise PetoolError(f"llama.cpp gave {written} of {size} bytes of its state")
         return memoryview(buffer).cast("B")
@@ -245,8 +250,8 @@ class LlamaModel(Closing):
 
         self._keep(0)
         address = np.frombuffer(data, dtype=np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        taken = self._lib.llama_state_seq_set_data(self._context, address, data.nbytes, 0)
-        top = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._context), 0)
+        taken = self._lib.llama_state_seq_set_data(self._context, address, data.nbytes, self._seq)
+        top = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._context), self._seq)
         if taken != data.nbytes or top != len(ids) - 1:
             self._keep(0)
             return False

@@ -112,10 +112,14 @@ def open_model(path: Path, vocab_only: bool = False) -> tuple[Any, Any]:
     return llama_cpp, model
 
 
-def open_context(lib: Any, model: Any, n_ctx: int, settings: EngineSettings) -> Any:
-    """A context of `n_ctx` tokens; free it with `llama_free`. Raises PetoolError if there is no room for it."""
+def open_context(lib: Any, model: Any, n_ctx: int, settings: EngineSettings, sequences: int = 1) -> Any:
+    """A context of `n_ctx` tokens that all its `sequences` share; free it with `llama_free`.
+
+    Raises PetoolError if there is no room for it.
+    """
     options = lib.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_ubatch = n_ctx, _BATCH, settings.ubatch
+    options.n_seq_max, options.kv_unified = sequences, True
     options.n_threads = settings.threads_decode or default_threads()
     options.n_threads_batch = settings.threads_prefill or default_threads()
     on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -1,5 +1,7 @@
 """The engine in a process of its own, so that a crash or a request without end costs that request only."""
 
+import contextlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -7,10 +9,11 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from petool_lite.console import say
@@ -22,7 +25,7 @@ from petool_lite.prompt.render import CALL_START
 
 _LOAD_S = 600  # seconds that loading may take
 _STOP_S = 10  # seconds that an engine may take to hear that its request is not wanted any more
-_CANCEL = "cancel"
+_GRACE_S = 2  # the same where the client waits for the word that its time is over
 
 # What a worker answers: ("delta", piece), then one of ("done", facts), ("refused", facts), ("failed", facts)
 Event = tuple[str, dict[str, Any]]
@@ -42,135 +45,186 @@ class _Cancelled(Exception):
 
 
 class Engine:
-    """A worker process that is started again when it dies. One request at a time; `cancel` and `end` come from other
-    threads."""
+    """A worker process with one or more slots, which is started again when it dies. `ask` is called by as many threads
+    at once as there are slots; `end` comes from any."""
 
-    def __init__(self, model: Path, n_ctx: int = 0) -> None:
-        """`start` loads the model; see `ToolCaller`."""
-        self._loads = model, n_ctx
+    def __init__(self, model: Path, n_ctx: int = 0, slots: int = 1) -> None:
+        """`start` loads the model, with `n_ctx` tokens for each slot; see `ToolCaller`."""
+        self._loads = model, n_ctx, slots
         self._process: Any = None
         self._pipe: Connection | None = None
-        self._cancelled = threading.Event()
-        self._latest = math.inf  # when a cancelled request must have ended, on time.monotonic's clock
+        self._lock = threading.Lock()  # of starting, stopping and sending
+        self._answers: dict[int, SimpleQueue[Event]] = {}  # what comes back, by request
+        self._numbers = itertools.count()
         self._ended = False
 
     def start(self) -> None:
         """Start the process and load the model; raises PetoolError if it does not load."""
         context = multiprocessing.get_context("spawn")  # a fork would copy threads and locks of the server
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, *self._loads), daemon=True)
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, *self._loads), daemon=True)
         # Ctrl-C is the server's to handle, also while the new process is still starting up.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._process.start()
+            process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
+        self._process, self._pipe = process, pipe
         try:
-            kind, facts = self._receive(time.monotonic() + _LOAD_S)
-        except (EOFError, TimeoutError, OSError) as error:
+            kind, facts = pipe.recv()[1] if pipe.poll(_LOAD_S) else ("broken", {"message": "it took too long to load"})
+        except (EOFError, OSError) as error:
             self.stop()
             raise PetoolError("the engine died while it loaded the model", "`petool-lite doctor` tries it") from error
         if kind != "ready":
             self.stop()
             raise PetoolError(facts["message"], facts.get("hint", ""))
+        threading.Thread(target=self._listen, args=(pipe, process), daemon=True).start()
+
+    def _listen(self, pipe: Connection, process: Any) -> None:
+        """Hand on what the process answers, until it is gone: then every request that it had fails."""
+        try:
+            while True:
+                number, event = pipe.recv()
+                if found := self._answers.get(number):
+                    found.put(event)
+        except (EOFError, OSError):
+            process.join()
+            what = "the server is stopping" if self._ended else "the engine crashed; it starts again"
+            for found in list(self._answers.values()):
+                found.put(("failed", {"kind": "engine_error", "message": what}))
 
     def stop(self) -> None:
         """End the process at once; calling it again does nothing."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
-        if self._pipe is not None:
-            self._pipe.close()
         self._process = self._pipe = None
 
     def end(self) -> None:
-        """End the process for good: a request that runs fails, and none starts it again."""
+        """End the process for good: requests that run fail, and none starts it again."""
         self._ended = True
         if self._process is not None:
             self._process.kill()
-
-    def cancel(self) -> None:
-        """Let the request that runs end as soon as the engine hears of it, in words that nobody reads."""
-        self._cancelled.set()
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and bool(self._process.is_alive())
 
-    def _receive(self, deadline: float) -> Event:
-        """The next event; raises TimeoutError after the deadline, which `cancel` brings near."""
-        assert self._pipe is not None
-        while True:
-            if self._cancelled.is_set():
-                self._cancelled.clear()
-                self._pipe.send(_CANCEL)
-                self._latest = time.monotonic() + _STOP_S
-            left = min(deadline, self._latest) - time.monotonic()
-            if self._pipe.poll(max(0.0, min(0.1, left))):
-                event: Event = self._pipe.recv()
-                return event
-            if left <= 0:
-                raise TimeoutError
-
-    def ask(self, request: Request, deadline: float) -> Iterator[Event]:
+    def ask(self, request: Request, deadline: float, cancelled: threading.Event) -> Iterator[Event]:
         """Events of one request, the last one not a "delta"; `deadline` on time.monotonic's clock.
 
-        A worker that dies or takes too long is replaced for the next request.
+        Once it is `cancelled`, or the deadline passes, the engine hears that nobody wants it; where it does not end it
+        soon, the engine is replaced. Raises PetoolError where it died and cannot be started again.
         """
-        self._cancelled.clear()
-        self._latest = math.inf
         if self._ended:
             yield "failed", {"kind": "engine_error", "message": "the server is stopping"}
             return
-        if not self.alive:
-            self.stop()
-            self.start()
-        assert self._pipe is not None
+        number, answers = next(self._numbers), SimpleQueue[Event]()
+        latest = math.inf  # when the engine must have ended a request that nobody wants
         try:
-            self._pipe.send(request)
+            with self._lock:
+                if not self.alive:
+                    self.stop()
+                    self.start()
+                self._answers[number] = answers
+                process = self._process
+            self._send(number, request)
             while True:
-                event = self._receive(deadline)
+                now = time.monotonic()
+                if latest == math.inf and (cancelled.is_set() or now > deadline):
+                    self._send(number, None)
+                    latest = now + (_STOP_S if cancelled.is_set() else _GRACE_S)
+                if now > latest:
+                    process.kill()  # it hangs: `_listen` tells all
+                try:
+                    event = answers.get(timeout=max(0.01, min(0.1, deadline - now)))
+                except Empty:
+                    continue
+                if event[0] == "failed" and now > deadline and not cancelled.is_set():
+                    event = "failed", {"kind": "timeout", "message": "the request took longer than the server allows"}
                 yield event
                 if event[0] != "delta":
                     return
-        except TimeoutError:
-            self.stop()
-            yield "failed", {"kind": "timeout", "message": "the request took longer than the server allows"}
-        except (EOFError, OSError):
-            self.stop()
-            what = "the server is stopping" if self._ended else "the engine crashed; it starts again"
-            yield "failed", {"kind": "engine_error", "message": what}
+        finally:
+            self._answers.pop(number, None)
+
+    def _send(self, number: int, request: Request | None) -> None:
+        with self._lock, contextlib.suppress(OSError):  # a process that is gone is told by `_listen`
+            if self._pipe is not None:
+                self._pipe.send((number, request))
 
 
-def _work(pipe: Connection, model: Path, n_ctx: int) -> None:
+class _Worker:
+    """What runs in the process: slots, each with a thread, that answer one request at a time."""
+
+    def __init__(self, pipe: Connection, callers: Sequence[ToolCaller]) -> None:
+        self._pipe, self._lock = pipe, threading.Lock()
+        self._unwanted: dict[int, threading.Event] = {}
+        self._inboxes = [SimpleQueue[tuple[int, Request]]() for _ in callers]
+        self._users: list[str | None] = [None for _ in callers]  # whom each slot served last
+        self._free = list(range(len(callers)))  # the one that is free for longest first
+        for place, caller in enumerate(callers):
+            threading.Thread(target=self._serve, args=(place, caller), daemon=True).start()
+
+    def send(self, number: int, event: Event) -> None:
+        """Answer; every thread may."""
+        with self._lock:
+            self._pipe.send((number, event))
+
+    def take(self, number: int, request: Request | None) -> None:
+        """Give a request to the slot that served its user last, else to the one that rested for longest; None is for a
+        request that nobody wants any more."""
+        if request is None:
+            if unwanted := self._unwanted.get(number):
+                unwanted.set()
+            return
+        with self._lock:
+            known = [place for place in self._free if request.user and self._users[place] == request.user]
+            place = (known or self._free)[0]
+            self._free.remove(place)
+        self._users[place], self._unwanted[number] = request.user, threading.Event()
+        self._inboxes[place].put((number, request))
+
+    def _serve(self, place: int, caller: ToolCaller) -> None:
+        while True:
+            number, request = self._inboxes[place].get()
+            unwanted = self._unwanted[number]
+
+            def check(unwanted: threading.Event = unwanted) -> None:
+                if unwanted.is_set():
+                    raise _Cancelled
+
+            try:
+                event = _answer(caller, request, lambda event, number=number: self.send(number, event), check)
+                del self._unwanted[number]
+                with self._lock:
+                    self._free.append(place)
+                self.send(number, event)
+            except (EOFError, OSError):
+                return  # the server is gone
+
+
+def _work(pipe: Connection, model: Path, n_ctx: int, slots: int) -> None:
     try:
         caller = ToolCaller(model, n_ctx)
+        worker = _Worker(pipe, caller.slots(slots))
     except PetoolError as error:
-        pipe.send(("broken", {"message": error.message, "hint": error.hint}))
+        pipe.send((-1, ("broken", {"message": error.message, "hint": error.hint})))
         return
-    pipe.send(("ready", {}))
-    while True:
-        try:
-            request = pipe.recv()
-            if request == _CANCEL:  # it came too late
-                continue
-            pipe.send(_answer(caller, request, pipe))
-        except (EOFError, OSError):
-            return  # the server is gone
+    worker.send(-1, ("ready", {}))
+    with contextlib.suppress(EOFError, OSError):  # the server is gone
+        while True:
+            worker.take(*pipe.recv())
 
 
-def _answer(caller: ToolCaller, request: Request, pipe: Connection) -> Event:
+def _answer(caller: ToolCaller, request: Request, send: Callable[[Event], None], check: Callable[[], None]) -> Event:
     pieces = Pieces()
 
     def watch(text: str) -> None:
         for piece in pieces.grown(text):
-            pipe.send(("delta", piece))
-
-    def check() -> None:
-        if pipe.poll() and pipe.recv() == _CANCEL:
-            raise _Cancelled
+            send(("delta", piece))
 
     held = request.options.at_least > 0  # what is sent could not be taken back
     chosen = replace(request.options, watch=None if held else watch, check=check)
@@ -189,7 +243,7 @@ def _answer(caller: ToolCaller, request: Request, pipe: Connection) -> Event:
         return "failed", {"kind": "engine_error", "message": f"the engine failed ({type(error).__name__})"}
     text = reply.question if reply.unsure else reply.reply.text
     for piece in (*pieces.grown(text), *pieces.rest(text)):
-        pipe.send(("delta", piece))
+        send(("delta", piece))
     explained = request.options.explain
     likely = [
         asdict(item) if explained else {"name": item.name, "probability": item.probability}

@@ -25,12 +25,16 @@ _CONNECTIONS = 512  # at once; more are answered 503
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What is served, where and within which limits; `queue` counts the requests that wait for the one that runs."""
+    """What is served, where and within which limits; `slots` requests run at once, `queue` more may wait.
+
+    Each slot has `n_ctx` tokens of context, 0 for the engine's default.
+    """
 
     model: Path
     host: str = "127.0.0.1"
     port: int = 8080
     api_key: str | None = None
+    slots: int = 1
     queue: int = 8
     timeout_s: float = 300.0
     max_mb: int = 4  # MiB of one request
