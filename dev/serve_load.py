@@ -1,9 +1,12 @@
-"""Load on `serve`: many clients for minutes, then the engine killed under them.
+"""Load on `serve`: many clients for minutes, then the engine killed under them; or one slot, many slots and a peer.
 
     python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [KILLS]
+    python dev/serve_load.py compare MODEL.gguf [SECONDS] [CLIENTS] [ROUNDS]
 
-Prints a table and, last, a JSON line. A request is lost if it ends with no HTTP status; after 429 (the queue is full)
-a client waits. Memory is the sum over the server's processes.
+Both print a table and, last, a JSON line. `compare` runs three servers in turn, as many rounds as asked: `serve` with
+one slot, with as many slots as there are clients, and llama.cpp's own server (xllamacpp) with as many. Prompts have
+1,000 tokens, of which all but the query are the same user's. A request is lost if it ends with no HTTP status;
+after 429 (the queue is full) a client waits. Memory is the sum over the server's processes.
 """
 
 import itertools
@@ -20,13 +23,17 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from petool_lite.console import print_json, print_table
+from petool_lite.data.entries import Call
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
+from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.settings import default_threads
+from petool_lite.prompt.render import Layout, prompt_ids
 
 _PATIENCE = 120  # seconds a client waits for one answer
 _RETRY_S = 0.5  # after a 429; the server asks for 5 s, which would leave it idle at times
@@ -38,6 +45,7 @@ class Tally:
     """What came back: counts by status ("lost" for none), seconds of the good ones, memory in MiB over time."""
 
     statuses: Counter[str] = field(default_factory=Counter)
+    replies: dict[bytes, Any] = field(default_factory=dict)  # the call or the text, by request
     seconds: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -59,11 +67,34 @@ def bodies() -> list[bytes]:
     return found
 
 
+def long_bodies(model: Path, tokens: int = 1000) -> list[bytes]:
+    """Requests of one user with prompts of about `tokens` tokens: they differ in the query, which comes last."""
+    entries = [entry for entry in load_dataset("demo:test:60").entries if entry.answer]
+    base, found = replace(entries[0], tools=(), history=()), list[bytes]()
+    with LlamaModel(model, vocab_only=True) as head:
+        for entry in entries:
+            more = {tool.name: tool for tool in (*base.tools, *entry.tools)}
+            larger = replace(base, tools=tuple(more.values()), history=(*base.history, *entry.history))
+            fitting = prompt_ids(head.chat(), larger, Layout("petool", tokens), 0)
+            if fitting is None or fitting.history_dropped:
+                break
+            base = larger
+    offered = {tool.name for tool in base.tools}
+    asked = [item for item in load_dataset("demo:test:1000").entries if isinstance(item.answer, Call)]
+    queries = {entry.query for entry in asked if entry.answer.name in offered}
+    for number in range(12):
+        for query in sorted(queries):
+            messages = entry_messages(replace(base, query=f"{query} ({number + 1})"))
+            body = {"messages": messages, "tools": [tool_json(tool) for tool in base.tools]}
+            found.append(json.dumps(body | {"max_tokens": 64, "temperature": 0}).encode())
+    return found
+
+
 @contextmanager
-def server(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running `petool-lite serve` and its address; ended at the end."""
-    line = [sys.executable, "-m", "petool_lite", "serve", "--model", str(model), "--port", "0"]
-    process = subprocess.Popen([*line, "--context", "2048"], stderr=subprocess.PIPE, text=True)
+def server(model: Path, *options: str, line: tuple[str, ...] = ()) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running `petool-lite serve`, or another server that says its address likewise; ended at the end."""
+    own = ("-m", "petool_lite", "serve", "--model", str(model), "--port", "0", "--context", "2048")
+    process = subprocess.Popen([sys.executable, *(line or own), *options], stderr=subprocess.PIPE, text=True)
     said = process.stderr.readline()
     address = re.search(r"http://\S+/v1", said)
     assert address, f"the server did not start: {said}{process.stderr.read()}"
@@ -75,12 +106,30 @@ def server(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.wait(30)
 
 
-def ask(address: str, body: bytes) -> str:
-    """One request: its status and, for a failure, its kind."""
+def peer(model: Path, slots: int) -> None:
+    """llama.cpp's own server, until it gets a signal."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.offline = str(model), 2048 * slots, slots, True
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = default_threads()
+    params.use_jinja, params.verbosity = True, 0
+    running = xllamacpp.Server(params)
+    print(f"{running.listening_address}/v1", file=sys.stderr, flush=True)
+    signal.pause()
+
+
+def ask(address: str, body: bytes, tally: "Tally | None" = None) -> str:
+    """One request: its status and, for a failure, its kind; the answer goes into the `tally`."""
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-            json.load(answer)
+            message = json.load(answer)["choices"][0]["message"]
+            if tally:
+                made = [item["function"] for item in message.get("tool_calls") or ()]
+                tally.replies[body] = [(one["name"], json.loads(one["arguments"])) for one in made] or message[
+                    "content"
+                ]
             return str(answer.status)
     except urllib.error.HTTPError as error:
         return f"{error.code} {json.load(error)['error']['type']}"
@@ -93,7 +142,7 @@ def client(address: str, requests: list[bytes], first: int, end: float, tally: T
     for number in itertools.count(first):
         if (started := time.monotonic()) >= end:
             return
-        status = ask(address, requests[number % len(requests)])
+        status = ask(address, requests[number % len(requests)], tally)
         tally.add(status, time.monotonic() - started)
         if status.startswith("429"):
             time.sleep(_RETRY_S)
@@ -135,6 +184,56 @@ def load(process: subprocess.Popen[str], address: str, seconds: float, clients: 
     return tally
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process and its children have used."""
+    texts = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in (pid, *children(pid))]
+    return sum(int(text[11]) + int(text[12]) for text in texts) / os.sysconf("SC_CLK_TCK")
+
+
+def compare(model: Path, seconds: int, clients: int, rounds: int) -> None:
+    """Replies a minute of one slot, many slots and the peer, in turns so that other load falls on all alike."""
+    requests, own = long_bodies(model), ("--queue", str(clients))
+    kinds = {
+        "one slot": {"options": (*own, "--slots", "1")},
+        f"{clients} slots": {"options": (*own, "--slots", str(clients))},
+        f"xllamacpp, {clients} slots": {"line": (__file__, "peer", str(model), str(clients))},
+    }
+    tallies, used, took = {name: Tally() for name in kinds}, Counter[str](), Counter[str]()
+    for _ in range(rounds):
+        for name, how in kinds.items():
+            with server(model, *how.get("options", ()), line=how.get("line", ())) as (process, address):
+                for span, tally in ((5, Tally()), (seconds, tallies[name])):
+                    before, started = cpu_seconds(process.pid), time.monotonic()
+                    end = started + span
+                    threads = [
+                        threading.Thread(target=client, args=(address, requests, 7 * n, end, tally))
+                        for n in range(clients)
+                    ]
+                    for thread in threads:
+                        thread.start()
+                    for thread in threads:
+                        thread.join()
+                used[name] += cpu_seconds(process.pid) - before
+                took[name] += time.monotonic() - started
+    one, rows = tallies["one slot"], {}
+    for name, tally in tallies.items():
+        both = [tally.replies[body] == one.replies[body] for body in tally.replies if body in one.replies]
+        count = len(tally.seconds)
+        rows[name] = {
+            "replies a minute": round(60 * count / took[name], 1),
+            "CPU seconds a reply": round(used[name] / max(1, count), 3),
+            "median seconds": round(sorted(tally.seconds or [0.0])[count // 2], 2),
+            "replies as of one slot": f"{sum(both)} of {len(both)}",
+            "not answered": sum(tally.statuses.values()) - count,
+        }
+    print_table(
+        f"{clients} clients, {rounds} rounds of {seconds} s, load {os.getloadavg()[0]:.1f}",
+        ["", *rows],
+        [[key, *(str(row[key]) for row in rows.values())] for key in next(iter(rows.values()))],
+    )
+    print_json({"clients": clients, "seconds": seconds, "rounds": rounds, "load": os.getloadavg(), **rows})
+
+
 def facts(tally: Tally, seconds: float) -> dict[str, Any]:
     """The figures of one phase."""
     times, memory = sorted(tally.seconds) or [0.0], tally.memory or [0.0]
@@ -151,7 +250,12 @@ def facts(tally: Tally, seconds: float) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Both phases against servers of their own."""
+    """Both phases against servers of their own, or the comparison."""
+    if arguments[:1] == ["peer"]:
+        return peer(Path(arguments[1]), int(arguments[2]))
+    if arguments[:1] == ["compare"] and len(arguments) > 1:
+        given = [*arguments[2:], *("60", "8", "2")[len(arguments) - 2 :]]
+        return compare(Path(arguments[1]), *(int(value) for value in given))
     if not arguments or arguments[0].startswith("-"):
         sys.exit("usage: python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [KILLS]")
     seconds, clients, kills = (int(value) for value in [*arguments[1:4], *("120", "50", "10")[len(arguments) - 1 :]])

@@ -56,7 +56,7 @@ class Servers:
         """
 
         async def every() -> list[Any]:
-            return await asyncio.gather(*(server.listed() for server in self._servers), return_exceptions=True)
+            return list(await asyncio.gather(*(server.listed() for server in self._servers), return_exceptions=True))
 
         found = asyncio.run(every())
         for item in found:
@@ -88,7 +88,8 @@ class _Server:
 
     def __init__(self, text: str, list_s: float, run_s: float) -> None:
         named = _NAMED.fullmatch(text.strip())
-        self._name, self._where = named.groups() if named else (None, text.strip())
+        self._name: str | None = named[1] if named else None
+        self._where = named[2] if named else text.strip()
         self.label = self._name or (self._where if len(self._where) < 60 else f"{self._where[:57]}...")
         self._list_s, self._run_s = list_s, run_s
         self._is_url = self._where.startswith(("http://", "https://"))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -197,7 +198,7 @@ class _Worker:
                     raise _Cancelled
 
             try:
-                event = _answer(caller, request, lambda event, number=number: self.send(number, event), check)
+                event = _answer(caller, request, partial(self.send, number), check)
                 del self._unwanted[number]
                 with self._lock:
                     self._free.append(place)

@@ -1,0 +1,219 @@
+"""Many at once: slots of one context answer as one alone would, in turn, and those who leave cost nobody anything."""
+
+import asyncio
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve.test_serve import ASK, SLOW, TOOLS, Server
+from support import wait_until
+from support_gguf import write_gguf
+
+from petool_lite import ToolCaller
+from petool_lite.data.files import load_dataset
+from petool_lite.inference.batch import Slots
+from petool_lite.inference.call import CallOptions
+from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.parse import CallFailure
+from petool_lite.models import embedded_gguf
+from petool_lite.serve.queue import Turns
+
+ENTRIES = load_dataset("demo:test:12").entries
+
+
+def together(*work: Callable[[], Any]) -> list[Any]:
+    """What each returns, or raises, all run at once."""
+    found: dict[int, Any] = {}
+
+    def run(number: int) -> None:
+        try:
+            found[number] = work[number]()
+        except Exception as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[number] for number in range(len(work))]
+
+
+@pytest.fixture
+def exact(tmp_path) -> Path:
+    """A Llama in float32, where rounding moves no choice: products of few rows round otherwise than those of many."""
+    return write_gguf(tmp_path / "exact.gguf", llama__context_length=4096)
+
+
+def test_logits_are_those_of_one_alone_and_a_prompt_is_taken_from_another_slot(exact) -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shared, count = rng.integers(0, 256, 200).tolist(), 4
+    prompts = [[*shared, *rng.integers(0, 256, 10 + 300 * number).tolist()] for number in range(count)]
+
+    def after(model: LlamaModel, ids: list[int]) -> Any:
+        model.adopt(ids)
+        found = []
+        for more in ([], [15], [15, 25], [35]):
+            model.read([*ids, *more])
+            found.append(model._logits(-1).copy())
+        return np.array(found)
+
+    with LlamaModel(exact) as alone:
+        wanted = [after(alone, ids) for ids in prompts]
+        assert np.abs(wanted[0] - wanted[1]).max() > 0.01
+        kept, ids = bytes(alone.state(50)), list(alone.held[:50])
+    with LlamaModel(exact, 2048) as base:
+        slots = Slots(base, count)
+        first = slots.models[0]
+        for _ in range(2):  # the second time from what is held
+            found = together(*(lambda n=n: after(slots.models[n], prompts[n]) for n in range(count)))
+            assert max(np.abs(ours - theirs).max() for ours, theirs in zip(found, wanted, strict=True)) < 1e-4
+        first._keep(0)
+        first.adopt(prompts[3])
+        assert first.held == prompts[3]
+        assert first.read([*prompts[3], 1]) == len(prompts[3])
+        assert first.restore(ids, memoryview(kept))
+        assert first.read(prompts[3]) == 50
+        assert np.abs(first._logits(-1) - wanted[3][0]).max() < 1e-4
+        slots.close()
+
+
+def test_replies_are_those_of_one_alone(exact) -> None:
+    chosen = CallOptions(choice="required", reply_tokens=None)
+
+    def answers(caller: ToolCaller, numbers: range) -> list[Any]:
+        found = []
+        for number in numbers:
+            try:
+                found.append(caller.call_entry(ENTRIES[number], f"user{number % 3}", chosen).answer)
+            except CallFailure as failure:  # this model writes on and on: then what it wrote is compared
+                found.append(failure.reply)
+        return found
+
+    with ToolCaller(exact, 2048) as caller:
+        alone = answers(caller, range(12))
+    with ToolCaller(exact, 2048) as caller:
+        mine = together(*(lambda n=n, one=one: answers(one, range(n, 12, 4)) for n, one in enumerate(caller.slots(4))))
+    assert [mine[number % 4][number // 4] for number in range(12)] == alone
+    assert len(set(map(str, alone))) > 6
+
+
+def test_one_that_is_not_wanted_any_more_leaves_the_others_as_they_are() -> None:
+    with LlamaModel(embedded_gguf(), 1024) as base:
+        slots, ids = Slots(base, 3), list(range(1000, 1200))
+        started = time.monotonic()
+
+        def unwanted() -> None:
+            if time.monotonic() > started + 0.05:
+                raise KeyError("gone")
+
+        slots.models[0].check = unwanted
+        gone, *held = together(*(lambda n=n: slots.models[n].read([n, *ids]) for n in range(3)))
+        assert isinstance(gone, KeyError)
+        assert held == [0, 0]
+        assert [list(model.held) for model in slots.models[1:]] == [[1, *ids], [2, *ids]]
+        slots.models[0].check = None
+        slots.models[0].read([0, *ids])
+        assert list(slots.models[0].held) == [0, *ids]
+        slots.close()
+
+
+def test_who_was_served_least_goes_next() -> None:
+    async def served(*users: str | None) -> list[str | None]:
+        turns, order = Turns(2), list[str | None]()
+
+        async def one(user: str | None) -> None:
+            await turns.take(user)
+            order.append(user)
+            await asyncio.sleep(0)
+            turns.give_back(user)
+
+        tasks = [asyncio.create_task(one(user)) for user in users]
+        gone = asyncio.create_task(one("gone"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(*tasks)
+        await asyncio.wait_for(turns.take("last"), 1)
+        return order
+
+    order = asyncio.run(served("ann", "ann", "ann", "ann", "bob", None, "ann"))
+    assert order == ["ann", "ann", "bob", None, "ann", "ann", "ann"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = Server("--slots", "4", "--queue", "6")
+    yield running
+    running.end()
+
+
+def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anything(server) -> None:
+    pid, body = server.engine(), {"messages": ASK, "tools": TOOLS, "max_tokens": 32, "tool_choice": "required"}
+    one = server.post(body)[1]["choices"][0]["message"]["tool_calls"][0]["function"]["name"]
+    statuses, names = Counter[int](), Counter[str]()
+
+    def client(number: int) -> None:
+        if number % 5 == 0:  # leaves
+            raw = json.dumps(SLOW).encode()
+            request = urllib.request.Request(
+                f"{server.url}/chat/completions", raw, {"Content-Type": "application/json"}
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=100) as answer:
+                    answer.read(10)
+            except urllib.error.HTTPError as error:
+                assert error.code == 429
+            return
+        for _ in range(100):
+            status, answer = server.post(body | {"user": f"user{number % 3}", "store": False})
+            statuses[status] += 1
+            if status == 200:
+                names[answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"]] += 1
+                return
+            time.sleep(0.5)
+
+    together(*(lambda number=number: client(number) for number in range(50)))
+    assert set(statuses) <= {200, 429}
+    assert (statuses[200], names) == (40, {one: 40})
+    wait_until(lambda: server.get("/health")[1]["requests"] == 0, "nothing is left of those who went", 10)
+    assert server.engine() == pid, "nobody's leaving ended the engine"
+
+
+def test_a_crash_costs_those_that_run_and_a_slow_one_itself(server) -> None:
+    pid, body = server.engine(), {"messages": ASK, "tools": TOOLS, "max_tokens": 32}
+    os.kill(pid, signal.SIGSTOP)
+    threads = [threading.Thread(target=lambda: answers.append(server.post(body)[0])) for _ in range(3)]
+    answers: list[int] = []
+    for thread in threads:
+        thread.start()
+    server.holds(3)
+    os.kill(pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    assert answers == [500] * 3
+    assert together(*[lambda: server.post(body)[0]] * 3) == [200] * 3
+    assert server.engine() != pid
+
+
+def test_it_stops_within_two_seconds_while_all_slots_run() -> None:
+    server = Server("--slots", "3")
+    threads = [threading.Thread(target=server.post, args=(SLOW | {"stream": False},)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: server.get("/health")[1]["requests"] == 5, "they run and wait")
+    time.sleep(0.5)
+    started = time.monotonic()
+    assert server.end(signal.SIGTERM) == 143
+    assert time.monotonic() - started < 2
+    for thread in threads:
+        thread.join()
