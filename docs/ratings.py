@@ -11,7 +11,7 @@ import json
 import sys
 import urllib.request
 
-LIKED, OTHER = "quillpad", "orchard"
+LIKED, OTHER = "orchard", "quillpad"
 FUNCTIONS = {
     "find_recipe": (
         "Recipes with an ingredient",
@@ -45,7 +45,7 @@ def tools(name: str) -> list[dict]:
     schema = {"type": "object", "properties": {parameter: {"type": "string"}}, "required": [parameter]}
     return [
         {"type": "function", "function": {"name": f"{provider}.{name}", "description": text, "parameters": schema}}
-        for provider in (OTHER, LIKED)
+        for provider in sorted((OTHER, LIKED), reverse=list(FUNCTIONS).index(name) % 2 == 0)
     ]
 
 
