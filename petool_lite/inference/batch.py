@@ -17,7 +17,7 @@ from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import first_error, open_context
 from petool_lite.prompt.render import common_length
 
-_GATHER_S = 0.004  # that a batch waits for slots that are choosing a token
+_GATHER_S = 0.01  # that a batch waits for slots that are choosing a token
 _SHORT = 64  # tokens: reads of fewer go before those of more, and are not interrupted
 
 

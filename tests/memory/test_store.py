@@ -17,6 +17,7 @@ from support_memory import ENTRY, TOOLS, WORD, made
 from petool_lite.data.entries import Call, Interaction, Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.memory.database import _MIGRATIONS
 from petool_lite.memory.store import Memory, Store, record_of
 
 
@@ -163,6 +164,21 @@ def test_a_damaged_store_is_kept_aside_and_a_newer_one_refused(tmp_path, command
     assert (result.returncode, "is of version 99" in result.stderr, "Traceback" in result.stderr) == (1, True, False)
     with pytest.raises(PetoolError, match="of version 99"):
         Store(path)
+
+
+def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path) -> None:
+    path, old = tmp_path / "memory.sqlite", made(1)
+    with sqlite3.connect(path) as db:
+        db.executescript(f"{_MIGRATIONS[0]} PRAGMA user_version = 1;")
+        db.execute("INSERT INTO users VALUES (1, 'ann')")
+        db.execute("INSERT INTO toolsets VALUES ('t', ?)", (old.tools,))
+        values = (old.id, old.time, old.query, old.turns, old.answer)
+        db.execute("INSERT INTO interactions VALUES (1, ?, 1, ?, ?, ?, 't', ?, 'liked', NULL)", values)
+    store = Store(path)
+    assert store.records() == [replace(old, verdict="liked")]
+    store.add_result(old.id, "found: oak")
+    assert store.find(old.id).result == "found: oak"
+    assert store.add([made(2)]) == 1
 
 
 def test_without_a_place_everything_goes_on_and_that_is_said_once(monkeypatch, capfd, command) -> None:
