@@ -165,3 +165,16 @@ def exported(made_once, trained, found, tmp_path_factory) -> Path:
 def trained_full(tiny, complete_run) -> Path:
     """A complete run of 10 steps of full fine-tuning on the tiny model, without interruption or evaluation."""
     return complete_run("full", [*full_settings(tiny)])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()

@@ -85,17 +85,8 @@ class Form:
 
     def _own(self) -> dict[str, Any]:
         """What petool-lite tells beside OpenAI's fields."""
-        told = (
-            "status",
-            "confidence",
-            "candidates",
-            "timings",
-            "history_dropped",
-            "warning",
-            "kind",
-            "notes",
-            "prompt",
-        )
+        told = ("status", "confidence", "candidates", "timings", "history_dropped", "warning", "kind", "notes",
+                "prompt")  # fmt: skip
         found = {key: self.facts[key] for key in told if self.facts.get(key)}
         found |= {"unused": list(self.asked.unused)} if self.asked.unused else {}
         return {"petool_lite": found} if found else {}

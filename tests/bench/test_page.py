@@ -1,7 +1,6 @@
 """report.html in a real browser: what it shows, what it lets a reader do, and that no reply can do anything."""
 
 import re
-import shutil
 
 import pytest
 from petool_lite.bench.report import write_report
@@ -26,18 +25,6 @@ def page_file(tmp_path_factory):
     write_results(folder, base, started="2", model_bytes=270_000_000, data=data)
     write_report(folder)
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

@@ -180,11 +180,6 @@ def test_a_server_that_cannot_be_asked_is_one_line(program, given, said, capfd) 
     assert capfd.readouterr().err == ""
 
 
-def test_one_name_in_two_servers_is_two_tools(program) -> None:
-    names = [tool["function"]["name"] for tool in Servers([f"a={program.command}", f"b={program.command}"]).tools()]
-    assert names == ["a__echo", "b__echo"]
-
-
 def test_a_running_server_offers_them_and_follows_their_changes(program, capfd) -> None:
     server = Server("--mcp", program.command)
     try:

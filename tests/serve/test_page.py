@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 import urllib.request
 
@@ -36,18 +35,6 @@ def server(tmp_path_factory):
     running.store = store
     yield running
     running.end()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

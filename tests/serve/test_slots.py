@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
 import threading
 import time
 import urllib.request
@@ -187,33 +185,3 @@ def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anythin
     assert (statuses[200], names) == (40, {one: 40})
     wait_until(lambda: server.get("/health")[1]["requests"] == 0, "nothing is left of those who went", 10)
     assert server.engine() == pid, "nobody's leaving ended the engine"
-
-
-def test_a_crash_costs_those_that_run_and_a_slow_one_itself(server) -> None:
-    pid, body = server.engine(), {"messages": ASK, "tools": TOOLS, "max_tokens": 32}
-    os.kill(pid, signal.SIGSTOP)
-    threads = [threading.Thread(target=lambda: answers.append(server.post(body)[0])) for _ in range(3)]
-    answers: list[int] = []
-    for thread in threads:
-        thread.start()
-    server.holds(3)
-    os.kill(pid, signal.SIGKILL)
-    for thread in threads:
-        thread.join()
-    assert answers == [500] * 3
-    assert together(*[lambda: server.post(body)[0]] * 3) == [200] * 3
-    assert server.engine() != pid
-
-
-def test_it_stops_within_two_seconds_while_all_slots_run() -> None:
-    server = Server("--slots", "3")
-    threads = [threading.Thread(target=server.post, args=(SLOW | {"stream": False},)) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    wait_until(lambda: server.get("/health")[1]["requests"] == 5, "they run and wait")
-    time.sleep(0.5)
-    started = time.monotonic()
-    assert server.end(signal.SIGTERM) == 143
-    assert time.monotonic() - started < 2
-    for thread in threads:
-        thread.join()
