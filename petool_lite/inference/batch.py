@@ -23,11 +23,11 @@ _SHORT = 64  # tokens: reads of fewer go before those of more, and are not inter
 
 @dataclass(eq=False)
 class _Job:
-    """Tokens that a slot wants read; `rows` are the logits after the last one, or after `every` one."""
+    """Tokens that a slot wants read; `rows` are the logits after that at place `first`, and after all that follow."""
 
     model: "SlotModel"
     ids: Sequence[int]
-    every: bool
+    first: int
     taken: int = 0
     rows: list[Any] = field(default_factory=list)
     error: BaseException | None = None
@@ -89,7 +89,7 @@ class SlotModel(LlamaModel):
     def _eval(self, ids: Sequence[int], every: bool = False) -> None:
         if self.check:
             self.check()
-        self._rows = self._slots.decode(self, ids, every)
+        self._rows = self._slots.decode(self, ids, 0 if every else len(ids) - 1)
 
     def _logits(self, place: int) -> Any:
         return self._rows[place]
@@ -139,12 +139,12 @@ class Slots:
             with self._ready:
                 self._writing -= 1
 
-    def decode(self, model: SlotModel, ids: Sequence[int], every: bool) -> list[Any]:
-        """The logits after the last of `ids`, or after every one, each of shape (vocabulary,).
+    def decode(self, model: SlotModel, ids: Sequence[int], first: int) -> list[Any]:
+        """Read `ids`; the logits after that at place `first` and all that follow, each of shape (vocabulary,).
 
         Raises PetoolError where the engine fails, and what the model's `check` raises.
         """
-        job = _Job(model, ids, every)
+        job = _Job(model, ids, first)
         with self._ready:
             self._waiting.append(job)
             self._ready.notify()
@@ -202,11 +202,11 @@ class Slots:
         for job, count in parts:
             start = len(job.model._held)
             for index in range(count):
-                last = job.taken + index == len(job.ids) - 1
+                wants = job.taken + index >= job.first
                 batch.token[place], batch.pos[place] = job.ids[job.taken + index], start + index
                 batch.n_seq_id[place], batch.seq_id[place][0] = 1, job.model._seq
-                batch.logits[place] = job.every or last
-                if job.every or last:
+                batch.logits[place] = wants
+                if wants:
                     wanted[id(job)].append(place)
                 place += 1
         batch.n_tokens = place
