@@ -1,21 +1,19 @@
-"""What a Llama model's GGUF file says of it: keys, tokenizer and tensors, as llama.cpp's converter writes them.
+"""What a model's GGUF file says of it: keys, tokenizer and tensors, as llama.cpp's converter writes them.
 
 Keys and tensors stand in the order in which llama.cpp's quantizer writes them, so that whole files can be compared.
 """
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petool_lite.export.merge import Adapter
 from petool_lite.export.quantize import FILE_TYPES, tensor_bytes
+from petool_lite.export.vocabulary import read_vocabulary
 
-from petool_lite.errors import PetoolError
-from petool_lite.families import gguf_name, read_json, reordered_heads
+from petool_lite.families import read_json, reordered_heads
 from petool_lite.gguf_base import gguf_fields, open_gguf
 
 if TYPE_CHECKING:
@@ -26,9 +24,6 @@ Plan = Mapping[str, tuple[str, tuple[int, ...]]]  # GGUF tensor name -> (type, s
 _OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 _TEMPLATE = "tokenizer.chat_template"
 ROPE = "rope_freqs.weight"
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-# Llama 3 splits numbers into groups of up to three digits; SmolLM2 into single digits.
-_LLAMA3_MARK = r"\p{N}{1,3}"
 _NO_BOS_VOCABULARY = 49152  # the converter turns the start token off for models of this vocabulary, SmolLM2's too
 
 
@@ -51,20 +46,20 @@ def write_header(
     import gguf
     import numpy as np
 
-    writer = gguf.GGUFWriter(path, "llama")
-    sizes = {}
+    writer = gguf.GGUFWriter(path, source.shape.family.gguf)
+    sizes: dict[str, int] = {}
     for name, (kind, shape) in tensors.items():
         rows = shape[0] if len(shape) == 2 else 1
         sizes[name] = tensor_bytes(kind, rows, shape[-1])
         stored = shape if kind == "F32" else (*shape[:-1], sizes[name] // rows)  # in bytes, as the writer wants it
-        dtype = np.dtype(np.float32 if kind == "F32" else np.uint8)
+        dtype: Any = np.dtype(np.float32 if kind == "F32" else np.uint8)
         raw = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
         writer.add_tensor_info(name, stored, dtype, sizes[name], raw_dtype=raw)
     if source.base.gguf:
         _copy_metadata(writer, source.base.gguf, source.template)
     else:
         _add_metadata(writer, source)
-        _add_tokenizer(writer, source.base.directory, source.shape.vocabulary, source.template)
+        _add_tokenizer(writer, source)
     for key, value in extra.items():
         writer.add_string(key, value)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -116,80 +111,21 @@ def _add_metadata(writer: Any, source: "Source") -> None:
         writer.add_rope_scaling_factor(rope.factor)
     if rope.theta is not None:
         writer.add_rope_freq_base(rope.theta)
+    if rope.local is not None:
+        writer.add_rope_freq_base_swa(rope.local)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
-    if source.config.get("head_dim"):  # only where it is stated, as the converter does
+    if source.config.get("head_dim") or shape.family.local:  # only where it is stated, as the converter does
         writer.add_key_length(shape.head_size)
         writer.add_value_length(shape.head_size)
-    writer.add_vocab_size(shape.vocabulary)
-    writer.add_rope_dimension_count(shape.head_size)
+    if shape.family.gguf == "llama":
+        writer.add_vocab_size(shape.vocabulary)
+        writer.add_rope_dimension_count(shape.head_size)
+    elif shape.family.local and shape.window:
+        writer.add_sliding_window(shape.window)
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """A byte-level BPE tokenizer as llama.cpp knows it: the name of its pre-tokenizer, and (text, kind) by ID."""
-
-    splitter: str
-    tokens: list[tuple[str, int]]
-
-
-def read_vocabulary(directory: Path, size: int) -> Vocabulary:
-    """The tokenizer.json of a model of `size` token rows, filled up to them with unused tokens.
-
-    Raises PetoolError for a kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows.
-    """
-    tokenizer = read_json(directory / "tokenizer.json")
-    try:
-        splitter, by_id = _pre_tokenizer(tokenizer), _tokens(tokenizer)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"damaged tokenizer: {directory}/tokenizer.json ({error!r})"
-        raise PetoolError(what, "get the model again") from error
-    beyond = [repr(by_id[index][0]) for index in sorted(by_id) if index >= size]
-    if beyond:
-        told = f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}"
-        raise PetoolError(told, "take them out of tokenizer.json, or give the model rows for them")
-    rows = [by_id.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(size)]
-    text, count = Counter(text for text, _ in rows).most_common(1)[0]
-    if count > 1:
-        raise PetoolError(f"the tokenizer has {count} tokens {text[:60]!r}", "get the model's own tokenizer")
-    return Vocabulary(splitter, rows)
-
-
-def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name of the pre-tokenizer in a parsed tokenizer.json: "llama-bpe" or "smollm".
-
-    Raises PetoolError for any other, and for other kinds of tokenizers: token ids would change in silence.
-    """
-    model, normalizer = tokenizer["model"], tokenizer.get("normalizer")
-    if model["type"] != "BPE" or model.get("byte_fallback"):
-        sort = "SentencePiece" if model.get("byte_fallback") or model["type"] == "Unigram" else model["type"]
-        raise PetoolError(f"a tokenizer of the kind {sort} cannot be exported", "byte-level BPE can: Llama 3, SmolLM2")
-    if normalizer:
-        raise PetoolError("a tokenizer that normalizes its text cannot be exported", "llama.cpp would not do so")
-    stage = tokenizer.get("pre_tokenizer") or {}
-    steps = stage.get("pretokenizers", [stage])
-    kinds = [step.get("type") for step in steps]
-    if kinds == ["Split", "ByteLevel"] and _LLAMA3_MARK in str(steps[0].get("pattern")):
-        return "llama-bpe"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
-        return "smollm"
-    raise PetoolError(f"a tokenizer that splits text by {kinds} cannot be exported", "those of Llama 3 and SmolLM2 can")
-
-
-def _tokens(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
-    """ID -> text and kind of every token."""
-    by_id = {int(index): (str(token), _NORMAL) for token, index in tokenizer["model"]["vocab"].items()}
-    for added in tokenizer.get("added_tokens") or []:
-        control = added["special"] or _looks_special(added["content"])
-        by_id[int(added["id"])] = (str(added["content"]), _CONTROL if control else _USER_DEFINED)
-    return by_id
-
-
-def _looks_special(token: str) -> bool:
-    return token in ("<pad>", "<mask>") or (token.startswith("<|") and token.endswith("|>"))
-
-
-def _add_tokenizer(writer: Any, directory: Path, size: int, template: str | None) -> None:
-    """Add tokens, types, merges, special ids and the chat template, the directory's own or `template`."""
+def _add_tokenizer(writer: Any, source: "Source") -> None:
+    """Add tokens, types, merges or scores, special ids and the chat template, the directory's own or the source's."""
     import gguf
 
     class Special(gguf.SpecialVocab):  # type: ignore[misc] # gguf has no types
@@ -198,18 +134,23 @@ def _add_tokenizer(writer: Any, directory: Path, size: int, template: str | None
                 super()._set_special_token(name, index)
 
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of separators, which a causal model has not
-    vocabulary = read_vocabulary(directory, size)
-    config = read_json(directory / "tokenizer_config.json")
-    if config.get("add_prefix_space") is not None:
-        writer.add_add_space_prefix(config["add_prefix_space"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(vocabulary.splitter)
-    writer.add_token_list([token for token, _ in vocabulary.tokens])
-    writer.add_token_types([kind for _, kind in vocabulary.tokens])
-    special = Special(directory, load_merges=True, n_vocab=size)
-    special.chat_template = special.chat_template if template is None else template
+    directory, size, like_llama = source.base.directory, source.shape.vocabulary, source.shape.family.gguf == "llama"
+    found = read_vocabulary(directory, size)
+    space = read_json(directory / "tokenizer_config.json").get("add_prefix_space") if like_llama else None
+    if (like_llama and found.space is not None) or space is not None:
+        writer.add_add_space_prefix(space if found.space is None else found.space)
+    writer.add_tokenizer_model(found.model)
+    writer.add_tokenizer_pre(found.splitter)
+    writer.add_token_list([token for token, _ in found.tokens])
+    if found.scores is not None:
+        writer.add_token_scores(found.scores)
+    writer.add_token_types([kind for _, kind in found.tokens])
+    special = Special(directory, load_merges=found.scores is None, n_vocab=size)
+    special.chat_template = special.chat_template if source.template is None else source.template
     special.add_to_gguf(writer, quiet=True)
-    if size == _NO_BOS_VOCABULARY:
+    if found.space is not None and not like_llama:
+        writer.add_add_space_prefix(found.space)
+    if size == _NO_BOS_VOCABULARY and like_llama:
         writer.kv_data[0].pop("tokenizer.ggml.add_bos_token", None)  # the writer warns of a key set twice
         writer.add_add_bos_token(False)
 
@@ -221,18 +162,18 @@ def write_lora(path: Path, adapter: Adapter, source: "Source", extra: Mapping[st
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, source.shape.family.gguf)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.scale * adapter.rank)
     for key, value in extra.items():
         writer.add_string(key, value)
-    for name in sorted(adapter.modules, key=lambda name: file_order(gguf_name(name))):
+    for name in sorted(adapter.modules, key=lambda name: file_order(source.gguf_name(name))):
         low, high = adapter.modules[name]
         if heads := reordered_heads(name, source.shape):
             high = permute(high, heads)
-        writer.add_tensor(f"{gguf_name(name)}.lora_a", low.contiguous().numpy())
-        writer.add_tensor(f"{gguf_name(name)}.lora_b", high.contiguous().numpy())
+        writer.add_tensor(f"{source.gguf_name(name)}.lora_a", low.contiguous().numpy())
+        writer.add_tensor(f"{source.gguf_name(name)}.lora_b", high.contiguous().numpy())
     save(writer)
 
 

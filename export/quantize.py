@@ -30,7 +30,7 @@ def choose_types(columns: Mapping[str, int], file_type: str, model: Shape, has_i
     default = FILE_TYPES[file_type][1]
     types = {}
     for name, width in columns.items():
-        if "_norm" in name or name == "rope_freqs.weight":
+        if "_norm" in name or name.endswith(".bias") or name == "rope_freqs.weight":
             types[name] = "F32"
         elif file_type in PLAIN:
             types[name] = default

@@ -17,7 +17,6 @@ from petool_lite.export.source import Source
 from petool_lite.export.weights import Tensor
 
 from petool_lite.console import Report
-from petool_lite.families import gguf_name
 from petool_lite.prompt.render import Example
 
 _LARGE = 1_000_000_000  # weights from which layers run in bfloat16 on a CPU: float32 would take minutes
@@ -49,6 +48,7 @@ class Reference:
         self.dtype = torch.float32 if size < _LARGE and self.device == "cpu" else torch.bfloat16
         self.model = _empty_model(source.base.directory, self.dtype)
         self.model.model.rotary_emb.to(self.device)
+        self._scale = source.shape.width**0.5 if source.shape.family.scaled else 1.0
         norm = {"weight": self._weight("model.norm.weight")}
         self.model.model.norm.load_state_dict(norm, assign=True)
         for index, layer in enumerate(self.model.model.layers):
@@ -88,7 +88,8 @@ class Reference:
         embedding = self._tensors["model.embed_tokens.weight"]
         found = {token: embedding.read(token, token + 1)[0] for row in padded for token in row}
         table = torch.stack([torch.stack([found[token] for token in row]) for row in padded])
-        return table.to(self.device, self.dtype)
+        scale = torch.tensor(self._scale, dtype=self.dtype).to(self.device)
+        return table.to(self.device, self.dtype) * scale
 
     def answer_logits(self, rows: Sequence[Example], report: Report) -> list[Any]:
         """Logits that predict each answer token of `rows`: float32 numpy arrays (answer tokens, vocabulary)."""
@@ -125,7 +126,7 @@ class Reference:
 
         for name, module in self.model.model.layers.named_modules():
             if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(watch(gguf_name(f"model.layers.{name}.weight")))
+                module.register_forward_pre_hook(watch(self._source.gguf_name(f"model.layers.{name}.weight")))
         for group in _groups(rows):
             lengths[:] = [len(rows[index]) for index in group]
             for _ in self.batches([rows[index] for index in group], report, "measuring importance"):

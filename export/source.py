@@ -6,13 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.gguf import read_vocabulary
 from petool_lite.export.merge import Adapter, check_fit
+from petool_lite.export.vocabulary import read_vocabulary
 from petool_lite.export.weights import Tensor, find_tensors
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
-from petool_lite.families import Rope, Shape, chat_template, end_tokens, read_json, rope_of, shape_of
+from petool_lite.families import Rope, Shape, chat_template, end_tokens, gguf_name, read_json, rope_of, shape_of
 from petool_lite.models import Base
 
 
@@ -39,6 +39,10 @@ class Source:
         """The model's sizes."""
         return shape_of(self.config)
 
+    def gguf_name(self, name: str) -> str:
+        """What the tensor `name` is called in a GGUF file."""
+        return gguf_name(name, self.shape.family)
+
     @cached_property
     def rope(self) -> Rope:
         """Its rotary positions."""
@@ -61,8 +65,6 @@ def check_exportable(directory: Path, report: Report = silent) -> None:
 def _checked(directory: Path, report: Report = silent) -> tuple[dict[str, Any], list[Tensor]]:
     config = read_json(directory / "config.json")
     rope_of(config)
-    if config.get("hidden_act", "silu") != "silu":
-        raise PetoolError(f"{directory} has the activation {config['hidden_act']}", "a Llama model has silu")
     return config, find_tensors(directory, shape_of(config), report)
 
 

@@ -24,7 +24,7 @@ from petool_lite.export.weights import Tensor
 
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
-from petool_lite.families import gguf_name, reordered_heads, rope_divisors
+from petool_lite.families import reordered_heads, rope_divisors
 
 _BAND = 1 << 19  # weights in a band: 2 MiB as float32, about what a core's cache holds
 
@@ -90,7 +90,7 @@ def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]
 
 def _plan(source: Source, file_type: str) -> Plan:
     """The tensors of a file, with types and shapes, in their order."""
-    shapes = {gguf_name(tensor.name): tensor.shape for tensor in source.tensors}
+    shapes = {source.gguf_name(tensor.name): tensor.shape for tensor in source.tensors}
     if source.rope.kind == "llama3":
         shapes[ROPE] = (source.shape.head_size // 2,)
     columns = {name: shapes[name][-1] for name in sorted(shapes, key=file_order)}
@@ -111,7 +111,7 @@ def _run(source: Source, targets: list[Target], threads: int, report: Report) ->
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             work = []
-            for tensor in sorted(source.tensors, key=lambda tensor: file_order(gguf_name(tensor.name))):
+            for tensor in sorted(source.tensors, key=lambda tensor: file_order(source.gguf_name(tensor.name))):
                 bands = _Bands(source, targets, tensor)
                 work.append((tensor.name, [pool.submit(bands.work, *rows) for rows in bands.all_rows()]))
             for done, (name, futures) in enumerate(work, 1):
@@ -147,11 +147,13 @@ class _Bands:
         weight, change = self._weight(first, last)
         if self.heads:
             weight = permute(weight, self.heads * (last - first) // self.tensor.rows)
+        if self.tensor.rows == 1 and "norm" in self.tensor.name:
+            weight = weight + self.source.shape.family.shift
         # a sum shows any NaN or infinity in one pass; the quantizer itself would hide some
         if not math.isfinite(float(weight.sum())):
             what = f"{self.tensor.name} holds values that are not finite"
             raise PetoolError(what, "what was trained is damaged, or the base")
-        name = gguf_name(self.tensor.name)
+        name = self.source.gguf_name(self.tensor.name)
         _write(self.targets, name, weight.contiguous(), first, (self.source.importance or {}).get(name))
         return change
 

@@ -52,7 +52,7 @@ class Tensor:
 
 
 def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
-    """Every tensor of a Llama model directory, one file or shards, without a tied output head.
+    """Every tensor of a model directory, one file or shards, without a tied output head.
 
     Raises PetoolError if a file is damaged or cut, or a tensor is missing, double, or of a name, type or shape that
     a model of this `shape` does not have. What every program computes anew is left out and told.
@@ -65,7 +65,7 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
             elif tensor.name in found:
                 raise PetoolError(f"{directory} holds {tensor.name} twice", "remove the files of another format")
             elif not (tensor.name == "lm_head.weight" and shape.tied):
-                found[tensor.name] = _fitting(tensor, expected)
+                found[tensor.name] = _fitting(tensor, expected, shape)
     missing = set(expected) - set(found)
     if missing:
         what = f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all"
@@ -75,13 +75,13 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
     return list(found.values())
 
 
-def _fitting(tensor: Tensor, expected: dict[str, tuple[int, ...]]) -> Tensor:
+def _fitting(tensor: Tensor, expected: dict[str, tuple[int, ...]], shape: Shape) -> Tensor:
     """The tensor, if a model of the expected shapes has it."""
     if tensor.dtype not in _TYPES:
         hint = "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training"
         raise PetoolError(f"{tensor.name} in {tensor.file} has the type {tensor.dtype}", hint)
     if tensor.name not in expected:
-        gguf_name(tensor.name)  # which has words for what no Llama has
+        gguf_name(tensor.name, shape.family)  # which has words for what no model of the family has
         raise PetoolError(f"{tensor.name} is more than config.json says", "get the model again")
     if tensor.shape != expected[tensor.name]:
         raise PetoolError(

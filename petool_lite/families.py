@@ -1,6 +1,7 @@
-"""What the files of a Llama model say of it: sizes, rotary scaling, tensor names, chat template, end tokens.
+"""What the files of a model say of it: family, sizes, rotary scaling, tensor names, chat template, end tokens.
 
-The one owner of each of these facts: training, export and inference ask here.
+The one owner of each of these facts: training, export and inference ask here. FAMILIES is all that tells one
+architecture from another.
 """
 
 import math
@@ -14,7 +15,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.text import read_object
 
 # GGUF's name of a block's tensor -> the Hugging Face module
-BLOCK_TENSORS = {
+_BLOCK = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -26,6 +27,12 @@ BLOCK_TENSORS = {
     "ffn_down": "mlp.down_proj",
 }
 TOP_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_FOUR_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 ROPE_KINDS = ("default", "linear", "llama3")
 # What some checkpoints hold beside their weights and every program computes anew.
 COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -38,6 +45,69 @@ _END_TEXTS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Family:
+    """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`).
+
+    `blocks` maps GGUF's names of a block's tensors to modules; those of `biases` have a bias, too. `interleaved`:
+    llama.cpp has the rows of q and k otherwise. `activation` and `head_size` are what config.json says, or leaves out.
+    `shift` is what the norms add to their weights, which llama.cpp wants added. `scaled`: embeddings are multiplied by
+    the root of the width. `local`: of every so many layers all but the last attend to a window of tokens only.
+    """
+
+    name: str
+    architecture: str
+    model_type: str
+    gguf: str
+    blocks: Mapping[str, str]
+    biases: tuple[str, ...] = ()
+    interleaved: bool = False
+    activation: str = "silu"
+    head_size: int | None = None
+    tied: bool = False
+    shift: float = 0.0
+    scaled: bool = False
+    local: int = 0
+
+    @property
+    def to_gguf(self) -> Mapping[str, str]:
+        """Module -> GGUF's name."""
+        return {module: name for name, module in {**self.blocks, **TOP_TENSORS}.items()}
+
+
+FAMILIES = (
+    Family("Llama", "LlamaForCausalLM", "llama", "llama", _BLOCK, interleaved=True),
+    Family("Mistral", "MistralForCausalLM", "mistral", "llama", _BLOCK, interleaved=True),
+    Family("Qwen2", "Qwen2ForCausalLM", "qwen2", "qwen2", _BLOCK, biases=("attn_q", "attn_k", "attn_v")),
+    Family("Qwen3", "Qwen3ForCausalLM", "qwen3", "qwen3", _BLOCK | _HEAD_NORMS, head_size=128),
+    Family(
+        "Gemma 3", "Gemma3ForCausalLM", "gemma3_text", "gemma3", _BLOCK | _HEAD_NORMS | _FOUR_NORMS,
+        activation="gelu_pytorch_tanh", head_size=256, tied=True, shift=1.0, scaled=True, local=6,
+    ),
+)  # fmt: skip
+# Vicuna 1.1 and 1.5, whose files have no template (the form is that of FastChat, lm-sys/FastChat).
+_VICUNA = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}A chat between a curious "
+    "user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
+    "user's questions.{% endif %}{{ ' ' }}{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ 'USER: ' ~ message.content ~ ' ' }}{% elif message.role == 'assistant' %}"
+    "{{ 'ASSISTANT: ' ~ message.content ~ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+KNOWN = f"known: {', '.join(family.name for family in FAMILIES)}, as text models without experts"
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json; raises PetoolError, which names the known ones, for any other."""
+    listed = config.get("architectures") or ["no architecture named"]
+    named = ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
+    kind = str(config.get("model_type"))[:40]  # what transformers goes by, whatever the architecture is called
+    for family in FAMILIES:
+        if (named, kind) == (family.architecture, family.model_type):
+            return family
+    raise PetoolError(f"no text model of a known family: {named[:80]}, model_type {kind}", KNOWN)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in one of a model's files; raises PetoolError for anything else, or no file."""
     if not file.is_file():
@@ -47,8 +117,12 @@ def read_json(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model: layers, widths, heads, tokens. `head_size` is the width of one head, `context` in tokens."""
+    """Sizes of a model: layers, widths, heads, tokens. `head_size` is the width of one head, `context` in tokens.
 
+    `window`: how many tokens a layer with local attention sees; None where every layer sees all.
+    """
+
+    family: Family
     layers: int
     width: int
     feed_forward: int
@@ -59,10 +133,15 @@ class Shape:
     context: int
     norm_epsilon: float
     tied: bool
+    window: int | None = None
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The sizes in a config.json, with transformers' defaults; raises PetoolError for one that no model has."""
+    """The sizes in a config.json, with transformers' defaults.
+
+    Raises PetoolError for another family, and for a size or kind of attention that no model of it has.
+    """
+    family = family_of(config)
 
     def size(key: str, default: int | None = None, most: int = _LARGEST) -> int:
         found = default if config.get(key) is None else config[key]
@@ -72,23 +151,51 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
     width, heads = size("hidden_size"), size("num_attention_heads")
     groups = size("num_key_value_heads", heads)
-    if heads % groups or (config.get("head_dim") is None and width % heads):
+    per_head = family.head_size or width // heads
+    if heads % groups or (config.get("head_dim") is None and not family.head_size and width % heads):
         raise _odd(f"a width of {width} and {heads} heads, {groups} of keys, do not go together")
     epsilon = config.get("rms_norm_eps", 1e-6)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
         raise _odd(f"rms_norm_eps is {str(epsilon)[:40]}")
-    return Shape(
+    windowed = family.local or family.model_type == "mistral"
+    shape = Shape(
+        family=family,
         layers=size("num_hidden_layers", most=_LAYERS),
         width=width,
         feed_forward=size("intermediate_size"),
         heads=heads,
         key_value_heads=groups,
-        head_size=size("head_dim", width // heads),
+        head_size=size("head_dim", per_head),
         vocabulary=size("vocab_size"),
         context=size("max_position_embeddings", 2048),
         norm_epsilon=float(epsilon),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=bool(config.get("tie_word_embeddings", family.tied)),
+        window=size("sliding_window") if windowed and config.get("sliding_window") is not None else None,
     )
+    _check_attention(config, shape)
+    return shape
+
+
+def _check_attention(config: Mapping[str, Any], shape: Shape) -> None:
+    """Raise PetoolError for what llama.cpp, or another model of the family, does not do."""
+    family = shape.family
+    activation = config.get("hidden_activation" if family.local else "hidden_act") or family.activation
+    local = [bool(family.local) and (layer + 1) % family.local > 0 for layer in range(shape.layers)]
+    kinds = ["sliding_attention" if here else "full_attention" for here in local]
+    odd = {
+        f"the activation {str(activation)[:40]}": activation != family.activation,
+        "an attention window": bool(config.get("use_sliding_window")),
+        "another order of windows": bool(config.get("layer_types")) and config["layer_types"] != kinds,
+        "another pattern of windows": config.get("sliding_window_pattern", family.local) != family.local,
+        "soft caps": bool(config.get("attn_logit_softcapping") or config.get("final_logit_softcapping")),
+        "attention in both directions": bool(config.get("use_bidirectional_attention")),
+        "another scale of attention": family.scaled
+        and config.get("query_pre_attn_scalar", shape.head_size) != shape.head_size,
+        "other biases": any(config.get(key) for key in ("attention_bias", "mlp_bias")),
+    }
+    for what, there in odd.items():
+        if there:
+            raise PetoolError(f"a {family.name} model with {what} cannot be trained or exported", "give another base")
 
 
 def _odd(what: str) -> PetoolError:
@@ -97,7 +204,8 @@ def _odd(what: str) -> PetoolError:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions: `theta` as the configuration states it (None: 10,000), and how the angles are scaled.
+    """Rotary positions: `theta` as the configuration states it (None: 10,000), that of layers with a window (`local`),
+    and how the angles are scaled.
 
     "linear" divides every position by `factor`; "llama3" divides long waves by it, with a smooth passage, between
     `low` and `high` turns in the first `context` tokens, to the short ones, which stay.
@@ -105,6 +213,7 @@ class Rope:
 
     kind: str
     theta: float | None
+    local: float | None = None
     factor: float = 1.0
     low: float = 1.0
     high: float = 4.0
@@ -117,6 +226,10 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, dict):
         raise _odd(f"the rotary scaling is {str(stated)[:40]}")
+    local = config.get("rope_local_base_freq")
+    if isinstance(stated.get("full_attention"), dict):
+        local = (stated.get("sliding_attention") or {}).get("rope_theta", local)
+        stated = stated["full_attention"]
     kind = str(stated.get("rope_type") or stated.get("type") or "default")[:40]
     if kind not in ROPE_KINDS:
         raise PetoolError(f"rotary scaling of the kind {kind} cannot be exported", f"known: {', '.join(ROPE_KINDS)}")
@@ -133,13 +246,15 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
     if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 1):
         raise _odd(f"rope_theta is {str(theta)[:40]}")
     if kind == "default":
-        return Rope(kind, theta)
+        return Rope(kind, theta, local)
     if kind == "linear":
-        return Rope(kind, theta, number("factor", None))
+        return Rope(kind, theta, local, number("factor", None))
+    if family_of(config).gguf != "llama":
+        raise PetoolError("rotary scaling of the kind llama3 is Llama's", "give another base")
     low, high = number("low_freq_factor", 1.0), number("high_freq_factor", 4.0)
     if not low < high:
         raise _odd(f"low_freq_factor {low} of its rotary scaling is not below high_freq_factor {high}")
-    return Rope(kind, theta, number("factor", 8.0), low, high, number("original_max_position_embeddings", 8192))
+    return Rope(kind, theta, local, number("factor", 8.0), low, high, number("original_max_position_embeddings", 8192))
 
 
 def rope_divisors(rope: Rope, head_size: int) -> Any:
@@ -160,16 +275,15 @@ def rope_divisors(rope: Rope, head_size: int) -> Any:
     return torch.where(lengths < rope.context / rope.high, torch.ones_like(divisors), divisors)
 
 
-_TO_GGUF = {module: name for name, module in (BLOCK_TENSORS | TOP_TENSORS).items()}
-
-
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, family: Family) -> str:
     """`model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`; raises PetoolError for an unknown one."""
-    found = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.weight", name)
-    known = _TO_GGUF.get(found[2]) if found else None
-    if found is None or known is None or (found[1] is None) != (known in TOP_TENSORS):
-        raise PetoolError(f"a Llama model has no tensor {name[:100]}", "biases and other parts cannot be exported")
-    return f"{known}.weight" if found[1] is None else f"blk.{found[1]}.{known}.weight"
+    found = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    known = family.to_gguf.get(found[2]) if found else None
+    fits = found is not None and known is not None and (found[1] is None) == (known in TOP_TENSORS)
+    if not fits or (found and found[3] == "bias" and known not in family.biases):
+        raise PetoolError(f"a {family.name} model has no tensor {name[:100]}", "other parts cannot be exported")
+    assert found is not None
+    return f"{known}.{found[3]}" if found[1] is None else f"blk.{found[1]}.{known}.{found[3]}"
 
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -177,19 +291,24 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     width, wide = shape.width, shape.feed_forward
     block: dict[str, tuple[int, ...]] = {"attn_q": (queries, width), "attn_output": (width, queries)}
-    block |= {"attn_norm": (width,), "ffn_norm": (width,), "attn_k": (keys, width), "attn_v": (keys, width)}
+    block |= {"attn_k": (keys, width), "attn_v": (keys, width)}
     block |= {"ffn_gate": (wide, width), "ffn_up": (wide, width), "ffn_down": (width, wide)}
-    names = {
-        f"model.layers.{layer}.{module}.weight": block[name]
-        for layer in range(shape.layers)
-        for name, module in BLOCK_TENSORS.items()
-    }
+    block |= dict.fromkeys(_HEAD_NORMS, (shape.head_size,))
+    names = {}
+    for layer in range(shape.layers):
+        for name, module in shape.family.blocks.items():
+            size = block.get(name, (width,))
+            names[f"model.layers.{layer}.{module}.weight"] = size
+            if name in shape.family.biases:
+                names[f"model.layers.{layer}.{module}.bias"] = size[:1]
     head = {} if shape.tied else {"lm_head.weight": (shape.vocabulary, width)}
     return {**names, "model.embed_tokens.weight": (shape.vocabulary, width), "model.norm.weight": (width,), **head}
 
 
 def reordered_heads(name: str, shape: Shape) -> int:
     """How many heads a tensor's rows belong to where llama.cpp orders them otherwise (q and k); else 0."""
+    if not shape.family.interleaved:
+        return 0
     if name.endswith("self_attn.q_proj.weight"):
         return shape.heads
     return shape.key_value_heads if name.endswith("self_attn.k_proj.weight") else 0
@@ -198,7 +317,8 @@ def reordered_heads(name: str, shape: Shape) -> int:
 def chat_template(directory: Path) -> str:
     """The chat template of a model directory; of a list of templates the default one.
 
-    chat_template.jinja goes before tokenizer_config.json, as in transformers. Raises PetoolError if there is none.
+    chat_template.jinja goes before tokenizer_config.json, as in transformers; Vicuna's is known by its name. Raises
+    PetoolError if there is none.
     """
     file = directory / "chat_template.jinja"
     found = read_json(directory / "tokenizer_config.json").get("chat_template")
@@ -208,9 +328,17 @@ def chat_template(directory: Path) -> str:
         found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
     if isinstance(found, dict):
         found = found.get("default")
+    if found is None and (directory / "config.json").is_file():
+        named = read_json(directory / "config.json").get("_name_or_path")
+        found = known_template(directory.name, str(named))
     if not isinstance(found, str) or not found:
         raise PetoolError(f"no chat template in {directory}", "petool-lite needs an instruct model")
     return found
+
+
+def known_template(*names: str) -> str | None:
+    """The chat template of a model that has none in its files, by what it is called; None for others."""
+    return _VICUNA if any("vicuna" in name.lower() for name in names) else None
 
 
 def load_tokenizer(directory: Path) -> Any:

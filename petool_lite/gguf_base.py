@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.families import gguf_name, reordered_heads, shape_of, tensor_shapes
+from petool_lite.families import FAMILIES, gguf_name, reordered_heads, shape_of, tensor_shapes
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import cache_place
 from petool_lite.runs import draft
@@ -101,12 +101,12 @@ def _write_directory(gguf: Path, target: Path) -> None:
     readers = [open_gguf(part, checked=True) for part in check_gguf(gguf)]
     fields = _Fields(gguf, gguf_fields(readers[0]))
     if fields.values.get("general.architecture") != "llama":
-        what = f"{gguf} is not a model of the Llama family: {fields.values.get('general.architecture')}"
-        raise PetoolError(what, "petool-lite trains and exports the architecture called llama")
+        what = f"{gguf} is not of the Llama family: {fields.values.get('general.architecture')}"
+        raise PetoolError(what, f"only Llama is read from a GGUF file; {_ELSEWHERE}")
     found = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
     config = _config(fields, tied="output.weight" not in found)
     shape, tensors = shape_of(config), {}
-    names = {gguf_name(name): name for name in tensor_shapes(shape)}
+    names = {gguf_name(name, FAMILIES[0]): name for name in tensor_shapes(shape)}
     if odd := found.keys() ^ names.keys():
         raise PetoolError(f"{gguf} has other tensors than a plain Llama, such as {min(odd)}", _ELSEWHERE)
     for tensor in found.values():

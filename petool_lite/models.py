@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import MACHINE, PetoolError, first_line
-from petool_lite.families import read_json, shape_of
+from petool_lite.families import family_of, read_json, shape_of
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import library_places, user_path
 from petool_lite.text import read_object
@@ -52,7 +52,7 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
     """Find the base called `name`; a hub id is downloaded (safetensors only), a GGUF converted once and cached.
 
     A file is taken for a GGUF by its first bytes, whatever it is called. Raises PetoolError if the base cannot be
-    found, or is not a text model of the Llama family.
+    found, or is not a text model of a known family.
     """
     path = embedded_gguf() if name == EMBEDDED else user_path(name)
     try:
@@ -167,14 +167,10 @@ def _check_kind(file: Path, name: str) -> None:
     """Refuse a config.json of code of its own, another architecture, or another quantization than bitsandbytes'."""
     config = read_json(file)
     _refuse_code(config, file, name)
-    found = config.get("architectures") or ["no architecture named"]
-    named = ", ".join(map(str, found)) if isinstance(found, list) else str(found)
-    kind = str(config.get("model_type"))[:40]  # what transformers goes by, whatever the architecture is called
-    if named != "LlamaForCausalLM" or kind != "llama":
-        raise PetoolError(
-            f"{name} is not a text model of the Llama family: {named}, model_type {kind}",
-            "petool-lite trains and exports LlamaForCausalLM, model_type llama",
-        )
+    try:
+        family_of(config)
+    except PetoolError as error:
+        raise PetoolError(f"{name} is {error.message}", error.hint) from None
     if "transformers_weights" in config:
         raise PetoolError(
             f"{name} names its weights itself (transformers_weights in {file.name})",

@@ -44,3 +44,13 @@ def write_gguf(path: Path, split: int = 0, extra: str = "", **changes) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def logits_of(path, ids):
+    """llama.cpp's logits after `ids`."""
+    from petool_lite.inference.llama import LlamaModel
+
+    with LlamaModel(path, n_ctx=512) as model:
+        model._eval(ids)
+        size = model._lib.llama_vocab_n_tokens(model._vocab)
+        return np.ctypeslib.as_array(model._lib.llama_get_logits_ith(model._context, -1), shape=(size,)).copy()

@@ -30,9 +30,14 @@ def refused(model: Path) -> str:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"architectures": ["Mllama"]}, "not a text model of the Llama family: Mllama, model_type llama"),
-        ({"architectures": []}, "not a text model of the Llama family: no architecture"),
-        ({"model_type": "mistral"}, "not a text model of the Llama family: LlamaForCausalLM, model_type mistral"),
+        ({"architectures": ["Mllama"]}, "no text model of a known family: Mllama, model_type llama"),
+        ({"architectures": []}, "no text model of a known family: no architecture"),
+        (
+            {"model_type": "mistral"},
+            "family: LlamaForCausalLM, model_type mistral | known: Llama, Mistral, Qwen2, Qwen3",
+        ),
+        ({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}, "known family: MixtralForCausalLM"),
+        ({"attention_bias": True}, "a Llama model with other biases cannot be trained or exported"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantized by gptq;"),
         ({"quantization_config": {"bits": 4}}, "is quantized by something without a name;"),
         ({"quantization_config": "awq"}, "is quantized by awq;"),

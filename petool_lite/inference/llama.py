@@ -3,6 +3,7 @@
 import codecs
 import ctypes
 import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError
+from petool_lite.families import known_template
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama_open import Closing, first_error, held_signals, open_context, open_model
 from petool_lite.inference.settings import EngineSettings
@@ -107,7 +109,8 @@ class LlamaModel(Closing):
 
     def chat(self) -> Chat:
         """How this model talks, from the file's own metadata."""
-        template = self.metadata.get("tokenizer.chat_template")
+        name = self.metadata.get("general.name", "")
+        template = self.metadata.get("tokenizer.chat_template") or known_template(name)
         if not template:
             raise PetoolError("the GGUF file lacks the key tokenizer.chat_template", _AGAIN)
         return Chat(
@@ -139,6 +142,8 @@ class LlamaModel(Closing):
 
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens in the text are read as such, none is added."""
+        if self.metadata.get("tokenizer.ggml.pre") == "qwen2":  # whose tokenizer does so, and llama.cpp not
+            text = unicodedata.normalize("NFC", text)
         raw = text.encode()
         buffer = (self._lib.llama_token * (len(raw) + 8))()
         count = self._lib.llama_tokenize(self._vocab, raw, len(raw), buffer, len(buffer), False, True)

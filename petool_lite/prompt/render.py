@@ -4,6 +4,7 @@ Training, scoring and calling all take their ids from here. The answer's ids fol
 the loss mask is a position, never a search for marker text, and inference sees exactly what training saw.
 """
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -34,6 +35,11 @@ STYLES = ("published", "petool")
 LAYOUTS = {"published": 1, "petool": 1}
 CALL_START, CALL_END = "<tool_call>\n", "\n</tool_call>"  # around a call, as Hermes writes it
 _BOUNDARY = "{#- petool-lite: the base's own template #}"
+# What a template without a role for the system gets: its message goes before the user's.
+_FOLD = (
+    "{%- if messages|length > 1 and messages[0].role == 'system' -%}{%- set messages = [{'role': 'user', 'content': "
+    "messages[0].content ~ '\\n\\n' ~ messages[1].content}] + messages[2:] -%}{%- endif -%}"
+)
 _LONGEST = 400  # characters of a description in petool.jinja
 _BATCH = 32  # rows tokenized together, and rendered by one process before it looks whether to stop
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,64}\|>")  # how chat models write their control tokens
@@ -53,6 +59,13 @@ class Chat:
     def encode(self, text: str) -> list[int]:
         """Token ids of one text."""
         return self.encode_batch([text])[0]
+
+    def follow(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts that go on behind others: without the space that SentencePiece puts before a text."""
+        first = self.encode("\n")
+        if len(first) < 2:
+            return self.encode_batch(texts)
+        return [ids[len(first) :] for ids in self.encode_batch([f"\n{text}" for text in texts])]
 
     @property
     def template_sha256(self) -> str:
@@ -132,13 +145,25 @@ class Rendered:
 
 def petool_template(base: str) -> str:
     """The template of the petool style around a base's own; the same for its own result."""
-    return _petool() + base.rpartition(_BOUNDARY)[2]
+    return _petool() + with_system(base.rpartition(_BOUNDARY)[2])
 
 
 def exported_template(base: str, style: str) -> str:
     """The template for a GGUF file: it renders the style's prompts in any server, on any day."""
     dated = f"{{%- set date_string = '{_DATE}' %}}{base}" if "date_string" in base else base
-    return petool_template(dated) if style == "petool" else dated
+    answering = "{%- set enable_thinking = false %}" if "enable_thinking" in base else ""
+    return petool_template(answering + dated) if style == "petool" else with_system(answering + dated)
+
+
+@lru_cache(maxsize=8)
+def with_system(base: str) -> str:
+    """A template that takes a system message: where `base` refuses it or leaves it out, it goes before the user's."""
+    said = [{"role": "system", "content": "petool-system"}, {"role": "user", "content": "petool-user"}]
+    for template in (base, _FOLD + base):
+        with contextlib.suppress(PetoolError):
+            if "petool-system" in _filled(template, said, None, "", ""):
+                return template
+    return base  # which works for nothing: whoever renders it is told
 
 
 @lru_cache(maxsize=1)
@@ -164,15 +189,15 @@ def answer_text(answer: Answer, style: str) -> str:
 
 def render_messages(chat: Chat, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
     """The text up to where the answer starts, by the petool template where there are tools, else by the model's own."""
+    template = petool_template(chat.template) if tools else with_system(chat.template)
+    return _filled(template, messages, tools, chat.bos_token, chat.eos_token)
+
+
+def _filled(template: str, messages: Sequence[Any], tools: Sequence[Any] | None, bos: str, eos: str) -> str:
+    """The prompt that a template makes: always on the same day, and without a part for thoughts."""
+    fixed = {"add_generation_prompt": True, "date_string": _DATE, "enable_thinking": False}
     return render_template(
-        petool_template(chat.template) if tools else chat.template,
-        lambda form: _DATE,
-        messages=messages,
-        tools=tools,
-        bos_token=chat.bos_token,
-        eos_token=chat.eos_token,
-        add_generation_prompt=True,
-        date_string=_DATE,
+        template, lambda form: _DATE, messages=messages, tools=tools, bos_token=bos, eos_token=eos, **fixed
     )
 
 
@@ -320,10 +345,10 @@ def _rendered(chat: Chat, batch: Sequence[Entry], layout: Layout, pairs: bool) -
         if entry.answer is None:
             raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
         answers.append(answer_text(entry.answer, layout.style))
-    encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch] + answers)
+    encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch])
     rejected = [answer_text(entry.rejected or "", layout.style) for entry in batch]
-    wrong = chat.encode_batch(rejected) if pairs else [[]] * len(batch)
-    for entry, ids, answer, other in zip(batch, encoded, encoded[len(batch) :], wrong, strict=False):
+    wrong = chat.follow(rejected) if pairs else [[]] * len(batch)
+    for entry, ids, answer, other in zip(batch, encoded, chat.follow(answers), wrong, strict=True):
         fitted = _fit(chat, entry, layout, ids, reserve=max(len(answer), len(other)) + 1)
         if fitted is None:
             rows.append(None)

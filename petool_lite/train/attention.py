@@ -41,31 +41,39 @@ def packed_attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, scaling: float, bounds: Bounds, **more: Any
 ) -> tuple[Any, None]:
     """Attention of one batch of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens,
-    heads, size). The caller of the model gives the `bounds`; there is no mask, so without them it cannot run. Raises
-    ValueError for attention that is more than causal, or that sees less than a whole row."""
+    heads, size). The caller of the model gives the `bounds`; there is no mask, so without them it cannot run. With a
+    `sliding_window` a token sees so many tokens of its row at most, itself included. Raises ValueError for attention
+    that is more than causal."""
     import torch
 
     other = [name for name in _UNKNOWN if more.get(name) is not None]
-    if other or (more.get("sliding_window") or max(bounds.lengths)) < max(bounds.lengths):
-        raise ValueError(f"packed rows know no {other[0] if other else 'window shorter than a row'}")
+    if other:
+        raise ValueError(f"packed rows know no {other[0]}")
+    window = more.get("sliding_window") or 0
+    window = window if window < max(bounds.lengths) else 0
     if not query.is_cuda:
-        return _row_by_row(query, key, value, bounds, scaling), None
+        return _row_by_row(query, key, value, bounds, scaling, window), None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
     q, k, v = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
-    return _flash().apply(q, k, v, bounds.ends, max(bounds.lengths), scaling)[None], None
+    return _flash().apply(q, k, v, bounds.ends, max(bounds.lengths), scaling, window)[None], None
 
 
-def _row_by_row(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float) -> Any:
+def _row_by_row(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float, window: int) -> Any:
     """(1, heads, tokens, size) to (1, tokens, heads, size) on a CPU; keys and values may have fewer heads."""
     import torch
 
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     parts = (item.to(dtype).split(bounds.lengths, 2) for item in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
-    found = [
-        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(*parts, strict=True)
-    ]
+    found = []
+    for q, k, v in zip(*parts, strict=True):
+        length = q.shape[2]
+        seen = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - window) if 0 < window < length else None
+        found.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, enable_gqa=grouped
+            )
+        )
     return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2)
 
 
@@ -75,14 +83,18 @@ def _flash() -> Any:
     import torch
 
     class Flash(torch.autograd.Function):
-        """(tokens, heads, size), keys and values with fewer heads; rows end at `ends`, none longer than `longest`."""
+        """(tokens, heads, size), keys and values with fewer heads; rows end at `ends`, none longer than `longest`; a
+        token sees `window` tokens (0: all of its row)."""
 
         @staticmethod
-        def forward(ctx: Any, query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float) -> Any:
+        def forward(
+            ctx: Any, query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float, window: int = 0
+        ) -> Any:
+            seen = {"window_size_left": window - 1, "window_size_right": 0} if window else {}
             out, sums, seed, unused, _ = torch.ops.aten._flash_attention_forward(
-                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale
+                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale, **seen
             )
-            ctx.longest, ctx.scale = longest, scale
+            ctx.longest, ctx.scale, ctx.seen = longest, scale, seen
             ctx.save_for_backward(query, key, value, out, sums, ends, seed, unused)
             return out
 
@@ -91,9 +103,9 @@ def _flash() -> Any:
             query, key, value, out, sums, ends, seed, unused = ctx.saved_tensors
             found = torch.ops.aten._flash_attention_backward(
                 gradient.contiguous(), query, key, value, out, sums, ends, ends, ctx.longest, ctx.longest,
-                0.0, True, seed, unused, scale=ctx.scale,
+                0.0, True, seed, unused, scale=ctx.scale, **ctx.seen,
             )  # fmt: skip
-            return *found, None, None, None
+            return *found, None, None, None, None
 
     return Flash
 

@@ -79,7 +79,7 @@ def peak_bytes(
     precision, checkpointing = way
     full = recipe.train.method == "full"
     resident = _FIXED + resident_bytes(model, recipe, precision, optimizer=optimizer)
-    kept, inside = (_whole if full else _adapted)(model, recipe)
+    kept, inside = (_whole if full or model.family.local else _adapted)(model, recipe)
     head = load.answers * model.vocabulary * 16  # logits in bfloat16 and float32, and their gradients
     if not checkpointing:
         return resident + tokens * (model.layers * kept + max(inside, head))
@@ -117,10 +117,13 @@ def _adapted(model: Shape, recipe: Recipe) -> tuple[float, float]:
 
 
 def _whole(model: Shape, recipe: Recipe) -> tuple[float, float]:
-    """The same for transformers' layers in full fine-tuning: sums and norms in float32, and what autograd casts. A GPU
-    holds nine tenths of it at a time, by ten runs of SmolLM2-135M on one H200."""
+    """The same for transformers' layers, in full fine-tuning and for families that Unsloth leaves to transformers: sums
+    and norms in float32, and what autograd casts. A GPU holds nine tenths of it at a time, by ten runs of SmolLM2-135M
+    on one H200; Gemma's four norms a layer, and those of its heads, are counted, not measured."""
     own, keys, hidden, inner = _widths(model)
-    norms = 2 * (4 + 4) * hidden + (3 + 2) * 2 * hidden
+    count = sum("norm" in name and "attn_q" not in name and "attn_k" not in name for name in model.family.blocks)
+    norms = count * (4 + 4) * hidden + (3 + 2) * 2 * hidden
+    norms += (4 + 4) * (own + keys) if "attn_q_norm" in model.family.blocks else 0
     kept = norms + 2 * (own + 2 * keys) + 2 * own + 4 * model.heads + 4 * 2 * inner
     return 0.885 * kept, 0.885 * (2 * 4 * inner + 3 * 4 * hidden)
 

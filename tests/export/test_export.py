@@ -3,24 +3,13 @@
 import pytest
 from petool_lite.export import load_source, write_targets
 from petool_lite.export.merge import load_adapter
-from support_gguf import LLAMA3_ROPE, write_gguf
+from support_gguf import LLAMA3_ROPE, logits_of, write_gguf
 
-from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import resolve_base
 from petool_lite.prompt.render import chat_from_directory
 
 
-def logits_of(path, ids):
-    """llama.cpp's logits after `ids`."""
-    import numpy as np
-
-    with LlamaModel(path, n_ctx=512) as model:
-        model._eval(ids)
-        size = model._lib.llama_vocab_n_tokens(model._vocab)
-        return np.ctypeslib.as_array(model._lib.llama_get_logits_ith(model._context, -1), shape=(size,)).copy()
-
-
-@pytest.mark.parametrize(("rope", "tied"), [("default", True), ("llama3", False), ("linear", True)])
+@pytest.mark.parametrize(("rope", "tied"), [("llama3", False), ("linear", True)])
 def test_the_merged_file_gives_the_logits_of_the_merged_model(
     tiny_model, llama3_tokenizer, make_adapter, tmp_path, rope, tied
 ) -> None:

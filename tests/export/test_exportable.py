@@ -101,7 +101,8 @@ def added(index: int, text: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda found: found["model"].update(byte_fallback=True), "of the kind SentencePiece cannot be exported"),
+        (lambda found: found["model"].update(byte_fallback=True), "that treats spaces by ['Sequence'] cannot"),
+        (lambda found: found["model"].update(type="Unigram"), "of the kind Unigram cannot be exported"),
         (lambda found: found.update(normalizer={"type": "NFC"}), "normalizes its text"),
         (lambda found: found.update(pre_tokenizer={"type": "Whitespace"}), "splits text by ['Whitespace']"),
         (lambda found: found["added_tokens"].append(added(5000, "[PAD]")), "tokens beyond the"),

@@ -7,7 +7,7 @@ from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
 from support_gguf import write_gguf
 
-from petool_lite.families import gguf_name
+from petool_lite.families import FAMILIES, gguf_name
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
 
@@ -30,7 +30,7 @@ def float32_gguf(model, like, config, target) -> None:
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             query = name.endswith("q_proj.weight")
             weight = permute(weight, config.num_attention_heads if query else config.num_key_value_heads)
-        tensors[gguf_name(name)] = weight.float().contiguous().numpy()
+        tensors[gguf_name(name, FAMILIES[0])] = weight.float().contiguous().numpy()
     for name in sorted(tensors, key=file_order):
         writer.add_tensor(name, tensors[name])
     writer.write_header_to_file()

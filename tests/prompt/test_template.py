@@ -6,6 +6,8 @@ import numpy
 import pytest
 
 from petool_lite.errors import PetoolError
+from petool_lite.families import chat_template
+from petool_lite.prompt.render import Chat, exported_template, petool_template, render_messages
 from petool_lite.prompt.template import render_template
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -52,3 +54,41 @@ def test_the_tag_that_marks_what_is_learned_is_read_as_what_stands_in_it() -> No
     assert render_template(spaced, str) == "x"
     with pytest.raises(PetoolError, match="does not work"):
         render_template("{% generation %}", str)
+
+
+ALTERNATE = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ '[INST]' ~ m.content ~ '[/INST]' }}{% endfor %}"
+)
+NO_SYSTEM = "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' ~ m.content }}{% endif %}{% endfor %}"
+THINKING = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is false %}<think></think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("base", [ALTERNATE, NO_SYSTEM])
+def test_a_template_without_a_system_gets_its_message_before_the_users(base) -> None:
+    chat = Chat(lambda texts: [[0] for _ in texts], base, "<s>", "</s>", 2)
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert "Be brief.\n\nHi" in render_messages(chat, said)
+    assert "[INST]Hi" in render_messages(chat, said[1:]) or "USER: Hi" in render_messages(chat, said[1:])
+    petool = exported_template(base, "petool")
+    assert petool_template(petool) == petool, "around its own result it changes nothing"
+    assert render_template(petool, str, messages=said, bos_token="<s>").endswith(render_messages(chat, said)[3:])
+
+
+def test_thoughts_are_off_and_vicunas_template_is_known(tmp_path) -> None:
+    chat = Chat(lambda texts: [[0] for _ in texts], THINKING, "", "", 2)
+    assert render_messages(chat, [{"role": "user", "content": "Hi"}]) == "Hi<think></think>"
+    for style in ("petool", "published"):
+        made = render_template(exported_template(THINKING, style), str, messages=[{"role": "user", "content": "Hi"}])
+        assert made == "Hi<think></think>"
+    vicuna = tmp_path / "vicuna-7b-v1.5"
+    vicuna.mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        (vicuna / name).write_text("{}")
+    text = render_template(
+        chat_template(vicuna), str, bos_token="<s>", eos_token="</s>", add_generation_prompt=True,
+        messages=[{"role": role, "content": role[:2]} for role in ("system", "user", "assistant", "user")],
+    )  # fmt: skip
+    assert text == "<s>sy USER: us ASSISTANT: as</s>USER: us ASSISTANT:"

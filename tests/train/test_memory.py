@@ -13,7 +13,8 @@ from petool_lite.train.memory import Load, choose, peak_bytes
 
 def shape(*sizes: int):
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    return shape_of(dict(zip((*names, "head_dim", "vocab_size"), sizes, strict=True)) | {"tie_word_embeddings": True})
+    llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True}
+    return shape_of(dict(zip((*names, "head_dim", "vocab_size"), sizes, strict=True)) | llama)
 
 
 LLAMA_3B, SMOLLM2 = shape(3072, 8192, 28, 24, 8, 128, 128256), shape(576, 1536, 30, 9, 3, 64, 49152)
@@ -61,6 +62,16 @@ def test_auto_keeps_all_where_it_can() -> None:
     ]  # fmt: skip
     assert all(way.peak_gb <= 0.9 * gib for gib, way in ways.items())
     assert ways[140].token_budget > 49152
+
+
+def test_the_published_8b_recipe_fits_24_48_and_80_gigabytes() -> None:
+    recipe, rows = load_recipe("petoolllama")[1], Load((*(4096, 4096, 4096, 2500) * 500,), 0.015)
+    model = shape(4096, 14336, 32, 32, 8, 128, 128256)
+    ways = {gib: choose(model, recipe, rows, (gib - 0.9) * GIB) for gib in (24, 48, 80)}
+    found = [(way.precision, way.checkpointing, way.token_budget) for way in ways.values()]
+    assert found == [("nf4", False, 4096), ("bf16", False, 7168), ("bf16", False, 15360)]
+    lean = choose(model, replace(recipe, train=replace(recipe.train, memory="lean")), rows, 23 * GIB)
+    assert (lean.precision, lean.peak_gb < 20) == ("bf16", True), "as published"
 
 
 def test_too_little_memory_is_refused_with_what_would_fit() -> None:

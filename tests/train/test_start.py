@@ -77,13 +77,16 @@ def test_the_hint_for_another_shape_can_be_pasted(adapter, tiny) -> None:
     assert dry_run(load_recipe("demo", [*settings, *pasted])[1])["kept"] == 4
 
 
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+
+
 @pytest.mark.parametrize(
     ("setting", "changes", "told"),
     [
         ("lora.r=100000", {}, "lora.r = 100000 is more than "),
         ("train.method=full", {"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantized, and full"),
         ("lora.r=4", {"vocab_size": 1000}, "by config.json it has [1000, 256]"),
-        ("lora.r=4", {"sliding_window": 64}, "sees the last 64 tokens only (sliding_window)"),
+        ("lora.r=4", MISTRAL | {"sliding_window": 64}, "sees the last 64 tokens only (sliding_window)"),
     ],
 )
 def test_what_does_not_go_with_the_base_is_refused(tiny, tmp_path, setting, changes, told) -> None:

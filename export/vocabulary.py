@@ -1,0 +1,210 @@
+"""A model's tokenizer as llama.cpp knows it: byte-level BPE of three ways to split text, or SentencePiece's BPE.
+
+What llama.cpp would read otherwise than transformers does is refused: token ids would change in silence.
+"""
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petool_lite.errors import PetoolError
+from petool_lite.families import read_json
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_IMAGE = "<image_soft_token>"  # Gemma's text models have no row for it, and no text has it
+_SPACE = "▁"  # how SentencePiece writes a space
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Patterns by which text is split -> llama.cpp's name: numbers in groups of up to three digits, or digit by digit.
+_SPLITTERS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
+_KINDS = "those of Llama, Mistral, Qwen, Gemma and SmolLM2 can"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer: llama.cpp's names of its `model` ("gpt2", "llama") and pre-tokenizer, and (text, kind) by ID.
+
+    Of SentencePiece also the score of each token, and whether a space is put before a text (None: as llama.cpp does).
+    """
+
+    model: str
+    splitter: str
+    tokens: list[tuple[str, int]]
+    scores: list[float] | None = None
+    space: bool | None = None
+
+
+def read_vocabulary(directory: Path, size: int) -> Vocabulary:
+    """The tokenizer of a model of `size` token rows, filled up to them with unused tokens.
+
+    Raises PetoolError for a kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows.
+    """
+    tokenizer = read_json(directory / "tokenizer.json")
+    try:
+        if tokenizer["model"]["type"] == "BPE" and tokenizer["model"].get("byte_fallback"):
+            found = _sentencepiece(directory, tokenizer, size)
+        else:
+            splitter, by_id = _pre_tokenizer(tokenizer), _tokens(tokenizer)
+            _check_rows(by_id, size)
+            rows = [by_id.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(size)]
+            found = Vocabulary("gpt2", splitter, rows)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"damaged tokenizer: {directory}/tokenizer.json ({error!r})"
+        raise PetoolError(what, "get the model again") from error
+    text, count = Counter(text for text, _ in found.tokens).most_common(1)[0]
+    if count > 1:
+        raise PetoolError(f"the tokenizer has {count} tokens {text[:60]!r}", "get the model's own tokenizer")
+    return found
+
+
+def _check_rows(by_id: Mapping[int, tuple[str, int]], size: int) -> None:
+    beyond = [repr(by_id[index][0]) for index in sorted(by_id) if index >= size]
+    if beyond:
+        raise PetoolError(
+            f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}",
+            "take them out of tokenizer.json, or give the model rows for them",
+        )
+
+
+def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
+    """llama.cpp's name of the pre-tokenizer in a parsed tokenizer.json; raises PetoolError for any unknown one."""
+    model, normalizer = tokenizer["model"], tokenizer.get("normalizer")
+    if model["type"] != "BPE":
+        raise PetoolError(f"a tokenizer of the kind {model['type']} cannot be exported", _KINDS)
+    stage = tokenizer.get("pre_tokenizer") or {}
+    steps = stage.get("pretokenizers", [stage])
+    kinds = [step.get("type") for step in steps]
+    found = None
+    if kinds == ["Split", "ByteLevel"]:
+        found = _SPLITTERS.get(str((steps[0].get("pattern") or {}).get("Regex")))
+    elif kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        found = "smollm"
+    if found is None:
+        raise PetoolError(f"a tokenizer that splits text by {kinds} cannot be exported", _KINDS)
+    if normalizer and not (found == "qwen2" and normalizer.get("type") == "NFC"):  # which prompts have already
+        raise PetoolError("a tokenizer that normalizes its text cannot be exported", "llama.cpp would not do so")
+    return found
+
+
+def _tokens(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
+    """ID -> text and kind of every token."""
+    by_id = {int(index): (str(token), _NORMAL) for token, index in tokenizer["model"]["vocab"].items()}
+    return by_id | _added(tokenizer)
+
+
+def _added(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
+    """ID -> text and kind of the tokens that are found before text is split."""
+    listed = tokenizer.get("added_tokens") or []
+    return {int(token["id"]): _kind(str(token["content"]), token["special"]) for token in listed}
+
+
+def _kind(text: str, special: bool) -> tuple[str, int]:
+    return (text, _CONTROL) if special or _looks_special(text) else (text.replace(_SPACE, " "), _USER_DEFINED)
+
+
+def _looks_special(token: str) -> bool:
+    """What llama.cpp's converter takes for a control token, whatever the tokenizer says."""
+    pairs = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    marked = any(token.startswith(first) and token.endswith(last) for first, last in pairs)
+    return marked or token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+
+
+def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> Vocabulary:
+    """SentencePiece's BPE: pieces and scores from tokenizer.model where it is there, else from the order of merges."""
+    space, model = _spaces(tokenizer), directory / "tokenizer.model"
+    ids = {int(index): str(token) for token, index in tokenizer["model"]["vocab"].items()}
+    pieces = list(_pieces(model.read_bytes())) if model.is_file() else list(_by_merges(tokenizer, ids))
+    added = _added(tokenizer)
+    _check_rows({place: token for place, token in _tokens(tokenizer).items() if token[0] != _IMAGE}, size)
+    odd = [index for index, (text, *_) in enumerate(pieces) if index not in added and ids.get(index) != text]
+    if odd or len(pieces) > max(ids | added) + 1:
+        place = odd[0] if odd else len(pieces)
+        raise PetoolError(f"{model} and tokenizer.json differ from token {place} on", "get the model's own tokenizer")
+    rows = [(f"[PAD{index}]", -10000.0, _UNUSED) for index in range(size)]
+    rows[: len(pieces)] = pieces[:size]
+    plain = {index: token for index, token in added.items() if index < size and rows[index][2] in (_NORMAL, _UNUSED)}
+    for index, (text, kind) in sorted((plain | _declared(directory)).items()):
+        if index < size:
+            rows[index] = (text, -1000.0, kind)
+    return Vocabulary("llama", "default", [(text, kind) for text, _, kind in rows], [row[1] for row in rows], space)
+
+
+def _declared(directory: Path) -> dict[int, tuple[str, int]]:
+    """Tokens of tokenizer_config.json, which go before all others in llama.cpp's converter."""
+    listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    return {int(index): _kind(str(token["content"]), bool(token.get("special"))) for index, token in listed.items()}
+
+
+def _spaces(tokenizer: Mapping[str, Any]) -> bool | None:
+    """Whether a space goes before a text and what follows a control token; None where llama.cpp does so anyway.
+
+    Raises PetoolError for another way to treat spaces.
+    """
+    normalizer, stage = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
+    steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer] if normalizer else [])]
+    if steps == ["Prepend", "Replace"] and not stage:
+        return None
+    if not steps and stage.get("type") == "Metaspace" and not stage.get("split", True):
+        if stage.get("prepend_scheme") == "always":
+            return None
+        return False  # before the very first text only: a chat begins with a control token
+    if steps == ["Replace"] and stage.get("type") in (None, "Split"):
+        return False
+    raise PetoolError(f"a tokenizer that treats spaces by {[*steps, stage.get('type')]} cannot be exported", _KINDS)
+
+
+def _by_merges(tokenizer: Mapping[str, Any], ids: Mapping[int, str]) -> Iterator[tuple[str, float, int]]:
+    """Pieces with scores that make llama.cpp merge in the order of the merges."""
+    ranks: dict[str, int] = {}
+    last, added = "", {str(token["content"]) for token in tokenizer.get("added_tokens") or []}
+    for merge in tokenizer["model"]["merges"]:
+        made = "".join(merge if isinstance(merge, list) else merge.split(" ", 1))
+        if made != last and made in ranks and made not in added:  # those are found before anything is merged
+            raise PetoolError(f"the tokenizer merges to {made[:40]!r} at two ranks", "llama.cpp knows one rank a token")
+        last = made
+        ranks.setdefault(made, len(ranks))
+    for index in range(max(ids) + 1):
+        text = ids.get(index, f"[PAD{index}]")
+        kind = _BYTE if _BYTE_TOKEN.fullmatch(text) else _NORMAL if index in ids else _UNUSED
+        kind = _UNKNOWN if text == tokenizer["model"].get("unk_token") else kind
+        yield text, -float(ranks.get(text, len(ranks))) if kind == _NORMAL else 0.0, kind
+
+
+def _pieces(raw: bytes) -> Iterator[tuple[str, float, int]]:
+    """Text, score and kind of the pieces in a tokenizer.model: the messages of field 1 of sentencepiece's ModelProto,
+    of which field 1 is the text, 2 the score and 3 the kind."""
+    for number, piece in _fields(raw):
+        if number == 1:
+            found = dict(_fields(piece))
+            yield found[1].decode(), struct.unpack("<f", found.get(2, bytes(4)))[0], found.get(3, _NORMAL)
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and value of each field of a message in protobuf's wire format; raises ValueError for a damaged one."""
+    place = 0
+
+    def number() -> int:
+        nonlocal place
+        value = shift = 0
+        while place < len(raw) and shift < 64:
+            byte = raw[place]
+            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+        raise ValueError("it ends inside a number")
+
+    while place < len(raw):
+        tag = number()
+        if tag & 7 == 0:
+            yield tag >> 3, number()
+            continue
+        length = {1: 8, 5: 4}.get(tag & 7)
+        length = number() if tag & 7 == 2 else length
+        if length is None or length > len(raw) - place:
+            raise ValueError("a field is longer than the file")
+        yield tag >> 3, raw[place : place + length]
+        place += length
