@@ -1,4 +1,4 @@
-"""Replies from llama.cpp on a CPU, from transformers on a GPU, or from a rule: (index, row) by entry.
+"""Replies from llama.cpp on a CPU, from transformers on a GPU, from an endpoint or a rule: (index, row) by entry.
 
 Every engine gets the same token ids, the same end tokens and the same limit, and chooses greedily.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.baselines import rule_call
-from petool_lite.bench.variants import GPU, LLAMA, Variant
+from petool_lite.bench.variants import ENDPOINT, GPU, LLAMA, Variant
 
 from petool_lite.console import Report
 from petool_lite.data.entries import NO_TOOL, Entry
@@ -34,7 +34,7 @@ from petool_lite.prompt.render import (
     spread,
 )
 
-_UNREAD: dict[str, Any] = {
+UNREAD: dict[str, Any] = {
     **dict.fromkeys(("prompt_tokens", "reply_tokens", "cached_tokens", "history_dropped"), 0),
     **dict.fromkeys(("prefill_s", "decode_s", "seconds"), 0.0),
     **{"reply": "", "finish": "stop", "failure": None, "cold": False, "batch": 1},
@@ -107,7 +107,7 @@ class Work:
         lost = f"{trimmed:,} trimmed, {len(found) - len(self.prompts):,} too long"
         report(f"{len(found):,} prompts, {lost}; tokens {told}", 0, 0, "")
         for index in found.keys() - self.prompts.keys():
-            yield index, {"status": "too_long"} | _UNREAD
+            yield index, {"status": "too_long"} | UNREAD
 
     def start(self, constrainer: Constrainer, index: int) -> Constraint:
         """The constraint of the reply to an entry."""
@@ -149,6 +149,10 @@ def work_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
     """The replies to all entries of `work`, as they come; `told` gets the meta's "gpu" facts."""
     if work.variant.engine == GPU:
         return _gpu_rows(work, told, report)
+    if work.variant.engine == ENDPOINT:
+        from petool_lite.bench.endpoint import endpoint_rows
+
+        return endpoint_rows(work, report)
     return _llama_rows(work, report) if work.variant.engine == LLAMA else _rule_rows(work)
 
 
@@ -156,7 +160,7 @@ def _rule_rows(work: Work) -> Rows:
     """What a rule answers; it reads no tokens and takes no time worth counting."""
     for index, entry in work.entries.items():
         call = answer_text(rule_call(work.variant.name, entry), "published")
-        yield index, _UNREAD | {"status": "ok", "reply": call}
+        yield index, UNREAD | {"status": "ok", "reply": call}
 
 
 def _llama_rows(work: Work, report: Report) -> Rows:
@@ -177,7 +181,7 @@ def _llama_rows(work: Work, report: Report) -> Rows:
             except PetoolError as error:
                 facts = {"status": "engine_error", "error": error.message}
                 seconds = round(time.perf_counter() - started, 4)
-                yield index, _UNREAD | facts | work.asked(index) | {"seconds": seconds}
+                yield index, UNREAD | facts | work.asked(index) | {"seconds": seconds}
                 continue
             row = work.answered(index, reply)
             row["cached_tokens"] = min(held, reply.reused_tokens)

@@ -64,9 +64,10 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
     entries = task.entries()
     work = []
     for variant in variants:
-        if variant.engine == LLAMA and variant.style is None:
+        if variant.style is None:
             known = "published" if task.dataset.entries[0].published else "petool"
-            variant = replace(variant, style=model_style(variant.model) or known)
+            recorded = model_style(variant.model) if variant.engine == LLAMA else None
+            variant = replace(variant, style=recorded or known)
         path, meta = folder / f"results-{variant.name}.jsonl", _meta(variant, task, len(entries))
         if not task.fresh:
             continued(path, meta)
@@ -146,7 +147,7 @@ def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
         "setting": task.setting,
         "variant": variant.name,
         **{key: getattr(variant, key) for key in ("engine", "decoding", "style", "about")},
-        **{"model": str(variant.model), "model_sha256": variant.sha256(), "model_bytes": variant.bytes},
+        **{"model": variant.place, "model_sha256": variant.sha256(), "model_bytes": variant.bytes},
         "data": {"source": data.source, "sha256": data.sha256, "total": data.total},
         "limit": task.limit if task.limit and task.limit < len(data.entries) else None,
         "shard": list(task.shard) if task.shard else None,

@@ -19,6 +19,7 @@ from petool_lite.data.answers import function_words
 from petool_lite.data.entries import Call
 from petool_lite.inference.constrain import heated
 from petool_lite.inference.parse import CallFailure, read_answer
+from petool_lite.prompt.render import CALL_START
 from petool_lite.scorer import published_form, read_published, score_reply
 
 SCORERS = ("published", "spanning", "strict", "as_asked", "ast")
@@ -106,7 +107,7 @@ def score_row(row: Mapping[str, Any]) -> Score:
     pairs = {"published": published, "spanning": spanning, "strict": strict}
     if "accept" in row:
         pairs["ast"], accept = (False, False), row["accept"]
-        if call is not None:
+        if call is not None and reply.count(CALL_START.strip()) < 2:  # BFCL counts the calls first
             arguments = json.loads(json.dumps(call["parameters"]))  # BFCL asks for the very types dict and list
             right = arguments_accepted(arguments, accept["values"], accept["schema"])
             pairs["ast"] = (call["tool_name"] == accept["name"], right)

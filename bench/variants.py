@@ -1,6 +1,7 @@
-"""What can be benched: a model file, a base with an adapter or a run's own model on a GPU, or a rule without one."""
+"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from petool_lite.prompt.render import recorded_style
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, read_manifest
 
-LLAMA, GPU, NONE = "llama.cpp", "transformers", "none"
+LLAMA, GPU, ENDPOINT, NONE = "llama.cpp", "transformers", "endpoint", "none"
 GROUPS = ("rules", "cpu", "gpu", "all")
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
 _ON_GPU = tuple(f"{side}-{precision}-gpu" for side in _SIDES for precision in ("nf4", "bf16"))
@@ -26,12 +27,13 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, or a rule, which has no file.
+    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, or a rule, which has no file; or
+    the model of an endpoint at `url`, asked at most `requests` times (0: about three times an entry).
 
     `about` says in plain English what it is. `style` overrides the prompt style in a GGUF file's metadata (None: as
     recorded there). `decoding` is "constrained" to calls of the offered tools or "free", "none" for a rule. `precision`
     ("bf16" with the adapter merged, "nf4" with the adapter on it) and `batch`, the most replies decoded together, are
-    of the GPU; `device` None is this process's own, "cpu" is for tests.
+    of the GPU or under way to an endpoint; `device` None is this process's own, "cpu" is for tests.
     """
 
     name: str
@@ -44,9 +46,16 @@ class Variant:
     batch: int = BATCH
     about: str = ""
     device: str | None = None
+    url: str = ""
+    requests: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where the model is, as results record it."""
+        return f"{self.model} at {self.url}" if self.url else str(self.model)
 
     def _files(self) -> list[Path]:
-        places = [place for place in (self.model, self.adapter) if place and self.engine != NONE]
+        places = [place for place in (self.model, self.adapter) if place and self.engine in (LLAMA, GPU)]
         folders = (sorted(place.glob("*.safetensors")) if place.is_dir() else [place] for place in places)
         return [file for files in folders for file in files]
 
@@ -56,13 +65,43 @@ class Variant:
         return sum(file.stat().st_size for file in self._files())
 
     def sha256(self) -> str | None:
-        """SHA-256 of a model file, or of those of all weight files; remembered while the files stay the same."""
+        """SHA-256 of a model file, or of those of all weight files, remembered while the files stay the same; of an
+        endpoint's address and model, which tell it from others."""
         from petool_lite.inference.settings import model_sha256
 
+        if self.url:
+            return hashlib.sha256(self.place.encode()).hexdigest()
         found = [model_sha256(file) for file in self._files()]
         if len(found) < 2:
             return found[0] if found else None
         return hashlib.sha256(" ".join(found).encode()).hexdigest()
+
+
+def endpoint_variant(url: str, model: str, requests: int) -> Variant:
+    """The model of an endpoint; raises PetoolError for an address that is none."""
+    from petool_lite.inference.endpoint import base_url
+
+    name = re.sub(r"[^\w.-]+", "-", model).strip("-.") or "endpoint"
+    place = base_url(url)
+    about = f"{model}, asked at {place}"
+    free = Variant(name, Path(model), None, ENDPOINT, decoding="free", batch=4, about=about)
+    return replace(free, url=place, requests=requests)
+
+
+def model_variant(model: str, report: Report) -> Variant:
+    """A GGUF file on the CPU, or a model directory or hub id on the GPU; raises PetoolError where it cannot be run."""
+    from petool_lite.gguf_header import check_gguf
+    from petool_lite.models import resolve_base
+
+    path = Path(model).expanduser()
+    whole = (path / "config.json").is_file()
+    if not whole and (path.exists() or path.suffix == ".gguf" or "/" not in model):
+        check_gguf(path)
+        return Variant(path.stem, path, about="the given GGUF file, on the CPU")
+    if not gpu_available():
+        raise PetoolError(f"{model} needs a GPU, and torch finds none", "export it, and bench the GGUF file", MACHINE)
+    base = resolve_base(model, lambda text: report(text, 0, 0, ""))
+    return Variant(base.directory.name, base.directory, engine=GPU, about="the given model, in bf16 on the GPU")
 
 
 def tuned_file(run: Path, type_name: str | None = None) -> Path:
@@ -169,6 +208,9 @@ def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
     """
     found = []
     for item in (item for item in variants if item.engine != NONE):
+        if item.engine == ENDPOINT:  # decodes as it does
+            found.append(item)
+            continue
         free = replace(item, name=f"{item.name}-free", about=f"{item.about}, writing anything", decoding="free")
         found += {"constrained": [item], "free": [free], "both": [item, free]}[decoding]
     return found + [item for item in variants if item.engine == NONE]

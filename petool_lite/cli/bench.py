@@ -14,11 +14,11 @@ from petool_lite.bench.report import files_table, print_report, show, write_repo
 from petool_lite.bench.results import load_rows, merge_shards, results_files, results_folder
 from petool_lite.bench.score import score_row, summary
 from petool_lite.bench.variants import (
-    GPU,
     NONE,
-    Variant,
     check_names,
     default_names,
+    endpoint_variant,
+    model_variant,
     rule_variant,
     run_variants,
     with_decodings,
@@ -27,7 +27,6 @@ from petool_lite.cli.options import SETTING, as_json, run_option
 from petool_lite.console import print_json, progress, say
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.gguf_header import check_gguf
 from petool_lite.recipe import Recipe, load_recipe
 from petool_lite.runs import find_run, read_manifest, runs_root, write_json
 
@@ -44,7 +43,23 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 
 @click.group(invoke_without_command=True)
 @run_option
-@click.option("--model", "model", default=None, metavar="FILE", help="Bench this GGUF file instead of a run.")
+@click.option(
+    "--model",
+    "model",
+    default=None,
+    metavar="FILE|DIR|ID",
+    help="Bench this instead of a run: a GGUF file on the CPU, a model on the GPU, or the name of --endpoint's model.",
+)
+@click.option(
+    "--endpoint",
+    default=None,
+    metavar="URL",
+    help="Ask --model of this server, which speaks OpenAI's API; a key goes into PETOOL_LITE_ENDPOINT_KEY.",
+)
+@click.option(
+    "--max-requests", type=click.IntRange(min=1), default=None,
+    help="Requests to an endpoint at most, tries again included; about three for each entry if not given.",
+)  # fmt: skip
 @click.option(
     "--variants", default=None, metavar="NAME[,NAME]",
     help="What to bench: base, tuned, tuned-q8_0, tuned-nf4-gpu, ..., or the groups rules, cpu, gpu, all. "
@@ -63,7 +78,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     help="Let the model write only calls of the offered tools, or anything.",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Score the first N entries only.")
-@click.option("--batch", type=click.IntRange(1, 512), default=None, help="Replies decoded together on a GPU.")
+@click.option("--batch", type=click.IntRange(1, 512), default=None, help="Replies made side by side.")
 @click.option(
     "--shard", metavar="I/N", callback=_shard, default=None, help="Only part I of N (from 0); see `bench merge`."
 )
@@ -72,7 +87,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 @as_json
 @click.pass_context
 def bench(context: click.Context, /, **options: Any) -> None:
-    """Score models and rules on labelled entries: GGUF files on this CPU, bases and adapters on a GPU.
+    """Score models and rules on labelled entries: GGUF files on this CPU, bases and adapters on a GPU, endpoints.
 
     A stopped bench goes on where it was when its command is given again.
     """
@@ -92,12 +107,14 @@ def _show_report(document: dict[str, Any], where: str, as_json: bool) -> None:
 def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
     """Variants, task and folder that a command line asks for; options["out"] is the folder afterwards."""
     variants, bench, trained, folder = (
-        _model_inputs(options) if options["model"] is not None else _run_inputs(options, report)
+        _model_inputs(options, report)
+        if options["model"] is not None or options["endpoint"] is not None
+        else _run_inputs(options, report)
     )
     if options["style"]:
         variants = [item if item.engine == NONE else replace(item, style=options["style"]) for item in variants]
     if options["batch"]:
-        variants = [replace(item, batch=options["batch"]) if item.engine == GPU else item for item in variants]
+        variants = [replace(item, batch=options["batch"]) for item in variants]
     setting = options["setting"] or _default_setting(trained)
     limit, fresh = options["limit"], options["fresh"]
     shard = options["shard"] or _rank()
@@ -121,14 +138,18 @@ def _default_setting(data: Any) -> str:
     return setting
 
 
-def _model_inputs(options: dict[str, Any]) -> tuple[list[Any], Any, Any, Path]:
+def _model_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:
     if options["run"] is not None:
         raise PetoolError("--model and --run exclude each other", "give one of them", USAGE)
-    model = Path(options["model"]).expanduser()
-    check_gguf(model)
+    if options["endpoint"] is None:
+        chosen = model_variant(options["model"], report)
+    elif options["model"]:
+        chosen = endpoint_variant(options["endpoint"], options["model"], options["max_requests"] or 0)
+    else:
+        raise PetoolError("--endpoint needs the name of a model there", "give --model NAME", USAGE)
     rules = check_names((options["variants"] or "rules").split(","))
-    variants = [Variant(model.stem, model, about="the given GGUF file, on the CPU"), *map(rule_variant, rules)]
-    return variants, Recipe().bench, Recipe().data, runs_root() / f"bench-{model.stem}"
+    variants = [chosen, *map(rule_variant, rules)]
+    return variants, Recipe().bench, Recipe().data, runs_root() / f"bench-{chosen.name}"
 
 
 def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:

@@ -99,6 +99,7 @@ def test_lines_bring_what_is_accepted_and_survive_being_written() -> None:
 
 def test_a_reply_is_scored_and_classed_by_what_is_accepted() -> None:
     made = entry_row(0, parse(line([{"math.area": {"base": [5], "unit": ["square cm", ""]}}]), "0"))
+    right = ""
     for arguments, pair, name in (
         ({"base": 5, "unit": "Square CM"}, (True, True), "right"),
         ({"base": 5.0}, (True, False), "wrong_parameter"),
@@ -106,9 +107,12 @@ def test_a_reply_is_scored_and_classed_by_what_is_accepted() -> None:
         ({"base": 5, "height": 2}, (True, False), "extra_parameter"),
     ):
         reply = f"<tool_call>\n{json.dumps({'name': 'math.area', 'arguments': arguments})}\n</tool_call>"
+        right = reply if name == "right" else right
         found = made | {"status": "ok", "style": "petool", "finish": "stop", "reply": reply}
         score = score_row(found)
         assert (score.scorer, score.pairs["ast"], error_class(found, score)) == ("ast", pair, name)
+    twice = score_row(made | {"status": "ok", "style": "petool", "reply": f"{right}\n{right}"})
+    assert twice.pairs["ast"] == (False, False), "one call is asked for"
     other = score_row(made | {"status": "ok", "style": "petool", "reply": reply.replace("math.area", "math_area")})
     assert other.pairs["ast"] == (False, False)
     silent = score_row(made | {"status": "ok", "style": "petool", "reply": NO_TOOL})

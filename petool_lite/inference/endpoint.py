@@ -1,0 +1,288 @@
+"""Chat completions of whatever speaks OpenAI's API: GPT-4o, vLLM, Ollama, llama-server, our own server.
+
+The key comes from the environment and goes into one header: no file, message or URL holds it. A failure that may pass
+is tried again, later each time, or when the server says; one that cannot pass ends with one line.
+"""
+
+import contextlib
+import email.utils
+import http.client
+import json
+import os
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from petool_lite.errors import USAGE, PetoolError
+
+KEY, OPENAI_KEY = "PETOOL_LITE_ENDPOINT_KEY", "OPENAI_API_KEY"
+_TRIES, _PATIENCE, _TIMEOUT = 6, 120.0, 300.0  # of one request; the longest wait between two, and for an answer, in s
+_LARGEST = 1 << 24  # bytes of an answer
+_PASSING = (408, 409, 425, 429)  # and all from 500 on
+_TOO_LONG = re.compile(r"context.{0,30}(length|size|window)|exceeds? the .{0,20}context|prompt.{0,20}too long", re.I)
+# What a server may not know, by what its refusal names: it is then asked without, for good.
+_WITHOUT = {
+    "chat_template_kwargs": re.compile(r"chat_template_kwargs", re.I),
+    "max_tokens": re.compile(r"max_completion_tokens|max_tokens", re.I),
+    "temperature": re.compile(r"temperature", re.I),
+    "a system message": re.compile(r"system|alternate", re.I),
+    "free names": re.compile(r"pattern|name|provider", re.I),
+}
+_THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+
+
+class TooLong(PetoolError):
+    """The prompt exceeds the model's context."""
+
+
+class Gone(PetoolError):
+    """No further request can go well."""
+
+
+class _Passing(Exception):
+    """A failure that may pass; `wait` is how long the server asks for, in seconds."""
+
+    def __init__(self, what: str, wait: float = 0.0) -> None:
+        super().__init__(what)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was answered: its text, calls as (name, arguments as they were written), "stop" or "length", and counts of
+    tokens, 0 where they are not told."""
+
+    text: str
+    calls: tuple[tuple[str, str], ...]
+    finish: str
+    prompt_tokens: int
+    reply_tokens: int
+    cached_tokens: int
+
+
+class Endpoint:
+    """One model of one server; any number of threads may ask it."""
+
+    def __init__(self, url: str, model: str, most: int) -> None:
+        """`url` ends before /chat/completions; at most `most` requests are made, tries that failed included.
+
+        Raises PetoolError for an address that is none, or that holds a key.
+        """
+        self.url, self.model, self.made, self._most = base_url(url), model, 0, most
+        theirs = self.url.startswith("https://api.openai.com/")
+        given = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if theirs else "")
+        self._key = (given or "").strip()
+        self._without: set[str] = set()
+        self._there = False  # whether it has ever answered
+        self._lock = threading.Lock()
+        self._open = urllib.request.build_opener(_Staying).open
+        self.sleep = time.sleep
+
+    @property
+    def without(self) -> list[str]:
+        """What requests are made without, since the server did not take it."""
+        return sorted(self._without)
+
+    def ask(self, messages: Sequence[Any], tools: Sequence[Any], limit: int) -> Answer:
+        """The answer to OpenAI messages and tools, of at most `limit` tokens, chosen greedily.
+
+        Raises TooLong, Gone where it is useless to ask for anything else, and PetoolError where this request failed.
+        """
+        failed = 0
+        while True:
+            without = set(self._without)
+            names = plain_names(tools) if "free names" in without else {}
+            try:
+                return _answer(self._post(self._body(messages, tools, limit, without, names)), names)
+            except _Passing as error:
+                failed += 1
+                if failed == _TRIES or error.wait > _PATIENCE:
+                    later = f"; it asks to wait {error.wait:,.0f} s" if error.wait > _PATIENCE else ""
+                    raise PetoolError(f"{self.url}: {error}{later}", "try again later") from None
+                self.sleep(max(error.wait, min(2.0 ** (failed - 1), _PATIENCE)))
+            except _Refused as refused:
+                self._give_way(refused, without, bool(tools))
+
+    def _body(
+        self, messages: Sequence[Any], tools: Sequence[Any], limit: int, without: set[str], names: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """The request, without what the server did not take."""
+        messages = one_turn(messages) if "a system message" in without else messages
+        if "free names" in without:
+            tools = [{**tool, "function": _named(tool["function"], names)} for tool in tools]
+            messages = [_renamed(message, names) for message in messages]
+        body: dict[str, Any] = {"model": self.model, "messages": list(messages), "max_tokens": limit, "temperature": 0}
+        body |= {"chat_template_kwargs": {"enable_thinking": False}} | ({"tools": list(tools)} if tools else {})
+        body |= {"max_completion_tokens": limit} if "max_tokens" in without else {}
+        return {key: value for key, value in body.items() if key not in without}
+
+    def _give_way(self, refused: "_Refused", without: set[str], tools: bool) -> None:
+        """Leave out from now on what the refusal names; raises where there is nothing left to leave out."""
+        if _TOO_LONG.search(refused.text):
+            raise TooLong(f"{self.url}: {refused}")
+        with self._lock:
+            if self._without - without:  # another thread has learned something meanwhile
+                return
+            for name, words in _WITHOUT.items():
+                if name not in without and words.search(refused.text) and (tools or name != "free names"):
+                    self._without.add(name)
+                    return
+        raise PetoolError(f"{self.url}: {refused}", "it does not take this request; another --style may help")
+
+    def _post(self, body: Mapping[str, Any]) -> Any:
+        with self._lock:
+            if self.made >= self._most:
+                hint = "the same command goes on from here; --max-requests allows more"
+                raise Gone(f"stopped after {self.made:,} requests to {self.url}", hint)
+            self.made += 1
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        try:
+            with self._open(request, timeout=_TIMEOUT) as answer:
+                self._there = True
+                raw = answer.read(_LARGEST)
+        except urllib.error.HTTPError as error:
+            self._there, raw = True, b""
+            with error, contextlib.suppress(OSError, http.client.HTTPException):
+                raw = error.read(_LARGEST)
+            raise self._failure(error.code, error.headers, raw) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            if not self._there and isinstance(reason, ConnectionRefusedError | socket.gaierror):
+                raise Gone(f"{self.url}: nobody is there ({reason})", "start the server, or mend the address") from None
+            raise _Passing(f"no answer ({str(reason)[:100] or type(error).__name__})") from None
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError):
+            if raw.lstrip()[:1] == b"<":
+                raise Gone(f"{self.url} answers with a web page", "give the address that ends in /v1") from None
+            raise _Passing(f"an answer that is cut off or no JSON, {len(raw):,} bytes") from None
+
+    def _failure(self, status: int, headers: Any, raw: bytes) -> Exception:
+        """What an error status means, without the key, which some servers repeat."""
+        text = raw.decode("utf-8", "replace")
+        text = text.replace(self._key, "...") if self._key else text
+        page = text.lstrip()[:1] == "<"
+        what = f"status {status}" + (" and a web page" if page else f": {_said(text)}" if text.strip() else "")
+        if status in (400, 413, 422) or (status == 500 and not page and _WITHOUT["a system message"].search(text)):
+            return _Refused(what, text)
+        if status in (401, 403):
+            return Gone(f"{self.url}: {what}", f"put the key into {KEY}, or for api.openai.com into {OPENAI_KEY}")
+        if "insufficient_quota" in text or (status < 500 and status not in _PASSING):
+            return Gone(f"{self.url}: {what}", "see the address, the model's name and the account")
+        return _Passing(what, _asked_wait(headers))
+
+
+class _Refused(Exception):
+    """The server does not take this request as it is; `text` is all that it said."""
+
+    def __init__(self, what: str, text: str) -> None:
+        super().__init__(what)
+        self.text = text
+
+
+class _Staying(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: it would take the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def base_url(url: str) -> str:
+    """The address up to /v1; raises PetoolError for one that is no http(s) address, or holds a user or a query."""
+    try:
+        parts = urlsplit(url.strip())
+        known, _ = bool(parts.scheme in ("http", "https") and parts.hostname), parts.port
+    except ValueError:
+        known = False
+    if not known:
+        raise PetoolError(f"not an address: {url[:100]}", "give one such as http://127.0.0.1:8000/v1", USAGE)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise PetoolError("the address holds more than host and path", f"put a key into {KEY}", USAGE)
+    path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def one_turn(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with those of the system folded into the user's first turn."""
+    system = [str(message["content"]) for message in messages if message["role"] == "system"]
+    rest = [dict(message) for message in messages if message["role"] != "system"]
+    for message in rest:
+        if message["role"] == "user":
+            message["content"] = "\n\n".join([*system, str(message["content"])])
+            break
+    return rest
+
+
+def plain_names(tools: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Each tool's name -> one of up to 64 letters, digits, _ and -, which is all that some services take."""
+    found: dict[str, str] = {}
+    for tool in tools:
+        name, number = str(tool["function"]["name"]), 1
+        plain = made = re.sub(r"[^a-zA-Z0-9_-]+", "_", name)[:64]
+        while made in found.values():
+            number += 1
+            made = f"{plain[:60]}_{number}"
+        found[name] = made
+    return found
+
+
+def _named(function: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A function under its plain name, without what OpenAI's form does not have."""
+    kept = {key: value for key, value in function.items() if key in ("description", "parameters", "arguments")}
+    name = str(function["name"])
+    return {"name": names.get(name) or re.sub(r"[^a-zA-Z0-9_-]+", "_", name)[:64], **kept}
+
+
+def _renamed(message: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    calls = [{**call, "function": _named(call["function"], names)} for call in message.get("tool_calls", ())]
+    return {**message, "tool_calls": calls} if calls else dict(message)
+
+
+def _said(text: str) -> str:
+    """What an error says, on one short line."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = text
+    while isinstance(found, dict):
+        found = next((found[key] for key in ("error", "message", "detail") if key in found), str(found))
+    return " ".join(str(found).split())[:200]
+
+
+def _asked_wait(headers: Any) -> float:
+    """Seconds of a Retry-After header, which may be a date; 0 without one."""
+    told = (headers.get("Retry-After") or "").strip()
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(told))
+    with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
+        return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
+    return 0.0
+
+
+def _answer(found: Any, names: Mapping[str, str]) -> Answer:
+    """The first choice of a chat completion; raises _Passing for a document that has none."""
+    try:
+        choice, usage = found["choices"][0], found.get("usage") or {}
+        message, given = choice["message"], {plain: name for name, plain in names.items()}
+        functions = [call["function"] for call in message.get("tool_calls") or ()]
+        calls = tuple((given.get(item["name"], item["name"]), _written(item["arguments"])) for item in functions)
+        text = _THOUGHT.sub("", str(message.get("content") or ""), count=1)
+        finish = "length" if choice.get("finish_reason") == "length" else "stop"
+        counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        return Answer(text, calls, finish, *(int(count or 0) for count in (*counts, cached)))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise _Passing(f"an answer without a choice: {_said(json.dumps(found))}") from error
+
+
+def _written(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
