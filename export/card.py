@@ -4,17 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from petool_lite.export.hub import is_hub_id, model_index
+
 from petool_lite.families import end_tokens
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import Base
 from petool_lite.recipe import ALL
 
 _HEAD = """---
-base_model: {base}
-license: {licence}
-library_name: gguf
-tags: [tool-calling, petool-lite, gguf]
----
+{head}---
 
 # {name}
 
@@ -24,11 +22,16 @@ prompt style `{style}`). It expects the prompts that petool-lite renders and is 
 
 
 def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, Any]) -> str:
-    """The card's text, Markdown with a YAML head. `document` is the content of export.json."""
+    """The card's text, Markdown with a YAML head that the Hub reads. `document` is the content of export.json."""
+    from huggingface_hub.utils import yaml_dump
+
     setting = "all settings" if manifest["setting"] == ALL else f"{manifest['setting']} setting"
     version, known = document["versions"].get("petool-lite", "unknown"), licence(base)
-    words = {"licence": known or "other", "version": version, "setting": setting, "style": manifest["prompt_style"]}
-    parts = [_HEAD.format(base=base.name, name=run.name, **words)]
+    head: dict[str, Any] = {"base_model": base.name} if is_hub_id(base.name) else {}
+    head |= {"license": known or "other", "library_name": "gguf", "tags": ["tool-calling", "petool-lite", "gguf"]}
+    head |= {"model-index": index} if (index := model_index(run.name, run)) else {}
+    words = {"head": yaml_dump(head, sort_keys=False), "version": version, "setting": setting}
+    parts = [_HEAD.format(base=base.name, name=run.name, style=manifest["prompt_style"], **words)]
     if not known:
         parts.append("The base names no licence; see where it came from.\n")
     rows = [f"| {item['file']} | {item['bytes'] / 1e6:,.0f} MB | `{item['sha256']}` |" for item in document["files"]]

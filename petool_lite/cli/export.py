@@ -7,6 +7,8 @@ import click
 from petool_lite.cli.options import as_json, run_option
 from petool_lite.console import print_json, progress, say
 from petool_lite.export import Options, export_run
+from petool_lite.export.hub import check_push
+from petool_lite.export.hub import push as send
 from petool_lite.runs import find_run
 
 
@@ -23,20 +25,28 @@ from petool_lite.runs import find_run
     "--verify", "level", type=click.Choice(["full", "quick"]), default="full", show_default=True,
     help="quick leaves out the checks that run the model.",
 )  # fmt: skip
+@click.option(
+    "--push", default=None, metavar="OWNER/NAME", help="Send the export to the Hub, to a private model if new."
+)
 @as_json
-def export(run: str | None, types: str, as_json: bool, **options: Any) -> None:
+def export(run: str | None, types: str, push: str | None, as_json: bool, **options: Any) -> None:
     """Write what a run trained as GGUF files, an adapter merged into its base, checked against the model itself."""
     names = tuple(dict.fromkeys(name.strip().lower() for name in types.split(",") if name.strip()))
     folder = find_run(run) / "export"
+    if push is not None:
+        check_push(push)
     with progress() as report:
         document = export_run(folder.parent, Options(types=names, **options), report)
+        address = {} if push is None else {"pushed": send(folder, folder.parent, push, report)}
     if as_json:
-        print_json({**document, "paths": [str(folder / item["file"]) for item in document["files"]]})
+        print_json({**document, **address, "paths": [str(folder / item["file"]) for item in document["files"]]})
         return
     for item in document["files"]:
         figures = _figures(document["checks"].get(item["type"], {}))
         say(", ".join([f"{item['type']}: {item['bytes'] / 1e6:.0f} MB", *figures]))
         click.echo(folder / item["file"])
+    for place in address.values():
+        say(f"on the Hub: {place}")
 
 
 def _figures(checks: dict[str, Any]) -> list[str]:

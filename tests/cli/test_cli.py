@@ -31,6 +31,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["bench", "--model", "notes.gguf"], 1, "not a GGUF file"),
         (["bench", "--model", "."], 1, "error: . is a folder, not a GGUF file\nhint: give the file in it: notes.gguf"),
         (["bench", "--model", ""], 1, "error: . is a folder, not a GGUF file"),
+        (["bench", "--model", "owner/name"], 3, "owner/name needs a GPU"),
+        (["export", "--push", "name", "--run", "gone"], 1, "no such run: gone"),
         (["data", "check", ""], 1, "is a folder, not a data file"),
         (["bench", "--variants", "fast"], 2, "unknown variant"),
         (["bench", "--shard", "3/3"], 2, "is no shard"),

@@ -1,0 +1,144 @@
+"""An export sent to a stand-in Hub on 127.0.0.1: one commit with scores that the Hub reads, or one line."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from petool_lite.bench.report import write_report
+from petool_lite.export.card import card
+from support_bench import answer, called, row, write_results
+
+from petool_lite.models import Base
+
+# The Hub's address is read when its client is imported, so every call has a process of its own.
+PROGRAM = """
+import sys
+from pathlib import Path
+from petool_lite.console import silent
+from petool_lite.errors import PetoolError
+from petool_lite.export.hub import check_push, push
+run = Path(sys.argv[1])
+try:
+    check_push(sys.argv[2])
+    print(push(run / "export", run, sys.argv[2], silent))
+except PetoolError as error:
+    print(error.message, "|", error.hint)
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[dict[str, Any]]:
+    """What was sent to it: `files` by name, `made` repositories, its `address`; `broken` fails the commit."""
+    found: dict[str, Any] = {"files": {}, "made": [], "broken": False}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers.get("Authorization") == "Bearer secret"
+            self.send(200 if known else 401, {"name": "ann", "type": "user"} if known else {"error": "who?"})
+
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path.endswith("/repos/create"):
+                found["made"].append(json.loads(raw))
+                self.send(200, {"url": f"{found['address']}/ann/model"})
+            elif "/preupload/" in self.path:
+                names = [item["path"] for item in json.loads(raw)["files"]]
+                modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+                self.send(200, {"files": modes})
+            elif "/commit/" in self.path and not found["broken"]:
+                for line in map(json.loads, raw.splitlines()):
+                    if line["key"] == "file":
+                        found["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                self.send(
+                    200, {"commitUrl": f"{found['address']}/ann/model/commit/1", "commitOid": "1" * 40, "success": True}
+                )
+            else:
+                self.send(200 if "validate-yaml" in self.path else 403, {"errors": [], "warnings": []})
+
+        def send(self, status: int, value: Any) -> None:
+            raw = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(raw)))
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        found["address"] = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield found
+        server.shutdown()
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run with an export and the scores of its tuned model on the published entries, as its report has them."""
+    run = tmp_path / "one"
+    (run / "export").mkdir(parents=True)
+    (run / "recipe.toml").write_text("[model]\n")
+    rows = [row(entry, index, answer(entry)) for index, entry in enumerate(called(4))]
+    write_results(run / "bench", rows)
+    write_report(run / "bench")
+    report = json.loads((run / "bench" / "report.json").read_text())
+    report["variants"][0] |= {"other_data": "", "partial": []}
+    (run / "bench" / "report.json").write_text(json.dumps(report))
+    for name in ("model.q4_k_m.gguf", "Modelfile", "README.md"):
+        (run / "export" / name).write_text(name)
+    (run / "export" / "export.json").write_text(json.dumps({"files": [{"file": "model.q4_k_m.gguf"}]}))
+    return run
+
+
+def pushed(hub: dict[str, Any], run: Path, repo: str, token: str = "secret") -> str:  # pragma: allowlist secret
+    own = {"HF_ENDPOINT": hub["address"], "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HOME": str(run / "hf")}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, run, repo], env=os.environ | own, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_an_export_is_one_commit_with_its_scores(hub, run) -> None:
+    assert pushed(hub, run, "ann/model") == f"{hub['address']}/ann/model"
+    evaluated = ".eval_results/petoolbench-rating-tuned.yaml"
+    assert set(hub["files"]) == {"model.q4_k_m.gguf", "Modelfile", "README.md", "export.json", evaluated}
+    entries = yaml.safe_load(hub["files"][evaluated])
+    assert entries[0]["dataset"] == {"id": "travisxu/PEToolBench", "task_id": "rating_tool_acc"}
+    assert [entry["value"] for entry in entries] == [100.0, 100.0, 100.0]
+    assert hub["made"][0]["name"] == "model"
+
+
+def test_what_cannot_be_pushed_is_one_line_and_leaves_nothing(hub, run) -> None:
+    assert "not a place on the Hub: model" in pushed(hub, run, "model")
+    assert "the Hub does not know you" in pushed(hub, run, "ann/model", "wrong")
+    assert hub["made"] == []
+    hub["broken"] = True
+    assert "the export is not on the Hub" in pushed(hub, run, "ann/model")
+    assert hub["files"] == {}
+
+
+def test_the_cards_head_is_what_the_hub_reads(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("petool_lite.export.card.licence", lambda base: "apache-2.0")
+    document = {
+        "versions": {}, "files": [], "method": "full", "changed_tensors": 1, "tensors": 1, "relative_change": 0.1,
+        "checks": {}, "model_sha256": "0",
+    }  # fmt: skip
+    data = {"kept": 1, "source": "x", "sha256": "0", "tokens": 1}
+    manifest = {"setting": "rating", "prompt_style": "published", "data": data}
+    head = yaml.safe_load(card(run, Base("ann/base", tmp_path, None), manifest, document).split("---\n")[1])
+    assert (head["base_model"], head["license"], head["library_name"]) == ("ann/base", "apache-2.0", "gguf")
+    (index,) = head["model-index"]
+    (result,) = index["results"]
+    assert result["dataset"] == {"name": "PEToolBench", "type": "travisxu/PEToolBench", "config": "rating"}
+    assert [metric["value"] for metric in result["metrics"]] == [100.0, 100.0, 100.0]
