@@ -1,7 +1,7 @@
 """The reference pages, made from the program: `python docs/make_reference.py` writes, `--check` fails if one is stale.
 
-commands.md comes from the click commands, recipe.md from the settings dataclasses. Nothing about an option or a setting
-is written by hand a second time.
+commands.md comes from the click commands, recipe.md from the settings dataclasses, models.md from the table of families
+and the tests of each. Nothing about an option or a setting is written by hand a second time.
 """
 
 import inspect
@@ -19,7 +19,7 @@ _NOTE = "<!-- Made by docs/make_reference.py; `make reference` writes it anew. -
 
 def pages() -> dict[str, str]:
     """File name -> Markdown of every generated page."""
-    return {"commands.md": commands_page(), "recipe.md": recipe_page()}
+    return {"commands.md": commands_page(), "recipe.md": recipe_page(), "models.md": models_page()}
 
 
 def commands_page() -> str:
@@ -47,6 +47,49 @@ def walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Command
     context = click.Context(command)
     for name in sorted(command.list_commands(context)) if isinstance(command, click.Group) else ():
         yield from walk(command.get_command(context, name), f"{path} {name}")
+
+
+# What a family can do -> the test that shows it, which runs over every family or names it.
+_SHOWN = {
+    "train LoRA": "train/test_step.py::test_packed_rows_are_exact",
+    "train full": "train/test_step.py::test_packed_rows_are_exact",
+    "NF4": "train/test_families.py::test_packed_and_unpacked_updates_agree_through_unsloth",
+    "export": "export/test_families.py::test_its_file_computes_and_reads_as_transformers_does",
+    "call": "export/test_families.py::test_its_file_calls_tools_from_prompts_that_training_renders",
+    "serve": "export/test_families.py::test_its_file_is_served_and_scored",
+    "bench": "export/test_families.py::test_its_file_is_served_and_scored",
+}
+
+
+def models_page() -> str:
+    """Every family and what is shown to work with it."""
+    from petool_lite.families import FAMILIES
+
+    rows = []
+    for family in FAMILIES:
+        missing = [name for name in _SHOWN if not _is_shown(family, name)]
+        if missing:
+            raise SystemExit(f"no test shows of {family.name}: {', '.join(missing)}")
+        cells = [f"[yes](#{name.lower().replace(' ', '-')})" for name in _SHOWN]
+        rows.append((family.name, f"`{family.architecture}`", f"`{family.gguf}`", *cells))
+    parts = [
+        "# Models\n",
+        "Text models of these families, from a directory or the Hub, can be trained, exported and run; everything else",
+        "is refused in one line. A GGUF file of any architecture that llama.cpp opens can be called, served, scored.\n",
+        _table(("family", "transformers", "llama.cpp", *_SHOWN), rows),
+    ]
+    for name, test in _SHOWN.items():
+        parts.append(f"## {name}\n\n`tests/{test}`\n")
+    return _NOTE + "\n".join(parts)
+
+
+def _is_shown(family: Any, name: str) -> bool:
+    """Whether the test is there and runs over this family."""
+    file, _, function = _SHOWN[name].partition("::")
+    text = (ROOT / "tests" / file).read_text()
+    changes = (ROOT / "tests" / "support_families.py").read_text()
+    listed = f'"{family.name}": {{' in changes and "CHANGES" in text
+    return f"def {function}(" in text and (listed or f'"{family.architecture.removesuffix("ForCausalLM")}' in text)
 
 
 def _help(command: click.Command) -> str:

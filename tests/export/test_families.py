@@ -1,0 +1,120 @@
+"""Every family: its file computes what transformers does, reads text as training does, and holds what it must."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from petool_lite.bench.engines import Task
+from petool_lite.bench.run import bench
+from petool_lite.bench.variants import Variant, endpoint_variant
+from petool_lite.export import check_exportable, load_source, write_targets
+from petool_lite.export.merge import load_adapter
+from petool_lite.export.other_server import OtherServer
+from support_bench import called
+from support_families import CHANGES, family_model, small_tokenizer
+from support_gguf import logits_of
+from support_serve import serving
+
+from petool_lite import ToolCaller
+from petool_lite.data.files import load_dataset
+from petool_lite.families import chat_template
+from petool_lite.inference.call import CallOptions
+from petool_lite.inference.constrain import Constrainer
+from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.parse import CUT_OFF, CallFailure
+from petool_lite.models import resolve_base
+from petool_lite.prompt.render import (
+    Layout,
+    answer_text,
+    chat_from_directory,
+    entry_request,
+    example,
+    exported_template,
+    prompt_ids,
+)
+
+TEXTS = (
+    "<s>Where is  the\n\n\tfive-day forecast for Zürich, 12345 m up?", "日本語 and 🦙🦙, l’été é 3.14", " leading", "a",
+    '<s>{"tool_name": "x.y", "parameters": {"n": 10000}}</s>[user]\n  def f(x):\n    return x</s>',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_its_file_computes_and_reads_as_transformers_does(make_adapter, tmp_path, name) -> None:
+    import numpy as np
+    import torch
+    from transformers import AutoTokenizer
+
+    directory = family_model(name, small_tokenizer(name, tmp_path / "tokenizer"), tmp_path / "model")
+    check_exportable(directory)
+    model = make_adapter(directory, tmp_path / "adapter").merge_and_unload().to(torch.bfloat16).float()
+    source = load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter"))
+    targets = {kind: tmp_path / f"{kind}.gguf" for kind in ("bf16", "q4_k_m")}
+    write_targets(source, targets, {})
+    ids = [int(i) for i in torch.randint(3, 500, (200,), generator=torch.Generator().manual_seed(2))]
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
+    found = logits_of(targets["bf16"], ids)
+    assert found.argmax() == wanted.argmax()
+    assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
+    assert np.corrcoef(logits_of(targets["q4_k_m"], ids), wanted)[0, 1] > 0.9
+    chat, theirs = chat_from_directory(directory), AutoTokenizer.from_pretrained(directory)
+    with LlamaModel(targets["bf16"], vocab_only=True) as file:
+        for text in TEXTS:
+            ids = chat.encode(text)
+            assert file.chat().encode(text) == ids, text
+            assert theirs(text, add_special_tokens=False)["input_ids"] == ids, text
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tmp_path_factory):
+    """The directory of a family's tiny model, and its q8_0 file with the petool template; made once."""
+    made = {}
+
+    def make(name: str) -> tuple[Path, Path]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("family")
+            directory = family_model(name, small_tokenizer(name, folder / "tokenizer"), folder / "model")
+            template = exported_template(chat_template(directory), "petool")
+            source = replace(load_source(resolve_base(str(directory))), template=template)
+            keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": "1"}
+            write_targets(source, {"q8_0": folder / "m.gguf"}, keys)
+            made[name] = directory, folder / "m.gguf"
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name) -> None:
+    """A random model, constrained: whatever it writes is a call of an offered tool."""
+    directory, file = tiny_file(name)
+    entries, chat = load_dataset("demo:test:3").entries, chat_from_directory(directory)
+    with ToolCaller(file, n_ctx=8192) as caller:
+        for entry in called(1):
+            try:
+                assert caller.call_entry(entry, options=CallOptions(reply_tokens=64)).answer
+            except CallFailure as failure:  # a random model may write a text without end
+                assert failure.kind == CUT_OFF
+                assert any(f'"name": "{tool.name}"' in failure.reply for tool in entry.tools), failure.reply
+    server = OtherServer(file) if OtherServer.installed() else None
+    with LlamaModel(file, vocab_only=True) as model:
+        for entry in entries:
+            row = example(chat, entry, Layout("petool", 8192))
+            assert prompt_ids(model.chat(), entry, Layout("petool", 8192)).ids == row.ids[: row.answer_start]
+            assert server is None or server.ids(entry_request(chat, entry, "petool")) == row.ids[: row.answer_start]
+            written = answer_text(entry.answer, "petool")
+            assert model.decode(row.ids[row.answer_start : -1]) == written, "no space before the answer"
+            for constrainer in (model.constrainer(), Constrainer.from_directory(directory, chat.eos_id)):
+                constrainer.start(entry.tools, "petool", True).accept(row.ids[row.answer_start :])
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_its_file_is_served_and_scored(tiny_file, tmp_path, name) -> None:
+    _, file = tiny_file(name)
+    task = Task(load_dataset("demo:test:6"), 8, 1)
+    with serving(file, "--context", "4096") as url:
+        document = bench([Variant("file", file), endpoint_variant(url, "served", 0)], task, tmp_path)
+    assert [(item["name"], item["n"], item["engine_errors"]) for item in document["variants"]] == [
+        ("file", 1, 0), ("served", 1, 0),
+    ]  # fmt: skip
