@@ -225,9 +225,8 @@ def _insert(db: sqlite3.Connection, item: Record) -> bool:
     db.execute("INSERT OR IGNORE INTO users (name) VALUES (?)", (item.user,))
     user = db.execute("SELECT id FROM users WHERE name = ?", (item.user,)).fetchone()[0]
     values = (item.id, user, item.time, item.query, item.turns, digest, item.answer, item.verdict, item.confidence)
-    number = db.execute(
-        "INSERT INTO interactions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, item.result)
-    ).lastrowid
+    query = "INSERT INTO interactions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    number = db.execute(query, (*values, item.result)).lastrowid
     names = names_of_provider(item.called) if isinstance(item.made, Call) else ()
     db.executemany("INSERT INTO bearings VALUES (?, ?, ?, ?)", [(user, name, item.time, number) for name in names])
     return True

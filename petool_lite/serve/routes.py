@@ -12,6 +12,13 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse
+from starlette.routing import Route
+
 from petool_lite.data.entries import Call, nested_beyond
 from petool_lite.errors import PetoolError
 from petool_lite.inference.worker import Event
@@ -33,94 +40,93 @@ _FORMS: dict[str, tuple[Any, type[Form]]] = {
 }
 
 
-def application(queue: RequestQueue, memory: Memory | None = None, offered: OfferedTools | None = None) -> Any:
-    """The Starlette application over `queue`; without a `memory` no user's calls are kept or read.
+def application(queue: RequestQueue, memory: Memory | None = None, offered: OfferedTools | None = None) -> Starlette:
+    """The application over `queue`; without a `memory` no user's calls are kept or read.
 
     `offered` are the tools where a request brings none.
     """
-    from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import Request
-    from starlette.responses import HTMLResponse, JSONResponse
-    from starlette.routing import Route
+    own, settings = _Routes(queue, memory, offered), queue.settings
+    # Without a key, a web page in the user's browser must not get in under another name for this machine.
+    hosts = ["*"] if settings.api_key else ["localhost", "127.0.0.1", "[::1]", "::1", settings.host]
+    return Starlette(
+        routes=[
+            *(Route(path, own.answer, methods=["POST"]) for path in _FORMS),
+            Route("/v1/feedback", own.feedback, methods=["POST"]),
+            Route("/v1/models", own.models),
+            Route("/v1/tools", own.tools),
+            Route("/v1/history", own.history),
+            Route("/", own.page),
+            Route("/health", own.health),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+        exception_handlers={Refusal: _refuse},
+    )
 
-    settings = queue.settings
-    name = settings.model.stem
-    model = {"id": name, "object": "model", "created": 0, "owned_by": "petool-lite"}
 
-    async def models(request: Request) -> Any:
-        _authorize(request, settings.api_key)
+async def _refuse(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refusal)
+    return JSONResponse(error.body, error.status, {"Retry-After": "5"} if error.status == 429 else None)
+
+
+class _Routes:
+    """What each address answers."""
+
+    def __init__(self, queue: RequestQueue, memory: Memory | None, offered: OfferedTools | None) -> None:
+        self._queue, self._memory, self._offered = queue, memory, offered
+        self._settings, self._name = queue.settings, queue.settings.model.stem
+
+    async def models(self, request: Request) -> JSONResponse:
+        _authorize(request, self._settings.api_key)
+        model = {"id": self._name, "object": "model", "created": 0, "owned_by": "petool-lite"}
         return JSONResponse({"object": "list", "data": [model]})
 
-    async def health(request: Request) -> Any:
-        alive = queue.engine.alive
-        body = {"status": "ok" if alive else "engine restarts with the next request", "requests": queue.present}
-        return JSONResponse(body)
+    async def health(self, request: Request) -> JSONResponse:
+        status = "ok" if self._queue.engine.alive else "engine restarts with the next request"
+        return JSONResponse({"status": status, "requests": self._queue.present})
 
-    async def page(request: Request) -> Any:
+    async def page(self, request: Request) -> HTMLResponse:
         text, policy = _page()
         return HTMLResponse(text, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
 
-    async def tools(request: Request) -> Any:
-        _authorize(request, settings.api_key)
-        return JSONResponse({"object": "list", "data": offered.current() if offered else []})
+    async def tools(self, request: Request) -> JSONResponse:
+        _authorize(request, self._settings.api_key)
+        return JSONResponse({"object": "list", "data": self._offered.current() if self._offered else []})
 
-    async def history(request: Request) -> Any:
-        _authorize(request, settings.reading_key, _PRIVATE)
-        return JSONResponse(await asyncio.to_thread(_remembered, request.query_params.get("user", ""), memory))
+    async def history(self, request: Request) -> JSONResponse:
+        _authorize(request, self._settings.reading_key, _PRIVATE)
+        return JSONResponse(await asyncio.to_thread(_remembered, request.query_params.get("user", ""), self._memory))
 
-    async def answer(request: Request) -> Any:
-        _authorize(request, settings.api_key)
+    async def feedback(self, request: Request) -> JSONResponse:
+        _authorize(request, self._settings.api_key)
+        body = await _body(request, self._settings.max_mb * 2**20)
+        return JSONResponse(await asyncio.to_thread(_rated, body, self._memory))
+
+    async def answer(self, request: Request) -> Any:
+        _authorize(request, self._settings.api_key)
         read, form = _FORMS[request.url.path]
-        body = await _body(request, settings.max_mb * 2**20)
-        if offered and not body.get("tools"):
-            body["tools"] = offered.current()
+        body = await _body(request, self._settings.max_mb * 2**20)
+        if self._offered and not body.get("tools"):
+            body["tools"] = self._offered.current()
         asked: Asked = read(body)
-        plain, user = asked.request, str(asked.request.user)
+        plain, memory = asked.request, self._memory
         if memory is None or memory.store is None:
             asked = replace(asked, remembers=False)
         elif asked.remembers:
             if plain.options.explain:  # it tells earlier calls
-                _authorize(request, settings.reading_key, _PRIVATE)
-            entry = await asyncio.to_thread(memory.recalled, user, plain.entry)
-            trims = len(entry.history) > len(plain.entry.history)  # what is recalled never makes a prompt too long
-            options = replace(plain.options, trim_history=trims)
+                _authorize(request, self._settings.reading_key, _PRIVATE)
+            entry = await asyncio.to_thread(memory.recalled, str(plain.user), plain.entry)
+            # What is recalled never makes a prompt too long.
+            options = replace(plain.options, trim_history=len(entry.history) > len(plain.entry.history))
             asked = replace(asked, request=replace(plain, entry=entry, options=options))
 
         async def left() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        made, events = form(asked, name), queue.events(asked.request, left)
+        made, events = form(asked, self._name), self._queue.events(asked.request, left)
         if memory is not None and asked.remembers:
             events = _kept(events, made, plain, memory)
         return await respond(events, made)
-
-    async def feedback(request: Request) -> Any:
-        _authorize(request, settings.api_key)
-        body = await _body(request, settings.max_mb * 2**20)
-        return JSONResponse(await asyncio.to_thread(_rated, body, memory))
-
-    async def refuse(request: Request, error: Exception) -> Any:
-        assert isinstance(error, Refusal)
-        return JSONResponse(error.body, error.status, {"Retry-After": "5"} if error.status == 429 else None)
-
-    # Without a key, a web page in the user's browser must not get in under another name for this machine.
-    hosts = ["*"] if settings.api_key else ["localhost", "127.0.0.1", "[::1]", "::1", settings.host]
-    return Starlette(
-        routes=[
-            *(Route(path, answer, methods=["POST"]) for path in _FORMS),
-            Route("/v1/feedback", feedback, methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/tools", tools),
-            Route("/v1/history", history),
-            Route("/", page),
-            Route("/health", health),
-        ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
-        exception_handlers={Refusal: refuse},
-    )
 
 
 async def _kept(
