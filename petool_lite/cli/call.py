@@ -183,7 +183,7 @@ def _request(options: dict[str, Any], servers: Any = None) -> dict[str, Any]:
         tools = {"tools": servers.tools()} if servers else {}
         return request | ({"query": options["query"]} if options["query"] else {}) | tools
     if not options["query"] or bool(options["tools"]) == bool(servers):
-        wanted = "give a QUERY and either --tools FILE or --mcp COMMAND; or --request FILE"
+        wanted = "give a QUERY and --tools FILE or --mcp COMMAND, or --request FILE"
         raise PetoolError(wanted, "`petool-lite call --help`", USAGE)
     history = _read_json(options["history"], "--history") if options["history"] else []
     tools = servers.tools() if servers else _read_json(options["tools"], "--tools")
