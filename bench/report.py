@@ -205,7 +205,6 @@ _ENOUGH = 100  # entries from which a calibration error says something
 
 
 def _notes(item: Mapping[str, Any]) -> Iterator[str]:
-    """What is to be said of a variant's scores."""
     if item["partial"]:
         yield f"PARTIAL, {'; '.join(item['partial'])}"
     yield from (f"{item[key]:,} {words}" for key, words in _COUNTED.items() if item[key])

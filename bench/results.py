@@ -59,7 +59,6 @@ class _Fault(Exception):
 
 @lru_cache
 def _validator(kind: str) -> Any:
-    """What checks a "row" or a "meta" file by report.schema.json."""
     from jsonschema import Draft202012Validator
 
     text = resources.files("petool_lite.bench").joinpath("report.schema.json").read_text(encoding="utf-8")
@@ -67,7 +66,6 @@ def _validator(kind: str) -> Any:
 
 
 def _check(value: Any, kind: str) -> None:
-    """Raise _Fault for what is not as the schema says."""
     schema = value.get("schema", 1) if isinstance(value, dict) else SCHEMA
     if schema != SCHEMA or isinstance(schema, bool):
         raise _Fault(f"made by another version of petool-lite (schema {schema}, this one reads {SCHEMA})")
@@ -256,7 +254,6 @@ def _difference(one: Mapping[str, Any], two: Mapping[str, Any], *more: str) -> s
 
 
 def _held(path: Path, report: Report) -> dict[int, dict[str, Any]]:
-    """The rows of a file by index, after its repair."""
     if b"\n" not in path.read_bytes():  # nothing, or a first row that was cut
         path.write_bytes(b"")
         return {}
@@ -272,7 +269,6 @@ def _held(path: Path, report: Report) -> dict[int, dict[str, Any]]:
 
 
 def _write_rows(path: Path, rows: Any) -> None:
-    """Write a whole results file."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -49,7 +49,6 @@ def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, An
 
 
 def _trained(document: dict[str, Any]) -> str:
-    """What learned, and its hash."""
     if document["method"] == "full":
         return f"all weights learned, SHA-256 `{document['model_sha256']}`"
     stored = "dequantized NF4" if document["merge_base"] == "nf4" else "the base stores it"

@@ -83,7 +83,6 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 
 def _fallback(wanted: str, width: int) -> str:
-    """A type whose blocks fit into rows of `width` weights."""
     fitting = (name for name in (wanted, _FALLBACK.get(wanted, wanted)) if width % _sizes(name)[0] == 0)
     return next(fitting, "F16")
 

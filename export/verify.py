@@ -110,7 +110,6 @@ class Checks:
         return {"against_transformers": agreement(self._wanted, [outcome.logits for outcome in outcomes])}
 
     def _outcomes(self, path: Path, max_reply: int, name: str, lora: Path | None = None) -> list["Outcome"]:
-        """Let llama.cpp answer the trial's rows."""
         rows, outcomes = self.trial.rows, []
         with Evaluator(path, max(len(row.ids) for row in rows) + max_reply + 1, lora) as model:
             for number, row in enumerate(rows, 1):

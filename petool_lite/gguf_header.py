@@ -68,7 +68,6 @@ def check_gguf(path: Path) -> list[Path]:
 
 
 def _sound_head(path: Path) -> _Head:
-    """The head of a file that is a sound GGUF file by itself."""
     try:
         if not path.is_file():
             raise _no_file(path)
@@ -116,11 +115,9 @@ class _Cursor:
         return start
 
     def number(self, letter: str) -> Any:
-        """The number of struct's type `letter` here."""
         return struct.unpack_from(f"<{letter}", self.data, self.skip(struct.calcsize(letter)))[0]
 
     def text(self) -> bytes:
-        """The text here; of a long one only the beginning."""
         length = self.number("Q")
         start = self.skip(length)
         return bytes(self.data[start : start + min(length, _KEPT)])

@@ -67,7 +67,6 @@ def _home_cache() -> Path | None:
 
 
 def _wanted() -> Path | None:
-    """The cache that the user or the system names."""
     given, home = os.environ.get("PETOOL_LITE_CACHE"), _home_cache()
     return user_path(given) if given else home and home / "petool-lite"
 

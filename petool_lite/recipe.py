@@ -259,7 +259,6 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 
 
 def _conflicts(values: dict[str, Any]) -> list[str]:
-    """What does not go together, in words."""
     full, dpo = values["train.method"] == "full", values["train.objective"] == "dpo"
     pairs = "dpo takes one pair after the other; this is for sft"
     nf4 = values["model.precision"] == "nf4"

@@ -50,7 +50,6 @@ def export(run: str | None, types: str, push: str | None, as_json: bool, **optio
 
 
 def _figures(checks: dict[str, Any]) -> list[str]:
-    """What the checks of one file found, in words."""
     words = {
         "prompts_with_equal_ids": "{prompts_with_equal_ids} prompts with equal ids",
         "prompts_llama_cpp_renders_alike": "{prompts_llama_cpp_renders_alike} rendered alike by llama.cpp's server",

@@ -40,7 +40,6 @@ def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dr
 
 
 def _unfinished(name: str) -> Path:
-    """The folder of a run that can be continued."""
     folder = next((path for path in (Path(name), runs_root() / name) if (path / "recipe.toml").is_file()), None)
     if folder is None:
         raise PetoolError(f"no such run: {name}", "`petool-lite runs list` shows them")

@@ -85,7 +85,6 @@ class _Provider:
     word: int
 
     def words(self, function: Function, variant: int) -> str:
-        """A verb and a thing of the function, such as "book hotel room"."""
         verb, thing = function.verbs[variant % len(function.verbs)], self.thing(function)
         return f"{verb.replace('_', ' ')} {thing}"
 
@@ -97,7 +96,6 @@ class _Provider:
         return self.form.format(domain=function.domain, provider=self.name, name=name)
 
     def tool(self, function: Function) -> dict[str, Any]:
-        """The function as OpenAI's clients declare it."""
         types = {name: {"type": _TYPES.get(kind, "string")} for name, kind in function.parameters.items()}
         schema = {"type": "object", "properties": types, "required": list(function.parameters)}
         description = self.words(function, self.variant + 1).capitalize()
@@ -149,11 +147,9 @@ class _Scene:
         self.calls: list[list[dict[str, Any]]] = []
 
     def offer(self, provider: _Provider, functions: Sequence[Function]) -> None:
-        """Put these tools of a provider on the list."""
         self.tools += [provider.tool(function) for function in functions]
 
     def remember(self, provider: _Provider, verdicts: Sequence[str], functions: Sequence[Function]) -> None:
-        """One earlier call of the provider a verdict."""
         self.calls += [_turns(provider, self.rng.choice(functions), verdict, self.rng) for verdict in verdicts]
 
     def distract(self, names: Sequence[str]) -> None:

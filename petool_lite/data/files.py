@@ -97,7 +97,6 @@ def _parts(source: str) -> list[tuple[int, str]]:
 
 
 def _mixed(source: str) -> list[tuple[int, str]]:
-    """The parts of a mixture; none for a plain source."""
     parts = _parts(source)
     return parts if len(parts) > 1 or parts[0][0] > 1 else []
 
@@ -120,7 +119,6 @@ def _mixture(source: str, setting: str, skip_bad: bool) -> Dataset:
 
 
 def _corpus(source: str) -> tuple[int, list[str]]:
-    """How many entries are asked for, and the files to simulate them from."""
     _, _, rest = source.partition(":")
     count, _, names = rest.partition(":")
     if not (count.isascii() and count.isdigit() and 0 < int(count[:9]) < 10**7 and names):

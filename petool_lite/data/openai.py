@@ -272,7 +272,6 @@ def _answers(value: Any) -> dict[str, Any]:
 
 
 def _spoken(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
-    """Messages and tools of a line in the form of Hermes or ShareGPT."""
     turns = get(row, "conversations", list, "", "a list of turns")
     listed: Any = row.get("tools")
     messages: list[dict[str, Any]] = []

@@ -182,7 +182,6 @@ def _fitting(model: Shape, recipe: Recipe, way: tuple[str, bool], load: Load, li
 
 
 def _way_out(model: Shape, recipe: Recipe, load: Load, free: float) -> str:
-    """The settings that would fit."""
     full = recipe.train.method == "full"
     way = _ways(recipe)[-1] if full else ("nf4", True)
     for tokens in (max(load.lengths), 4096, 2048, 1024, 512):

@@ -71,7 +71,6 @@ def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
 
 
 def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
-    """Base, chat and rows of a recipe, checked, counted and told."""
     check_reporters(recipe.train.report_to)
     check_evaluation(recipe)
     check_start(recipe, report)

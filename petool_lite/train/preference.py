@@ -43,7 +43,6 @@ def preference_trainer() -> Any:
 
         @property
         def tokens_seen(self) -> int:
-            """Tokens read since the start: each prompt twice, with either answer."""
             return int(self._total_train_tokens)
 
     return PreferenceTrainer

@@ -90,7 +90,6 @@ def _stopped(stop: Stop, run: Path | None, resumed: bool) -> PetoolError:
 
 
 def _begun(name: str, planned: Plan, resume: Path | None) -> Path:
-    """The directory of a new run, or of one that may be continued."""
     facts = start_facts(planned.recipe, planned.base, planned.prepared)
     if resume is not None:
         check_resume(resume, facts)
@@ -183,7 +182,6 @@ def _continued(job: Job) -> Path | None:
 
 @contextmanager
 def _memory_errors(recipe: Recipe) -> Iterator[None]:
-    """Turn memory that is too little into a PetoolError with what would take less."""
     import torch
 
     smaller = "train.method=lora" if recipe.train.method == "full" else "model.precision=nf4"

@@ -172,7 +172,6 @@ def answer_trainer() -> Any:
             return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False, **seeded)
 
         def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
-            """This device's micro-batches of an update, and what the whole update holds."""
             lengths = [len(row["input_ids"]) for row in rows]
             own = shares(lengths, self.accelerator.num_processes)[self.accelerator.process_index]
             return {
