@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from petool_lite.data.entries import SETTINGS
+from petool_lite.data.fields import is_unicode
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.prompt.render import OVERLENGTH, STYLES
 from petool_lite.text import read_text
@@ -175,7 +176,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
         key, equals, raw = override.partition("=")
         if not equals:
             raise PetoolError(f"--set {override}: expected key=value", "such as --set train.epochs=2", USAGE)
-        if not override.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in override):
+        if not is_unicode(override):
             raise PetoolError("--set: a value is not UTF-8 text", "recipes are UTF-8", USAGE)
         values[key.strip()] = _override_value(key.strip(), raw.strip())
     return name, _build(values, problems, source)

@@ -53,10 +53,8 @@ def published_rows(split: str, count: int) -> list[dict[str, Any]]:
             "instruction_ratings": [call | {"rating": int(provider == liked)} for provider, call in calls],
             "instruction_chronological": [call for _, call in calls],
         }
-        prompts = {
-            field: f"{HEADS[field]}{json.dumps(history)}\nTools:\n{json.dumps(tools)}{TAIL}"
-            for field, history in histories.items()
-        }
+        rest = f"\nTools:\n{json.dumps(tools)}{TAIL}"
+        prompts = {field: f"{HEADS[field]}{json.dumps(history)}{rest}" for field, history in histories.items()}
         same = [tool["tool_name"] for tool in tools if tool["tool_name"].endswith(f"<{function.split('|')[1]}>")]
         keys = ("category_name", "tool_name", "api_name")
         parts = [dict(zip(keys, name[1:-1].split(">.<"), strict=True)) for name in same]

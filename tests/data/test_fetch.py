@@ -173,15 +173,10 @@ def test_a_source_on_the_hub_needs_no_file_name_where_there_is_one_file(hub, cal
     assert call(source=f"hub:{REPO}")["rows"] == 3
 
 
-def test_offline_is_said() -> None:
-    with pytest.raises(PetoolError, match=r"cannot download hub:someone/entries/a.json: .*offline") as error:
-        fetch(REPO, ["a.json"])
-    assert "HF_HUB_OFFLINE" in error.value.hint
-
-
-@pytest.mark.parametrize(
-    ("repo", "names", "said"), [("one--two/x", ["a"], "repo_id"), (REPO, [], "no file"), (REPO, ["../a"], "filename")]
-)
-def test_a_request_that_makes_no_sense_is_refused(repo, names, said) -> None:
-    with pytest.raises(PetoolError, match=said):
-        fetch(repo, names)
+def test_offline_is_said_and_a_request_that_makes_no_sense_is_refused() -> None:
+    offline = "cannot download hub:someone/entries/a.json: the Hub client is in offline mode"
+    for repo, names, said in (
+        (REPO, ["a.json"], offline), ("one--two/x", ["a"], "repo_id"), (REPO, [], "no file"), (REPO, ["../a"], "name"),
+    ):  # fmt: skip
+        with pytest.raises(PetoolError, match=said):
+            fetch(repo, names)

@@ -14,11 +14,8 @@ from petool_lite.data.openai import conversation, entry_line, entry_messages, pa
 from petool_lite.data.schema import normal_schema, value_faults
 
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-    "required": ["city"],
-}
+KINDS = {"city": {"type": "string"}, "days": {"type": "integer"}}
+SCHEMA = {"type": "object", "properties": KINDS, "required": ["city"]}
 FORECAST = {"type": "function", "function": {"name": "sun.forecast", "description": "Weather", "parameters": SCHEMA}}
 CALL = {"name": "sun.forecast", "arguments": {"city": "Bern", "days": 2}}
 WANTED = Entry(
@@ -94,16 +91,12 @@ def test_two_calls_of_one_turn_get_their_own_verdicts_and_thanks_go_with_them() 
     both = {"role": "assistant", "tool_calls": [*message(CALL, "x")["tool_calls"], *message(CALL, "y")["tool_calls"]]}
     both["tool_calls"][1]["function"] = {"name": "rain.now", "arguments": "{}"}
     turns = [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Rain in Bern?"},
-        both,
+        {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Rain in Bern?"}, both,
         {"role": "tool", "tool_call_id": "y", "content": "disliked"},
-        {"role": "tool", "tool_call_id": "x", "content": "liked"},
-        {"role": "assistant", "content": "Noted."},
-        {"role": "user", "content": "And what is 2 + 2?"},
-        {"role": "assistant", "content": "4"},
+        {"role": "tool", "tool_call_id": "x", "content": "liked"}, {"role": "assistant", "content": "Noted."},
+        {"role": "user", "content": "And what is 2 + 2?"}, {"role": "assistant", "content": "4"},
         {"role": "user", "content": "Rain in Rome?"},
-    ]
+    ]  # fmt: skip
     entry = conversation(turns, WANTED.tools)
     found = [(item.call.name, item.verdict) for item in entry.history]
     assert found == [("rain.now", DISLIKED), ("sun.forecast", LIKED)]

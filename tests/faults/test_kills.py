@@ -125,10 +125,11 @@ def test_a_killed_server_leaves_no_worker_and_starts_again(exported, tmp_path, k
         if number == kills:
             break
         results: list[int] = []
-        callers = [
-            threading.Thread(target=lambda n=n, port=port, results=results: results.append(ask(port, f"user{n}")))
-            for n in range(4)
-        ]
+
+        def call(number: int, port: int = port, results: list[int] = results) -> None:
+            results.append(ask(port, f"user{number}"))
+
+        callers = [threading.Thread(target=call, args=(number,)) for number in range(4)]
         for caller in callers:
             caller.start()
         time.sleep(chance.uniform(0.0, 1.5))

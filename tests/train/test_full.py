@@ -1,12 +1,11 @@
 """Full fine-tuning: what is refused, what a run leaves, and that it survives a kill."""
 
 import json
-import signal
 from typing import Any
 
 import pytest
 import torch
-from support import full_settings, held_after, options, own_runs, rows_of
+from support import rows_of
 
 from petool_lite.errors import PetoolError
 from petool_lite.models import resolve_base
@@ -77,26 +76,6 @@ def test_it_is_loaded_to_learn_in_float32_with_checkpointing_where_asked(tiny) -
         assert {(weight.dtype, weight.requires_grad) for weight in model.parameters()} == {(torch.float32, True)}
         assert model.config._attn_implementation == PACKED
         assert [layer.training and layer.gradient_checkpointing for layer in model.model.layers] == [checkpointing] * 2
-
-
-@pytest.mark.slow
-def test_killed_and_continued_it_ends_with_the_very_same_model(trained_full, tiny, command, tmp_path) -> None:
-    """With evaluations on the way, which change nothing, and the best model kept."""
-    from safetensors.torch import load_file
-
-    evaluated = ["train.eval_every=6", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3"]
-    with held_after(7, tmp_path, "demo", *full_settings(tiny), *options(*evaluated)) as process:
-        process.send_signal(signal.SIGKILL)
-    (run,) = tmp_path.glob("runs/*")
-    result = command("train", "--resume", run, cwd=tmp_path, env=own_runs(tmp_path))
-    assert result.returncode == 0, result.stderr
-    for key in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
-        assert [row[key] for row in rows_of(run)] == [row[key] for row in rows_of(trained_full)], key
-    whole, resumed = (load_file(path / "model" / "model.safetensors") for path in (trained_full, run))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["model_step"] == manifest["evaluation"]["best"]["step"] == 10
-    assert not (run / "best").exists()
 
 
 def test_a_second_stage_starts_from_the_model_as_its_base(trained_full) -> None:
