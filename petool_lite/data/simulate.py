@@ -28,7 +28,6 @@ from petool_lite.data.entries import (
     providers,
     required,
 )
-from petool_lite.data.schema import value_faults
 from petool_lite.data.words import AREAS, FIRST, LAST, SAME, SYNONYMS, small_talk, split_name
 from petool_lite.errors import PetoolError
 
@@ -180,14 +179,14 @@ def simulate(
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
     beside = _once([*pool, *(tool for example in examples for tool in (example.tool, *example.others))])
-    values, defaults = _values(examples), _defaults(beside)
+    values = _values(examples)
     order: list[int] = []
     for number in range(count):
         if not order:
             order = _pass(examples, Random(f"{seed} order {number}"))
         example = examples[order.pop()]
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
-        changed = ((_with_default(_with_other_values(example, values, rng), defaults, rng), rng) for rng in draws)
+        changed = ((_with_other_values(example, values, rng), rng) for rng in draws)
         made = (_entry(f"{seed}-{number}", one, examples, beside, rng, without_call) for one, rng in changed)
         entry = next((entry for entry in made if entry is not None), None)
         if entry is None:
@@ -296,34 +295,6 @@ def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rn
         if str(new) not in query and len(str(new)) <= 60:
             query, arguments[name] = query.replace(str(value), str(new)), new
     return Example(query, example.tool, arguments, example.others)
-
-
-def _with_default(example: Example, defaults: Sequence[tuple[str, Mapping[str, Any]]], rng: Random) -> Example:
-    """The example, now and then with one more required parameter, of which only its default is known."""
-    name, schema = rng.choice(defaults) if defaults else ("", {})
-    plain = not any(key.startswith("$") for key in example.tool.parameters)
-    if rng.random() < 0.85 or not name or name in properties(example.tool) or not plain:
-        return example
-    parameters = {
-        **example.tool.parameters,
-        "properties": {**properties(example.tool), name: schema},
-        "required": [*required(example.tool), name],
-    }
-    tool = Tool(example.tool.name, example.tool.description, parameters)
-    return Example(example.query, tool, {**example.arguments, name: schema["default"]}, example.others)
-
-
-def _defaults(tools: Sequence[Tool]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Parameters of the tools that have a plain value as their default, each once."""
-    found = {
-        (name, str(schema["default"])): (name, schema)
-        for tool in tools
-        for name, schema in properties(tool).items()
-        if isinstance(schema, Mapping)
-        and isinstance(schema.get("default"), str | int | float)
-        and not ("$ref" in schema or value_faults(schema, schema["default"]))
-    }
-    return list(found.values())
 
 
 def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
