@@ -13,7 +13,7 @@ help:
 	@echo "make fuzz    nearly 100,000 hostile recipes, entries, replies, files and requests"
 	@echo "make check   lint, format, types, reference pages, secrets, known vulnerabilities and lines of code (make lines)"
 	@echo "make docs    the documentation as a site in site/ (make reference: its generated pages)"
-	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  first-token times beside llama-cpp-python's own"
+	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  calls beside llama-server and llama-cpp-python"
 	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
 	@echo "make bench-folds DATA=entries.json  RECIPE=smol-rating on functions never seen in training, five folds side by side"
 	@echo "make bench-serve MODEL=M.gguf  50 clients for 2 minutes, then with the engine killed 10 times"
@@ -83,7 +83,7 @@ reference: .venv/ready
 	@$(BIN)/python docs/make_reference.py
 
 bench-cpu: .venv/ready
-	@$(BIN)/python dev/cpu_speed.py $(MODEL) $(DATA) $(COUNT)
+	@$(BIN)/python dev/cpu_speed.py $(MODEL) $(DATA) $(OPTIONS)
 
 bench-gpu: .venv/ready
 	@$(BIN)/python dev/train_speed.py $(BASE) $(DATA) --document docs/performance.md

@@ -31,7 +31,7 @@ from petool_lite.bench.results import Results, load_folder
 from petool_lite.bench.score import accuracies
 
 from petool_lite.console import print_json, print_table, progress, say
-from petool_lite.data.entries import SETTINGS
+from petool_lite.data import SETTINGS
 from petool_lite.data.files import source_sha256, write_folds
 from petool_lite.errors import PetoolError
 from petool_lite.inference.gpu import gpu_available

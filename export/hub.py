@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report
-from petool_lite.data.entries import SETTINGS
+from petool_lite.data import SETTINGS
 from petool_lite.errors import USAGE, PetoolError, first_line
 from petool_lite.places import library_places
 

@@ -177,6 +177,7 @@ class Evaluator(LlamaModel):
         super().__init__(path, n_ctx)
         if lora is None:
             return
+        self._reserve(self.n_ctx)  # a context that grew later would be one without the adapter
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
         adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
         scales = (ctypes.c_float * 1)(1.0)
@@ -189,16 +190,22 @@ class Evaluator(LlamaModel):
         import numpy as np
 
         self.read(prompt, reuse=False)
-        parts = [self._logits(-1).copy()[None]]
-        # one more than is kept, to see whether the reply ends there
-        reply, finish, _ = self._decode([], max_reply + 1, None, None)
+        parts = [self._logits().copy()[None]]
+        reply, ended = list[int](), False
+        while len(reply) <= max_reply and not ended:  # one more than is kept, to see whether the reply ends there
+            token = int(self._logits().argmax())
+            ended = self.ends(token)
+            reply += [] if ended else [token]
+            if not ended and len(reply) <= max_reply:
+                self._eval([token])
         self._keep(len(prompt))
         step = self.settings.ubatch
         for first in range(0, len(answer) - 1, step):
             given = answer[:-1][first : first + step]
-            self._eval(given, every=True)
-            parts.append(np.stack([self._logits(place) for place in range(len(given))]))
-        return Outcome(np.concatenate(parts), tuple(reply[:max_reply]), finish == "stop")
+            self._eval(given[:1], given[1:])
+            places = range(len(self.held) - len(given), len(self.held))
+            parts.append(np.stack([self._logits(place) for place in places]))
+        return Outcome(np.concatenate(parts), tuple(reply[:max_reply]), ended)
 
 
 def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:

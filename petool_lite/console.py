@@ -2,37 +2,37 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
-from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column, Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from petool_lite.errors import PetoolError
 
-# Texts are shown as they are: without this a source such as demo:train:320 would get a picture of a tram
-stderr = Console(stderr=True, highlight=False, emoji=False, markup=False)
-stdout = Console(highlight=False, emoji=False, markup=False)
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _LOG_SECONDS = 60  # between two lines of a stage where stderr is a file
 
 # (stage, done, total, note): a total of 0 is a message without a bar
 Report = Callable[[str, int, int, str], None]
+
+
+@lru_cache
+def terminal(stderr: bool = False) -> "Console":
+    """Where what needs more than plain lines is drawn. rich is imported then: it takes as long as a short call."""
+    from rich.console import Console
+
+    # Texts are shown as they are: without this a source such as demo:train:320 would get a picture of a tram
+    return Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("stdout", "stderr"):
+        return terminal(name == "stderr")
+    raise AttributeError(name)
 
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
@@ -41,18 +41,19 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
 
 def say(text: str) -> None:
     """One line of talk, whatever its length: an address or a path that is broken in two is of no use."""
-    stderr.print(text, soft_wrap=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def say_at_once(text: str) -> None:
     """One line of talk from a signal handler: past every buffer that the handler may have interrupted. A terminal gets
     its cursor back, which a bar hides: the process may be gone at any moment."""
-    cursor = "\x1b[?25h" if stderr.is_terminal else ""
+    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
     os.write(2, f"\n{cursor}{text}\n".encode())
 
 
 def fail(error: PetoolError) -> None:
     """One red line and a hint."""
+    stderr = terminal(stderr=True)
     stderr.print(f"error: {error.message}", style="red", soft_wrap=True)
     if error.hint:
         stderr.print(f"hint: {error.hint}", style="dim", soft_wrap=True)
@@ -65,6 +66,9 @@ def print_json(document: Any) -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
     """A table on stdout; columns of numbers are right-aligned, a head without any name is left out."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(show_header=any(columns))
     for index, column in enumerate(columns):
         numbers = bool(rows) and all(row[index][:1] in "0123456789+-–<" for row in rows)
@@ -73,7 +77,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], caption: 
         table.add_row(*row)
     for part in (Text(title, style="bold"), table, Text(caption, style="dim")):
         if str(part):
-            stdout.print(part, soft_wrap=not isinstance(part, Table))
+            terminal().print(part, soft_wrap=not isinstance(part, Table))
 
 
 def plain(value: Any) -> str:
@@ -100,24 +104,40 @@ def emit(document: Any, as_json: bool, title: str = "", lines: Iterable[Any] | N
 
 def print_loss_mask(row: Mapping[str, Any]) -> None:
     """A training row: the prompt plain, each token that carries loss on green, in two shades to show their borders."""
+    from rich.text import Text
+
     text = Text(row["prompt"], style="dim")
     for number, token in enumerate(row["answer"]):
         text.append(token, style="black on green" if number % 2 else "black on bright_green")
-    stdout.print(text, soft_wrap=True)
+    terminal().print(text, soft_wrap=True)
     dropped = f", {row['history_dropped']} earlier calls left out" if row["history_dropped"] else ""
     say(f"entry {row['entry_id']}: {row['prompt_tokens']:,} prompt tokens, {row['loss_tokens']} with loss{dropped}")
-
-
-class _Note(ProgressColumn):
-    """What a stage says of itself, on one line that ends in an ellipsis where there is no room."""
-
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
     """Yield a Report that draws one bar with the time left for each stage, on stderr."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+    from rich.text import Text
+
+    class Note(ProgressColumn):
+        """What a stage says of itself, on one line that ends in an ellipsis where there is no room."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
+
+    stderr = terminal(stderr=True)
     fixed = partial(Column, no_wrap=True)  # in a narrow terminal the bar gives way first, then the note
     bars = Progress(
         TextColumn("{task.description}", markup=False),
@@ -126,7 +146,7 @@ def progress() -> Iterator[Report]:
         TimeElapsedColumn(table_column=fixed()),
         TextColumn("left"),
         TimeRemainingColumn(table_column=fixed()),
-        _Note(table_column=Column()),
+        Note(table_column=Column()),
         console=stderr,
         speed_estimate_period=900,  # an optimizer step on a GPU takes many seconds: the default forgets it too soon
     )

@@ -2,7 +2,9 @@
 
 import platform
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,10 +23,12 @@ def examine() -> dict[str, Any]:
     """Facts of this machine: Python, CPU, GPU, llama.cpp's health by a real decode, disk. Sizes in GiB."""
     info = Path("/proc/cpuinfo")
     flags = info.read_text().partition("flags")[2].partition("\n")[0].split() if info.is_file() else []
+    cpu = {"cores": default_threads(), "avx512": "avx512f" in flags, "amx": "amx_tile" in flags}
+    tried = {"amx_kernels_work": kernels_work(embedded_gguf())} if cpu["amx"] else {}
     return {
         "python": sys.version.split()[0],
         "machine": platform.machine(),
-        "cpu": {"cores": default_threads(), "amx": "amx_tile" in flags, "avx512": "avx512f" in flags},
+        "cpu": cpu | tried,
         "gpu": gpu_facts(),
         "llama_cpp": _llama_cpp(),
         "disk_free_gb": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
@@ -46,10 +50,20 @@ def _llama_cpp() -> dict[str, Any]:
     }
 
 
-_PROMPT, _REPLY = 768, 24  # tokens of the probe
-# A typical call, which is what is tuned: prompt tokens read, and tokens of the reply that are chosen one by one.
-_READ, _CHOSEN = 1200, 15.4
+_PROMPT, _QUERY, _REPLY = 768, 40, 24  # tokens of the probe
+# A typical call, which is what is tuned: a new process, of four users one whose prompt was never read, a query and a
+# reply of ten batches of four tokens.
+_NEW, _BATCHES, _TOKENS = 0.25, 10, 4
 _WORTH = 0.03  # a setting must save this share of the time to replace a plainer one
+
+
+def kernels_work(model: Path) -> bool:
+    """Whether repacked weights, and AMX where this CPU has it, work here with this model: tried in another process."""
+    code = (
+        "import pathlib, sys; from petool_lite import doctor;"
+        "doctor._trial(pathlib.Path(sys.argv[1]), doctor.EngineSettings(extra_buffers=True))"
+    )
+    return subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, timeout=600).returncode == 0
 
 
 def tune(model: Path, report: Report = silent) -> dict[str, Any]:
@@ -61,7 +75,8 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
         "prefill threads": [{"threads_prefill": count} for count in fewer],
         "decode threads": [{"threads_decode": count} for count in fewer],
         "batch size": [{"ubatch": size} for size in (128, 256, 1024)],
-        "flash attention": [{"flash_attention": False}],
+        "repacked weights": [{"extra_buffers": True}],
+        "flash attention": [{"flash_attention": True}],
         "kv type": [{"flash_attention": True, "kv_type": "q8_0"}],
     }
     settings = EngineSettings()
@@ -69,6 +84,8 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
     trials = [best]
     for place, (kind, changes) in enumerate(kinds.items()):
         report("tuning", place, len(kinds), kind)
+        if kind == "repacked weights" and not kernels_work(model):
+            continue
         for tried in [replace(settings, **change) for change in changes]:
             trial, said = _trial(model, tried)
             trials.append(trial)
@@ -83,10 +100,19 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
 def _trial(model: Path, settings: Any) -> tuple[dict[str, Any], Sequence[int]]:
     """The settings with their figures, and the reply's ids: of two runs the faster one, since what else the machine
     does only ever adds time."""
-    with LlamaModel(model, n_ctx=_PROMPT + _REPLY, settings=settings) as loaded:
+    written, runs = _PROMPT + _QUERY + _BATCHES * _TOKENS, []
+    started = time.perf_counter()
+    with LlamaModel(model, n_ctx=written + _REPLY, settings=settings) as loaded:
         ids = loaded.encode('{"tool": "search", "query": "The quick brown fox jumps over the lazy dog."}\n' * 80)
-        replies = [loaded.generate(ids[:_PROMPT], _REPLY) for _ in range(2)]
-    prefill = max(len(ids[:_PROMPT]) / reply.prefill_s for reply in replies)
-    decode = max(len(reply.ids) / reply.decode_s for reply in replies)
-    figures = {"prefill_tokens_per_s": round(prefill, 1), "decode_tokens_per_s": round(decode, 1)}
-    return {**asdict(settings), **figures, "call_s": round(_READ / prefill + _CHOSEN / decode, 3)}, replies[0].ids
+        loaded.read(ids[:1])
+        load = time.perf_counter() - started
+        for _ in range(2):
+            reply = loaded.generate(ids[:_PROMPT], _REPLY)
+            started = time.perf_counter()
+            for length in range(_PROMPT + _QUERY, written + 1, _TOKENS):
+                loaded.read(ids[:length])
+            runs.append((reply.prefill_s, reply.decode_s / len(reply.ids), time.perf_counter() - started))
+    prefill, decode, returning = (min(times) for times in zip(*runs, strict=True))
+    figures = {"load_s": load, "prefill_tokens_per_s": _PROMPT / prefill, "decode_tokens_per_s": 1 / decode}
+    figures["call_s"] = load + _NEW * prefill + returning
+    return asdict(settings) | {key: round(value, 3) for key, value in figures.items()}, reply.ids

@@ -4,12 +4,9 @@ A place that cannot be written costs speed or memory between calls, never the an
 the machine's temporary directory takes its part.
 """
 
-import atexit
-import getpass
 import os
-import shutil
 import stat
-import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,6 +35,20 @@ def cache_place(*parts: str) -> Path:
     return there if there and there.exists() else cache_root().joinpath(*parts)
 
 
+def own_folder(name: str, root: Path | None = None) -> Path | None:
+    """A folder in `root`, the cache if None, that nobody else can write to, for what is trusted as it is read.
+
+    None where there is none.
+    """
+    with suppress(OSError, PetoolError):
+        folder = (root or cache_root()) / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022:
+            return folder
+    return None
+
+
 def data_root() -> Path:
     """Where things lie that cannot be made again: petool-lite in $XDG_DATA_HOME, else in ~/.local/share. It may be
     missing or read-only; without a home folder it is one that cannot be made."""
@@ -48,6 +59,8 @@ def data_root() -> Path:
 
 def library_places() -> None:
     """Give the libraries that train and export what they stop without: a writable cache, and the user's name."""
+    import getpass
+
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a user ID without a name, as containers have it
@@ -83,6 +96,10 @@ def _writable(folder: Path | None) -> bool:
 @lru_cache(maxsize=4)
 def _substitute(wanted: Path | None) -> Path:
     """This user's own folder in the temporary directory, or, where that name is taken, one for this process alone."""
+    import atexit
+    import shutil
+    import tempfile
+
     from petool_lite.console import say
 
     try:

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from petool_lite.data.entries import SETTINGS
+from petool_lite.data import SETTINGS
 from petool_lite.data.fields import is_unicode
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.prompt.render import OVERLENGTH, STYLES

@@ -2,14 +2,10 @@
 
 import json
 import os
-import secrets
-import shlex
-import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +29,14 @@ def runs_root() -> Path:
 def draft(target: Path) -> Iterator[Path]:
     """Yield a path beside `target` to write to; it becomes `target` on success and is removed on any failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.parent / f".{target.name}.{secrets.token_hex(4)}.draft"
+    path = target.parent / f".{target.name}.{os.urandom(4).hex()}.draft"
     try:
         yield path
         if path.is_file():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         elif target.is_dir():
-            shutil.rmtree(target)
+            _remove(target)
         path.replace(target)
     except OSError as error:
         if error.filename == str(path):  # whoever reads of it knows the file's own name
@@ -48,9 +44,15 @@ def draft(target: Path) -> Iterator[Path]:
         raise
     finally:
         if path.is_dir():
-            shutil.rmtree(path)
+            _remove(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -100,6 +102,8 @@ def sole_writer(target: Path, lock: Path) -> Iterator[None]:
 
 
 def _own_command() -> str:
+    import shlex
+
     name = Path(sys.argv[0]).name
     words = ["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]]
     return " ".join(shlex.quote(word) for word in words)[:400]
@@ -107,7 +111,7 @@ def _own_command() -> str:
 
 def create_run(name: str) -> Path:
     """Make a new run directory, `<name>-<date>-<time>`; a number is added where that is taken."""
-    first = runs_root() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    first = runs_root() / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
         for path in (first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 1000))):
@@ -156,6 +160,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that decide a result."""
+    from importlib import metadata
+
     found = {}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):

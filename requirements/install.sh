@@ -12,14 +12,17 @@ log=.venv/install.log
 command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler; llama.cpp needs one (Debian: apt install g++)" >&2; exit 3; }
 
 step() { # step TITLE COMMAND...: run quietly, show the seconds that pass, and the log's end if it fails
-  local title=$1 start=$SECONDS; shift
+  local title=$1 start=$SECONDS shown=-10; shift
   "$@" >>"$log" 2>&1 & local pid=$!
-  if [ -t 2 ]; then
-    while kill -0 $pid 2>/dev/null; do printf '\r%s ... %d s ' "$title" $((SECONDS - start)) >&2; sleep 1; done
-    printf '\r' >&2
-  else
-    printf '%s ...\n' "$title" >&2
-  fi
+  while kill -0 $pid 2>/dev/null; do
+    if [ -t 2 ]; then
+      printf '\r%s ... %d s ' "$title" $((SECONDS - start)) >&2
+    elif [ $((SECONDS - start)) -ge $((shown + 10)) ]; then
+      shown=$((SECONDS - start)); printf '%s ... %d s\n' "$title" "$shown" >&2
+    fi
+    sleep 0.5
+  done
+  if [ -t 2 ]; then printf '\r' >&2; fi
   wait $pid || { printf '\nerror: %s failed; the end of %s:\n' "$title" "$log" >&2; tail -n 20 "$log" >&2; exit 1; }
   printf '%s: done in %d s\n' "$title" $((SECONDS - start)) >&2
 }

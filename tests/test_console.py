@@ -29,7 +29,7 @@ def test_a_bar_in_a_narrow_terminal_shows_texts_as_they_are_and_counts_in_full(m
 
     screen = io.StringIO()
     narrow = Console(file=screen, force_terminal=True, width=80, markup=False, color_system=None)
-    monkeypatch.setattr(console, "stderr", narrow)
+    monkeypatch.setattr(console, "terminal", lambda stderr: narrow)
     with console.progress() as report:
         report("read [x] :cat:", 1, 1, "note [y]")
         report("training", 55, 80, "loss 0.000, lr 3.5e-04, 162 tokens/s, peak 2.7 GB")

@@ -20,7 +20,7 @@ def test_what_was_remembered_is_used_and_a_changed_file_is_not_mistaken(tmp_path
     with ToolCaller(file, n_ctx=512) as caller:
         assert caller._model.settings == chosen
         assert caller._model.generate(caller._model.encode("The capital of France is"), 4).text
-    monkeypatch.setattr(module, "library_version", lambda: "another")
+    monkeypatch.setattr(module, "library_stamp", lambda: "another")
     assert tuned_settings(file) == EngineSettings()
     monkeypatch.undo()
     before = model_sha256(file)
@@ -40,7 +40,7 @@ def test_doctor_tunes_and_says_what_it_measured(command, monkeypatch, tmp_path) 
     shutil.copy(embedded_gguf(), file)
     stages = []
     found = tune(file, lambda stage, done, total, note: stages.append(done))
-    assert stages == [0, 1, 2, 3, 4, 5]
+    assert stages == [0, 1, 2, 3, 4, 5, 6]
     assert all(trial["prefill_tokens_per_s"] > 0 < trial["decode_tokens_per_s"] for trial in found["trials"])
     assert {trial["flash_attention"] for trial in found["trials"]} == {True, False}
     assert tuned_settings(file) == EngineSettings(**found["settings"])

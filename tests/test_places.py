@@ -66,7 +66,7 @@ def test_libraries_get_a_name_and_places(monkeypatch, temporary) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
     monkeypatch.setattr(places.Path, "home", nobody)
-    monkeypatch.setattr(places.getpass, "getuser", lambda: {}["uid"])
+    monkeypatch.setattr("getpass.getuser", lambda: {}["uid"])
     library_places()
     assert os.environ["LOGNAME"] == f"uid{os.getuid()}"
     assert Path(os.environ["HF_HOME"]).parent == cache_root()

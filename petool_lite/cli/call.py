@@ -2,8 +2,6 @@
 
 import json
 import sys
-import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,33 +98,20 @@ def call(**options: Any) -> None:
     petool-lite call "Show past rates of EUR." --tools tools.json --history history.json --user ann
     """
     from petool_lite.console import print_json
-    from petool_lite.inference.call import AUTO, REQUIRED, CallOptions, ToolCaller
-    from petool_lite.inference.parse import CallFailure
-    from petool_lite.inference.request import row_entry
-    from petool_lite.memory.store import Memory, record_of
+    from petool_lite.inference.helper import OPTIONS, answer
 
     servers = _servers(options)
-    request, user, identity = _request(options, servers), options["user"], uuid.uuid4().hex[:12]
-    memory = Memory() if options["store"] and user is not None else None
-    with ToolCaller(chosen_model(options["model"]), options["n_ctx"]) as caller:
-        asked = row_entry(request, options["setting"] or caller.trained_setting)
-        entry = memory.recalled(user, asked) if memory else asked
-        same = ("decoding", "setting", "trim_history", "explain", "reply_tokens", "at_least")
-        choice = REQUIRED if options["required"] else AUTO
-        chosen = CallOptions(choice=choice, **{name: options[name] for name in same})
-        if len(entry.history) > len(asked.history):
-            chosen = replace(chosen, trim_history=True)
-        try:
-            reply = caller.call_entry(entry, user, chosen)
-        except CallFailure as failure:
-            if options["as_json"]:
-                print(json.dumps({"failure": failure.kind, "error": failure.message, "reply": failure.reply}))
-            raise
-    made = record_of(identity, user, asked, reply.answer, reply.confidence)
-    kept = memory is not None and not reply.unsure and memory.add(made)
-    document = _show_call(reply, options, identity if kept else None)
-    if servers and options["run"] and reply.status == "call":
-        _run(servers, reply.answer, options, document, memory if kept else None)
+    asked = {"request": _request(options, servers)} | {name: options[name] for name in OPTIONS}
+    try:
+        document = answer(chosen_model(options["model"]), options["n_ctx"], asked)
+    except PetoolError as failure:
+        if options["as_json"] and (kind := getattr(failure, "kind", "")):
+            reply = getattr(failure, "reply", "")
+            print(json.dumps({"failure": kind, "error": failure.message, "reply": reply}))
+        raise
+    _show_call(document, options)
+    if servers and options["run"] and document["status"] == "call":
+        _run(servers, options, document)
     elif options["as_json"]:
         print_json(document)
 
@@ -142,17 +127,19 @@ def _servers(options: dict[str, Any]) -> Any:
     return Servers(options["mcp"])
 
 
-def _run(servers: Any, made: Any, options: dict[str, Any], document: dict[str, Any], memory: Any) -> None:
-    """Run a call on its server, unless the user says no; print what it answered, and keep it in the memory, if any."""
+def _run(servers: Any, options: dict[str, Any], document: dict[str, Any]) -> None:
+    """Run a call on its server, unless the user says no; print what it answered, and keep it where the call is kept."""
     from petool_lite.console import print_json, say
+    from petool_lite.memory.store import Memory
 
+    name, arguments = document["call"]["name"], document["call"]["arguments"]
     try:
-        wanted = options["yes"] or click.confirm(f"run {made.name} {json.dumps(dict(made.arguments))}?", err=True)
+        wanted = options["yes"] or click.confirm(f"run {name} {json.dumps(arguments)}?", err=True)
     except click.Abort:
         raise PetoolError("nobody said whether to run the call", "--yes runs it without asking", USAGE) from None
-    found = servers.run(made.name, made.arguments) if wanted else None
-    if found and memory:
-        memory.add_result(document["id"], found.text)
+    found = servers.run(name, arguments) if wanted else None
+    if found and document["id"]:
+        Memory().add_result(document["id"], found.text)
     if options["as_json"]:
         print_json(document | {"result": found and {"text": found.text, "failed": found.failed}})
     elif found and not found.failed:
@@ -162,7 +149,7 @@ def _run(servers: Any, made: Any, options: dict[str, Any], document: dict[str, A
         say("not run")
     elif found.failed:
         lines = found.text.strip().splitlines() or ["without a word"]
-        raise PetoolError(f"{made.name} answered with an error: {lines[0][:200]}")
+        raise PetoolError(f"{name} answered with an error: {lines[0][:200]}")
 
 
 def _request(options: dict[str, Any], servers: Any = None) -> dict[str, Any]:
@@ -200,39 +187,30 @@ def _read_json(name: str, option: str) -> Any:
     return parse_json(text, f"{option}: {place}")
 
 
-def _show_call(reply: Any, options: dict[str, Any], identity: str | None) -> dict[str, Any]:
-    """Tell about a reply, and print it, unless for --json; returns the document for that."""
-    from dataclasses import asdict
-
+def _show_call(document: dict[str, Any], options: dict[str, Any]) -> None:
+    """Tell about a reply, and print it, unless for --json."""
     from petool_lite.console import say
-    from petool_lite.data.entries import Call
 
-    for text in (reply.warning, *reply.notes):
+    for text in (document["warning"], *document["notes"]):
         if text:
             say(text)
     if options["explain"]:
-        for line in explanation(reply.candidates):
+        for line in explanation(document["candidates"]):
             say(line)
-    if identity:
-        say(f"kept as {identity}; what did you think of it? petool-lite rate last liked")
-    call = reply.answer if isinstance(reply.answer, Call) else None
+    if document["id"]:
+        say(f"kept as {document['id']}; what did you think of it? petool-lite rate last liked")
     if not options["as_json"]:
-        click.echo(reply.question if reply.unsure else call.to_json() if call else reply.answer)
-    answer = {"call": json.loads(call.to_json())} if call else {"call": None, "text": reply.answer}
-    answer = {"call": None, "text": reply.question} if reply.unsure else answer
-    answer = {"status": reply.status, **answer, "confidence": reply.confidence}
-    facts = {"history_dropped": reply.history_dropped, "saved_bytes": reply.saved_bytes, "notes": list(reply.notes)}
-    candidates = [asdict(candidate) for candidate in reply.candidates]
-    return {"id": identity, **answer, "timings": reply.timings, **facts, "candidates": candidates}
+        call = document["call"]
+        click.echo(json.dumps(call, ensure_ascii=False) if call else document["text"])
 
 
-def explanation(candidates: Any) -> list[str]:
+def explanation(candidates: list[dict[str, Any]]) -> list[str]:
     """Lines that tell how likely each candidate was and which earlier calls bear on it."""
     lines = ["why: how likely each tool is, and the calls of its provider"]
     for item in candidates:
-        counts = [f"{getattr(item, word)} {word}" for word in ("liked", "disliked", "used") if getattr(item, word)]
-        told = f"  ({', '.join(counts) or 'no earlier call'})" if item.name else ""
-        lines.append(f"{100 * item.probability:6.2f} %  {item.name or 'no tool'}{told}")
+        counts = [f"{item[word]} {word}" for word in ("liked", "disliked", "used") if item[word]]
+        told = f"  ({', '.join(counts) or 'no earlier call'})" if item["name"] else ""
+        lines.append(f"{100 * item['probability']:6.2f} %  {item['name'] or 'no tool'}{told}")
         signs = {"liked": "+", "disliked": "-", None: "*"}
-        lines += [f"            {signs[made['verdict']]} {made['name']}: {made['query']}" for made in item.calls]
+        lines += [f"            {signs[made['verdict']]} {made['name']}: {made['query']}" for made in item["calls"]]
     return lines

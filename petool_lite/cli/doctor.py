@@ -1,5 +1,7 @@
 """`petool-lite doctor`: what this machine can do, and the fastest settings for a model on it."""
 
+import os
+
 import click
 
 from petool_lite import doctor as verb
@@ -20,6 +22,8 @@ def doctor(tune: bool, model: str | None, as_json: bool) -> None:
     if not tune:
         emit(verb.examine(), as_json, "this machine")
         return
+    if (load := os.getloadavg()[0]) > 1:
+        say(f"note: a load of {load:.1f}: other programs may decide what is fastest; tune while nothing else runs")
     with progress() as report:
         found = verb.tune(chosen_model(model), report)
     emit(found if as_json else found["trials"], as_json, f"trials with {found['model']}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from petool_lite.data.entries import SETTINGS
+from petool_lite.data import SETTINGS
 from petool_lite.errors import PetoolError
 
 as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")

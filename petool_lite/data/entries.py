@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from petool_lite.data import SETTINGS
 from petool_lite.errors import USAGE, PetoolError
 
 LIKED, DISLIKED = "liked", "disliked"
 USED = "used"  # how a call without a verdict stands in a conversation
-SETTINGS = ("rating", "preferred", "chronological")
 NO_TOOL = "No tool fits."
 _DEEPEST = 32  # nesting of arguments and schemas; the published ones have 3 levels
 

@@ -40,7 +40,8 @@ class SlotModel(LlamaModel):
     def __init__(self, slots: "Slots", base: LlamaModel, number: int) -> None:
         """`number` is the sequence's."""
         self.__dict__.update(base.__dict__)
-        self._slots, self._seq, self._held, self._rows = slots, number, list[int](), list[Any]()
+        self._slots, self._seq, self.held = slots, number, list[int]()
+        self._rows, self._first = list[Any](), 0  # logits of the last batch, and the place of the first of them
 
     def close(self) -> None:
         """Nothing: the shared context is the base's."""
@@ -60,13 +61,13 @@ class SlotModel(LlamaModel):
     def adopt(self, ids: Sequence[int]) -> None:
         """Hold what another slot holds of `ids`, where that is more."""
         with self._slots.lock:
-            best = max(self._slots.models, key=lambda model: common_length(model._held, ids))
-            shared = common_length(best._held, ids)
-            if shared > common_length(self._held, ids):
+            best = max(self._slots.models, key=lambda model: common_length(model.held, ids))
+            shared = common_length(best.held, ids)
+            if shared > common_length(self.held, ids):
                 self._keep(0)
                 memory = self._lib.llama_get_memory(self._context)
                 self._lib.llama_memory_seq_cp(memory, best._seq, self._seq, 0, shared)
-                self._held = best._held[:shared]
+                self.held = best.held[:shared]
 
     def state(self, length: int) -> memoryview:
         """See LlamaModel."""
@@ -84,15 +85,21 @@ class SlotModel(LlamaModel):
             if not self._lib.llama_memory_seq_rm(memory, self._seq, length, -1):
                 self._lib.llama_memory_seq_rm(memory, self._seq, -1, -1)
                 length = 0
-            del self._held[length:]
+            del self.held[length:]
 
-    def _eval(self, ids: Sequence[int], every: bool = False) -> None:
+    def _reserve(self, length: int) -> None:
+        if length > self.n_ctx:
+            raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
+
+    def _eval(self, ids: Sequence[int], guess: Sequence[int] = ()) -> None:
         if self.check:
             self.check()
-        self._rows = self._slots.decode(self, ids, 0 if every else len(ids) - 1)
+        self._reserve(len(self.held) + len(ids) + len(guess))
+        self._first = len(self.held) + len(ids) - 1
+        self._rows = self._slots.decode(self, [*ids, *guess], len(ids) - 1)
 
-    def _logits(self, place: int) -> Any:
-        return self._rows[place]
+    def _logits(self, place: int = -1) -> Any:
+        return self._rows[place - self._first if place >= 0 else -1]
 
 
 class Slots:
@@ -113,7 +120,7 @@ class Slots:
         self._vocabulary = self._lib.llama_vocab_n_tokens(base._vocab)
         self._batch = self._lib.llama_batch_init(base.settings.ubatch, 0, 1)
         self._most, self._context = base.settings.ubatch, base._context
-        self._abort = self._lib.llama_cpp.ggml_abort_callback(self._wanted_no_more)
+        self._abort = self._lib.ggml_abort_callback(self._wanted_no_more)
         self._ready, self._waiting, self._running = threading.Condition(), list[_Job](), list[_Job]()
         self._writing, self._closed = 0, False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -185,11 +192,11 @@ class Slots:
             code = self._lib.llama_decode(self._context, self._batch)
             for job, count in parts:
                 if code == 0 and not job.error:
-                    job.model._held += job.ids[job.taken : job.taken + count]
+                    job.model.held += job.ids[job.taken : job.taken + count]
                     job.taken += count
                     job.rows += [self._row(place) for place in rows[id(job)]]
                 else:
-                    job.model._keep(len(job.model._held))  # what this batch read of it
+                    job.model._keep(len(job.model.held))  # what this batch read of it
             if code != 0 and not any(job.error for job, _ in parts):
                 for job, _ in parts:
                     job.model._keep(0)
@@ -200,7 +207,7 @@ class Slots:
         batch, place = self._batch, 0
         wanted: dict[int, list[int]] = {id(job): [] for job, _ in parts}
         for job, count in parts:
-            start = len(job.model._held)
+            start = len(job.model.held)
             for index in range(count):
                 wants = job.taken + index >= job.first
                 batch.token[place], batch.pos[place] = job.ids[job.taken + index], start + index

@@ -12,19 +12,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import DISLIKED, LIKED, SETTINGS, Answer, Call, Entry, Tool, providers
+from petool_lite.data import SETTINGS
+from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Tool, providers
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.batch import Slots
-from petool_lite.inference.constrain import heated
+from petool_lite.inference.constrain import Constrainer, heated
 from petool_lite.inference.llama import LlamaModel, Reply
-from petool_lite.inference.llama_open import Closing
+from petool_lite.inference.llama_open import Closing, preload
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
 from petool_lite.inference.request import request_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
-from petool_lite.inference.settings import EngineSettings, library_version, model_sha256, tuned_settings
+from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256, tuned_settings
 from petool_lite.inference.states import StateKey, StateStore
 from petool_lite.places import user_path
 from petool_lite.prompt.render import (
@@ -148,11 +151,14 @@ class ToolCaller(Closing):
         `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError.
         """
         self.path = user_path(model)
-        with LlamaModel(self.path, vocab_only=True) as head:
-            limit = head.train_ctx or DEFAULT_CONTEXT
-        self._model = LlamaModel(self.path, n_ctx or min(limit, DEFAULT_CONTEXT), settings or tuned_settings(self.path))
+        check_gguf(self.path)
+        self._settings = settings or tuned_settings(self.path)
+        preload(self.path, self._settings)  # and meanwhile:
+        for name in ("jinja2.sandbox", "numpy"):
+            import_module(name)
+        self._constrainer = Constrainer.of_file(self.path, lambda: self._model)
         self._chat = self._model.chat()
-        self._constrainer = self._model.constrainer()
+        self._model.n_ctx = n_ctx or min(self._model.train_ctx or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         metadata = self._model.metadata
         own = (metadata.get("petool_lite.prompt_style"), metadata.get("petool_lite.prompt_layout"))
         recorded = recorded_style(*own)
@@ -166,6 +172,10 @@ class ToolCaller(Closing):
         self._given_store = store
         self._slots: Slots | None = None
         self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
+
+    @cached_property
+    def _model(self) -> LlamaModel:
+        return LlamaModel(self.path, settings=self._settings)
 
     @property
     def n_ctx(self) -> int:
@@ -286,8 +296,7 @@ class ToolCaller(Closing):
     @cached_property
     def _key(self) -> StateKey:
         settings = self._model.settings
-        hashed = model_sha256(self.path)
-        return StateKey(hashed, self.n_ctx, settings.kv_type, settings.flash_attention, library_version())
+        return StateKey(model_sha256(self.path), settings.kv_type, settings.flash_attention, library_stamp())
 
     @cached_property
     def _store(self) -> StateStore:

@@ -4,7 +4,6 @@ import codecs
 import ctypes
 import time
 import unicodedata
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,14 @@ from petool_lite.families import known_template
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama_open import Closing, first_error, held_signals, open_context, open_model
 from petool_lite.inference.settings import EngineSettings
+from petool_lite.inference.writing import Writing
 from petool_lite.prompt.render import Chat, common_length
 
 # Rows that llama.cpp's flash attention takes at a time; products of a few rows round otherwise than larger ones, too.
 _TILE = 64
+_PLACES = 256  # by which a context grows
+_REPLY = 128  # tokens of a reply that most calls need no more than
+_LONGEST_PIECE = 1024  # bytes of a token
 _AGAIN = "export it again from an instruct model"
 
 
@@ -55,24 +58,39 @@ class LlamaModel(Closing):
         Raises PetoolError if it does not load.
         """
         self._context: Any = None
-        self._held: list[int] = []  # ids whose keys and values are in the engine's memory
+        self._size = 0  # of the context, in tokens; at most n_ctx
+        self.held: list[int] = []  # ids whose keys and values are in the engine's memory
+        self._batch_start = 0  # how many of them came before the last batch
         self.settings = settings or EngineSettings()
         self.exact_reuse = False  # see `read`
         self.check: Callable[[], None] | None = None  # called before and amid batches; what it raises ends the request
         self._raised: BaseException | None = None
         self._signals: list[int] = []  # that came amid a batch
-        self._lib, self._model = open_model(path, vocab_only)
+        self._lib, self._model = open_model(path, self.settings, vocab_only)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.metadata = self._read_metadata()
         self.n_ctx = n_ctx or self.train_ctx
-        if not vocab_only:
-            callback = self._lib.llama_cpp.ggml_abort_callback
-            self._abort, self._no_abort = callback(self._wanted_no_more), callback()
-            try:
-                self._context = open_context(self._lib, self._model, self.n_ctx, self.settings)
-            except PetoolError:
-                self.close()
-                raise
+        callback = self._lib.ggml_abort_callback
+        self._abort, self._no_abort = callback(self._wanted_no_more), callback()
+
+    def _reserve(self, length: int) -> None:
+        """Have room for `length` ids. A context is opened as large as needed, since clearing 8,192 places takes 0.1 s.
+
+        Raises PetoolError if there is no memory for it.
+        """
+        if length <= self._size:
+            return
+        if length > self.n_ctx:
+            raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
+        held, kept = self.held, self.state(len(self.held)) if self.held else None
+        if self._context:
+            self._lib.llama_free(self._context)
+        wanted = max(-(-length // _PLACES) * _PLACES, 2 * self._size)
+        self._context, self._size, self.held = None, 0, []
+        self._context = open_context(self._lib, self._model, min(self.n_ctx, wanted), self.settings)
+        self._size = min(self.n_ctx, wanted)
+        if kept:
+            self.restore(held, kept)
 
     def _wanted_no_more(self, data: Any) -> bool:
         """Called by llama.cpp amid a large batch, which takes seconds."""
@@ -157,25 +175,31 @@ class LlamaModel(Closing):
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The text of `ids`, cut by ids; a character of several ids stands with the last of them."""
-        buffer, decoder = ctypes.create_string_buffer(1024), codecs.getincrementaldecoder("utf-8")("replace")
+        buffer, decoder = ctypes.create_string_buffer(_LONGEST_PIECE), codecs.getincrementaldecoder("utf-8")("replace")
         found = []
         for token in ids:
             length = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
             found.append(decoder.decode(buffer.raw[: max(length, 0)]))
         return [*found[:-1], found[-1] + decoder.decode(b"", final=True)] if found else []
 
-    def stop_ids(self) -> frozenset[int]:
-        """The ids that end a reply."""
-        count = self._lib.llama_vocab_n_tokens(self._vocab)
-        return frozenset(token for token in range(count) if self._lib.llama_vocab_is_eog(self._vocab, token))
+    def ends(self, token: int) -> bool:
+        """Whether an id ends a reply."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    def token_bytes(self) -> list[bytes]:
+        """Every token as bytes; a special one, which no text is, after a byte 0xFF."""
+        lib, found = self._lib, []
+        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+        for token in range(lib.llama_vocab_n_tokens(self._vocab)):
+            size = lib.llama_token_to_piece(self._vocab, token, buffer, _LONGEST_PIECE, 0, True)
+            piece, kind = buffer.raw[: max(0, size)], lib.llama_vocab_get_attr(self._vocab, token)
+            own = kind & lib.LLAMA_TOKEN_ATTR_USER_DEFINED and piece.startswith(b"<") and piece.endswith(b">")
+            found.append(b"\xff" + piece if own or kind & lib.LLAMA_TOKEN_ATTR_CONTROL else piece)
+        return found
 
     def constrainer(self) -> Constrainer:
-        """Makes constraints for this model's tokenizer; takes under a second, so keep it."""
-        from llguidance.llamacpp import lltokenizer_from_vocab
-
-        eos = self._end
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it uses an old name of a function
-            return Constrainer(lltokenizer_from_vocab(self._vocab, eos_token=eos))
+        """Makes constraints for this model's tokenizer; takes 0.1 s, so keep it."""
+        return Constrainer.of_llama(self.token_bytes(), self._end, lambda: self)
 
     def generate(
         self,
@@ -196,34 +220,38 @@ class LlamaModel(Closing):
                 "trim the history or open a larger context",
             )
         started = time.perf_counter()
-        # What a constraint forces at the very start is read together with the prompt.
-        head = constraint.forced() if constraint else []
-        head = head[: head.index(constraint.eos_id)] if constraint and constraint.eos_id in head else head
-        if constraint:
-            constraint.accept(head[:max_tokens])
-        reused = self.read([*ids, *head[:max_tokens]], reuse)
+        self._reserve(len(ids) + min(max_tokens, _REPLY))
+        writing = Writing(self, constraint, max_tokens, watch)
+        writing.force()
+        reused = self.read([*ids, *writing.ids], reuse, writing.guess(ids))
         prefilled = time.perf_counter()
-        reply, finish, forced = self._decode(head[:max_tokens], max_tokens, constraint, watch)
-        ended = time.perf_counter()
-        times = (prefilled - started, ended - prefilled)
+        while not writing.finish:
+            known = len(ids) + len(writing.ids)
+            if self.held[len(ids) : known] == writing.ids:
+                writing.choose(self._logits(known - 1))
+            else:  # what was chosen and forced since, and a guess of what comes next, in one batch
+                self._keep(len(ids) + common_length(self.held[len(ids) :], writing.ids))
+                self._eval([*ids, *writing.ids][len(self.held) :], writing.guess(ids))
+        times = (prefilled - started, time.perf_counter() - prefilled)
         confidence = constraint.confidence if constraint else None
-        return Reply(self.decode(reply), tuple(reply), finish, len(ids), *times, forced, reused, confidence)
+        text, reply = self.decode(writing.ids), tuple(writing.ids)
+        return Reply(text, reply, writing.finish, len(ids), *times, writing.forced, reused, confidence)
 
-    def read(self, ids: Sequence[int], reuse: bool = True) -> int:
+    def read(self, ids: Sequence[int], reuse: bool = True, guess: Sequence[int] = ()) -> int:
         """Read `ids` so that the next token can be chosen; returns how many of them the memory held already.
 
+        As much of `guess` as the last batch has room for is read with it, see `_eval`.
         With `exact_reuse` set, the logits are those of a reading from the start, to the bit: matrix products of few
         rows round otherwise than those of many, so no part is shorter than it would be there, or than _TILE.
         """
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
-        shared = min(common_length(self._held, ids), len(ids) - 1) if reuse else 0
-        shared = _exact_start(shared, len(ids), step) if self.exact_reuse else shared
+        shared = min(common_length(self.held, ids), len(ids) - 1) if reuse else 0
+        shared = _exact_start(shared, len(ids) + len(guess), step) if self.exact_reuse else shared
+        origin = 0 if self.exact_reuse else shared
         self._keep(shared)
-        offset = shared
-        while offset < len(ids):
-            end = offset // step * step + step if self.exact_reuse else offset + step
-            self._eval(ids[offset:end])
-            offset = min(end, len(ids))
+        while (offset := len(self.held)) < len(ids):
+            end = offset + step - (offset - origin) % step
+            self._eval(ids[offset:end], guess[: max(0, end - len(ids))])
         return shared
 
     def adopt(self, ids: Sequence[int]) -> None:
@@ -231,16 +259,18 @@ class LlamaModel(Closing):
 
     def _keep(self, length: int) -> None:
         """Drop all but the first `length` ids from memory."""
+        if not self._context:
+            return
         memory = self._lib.llama_get_memory(self._context)
         if length == 0 or not self._lib.llama_memory_seq_rm(memory, self._seq, length, -1):
             self._lib.llama_memory_clear(memory, True)
             length = 0
-        del self._held[length:]
+        del self.held[length:]
 
     def state(self, length: int) -> memoryview:
         """The engine's state after the first `length` ids in memory; the others are dropped."""
-        if not 0 < length <= len(self._held):
-            raise PetoolError(f"no state after {length} tokens: the memory holds {len(self._held)}")
+        if not 0 < length <= len(self.held):
+            raise PetoolError(f"no state after {length} tokens: the memory holds {len(self.held)}")
         self._keep(length)
         size = self._lib.llama_state_seq_get_size(self._context, self._seq)
         buffer = (ctypes.c_uint8 * size)()
@@ -253,54 +283,25 @@ class LlamaModel(Closing):
         """Put a state of `state` back, as read after `ids`; False if the engine refuses it, and the memory is empty."""
         import numpy as np
 
+        if len(ids) > self.n_ctx:
+            return False
         self._keep(0)
+        self._reserve(len(ids))
         address = np.frombuffer(data, dtype=np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         taken = self._lib.llama_state_seq_set_data(self._context, address, data.nbytes, self._seq)
         top = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._context), self._seq)
         if taken != data.nbytes or top != len(ids) - 1:
             self._keep(0)
             return False
-        self._held = list(ids)
+        self.held = list(ids)
         return True
 
-    @property
-    def held(self) -> Sequence[int]:
-        """The ids in the engine's memory."""
-        return self._held
-
-    def _decode(
-        self,
-        reply: list[int],
-        max_tokens: int,
-        constraint: Constraint | None,
-        watch: Callable[[str], None] | None,
-    ) -> tuple[list[int], str, int]:
-        """Reply ids without the end token, why it ended, and how many ids were forced; `reply` is read already."""
-        forced_tokens = len(reply)
-        while len(reply) < max_tokens:
-            forced = constraint.forced() if constraint else []
-            choose = constraint.choose if constraint else lambda logits: int(logits.argmax())
-            step = (forced or [choose(self._logits(-1))])[: max_tokens - len(reply)]
-            if constraint:
-                constraint.accept(step)
-            ended = self._lib.llama_vocab_is_eog(self._vocab, step[-1])
-            step = step[:-1] if ended else step
-            reply = reply + step
-            forced_tokens += len(step) if forced else 0
-            if watch:
-                watch(self.decode(reply))
-            if ended:
-                return reply, "stop", forced_tokens
-            if len(reply) < max_tokens:
-                self._eval(step)
-        return reply, "length", forced_tokens
-
-    def _logits(self, place: int) -> Any:
-        """Logits after the token at `place` of the last batch, shape (vocabulary,); valid until the next batch."""
+    def _logits(self, place: int = -1) -> Any:
+        """Logits after the id at `place` in memory, the last one if -1, shape (vocabulary,); until the next batch."""
         import numpy as np
 
-        size = self._lib.llama_vocab_n_tokens(self._vocab)
-        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), shape=(size,))
+        size, row = self._lib.llama_vocab_n_tokens(self._vocab), place - self._batch_start if place >= 0 else -1
+        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, row), shape=(size,))
 
     def shares(self, ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
         """Each choice's probability among them as the continuation of `ids`: the product of those of its ids, each
@@ -318,8 +319,9 @@ class LlamaModel(Closing):
             self._keep(len(ids) + shared)
             path, rows = list(choice), rows[: shared + 1]
             if fresh := path[shared:-1]:  # what follows the last token does not matter
-                self._eval(fresh, every=True)
-                rows += [self._logits(place).astype(np.float64) for place in range(len(fresh))]
+                self._eval(fresh[:1], fresh[1:])
+                last = range(len(self.held) - len(fresh), len(self.held))
+                rows += [self._logits(place).astype(np.float64) for place in last]
             share = 1.0
             for depth, row in enumerate(rows):
                 others = {other[depth] for other in choices if list(other[:depth]) == path[:depth]}
@@ -328,9 +330,11 @@ class LlamaModel(Closing):
         self._keep(len(ids))
         return [found[tuple(choice)] for choice in choices]
 
-    def _eval(self, ids: Sequence[int], every: bool = False) -> None:
-        """Read `ids` after what is held; logits of the last one, or of `every` one, can be had then."""
-        lib, count = self._lib, len(ids)
+    def _eval(self, ids: Sequence[int], guess: Sequence[int] = ()) -> None:
+        """Read `ids` and `guess` after what is held; logits after the last of `ids` and all of `guess` can be had."""
+        lib, settled, ids = self._lib, len(ids), [*ids, *guess]
+        count = len(ids)
+        self._reserve(len(self.held) + count)
         if self.check:
             self.check()
         lib.llama_set_abort_callback(self._context, self._abort if count > _TILE else self._no_abort, None)
@@ -339,22 +343,23 @@ class LlamaModel(Closing):
             batch.n_tokens = count
             for place, token in enumerate(ids):
                 batch.token[place] = token
-                batch.pos[place] = len(self._held) + place
+                batch.pos[place] = len(self.held) + place
                 batch.n_seq_id[place] = 1
                 batch.seq_id[place][0] = 0
-                batch.logits[place] = every or place == count - 1
+                batch.logits[place] = place >= settled - 1
             with held_signals() as self._signals:
                 code = lib.llama_decode(self._context, batch)
         finally:
             lib.llama_batch_free(batch)
         if raised := self._raised:
             self._raised = None
-            self._keep(len(self._held))
+            self._keep(len(self.held))
             raise raised
         if code != 0:
             self._keep(0)
             raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
-        self._held += ids
+        self._batch_start = len(self.held)
+        self.held += ids
 
 
 def _exact_start(shared: int, length: int, step: int) -> int:

@@ -1,25 +1,28 @@
 """Opening a GGUF file in llama.cpp and a context over it: the one place that loads the library for running models.
 
-It uses the C interface because the high-level class cannot turn off `use_extra_bufts`: on machines with AMX those
-kernels crash in builds by some compilers.
+It uses the C interface because the high-level class cannot turn off `use_extra_bufts`, see EngineSettings.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any, Self
 
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
+from petool_lite.inference import bare
 from petool_lite.inference.settings import EngineSettings, default_threads
 
 _BATCH = 2048  # the most tokens in one call of llama_decode
 _KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 _ERROR = 4  # ggml's level of a message
 _kept: list[str] = []
+_loading: dict[tuple[Path, EngineSettings], tuple[Thread, list[Any]]] = {}  # models that are on their way
 _callback: Any = None  # ctypes callbacks must outlive their use
 
 
@@ -34,7 +37,7 @@ def quiet(llama_cpp: Any) -> None:
                 _kept.append(text.decode("utf-8", "replace").strip())
 
         _callback = llama_cpp.llama_log_callback(keep)
-        llama_cpp.llama_log_set(_callback, None)
+    llama_cpp.llama_log_set(_callback, None)
 
 
 def first_error() -> str:
@@ -90,26 +93,55 @@ def quiet_threads() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def open_model(path: Path, vocab_only: bool = False) -> tuple[Any, Any]:
+def library() -> Any:
+    """llama.cpp's C interface."""
+    quiet_threads()
+    return bare("llama_cpp", "llama_cpp")
+
+
+def preload(path: Path, settings: EngineSettings) -> None:
+    """Begin to load a model on a thread; `open_model` takes it from there."""
+    if (path, settings) in _loading:
+        return
+    lib = library()
+    lib.llama_log_set(ctypes.cast(ctypes.CDLL(None).abs, lib.llama_log_callback), None)  # see `_load`
+    found: list[Any] = []
+    thread = Thread(target=lambda: found.append(_load(lib, path, settings)))
+    _loading[path, settings] = thread, found
+    thread.start()
+
+
+def _load(lib: Any, path: Path, settings: EngineSettings, vocab_only: bool = False) -> Any:
+    """The loaded model, None if it does not load.
+
+    Beside other Python code it is run with a log in C that does nothing: each of 2,000 lines would wait for its turn.
+    """
+    lib.llama_backend_init()
+    options = lib.llama_model_default_params()
+    options.use_extra_bufts = settings.extra_buffers
+    options.n_gpu_layers = 0
+    options.vocab_only = vocab_only
+    return lib.llama_model_load_from_file(str(path).encode(), options)
+
+
+def open_model(path: Path, settings: EngineSettings, vocab_only: bool = False) -> tuple[Any, Any]:
     """The library and the loaded model, memory-mapped, on the CPU; free it with `llama_model_free`.
 
     Raises PetoolError if it does not load.
     """
-    quiet_threads()
-    import llama_cpp
-
     check_gguf(path)
-    quiet(llama_cpp)
-    llama_cpp.llama_backend_init()
-    options = llama_cpp.llama_model_default_params()
-    options.use_extra_bufts = False  # AMX kernels may crash, see the module's docstring
-    options.n_gpu_layers = 0
-    options.vocab_only = vocab_only
-    with held_signals():
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+    lib, model = library(), None
+    if not vocab_only and (path, settings) in _loading:
+        thread, found = _loading.pop((path, settings))
+        thread.join()
+        model = found[0]
+    quiet(lib)
+    if not model:
+        with held_signals():
+            model = _load(lib, path, settings, vocab_only)
     if not model:
         raise PetoolError(f"llama.cpp cannot load {path}: {first_error()}", "the file may be damaged; export it again")
-    return llama_cpp, model
+    return lib, model
 
 
 def open_context(lib: Any, model: Any, n_ctx: int, settings: EngineSettings, sequences: int = 1) -> Any:

@@ -16,14 +16,13 @@ from petool_lite.prompt.render import CALL_END, CALL_START
 NO_CALL, BAD_JSON, UNKNOWN_TOOL = "no_call", "bad_json", "unknown_tool"
 MISSING_PARAMETER, EXTRA_PARAMETER, CUT_OFF = "missing_parameter", "extra_parameter", "cut_off"
 ENGINE = "engine_error"
-FAILURES = (NO_CALL, BAD_JSON, UNKNOWN_TOOL, MISSING_PARAMETER, EXTRA_PARAMETER, CUT_OFF, ENGINE)
 _FORMS = ({"name", "arguments"}, {"tool_name", "parameters"}, {"name", "parameters"})
 _OPEN, _CLOSE = CALL_START.strip(), CALL_END.strip()
 _BY_SCHEMA = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
 
 
 class CallFailure(PetoolError):
-    """A reply that is no valid answer, or no reply at all; `kind` is one of FAILURES, `reply` the text as it came."""
+    """A reply that is no valid answer, or none at all; `kind` is one of the words above, `reply` the text."""
 
     def __init__(self, kind: str, message: str, reply: str = "", hint: str = "") -> None:
         super().__init__(message, hint)

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from petool_lite.data import openai, petoolbench
-from petool_lite.data.entries import SETTINGS, Entry, check_setting
+from petool_lite.data import SETTINGS, openai, petoolbench
+from petool_lite.data.entries import Entry, check_setting
 from petool_lite.data.fields import Fault, kind_of, sound
 from petool_lite.errors import PetoolError
 

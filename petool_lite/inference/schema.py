@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from petool_lite.data.entries import Tool
 from petool_lite.data.schema import normal_schema, value_faults
 from petool_lite.errors import PetoolError
+from petool_lite.inference import bare
 
 Schema = dict[str, Any]
 
@@ -281,13 +282,17 @@ def options(coerce: bool = True) -> Schema:
     return {"x-guidance": {**_SPACING, "coerce_one_of": coerce}}
 
 
+def guidance() -> Any:
+    """llguidance's classes, whose package would import more than a short call has time for."""
+    return bare("llguidance", "_lib")
+
+
 def _refusal(schema: Schema, coerce: bool = True) -> str:
     """Why llguidance cannot build a schema, one line; nothing where it can."""
-    from llguidance import LLMatcher
-
+    matcher = guidance().LLMatcher
     text = json.dumps({**options(coerce), **schema}, ensure_ascii=False)
     try:
-        reason = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text))
+        reason = matcher.validate_grammar(matcher.grammar_from_json_schema(text))
     except ValueError as error:
         reason = str(error)
     return reason.strip().splitlines()[-1] if reason else ""

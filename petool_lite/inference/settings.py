@@ -6,10 +6,10 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from petool_lite.models import file_sha256
 from petool_lite.places import cache_place
 from petool_lite.runs import write_json
 
@@ -18,21 +18,27 @@ from petool_lite.runs import write_json
 class EngineSettings:
     """Speed settings of one context. Threads of 0 mean every core that this process may use.
 
-    `ubatch` is the number of prompt tokens in one matrix product. Flash attention is on, as llama-server has it: it
-    reads prompts faster, decodes slower behind thousands of tokens, and rounds otherwise. The KV type q8_0 needs it,
-    and halves the memory of a prompt.
+    `ubatch` is the number of prompt tokens in one matrix product. Flash attention reads new prompts up to an eighth
+    faster, and a returning user's few tokens behind 3,000 others in twice the time; it rounds otherwise. The KV type
+    q8_0 needs it, and halves the memory of a prompt. With extra buffers weights are repacked at loading for kernels of
+    this CPU, AMX among them, which crash in builds by some compilers: `doctor --tune` tries them in another process.
     """
 
     threads_decode: int = 0
     threads_prefill: int = 0
     ubatch: int = 512
-    flash_attention: bool = True
+    flash_attention: bool = False
     kv_type: str = "f16"
+    extra_buffers: bool = False
 
 
-def library_version() -> str:
-    """The version of llama-cpp-python, which fixes that of llama.cpp."""
-    return metadata.version("llama-cpp-python")
+@lru_cache(maxsize=1)
+def library_stamp() -> str:
+    """What tells the installed build of llama.cpp from any other: the sizes and times of its files."""
+    spec = find_spec("llama_cpp")
+    folders = [Path(folder, "lib") for folder in (spec.submodule_search_locations or [] if spec else [])]
+    facts = [file.stat() for folder in folders for file in sorted(folder.glob("lib*"))]
+    return " ".join(f"{item.st_size}.{item.st_mtime_ns}" for item in facts)
 
 
 def default_threads() -> int:
@@ -48,6 +54,8 @@ def model_sha256(path: Path) -> str:
     try:
         return str(json.loads(kept.read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
+        from petool_lite.models import file_sha256
+
         found = file_sha256(path)
         with contextlib.suppress(OSError):  # then it is found again the next time
             write_json(kept, {"sha256": found})
@@ -55,7 +63,7 @@ def model_sha256(path: Path) -> str:
 
 
 def _tuned_file(model: Path) -> Path:
-    machine = f"{platform.machine()} {cpu_name()} {default_threads()} {library_version()} {model_sha256(model)}"
+    machine = f"{platform.machine()} {cpu_name()} {default_threads()} {library_stamp()} {model_sha256(model)}"
     return cache_place("tuned", f"{hashlib.sha256(machine.encode()).hexdigest()[:32]}.json")
 
 

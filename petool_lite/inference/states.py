@@ -31,7 +31,6 @@ class StateKey:
     """What must be equal for a state to be of use."""
 
     model_sha256: str
-    n_ctx: int
     kv_type: str
     flash_attention: bool
     library: str

@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -21,6 +21,7 @@ from petool_lite.console import say
 from petool_lite.data.entries import Entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.call import CallOptions, ToolCaller
+from petool_lite.inference.helper import answer_for_another
 from petool_lite.inference.parse import CallFailure
 from petool_lite.prompt.render import CALL_START
 
@@ -39,6 +40,19 @@ class Request:
     entry: Entry
     options: CallOptions
     user: str | None = None
+
+
+@dataclass(frozen=True)
+class Helped:
+    """What another process asks of the engine, see `helper`; answered by one event, ("done", document)."""
+
+    asked: Mapping[str, Any]
+
+    @property
+    def user(self) -> str | None:
+        """Whose call it is."""
+        user: str | None = self.asked["user"]
+        return user
 
 
 class _Cancelled(Exception):
@@ -113,7 +127,7 @@ class Engine:
         """Whether the process runs."""
         return self._process is not None and bool(self._process.is_alive())
 
-    def ask(self, request: Request, deadline: float, cancelled: threading.Event) -> Iterator[Event]:
+    def ask(self, request: Request | Helped, deadline: float, cancelled: threading.Event) -> Iterator[Event]:
         """Events of one request, the last one not a "delta"; `deadline` on time.monotonic's clock.
 
         Once it is `cancelled`, or the deadline passes, the engine hears that nobody wants it; where it does not end it
@@ -151,7 +165,7 @@ class Engine:
         finally:
             self._answers.pop(number, None)
 
-    def _send(self, number: int, request: Request | None) -> None:
+    def _send(self, number: int, request: Request | Helped | None) -> None:
         with self._lock, contextlib.suppress(OSError):  # a process that is gone is told by `_listen`
             if self._pipe is not None:
                 self._pipe.send((number, request))
@@ -163,7 +177,7 @@ class _Worker:
     def __init__(self, pipe: Connection, callers: Sequence[ToolCaller]) -> None:
         self._pipe, self._lock = pipe, threading.Lock()
         self._unwanted: dict[int, threading.Event] = {}
-        self._inboxes = [SimpleQueue[tuple[int, Request]]() for _ in callers]
+        self._inboxes = [SimpleQueue[tuple[int, Request | Helped]]() for _ in callers]
         self._users: list[str | None] = [None for _ in callers]  # whom each slot served last
         self._free = list(range(len(callers)))  # the one that is free for longest first
         for place, caller in enumerate(callers):
@@ -174,7 +188,7 @@ class _Worker:
         with self._lock:
             self._pipe.send((number, event))
 
-    def take(self, number: int, request: Request | None) -> None:
+    def take(self, number: int, request: Request | Helped | None) -> None:
         """Give a request to the slot that served its user last, else to the one that rested for longest; None is for a
         request that nobody wants any more."""
         if request is None:
@@ -220,16 +234,20 @@ def _work(pipe: Connection, model: Path, n_ctx: int, slots: int) -> None:
             worker.take(*pipe.recv())
 
 
-def _answer(caller: ToolCaller, request: Request, send: Callable[[Event], None], check: Callable[[], None]) -> Event:
+def _answer(
+    caller: ToolCaller, request: Request | Helped, send: Callable[[Event], None], check: Callable[[], None]
+) -> Event:
     pieces = Pieces()
 
     def watch(text: str) -> None:
         for piece in pieces.grown(text):
             send(("delta", piece))
 
-    held = request.options.at_least > 0  # what is sent could not be taken back
-    chosen = replace(request.options, watch=None if held else watch, check=check)
     try:
+        if isinstance(request, Helped):
+            return "done", answer_for_another(caller, request.asked, check)
+        held = request.options.at_least > 0  # what is sent could not be taken back
+        chosen = replace(request.options, watch=None if held else watch, check=check)
         reply = caller.call_entry(request.entry, request.user, chosen)
     except _Cancelled:
         return "failed", {"kind": "cancelled", "message": "the request was cancelled"}

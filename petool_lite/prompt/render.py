@@ -7,16 +7,12 @@ the loss mask is a position, never a search for marker text, and inference sees 
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,6 @@ from petool_lite.data.entries import Answer, Call, Entry, bearing, properties
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.data.petoolbench import prompt_of, published_call
 from petool_lite.errors import PetoolError
-from petool_lite.families import chat_template, load_tokenizer
 from petool_lite.prompt.template import render_template
 
 # Llama-3.x templates print today's date unless told otherwise; a fixed one keeps prompts the same every day.
@@ -87,6 +82,8 @@ class Example:
 
 def chat_from_directory(directory: Path) -> Chat:
     """The Chat of a model directory in Hugging Face format; needs the `tokenizers` library only."""
+    from petool_lite.families import chat_template, load_tokenizer
+
     config = json.loads((directory / "tokenizer_config.json").read_text())
     template = chat_template(directory)
     tokenizer = load_tokenizer(directory)
@@ -168,7 +165,7 @@ def with_system(base: str) -> str:
 
 @lru_cache(maxsize=1)
 def _petool() -> str:
-    return resources.files("petool_lite.prompt").joinpath("petool.jinja").read_text(encoding="utf-8").rstrip("\n")
+    return Path(__file__).with_name("petool.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
 def cut_descriptions(entry: Entry) -> int:
@@ -305,6 +302,10 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
     """Training rows of at most `layout.max_tokens` ids, in order; None for an entry that is too long. With `pairs` each
     entry needs a `rejected` answer, and the prompt fits with either answer. Many entries are rendered by as many
     processes as there are cores. Raises PetoolError for an entry without an answer."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     batches = [entries[start : start + _BATCH] for start in range(0, len(entries), _BATCH)]
     cores = min(len(batches) // 4, os.cpu_count() or 1)
     if cores < 2 or "fork" not in multiprocessing.get_all_start_methods():

@@ -18,6 +18,7 @@ from typing import Any
 from petool_lite.console import say
 from petool_lite.errors import FAILED, USAGE, PetoolError
 from petool_lite.gguf_header import check_gguf
+from petool_lite.inference.helper import listening
 
 _HEAD_S = 10  # seconds in which the head of a connection's first request arrives
 _CONNECTIONS = 512  # at once; more are answered 503
@@ -85,7 +86,7 @@ def run(settings: ServeSettings) -> None:
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}", "choose another --port", FAILED
         ) from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # while it loads; later uvicorn hears it first
-    with listener:
+    with listener, listening(settings.model, settings.n_ctx) as helping:
         queue = RequestQueue(settings)
         try:
             queue.engine.start()
@@ -93,7 +94,7 @@ def run(settings: ServeSettings) -> None:
             port = listener.getsockname()[1]
             say(f"serving {settings.model.name} at http://{host}:{port}/v1 (Ctrl-C ends)")
             say(f"to try it: http://{host}:{port}/{'' if settings.api_key else f'#{settings.page_key}'}")
-            _server(application(queue, memory, offered), queue).run(sockets=[listener])
+            _server(application(queue, memory, offered), queue).run(sockets=[listener, *helping])
         except KeyboardInterrupt:
             pass
         finally:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.inference.worker import Engine, Event, Request
+from petool_lite.inference.worker import Engine, Event, Helped, Request
 from petool_lite.serve.requests import Refusal
 
 
@@ -79,7 +79,7 @@ class RequestQueue:
         self._threads = ThreadPoolExecutor(settings.slots, "slot")
         self.present = 0  # requests that run or wait
 
-    async def events(self, request: Request, left: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
+    async def events(self, request: Request | Helped, left: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
         """Events of one request, see `Engine.ask`; `left` returns when its client has gone, which ends it.
 
         A client that reads slowly keeps nobody waiting: the events are kept for it. Raises Refusal where the queue is
@@ -100,7 +100,7 @@ class RequestQueue:
         finally:
             watcher.cancel()  # and with it what still runs
 
-    async def _served(self, request: Request, found: "asyncio.Queue[Event | Refusal | None]") -> None:
+    async def _served(self, request: Request | Helped, found: "asyncio.Queue[Event | Refusal | None]") -> None:
         deadline = time.monotonic() + self.settings.timeout_s
         try:
             try:
@@ -117,17 +117,18 @@ class RequestQueue:
             self.present -= 1
             found.put_nowait(None)
 
-    async def _run(self, request: Request, deadline: float, found: "asyncio.Queue[Any]") -> None:
+    async def _run(self, request: Request | Helped, deadline: float, found: "asyncio.Queue[Any]") -> None:
         """Run the engine's blocking calls on a thread; cancelled, wait until the engine has heard of it."""
         loop = asyncio.get_running_loop()
-        own, cancelled = self.settings, threading.Event()
-        options = replace(
-            request.options, decoding=own.decoding, trim_history=own.trim_history or request.options.trim_history
-        )
+        cancelled = threading.Event()
+        if isinstance(request, Request):
+            own, options = self.settings, request.options
+            trims = own.trim_history or options.trim_history
+            request = replace(request, options=replace(options, decoding=own.decoding, trim_history=trims))
 
         def work() -> None:
             try:
-                for event in self.engine.ask(replace(request, options=options), deadline, cancelled):
+                for event in self.engine.ask(request, deadline, cancelled):
                     loop.call_soon_threadsafe(found.put_nowait, event)
             except PetoolError as error:  # it died and cannot be started again
                 failed: Event = ("failed", {"kind": "engine_error", "message": error.message})

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from typing import Any
 
@@ -21,7 +21,8 @@ from starlette.routing import Route
 
 from petool_lite.data.entries import Call, nested_beyond
 from petool_lite.errors import PetoolError
-from petool_lite.inference.worker import Event
+from petool_lite.inference.helper import ROUTE
+from petool_lite.inference.worker import Event, Helped
 from petool_lite.inference.worker import Request as EngineRequest
 from petool_lite.memory.database import Unwritable
 from petool_lite.memory.store import VERDICTS, Memory, record_of
@@ -31,6 +32,7 @@ from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
 from petool_lite.serve.respond import Chat, Form, Responses, respond
 
 _BODY_S = 60  # seconds in which a request's body arrives
+_CALL = 1 << 28  # bytes of what a `petool-lite call` of this user asks, which may be a file
 _PRIVATE = "what is remembered of users is told with the server's key only; it said one where it was started"
 _SHOWN = 20  # calls of a user on the page
 _DEEPEST = 64  # levels of nesting in a request
@@ -52,6 +54,7 @@ def application(queue: RequestQueue, memory: Memory | None = None, offered: Offe
         routes=[
             *(Route(path, own.answer, methods=["POST"]) for path in _FORMS),
             Route("/v1/feedback", own.feedback, methods=["POST"]),
+            Route(ROUTE, own.help_call, methods=["POST"]),
             Route("/v1/models", own.models),
             Route("/v1/tools", own.tools),
             Route("/v1/history", own.history),
@@ -119,14 +122,23 @@ class _Routes:
             options = replace(plain.options, trim_history=len(entry.history) > len(plain.entry.history))
             asked = replace(asked, request=replace(plain, entry=entry, options=options))
 
-        async def left() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
-        made, events = form(asked, self._name), self._queue.events(asked.request, left)
+        made, events = form(asked, self._name), self._queue.events(asked.request, partial(_left, request))
         if memory is not None and asked.remembers:
             events = _kept(events, made, plain, memory)
         return await respond(events, made)
+
+    async def help_call(self, request: Request) -> JSONResponse:
+        if (request.scope["server"] or ("", 0))[1] is not None:  # a port, and no socket of this user alone
+            raise Refusal(404, "not found", kind="not_found_error")
+        asked = Helped(await _body(request, _CALL))
+        kind, facts = [event async for event in self._queue.events(asked, partial(_left, request))][-1]
+        return JSONResponse(facts, 200 if kind == "done" else 500)
+
+
+async def _left(request: Any) -> None:
+    """Return when a request's client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _kept(

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from support_published import published_rows, training_row
 
-from petool_lite.data.entries import DISLIKED, LIKED, SETTINGS, Entry
+from petool_lite.data import SETTINGS
+from petool_lite.data.entries import DISLIKED, LIKED, Entry
 from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import read_tools

@@ -176,7 +176,7 @@ def test_any_model_directory_is_read_or_refused(folder, weights, config, index, 
 @cases(200)
 @given(changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3), cut=st.integers(0, 300))
 def test_any_state_file_is_used_whole_or_not_at_all(folder, changes, cut) -> None:
-    store, key = StateStore(folder / "users"), StateKey("a" * 64, 2048, "f16", False, "1")
+    store, key = StateStore(folder / "users"), StateKey("a" * 64, "f16", False, "1")
     path = store.path("ann")
     path.unlink(missing_ok=True)
     store.save("ann", key, [1, 2, 3], memoryview(bytes(range(64))))

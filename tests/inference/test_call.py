@@ -88,7 +88,7 @@ def test_a_restored_state_gives_the_reply_of_a_fresh_one_and_saves_the_reading(f
     again = fresh().call(QUERY, TOOLS, changed, user="ann")
     assert 0 < again.reply.reused_tokens < again.reply.prompt_tokens - 20
     assert again.saved_bytes > 0
-    assert fresh(n_ctx=1536).call(QUERY, TOOLS, changed, user="ann").reply.reused_tokens == 0
+    assert fresh(n_ctx=1536).call(QUERY, TOOLS, changed, user="ann").reply.reused_tokens > 100
 
 
 def test_a_place_that_cannot_be_written_costs_the_memory_and_not_the_answer(fresh, tmp_path) -> None:

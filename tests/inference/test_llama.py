@@ -2,8 +2,10 @@
 
 import pytest
 
+from petool_lite.data.entries import Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.writing import repeated
 from petool_lite.models import embedded_gguf
 
 
@@ -57,3 +59,45 @@ def test_a_read_prompt_is_not_read_again_and_a_state_brings_it_back(model) -> No
     assert (restored.reused_tokens, restored.ids) == (100, fresh.ids)
     assert not model.restore(ids[:100], memoryview(state[:-8]))
     assert model.generate(ids, 4, reuse=True).ids == fresh.ids
+
+
+def test_guesses_and_batches_change_no_reply(model) -> None:
+    """A prompt that says what is to be copied: the guess holds, and then goes on where the reply ends."""
+    schema = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
+    tools = [Tool(name, "", schema) for name in ("shop.find", "shop.buy", "bank.pay")]
+    query = "Buy 19 45 74 94 22 21 at the shop. Code: 19 45 74 94 22 21. Write a JSON call."
+    ids = model.encode(f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n")
+    constrainer, plain, batches = model.constrainer(), list[int](), list[int]()
+    constraint = constrainer.start(tools, "petool")
+    model.read(ids, reuse=False)
+    while not constraint.finished:
+        token = (constraint.forced() or [constraint.choose(model._logits())])[0]
+        constraint.accept([token])
+        plain.append(token)
+        model.read([*ids, *plain])
+    evaluate = model._eval
+    model._eval = lambda *parts: batches.append(len(parts[0])) or evaluate(*parts)
+    reply = model.generate(ids, 60, constrainer.start(tools, "petool"))
+    del model._eval
+    assert [*reply.ids, plain[-1]] == plain
+    assert '"19 45 74 94 22 21"' in reply.text
+    assert len(batches) < 0.7 * (len(reply.ids) - reply.forced_tokens)
+
+
+def test_what_followed_the_same_words_in_the_prompt_is_guessed() -> None:
+    prompt = [1, 5, 6, 7, 8, 9, 10, 2, 6, 7, 3]
+    assert repeated([*prompt, 5, 6, 7], len(prompt), 3) == [8, 9, 10, 2, 6, 7, 3]
+    assert repeated([*prompt, 4, 6, 7], len(prompt), 2) == [3], "the latest place"
+    assert repeated([*prompt, 4, 6, 7], len(prompt), 1) == [], "a single id tells too little"
+
+
+def test_a_context_grows_with_what_is_read_and_keeps_it(model) -> None:
+    with LlamaModel(embedded_gguf(), n_ctx=1024) as small:
+        ids = small.encode("The capital of France is Paris. " * 90)[:700]
+        small.read(ids[:200])
+        assert small._size == 256
+        assert small.read(ids) == 200
+        assert small._size == 768
+        assert small.generate(ids, 4, reuse=True).ids == model.generate(ids, 4).ids
+        with pytest.raises(PetoolError, match="exceed the context of 1024"):
+            small.generate(ids * 2, 4)

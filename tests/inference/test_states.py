@@ -7,7 +7,7 @@ import pytest
 
 from petool_lite.inference.states import StateKey, StateStore
 
-KEY = StateKey("0" * 64, 1024, "f16", False, "1")
+KEY = StateKey("0" * 64, "f16", False, "1")
 
 
 @pytest.mark.parametrize("change", ["cut", "flip", "empty", "foreign", "open", "grown"])

@@ -8,7 +8,7 @@ import pytest
 from support_published import published_rows, training_row
 
 import petool_lite
-from petool_lite.data.entries import SETTINGS
+from petool_lite.data import SETTINGS
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import PROMPT_FIELD
 from petool_lite.errors import PetoolError

@@ -1,0 +1,157 @@
+"""`petool-lite call`, by a model loaded here or by a `serve` of the same file that runs already: the same reply.
+
+Such a server listens on a socket in a folder that only its user can enter. Its name tells the model file, the context,
+this installation and where the users' memory lies: a socket of that name answers as this process would.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from petool_lite.errors import PetoolError
+from petool_lite.places import data_root, own_folder
+
+if TYPE_CHECKING:
+    import socket
+
+    from petool_lite.inference.call import CallReply, ToolCaller
+
+ROUTE = "/helper"
+# What of the command line's options a call consists of, beside the request itself.
+OPTIONS = ("user", "store", "setting", "decoding", "required", "trim_history", "reply_tokens", "explain", "at_least")
+
+
+def answer(model: Path, n_ctx: int, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a call: what `call --json` prints, and a `warning`. `asked` holds `request` and the OPTIONS.
+
+    Raises PetoolError as `ToolCaller.call_entry` does; from a helper it is a CallFailure, of no kind for a request.
+    """
+    found = _helped(_place(model, n_ctx), asked)
+    if found is None:
+        from petool_lite.gguf_header import check_gguf
+        from petool_lite.inference.llama_open import preload
+        from petool_lite.inference.settings import tuned_settings
+
+        check_gguf(model)
+        preload(model, tuned_settings(model))
+        from petool_lite.inference.call import ToolCaller
+
+        return answer_alone(ToolCaller(model, n_ctx), asked)  # not closed: the end of the process is quicker
+    if "message" in found:
+        from petool_lite.inference.parse import CallFailure
+
+        failure = CallFailure(found["kind"], found["message"], found["reply"], found["hint"])
+        failure.exit_code = found["exit_code"]
+        raise failure
+    return found
+
+
+def answer_alone(
+    caller: "ToolCaller", asked: Mapping[str, Any], check: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Like `answer`, by this model; `check` as in CallOptions."""
+    from petool_lite.inference.call import AUTO, REQUIRED, CallOptions
+    from petool_lite.inference.request import row_entry
+    from petool_lite.memory.store import Memory, record_of
+
+    user, identity = asked["user"], os.urandom(6).hex()
+    memory = Memory() if asked["store"] and user is not None else None
+    told = row_entry(asked["request"], asked["setting"] or caller.trained_setting)
+    entry = memory.recalled(user, told) if memory else told
+    same = {name: asked[name] for name in ("decoding", "setting", "explain", "at_least", "reply_tokens")}
+    trims = asked["trim_history"] or len(entry.history) > len(told.history)
+    choice = REQUIRED if asked["required"] else AUTO
+    reply = caller.call_entry(entry, user, CallOptions(choice=choice, trim_history=trims, check=check, **same))
+    made = record_of(identity, user, told, reply.answer, reply.confidence)
+    kept = memory is not None and not reply.unsure and memory.add(made)
+    return _document(reply, identity if kept else None)
+
+
+def _document(reply: "CallReply", identity: str | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    call = json.loads(reply.answer.to_json()) if reply.status == "call" and not isinstance(reply.answer, str) else None
+    text = {} if call else {"text": reply.question if reply.unsure else reply.answer}
+    facts = {name: getattr(reply, name) for name in ("timings", "history_dropped", "saved_bytes", "warning")}
+    shown = {"notes": list(reply.notes), "candidates": [asdict(candidate) for candidate in reply.candidates]}
+    return {
+        "id": identity,
+        "status": reply.status,
+        "call": call,
+        **text,
+        "confidence": reply.confidence,
+        **facts,
+        **shown,
+    }
+
+
+def answer_for_another(
+    caller: "ToolCaller", asked: Mapping[str, Any], check: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Like `answer_alone`, but a failure is told, too: as facts that `answer` raises it from."""
+    try:
+        return answer_alone(caller, asked, check)
+    except PetoolError as error:
+        facts = {"kind": "", "reply": ""} | vars(error)
+        return {name: facts[name] for name in ("message", "hint", "exit_code", "kind", "reply")}
+
+
+def _place(model: Path, n_ctx: int) -> Path | None:
+    """Where a helper for this file listens; None where there is no such file or no safe folder."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = own_folder("petool-lite", Path(runtime)) if os.path.isabs(runtime) else own_folder("run")
+    try:
+        facts, own = model.stat(), Path(__file__).stat()
+    except OSError:
+        return None
+    key = repr((facts.st_size, facts.st_dev, n_ctx, __file__, own.st_mtime_ns, str(data_root())))
+    return folder and folder / f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{crc32(key.encode()):x}.sock"
+
+
+def _helped(place: Path | None, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the helper answers; None where there is none, or it is too busy."""
+    if place is None or not place.exists():
+        return None
+    import socket
+
+    body = json.dumps(asked).encode()
+    head = f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    with suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(place))
+        line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        found = b"".join(iter(lambda: line.recv(1 << 16), b""))
+        status, _, text = found.partition(b"\r\n\r\n")
+        if status.startswith(b"HTTP/1.1 200 "):
+            answered: dict[str, Any] = json.loads(text)
+            return answered
+    return None
+
+
+@contextmanager
+def listening(model: Path, n_ctx: int) -> "Iterator[list[socket.socket]]":
+    """The socket on which a server helps, in a list; none where another server does so already, or none can be made."""
+    import socket
+
+    place, made = _place(model, n_ctx), list[socket.socket]()
+    with suppress(OSError):
+        if place is not None:
+            line = socket.socket(socket.AF_UNIX)
+            if place.exists() and line.connect_ex(str(place)):
+                place.unlink()  # of a server that was killed
+            line.close()
+            line = socket.socket(socket.AF_UNIX)
+            line.bind(str(place))
+            place.chmod(0o600)
+            line.listen()
+            made.append(line)
+    try:
+        yield made
+    finally:
+        for line in made:
+            line.close()
+            if place is not None:
+                place.unlink(missing_ok=True)
