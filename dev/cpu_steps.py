@@ -4,10 +4,10 @@ A scene is a JSON object: model, requests (each with query, tools, history), wha
 makes of them (prompts, prefix), and a JSON Schema of all calls for llama.cpp's server.
 """
 
+import argparse
 import json
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -123,5 +123,9 @@ def python_peer(scene: dict[str, Any]) -> list[dict[str, Any]]:
 WAYS = {function.__name__: function for function in (ours_in_one_process, server_warm, server_new, python_peer)}
 
 if __name__ == "__main__":
-    print(json.dumps(WAYS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("scene", metavar="SCENE.json", type=Path)
+    asked = parser.parse_args()
+    print(json.dumps(WAYS[asked.way](json.loads(asked.scene.read_text()))), flush=True)
     os._exit(0)  # none of them is charged for taking itself apart

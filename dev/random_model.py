@@ -1,9 +1,9 @@
 """A GGUF file of Llama-3.2-3B's shape in q4_k_m with random weights: right for time and memory, silent on the rest.
 
-`python -m random_model FROM.gguf TARGET.gguf`: tokenizer, template and the keys of petool-lite come from FROM.
+`python dev/random_model.py FROM.gguf TARGET.gguf`: tokenizer, template and the keys of petool-lite come from FROM.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import gguf
@@ -62,4 +62,7 @@ def write(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="FROM.gguf", type=Path)
+    parser.add_argument("target", metavar="TARGET.gguf", type=Path)
+    write(**vars(parser.parse_args()))

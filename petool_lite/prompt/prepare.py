@@ -26,7 +26,14 @@ from petool_lite.runs import draft, write_json
 # The code that decides token ids: a change to any of these files makes cached rows stale.
 _RENDERERS = (
     *("prompt/prepare.py", "prompt/render.py", "prompt/template.py", "prompt/petool.jinja"),
-    *("data/entries.py", "data/fields.py", "data/openai.py", "data/petoolbench.py", "data/schema.py"),
+    *(
+        "data/__init__.py",
+        "data/entries.py",
+        "data/fields.py",
+        "data/openai.py",
+        "data/petoolbench.py",
+        "data/schema.py",
+    ),
     *("data/files.py", "data/splits.py", "data/answers.py", "data/simulate.py", "data/words.py"),
     *("text.py", "families.py"),
 )

@@ -55,8 +55,9 @@ def test_its_file_computes_and_reads_as_transformers_does(make_adapter, tmp_path
     with torch.no_grad():
         wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
     found = logits_of(targets["bf16"], ids)
-    assert found.argmax() == wanted.argmax()
-    assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
+    near = 0.03 * np.abs(wanted).max()
+    assert wanted[found.argmax()] > wanted.max() - near
+    assert np.abs(found - wanted).max() < near
     assert np.corrcoef(logits_of(targets["q4_k_m"], ids), wanted)[0, 1] > 0.9
     chat, theirs = chat_from_directory(directory), AutoTokenizer.from_pretrained(directory)
     with LlamaModel(targets["bf16"], vocab_only=True) as file:

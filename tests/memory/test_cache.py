@@ -10,7 +10,7 @@ from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.states import StateKey, StateStore
 from petool_lite.models import embedded_gguf
 
-KEY = StateKey("0" * 64, 1024, "f16", True, "1")
+KEY = StateKey("0" * 64, "f16", True, "1")
 IDS = np.random.default_rng(0).integers(1000, 20000, 640).tolist()
 SHARED = 600
 

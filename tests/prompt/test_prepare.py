@@ -73,7 +73,8 @@ def test_the_cache_knows_all_code_that_makes_rows() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("petool_lite."):
                 path = node.module.removeprefix("petool_lite.").replace(".", "/")
                 names = [f"/{item.name}" for item in node.names] if (folder / path).is_dir() else [""]
-                waiting += [f"{path}{inner}.py" for inner in names]
+                files = [f"{path}{inner}.py" for inner in names]
+                waiting += [name if (folder / name).is_file() else f"{path}/__init__.py" for name in files]
     assert sorted(prepare_module._RENDERERS) == sorted(found)
 
 
