@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 
 import pytest
 
@@ -43,7 +44,8 @@ def test_the_reply_is_the_same_with_and_without_a_helper(place, ask, command) ->
     queries = ("How is the weather in Oslo?", "Where is Lima, and its harbour?")
     alone = [ask(query) for query in queries]
     line = [sys.executable, "-m", "petool_lite", "serve", *MODEL, "--port", "0"]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as server, ExitStack() as ending:
+        ending.callback(server.terminate)
         url = re.search(r"http://\S+/v1", server.stderr.readline()).group()
         assert [stat.S_IMODE(path.stat().st_mode) for path in (place, place.parent)] == [0o600, 0o700]
         helped = [ask(query) for query in queries]
@@ -55,7 +57,6 @@ def test_the_reply_is_the_same_with_and_without_a_helper(place, ask, command) ->
         asked = urllib.request.Request(f"{url[:-3]}/helper", b"{}", {"Content-Type": "application/json"})
         with pytest.raises(urllib.error.HTTPError, match="404"):  # over a port nobody is helped
             urllib.request.urlopen(asked, timeout=100)
-        server.terminate()
     assert not place.exists()
     for one, other in zip(alone, helped, strict=True):
         assert [one[key] for key in ("status", "call", "told")] == [other[key] for key in ("status", "call", "told")]
