@@ -65,6 +65,7 @@ def test_export_then_bench_through_the_command_line(trained, command, found) -> 
     assert scored["tool_acc"] == report["variants"][1]["tool_acc"]
 
 
+@pytest.mark.slow
 def test_real_entries_are_scored(exported, found, open_entries) -> None:
     model = exported / "runs" / "one" / "export" / "model.q8_0.gguf"
     line = ["bench", "--model", model, "--data", open_entries, "--setting", "rating", "--limit", "3"]
@@ -83,6 +84,7 @@ def test_damaged_weights_are_one_clear_line_and_leave_no_run(tiny, command, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_nf4_trains_on_a_cpu_too(tiny, command, tmp_path) -> None:
     """The same code as on a GPU: 4-bit base through bitsandbytes, LoRA on top."""
     run, _ = train_demo(command, tmp_path, *tiny_settings(tiny, "model.precision=nf4", "train.max_steps=2"))

@@ -30,7 +30,7 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def entries():
-    return list(simulate(EXAMPLES, [], 3000, 7))
+    return list(simulate(EXAMPLES, [], 1500, 7))
 
 
 def test_the_answer_follows_from_what_is_written(entries) -> None:

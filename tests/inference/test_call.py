@@ -73,6 +73,7 @@ def test_a_request_of_published_rows_or_of_an_openai_line_is_the_same_entry() ->
     assert row_entry({**line, "messages": answered}) == row_entry(line)
 
 
+@pytest.mark.slow
 def test_a_restored_state_gives_the_reply_of_a_fresh_one_and_saves_the_reading(fresh, store) -> None:
     first = fresh().call(QUERY, TOOLS, HISTORY, user="ann")
     assert first.reply.reused_tokens == 0

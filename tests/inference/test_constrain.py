@@ -48,7 +48,7 @@ def accepts(constrainer: Constrainer, chat: Chat, tools: list[Tool], reply: str,
     return walk(constrainer.start(tools, **options), [*chat.encode(reply), chat.eos_id]) is None
 
 
-@pytest.mark.parametrize("style", ["petool", "published"])
+@pytest.mark.parametrize("style", ["petool", pytest.param("published", marks=pytest.mark.slow)])
 def test_every_right_answer_of_the_open_entries_passes_token_by_token(open_entries, constrainer, chat, style) -> None:
     """745 of 753; the other eight answer against their own declaration, such as 10 for a STRING."""
     refused, forced = 0, 0

@@ -91,6 +91,7 @@ def test_what_followed_the_same_words_in_the_prompt_is_guessed() -> None:
     assert repeated([*prompt, 4, 6, 7], len(prompt), 1) == [], "a single id tells too little"
 
 
+@pytest.mark.slow
 def test_a_context_grows_with_what_is_read_and_keeps_it(model) -> None:
     with LlamaModel(embedded_gguf(), n_ctx=1024) as small:
         ids = small.encode("The capital of France is Paris. " * 90)[:700]

@@ -88,7 +88,7 @@ def program(tmp_path) -> Program:
     return Program(tmp_path)
 
 
-@pytest.fixture(params=["stdio", "http"])
+@pytest.fixture(params=[pytest.param("stdio", marks=pytest.mark.slow), "http"])
 def place(program, request):
     """A server with every tool, over either transport."""
     program.offer("echo fail hang die flood forget")
@@ -158,13 +158,13 @@ def test_what_a_tool_may_do(place) -> None:
         (["false"], "Connection closed"),
         (["sh -c 'echo bad key >&2'"], "Connection closed"),
         (["sleep 60"], "within 2 s"),
-        (["yes"], "within 2 s"),
-        (["cat /dev/zero"], "within 2 s"),
+        pytest.param(["yes"], "within 2 s", marks=pytest.mark.slow),
+        pytest.param(["cat /dev/zero"], "within 2 s", marks=pytest.mark.slow),
         (["http://127.0.0.1:9/mcp"], "connection"),
         (["'"], "No closing quotation"),
         ([" "], "--mcp is empty"),
         (["echo", "echo"], "two MCP servers call themselves my-files"),
-        (["echo", "sleep 60"], "within 2 s"),
+        pytest.param(["echo", "sleep 60"], "within 2 s", marks=pytest.mark.slow),
         (["echo-1001"], "offers more than 1,000 tools"),
         ([""], "offers no tools"),
     ],
