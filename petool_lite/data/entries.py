@@ -162,9 +162,14 @@ def bearing(entry: Entry) -> list[int]:
     return [index for index, item in enumerate(entry.history) if known[item.call.name] in offered]
 
 
+def api_name(tool_name: str) -> str:
+    """What a tool is called beside its provider."""
+    return tool_name.split(">.<")[-1].rstrip(">") if tool_name.startswith("<") else re.split(r"__|[./]", tool_name)[-1]
+
+
 def name_words(tool_name: str) -> frozenset[str]:
     """The words of what a tool is called beside its provider, camel case cut; the name where it has no word."""
-    api = tool_name.split(">.<")[-1].rstrip(">") if tool_name.startswith("<") else re.split(r"__|[./]", tool_name)[-1]
+    api = api_name(tool_name)
     return words(api) or frozenset([api])
 
 

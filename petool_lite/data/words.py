@@ -3,6 +3,8 @@
 import re
 from random import Random
 
+from petool_lite.data.entries import api_name
+
 FIRST = """
 Amber Apex Atlas Aqua Bright Cedar Clear Cobalt Coral Delta Echo Ember Falcon Fern Global Harbor Helio Iris Juniper
 Kestrel Lark Lumen Maple Meridian Nimbus North Nova Onyx Orbit Pebble Pine Pixel Prime Pulse Quartz Quill Rapid Raven
@@ -21,13 +23,13 @@ SAME = (
 SYNONYMS = {word: tuple(words.split()) for words in SAME for word in words.split()}
 # What is said to an assistant and no tool is for: talk, and what a language model answers by itself.
 _TALK = """
-Thank you so much.|Okay, great.|Hi, how is it going?|You made my day.|Let's stop here for now.|I am a bit sad today.
+Okay, great.|Hi, how is it going?|You made my day.|Let's stop here for now.|I am a bit sad today.
 Can you keep a secret?|Are you a human?|I changed my mind, forget it.|Hm, let me think.|Sorry, wrong window.|Good night!
 Say hello in Finnish.|Cheer me up.|What can you do?|Nice to meet you.|No, thanks.|Never mind.|That is wrong.
-Yes, please.|That will be all for today.|Great job!|I'm bored.|What is your name?|Good morning!|I don't get it.
+Yes, please.|Great job!|I'm bored.|What is your name?|Good morning!|I don't get it.
 """
 _WONDERED = """
-What do you think about {}?|Write a haiku about {}.|Tell me something funny about {}.|Make up a short tale of {}.
+What do you think about {}?|Write a haiku about {}.|Make up a short tale of {}.
 Why do people like {}?|Explain {} to a child.|What is special about {}?|Give me a riddle on {}.|Who invented {}?
 Where does the word for {} come from?|How does one draw {}?|What rhymes with {}?|Write four lines in praise of {}.
 How would you describe {}?|Is it true that {} bring luck?|I dreamed of {} last night.|What was the first book about {}?
@@ -53,6 +55,5 @@ def _lines(text: str) -> list[str]:
 
 def split_name(name: str) -> list[str]:
     """The lower-case words of what a tool or a parameter is called, in their order."""
-    api = name.split(">.<")[-1].rstrip(">") if name.startswith("<") else re.split(r"__|[./]", name)[-1]
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+", api)
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+", api_name(name))
     return [word.lower() for word in words] or ["tool"]
