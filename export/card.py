@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.hub import is_hub_id, model_index
+from petool_lite.export.hub import model_index
 
 from petool_lite.families import end_tokens
 from petool_lite.gguf_base import gguf_fields, open_gguf
-from petool_lite.models import Base
+from petool_lite.models import Base, is_hub_id
 from petool_lite.recipe import ALL
 
 _HEAD = """---

@@ -1,24 +1,18 @@
 """An export on the Hub: its scores as metadata that the Hub reads, and its files, sent in one commit."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report
 from petool_lite.data import SETTINGS
 from petool_lite.errors import USAGE, PetoolError, first_line
+from petool_lite.models import is_hub_id
 from petool_lite.places import library_places
 
-_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _DATA = "travisxu/PEToolBench"
 _METRICS = {"tool_acc": "tool accuracy", "param_acc": "parameter accuracy", "joint_acc": "tool and parameters"}
 _EVAL = ".eval_results"
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name is OWNER/NAME."""
-    return _ID.fullmatch(name) is not None
 
 
 def scored(run: Path) -> list[dict[str, Any]]:

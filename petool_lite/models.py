@@ -48,6 +48,11 @@ def embedded_gguf() -> Path:
     return files[0]
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name is OWNER/NAME."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -> Base:
     """Find the base called `name`; a hub id is downloaded (safetensors only), a GGUF converted once and cached.
 
@@ -64,7 +69,7 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
 
         check_gguf(path)
         return Base(name, unpacked(path, report), path if name == EMBEDDED else path.absolute())
-    if not is_folder and not _HUB_ID.fullmatch(name):
+    if not is_folder and not is_hub_id(name):
         raise PetoolError(
             f"base model not found: {name}", f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
         )

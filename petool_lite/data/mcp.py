@@ -21,6 +21,7 @@ T = TypeVar("T")
 LIST_S, RUN_S = 30.0, 300.0  # seconds that a server may take to tell its tools, and to run one
 _MOST = 1000  # tools of one server
 _LONGEST = 1 << 16  # characters of a result
+_OURS = ("PETOOL_LITE_API_KEY", "PETOOL_LITE_ENDPOINT_KEY")  # keys that are no server's business
 _NAMED = re.compile(r"([a-z][a-z0-9-]*)=(.+)", re.DOTALL)
 
 
@@ -137,7 +138,7 @@ class _Server:
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
             transport: Any = self._where
             if not self._is_url:
-                own = {name: value for name, value in os.environ.items() if name != "PETOOL_LITE_API_KEY"}
+                own = {name: value for name, value in os.environ.items() if name not in _OURS}
                 line = StdioServerParameters(
                     command=self._words[0], args=self._words[1:], env=own, encoding_error_handler="replace"
                 )

@@ -151,6 +151,15 @@ def test_what_a_tool_may_do(place) -> None:
     assert place.startswith("http") or died.value.hint == "it said last: out of coffee"
 
 
+def test_a_server_does_not_get_our_keys(monkeypatch) -> None:
+    for name in ("PETOOL_LITE_API_KEY", "PETOOL_LITE_ENDPOINT_KEY", "A_SERVERS_OWN"):
+        monkeypatch.setenv(name, name.lower())
+    line = "sh -c 'echo [$PETOOL_LITE_API_KEY$PETOOL_LITE_ENDPOINT_KEY] $A_SERVERS_OWN >&2'"
+    with pytest.raises(PetoolError) as told:
+        Servers([line]).tools()
+    assert told.value.hint == "it said last: [] a_servers_own"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
