@@ -1,7 +1,8 @@
 """Conversations and tool lists as everybody writes them: OpenAI messages, MCP lists, Hermes, ShareGPT and xLAM lines.
 
 History is ordinary turns: user, assistant with the tool call, then a `tool` message. A content of `liked` or `disliked`
-there is the verdict, `used` says that the call was used and not rated. All other turns are the conversation so far.
+there is the verdict, `used` says that the call was used and not rated. All other turns are the conversation so far; of
+these, training learns the answers that carry OpenAI's `"weight": 1`, beside the last one.
 """
 
 import json
@@ -97,6 +98,13 @@ def _call_json(made: Call, identity: str) -> dict[str, Any]:
     return {"id": identity, "type": "function", "function": function}
 
 
+def learned_turns(entry: Entry) -> tuple[dict[str, Any], ...]:
+    """An entry's request and its answer as turns of a longer conversation, the answer to be learned."""
+    assert entry.answer is not None
+    asked = {"role": "user", "content": entry.query}
+    return asked, {"content": "", **_answer_message(entry.answer, ""), "weight": 1}
+
+
 def entry_line(entry: Entry) -> dict[str, Any]:
     """An entry as an OpenAI fine-tuning line."""
     messages, wrong = entry_messages(entry), entry.rejected
@@ -130,8 +138,9 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         if not isinstance(calls, list):
             raise Fault(f"{where}.tool_calls", f"a list of calls, found {kind_of(calls)}")
         found["tool_calls"] = [_tool_call(item, f"{where}.tool_calls[{i}]") for i, item in enumerate(calls)]
-    identity = value.get("tool_call_id")
-    return found | ({"tool_call_id": identity} if isinstance(identity, str) else {})
+    identity, learned = value.get("tool_call_id"), role == "assistant" and value.get("weight") == 1
+    found |= {"tool_call_id": identity} if isinstance(identity, str) else {}
+    return found | ({"weight": 1} if learned else {})
 
 
 def _tool_call(value: Any, where: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ the entries nobody does.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -28,6 +28,7 @@ from petool_lite.data.entries import (
     providers,
     required,
 )
+from petool_lite.data.openai import learned_turns
 from petool_lite.data.words import AREAS, FIRST, LAST, SAME, SYNONYMS, small_talk, split_name
 from petool_lite.errors import PetoolError
 
@@ -40,24 +41,15 @@ _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _A_PASS = 12  # calls of one tool
 _OFFERED = 16  # tools of an entry, at most
 
-# What the user thought of the wanted provider and of each rival: two lists of verdicts, in order of time.
-_UP, _DOWN = (LIKED,), (DISLIKED,)
+# What the user thought of a provider, in order of time: verdicts, None for plain use.
+_UP, _DOWN, _USED = (LIKED,), (DISLIKED,), (None,)
 _Verdicts = Sequence[str | None]
-_KINDS: dict[str, Sequence[tuple[_Verdicts, _Verdicts]]] = {
-    "liked": ((_UP, ()), (_UP, _DOWN), (_UP * 2, _DOWN), (_UP * 3, ())),
-    "disliked": (((), _DOWN), ((), _DOWN * 2), ((), _DOWN * 3)),
-    "mixed": ((_UP + _DOWN + _UP, _DOWN + _UP + _DOWN), (_UP, _UP + _DOWN)),
-    "moved": ((_UP, _UP + _DOWN), (_UP * 2, _UP + _DOWN * 2)),
-    "more": ((_UP * 2, _UP), (_UP * 3, _UP), (_UP * 2 + _DOWN, _DOWN), (_DOWN, _DOWN * 2)),
-    "used": (((None,), ()), ((None,), (None,)), ((None,) * 2, (None,)), ((None,), (None,) * 2)),
-}
-_OFTEN = ("liked", "disliked", "disliked", "disliked", "used", "used", "mixed", "moved", "more")
-# And of whoever offers other tools, or alone does what is asked. It says nothing of what a tool does, so others are
-# liked as often as who is right: a model that had seen the right one liked more often called whatever was liked.
-_ANYHOW = ((), (), _UP, _UP, _UP, _UP * 2, _UP * 2, _UP * 3, _DOWN, _UP + _DOWN, _DOWN + _UP + _UP)
-_ALONE = ((), (), (), _DOWN, _DOWN * 2, _UP, _UP + _DOWN)
-_PLAIN: Sequence[_Verdicts] = ((), (), (None,), (None,) * 2)
-_IN_ORDER = ("moved", "used")  # here the rivals' calls come before the wanted one's
+_RATED: Sequence[_Verdicts] = (
+    *((), (), (), (), (), (), _USED, _USED * 2, _UP, _UP, _UP, _UP * 2, _UP * 2, _UP * 3, _UP + _USED),
+    *(_DOWN, _DOWN, _DOWN, _DOWN * 2, _DOWN * 2, _DOWN * 3, _DOWN * 5, _DOWN + _USED),
+    *(_UP + _DOWN, _UP + _DOWN + _UP, _DOWN + _UP + _DOWN, _DOWN + _UP + _UP),
+)
+_PLAIN: Sequence[_Verdicts] = ((), (), _USED, _USED, _USED * 2, _USED * 3)
 
 
 @dataclass(frozen=True)
@@ -169,12 +161,14 @@ def simulate(
     count: int,
     seed: int,
     without_call: float = 0.1,
+    requests: int = 6,
 ) -> Iterator[Entry]:
     """`count` entries, one at a time. The same seed gives the same. A pass over the corpus takes every tool, and of the
     calls of one at most 12, others each time: seven tools with 200 calls each would else drown 200 with seven.
 
-    `pool` are more tools to offer beside; `without_call` is the share of entries in which no tool fits. Raises
-    PetoolError where the corpus has fewer than two functions.
+    An entry asks for up to `requests` things of the same tools, one after the other; the answers to all but the last
+    are among its `turns`, marked to be learned, too. `pool` are more tools to offer beside; `without_call` is the share
+    of requests for which no tool fits. Raises PetoolError where the corpus has fewer than two functions.
     """
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
@@ -182,15 +176,16 @@ def simulate(
     values = _values(examples)
     order: list[int] = []
     for number in range(count):
-        if not order:
-            order = _pass(examples, Random(f"{seed} order {number}"))
-        example = examples[order.pop()]
+        wanted = list[Example]()
+        for _ in range(Random(f"{seed} {number}").randint(1, requests)):
+            if not order:
+                order = _pass(examples, Random(f"{seed} order {number}"))
+            wanted.append(examples[order.pop()])
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
-        changed = ((_with_other_values(example, values, rng), rng) for rng in draws)
-        made = (_entry(f"{seed}-{number}", one, examples, beside, rng, without_call) for one, rng in changed)
+        made = (_entry(f"{seed}-{number}", wanted, examples, beside, values, rng, without_call) for rng in draws)
         entry = next((entry for entry in made if entry is not None), None)
         if entry is None:
-            raise PetoolError(f"no user can be simulated for a call of {example.tool.name}", "leave that call out")
+            raise PetoolError(f"no user can be simulated for a call of {wanted[0].tool.name}", "leave that call out")
         yield entry
 
 
@@ -209,31 +204,74 @@ def _pass(examples: Sequence[Example], rng: Random) -> list[int]:
 
 def _entry(
     identity: str,
-    example: Example,
+    wanted: Sequence[Example],
     examples: Sequence[Example],
     beside: Sequence[Tool],
+    values: Mapping[str, Sequence[str]],
     rng: Random,
     without_call: float,
 ) -> Entry | None:
-    """One draw; None where names clash or the answer would not follow from what is written."""
-    fits = rng.random() >= without_call
-    query = example.query if fits or rng.random() < 0.6 else small_talk(rng)
+    """One draw; None where names clash or no answer would follow from what is written."""
     owners = _owners(rng.randint(4, 8), rng)
-    rivals = owners[: rng.choice((1, 1, 1, 1, 2, 2, 2, 3, 3, 4))]
-    renaming = _renaming(example.tool, rng)
-    equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
-    room = _OFFERED - len(rivals) if fits else _OFFERED
-    least = rng.choice((int(not fits), room // 2))
-    distractors = _distractors(example, beside, rng.randint(least, room), rng)
-    tools = [*(equal if fits else ()), *_with_owners(distractors, rivals, owners[len(rivals) :], rng)]
+    thought = _RATED if rng.random() < 0.75 else _PLAIN
+    opinions = [[(owner, verdict) for verdict in rng.choice(thought)] for owner in owners]
+    events = _merged(opinions, rng) if rng.random() < 0.92 else []
+    tools, offers, asked, taken = list[Tool](), list[tuple[_Owner, Tool]](), list[_Asked](), set[str]()
+    for example in wanted:
+        own = name_words(example.tool.name) - _LIGHT
+        if own & taken:  # two tools of like names may do the same
+            continue
+        example, fits = _with_other_values(example, values, rng), rng.random() >= without_call
+        if not fits:
+            taken |= own
+            asked.append((example.query if rng.random() < 0.6 else small_talk(rng), NO_TOOL, ()))
+            continue
+        rivals, renaming = _rivals(owners, events, rng), _renaming(example.tool, rng)
+        if len(tools) + len(rivals) > _OFFERED:
+            continue
+        equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
+        arguments = {renaming.get(name, name): value for name, value in example.arguments.items()}
+        asked.append((example.query, Call(equal[0].name, arguments), tuple(tool.name for tool in equal)))
+        tools, offers, taken = tools + equal, offers + list(zip(rivals, equal, strict=True)), taken | own
+    room = _OFFERED - len(tools)
+    least = min(room, rng.choice((int(not tools), room // 2)))
+    tools += _with_owners(_distractors(wanted[0].others, taken, beside, rng.randint(least, room), rng), owners, rng)
     rng.shuffle(tools)
-    if len({tool.name for tool in tools}) < len(tools):
+    rng.shuffle(asked)
+    if not tools or len({tool.name for tool in tools}) < len(tools):
         return None
-    history = _history(rng.choice(_OFTEN), rivals, equal, owners[len(rivals) :], examples, rng)
-    arguments = {renaming.get(name, name): value for name, value in example.arguments.items()}
-    answer = Call(equal[0].name, arguments) if fits else NO_TOOL
-    entry = Entry(identity, query, tuple(tools), tuple(history), answer)
-    return entry if not fits or follows(entry, [tool.name for tool in equal]) else None
+    history = tuple(_earlier(*event, offers, examples, rng) for event in events)
+    made = [Entry(identity, query, tuple(tools), history, answer) for query, answer, _ in asked]
+    good = [entry for entry, (_, _, equal) in zip(made, asked, strict=True) if not equal or follows(entry, equal)]
+    return (
+        replace(good[-1], turns=tuple(turn for entry in good[:-1] for turn in learned_turns(entry))) if good else None
+    )
+
+
+_Asked = tuple[str, Call | str, Sequence[str]]  # a request, its answer, and the names of all tools that do it
+
+
+def _rivals(owners: Sequence[_Owner], events: Sequence[tuple[_Owner, str | None]], rng: Random) -> list[_Owner]:
+    """One to four providers whom the user does not like alike, the preferred first."""
+    chosen: list[_Owner] = []
+    for _ in range(20):
+        chosen = rng.sample(owners, min(len(owners), rng.choice((1, 1, 1, 2, 2, 2, 3, 3, 4))))
+        standing = _standings(events, chosen)
+        chosen.sort(key=lambda owner: standing[owner], reverse=True)
+        if len(chosen) == 1 or standing[chosen[0]] > standing[chosen[1]]:
+            return chosen
+    return chosen[:1]
+
+
+def _standings(events: Sequence[tuple[Any, str | None]], shown: Sequence[Any]) -> dict[Any, tuple[int, int]]:
+    """For each provider shown: likes minus dislikes, and where none of them was rated, when it was last used."""
+    rated = any(verdict for owner, verdict in events if owner in shown)
+    found = {}
+    for one in shown:
+        own = [(at, verdict) for at, (owner, verdict) in enumerate(events, 1) if owner == one]
+        likes = sum({LIKED: 1, DISLIKED: -1}.get(verdict or "", 0) for _, verdict in own)
+        found[one] = (likes, 0 if rated or not own else own[-1][0])
+    return found
 
 
 def follows(entry: Entry, equal: Sequence[str]) -> bool:
@@ -242,20 +280,11 @@ def follows(entry: Entry, equal: Sequence[str]) -> bool:
     if len(equal) == 1:
         return True
     known = providers(entry)
-    if len({known[name] for name in equal}) < len(equal):
-        return False
-
-    def standing(name: str) -> tuple[int, int]:
-        events = [(at, item.verdict) for at, item in enumerate(entry.history) if known[item.call.name] == known[name]]
-        rated = sum({LIKED: 1, DISLIKED: -1}.get(verdict or "", 0) for _, verdict in events)
-        return rated, 0 if any_rated else max((at + 1 for at, _ in events), default=0)
-
-    shown = {known[name] for name in equal}
-    any_rated = any(item.verdict for item in entry.history if known[item.call.name] in shown)
-    ranked = sorted(equal, key=standing, reverse=True)
-    return (
-        isinstance(entry.answer, Call) and ranked[0] == entry.answer.name and standing(ranked[0]) > standing(ranked[1])
-    )
+    shown = [known[name] for name in equal]
+    standing = _standings([(known[item.call.name], item.verdict) for item in entry.history], shown)
+    best = max(shown, key=lambda owner: standing[owner])
+    alone = [standing[owner] for owner in shown].count(standing[best]) == 1
+    return isinstance(entry.answer, Call) and alone and len({*shown}) == len(shown) and known[entry.answer.name] == best
 
 
 def _stated(value: Any, query: str) -> bool:
@@ -327,59 +356,28 @@ def _once(tools: Sequence[Tool]) -> list[Tool]:
     return list({tool.description or tool.name: tool for tool in named}.values())
 
 
-def _distractors(example: Example, beside: Sequence[Tool], count: int, rng: Random) -> list[Tool]:
-    """`count` other tools: some of those that came with the call, the rest from anywhere.
-
-    The latter have no word of the called tool's name in common with it, so that none does the same.
-    """
-    words = name_words(example.tool.name) - _LIGHT
-    near = [tool for tool in example.others if name_words(tool.name) - _LIGHT != words]
-    rng.shuffle(near)
-    found = {tool.name: tool for tool in near[: rng.randint(0, 6)]}
+def _distractors(
+    near: Sequence[Tool], taken: Collection[str], beside: Sequence[Tool], count: int, rng: Random
+) -> list[Tool]:
+    """`count` other tools: some of those that came with a call, the rest from anywhere. None has a word of `taken` in
+    its name, so that none does what is asked for."""
+    close = [tool for tool in near if not name_words(tool.name) & taken]
+    found = {tool.name: tool for tool in rng.sample(close, min(len(close), rng.randint(0, 6)))}
     for _ in range(1000):
         if len(found) >= count:
             break
         tool = rng.choice(beside)
-        if not words & name_words(tool.name):
+        if not taken & name_words(tool.name):
             found.setdefault(tool.name, tool)
-    found.pop(example.tool.name, None)
     return list(found.values())[:count]
 
 
-def _with_owners(tools: Sequence[Tool], rivals: Sequence[_Owner], others: Sequence[_Owner], rng: Random) -> list[Tool]:
-    """Other tools as somebody offers them: a third of them the rivals, now and then each of them the same."""
+def _with_owners(tools: Sequence[Tool], owners: Sequence[_Owner], rng: Random) -> list[Tool]:
+    """Other tools as somebody offers them, now and then two the same."""
     found: list[Tool] = []
     for tool in tools:
-        both = len(rivals) > 1 and rng.random() < 0.2
-        mine = rivals[: 1 + rng.randrange(2)] if rng.random() < 0.35 else others or rivals
-        found += [_offered(owner, tool, {}, rng) for owner in (rivals[:2] if both else [rng.choice(mine)])]
+        found += [_offered(owner, tool, {}, rng) for owner in rng.sample(owners, 2 if rng.random() < 0.15 else 1)]
     return found[: len(tools)]
-
-
-def _history(
-    kind: str,
-    rivals: Sequence[_Owner],
-    equal: Sequence[Tool],
-    others: Sequence[_Owner],
-    examples: Sequence[Example],
-    rng: Random,
-) -> list[Interaction]:
-    """Calls of the rivals as `kind` says, and anything of the others."""
-    if len(rivals) == 1 and rng.random() < 0.2:
-        return []
-    anyhow = _PLAIN if kind == "used" else _ANYHOW
-    alone = _PLAIN if kind == "used" else _ALONE
-    good, bad = rng.choice(_KINDS[kind]) if len(rivals) > 1 else (rng.choice(alone), ())
-    plans = [
-        (rivals[0], equal[0], good),
-        *((owner, tool, bad) for owner, tool in zip(rivals[1:], equal[1:], strict=True)),
-    ]
-    calls: list[list[Interaction]] = []
-    for owner, tool, verdicts in plans:
-        calls.append([_earlier(owner, tool, verdict, examples, rng) for verdict in verdicts])
-    made = [*_merged(calls[1:], rng), *calls[0]] if kind in _IN_ORDER else _merged(calls, rng)
-    rest = [[_earlier(owner, None, verdict, examples, rng) for verdict in rng.choice(anyhow)] for owner in others]
-    return _merged([made, *rest], rng)
 
 
 def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
@@ -391,10 +389,15 @@ def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
 
 
 def _earlier(
-    owner: _Owner, tool: Tool | None, verdict: str | None, examples: Sequence[Example], rng: Random
+    owner: _Owner,
+    verdict: str | None,
+    offers: Sequence[tuple[_Owner, Tool]],
+    examples: Sequence[Example],
+    rng: Random,
 ) -> Interaction:
-    """An earlier call of a provider: now and then of the very tool that it offers, else of another tool."""
+    """An earlier call of a provider: now and then of a tool that it offers now, else of another."""
     other = rng.choice(examples)
-    if tool is not None and rng.random() < 0.3:
-        return Interaction(other.query[:300], Call(tool.name, {}), verdict)
+    own = [tool for one, tool in offers if one == owner]
+    if own and rng.random() < 0.3:
+        return Interaction(other.query[:300], Call(rng.choice(own).name, {}), verdict)
     return Interaction(other.query[:300], Call(owner.named(other.tool, rng), other.arguments), verdict)

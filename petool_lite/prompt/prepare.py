@@ -42,7 +42,8 @@ _CHUNK = 512  # rows in memory at once
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped. For DPO also
+    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped, and in
+    `earlier` (int32) start and end of each learned answer before that one. For DPO also
     rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse."""
 
     table: Any
@@ -111,7 +112,7 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
             "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
         )
     left_out: list[str] = []
-    facts: list[tuple[int, int, bool, bool]] = []  # of each row: tokens, those with loss, trimmed, a description cut
+    facts: list[tuple[int, int, int, bool, bool]] = []  # of each row: tokens, answers, tokens with loss, trimmed, cut
 
     def rows() -> Iterator[Example]:
         for number, (entry, row) in enumerate(zip(entries, examples(chat, entries, layout, pairs), strict=True), 1):
@@ -119,13 +120,13 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
                 left_out.append(entry.id)
             else:
                 cut = layout.style == "petool" and cut_descriptions(entry) > 0
-                facts.append((len(row.ids), len(row.ids) - row.answer_start, row.history_dropped > 0, cut))
+                facts.append((len(row.ids), 1 + len(row.earlier) // 2, row.learned, row.history_dropped > 0, cut))
                 yield row
             if number % 100 == 0 or number == len(entries):
                 report("tokenizing", number, len(entries), "")
 
     _write_rows(folder / "rows.arrow", rows(), pairs)
-    lengths, losses, trimmed, cut = zip(*facts, strict=True) if facts else ((),) * 4
+    lengths, answers, losses, trimmed, cut = zip(*facts, strict=True) if facts else ((),) * 5
     count = sum(len(dataset.entries) for dataset in sets)
     summary = {
         "entries": len(sets[0].entries),
@@ -137,6 +138,7 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
         "left_out": len(left_out),
         **{f"tokens_{name}": value for name, value in spread(lengths).items()},
         "tokens": sum(lengths),
+        "answers": sum(answers),
         "loss_tokens": sum(losses),
         **({"without_pair": count - len(entries)} if pairs else {}),
         **_wording(sets, data.style),
@@ -169,10 +171,12 @@ def _write_rows(path: Path, rows: Iterable[Example], pairs: bool) -> None:
 
     ids = List(Value("int32"))
     columns = {"entry_id": Value("string"), "input_ids": ids, "answer_start": Value("int32")}
-    columns |= {"history_dropped": Value("int32")} | ({"rejected_ids": ids} if pairs else {})
+    columns |= {"history_dropped": Value("int32"), "earlier": ids} | ({"rejected_ids": ids} if pairs else {})
     with ArrowWriter(features=Features(columns), path=str(path), writer_batch_size=_CHUNK) as writer:
         for row in rows:
             values = {"entry_id": row.entry_id, "input_ids": row.ids, "answer_start": row.answer_start}
-            values |= {"history_dropped": row.history_dropped} | ({"rejected_ids": row.rejected} if pairs else {})
+            values |= {"history_dropped": row.history_dropped, "earlier": list(row.earlier)} | (
+                {"rejected_ids": row.rejected} if pairs else {}
+            )
             writer.write(values)
         writer.finalize()

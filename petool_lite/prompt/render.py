@@ -70,14 +70,21 @@ class Chat:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token. `rejected`: in
-    rows that were asked for as pairs, the ids of the wrong answer with its end token."""
+    """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token. `earlier` are
+    start and end of each answer in the prompt that is learned, too, one after the other. `rejected`: in rows that were
+    asked for as pairs, the ids of the wrong answer with its end token."""
 
     entry_id: str
     ids: list[int]
     answer_start: int
     history_dropped: int
     rejected: tuple[int, ...] = ()
+    earlier: tuple[int, ...] = ()
+
+    @property
+    def learned(self) -> int:
+        """How many of the ids are learned."""
+        return len(self.ids) - self.answer_start + sum(self.earlier[1::2]) - sum(self.earlier[::2])
 
 
 def chat_from_directory(directory: Path) -> Chat:
@@ -346,18 +353,55 @@ def _rendered(chat: Chat, batch: Sequence[Entry], layout: Layout, pairs: bool) -
         if entry.answer is None:
             raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
         answers.append(answer_text(entry.answer, layout.style))
-    encoded = chat.encode_batch([prompt_text(chat, entry, layout) for entry in batch])
+    texts = [prompt_text(chat, entry, layout) for entry in batch]
+    encoded = chat.encode_batch(texts)
     rejected = [answer_text(entry.rejected or "", layout.style) for entry in batch]
     wrong = chat.follow(rejected) if pairs else [[]] * len(batch)
-    for entry, ids, answer, other in zip(batch, encoded, chat.follow(answers), wrong, strict=True):
+    for entry, text, ids, answer, other in zip(batch, texts, encoded, chat.follow(answers), wrong, strict=True):
         fitted = _fit(chat, entry, layout, ids, reserve=max(len(answer), len(other)) + 1)
         if fitted is None:
             rows.append(None)
             continue
         kept, shown = fitted
+        earlier: list[int] = []
+        if layout.style == "petool" and not pairs and any(turn.get("weight") for turn in entry.turns):
+            text = text if shown is entry else prompt_text(chat, shown, layout)
+            kept, earlier = _with_earlier(chat, shown, text, kept)
         dropped, worse = len(entry.history) - len(shown.history), (*other, chat.eos_id) if pairs else ()
-        rows.append(Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, worse))
+        rows.append(Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, worse, tuple(earlier)))
     return rows
+
+
+def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int]) -> tuple[list[int], list[int]]:
+    """A prompt's ids with the answers of earlier turns that are to be learned cut as new ones are, and start and end
+    of each. Where the model's template writes an earlier answer otherwise than a new one, that one is not learned."""
+    query = str(_inert(entry.query, chat))
+    at = text.rfind(query) if query else -1
+    opening = text[at + len(query) :] if at > 0 else "\0"  # what stands between a request and its answer
+    cuts: list[int] = []
+    for turn in reversed(_inert(entry.turns, chat)):
+        written = _written(turn) if turn["role"] == "assistant" else turn["content"]
+        at = text.rfind(written, 0, max(at, 0))
+        end = at + len(written) + len(chat.eos_token)
+        if at > 0 and turn.get("weight") and text[:at].endswith(opening) and text[:end].endswith(chat.eos_token):
+            cuts = [at, end, *cuts]
+    first, *rest = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    pieces = [chat.encode(first), *chat.follow(rest)]
+    whole = [one for piece in pieces for one in piece]
+    if len(whole) > len(ids) + len(rest):
+        return ids, []
+    bounds = [sum(map(len, pieces[: number + 1])) for number in range(len(rest))]
+    return whole, bounds
+
+
+def _written(turn: Mapping[str, Any]) -> str:
+    """An earlier answer as petool.jinja writes it."""
+    calls = [made["function"] for made in turn.get("tool_calls") or ()]
+    texts = [
+        f'{{"name": {json.dumps(made["name"], ensure_ascii=False)}, "arguments": {made["arguments"]}}}'
+        for made in calls
+    ]
+    return "\n".join([*filter(None, [turn["content"]]), *(f"{CALL_START}{text}{CALL_END}" for text in texts)])
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:

@@ -53,7 +53,8 @@ def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
-    """Pack rows (`input_ids`: numbers or an array, `answer_start`) into micro-batches of at most `budget` tokens."""
+    """Pack rows (`input_ids`: numbers or an array, `answer_start`, perhaps `earlier`: start and end of each learned
+    answer before that one) into micro-batches of at most `budget` tokens."""
     import numpy
     import torch
 
@@ -62,7 +63,7 @@ def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
 
     batches = []
     whole = [numpy.asarray(row["input_ids"]) for row in rows]
-    starts = [row["answer_start"] for row in rows]
+    learned = [learned_places(row) for row in rows]
     for members in group([len(ids) for ids in whole], budget):
         lengths = [len(whole[index]) - 1 for index in members]
         offsets = numpy.cumsum((0, *lengths))
@@ -74,12 +75,21 @@ def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
                 ids=joined([*(whole[index][:-1] for index in members), numpy.zeros(spare, numpy.int64)]),
                 positions=joined([numpy.arange(length) for length in all_lengths]),
                 lengths=all_lengths,
-                where=joined([offset + numpy.arange(starts[index] - 1, length) for index, length, offset in places]),
-                answers=joined([whole[index][starts[index] :] for index in members]),
+                where=joined([offset + learned[index] - 1 for index, _, offset in places]),
+                answers=joined([whole[index][learned[index]] for index in members]),
                 entries=tuple(str(rows[index].get("entry_id", index)) for index in members),
             )
         )
     return batches
+
+
+def learned_places(row: Row) -> Any:
+    """Which of a row's ids are learned, as an array of indices: its answer, and the earlier ones that it marks."""
+    import numpy
+
+    bounds = [int(bound) for bound in row.get("earlier", ())]
+    spans = [*zip(bounds[::2], bounds[1::2], strict=True), (row["answer_start"], len(row["input_ids"]))]
+    return numpy.concatenate([numpy.arange(*span) for span in spans])
 
 
 def shares(lengths: Sequence[int], devices: int) -> list[list[int]]:
@@ -178,7 +188,7 @@ def answer_trainer() -> Any:
                 "batches": micro_batches([rows[index] for index in own or [0]], self.token_budget),
                 "spare": not own,  # fewer rows than devices: this one computes along, for nothing
                 "tokens": sum(lengths),
-                "answers": sum(lengths) - sum(int(row["answer_start"]) for row in rows),
+                "answers": sum(len(learned_places(row)) for row in rows),
             }
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
