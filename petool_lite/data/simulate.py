@@ -9,7 +9,7 @@ the entries nobody does.
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -39,7 +39,7 @@ _LONGEST = 1500  # characters of a request; longer ones are documents
 _NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _A_PASS = 12  # calls of one tool
-_OFFERED = 16  # tools of an entry, at most
+_OFFERED, _ASKED = 16, 11  # tools of an entry, at most, and of these such as do what is asked for
 
 # What the user thought of a provider, in order of time: verdicts, None for plain use.
 _UP, _DOWN, _USED = (LIKED,), (DISLIKED,), (None,)
@@ -216,26 +216,28 @@ def _entry(
     thought = _RATED if rng.random() < 0.75 else _PLAIN
     opinions = [[(owner, verdict) for verdict in rng.choice(thought)] for owner in owners]
     events = _merged(opinions, rng) if rng.random() < 0.92 else []
-    tools, offers, asked, taken = list[Tool](), list[tuple[_Owner, Tool]](), list[_Asked](), set[str]()
+    tools, offers, asked = list[Tool](), list[tuple[_Owner, Tool]](), list[_Asked]()
+    taken, near = list[frozenset[str]](), list[Tool]()
     for example in wanted:
         own = name_words(example.tool.name) - _LIGHT
-        if own & taken:  # two tools of like names may do the same
+        if any(own & other for other in taken):  # two tools of like names may do the same
             continue
         example, fits = _with_other_values(example, values, rng), rng.random() >= without_call
-        if not fits:
-            taken |= own
-            asked.append((example.query if rng.random() < 0.6 else small_talk(rng), NO_TOOL, ()))
-            continue
         rivals, renaming = _rivals(owners, events, rng), _renaming(example.tool, rng)
-        if len(tools) + len(rivals) > _OFFERED:
+        if fits and len(tools) + len(rivals) > _ASKED:
+            continue
+        taken.append(own)
+        near += rng.sample(example.others, min(len(example.others), rng.randint(0, 6 if len(wanted) == 1 else 3)))
+        if not fits:
+            asked.append((example.query if rng.random() < 0.6 else small_talk(rng), NO_TOOL, ()))
             continue
         equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
         arguments = {renaming.get(name, name): value for name, value in example.arguments.items()}
         asked.append((example.query, Call(equal[0].name, arguments), tuple(tool.name for tool in equal)))
-        tools, offers, taken = tools + equal, offers + list(zip(rivals, equal, strict=True)), taken | own
+        tools, offers = tools + equal, offers + list(zip(rivals, equal, strict=True))
     room = _OFFERED - len(tools)
-    least = min(room, rng.choice((int(not tools), room // 2)))
-    tools += _with_owners(_distractors(wanted[0].others, taken, beside, rng.randint(least, room), rng), owners, rng)
+    count = rng.randint(rng.choice((int(not tools), room // 2)), room)
+    tools += _with_owners(_distractors(near, taken, beside, count, rng), owners, rng)
     rng.shuffle(tools)
     rng.shuffle(asked)
     if not tools or len({tool.name for tool in tools}) < len(tools):
@@ -357,17 +359,17 @@ def _once(tools: Sequence[Tool]) -> list[Tool]:
 
 
 def _distractors(
-    near: Sequence[Tool], taken: Collection[str], beside: Sequence[Tool], count: int, rng: Random
+    near: Sequence[Tool], taken: Sequence[frozenset[str]], beside: Sequence[Tool], count: int, rng: Random
 ) -> list[Tool]:
-    """`count` other tools: some of those that came with a call, the rest from anywhere. None has a word of `taken` in
-    its name, so that none does what is asked for."""
-    close = [tool for tool in near if not name_words(tool.name) & taken]
-    found = {tool.name: tool for tool in rng.sample(close, min(len(close), rng.randint(0, 6)))}
+    """`count` other tools: of those that came with a call, `near`, all whose names differ by more than light words from
+    the names `taken`, and others from anywhere without a word of these, so that none does what is asked for."""
+    found = {tool.name: tool for tool in near if name_words(tool.name) - _LIGHT not in taken}
+    words = frozenset[str]().union(*taken)
     for _ in range(1000):
         if len(found) >= count:
             break
         tool = rng.choice(beside)
-        if not taken & name_words(tool.name):
+        if not words & name_words(tool.name):
             found.setdefault(tool.name, tool)
     return list(found.values())[:count]
 
