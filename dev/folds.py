@@ -120,7 +120,7 @@ def _train(study: Study, one: One, folder: Path) -> bool:
     if saved:
         return _command(study, folder, "resume", "train", "--resume", str(saved[-1].parents[2]))
     simulated, both, _ = load_recipe(study.recipe)[1].data.train.partition(" + ")
-    train = f"{simulated} + 4 * {study.fold_file(one.fold, 'train')}" if both else study.fold_file(one.fold, "train")
+    train = f"{simulated} + 12 * {study.fold_file(one.fold, 'train')}" if both else study.fold_file(one.fold, "train")
     own = (f"data.train={train}", f"train.seed={one.seed}")
     given = (*own, *study.settings, *one.settings)
     filled = (item.replace("{fold}", str(one.fold)).replace("{seed}", str(one.seed)) for item in given)

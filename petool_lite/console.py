@@ -103,15 +103,16 @@ def emit(document: Any, as_json: bool, title: str = "", lines: Iterable[Any] | N
 
 
 def print_loss_mask(row: Mapping[str, Any]) -> None:
-    """A training row: the prompt plain, each token that carries loss on green, in two shades to show their borders."""
+    """A training row: what is read plain, each token with loss on green, in two shades to show their borders."""
     from rich.text import Text
 
-    text = Text(row["prompt"], style="dim")
-    for number, token in enumerate(row["answer"]):
-        text.append(token, style="black on green" if number % 2 else "black on bright_green")
+    text = Text()
+    for number, piece in enumerate(row["pieces"]):
+        shade = "black on green" if number % 2 else "black on bright_green"
+        text.append(piece["text"], style=shade if piece["learned"] else "dim")
     terminal().print(text, soft_wrap=True)
     dropped = f", {row['history_dropped']} earlier calls left out" if row["history_dropped"] else ""
-    say(f"entry {row['entry_id']}: {row['prompt_tokens']:,} prompt tokens, {row['loss_tokens']} with loss{dropped}")
+    say(f"entry {row['entry_id']}: {row['tokens']:,} tokens, {row['loss_tokens']} with loss{dropped}")
 
 
 @contextmanager

@@ -17,10 +17,11 @@ from petool_lite.data import openai, petoolbench
 from petool_lite.data.answers import answer_faults
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import Entry, Tool, check_setting
+from petool_lite.data.examples import Example, examples_of
 from petool_lite.data.fetch import data_files, fetch
 from petool_lite.data.fields import Fault, is_unicode
 from petool_lite.data.openai import entry_line
-from petool_lite.data.simulate import Example, examples_of, simulate
+from petool_lite.data.simulate import simulate
 from petool_lite.data.splits import folds
 from petool_lite.errors import PetoolError
 from petool_lite.runs import draft

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from petool_lite.data.entries import DISLIKED, LIKED, Tool, bearing, providers
@@ -51,15 +52,14 @@ def _form(tool: Tool, owner: str) -> str:
 
 
 def preview(chat: Chat, row: Example) -> dict[str, Any]:
-    """The pieces that a coloured view needs: prompt text and each answer token as text."""
+    """The pieces that a coloured view needs: stretches that are read, as one text, and learned tokens one by one."""
     decode = chat.decode
     assert decode is not None  # a chat from a directory has one
-    answer = [decode([token]) for token in row.ids[row.answer_start :]]
-    return {
-        "entry_id": row.entry_id,
-        "prompt_tokens": row.answer_start,
-        "loss_tokens": len(answer),
-        "history_dropped": row.history_dropped,
-        "prompt": decode(row.ids[: row.answer_start]),
-        "answer": answer,
-    }
+    bounds = [0, *row.earlier, row.answer_start, len(row.ids)]
+    pieces: list[dict[str, Any]] = []
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        learned = number % 2 == 1
+        parts = [[token] for token in row.ids[start:end]] if learned else [row.ids[start:end]]
+        pieces += [{"text": decode(part), "learned": learned} for part in parts]
+    counts = {"tokens": len(row.ids), "loss_tokens": row.learned, "history_dropped": row.history_dropped}
+    return {"entry_id": row.entry_id, **counts, "pieces": pieces}

@@ -34,7 +34,7 @@ _RENDERERS = (
         "data/petoolbench.py",
         "data/schema.py",
     ),
-    *("data/files.py", "data/splits.py", "data/answers.py", "data/simulate.py", "data/words.py"),
+    *("data/files.py", "data/splits.py", "data/answers.py", "data/examples.py", "data/simulate.py", "data/words.py"),
     *("text.py", "families.py"),
 )
 _CHUNK = 512  # rows in memory at once

@@ -228,7 +228,8 @@ def entry_request(chat: Chat, entry: Entry, style: str) -> dict[str, Any]:
     somebody wrote into them are text."""
     if style == "petool":
         tools = [tool_json(tool) for tool in entry.tools]
-        return {"messages": _inert(entry_messages(entry), chat)} | ({"tools": _inert(tools, chat)} if tools else {})
+        messages = [{key: turn[key] for key in turn if key != "weight"} for turn in entry_messages(entry)]
+        return {"messages": _inert(messages, chat)} | ({"tools": _inert(tools, chat)} if tools else {})
     if entry.published is None:
         what = f"entry {entry.id} has no published prompt"
         raise PetoolError(what, "only PEToolBench's have one: set data.style = petool")

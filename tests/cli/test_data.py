@@ -79,8 +79,11 @@ def test_preview_shows_the_loss_mask_of_a_training_row(command, files) -> None:
     shown = json.loads(command("data", "preview", "demo", *more, "--entry", "2", "--json", cwd=files).stdout)
     call = row["api_call_ground_truth"]
     wanted = json.dumps({"name": call["tool_name"], "arguments": call["parameters"]})
-    assert "".join(shown["answer"]) == f"<tool_call>\n{wanted}\n</tool_call><|im_end|>"
-    assert shown["prompt"].endswith(f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n")
+    assert (
+        "".join(piece["text"] for piece in shown["pieces"] if piece["learned"])
+        == f"<tool_call>\n{wanted}\n</tool_call><|im_end|>"
+    )
+    assert shown["pieces"][0]["text"].endswith(f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n")
     plain = command("data", "preview", "demo")
     assert "with loss" in plain.stderr
     assert "<|im_end|>" in plain.stdout

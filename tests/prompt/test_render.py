@@ -12,7 +12,9 @@ from support_published import published_rows
 
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool
 from petool_lite.data.files import load_dataset
-from petool_lite.data.openai import entry_messages, tool_json
+from petool_lite.data.inspect import preview
+from petool_lite.data.openai import entry_line, entry_messages, learned_turns, tool_json
+from petool_lite.data.openai import parse as parse_line
 from petool_lite.data.petoolbench import parse
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import (
@@ -115,6 +117,31 @@ def test_an_answer_is_what_servers_read(smol) -> None:
     plain = example(smol, replace(CHAT, answer=NO_TOOL), PETOOL)
     assert smol.decode(plain.ids[plain.answer_start :]) == "No tool fits.<|im_end|>"
     assert answer_text(published().answer, "published").startswith('{"tool_name": ')
+
+
+@pytest.mark.parametrize("model", ["smollm2", "llama3"])
+def test_earlier_answers_that_are_marked_are_learned_too(smollm2, llama3_tokenizer, model) -> None:
+    chat = chat_from_directory({"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[model])
+    asked = [("Which channels?", Call("slack.channels", {})), ("Sing.", NO_TOOL), ("Sing again.", NO_TOOL)]
+    marked = [turn for query, answer in asked for turn in learned_turns(replace(CHAT, query=query, answer=answer))]
+    marked[3] = {key: value for key, value in marked[3].items() if key != "weight"}
+    entry = replace(CHAT, turns=tuple(marked))
+    row, plain = example(chat, entry, PETOOL), example(chat, replace(entry, turns=tuple(unmarked(marked))), PETOOL)
+    assert (row.ids, row.answer_start) == (plain.ids, plain.answer_start), "the same conversation"
+    spans = [*zip(row.earlier[::2], row.earlier[1::2], strict=True), (row.answer_start, len(row.ids))]
+    learned = [answer_text(answer, "petool") + chat.eos_token for answer in (asked[0][1], asked[2][1], CHAT.answer)]
+    assert [chat.decode(row.ids[start:end]) for start, end in spans] == learned
+    assert row.learned == sum(end - start for start, end in spans)
+    assert (plain.earlier, plain.learned) == ((), len(plain.ids) - plain.answer_start)
+    shown = preview(chat, row)["pieces"]
+    assert "".join(piece["text"] for piece in shown if piece["learned"]) == "".join(learned)
+    assert "".join(piece["text"] for piece in shown) == chat.decode(row.ids)
+    again = parse_line(entry_line(entry), entry.id)
+    assert example(chat, again, PETOOL).earlier == row.earlier
+
+
+def unmarked(turns):
+    return [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]
 
 
 def test_a_conversation_goes_on_with_calls_and_results_as_text(smol) -> None:

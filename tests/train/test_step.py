@@ -183,6 +183,8 @@ def test_a_micro_batch_holds_what_its_rows_are_predicted_from() -> None:
     assert packed.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert (packed.where.tolist(), packed.answers.tolist()) == ([3, 4, 5, 6, 7], [9, 10, 12, 13, 14])
     assert (packed.lengths, packed.entries) == ((5, 3), ("a", "b"))
+    (packed,) = micro_batches([{**batch[0], "earlier": [1, 3]}, {**batch[1], "earlier": []}], budget=10)
+    assert (packed.where.tolist(), packed.answers.tolist()) == ([0, 1, 3, 4, 5, 6, 7], [6, 7, 9, 10, 12, 13, 14])
 
 
 def test_rows_share_micro_batches_up_to_the_budget_and_devices_get_about_the_same_tokens() -> None:
