@@ -18,8 +18,8 @@ _NOTE = "<!-- Made by docs/make_reference.py; `make reference` writes it anew. -
 
 
 def pages() -> dict[str, str]:
-    """File name -> Markdown of every generated page."""
-    return {"commands.md": commands_page(), "recipe.md": recipe_page(), "models.md": models_page()}
+    """File, from docs/reference, -> Markdown of every generated page."""
+    return {"commands.md": commands_page(), "recipe.md": recipe_page(), "../models.md": models_page()}
 
 
 def commands_page() -> str:
