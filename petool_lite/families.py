@@ -47,13 +47,11 @@ _END_TEXTS = (
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`).
-
-    `blocks` maps GGUF's names of a block's tensors to modules; those of `biases` have a bias, too. `interleaved`:
-    llama.cpp has the rows of q and k otherwise. `activation` and `head_size` are what config.json says, or leaves out.
-    `shift` is what the norms add to their weights, which llama.cpp wants added. `scaled`: embeddings are multiplied by
-    the root of the width. `local`: of every so many layers all but the last attend to a window of tokens only.
-    """
+    """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`). `blocks` maps
+    GGUF's names of a block's tensors to modules; those of `biases` have a bias, too. `interleaved`: llama.cpp has the
+    rows of q and k otherwise. `activation` and `head_size` are what config.json says, or leaves out. `shift` is what
+    the norms add to their weights, which llama.cpp wants added. `scaled`: embeddings are multiplied by the root of the
+    width. `local`: of every so many layers all but the last attend to a window of tokens only."""
 
     name: str
     architecture: str
@@ -118,9 +116,7 @@ def read_json(file: Path) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a model: layers, widths, heads, tokens. `head_size` is the width of one head, `context` in tokens.
-
-    `window`: how many tokens a layer with local attention sees; None where every layer sees all.
-    """
+    `window`: how many tokens a layer with local attention sees; None where every layer sees all."""
 
     family: Family
     layers: int
@@ -137,10 +133,8 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The sizes in a config.json, with transformers' defaults.
-
-    Raises PetoolError for another family, and for a size or kind of attention that no model of it has.
-    """
+    """The sizes in a config.json, with transformers' defaults. Raises PetoolError for another family, and for a size or
+    kind of attention that no model of it has."""
     family = family_of(config)
 
     def size(key: str, default: int | None = None, most: int = _LARGEST) -> int:
@@ -205,11 +199,8 @@ def _odd(what: str) -> PetoolError:
 @dataclass(frozen=True)
 class Rope:
     """Rotary positions: `theta` as the configuration states it (None: 10,000), that of layers with a window (`local`),
-    and how the angles are scaled.
-
-    "linear" divides every position by `factor`; "llama3" divides long waves by it, with a smooth passage, between
-    `low` and `high` turns in the first `context` tokens, to the short ones, which stay.
-    """
+    and how the angles are scaled. "linear" divides every position by `factor`; "llama3" divides long waves by it, with
+    a smooth passage, between `low` and `high` turns in the first `context` tokens, to the short ones, which stay."""
 
     kind: str
     theta: float | None
@@ -259,10 +250,8 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
 
 def rope_divisors(rope: Rope, head_size: int) -> Any:
     """Llama 3's divisor of each rotary frequency: a float32 torch tensor of shape (head_size / 2,); None for others.
-
     Wavelengths below context / high stay, those above context / low are divided by `factor`, and those between are
-    blended (the rule published with Llama 3.1). Computed in float32 as llama.cpp's converter does, to the bit.
-    """
+    blended (the rule published with Llama 3.1). Computed in float32 as llama.cpp's converter does, to the bit."""
     import torch
 
     if rope.kind != "llama3":
@@ -315,11 +304,8 @@ def reordered_heads(name: str, shape: Shape) -> int:
 
 
 def chat_template(directory: Path) -> str:
-    """The chat template of a model directory; of a list of templates the default one.
-
-    chat_template.jinja goes before tokenizer_config.json, as in transformers; Vicuna's is known by its name. Raises
-    PetoolError if there is none.
-    """
+    """The chat template of a model directory; of a list of templates the default one. chat_template.jinja goes before
+    tokenizer_config.json, as in transformers; Vicuna's is known by its name. Raises PetoolError if there is none."""
     file = directory / "chat_template.jinja"
     found = read_json(directory / "tokenizer_config.json").get("chat_template")
     if file.is_file():

@@ -54,11 +54,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -> Base:
-    """Find the base called `name`; a hub id is downloaded (safetensors only), a GGUF converted once and cached.
-
-    A file is taken for a GGUF by its first bytes, whatever it is called. Raises PetoolError if the base cannot be
-    found, or is not a text model of a known family.
-    """
+    """Find the base called `name`; a hub id is downloaded (safetensors only), a GGUF converted once and cached. A file
+    is taken for a GGUF by its first bytes, whatever it is called. Raises PetoolError if the base cannot be found, or is
+    not a text model of a known family."""
     path = embedded_gguf() if name == EMBEDDED else user_path(name)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -79,11 +77,9 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
 
 
 def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda text: None) -> Base:
-    """The base that a run's manifest describes (name, directory, gguf), from whatever folder it is asked for.
-
-    The recorded place goes first, since the name may be relative to where training was started; raises PetoolError
-    if neither is there.
-    """
+    """The base that a run's manifest describes (name, directory, gguf), from whatever folder it is asked for. The
+    recorded place goes first, since the name may be relative to where training was started; raises PetoolError if
+    neither is there."""
     name = str(found["name"])
     place = found.get("gguf") or found.get("directory")
     if name != EMBEDDED and place and Path(place).exists():
@@ -127,10 +123,8 @@ def _check_directory(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold a model's weights: model.safetensors, or the shards that its index names.
-
-    Raises PetoolError where the index is missing or damaged, or names what is not there.
-    """
+    """The files that hold a model's weights: model.safetensors, or the shards that its index names. Raises PetoolError
+    where the index is missing or damaged, or names what is not there."""
     if (path / _WEIGHTS).is_file():
         return [path / _WEIGHTS]
     index = path / _INDEX

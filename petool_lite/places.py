@@ -36,10 +36,8 @@ def cache_place(*parts: str) -> Path:
 
 
 def own_folder(name: str, root: Path | None = None) -> Path | None:
-    """A folder in `root`, the cache if None, that nobody else can write to, for what is trusted as it is read.
-
-    None where there is none.
-    """
+    """A folder in `root`, the cache if None, that nobody else can write to, for what is trusted as it is read. None
+    where there is none."""
     with suppress(OSError, PetoolError):
         folder = (root or cache_root()) / name
         folder.mkdir(mode=0o700, exist_ok=True)

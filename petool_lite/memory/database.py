@@ -51,11 +51,9 @@ class Unwritable(PetoolError):
 
 
 def run(path: Path, work: Callable[[sqlite3.Connection], T], write: bool = False) -> T:
-    """What `work` returns, given a connection to the file; where it writes, all of it is done or nothing.
-
-    A damaged file is set aside, which is said, and the work done on a fresh one. Raises Unwritable, and PetoolError for
-    a file of a newer version.
-    """
+    """What `work` returns, given a connection to the file; where it writes, all of it is done or nothing. A damaged
+    file is set aside, which is said, and the work done on a fresh one. Raises Unwritable, and PetoolError for a file of
+    a newer version."""
     try:
         try:
             return _once(path, work, write)

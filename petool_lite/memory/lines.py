@@ -17,11 +17,9 @@ ENOUGH = 10  # liked calls that training takes: fewer are learned by heart
 
 
 def openai_line(item: Record) -> dict[str, Any]:
-    """An interaction as a conversation in OpenAI's form, which ends with the verdict where a tool was called.
-
-    Beside it stands what OpenAI has no field for: `id`, `user`, `time` (seconds since 1970), `verdict`, `confidence`,
-    and `result` (what the tool answered).
-    """
+    """An interaction as a conversation in OpenAI's form, which ends with the verdict where a tool was called. Beside it
+    stands what OpenAI has no field for: `id`, `user`, `time` (seconds since 1970), `verdict`, `confidence`, and
+    `result` (what the tool answered)."""
     if isinstance(item.made, Call):
         told = Entry("", "", (), (Interaction(item.query, item.made, item.verdict),))
         messages = entry_messages(told)[:-1]  # without the query that would follow
@@ -35,9 +33,7 @@ def openai_line(item: Record) -> dict[str, Any]:
 def read_line(row: Any, number: int, user: str | None = None) -> list[Record]:
     """The interactions of a line in OpenAI's form: every call with a verdict (`used` for none), and an answer at its
     end. `user` is whose they are where the line does not say; `number`, the line's, is part of ids that it lacks.
-
-    Raises Fault.
-    """
+    Raises Fault."""
     messages = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(messages, list) or not messages:
         raise Fault("messages", "a list of messages")
@@ -71,10 +67,8 @@ def read_line(row: Any, number: int, user: str | None = None) -> list[Record]:
 
 
 def training_rows(source: str, store: Store | None = None) -> list[dict[str, Any]]:
-    """The rows of `history:*` (all users) or `history:NAME`: liked calls as answers, with their user's earlier calls.
-
-    A disliked answer to the same words and tools is the `rejected` one of the liked. Raises PetoolError for too few.
-    """
+    """The rows of `history:*` (all users) or `history:NAME`: liked calls as answers, with their user's earlier calls. A
+    disliked answer to the same words and tools is the `rejected` one of the liked. Raises PetoolError for too few."""
     name = source.partition(":")[2]
     kept = (store or Store()).records(None if name == "*" else name)
     rows = [entry_line(entry) | {"id": entry.id} for entry in _entries(kept)]

@@ -27,11 +27,9 @@ _LONGEST = 1 << 16  # characters of a conversation before the query; a longer on
 @dataclass(frozen=True)
 class Record:
     """One answer that a user got. `time` is in seconds since 1970; `turns` (the conversation before the query, None
-    where it was too long to keep), `tools` and `answer` are JSON.
-
-    `confidence` is the calibrated probability of the chosen tool, or of none; None where it is not known. `result` is
-    what the tool answered, None where it was not run.
-    """
+    where it was too long to keep), `tools` and `answer` are JSON. `confidence` is the calibrated probability of the
+    chosen tool, or of none; None where it is not known. `result` is what the tool answered, None where it was not
+    run."""
 
     id: str
     user: str
@@ -77,10 +75,8 @@ class Store:
     """The interactions of all users of this account. Safe to share between threads and processes."""
 
     def __init__(self, path: Path | None = None, newest: int = NEWEST) -> None:
-        """Open memory.sqlite in `data_root`, or `path`; it keeps the `newest` interactions a user.
-
-        Raises Unwritable where it cannot be written, as every method does, and PetoolError for a newer version's.
-        """
+        """Open memory.sqlite in `data_root`, or `path`; it keeps the `newest` interactions a user. Raises Unwritable
+        where it cannot be written, as every method does, and PetoolError for a newer version's."""
         self.path = path or data_root() / "memory.sqlite"
         self._newest = newest
         run(self.path, lambda db: None)
@@ -101,10 +97,8 @@ class Store:
         return run(self.path, work, write=True)
 
     def recalled(self, user: str, entry: Entry) -> Entry:
-        """The entry with what the user did earlier with these providers before its own history, the newest last.
-
-        An entry that comes with a published prompt stays as it is.
-        """
+        """The entry with what the user did earlier with these providers before its own history, the newest last. An
+        entry that comes with a published prompt stays as it is."""
         if entry.published is not None:
             return entry
         known = providers(entry)
@@ -120,10 +114,8 @@ class Store:
         return with_earlier(entry, [Interaction(*item) for item in calls])  # type: ignore[arg-type]  # no texts
 
     def find(self, identity: str | None, user: str | None = None, verdict: str | None = None) -> Record:
-        """One interaction, the newest where `identity` is None; it gets the verdict, if any, one of VERDICTS.
-
-        Raises PetoolError where it is unknown or another user's.
-        """
+        """One interaction, the newest where `identity` is None; it gets the verdict, if any, one of VERDICTS. Raises
+        PetoolError where it is unknown or another user's."""
         plain = identity and identity.removeprefix("chatcmpl-").removeprefix("resp_")
 
         def work(db: sqlite3.Connection) -> Record:
@@ -196,10 +188,8 @@ class Memory:
 
 
 def with_earlier(entry: Entry, earlier: Sequence[Interaction]) -> Entry:
-    """The entry with the last of the `earlier` calls that bear on its tools before its history.
-
-    A call that the request itself tells, as history or as a turn, is left out.
-    """
+    """The entry with the last of the `earlier` calls that bear on its tools before its history. A call that the request
+    itself tells, as history or as a turn, is left out."""
     told = {_key(item.call.name, item.call.arguments) for item in entry.history}
     for made in (item["function"] for turn in entry.turns for item in turn.get("tool_calls") or ()):
         told.add(_key(made["name"], json.loads(made["arguments"] or "{}")))

@@ -26,10 +26,8 @@ _CONNECTIONS = 512  # at once; more are answered 503
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What is served, where and within which limits; `slots` requests run at once, `queue` more may wait.
-
-    Each slot has `n_ctx` tokens of context, 0 for the engine's default.
-    """
+    """What is served, where and within which limits; `slots` requests run at once, `queue` more may wait. Each slot has
+    `n_ctx` tokens of context, 0 for the engine's default."""
 
     model: Path
     host: str = "127.0.0.1"

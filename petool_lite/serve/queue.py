@@ -80,11 +80,9 @@ class RequestQueue:
         self.present = 0  # requests that run or wait
 
     async def events(self, request: Request | Helped, left: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
-        """Events of one request, see `Engine.ask`; `left` returns when its client has gone, which ends it.
-
-        A client that reads slowly keeps nobody waiting: the events are kept for it. Raises Refusal where the queue is
-        full or the wait too long.
-        """
+        """Events of one request, see `Engine.ask`; `left` returns when its client has gone, which ends it. A client
+        that reads slowly keeps nobody waiting: the events are kept for it. Raises Refusal where the queue is full or
+        the wait too long."""
         if self.present >= self.settings.queue + self.settings.slots:
             raise Refusal(429, "the queue is full; try again later", kind="rate_limit_error")
         self.present += 1

@@ -50,11 +50,8 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it was read; `unused` names the fields that changed nothing.
-
-    It `remembers` where it is of a user with a name and does not say `store: false`: what was done earlier is read, and
-    the answer kept.
-    """
+    """A request as it was read; `unused` names the fields that changed nothing. It `remembers` where it is of a user
+    with a name and does not say `store: false`: what was done earlier is read, and the answer kept."""
 
     request: Request
     stream: bool

@@ -18,9 +18,7 @@ _STATUS = {ENGINE: 500, "timeout": 504, "cancelled": 499}
 
 async def respond(events: AsyncIterator[Event], form: "Form") -> Any:
     """The response to one request; a refusal or a failing engine before the first piece gets a status of its own.
-
-    Raises Refusal.
-    """
+    Raises Refusal."""
     from starlette.responses import JSONResponse, StreamingResponse
 
     first = await anext(events, ("failed", {"kind": "cancelled", "message": "the client has gone"}))

@@ -43,10 +43,8 @@ _FORMS: dict[str, tuple[Any, type[Form]]] = {
 
 
 def application(queue: RequestQueue, memory: Memory | None = None, offered: OfferedTools | None = None) -> Starlette:
-    """The application over `queue`; without a `memory` no user's calls are kept or read.
-
-    `offered` are the tools where a request brings none.
-    """
+    """The application over `queue`; without a `memory` no user's calls are kept or read. `offered` are the tools where
+    a request brings none."""
     own, settings = _Routes(queue, memory, offered), queue.settings
     # Without a key, a web page in the user's browser must not get in under another name for this machine.
     hosts = ["*"] if settings.api_key else ["localhost", "127.0.0.1", "[::1]", "::1", settings.host]
