@@ -31,7 +31,7 @@ def commands_page() -> str:
         "Every command also takes `--help`. `--json` ends stdout with one JSON document on one line.\n",
     ]
     for path, command in walk(main, "petool-lite"):
-        context = click.Context(command, info_name=path)
+        context = click.Context(command, info_name=path, show_default=True)
         usage = " ".join([path, *command.collect_usage_pieces(context)])
         parts += [f"## {path}\n", f"```\n{usage}\n```\n", _help(command)]
         records = [item.get_help_record(context) for item in command.params if isinstance(item, click.Option)]

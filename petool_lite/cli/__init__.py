@@ -24,6 +24,7 @@ _VERBS = {
 }
 # What a disk answers that is full, over its quota, read-only or not ours; EFBIG is a limit on the size of files.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
 class Main(click.Group):
@@ -68,7 +69,7 @@ class Main(click.Group):
         sys.exit(failure.exit_code)
 
 
-@click.group(cls=Main, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Main, invoke_without_command=True, context_settings=_SETTINGS)
 @click.version_option(package_name="petool-lite")
 @click.pass_context
 def main(context: click.Context) -> None:

@@ -23,7 +23,7 @@ from petool_lite.bench.variants import (
     run_variants,
     with_decodings,
 )
-from petool_lite.cli.options import SETTING, as_json, run_option
+from petool_lite.cli.options import SETTING, as_json, decoding_option, run_option
 from petool_lite.console import print_json, progress, say
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import USAGE, PetoolError
@@ -43,47 +43,23 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 
 @click.group(invoke_without_command=True)
 @run_option
+@click.option("--model", metavar="FILE|DIR|ID", help="Not a run: a GGUF file, a model on the GPU, --endpoint's name.")
+@click.option("--endpoint", metavar="URL", help="Ask --model of this server; a key goes into PETOOL_LITE_ENDPOINT_KEY.")
+@click.option("--max-requests", type=click.IntRange(min=1), help="To --endpoint at most; else about 3 an entry.")
 @click.option(
-    "--model",
-    "model",
-    default=None,
-    metavar="FILE|DIR|ID",
-    help="Bench this instead of a run: a GGUF file on the CPU, a model on the GPU, or the name of --endpoint's model.",
-)
-@click.option(
-    "--endpoint",
-    default=None,
-    metavar="URL",
-    help="Ask --model of this server, which speaks OpenAI's API; a key goes into PETOOL_LITE_ENDPOINT_KEY.",
-)
-@click.option(
-    "--max-requests", type=click.IntRange(min=1), default=None,
-    help="Requests to an endpoint at most, tries again included; about three for each entry if not given.",
-)  # fmt: skip
-@click.option(
-    "--variants", default=None, metavar="NAME[,NAME]",
+    "--variants", metavar="NAME[,NAME]",
     help="What to bench: base, tuned, tuned-q8_0, tuned-nf4-gpu, ..., or the groups rules, cpu, gpu, all. "
     "If not given: base, tuned and rules, on the GPU if the run was trained on one that is here.",
 )  # fmt: skip
-@click.option("--data", default=None, metavar="SOURCE", help="Entries to score; the recipe's own if not given.")
-@click.option("--setting", type=SETTING, default=None, help="PEToolBench's prompt; the recipe's own, or rating.")
-@click.option(
-    "--style", type=click.Choice(["published", "petool"]), default=None, help="Override the file's prompt style."
-)
-@click.option(
-    "--decoding",
-    type=click.Choice(["constrained", "free", "both"]),
-    default="constrained",
-    show_default=True,
-    help="Let the model write only calls of the offered tools, or anything.",
-)
-@click.option("--limit", type=click.IntRange(min=1), default=None, help="Score the first N entries only.")
-@click.option("--batch", type=click.IntRange(1, 512), default=None, help="Replies made side by side.")
-@click.option(
-    "--shard", metavar="I/N", callback=_shard, default=None, help="Only part I of N (from 0); see `bench merge`."
-)
+@click.option("--data", metavar="SOURCE", help="Entries to score; the recipe's own if not given.")
+@click.option("--setting", type=SETTING, help="PEToolBench's prompt; the recipe's own, or rating.")
+@click.option("--style", type=click.Choice(["published", "petool"]), help="Override the file's prompt style.")
+@decoding_option("both")
+@click.option("--limit", type=click.IntRange(min=1), help="Score the first N entries only.")
+@click.option("--batch", type=click.IntRange(1, 512), help="Replies made side by side.")
+@click.option("--shard", metavar="I/N", callback=_shard, help="Only part I of N (from 0); see `bench merge`.")
 @click.option("--fresh", is_flag=True, help="Start over instead of going on with results that are there.")
-@click.option("--out", default=None, metavar="DIR", help="Where results go; the run's bench folder if not given.")
+@click.option("--out", metavar="DIR", help="Where results go; the run's bench folder if not given.")
 @as_json
 @click.pass_context
 def bench(context: click.Context, /, **options: Any) -> None:
@@ -106,21 +82,18 @@ def _show_report(document: dict[str, Any], where: str, as_json: bool) -> None:
 
 def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
     """Variants, task and folder that a command line asks for; options["out"] is the folder afterwards."""
-    variants, bench, trained, folder = (
-        _model_inputs(options, report)
-        if options["model"] is not None or options["endpoint"] is not None
-        else _run_inputs(options, report)
-    )
+    given = options["model"] is not None or options["endpoint"] is not None
+    variants, bench, trained, folder = (_model_inputs if given else _run_inputs)(options, report)
     if options["style"]:
         variants = [item if item.engine == NONE else replace(item, style=options["style"]) for item in variants]
     if options["batch"]:
         variants = [replace(item, batch=options["batch"]) for item in variants]
-    setting = options["setting"] or _default_setting(trained)
-    limit, fresh = options["limit"], options["fresh"]
-    shard = options["shard"] or _rank()
+    setting = options["setting"] or trained.one_setting
+    if options["setting"] is None and trained.setting != setting:
+        say(f"the run learned every setting; this scores {setting} (--setting takes another, --out keeps them apart)")
     dataset = load_dataset(bench.data if options["data"] is None else options["data"], setting)
     options["out"] = options["out"] or str(folder)
-    task = Task(dataset, bench.max_reply_tokens, limit, shard, fresh)
+    task = Task(dataset, bench.max_reply_tokens, options["limit"], options["shard"] or _rank(), options["fresh"])
     return with_decodings(variants, options["decoding"]), task, Path(options["out"])
 
 
@@ -128,14 +101,6 @@ def _rank() -> tuple[int, int] | None:
     """The shard of a process of torchrun or accelerate; None for a process of its own."""
     rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     return (rank, count) if count > 1 else None
-
-
-def _default_setting(data: Any) -> str:
-    """The setting of the recipe's `data`; says so where that learned all of them."""
-    setting: str = data.one_setting
-    if setting != data.setting:
-        say(f"the run learned every setting; this scores {setting} (--setting takes another, --out keeps them apart)")
-    return setting
 
 
 def _model_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:
@@ -148,14 +113,12 @@ def _model_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any,
     else:
         raise PetoolError("--endpoint needs the name of a model there", "give --model NAME", USAGE)
     rules = check_names((options["variants"] or "rules").split(","))
-    variants = [chosen, *map(rule_variant, rules)]
-    return variants, Recipe().bench, Recipe().data, runs_root() / f"bench-{chosen.name}"
+    return [chosen, *map(rule_variant, rules)], Recipe().bench, Recipe().data, runs_root() / f"bench-{chosen.name}"
 
 
 def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:
-    names = (options["variants"] or "").split(",") if options["variants"] else None
-    if names:
-        check_names(names)
+    names = options["variants"].split(",") if options["variants"] else []
+    check_names(names)
     run = find_run(options["run"])
     recipe = load_recipe(str(run / "recipe.toml"))[1]
     found = run_variants(run, recipe, names or default_names(run, report), report)
@@ -182,12 +145,8 @@ def bench_score(results: str, as_json: bool) -> None:
 
 @bench.command("report")
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
-@click.option("--out", default=None, metavar="DIR", help="Where the report goes; beside the results if not given.")
-@click.option(
-    "--calibrate",
-    metavar="VARIANT",
-    help="Keep the temperature that suits this variant's confidence in its run, for the next export.",
-)
+@click.option("--out", metavar="DIR", help="Where the report goes; beside the results if not given.")
+@click.option("--calibrate", metavar="VARIANT", help="Keep the temperature that suits its confidence, for export.")
 @as_json
 def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | None, as_json: bool) -> None:
     """Write report.json, report.md and report.html anew from the results files in DIR, a bench folder or a run.
@@ -218,8 +177,8 @@ def _calibrate(run: Path, name: str, document: dict[str, Any]) -> None:
 @bench.command("compare")
 @click.argument("first")
 @click.argument("second")
-@click.option("--variant", default=None, metavar="NAME", help="This variant only.")
-@click.option("--against", default=None, metavar="NAME", help="Its name in SECOND, if it has another there.")
+@click.option("--variant", metavar="NAME", help="This variant only.")
+@click.option("--against", metavar="NAME", help="Its name in SECOND, if it has another there.")
 @as_json
 def bench_compare(first: str, second: str, variant: str | None, against: str | None, as_json: bool) -> None:
     """Compare two runs or bench folders on the entries that both scored: differences, tests, entries that flipped."""

@@ -2,94 +2,33 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from petool_lite.cli.options import SETTING, as_json
+from petool_lite.cli.options import SETTING, as_json, chosen_model, engine_options
+from petool_lite.console import print_json, say
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.places import user_path
-
-model_option = click.option(
-    "--model", default=None, metavar="FILE", help="A GGUF file; the newest run's smallest export if not given."
-)
-context_option = click.option(
-    "--context", "n_ctx", default=0, type=click.IntRange(min=0), help="Tokens of prompt and reply together. [8192]"
-)
-decoding_option = click.option(
-    "--decoding",
-    type=click.Choice(["constrained", "free"]),
-    default="constrained",
-    show_default=True,
-    help="Only calls of the offered tools by their schemas; or anything.",
-)
-trim_option = click.option("--trim-history", is_flag=True, help="Let old history go where the prompt is too long.")
-store_option = click.option(
-    "--store/--no-store",
-    default=True,
-    show_default=True,
-    help="Keep what a user did, and read what bears on the tools.",
-)
-
-
-def chosen_model(name: str | None) -> Path:
-    """The named GGUF file, or the newest complete run's smallest export."""
-    if name is not None:
-        return user_path(name)
-    from petool_lite.bench.variants import tuned_file
-    from petool_lite.runs import find_run
-
-    try:
-        run = find_run(None)
-    except PetoolError as error:
-        raise PetoolError(error.message, f"{error.hint}; or give --model FILE.gguf") from error
-    return tuned_file(run)
-
-
-mcp_option = click.option(
-    "--mcp",
-    multiple=True,
-    metavar="COMMAND|URL",
-    help="Tools of a running MCP server, named by it, or by NAME in NAME=COMMAND; may be given again.",
-)
+from petool_lite.text import decode_text, parse_json, read_text
 
 
 @click.command()
 @click.argument("query", required=False)
-@model_option
-@click.option("--tools", default=None, metavar="FILE", help="Tools of OpenAI, MCP or PEToolBench; - reads stdin.")
-@mcp_option
+@engine_options
+@click.option("--tools", metavar="FILE", help="Tools of OpenAI, MCP or PEToolBench; - reads stdin.")
 @click.option("--run", is_flag=True, help="Ask whether to run the call on its MCP server, run it, print the result.")
 @click.option("--yes", is_flag=True, help="Run it without asking.")
-@click.option("--history", default=None, metavar="FILE", help="Messages, or PEToolBench's calls; - reads stdin.")
-@click.option(
-    "--request",
-    default=None,
-    metavar="FILE",
-    help="Everything in one JSON object: query, tools, history; messages, tools; or a published entry. - reads stdin.",
-)
-@click.option(
-    "--user",
-    default=None,
-    metavar="NAME",
-    help="Whose call it is: kept, read for the next one, and rated with `petool-lite rate`.",
-)
-@store_option
-@click.option("--setting", type=SETTING, default=None, help="PEToolBench: which prompt; the model's own if not given.")
-@decoding_option
+@click.option("--history", metavar="FILE", help="Messages, or PEToolBench's calls; - reads stdin.")
+@click.option("--request", metavar="FILE",
+              help="One object with query, tools, history; with messages, tools; or a published entry.")  # fmt: skip
+@click.option("--user", metavar="NAME", help="Whose call it is: kept, read for the next one, and rated with `rate`.")
+@click.option("--setting", type=SETTING, help="PEToolBench: which prompt; the model's own if not given.")
 @click.option("--required", is_flag=True, help="Call a tool even where none may fit.")
-@trim_option
-@context_option
-@click.option("--reply-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="The longest reply.")
+@click.option("--reply-tokens", default=512, type=click.IntRange(min=1), help="The longest reply.")
 @click.option("--explain", is_flag=True, help="Also tell how likely each tool was, and the verdicts that bear on it.")
-@click.option(
-    "--at-least",
-    default=0.0,
-    metavar="P",
-    type=click.FloatRange(0, 1),
-    help="Ask which tool is meant where the chosen one's probability is lower, instead of calling it.",
-)
+@click.option("--at-least", default=0.0, metavar="P", type=click.FloatRange(0, 1),
+              help="Ask which tool is meant where the chosen one is less likely than this.")  # fmt: skip
 @as_json
 def call(**options: Any) -> None:
     """Print the tool call for QUERY as JSON, or a text where no tool fits.
@@ -97,7 +36,6 @@ def call(**options: Any) -> None:
     \b
     petool-lite call "Show past rates of EUR." --tools tools.json --history history.json --user ann
     """
-    from petool_lite.console import print_json
     from petool_lite.inference.helper import OPTIONS, answer
 
     servers = _servers(options)
@@ -129,7 +67,6 @@ def _servers(options: dict[str, Any]) -> Any:
 
 def _run(servers: Any, options: dict[str, Any], document: dict[str, Any]) -> None:
     """Run a call on its server, unless the user says no; print what it answered, and keep it where the call is kept."""
-    from petool_lite.console import print_json, say
     from petool_lite.memory.store import Memory
 
     name, arguments = document["call"]["name"], document["call"]["arguments"]
@@ -178,8 +115,6 @@ def _request(options: dict[str, Any], servers: Any = None) -> dict[str, Any]:
 
 
 def _read_json(name: str, option: str) -> Any:
-    from petool_lite.text import decode_text, parse_json, read_text
-
     place = "stdin" if name == "-" else name
     text = decode_text(sys.stdin.buffer.read(), place) if name == "-" else read_text(user_path(name))
     if not text.strip():
@@ -189,8 +124,6 @@ def _read_json(name: str, option: str) -> Any:
 
 def _show_call(document: dict[str, Any], options: dict[str, Any]) -> None:
     """Tell about a reply, and print it, unless for --json."""
-    from petool_lite.console import say
-
     for text in (document["warning"], *document["notes"]):
         if text:
             say(text)

@@ -27,9 +27,9 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--repo", default=hub.REPO, show_default=True, help="Dataset on the Hub.")
+@click.option("--repo", default=hub.REPO, help="Dataset on the Hub.")
 @click.option("--file", "names", multiple=True, help="One of its files; can be repeated. All six if not given.")
-@click.option("--revision", default=None, help="A commit, branch or tag; the newest commit if not given.")
+@click.option("--revision", help="A commit, branch or tag; the newest commit if not given.")
 @as_json
 def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool) -> None:
     """Download data files into the Hub's cache, once, and print their paths.
@@ -46,7 +46,7 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool
 @data.command()
 @click.argument("source")
 @setting_option
-@click.option("--base", default="smollm2-135m", show_default=True, help="Whose tokenizer counts, as in recipes.")
+@click.option("--base", default="smollm2-135m", help="Whose tokenizer counts, as in recipes.")
 @skip_option
 @as_json
 def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> None:
@@ -85,9 +85,9 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
 
 @data.command()
 @click.argument("source")
-@click.option("--folds", default=5, show_default=True, type=click.IntRange(min=2), help="Parts of about equal size.")
-@click.option("--seed", default=0, show_default=True, help="Which functions go where.")
-@click.option("--to", "folder", default="folds", show_default=True, metavar="DIR", help="Where the files go.")
+@click.option("--folds", default=5, type=click.IntRange(min=2), help="Parts of about equal size.")
+@click.option("--seed", default=0, help="Which functions go where.")
+@click.option("--to", "folder", default="folds", metavar="DIR", help="Where the files go.")
 @setting_option
 @as_json
 def split(source: str, folds: int, seed: int, folder: str, setting: str, as_json: bool) -> None:
@@ -122,7 +122,7 @@ def convert(source: str, target: str, setting: str, strict: bool, as_json: bool)
 @data.command()
 @click.argument("recipe")
 @set_option
-@click.option("--entry", "number", default=0, show_default=True, type=click.IntRange(min=0), help="Which, from 0.")
+@click.option("--entry", "number", default=0, type=click.IntRange(min=0), help="Which, from 0.")
 @as_json
 def preview(recipe: str, overrides: tuple[str, ...], number: int, as_json: bool) -> None:
     """Show one training row of RECIPE as the model sees it; tokens that carry loss are coloured."""
@@ -143,12 +143,10 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, as_json: bool)
 @data.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--tools", "lists", multiple=True, metavar="FILE", help="More tools to offer beside; can be repeated.")
-@click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 10**7), help="How many entries.")
-@click.option("--seed", default=0, show_default=True, help="The same seed makes the same entries.")
+@click.option("--count", default=1000, type=click.IntRange(1, 10**7), help="How many entries.")
+@click.option("--seed", default=0, help="The same seed makes the same entries.")
 @click.option("--out", "target", required=True, metavar="FILE", help="Where the OpenAI lines go.")
-@click.option(
-    "--without-call", default=0.1, show_default=True, type=click.FloatRange(0, 1), help="Share in which no tool fits."
-)
+@click.option("--without-call", default=0.1, type=click.FloatRange(0, 1), help="Share in which no tool fits.")
 @skip_option
 @as_json
 def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as_json: bool, **options: Any) -> None:

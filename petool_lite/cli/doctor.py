@@ -5,8 +5,7 @@ import os
 import click
 
 from petool_lite import doctor as verb
-from petool_lite.cli.call import chosen_model, model_option
-from petool_lite.cli.options import as_json
+from petool_lite.cli.options import as_json, chosen_model, model_option
 from petool_lite.console import emit, plain, progress, say
 from petool_lite.errors import USAGE, PetoolError
 

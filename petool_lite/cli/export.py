@@ -14,20 +14,14 @@ from petool_lite.runs import find_run
 
 @click.command()
 @run_option
-@click.option("--gguf", "types", default="q4_k_m", show_default=True, metavar="TYPE[,TYPE]", help="Types to write.")
+@click.option("--gguf", "types", default="q4_k_m", metavar="TYPE[,TYPE]", help="Types to write.")
 @click.option("--lora-gguf", "lora", is_flag=True, help="Also the adapter alone, for llama.cpp to apply to a base.")
-@click.option(
-    "--merge-base", type=click.Choice(["bf16", "nf4"]), default=None,
-    help="Merge into the base as it is (bf16) or as 4-bit training saw it (nf4).  [default: what training used]",
-)  # fmt: skip
+@click.option("--merge-base", type=click.Choice(["bf16", "nf4"]),
+              help="Merge into the base as it is, or as 4-bit training saw it; else what trained.")  # fmt: skip
 @click.option("--imatrix", is_flag=True, help="Quantize by what matters on the recipe's own training rows.")
-@click.option(
-    "--verify", "level", type=click.Choice(["full", "quick"]), default="full", show_default=True,
-    help="quick leaves out the checks that run the model.",
-)  # fmt: skip
-@click.option(
-    "--push", default=None, metavar="OWNER/NAME", help="Send the export to the Hub, to a private model if new."
-)
+@click.option("--verify", "level", type=click.Choice(["full", "quick"]), default="full",
+              help="quick leaves out the checks that run the model.")  # fmt: skip
+@click.option("--push", metavar="OWNER/NAME", help="Send the export to the Hub, to a private model if new.")
 @as_json
 def export(run: str | None, types: str, push: str | None, as_json: bool, **options: Any) -> None:
     """Write what a run trained as GGUF files, an adapter merged into its base, checked against the model itself."""

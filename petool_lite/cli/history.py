@@ -6,8 +6,15 @@ import time
 import click
 
 from petool_lite.cli.options import as_json, new_file
+from petool_lite.console import emit, say
+from petool_lite.data.fields import Fault
+from petool_lite.data.files import raw_rows, write_lines
+from petool_lite.errors import PetoolError
+from petool_lite.inference.states import StateStore
+from petool_lite.memory.lines import openai_line, read_line, training_rows
+from petool_lite.memory.store import Store
 
-user_option = click.option("--user", default=None, metavar="NAME", help="Of this user only.")
+user_option = click.option("--user", metavar="NAME", help="Of this user only.")
 
 
 @click.group()
@@ -17,13 +24,10 @@ def history() -> None:
 
 @history.command("list")
 @user_option
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
+@click.option("--limit", default=20, type=click.IntRange(min=1), help="The newest so many.")
 @as_json
 def history_list(user: str | None, limit: int, as_json: bool) -> None:
     """The newest calls, the newest last."""
-    from petool_lite.console import emit
-    from petool_lite.memory.store import Store
-
     found = [item.facts() | {"called": item.called} for item in Store().records(user, limit)]
     for item in () if as_json else found:
         moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["time"]))
@@ -38,9 +42,6 @@ def history_list(user: str | None, limit: int, as_json: bool) -> None:
 @as_json
 def history_show(which: str, user: str | None, as_json: bool) -> None:
     """One call with the tools that were offered."""
-    from petool_lite.console import emit
-    from petool_lite.memory.store import Store
-
     found = Store().find(None if which == "last" else which, user)
     document = found.facts() | {"turns": json.loads(found.turns or "null"), "tools": json.loads(found.tools)}
     emit(document, as_json, lines=[json.dumps(document, indent=2, ensure_ascii=False)])
@@ -51,47 +52,27 @@ def history_show(which: str, user: str | None, as_json: bool) -> None:
 @as_json
 def history_forget(user: str, as_json: bool) -> None:
     """Remove a user's calls from the store and from free space in its file, and what the engine saved for this user."""
-    from petool_lite.console import emit, say
-    from petool_lite.inference.states import StateStore
-    from petool_lite.memory.store import Store
-
     store = Store()
     count = store.forget(user)
     StateStore().forget(user)
     aside = sorted(store.path.parent.glob(f"{store.path.name}.damaged-*"))
     for path in aside:
         say(f"note: {path} was damaged and kept aside; it may still hold calls of {user}: remove it by hand")
-    emit(
-        {"user": user, "forgotten": count, "not_looked_into": list(map(str, aside))},
-        as_json,
-        lines=[f"{count} forgotten"],
-    )
+    found = {"user": user, "forgotten": count, "not_looked_into": list(map(str, aside))}
+    emit(found, as_json, lines=[f"{count} forgotten"])
 
 
 @history.command("export")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["openai", "training"]),
-    default="openai",
-    show_default=True,
-    help="All calls as conversations with their verdicts; or what training on history: learns from.",
-)
+@click.option("--format", "form", type=click.Choice(["openai", "training"]), default="openai",
+              help="All calls as conversations; or what training on history: learns from.")  # fmt: skip
 @user_option
-@click.option("--out", "target", default=None, metavar="FILE", help="Where the lines go; stdout if not given.")
+@click.option("--out", "target", metavar="FILE", help="Where the lines go; stdout if not given.")
 @as_json
 def history_export(form: str, user: str | None, target: str | None, as_json: bool) -> None:
     """Write calls as JSON lines: to keep, to move to another machine (import), or to train on elsewhere."""
-    from petool_lite.console import emit
-    from petool_lite.data.files import write_lines
-    from petool_lite.memory.lines import openai_line, training_rows
-    from petool_lite.memory.store import Store
-
     path = new_file(target, "FILE") if target else None
-    if form == "training":
-        rows = training_rows(f"history:{user or '*'}")
-    else:
-        rows = [openai_line(item) for item in Store().records(user)]
+    trains = form == "training"
+    rows = training_rows(f"history:{user or '*'}") if trains else [openai_line(item) for item in Store().records(user)]
     if path:
         write_lines(path, rows)
         emit({"file": str(path), "calls": len(rows)}, as_json, lines=[path])
@@ -101,20 +82,13 @@ def history_export(form: str, user: str | None, target: str | None, as_json: boo
 
 @history.command("import")
 @click.argument("source", metavar="FILE")
-@click.option("--user", default=None, metavar="NAME", help="Whose calls they are where a line does not say.")
+@click.option("--user", metavar="NAME", help="Whose calls they are where a line does not say.")
 @as_json
 def history_import(source: str, user: str | None, as_json: bool) -> None:
     """Add the calls of FILE: what `history export` wrote, or conversations in OpenAI's form, one a line.
 
     A call that is there already is left as it is.
     """
-    from petool_lite.console import emit
-    from petool_lite.data.fields import Fault
-    from petool_lite.data.files import raw_rows
-    from petool_lite.errors import PetoolError
-    from petool_lite.memory.lines import read_line
-    from petool_lite.memory.store import Store
-
     found = []
     for number, row in enumerate(raw_rows(source)):
         try:
@@ -122,8 +96,5 @@ def history_import(source: str, user: str | None, as_json: bool) -> None:
         except Fault as fault:
             raise PetoolError(f"{source}, line {number + 1}, {fault}", "nothing was added; mend the file") from fault
     added = Store().add(found)
-    emit(
-        {"added": added, "known": len(found) - added},
-        as_json,
-        lines=[f"{added} added, {len(found) - added} were there"],
-    )
+    known = len(found) - added
+    emit({"added": added, "known": known}, as_json, lines=[f"{added} added, {known} were there"])

@@ -16,7 +16,7 @@ from petool_lite.runs import is_complete, read_manifest, runs_root
 @click.command()
 @click.argument("recipe", required=False)
 @set_option
-@click.option("--resume", default=None, metavar="RUN", help="Continue an unfinished run from its last checkpoint.")
+@click.option("--resume", metavar="RUN", help="Continue an unfinished run from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Check and count everything, load no model.")
 @as_json
 def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dry_run: bool, as_json: bool) -> None:
