@@ -1,5 +1,7 @@
 """The one error type that commands turn into a red line, a hint and an exit code; nothing is caught here."""
 
+import sys
+
 FAILED, USAGE, MACHINE = 1, 2, 3
 
 
@@ -18,11 +20,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def missing_package(error: ModuleNotFoundError) -> PetoolError:
-    """What to tell a user whose installation lacks a package: a plain one calls, serves and scores only."""
+def missing_package(error: ModuleNotFoundError | AttributeError) -> PetoolError:
+    """What to tell a user whose installation lacks a package (a plain one calls, serves and scores only), or whose
+    Python lacks what no Windows has."""
     name = (error.name or str(error)).partition(".")[0]
-    if name == "petool_lite":
-        raise error  # a module of our own: that is a fault, and its traceback is wanted
+    if sys.platform == "win32" and (isinstance(error, AttributeError) or name in sys.stdlib_module_names):
+        return PetoolError(f"this works on Linux and macOS only ({error})", "on Windows use it inside WSL", MACHINE)
+    if name == "petool_lite" or isinstance(error, AttributeError):
+        raise error  # a fault of our own, whose traceback is wanted
     return PetoolError(
         f"the package {name} is not installed",
         'training and export need: pip install "petool-lite[train]"; where pip finds no versions that fit together: '

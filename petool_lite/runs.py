@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -36,7 +38,7 @@ def draft(target: Path) -> Iterator[Path]:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         elif target.is_dir():
-            _remove(target)
+            shutil.rmtree(target)
         path.replace(target)
     except OSError as error:
         if error.filename == str(path):  # whoever reads of it knows the file's own name
@@ -44,15 +46,9 @@ def draft(target: Path) -> Iterator[Path]:
         raise
     finally:
         if path.is_dir():
-            _remove(path)
+            shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -87,8 +83,7 @@ def sole_writer(target: Path, lock: Path) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock, blocking=False).acquire()
     except Timeout as error:
-        pid, _, command = lock.read_text(errors="replace").strip().partition(" ") if lock.is_file() else ("", "", "")
-        other = f"process {pid} ({command})" if command else "another process"
+        other = writer(lock) or "another process"
         raise PetoolError(f"{other} is writing to {target}", "wait for it to end, or stop it") from error
     except OSError as error:
         what = f"cannot write to {lock.parent}: {error.strerror}"
@@ -101,9 +96,17 @@ def sole_writer(target: Path, lock: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _own_command() -> str:
-    import shlex
+def writer(lock: Path) -> str:
+    """The process that holds a lock file, by its text; nothing where none does, or one that was killed did."""
+    try:
+        pid, _, command = lock.read_text(errors="replace").strip().partition(" ")
+        os.kill(int(pid), 0)
+    except (OSError, ValueError, OverflowError):
+        return ""
+    return f"process {pid} ({command})"
 
+
+def _own_command() -> str:
     name = Path(sys.argv[0]).name
     words = ["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]]
     return " ".join(shlex.quote(word) for word in words)[:400]
@@ -134,23 +137,34 @@ def list_runs() -> list[Path]:
     return [path.parent for path in sorted(runs_root().glob("*/recipe.toml"), key=lambda path: path.stat().st_mtime)]
 
 
+def state(run: Path) -> str:
+    """Whether a run is complete, running just now, or unfinished."""
+    return "complete" if is_complete(run) else "running" if writer(run / ".lock") else "unfinished"
+
+
 def find_run(name: str | None) -> Path:
-    """A complete run by path, name or the beginning of one name; the newest for None. Raises PetoolError for none."""
+    """A complete run as in `named_run`; the newest for None. Raises PetoolError for none."""
     if name is None:
         complete = [path for path in list_runs() if is_complete(path)]
         if not complete:
             raise PetoolError(f"no complete run in {runs_root()}", "train one first: petool-lite train demo")
         return complete[-1]
-    path = next((path for path in (Path(name).expanduser(), runs_root() / name) if path.is_dir()), None)
-    if path is None:
-        begun = [run for run in list_runs() if name and run.name.startswith(name)]
-        if len(begun) != 1:
-            several = f"; {len(begun)} begin so, such as {begun[0].name}" if begun else ""
-            raise PetoolError(f"no such run: {name}{several}", "`petool-lite runs list` shows them")
-        path = begun[0]
+    path = named_run(name)
+    if state(path) == "running":
+        raise PetoolError(f"{writer(path / '.lock')} is training the run {path}", "wait for it to end")
     if not is_complete(path):
         raise PetoolError(f"the run {path} is not finished", f"finish it: petool-lite train --resume {path}")
     return path
+
+
+def named_run(name: str) -> Path:
+    """A run, complete or not, by path, name or the beginning of one name; raises PetoolError for none or several."""
+    path = next((path for path in (Path(name).expanduser(), runs_root() / name) if path.is_dir()), None)
+    begun = [path] if path else [run for run in list_runs() if name and run.name.startswith(name)]
+    if len(begun) != 1:
+        several = f"; {len(begun)} begin so, such as {begun[0].name}" if begun else ""
+        raise PetoolError(f"no such run: {name}{several}", "`petool-lite runs list` shows them")
+    return begun[0]
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def test_all_problems_are_reported_together_and_an_empty_file_is_no_recipe(tmp_p
         ("lora.targets=[]", "lora.targets"),
         ("lora.targets=['qproj']", "lora.targets: there is no 'qproj'"),
         ("train.batch_size=4", "unknown key train.batch_size"),
+        ("train.lr=1", "unknown key train.lr; did you mean train.learning_rate?"),
         ("lora.dropout=true", "lora.dropout"),
         ("train.epochs=1" + "0" * 400, "train.epochs: expected a number of at most 64 bits"),
         ("lora.r=9223372036854775808", "lora.r: expected a number of at most 64 bits"),

@@ -9,7 +9,7 @@ import pytest
 
 from petool_lite.errors import PetoolError
 from petool_lite.models import embedded_gguf
-from petool_lite.runs import create_run, draft, find_run, list_runs, locked, write_json, write_text
+from petool_lite.runs import create_run, draft, find_run, list_runs, locked, state, write_json, write_text
 
 
 @pytest.fixture
@@ -75,6 +75,9 @@ def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_
         pass
     assert error.value.message.startswith(f"process {holder.pid} (")
     assert str(tmp_path / "run") in error.value.message
+    assert state(tmp_path / "run") == "running"
+    with pytest.raises(PetoolError, match="is training the run"):
+        find_run(str(tmp_path / "run"))
     with monkeypatch.context() as patch:  # of several processes of one training, only the first holds the lock
         patch.setenv("RANK", "1")
         with locked(tmp_path / "run"):
@@ -82,6 +85,7 @@ def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / "run" / ".lock").exists(), "what a kill leaves"
+    assert state(tmp_path / "run") == "unfinished"
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text().startswith(f"{os.getpid()} ")
     assert list((tmp_path / "run").iterdir()) == []

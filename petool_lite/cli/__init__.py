@@ -49,7 +49,7 @@ class Main(click.Group):
             return super().invoke(context)
         except PetoolError as error:
             failure = error
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, AttributeError) as error:
             failure = missing_package(error)
         except BrokenPipeError:
             sys.exit(1)

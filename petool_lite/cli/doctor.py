@@ -1,6 +1,8 @@
 """`petool-lite doctor`: what this machine can do, and the fastest settings for a model on it."""
 
 import os
+from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -8,6 +10,7 @@ from petool_lite import doctor as verb
 from petool_lite.cli.options import as_json, chosen_model, model_option
 from petool_lite.console import emit, plain, progress, say
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.inference.settings import EngineSettings
 
 
 @click.command()
@@ -25,5 +28,17 @@ def doctor(tune: bool, model: str | None, as_json: bool) -> None:
         say(f"note: a load of {load:.1f}: other programs may decide what is fastest; tune while nothing else runs")
     with progress() as report:
         found = verb.tune(chosen_model(model), report)
-    emit(found if as_json else found["trials"], as_json, f"trials with {found['model']}")
+    emit(found if as_json else list(map(_row, found["trials"])), as_json, f"trials with {found['model']}")
     say("best: " + plain(found["settings"]))
+
+
+def _row(trial: dict[str, Any]) -> dict[str, Any]:
+    """A trial in few enough columns for a terminal of 80: what it changes, and its figures."""
+    changed = plain({name: trial[name] for name, usual in asdict(EngineSettings()).items() if trial[name] != usual})
+    names = {
+        "prefill/s": "prefill_tokens_per_s",
+        "decode/s": "decode_tokens_per_s",
+        "load s": "load_s",
+        "call s": "call_s",
+    }
+    return {"settings": changed or "as they are"} | {short: trial[name] for short, name in names.items()}

@@ -1,6 +1,6 @@
 """What `petool-lite` without arguments says: the next step from here, read from the runs that are there."""
 
-from petool_lite.runs import is_complete, list_runs
+from petool_lite.runs import is_complete, list_runs, state
 
 _EXPORT = ("petool-lite export", "one GGUF file, checked; call, serve and bench take it")
 _BENCH = ("petool-lite bench", "base against tuned")
@@ -14,6 +14,9 @@ def first_steps() -> list[str]:
     if not runs:
         where = "petool-lite tunes a small model to call the tools its user prefers."
         steps = [("petool-lite doctor", "what this machine can do"), demo, _EXPORT]
+    elif not complete and state(runs[-1]) == "running":
+        where = f"{runs[-1]} is being trained."
+        steps = [("petool-lite runs list", "what is there, and how far"), _EXPORT, _BENCH]
     elif not complete:
         where = f"{runs[-1]} was not finished."
         steps = [(f"petool-lite train --resume {runs[-1]}", "go on from its last checkpoint"), demo, _EXPORT]

@@ -1,12 +1,18 @@
 """`petool-lite runs`: what was trained on this machine."""
 
 import json
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
+from petool_lite.bench.report import METRIC_WORDS
+from petool_lite.bench.score import METRICS
 from petool_lite.cli.options import as_json
-from petool_lite.console import emit
-from petool_lite.runs import find_run, is_complete, list_runs, read_manifest
+from petool_lite.console import emit, plain
+from petool_lite.errors import PetoolError
+from petool_lite.runs import find_run, list_runs, read_manifest, state
+from petool_lite.text import read_object
 
 
 @click.group()
@@ -17,8 +23,9 @@ def runs() -> None:
 @runs.command("list")
 @as_json
 def runs_list(as_json: bool) -> None:
-    """All runs, the newest last."""
-    emit([{"run": str(run), "complete": is_complete(run)} for run in list_runs()], as_json, "runs")
+    """All runs, the newest last, with what the tuned model scored in each run's own bench."""
+    found = [{"run": str(run), "state": state(run), "scores": _scores(run)} for run in list_runs()]
+    emit(found if as_json else [item | {"scores": plain(item["scores"])} for item in found], as_json, "runs")
 
 
 @runs.command("show")
@@ -35,3 +42,12 @@ def runs_show(run: str | None, as_json: bool) -> None:
 def runs_path(run: str | None) -> None:
     """The folder of a run, the newest complete one if not named."""
     click.echo(find_run(run))
+
+
+def _scores(run: Path) -> dict[str, float]:
+    """Right tools, parameters and both of the first tuned variant in a run's report, in percent; empty for none."""
+    with suppress(PetoolError):
+        found = read_object(run / "bench" / "report.json", "no report", "")["variants"]
+        tuned = next((item for item in found if item["name"].startswith("tuned")), {})
+        return {word: tuned[f"{name}_acc"] for word, name in zip(METRIC_WORDS, METRICS, strict=True) if tuned}
+    return {}

@@ -10,7 +10,7 @@ from petool_lite.cli.options import as_json, set_option
 from petool_lite.console import emit, print_json, progress, say, silent
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.recipe import load_recipe
-from petool_lite.runs import is_complete, read_manifest, runs_root
+from petool_lite.runs import is_complete, named_run, read_manifest
 
 
 @click.command()
@@ -40,9 +40,7 @@ def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dr
 
 
 def _unfinished(name: str) -> Path:
-    folder = next((path for path in (Path(name), runs_root() / name) if (path / "recipe.toml").is_file()), None)
-    if folder is None:
-        raise PetoolError(f"no such run: {name}", "`petool-lite runs list` shows them")
+    folder = named_run(name)
     if is_complete(folder):
         raise PetoolError(f"the run {folder} is complete", "start a new one: petool-lite train RECIPE")
     return folder

@@ -115,7 +115,8 @@ def recorded_style(style: str | None, layout: object) -> str | None:
     if not style or (style == "published" and layout is None) or str(LAYOUTS.get(style)) == str(layout):
         return style or None
     what = f"the model learned layout {layout or 'unknown'} of the {style} prompt, which this version does not write"
-    raise PetoolError(what, "train it again, or run it with the version of petool-lite that made it")
+    made = "the version of petool-lite that made it" if style in LAYOUTS else "petool-lite 0.1, which made it"
+    raise PetoolError(what, f"train it again, or run it with {made}")
 
 
 def _token_text(value: Any) -> str | None:

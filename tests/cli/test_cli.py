@@ -75,13 +75,16 @@ def test_without_arguments_it_says_what_to_do_next(command, tmp_path) -> None:
     assert "petool-lite call" in said()
 
 
-def test_a_module_of_our_own_that_is_missing_is_a_fault_with_a_traceback() -> None:
+def test_a_module_of_our_own_that_is_missing_is_a_fault_with_a_traceback(monkeypatch) -> None:
     from petool_lite.errors import missing_package
 
     lost = ModuleNotFoundError("No module named 'petool_lite.gone'", name="petool_lite.gone")
     with pytest.raises(ModuleNotFoundError):
         missing_package(lost)
     assert "torch is not installed" in missing_package(ModuleNotFoundError(name="torch._C")).message
+    monkeypatch.setattr(sys, "platform", "win32")
+    for lost in (ModuleNotFoundError(name="fcntl"), AttributeError("module 'os' has no attribute 'getuid'")):
+        assert "Linux and macOS only" in missing_package(lost).message
 
 
 def test_recipes_can_be_listed_shown_and_copied(command, found, tmp_path) -> None:
