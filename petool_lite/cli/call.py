@@ -76,7 +76,7 @@ def _run(servers: Any, options: dict[str, Any], document: dict[str, Any]) -> Non
         raise PetoolError("nobody said whether to run the call", "--yes runs it without asking", USAGE) from None
     found = servers.run(name, arguments) if wanted else None
     if found and document["id"]:
-        Memory().add_result(document["id"], found.text)
+        Memory().use(lambda store: store.add_result(document["id"], found.text))
     if options["as_json"]:
         print_json(document | {"result": found and {"text": found.text, "failed": found.failed}})
     elif found and not found.failed:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from petool_lite.console import say
 from petool_lite.errors import MACHINE, PetoolError
 
 T = TypeVar("T")
@@ -109,8 +110,6 @@ def _migrate(path: Path, db: sqlite3.Connection) -> None:
 
 def _set_aside(path: Path) -> None:
     """Rename the damaged file and its log, unless another process has done so."""
-    from petool_lite.console import say
-
     with _alone(path):
         with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(sqlite3.connect(path)) as db:
             if db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from petool_lite.console import say
 from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Interaction, Tool, namespace, providers
 from petool_lite.data.openai import read_tools, tool_json
 from petool_lite.errors import PetoolError
@@ -142,7 +143,6 @@ class Store:
 
         def work(db: sqlite3.Connection) -> int:
             own = "WHERE user = (SELECT id FROM users WHERE name = ?)"
-            db.execute(f"DELETE FROM bearings {own}", (user,))
             gone = db.execute(f"DELETE FROM interactions {own}", (user,)).rowcount
             db.execute("DELETE FROM users WHERE name = ?", (user,))
             return gone
@@ -158,26 +158,18 @@ class Memory:
     def __init__(self) -> None:
         """Open the store. Raises PetoolError for a newer version's."""
         self._said = False
-        self.store = self._tried(Store)
+        self.store: Store | None = self._tried(Store)
+
+    def use(self, work: Callable[[Store], T]) -> T | None:
+        """What `work` returns of the store; None where it cannot be used."""
+        store = self.store
+        return None if store is None else self._tried(lambda: work(store))
 
     def recalled(self, user: str, entry: Entry) -> Entry:
-        """See Store."""
-        store = self.store
-        return (store and self._tried(lambda: store.recalled(user, entry))) or entry
-
-    def add(self, record: Record) -> bool:
-        """Keep an interaction; whether it was."""
-        store = self.store
-        return bool(store and self._tried(lambda: store.add([record])))
-
-    def add_result(self, identity: str, result: str) -> None:
-        """See Store."""
-        if store := self.store:
-            self._tried(lambda: store.add_result(identity, result))
+        """See Store; the entry as it is where the store cannot be used."""
+        return self.use(lambda store: store.recalled(user, entry)) or entry
 
     def _tried(self, work: Callable[[], T]) -> T | None:
-        from petool_lite.console import say
-
         try:
             return work()
         except Unwritable as error:
@@ -190,13 +182,13 @@ class Memory:
 def with_earlier(entry: Entry, earlier: Sequence[Interaction]) -> Entry:
     """The entry with the last of the `earlier` calls that bear on its tools before its history. A call that the request
     itself tells, as history or as a turn, is left out."""
-    told = {_key(item.call.name, item.call.arguments) for item in entry.history}
-    for made in (item["function"] for turn in entry.turns for item in turn.get("tool_calls") or ()):
-        told.add(_key(made["name"], json.loads(made["arguments"] or "{}")))
+    turned = [item["function"] for turn in entry.turns for item in turn.get("tool_calls") or ()]
+    calls = [Call(made["name"], json.loads(made["arguments"] or "{}")) for made in turned]
+    told = {_key(made) for made in [*calls, *(item.call for item in entry.history)]}
     known = providers(replace(entry, history=tuple(earlier)))
     offered = {known[tool.name] for tool in entry.tools}
     bearing = [item for item in earlier if known[item.call.name] in offered]
-    new = [item for item in bearing if _key(item.call.name, item.call.arguments) not in told]
+    new = [item for item in bearing if _key(item.call) not in told]
     return replace(entry, history=(*new[-RECALLED:], *entry.history))
 
 
@@ -243,8 +235,8 @@ def _offered(tools: str) -> tuple[Tool, ...]:
     return read_tools(tools)
 
 
-def _key(name: str, arguments: Any) -> str:
-    return json.dumps([name, dict(arguments)], sort_keys=True)
+def _key(call: Call) -> str:
+    return json.dumps([call.name, dict(call.arguments)], sort_keys=True)
 
 
 def _json(value: Any) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 from petool_lite.data.entries import Entry
 from petool_lite.data.fields import Fault, kind_of
 from petool_lite.data.openai import conversation, read_tools
@@ -17,24 +19,33 @@ from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, Ca
 from petool_lite.inference.parse import check_names
 from petool_lite.inference.worker import Request
 
-# Fields that would change the answer's form: a value other than these is refused.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "functions": ([],),
-    "function_call": ("none",),
-    "audio": (),
-    "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
-    "background": (False,),
-    "previous_response_id": (),
-    "conversation": (),
-    "prompt": (),
+_FLAG = {"type": "boolean"}, "true or false"
+_NONE = False, "nothing, since this server has none"
+_LIMIT = {"type": "integer", "minimum": -1, "maximum": (1 << 31) - 1, "not": {"const": 0}}, "a whole number or -1"
+# What each field may hold, as JSON Schema and in words; the first ones would change the answer's form.
+_FIELDS: dict[str, tuple[Any, str]] = {
+    "n": ({"const": 1}, "1"),
+    "logprobs": ({"const": False}, "false"),
+    "top_logprobs": ({"const": 0}, "0"),
+    "functions": ({"const": []}, "none; give tools"),
+    "function_call": ({"const": "none"}, "none; give tool_choice"),
+    "modalities": ({"const": ["text"]}, 'only "text"'),
+    "response_format": ({"const": {"type": "text"}}, "the type text"),
+    "text": (
+        {"type": "object", "properties": {"format": {"properties": {"type": {"const": "text"}}}}},
+        "the type text",
+    ),
+    "background": ({"const": False}, "false"),
+    **dict.fromkeys(("audio", "previous_response_id", "conversation", "prompt"), _NONE),
+    **dict.fromkeys(("stream", "explain", "store"), _FLAG),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), _LIMIT),
+    "at_least": ({"type": "number", "minimum": 0, "maximum": 1}, "a number from 0 to 1"),
+    "stream_options": ({"type": "object"}, "an object"),
+    "instructions": ({"type": "string"}, "a text"),
+    "user": ({"type": ["string", "integer"]}, "a text"),
+    "history": ({"type": "array"}, "a list of earlier calls"),
 }
-_KNOWN = ("model", "messages", "input", "instructions", "tools", "tool_choice", "stream", "stream_options", "user",
-          "history", "at_least", "explain", "max_tokens", "max_completion_tokens", "max_output_tokens", "text", "store",
-          *_ONLY)  # fmt: skip
+_READ = {*_FIELDS, "model", "messages", "input", "tools", "tool_choice"}
 
 
 class Refusal(Exception):
@@ -72,10 +83,7 @@ def read_responses(body: Mapping[str, Any]) -> Asked:
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if not isinstance(items, list):
         raise _wrong("input", "a text or a list of items", given)
-    form = (_get(body, "text", Mapping, "an object") or {}).get("format")
-    if not isinstance(form, Mapping | None) or (form or {"type": "text"}).get("type") != "text":
-        raise Refusal(400, "text.format: this server answers with a call or a plain text", "text")
-    instructions = _get(body, "instructions", str, "a text")
+    instructions = body.get("instructions")
     messages = [{"role": "system", "content": instructions}] if instructions else []
     for index, item in enumerate(items):
         messages += _message(item, f"input[{index}]")
@@ -98,30 +106,25 @@ def _message(item: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
-    for name, allowed in _ONLY.items():
-        value = body.get(name)
-        if value is not None and value not in allowed:
-            wanted = f"expected {_short(allowed[0])}, found {_short(value)}" if allowed else "this server has none"
-            raise Refusal(400, f"{name}: {wanted}; leave it out", name)
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, (schema, expected) in _FIELDS.items():
+        if name in given and not Draft202012Validator(schema).is_valid(given[name]):
+            raise _wrong(name, expected, given[name])
     entry = _entry(body, messages)
     choice, only = _choice(body.get("tool_choice"), entry)
-    usage = (_get(body, "stream_options", Mapping, "an object") or {}).get("include_usage")
-    user = _get(body, "user", str | int, "a text")
-    asked = CallOptions(choice=choice, only=only, reply_tokens=_limit(body, limit), at_least=_at_least(body))
-    asked = replace(asked, explain=bool(_get(body, "explain", bool, "true or false")))
-    request = Request(entry, asked, None if user is None else str(user))
-    known = _KNOWN if user is not None else [name for name in _KNOWN if name != "store"]
-    unused = tuple(name for name, value in body.items() if name not in known and value is not None)
-    remembers = user is not None and _get(body, "store", bool, "true or false") is not False
-    return Asked(request, bool(_get(body, "stream", bool, "true or false")), bool(usage), unused, remembers)
-
-
-def _get(body: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:
-    """A field that may be absent or null; raises Refusal for a value of another kind."""
-    value = body.get(name)
-    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-        raise _wrong(name, expected, value)
-    return value
+    user = None if "user" not in given else str(given["user"])
+    tokens = int(given.get(limit, REPLY_TOKENS))
+    options = CallOptions(
+        choice=choice,
+        only=only,
+        reply_tokens=None if tokens < 0 else tokens,  # -1 is as many as there is room for
+        at_least=float(given.get("at_least", 0)),
+        explain=given.get("explain", False),
+    )
+    unused = tuple(name for name in given if name not in _READ or (name == "store" and user is None))
+    usage = bool(given.get("stream_options", {}).get("include_usage"))
+    remembers = user is not None and given.get("store", True)
+    return Asked(Request(entry, options, user), given.get("stream", False), usage, unused, remembers)
 
 
 def _entry(body: Mapping[str, Any], messages: Any) -> Entry:
@@ -130,7 +133,6 @@ def _entry(body: Mapping[str, Any], messages: Any) -> Entry:
     listed = body.get("tools")
     if listed in (None, []):
         raise Refusal(400, "tools: expected at least one; this model calls tools and does nothing else", "tools")
-    history = _get(body, "history", list, "a list of earlier calls")
     try:
         for index, tool in enumerate(listed if isinstance(listed, list) else []):
             if isinstance(tool, Mapping) and tool.get("type", "function") not in ("function", None):
@@ -138,7 +140,9 @@ def _entry(body: Mapping[str, Any], messages: Any) -> Entry:
         tools = read_tools(listed)
         check_names(tools)
         entry = conversation(messages, tools, "the request")
-        earlier = tuple(read_interaction(row, f"history[{index}]") for index, row in enumerate(history or []))
+        earlier = tuple(
+            read_interaction(row, f"history[{index}]") for index, row in enumerate(body.get("history") or [])
+        )
     except Fault as fault:
         raise Refusal(400, str(fault), str(fault).partition(":")[0].partition("[")[0]) from None
     except PetoolError as error:
@@ -173,27 +177,6 @@ def _named(value: Any, entry: Entry) -> str:
     if name not in {tool.name for tool in entry.tools}:
         raise Refusal(400, f"tool_choice: the tool to call was not offered: {_short(name)}", "tool_choice")
     return str(name)
-
-
-def _limit(body: Mapping[str, Any], name: str) -> int | None:
-    """The most tokens of the reply; None where -1 asks for as many as there is room for."""
-    value = body.get(name)
-    if value is None:
-        return REPLY_TOKENS
-    number = int(value) if isinstance(value, float) and value.is_integer() else value
-    if number == -1 and not isinstance(value, bool):
-        return None
-    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number < 1 << 31:
-        raise _wrong(name, "a whole number from 1 to 2,147,483,647, or -1 for no limit", value)
-    return number
-
-
-def _at_least(body: Mapping[str, Any]) -> float:
-    """Under which probability of the chosen tool the user is asked which one is meant; 0 asks never."""
-    value = body.get("at_least") or 0.0
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise _wrong("at_least", "a number from 0 to 1", value)
-    return float(value)
 
 
 def _wrong(field: str, expected: str, found: Any) -> Refusal:

@@ -6,7 +6,7 @@ The forms are those of https://platform.openai.com/docs/api-reference (chat comp
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from petool_lite.inference.parse import CUT_OFF, ENGINE
@@ -41,13 +41,9 @@ def _check(event: Event) -> None:
 
 
 async def _stream(first: Event, events: AsyncIterator[Event], form: "Form") -> AsyncIterator[str]:
-    for part in form.opening():
-        yield part
-    for part in form.take(first):
-        yield part
+    yield "".join([*form.opening(), *form.take(first)])
     async for event in events:
-        for part in form.take(event):
-            yield part
+        yield "".join(form.take(event))
 
 
 class Form:
@@ -98,25 +94,11 @@ class Form:
         total = {f"{read}_tokens": prompt, f"{written}_tokens": reply, "total_tokens": prompt + reply}
         return total | {f"{read}_tokens_details": {"cached_tokens": timings["reused_tokens"]}}
 
-    def opening(self) -> Iterator[str]:
-        """What goes out first."""
-        raise NotImplementedError
-
-    def whole(self) -> dict[str, Any]:
-        """The answer as one object."""
-        raise NotImplementedError
-
-    def _grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
-        """What goes out for a piece of the answer; `began` for the first."""
-        raise NotImplementedError
-
-    def _closing(self) -> Iterator[str]:
-        """What goes out last."""
-        raise NotImplementedError
-
-    def _failed(self, facts: dict[str, Any]) -> Iterator[str]:
-        """What goes out last where the answer cannot be ended well."""
-        raise NotImplementedError
+    opening: Callable[[], Iterator[str]]  # what goes out first
+    whole: Callable[[], dict[str, Any]]  # the answer as one object
+    _grown: Callable[[dict[str, str], bool], Iterator[str]]  # what goes out for a piece; true for the first one
+    _closing: Callable[[], Iterator[str]]  # what goes out last
+    _failed: Callable[[dict[str, Any]], Iterator[str]]  # the same where the answer cannot be ended well
 
 
 class Chat(Form):
@@ -138,11 +120,7 @@ class Chat(Form):
     def _closing(self) -> Iterator[str]:
         yield self._chunk({}, self.finish)
         if self.asked.usage:
-            yield _sse(
-                self._base("chat.completion.chunk")
-                | {"choices": [], "usage": self._usage("prompt", "completion")}
-                | self._own()
-            )
+            yield _sse(self._base("chat.completion.chunk") | {"choices": []} | self._told())
         yield "data: [DONE]\n\n"
 
     def _failed(self, facts: dict[str, Any]) -> Iterator[str]:
@@ -156,11 +134,10 @@ class Chat(Form):
             function = {"name": self.name, "arguments": self.arguments}
             message["tool_calls"] = [{"id": self.call_id, "type": "function", "function": function}]
         choice = {"index": 0, "message": message, "finish_reason": self.finish, "logprobs": None}
-        return (
-            self._base("chat.completion")
-            | {"choices": [choice], "usage": self._usage("prompt", "completion")}
-            | self._own()
-        )
+        return self._base("chat.completion") | {"choices": [choice]} | self._told()
+
+    def _told(self) -> dict[str, Any]:
+        return {"usage": self._usage("prompt", "completion")} | self._own()
 
     def _base(self, kind: str) -> dict[str, Any]:
         return {"id": f"chatcmpl-{self.identity}", "object": kind, "created": self.created, "model": self.model}

@@ -148,7 +148,7 @@ async def _kept(
         if kind == "done" and facts["status"] != "ask":
             answer = made.text if made.name is None else Call(made.name, json.loads(made.arguments or "{}"))
             record = record_of(made.identity, str(request.user), request.entry, answer, facts["confidence"])
-            await asyncio.to_thread(memory.add, record)
+            await asyncio.to_thread(memory.use, lambda store, made=record: store.add([made]))
         yield event
 
 
