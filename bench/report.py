@@ -11,7 +11,7 @@ from petool_lite.bench.results import SCHEMA as ROWS_SCHEMA
 from petool_lite.bench.results import Results, check_same_data, load_folder, results_files
 from petool_lite.bench.score import CLASSES, METRICS, SCORERS, paired, quantile, summary
 
-from petool_lite.console import print_table, stdout
+from petool_lite.console import print_table, terminal
 from petool_lite.errors import PetoolError
 from petool_lite.models import file_sha256
 from petool_lite.runs import write_json, write_text
@@ -321,7 +321,7 @@ def _markdown(value: str) -> str:
 def print_report(document: Mapping[str, Any]) -> None:
     """The tables on stdout; what each variant is stands below the scores, where a terminal has room for it."""
     for line in heading(document):
-        stdout.print(line, soft_wrap=True)
+        terminal().print(line, soft_wrap=True)
     for table in tables(document):
         if table.key in ("scores", "classes"):
             about = [f"{row[0]}: {row[1]}" for row in table.rows if row[1] and table.key == "scores"]

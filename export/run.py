@@ -22,7 +22,7 @@ from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
 from petool_lite.inference.settings import default_threads
-from petool_lite.models import Base, base_of_run, file_sha256, resolve_base, weights_sha256
+from petool_lite.models import Base, base_of_run, file_sha256, files_sha256, resolve_base
 from petool_lite.places import cache_place, library_places
 from petool_lite.prompt.render import exported_template
 from petool_lite.recipe import Recipe, load_recipe
@@ -139,7 +139,7 @@ def _document(
         "base": source.base.name,
         "method": method,
         **dict(zip(counts, (len(changes), changed), strict=True)),
-        f"{TRAINED[method]}_sha256": weights_sha256(run / TRAINED[method]),
+        f"{TRAINED[method]}_sha256": files_sha256(sorted((run / TRAINED[method]).glob("*.safetensors"))),
         "relative_change": (delta / weights) ** 0.5,
         "files": [  # such as model.q4_k_m.gguf, lora.gguf
             {"type": name.split(".")[-2], "file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}

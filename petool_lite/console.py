@@ -29,12 +29,6 @@ def terminal(stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False, emoji=False, markup=False)
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("stdout", "stderr"):
-        return terminal(name == "stderr")
-    raise AttributeError(name)
-
-
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """A Report that says nothing."""
 
@@ -118,40 +112,31 @@ def print_loss_mask(row: Mapping[str, Any]) -> None:
 @contextmanager
 def progress() -> Iterator[Report]:
     """Yield a Report that draws one bar with the time left for each stage, on stderr."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as rich
     from rich.table import Column
     from rich.text import Text
 
-    class Note(ProgressColumn):
+    class Note(rich.ProgressColumn):
         """What a stage says of itself, on one line that ends in an ellipsis where there is no room."""
 
-        def render(self, task: Task) -> Text:
+        def render(self, task: rich.Task) -> Text:
             return Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
 
     stderr = terminal(stderr=True)
     fixed = partial(Column, no_wrap=True)  # in a narrow terminal the bar gives way first, then the note
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20, table_column=Column(min_width=6)),
-        MofNCompleteColumn(table_column=fixed()),
-        TimeElapsedColumn(table_column=fixed()),
-        TextColumn("left"),
-        TimeRemainingColumn(table_column=fixed()),
+    bars = rich.Progress(
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(bar_width=20, table_column=Column(min_width=6)),
+        rich.MofNCompleteColumn(table_column=fixed()),
+        rich.TimeElapsedColumn(table_column=fixed()),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(table_column=fixed()),
         Note(table_column=Column()),
         console=stderr,
+        disable=not stderr.is_terminal,
         speed_estimate_period=900,  # an optimizer step on a GPU takes many seconds: the default forgets it too soon
     )
-    tasks: dict[str, TaskID] = {}
+    tasks: dict[str, rich.TaskID] = {}
     told: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int, note: str) -> None:
@@ -171,8 +156,5 @@ def progress() -> Iterator[Report]:
             when = f"{left / 60:.0f} min left, " if left is not None else ""
             stderr.print(f"{stage}: {done} of {total}, {when}{note}", soft_wrap=True)
 
-    if stderr.is_terminal:
-        with bars:
-            yield report
-    else:
+    with bars:
         yield report

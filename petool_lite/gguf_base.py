@@ -1,6 +1,5 @@
 """A base that came as a GGUF file, written out once as a directory in Hugging Face format for training."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +22,9 @@ def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
     with."""
     from filelock import FileLock
 
-    from petool_lite.models import file_sha256
+    from petool_lite.models import files_sha256
 
-    hashes = " ".join(file_sha256(part) for part in check_gguf(gguf))
-    key = hashes if " " not in hashes else hashlib.sha256(hashes.encode()).hexdigest()
-    target = cache_place("bases", f"{gguf.stem}-{key[:16]}-v{_VERSION}")
+    target = cache_place("bases", f"{gguf.stem}-{files_sha256(check_gguf(gguf))[:16]}-v{_VERSION}")
     if not (target / "config.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):

@@ -7,7 +7,7 @@ or a hub id such as "meta-llama/Llama-3.2-3B-Instruct".
 import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,8 +190,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 of a folder's safetensors file, or of the hashes of several by name."""
-    hashes = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-    together = " ".join(f"{name} {value}" for name, value in hashes.items())
-    return hashlib.sha256(together.encode()).hexdigest() if len(hashes) != 1 else hashes.popitem()[1]
+def files_sha256(files: Iterable[Path]) -> str:
+    """SHA-256 of a file, or of the hashes of several, as hex."""
+    hashes = [file_sha256(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()

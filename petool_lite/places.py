@@ -4,12 +4,17 @@ A place that cannot be written costs speed or memory between calls, never the an
 the machine's temporary directory takes its part.
 """
 
+import atexit
+import getpass
 import os
+import shutil
 import stat
+import tempfile
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from petool_lite.console import say
 from petool_lite.errors import MACHINE, PetoolError
 
 
@@ -41,10 +46,14 @@ def own_folder(name: str, root: Path | None = None) -> Path | None:
     with suppress(OSError, PetoolError):
         folder = (root or cache_root()) / name
         folder.mkdir(mode=0o700, exist_ok=True)
-        facts = folder.lstat()
-        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022:
-            return folder
+        return folder if _is_own(folder, 0o022) else None
     return None
+
+
+def _is_own(folder: Path, rights: int) -> bool:
+    """Whether it is this user's, no link, and nobody else has any of these rights."""
+    facts = folder.lstat()
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & rights
 
 
 def data_root() -> Path:
@@ -57,8 +66,6 @@ def data_root() -> Path:
 
 def library_places() -> None:
     """Give the libraries that train and export what they stop without: a writable cache, and the user's name."""
-    import getpass
-
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a user ID without a name, as containers have it
@@ -94,17 +101,10 @@ def _writable(folder: Path | None) -> bool:
 @lru_cache(maxsize=4)
 def _substitute(wanted: Path | None) -> Path:
     """This user's own folder in the temporary directory, or, where that name is taken, one for this process alone."""
-    import atexit
-    import shutil
-    import tempfile
-
-    from petool_lite.console import say
-
     try:
         folder = Path(tempfile.gettempdir()) / f"petool-lite-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        facts = folder.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        if not _is_own(folder, 0o077):
             folder = Path(tempfile.mkdtemp(prefix="petool-lite-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
     except OSError as error:

@@ -13,7 +13,7 @@ from petool_lite.bench.report import print_report, write_report
 from petool_lite.bench.score import CLASSES
 from support_bench import answer, called, row, write_results
 
-from petool_lite.console import stdout
+from petool_lite.console import terminal
 from petool_lite.errors import PetoolError
 
 ENTRIES = called(40)
@@ -112,7 +112,7 @@ def test_folders_of_several_settings_make_one_report_by_setting(tmp_path, comman
 
 
 def test_the_terminal_report_says_everything_in_a_narrow_window(folder, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(stdout, "width", 50)
+    monkeypatch.setattr(terminal(), "width", 50)
     print_report(write_report(folder))
     text = capsys.readouterr().out
     assert "…" not in text
