@@ -1,22 +1,126 @@
-"""Our own server over a GGUF file, in a process of its own."""
+"""Our own server in a process of its own, what its clients send, and what they see."""
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from support import wait_until
+
+from petool_lite.models import embedded_gguf
+
+CITY = {"type": "string", "description": "where"}
+SCHEMA = {"type": "object", "properties": {"city": CITY, "days": {"type": "integer"}}, "required": ["city"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "weather", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": 'odd "name" {}', "description": "", "parameters": {}}},
+]
+ASK = [{"role": "user", "content": "How is the weather in Oslo?"}]
+LONG = {"properties": {f"t{n}": {"type": "string"} for n in range(12)}, "required": [f"t{n}" for n in range(12)]}
+SLOW = {"messages": ASK, "tools": [{"function": {"name": f"note_{n}", "parameters": LONG}} for n in range(8)],
+        "max_tokens": -1, "stream": True}  # fmt: skip
+
+
+def asleep(pid: int) -> bool:
+    """Whether every thread of a process waits for something just now; one that waits for a core is not asleep."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    time.sleep(0.005)  # longer than Python lets a thread run when another one wants to
+    return set(states) == {"S"}
+
+
+class Server:
+    """`petool-lite serve` with a model, the embedded one unless told, and these options and environment variables."""
+
+    def __init__(self, *arguments: object, model: Path | None = None, **variables: str) -> None:
+        self.log = Path(tempfile.mkdtemp(), "said")
+        line = [sys.executable, "-m", "petool_lite", "serve", "--model", model or embedded_gguf(), "--port", 0]
+        with self.log.open("w") as log:
+            line = [*map(str, [*line, "--context", 2048, *arguments])]
+            self.process = subprocess.Popen(line, stderr=log, env=os.environ | variables)
+        wait_until(lambda: "to try it" in self.said or self.process.poll() is not None, "the server is ready")
+        found = re.search(r"(http://\S+:(\d+)/v1)[^$]*to try it: (\S+)", self.said)
+        assert found, self.said
+        self.url, self.port, self.page = found[1], int(found[2]), found[3]
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def post(self, body: object, key: str = "", path: str = "/chat/completions", **headers: str) -> tuple[int, dict]:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.send(urllib.request.Request(self.url + path, raw, _headers(key) | headers))
+
+    def get(self, path: str, key: str = "", **headers: str) -> tuple[int, dict]:
+        return self.send(urllib.request.Request(self.url.removesuffix("/v1") + path, headers=_headers(key) | headers))
+
+    def send(self, request: urllib.request.Request) -> tuple[int, dict]:
+        try:
+            with urllib.request.urlopen(request, timeout=250) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            text = error.read()
+            return error.code, json.loads(text) if text.startswith(b"{") else {}
+
+    def stream(self, body: object, most: int | None = None) -> str:
+        """What it streams, or its first `most` bytes."""
+        raw = json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/chat/completions", raw, _headers(""))
+        with urllib.request.urlopen(request, timeout=100) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            return answer.read(most).decode()
+
+    def engine(self) -> int:
+        """The process id of the engine's worker."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids = [int(pid) for file in tasks for pid in file.read_text().split()]
+        (found,) = [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        return found
+
+    def has(self, requests: int, seconds: float = 250.0) -> None:
+        """Wait until it has so many requests."""
+        wait_until(lambda: self.get("/health")[1]["requests"] == requests, f"{requests} requests", seconds)
+
+    def holds(self, requests: int) -> None:
+        """Wait until it has so many requests and has done with them what it can while its engine is stopped."""
+        self.has(requests)
+        wait_until(lambda: all(asleep(self.process.pid) for _ in range(20)), "no thread of the server runs")
+
+    def end(self, how: int = signal.SIGINT) -> int:
+        with self:
+            self.process.send_signal(how)
+            return self.process.wait(100)
+
 
 @contextmanager
-def serving(model: Path, *arguments: str) -> Iterator[str]:
-    """Serve `model`; yields the address that ends in /v1."""
-    line = [sys.executable, "-m", "petool_lite", "serve", "--model", str(model), "--port", "0", *arguments]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            said = process.stderr.readline()
-            found = re.search(r"http://\S+/v1", said)
-            assert found, said + process.stderr.read()
-            yield found.group()
-        finally:
-            process.kill()
+def asking(server: Server, body: object, count: int = 3) -> Iterator[list[tuple[int, dict]]]:
+    """So many clients that ask at once; all have their answers when the block is left."""
+    answers: list[tuple[int, dict]] = []
+    threads = [threading.Thread(target=lambda: answers.append(server.post(body))) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        for thread in threads:
+            thread.join()
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})

@@ -260,7 +260,7 @@ def test_llama_cpps_server_and_our_own(tiny_model, smollm2, tmp_path) -> None:
     pytest.importorskip("xllamacpp")
     from petool_lite.export import load_source, write_targets
     from petool_lite.export.other_server import OtherServer
-    from support_serve import serving
+    from support_serve import Server
 
     from petool_lite.families import chat_template
     from petool_lite.models import resolve_base
@@ -270,9 +270,9 @@ def test_llama_cpps_server_and_our_own(tiny_model, smollm2, tmp_path) -> None:
     source = replace(source, template=exported_template(chat_template(smollm2.directory), "petool"))
     write_targets(source, {"f16": tmp_path / "petool.gguf"}, {})
     task = Task(load_dataset("demo:test:60"), 12, 3)
-    with serving(tmp_path / "petool.gguf") as url:
+    with Server("--context", 8192, model=tmp_path / "petool.gguf") as server:
         other = OtherServer(tmp_path / "petool.gguf", 4096)
-        for name, place in (("theirs", other.url), ("ours", url)):
+        for name, place in (("theirs", other.url), ("ours", server.url)):
             bench([endpoint_variant(place, name, 0)], task, tmp_path / "out")
     for name in ("theirs", "ours"):
         found = rows_of(tmp_path / "out" / f"results-{name}.jsonl")

@@ -13,7 +13,7 @@ from petool_lite.export.other_server import OtherServer
 from support_bench import called
 from support_families import CHANGES, family_model, small_tokenizer
 from support_gguf import logits_of
-from support_serve import serving
+from support_serve import Server
 
 from petool_lite import ToolCaller
 from petool_lite.data.files import load_dataset
@@ -114,8 +114,8 @@ def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name
 def test_its_file_is_served_and_scored(tiny_file, tmp_path, name) -> None:
     _, file = tiny_file(name)
     task = Task(load_dataset("demo:test:6"), 8, 1)
-    with serving(file, "--context", "4096") as url:
-        document = bench([Variant("file", file), endpoint_variant(url, "served", 0)], task, tmp_path)
+    with Server("--context", 4096, model=file) as server:
+        document = bench([Variant("file", file), endpoint_variant(server.url, "served", 0)], task, tmp_path)
     assert [(item["name"], item["n"], item["engine_errors"]) for item in document["variants"]] == [
         ("file", 1, 0), ("served", 1, 0),
     ]  # fmt: skip

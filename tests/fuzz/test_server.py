@@ -3,17 +3,14 @@
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import wait_until
 from support_fuzz import cases, deep, scalar, text, value
+from support_serve import Server
 
-from petool_lite.models import embedded_gguf
 from petool_lite.serve.requests import Refusal, read_chat
 
 TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {"properties": {"a": {"type": "string"}}}}}]
@@ -46,17 +43,9 @@ def test_any_body_is_understood_or_refused(found) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    log = tmp_path_factory.mktemp("log") / "stderr"
-    line = [sys.executable, "-m", "petool_lite", "serve", "--model", str(embedded_gguf()), "--port", "0"]
-    with log.open("w") as file:
-        process = subprocess.Popen([*line, "--context", "1024"], stderr=file)
-        wait_until(lambda: "(Ctrl-C ends)" in log.read_text() or process.poll() is not None, "the server is ready")
-        found = re.search(r"http://127.0.0.1:(\d+)", log.read_text())
-        assert found, log.read_text()
-        yield int(found[1]), process, log
-        process.kill()
-        process.wait()
+def server():
+    with Server("--context", 1024) as running:
+        yield running
 
 
 def exchange(port: int, raw: bytes, more: bool = False) -> bytes:
@@ -86,14 +75,14 @@ SMALL = {"max_tokens": 2}
 @cases(60)
 @given(found=body)
 def test_any_body_gets_an_answer_from_the_server(server, found) -> None:
-    status, said = post(server[0], json.dumps(found | SMALL).encode())
+    status, said = post(server.port, json.dumps(found | SMALL).encode())
     assert status in (200, 400), said
 
 
 @cases(60)
 @given(raw=st.one_of(st.binary(max_size=200), head))
 def test_any_bytes_leave_the_server_well(server, raw) -> None:
-    said = exchange(server[0], raw)
+    said = exchange(server.port, raw)
     assert not said or said.startswith(b"HTTP/1.1 "), said
     assert not re.match(rb"HTTP/1.1 5", said), said
 
@@ -107,23 +96,21 @@ HUGE = [
 def test_a_hostile_body_is_refused(server) -> None:
     asked = [json.dumps({"messages": ASK, "tools": TOOLS} | more).encode() for more in HUGE]
     for raw in (json.dumps(deep(200)).encode(), b"[" * 100_000, b"\xff\xfe{}", *asked):
-        status, said = post(server[0], raw)
+        status, said = post(server.port, raw)
         assert status == 400, (raw[:99], said)
 
 
 @pytest.mark.slow
 def test_a_client_that_sends_nothing_more_is_let_go(server) -> None:
     started = time.time()
-    with socket.create_connection(("127.0.0.1", server[0]), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /v1/chat")
         assert connection.recv(100) == b""
     assert time.time() - started > 5
 
 
 def test_the_log_tells_nothing_of_requests(server) -> None:
-    port, process, log = server
-    assert post(port, json.dumps({"messages": ASK, "tools": TOOLS} | SMALL).encode())[0] == 200
-    assert process.poll() is None
-    said = log.read_text()
-    assert "secretwordofthequery" not in said
-    assert "Traceback" not in said, said[-2000:]
+    assert post(server.port, json.dumps({"messages": ASK, "tools": TOOLS} | SMALL).encode())[0] == 200
+    assert server.process.poll() is None
+    assert "secretwordofthequery" not in server.said
+    assert "Traceback" not in server.said

@@ -1,11 +1,10 @@
 """Call, rate, call again, train: over the command line, a running server and files."""
 
 import json
-import urllib.request
 
 import pytest
-from serve.test_serve import Server
 from support_memory import ENTRY, TOOLS, made
+from support_serve import Server
 
 from petool_lite.data.answers import with_rejected
 from petool_lite.data.entries import Call
@@ -51,16 +50,13 @@ def test_a_call_that_was_rated_bears_on_the_next(place, tmp_path, command) -> No
 
 
 def test_a_server_keeps_tells_and_rates(place) -> None:
-    server = Server(PETOOL_LITE_API_KEY="secret")
-
     def post(path: str, key: str = "secret", **body) -> tuple[int, dict]:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-        return server.send(urllib.request.Request(f"{server.url}/{path}", json.dumps(body).encode(), headers))
+        return server.post(body, key, f"/{path}")
 
     def tokens(user: str | None, **more) -> int:
         return post("chat/completions", **ASK, user=user, **more)[1]["usage"]["prompt_tokens"]
 
-    try:
+    with Server(PETOOL_LITE_API_KEY="secret") as server:
         code, reply = post("chat/completions", **ASK, user="ann", tool_choice="required")
         assert code == 200
         plain = tokens(None)
@@ -89,8 +85,6 @@ def test_a_server_keeps_tells_and_rates(place) -> None:
             code, answer = post("feedback", **body)
             assert (code, "\n" in answer["error"]["message"]) == (status, False)
         assert post("feedback", key="wrong", id=reply["id"], verdict="liked")[0] == 401
-    finally:
-        server.end()
 
 
 def test_what_is_exported_is_imported_and_conversations_are_too(place, tmp_path, command) -> None:

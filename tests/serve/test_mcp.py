@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from serve.test_serve import Server
 from support import wait_until
+from support_serve import Server
 
 from petool_lite.data.mcp import Servers
 from petool_lite.errors import PetoolError
@@ -190,16 +190,13 @@ def test_a_server_that_cannot_be_asked_is_one_line(program, given, said, capfd) 
 
 
 def test_a_running_server_offers_them_and_follows_their_changes(program, capfd) -> None:
-    server = Server("--mcp", program.command)
-    try:
+    with Server("--mcp", program.command) as server:
         ask = {"messages": [{"role": "user", "content": "Say oak."}], "tool_choice": "required"}
         code, answer = server.post(ask)
         assert (code, answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"]) == (200, "my-files__echo")
         own = {"function": {"name": "own.tool", "parameters": {}}}
         answer = server.post(ask | {"tools": [own]})[1]
         assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "own.tool"
-    finally:
-        server.end()
     offered = OfferedTools([program.command], fresh_s=0)
 
     def names() -> list[str]:

@@ -6,24 +6,12 @@ import time
 import urllib.request
 
 import pytest
-from serve.test_serve import ASK, SCHEMA, TOOLS, Server
 from support_memory import made
+from support_serve import ASK, SCHEMA, TOOLS, Server
 
 from petool_lite.memory.store import Store
 
 HOSTILE = "<img src=x onerror=window.pwned=1>"
-
-
-class Paged(Server):
-    """A server, the page's address with the key that it said, and its requests with that key."""
-
-    def __init__(self, *arguments: str, **variables: str) -> None:
-        super().__init__(*arguments, **variables)
-        self.page = self.process.stderr.readline().split()[-1]
-        self.key = self.page.partition("#")[2] or variables.get("PETOOL_LITE_API_KEY", "")
-
-    def read(self, path: str, key: str = "") -> tuple[int, dict]:
-        return self.get(path, **({"Authorization": f"Bearer {key}"} if key else {}))
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +19,10 @@ def server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         store = Store()
-        running = Paged()
-    running.store = store
-    yield running
-    running.end()
+        running = Server()
+    with running:
+        running.store, running.key = store, running.page.partition("#")[2]
+        yield running
 
 
 @pytest.fixture
@@ -140,11 +128,11 @@ def test_nobody_reads_what_is_remembered_without_the_servers_key(server) -> None
     server.store.add([made(1, "eve", query="A secret.", verdict="liked")])
     explained = {"messages": ASK, "tools": TOOLS, "user": "eve", "explain": True, "max_tokens": 20}
     for key in ("", "wrong"):
-        code, body = server.read("/v1/history?user=eve", key)
+        code, body = server.get("/v1/history?user=eve", key)
         assert (code, "secret" in json.dumps(body)) == (401, False)
         code, body = server.post(explained, key=key)
         assert (code, "with the server's key only" in body["error"]["message"]) == (401, True)
-    code, body = server.read("/v1/history?user=eve", server.key)
+    code, body = server.get("/v1/history?user=eve", server.key)
     assert (code, [item["query"] for item in body["data"]]) == (200, ["A secret."])
     assert server.post(explained, key=server.key)[0] == 200
     assert server.post(explained | {"store": False})[0] == 200, "what the request itself brings is no secret"
@@ -157,17 +145,15 @@ def test_nobody_reads_what_is_remembered_without_the_servers_key(server) -> None
 
 
 def test_with_an_api_key_it_is_the_key(browser, opened) -> None:
-    server = Paged(PETOOL_LITE_API_KEY="secret")
-    try:
+    with Server(PETOOL_LITE_API_KEY="secret") as server:
         assert "#" not in server.page, "a key of the user's is not printed"
-        assert [server.read(path)[0] for path in ("/v1/tools", "/v1/history?user=x")] == [401, 401]
-        assert server.read("/v1/history?user=x", "secret")[0] == 200
+        assert [server.get(path)[0] for path in ("/v1/tools", "/v1/history?user=x")] == [401, 401]
+        assert server.get("/v1/history?user=x", "secret")[0] == 200
         page = opened(url=server.page)
         page.locator("#answer.wrong", has_text="API key").wait_for()
         page.fill("#key", "secret")
         page.keyboard.press("Tab")
         page.locator("#model", has_text="m").wait_for()
-    finally:
         started = time.monotonic()
         server.end()
         assert time.monotonic() - started < 5

@@ -1,19 +1,17 @@
 """Many at once: slots of one context answer as one alone would, in turn, and those who leave cost nobody anything."""
 
 import asyncio
-import json
 import threading
 import time
-import urllib.request
+import urllib.error
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serve.test_serve import ASK, SLOW, TOOLS, Server
-from support import wait_until
 from support_gguf import write_gguf
+from support_serve import ASK, SLOW, TOOLS, Server
 
 from petool_lite import ToolCaller
 from petool_lite.data.files import load_dataset
@@ -87,7 +85,7 @@ def test_logits_are_those_of_one_alone_and_a_prompt_is_taken_from_another_slot(e
 
 
 def test_replies_are_those_of_one_alone(exact) -> None:
-    chosen = CallOptions(choice="required", reply_tokens=None)
+    chosen = CallOptions(choice="required", reply_tokens=24)
 
     def answers(caller: ToolCaller, numbers: range) -> list[Any]:
         found = []
@@ -150,9 +148,8 @@ def test_who_was_served_least_goes_next() -> None:
 
 @pytest.fixture(scope="module")
 def server():
-    running = Server("--slots", "4", "--queue", "6")
-    yield running
-    running.end()
+    with Server("--slots", 4, "--queue", 6) as running:
+        yield running
 
 
 def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anything(server) -> None:
@@ -162,13 +159,8 @@ def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anythin
 
     def client(number: int) -> None:
         if number % 5 == 0:  # leaves
-            raw = json.dumps(SLOW).encode()
-            request = urllib.request.Request(
-                f"{server.url}/chat/completions", raw, {"Content-Type": "application/json"}
-            )
             try:
-                with urllib.request.urlopen(request, timeout=100) as answer:
-                    answer.read(10)
+                assert server.stream(SLOW, 10)
             except urllib.error.HTTPError as error:
                 assert error.code == 429
             return
@@ -183,5 +175,5 @@ def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anythin
     together(*(lambda number=number: client(number) for number in range(50)))
     assert set(statuses) <= {200, 429}
     assert (statuses[200], names) == (40, {one: 40})
-    wait_until(lambda: server.get("/health")[1]["requests"] == 0, "nothing is left of those who went", 10)
+    server.has(0, 10)  # nothing is left of those who went
     assert server.engine() == pid, "nobody's leaving ended the engine"
