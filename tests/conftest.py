@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from support import full_settings, own_runs, tiny_settings, train_demo
+from support import LIGHT, full_settings, own_runs, run_inline, tiny_settings, train_demo
 
 REPOSITORY = Path(__file__).parent.parent
 OPEN_ENTRIES = REPOSITORY.parent / "shared" / "petoolbench" / "user_entries_open.json.zip"
@@ -102,9 +102,11 @@ def llama3_tokenizer() -> Path:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess]:
-    """Run `petool-lite ARGS` as a user would, in a process of its own."""
+    """Run `petool-lite ARGS` as a user would: in a process of its own, but for what loads no model."""
 
-    def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    def run(*arguments: str, inline: bool | None = None, **options) -> subprocess.CompletedProcess:
+        if inline or (inline is None and arguments and arguments[0] in LIGHT):
+            return run_inline([*map(str, arguments)], **options)
         line = [sys.executable, "-m", "petool_lite", *map(str, arguments)]
         return subprocess.run(line, capture_output=True, text=True, **{"timeout": 600, **options})
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # petool-lite, waiting for a line of stdin where the figures of a step are written: signals come when the test says so.
 HELD = """
 import sys
@@ -23,6 +25,23 @@ def append_row(path, row):
 records.append_row = append_row
 main(sys.argv[2:])
 """
+
+
+LIGHT = ("data", "recipes", "runs", "rate", "history")  # verbs that load no model: no process of their own is started
+
+
+def run_inline(arguments: list[str], cwd: Path | None = None, env: Mapping[str, str] | None = None):
+    """`petool-lite ARGS` in this process, which has imported what it needs once."""
+    from click.testing import CliRunner
+
+    from petool_lite.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd or Path.cwd())
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        done = CliRunner().invoke(main, arguments, prog_name="petool-lite", catch_exceptions=False)
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 def own_runs(root: Path) -> dict[str, str]:

@@ -46,7 +46,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_bad_input_is_one_clear_line_and_leaves_nothing(command, tmp_path, arguments, code, said) -> None:
     (tmp_path / "notes.gguf").write_text("hello")
     (tmp_path / "data.json").write_text('[{"query": "q"}]')
-    result = command(*arguments, cwd=tmp_path, env=own_runs(tmp_path))
+    result = command(*arguments, cwd=tmp_path, env=own_runs(tmp_path), inline=True)
     assert result.returncode == code, result.stderr
     assert said in result.stderr
     assert ("Traceback" in result.stderr, result.stdout) == (False, "")
@@ -57,7 +57,7 @@ def test_without_arguments_it_says_what_to_do_next(command, tmp_path) -> None:
     runs = tmp_path / "runs"
 
     def said() -> str:
-        result = command(env=own_runs(tmp_path), cwd=tmp_path)
+        result = command(env=own_runs(tmp_path), cwd=tmp_path, inline=True)
         assert result.returncode == 0, result.stderr
         assert len(result.stdout.splitlines()) == 5
         assert "petool-lite --help" in result.stdout
@@ -103,6 +103,6 @@ def test_doctor_decodes_for_real(found) -> None:
 
 
 def test_a_dry_run_counts_and_loads_no_model(found) -> None:
-    plan = found("train", "demo", "--dry-run", "--set", "data.train=demo:train:12")
+    plan = found("train", "demo", "--dry-run", "--set", "data.train=demo:train:12", inline=True)
     assert (plan["rows"], plan["kept"], plan["steps"]) == (12, 12, 6)
     assert 0 < plan["loss_tokens"] < plan["tokens"] / 5
