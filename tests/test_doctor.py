@@ -31,7 +31,7 @@ def test_what_was_remembered_is_used_and_a_changed_file_is_not_mistaken(tmp_path
 
 
 @pytest.mark.slow
-def test_doctor_tunes_and_says_what_it_measured(command, monkeypatch, tmp_path) -> None:
+def test_doctor_tunes_and_says_what_it_measured(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("petool_lite.doctor._PROMPT", 64)
     monkeypatch.setattr("petool_lite.doctor._REPLY", 4)
     from petool_lite.doctor import tune
@@ -44,6 +44,4 @@ def test_doctor_tunes_and_says_what_it_measured(command, monkeypatch, tmp_path) 
     assert all(trial["prefill_tokens_per_s"] > 0 < trial["decode_tokens_per_s"] for trial in found["trials"])
     assert {trial["flash_attention"] for trial in found["trials"]} == {True, False}
     assert tuned_settings(file) == EngineSettings(**found["settings"])
-    refused = command("doctor", "--tune", "--model", "gone.gguf")
-    assert (refused.returncode, "no such file" in refused.stderr) == (1, True)
     assert json.dumps(found)

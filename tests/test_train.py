@@ -4,8 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-from support import own_runs, rows_of, tiny_settings, train_demo
+from support import own_runs, rows_of, tiny_settings
 
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
@@ -65,14 +64,6 @@ def test_export_then_bench_through_the_command_line(trained, command, found) -> 
     assert scored["tool_acc"] == report["variants"][1]["tool_acc"]
 
 
-@pytest.mark.slow
-def test_real_entries_are_scored(exported, found, open_entries) -> None:
-    model = exported / "runs" / "one" / "export" / "model.q8_0.gguf"
-    line = ["bench", "--model", model, "--data", open_entries, "--setting", "rating", "--limit", "3"]
-    report = found(*line, cwd=exported, env=own_runs(exported))
-    assert (report["data"][0]["total"], report["variants"][0]["n"]) == (753, 3)
-
-
 def test_damaged_weights_are_one_clear_line_and_leave_no_run(tiny, command, tmp_path) -> None:
     shutil.copytree(tiny, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
@@ -82,21 +73,3 @@ def test_damaged_weights_are_one_clear_line_and_leave_no_run(tiny, command, tmp_
     assert "Traceback" not in result.stderr
     assert "loading" not in result.stderr, "found before anything is loaded"
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-def test_nf4_trains_on_a_cpu_too(tiny, command, tmp_path) -> None:
-    """The same code as on a GPU: 4-bit base through bitsandbytes, LoRA on top."""
-    run, _ = train_demo(command, tmp_path, *tiny_settings(tiny, "model.precision=nf4", "train.max_steps=2"))
-    assert len(rows_of(run)) == 2
-
-
-@pytest.mark.slow
-def test_packed_rows_train_like_single_ones(tiny, command, tmp_path) -> None:
-    """Loss and gradient of each update agree between one row a micro-batch and all of them packed, through Unsloth."""
-    budgets = [tiny_settings(tiny, f"train.token_budget={budget}", "train.max_steps=3") for budget in (1, 16384)]
-    runs = [rows_of(train_demo(command, tmp_path, *settings)[0]) for settings in budgets]
-    for single, packed in zip(*runs, strict=True):
-        assert packed["tokens"] == single["tokens"]
-        assert packed["loss"] == pytest.approx(single["loss"], rel=5e-3)
-        assert packed["grad_norm"] == pytest.approx(single["grad_norm"], rel=3e-2)
