@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from petool_lite.errors import PetoolError
 
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -54,3 +57,13 @@ def logits_of(path, ids):
         model._eval(ids)
         size = model._lib.llama_vocab_n_tokens(model._vocab)
         return np.ctypeslib.as_array(model._lib.llama_get_logits_ith(model._context, -1), shape=(size,)).copy()
+
+
+def refused(base: Path) -> str:
+    """Message and hint of a base that cannot be used."""
+    from petool_lite.models import resolve_base
+
+    with pytest.raises(PetoolError) as error:
+        resolve_base(str(base))
+    assert error.value.hint
+    return f"{error.value.message} | {error.value.hint}"

@@ -7,20 +7,13 @@ from pathlib import Path
 
 import pytest
 from petool_lite.export import load_source, write_targets
-from support_gguf import write_gguf
+from support_gguf import refused, write_gguf
 
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_base import open_gguf
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import embedded_gguf, resolve_base
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(PetoolError) as error:
-        resolve_base(str(path))
-    assert error.value.hint
-    return f"{error.value.message} | {error.value.hint}"
 
 
 def config(path: Path) -> dict:
@@ -49,9 +42,8 @@ def test_a_part_is_refused_by_name(tmp_path) -> None:
     write_gguf(tmp_path / "s.gguf", split=5)
     first, second, third = sorted(tmp_path.glob("s-*.gguf"))
     assert f"{second} is part 2 of 3 of a split model | give the first one: {first}" in refused(second)
-    assert f"no such file: {tmp_path}/s.gguf | give the first part of the split model: {first}" in refused(
-        tmp_path / "s.gguf"
-    )
+    lost = f"no such file: {tmp_path}/s.gguf | give the first part of the split model: {first}"
+    assert lost in refused(tmp_path / "s.gguf")
     renamed = Path(shutil.copy(first, tmp_path / "first.gguf"))
     assert "but not called so | call it NAME-00001-of-00003.gguf" in refused(renamed)
     shutil.copy(second, third)
@@ -111,50 +103,45 @@ def test_what_training_would_drop_is_refused(tmp_path, changes, told) -> None:
     assert told in refused(write_gguf(tmp_path / "m.gguf", **changes))
 
 
-def text(raw: bytes) -> bytes:
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def u32(key: str, number: int) -> bytes:
-    return text(key.encode()) + struct.pack("<II", 4, number)
-
-
-def strings(key: str, items: list[bytes]) -> bytes:
-    return text(key.encode()) + struct.pack("<IIQ", 9, 8, len(items)) + b"".join(text(item) for item in items)
-
-
-def file(keys: list[bytes], tensors: list[bytes], data: int = 32, version: int = 3, **counts: int) -> bytes:
-    head = b"GGUF" + struct.pack("<I", version)
-    head += struct.pack("<QQ", counts.get("said", len(tensors)), counts.get("said_keys", len(keys)))
-    body = head + b"".join(keys) + b"".join(tensors)
-    return body + b"\0" * (-len(body) % 32 + data)
-
-
-LLAMA = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
-GPT2 = text(b"tokenizer.ggml.model") + struct.pack("<I", 8) + text(b"gpt2")
 HUGE = 2**63 + 5
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("after", "form", "number", "said"),
     [
-        (b"GGML1234", "not a GGUF file"),
-        (file([], [], version=3 << 24), "little-endian"),
-        (file([], [], said=HUGE), "tensors do not fit"),
-        (file([], [], said_keys=HUGE), "keys do not fit"),
-        (file([struct.pack("<Q", HUGE) + b"a" * 30], []), "ends inside its header"),
-        (file([LLAMA, LLAMA], []), "occurs twice"),
-        (file([text(b"k") + struct.pack("<II", 99, 0)], []), "unknown type 99"),
-        (file([text(b"k") + struct.pack("<IIQ", 9, 8, HUGE)], []), "texts do not fit"),
-        (file([LLAMA, u32("llama.block_count", 10**9)], []), "block_count is 1000000000"),
-        (file([strings("tokenizer.ggml.tokens", [b"a", b"a"])], []), "token occurs twice"),
-        (file([strings("tokenizer.ggml.tokens", [b"a"]), GPT2], []), "lacks the key tokenizer.ggml.token_type"),
-        (file([u32("split.no", 0), u32("split.count", 10**6), u32("split.tensors.count", 1)], []), "of its parts"),
+        (b"", "4s", b"GGML", "not a GGUF file"),
+        (b"GGUF", "I", 3 << 24, "little-endian"),
+        (b"GGUF", "IQ", (3, HUGE), "tensors do not fit"),
+        (b"GGUF", "IQQ", (3, 12, HUGE), "keys do not fit"),
+        (b"GGUF", "IQQQ", (3, 12, 20, HUGE), "ends inside its header"),
+        (b"any", "s", b"1", "the key 'any1' occurs twice"),
+        (b"any1", "I", 99, "unknown type 99"),
+        (b"ggml.tokens", "IIQ", (9, 8, HUGE), "texts do not fit"),
+        (b"block_count", "II", (4, 10**9), "block_count is 1000000000"),
+        (b"split.count", "II", (4, 10**6), "of its parts"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(tmp_path, raw, said) -> None:
-    path = tmp_path / "any.gguf"
+def test_what_cannot_be_is_refused_in_words(tmp_path, after, form, number, said) -> None:
+    """A whole file with another number after the first, or of `any` the last, such words."""
+    path = write_gguf(tmp_path / "m.gguf", any1=1, any2=1, split__count=1)
+    raw = bytearray(path.read_bytes())
+    place = (raw.rindex(after) if after == b"any" else raw.index(after)) + len(after)
+    struct.pack_into(f"<{form}", raw, place, *(number if isinstance(number, tuple) else [number]))
     path.write_bytes(raw)
+    with pytest.raises(PetoolError, match=said):
+        check_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokens": ["a", "a"], "token_type": [1, 1]}, "token occurs twice"),
+        ({"token_type": None}, "lacks the key tokenizer.ggml.token_type"),
+        ({"token_type": [1]}, "258 tokens, but 1 of their token_type"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be(tmp_path, changes, said) -> None:
+    path = write_gguf(tmp_path / "m.gguf", **{f"tokenizer__ggml__{name}": value for name, value in changes.items()})
     with pytest.raises(PetoolError, match=said):
         check_gguf(path)
 

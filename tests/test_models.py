@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support_gguf import refused
 
-from petool_lite.errors import PetoolError
 from petool_lite.models import resolve_base
 
 
@@ -19,12 +19,6 @@ def model(tiny, tmp_path) -> Path:
 
 def change(file: Path, **keys) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | keys))
-
-
-def refused(model: Path) -> str:
-    with pytest.raises(PetoolError) as error:
-        resolve_base(str(model))
-    return f"{error.value.message} | {error.value.hint}"
 
 
 @pytest.mark.parametrize(
