@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-TOP_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_TOP_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _FOUR_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
@@ -66,11 +67,6 @@ class Family:
     shift: float = 0.0
     scaled: bool = False
     local: int = 0
-
-    @property
-    def to_gguf(self) -> Mapping[str, str]:
-        """Module -> GGUF's name."""
-        return {module: name for name, module in {**self.blocks, **TOP_TENSORS}.items()}
 
 
 FAMILIES = (
@@ -135,22 +131,12 @@ class Shape:
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """The sizes in a config.json, with transformers' defaults. Raises PetoolError for another family, and for a size or
     kind of attention that no model of it has."""
-    family = family_of(config)
-
-    def size(key: str, default: int | None = None, most: int = _LARGEST) -> int:
-        found = default if config.get(key) is None else config[key]
-        if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= most:
-            raise _odd(f"{key} is {str(found)[:40]}" if key in config else f"{key} is not there")
-        return found
-
+    family, size = family_of(config), partial(_number, config)
     width, heads = size("hidden_size"), size("num_attention_heads")
     groups = size("num_key_value_heads", heads)
     per_head = family.head_size or width // heads
     if heads % groups or (config.get("head_dim") is None and not family.head_size and width % heads):
         raise _odd(f"a width of {width} and {heads} heads, {groups} of keys, do not go together")
-    epsilon = config.get("rms_norm_eps", 1e-6)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
-        raise _odd(f"rms_norm_eps is {str(epsilon)[:40]}")
     windowed = family.local or family.model_type == "mistral"
     shape = Shape(
         family=family,
@@ -162,7 +148,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         head_size=size("head_dim", per_head),
         vocabulary=size("vocab_size"),
         context=size("max_position_embeddings", 2048),
-        norm_epsilon=float(epsilon),
+        norm_epsilon=float(_number(config, "rms_norm_eps", 1e-6, 0, 1, float)),
         tied=bool(config.get("tie_word_embeddings", family.tied)),
         window=size("sliding_window") if windowed and config.get("sliding_window") is not None else None,
     )
@@ -190,6 +176,16 @@ def _check_attention(config: Mapping[str, Any], shape: Shape) -> None:
     for what, there in odd.items():
         if there:
             raise PetoolError(f"a {family.name} model with {what} cannot be trained or exported", "give another base")
+
+
+def _number(
+    config: Mapping[str, Any], key: str, default: Any = None, least: float = 1, most: float = _LARGEST, kind: type = int
+) -> Any:
+    """A number in a configuration; raises PetoolError for another value, and for none where there is no default."""
+    found = default if config.get(key) is None else config[key]
+    if type(found) not in (int, kind) or not least <= found <= most:
+        raise _odd(f"{key} is {str(found)[:40]}" if key in config else f"{key} is not there")
+    return found
 
 
 def _odd(what: str) -> PetoolError:
@@ -227,19 +223,11 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
     if (stated.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
         raise PetoolError("rotary angles for a part of each head cannot be exported", "give another base")
 
-    def number(key: str, default: float | None) -> float:
-        found = stated.get(key, default)
-        if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
-            raise _odd(f"{key} of its rotary scaling is {str(found)[:40]}")
-        return found
-
+    number = partial(_number, stated, least=1e-6, most=1e12, kind=float)
     theta = stated.get("rope_theta", config.get("rope_theta"))
-    if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 1):
-        raise _odd(f"rope_theta is {str(theta)[:40]}")
-    if kind == "default":
-        return Rope(kind, theta, local)
-    if kind == "linear":
-        return Rope(kind, theta, local, number("factor", None))
+    theta = None if theta is None else _number({"rope_theta": theta}, "rope_theta", least=1, most=1e12, kind=float)
+    if kind != "llama3":
+        return Rope(kind, theta, local, number("factor") if kind == "linear" else 1.0)
     if family_of(config).gguf != "llama":
         raise PetoolError("rotary scaling of the kind llama3 is Llama's", "give another base")
     low, high = number("low_freq_factor", 1.0), number("high_freq_factor", 4.0)
@@ -267,12 +255,12 @@ def rope_divisors(rope: Rope, head_size: int) -> Any:
 def gguf_name(name: str, family: Family) -> str:
     """`model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`; raises PetoolError for an unknown one."""
     found = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)", name)
-    known = family.to_gguf.get(found[2]) if found else None
-    fits = found is not None and known is not None and (found[1] is None) == (known in TOP_TENSORS)
-    if not fits or (found and found[3] == "bias" and known not in family.biases):
+    layer, module, kind = found.groups() if found else (None, "", "")
+    names = _TOP_TENSORS if layer is None else family.blocks
+    known = next((short for short, full in names.items() if full == module), None)
+    if known is None or (kind == "bias" and known not in family.biases):
         raise PetoolError(f"a {family.name} model has no tensor {name[:100]}", "other parts cannot be exported")
-    assert found is not None
-    return f"{known}.{found[3]}" if found[1] is None else f"blk.{found[1]}.{known}.{found[3]}"
+    return f"{known}.{kind}" if layer is None else f"blk.{layer}.{known}.{kind}"
 
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:

@@ -57,7 +57,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
     [
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling of the kind yarn"),
         ({"rope_parameters": {"rope_type": "su"}}, "known: default, linear, llama3"),
-        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor of its rotary scaling is 4"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor is 4"),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0"),
         ({"rope_scaling": ["linear"]}, "the rotary scaling is ['linear']"),
         ({"partial_rotary_factor": 0.5}, "a part of each head"),
