@@ -8,21 +8,12 @@ from typing import Any
 import click
 
 from petool_lite.bench import run as verb
+from petool_lite.bench import variants as known
 from petool_lite.bench.compare import compare_folders, print_comparison
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import files_table, print_report, show, write_report
 from petool_lite.bench.results import load_rows, merge_shards, results_files, results_folder
 from petool_lite.bench.score import score_row, summary
-from petool_lite.bench.variants import (
-    NONE,
-    check_names,
-    default_names,
-    endpoint_variant,
-    model_variant,
-    rule_variant,
-    run_variants,
-    with_decodings,
-)
 from petool_lite.cli.options import SETTING, as_json, decoding_option, run_option
 from petool_lite.console import print_json, progress, say
 from petool_lite.data.files import load_dataset
@@ -82,47 +73,42 @@ def _show_report(document: dict[str, Any], where: str, as_json: bool) -> None:
 
 def _work(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Path]:
     """Variants, task and folder that a command line asks for; options["out"] is the folder afterwards."""
-    given = options["model"] is not None or options["endpoint"] is not None
-    variants, bench, trained, folder = (_model_inputs if given else _run_inputs)(options, report)
+    of_run = options["model"] is None and options["endpoint"] is None
+    recipe, variants, folder = (_of_run if of_run else _of_model)(options, report)
     if options["style"]:
-        variants = [item if item.engine == NONE else replace(item, style=options["style"]) for item in variants]
+        variants = [item if item.engine == known.NONE else replace(item, style=options["style"]) for item in variants]
     if options["batch"]:
         variants = [replace(item, batch=options["batch"]) for item in variants]
-    setting = options["setting"] or trained.one_setting
-    if options["setting"] is None and trained.setting != setting:
+    setting = options["setting"] or recipe.data.one_setting
+    if options["setting"] is None and recipe.data.setting != setting:
         say(f"the run learned every setting; this scores {setting} (--setting takes another, --out keeps them apart)")
-    dataset = load_dataset(bench.data if options["data"] is None else options["data"], setting)
-    options["out"] = options["out"] or str(folder)
-    task = Task(dataset, bench.max_reply_tokens, options["limit"], options["shard"] or _rank(), options["fresh"])
-    return with_decodings(variants, options["decoding"]), task, Path(options["out"])
-
-
-def _rank() -> tuple[int, int] | None:
-    """The shard of a process of torchrun or accelerate; None for a process of its own."""
+    dataset = load_dataset(recipe.bench.data if options["data"] is None else options["data"], setting)
     rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return (rank, count) if count > 1 else None
+    shard = options["shard"] or ((rank, count) if count > 1 else None)  # torchrun's and accelerate's processes share
+    options["out"] = options["out"] or str(folder)
+    task = Task(dataset, recipe.bench.max_reply_tokens, options["limit"], shard, options["fresh"])
+    return known.with_decodings(variants, options["decoding"]), task, Path(options["out"])
 
 
-def _model_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:
+def _of_model(options: dict[str, Any], report: Any) -> tuple[Recipe, list[Any], Path]:
     if options["run"] is not None:
         raise PetoolError("--model and --run exclude each other", "give one of them", USAGE)
     if options["endpoint"] is None:
-        chosen = model_variant(options["model"], report)
+        chosen = known.model_variant(options["model"], report)
     elif options["model"]:
-        chosen = endpoint_variant(options["endpoint"], options["model"], options["max_requests"] or 0)
+        chosen = known.endpoint_variant(options["endpoint"], options["model"], options["max_requests"] or 0)
     else:
         raise PetoolError("--endpoint needs the name of a model there", "give --model NAME", USAGE)
-    rules = check_names((options["variants"] or "rules").split(","))
-    return [chosen, *map(rule_variant, rules)], Recipe().bench, Recipe().data, runs_root() / f"bench-{chosen.name}"
+    rules = known.check_names((options["variants"] or "rules").split(","))
+    return Recipe(), [chosen, *map(known.rule_variant, rules)], runs_root() / f"bench-{chosen.name}"
 
 
-def _run_inputs(options: dict[str, Any], report: Any) -> tuple[list[Any], Any, Any, Path]:
+def _of_run(options: dict[str, Any], report: Any) -> tuple[Recipe, list[Any], Path]:
     names = options["variants"].split(",") if options["variants"] else []
-    check_names(names)
+    known.check_names(names)
     run = find_run(options["run"])
     recipe = load_recipe(str(run / "recipe.toml"))[1]
-    found = run_variants(run, recipe, names or default_names(run, report), report)
-    return found, recipe.bench, recipe.data, run / "bench"
+    return recipe, known.run_variants(run, recipe, names or known.default_names(run, report), report), run / "bench"
 
 
 @bench.command("score")
