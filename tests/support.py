@@ -30,7 +30,9 @@ main(sys.argv[2:])
 LIGHT = ("data", "recipes", "runs", "rate", "history")  # verbs that load no model: no process of their own is started
 
 
-def run_inline(arguments: list[str], cwd: Path | None = None, env: Mapping[str, str] | None = None):
+def run_inline(
+    arguments: list[str], cwd: Path | None = None, env: Mapping[str, str] | None = None, input: str | None = None
+) -> subprocess.CompletedProcess:
     """`petool-lite ARGS` in this process, which has imported what it needs once."""
     from click.testing import CliRunner
 
@@ -40,7 +42,7 @@ def run_inline(arguments: list[str], cwd: Path | None = None, env: Mapping[str, 
         patch.chdir(cwd or Path.cwd())
         for name, value in (env or {}).items():
             patch.setenv(name, value)
-        done = CliRunner().invoke(main, arguments, prog_name="petool-lite", catch_exceptions=False)
+        done = CliRunner().invoke(main, arguments, prog_name="petool-lite", input=input, catch_exceptions=False)
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 

@@ -1,5 +1,6 @@
 """A place that cannot be written costs speed, never the answer: the cache falls back to a folder of this user's."""
 
+import json
 import os
 import stat
 import tempfile
@@ -78,9 +79,8 @@ def test_libraries_get_a_name_and_places(monkeypatch, temporary) -> None:
 @pytest.mark.parametrize("place", [{"HOME": "/dev/null"}, {}, {"HOME": "/", "PETOOL_LITE_CACHE": "/dev/null/cache"}])
 def test_a_call_is_answered_where_nothing_can_be_kept(command, tmp_path, place) -> None:
     """A user without a name or a home, and places that not even root can write to."""
-    (tmp_path / "tools.json").write_text(
-        '[{"name": "loaves", "parameters": {"properties": {"a": {"type": "string"}}}}]'
-    )
+    tools = [{"name": "loaves", "parameters": {"properties": {"a": {"type": "string"}}}}]
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
     variables = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)} | place
     line = ["call", "Which loaves?", "--tools", "tools.json", "--model", embedded_gguf(), "--user", "ann"]
     done = command(*line, cwd=tmp_path, env=variables)

@@ -29,14 +29,14 @@ def test_a_call_that_was_rated_bears_on_the_next(place, tmp_path, command) -> No
     (tmp_path / "request.json").write_text(json.dumps({"query": "Find oak.", "tools": ASK["tools"]}))
     line = ["call", "--model", embedded_gguf(), "--request", tmp_path / "request.json", "--required", "--explain"]
     line += ["--context", "2048", "--json", "--user", "ann"]
-    first = command(*line)
+    first = command(*line, inline=True)
     reply = json.loads(first.stdout)
     assert f"kept as {reply['id']}" in first.stderr
     rated = json.loads(command("rate", "last", "disliked", "--user", "ann", "--json").stdout)
     assert (rated["id"], rated["verdict"], rated["answer"]) == (reply["id"], "disliked", reply["call"])
     assert 0 < rated["confidence"] <= 1
     for options, disliked in ((["--no-store"], 0), ([], 1)):
-        again = json.loads(command(*line, *options).stdout)
+        again = json.loads(command(*line, *options, inline=True).stdout)
         candidates = {item["name"]: item["disliked"] for item in again["candidates"]}
         assert candidates[reply["call"]["name"]] == disliked
         assert (again["id"] is None) == (disliked == 0)

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,13 +76,18 @@ class Program:
     def command(self) -> str:
         return shlex.join([sys.executable, str(self.file), str(self.names), "0"])
 
-    def http(self) -> tuple[subprocess.Popen, str]:
+    @contextmanager
+    def http(self) -> Iterator[str]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         line = [sys.executable, self.file, self.names, str(port)]
         process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
-        wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server listens")
-        return process, f"http://127.0.0.1:{port}/mcp"
+        try:
+            wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server listens")
+            yield f"http://127.0.0.1:{port}/mcp"
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
@@ -95,39 +102,31 @@ def place(program, request):
     if request.param == "stdio":
         yield program.command
         return
-    process, url = program.http()
-    yield url
-    process.kill()
-    process.wait()
+    with program.http() as url:
+        yield url
 
 
 def test_a_call_is_run_when_the_user_says_so_and_its_result_remembered(program, tmp_path, command) -> None:
-    process, url = program.http()
-    env = os.environ | {"XDG_DATA_HOME": str(tmp_path)}
+    own = {"env": os.environ | {"XDG_DATA_HOME": str(tmp_path)}, "inline": True}
     line = ["call", "Say oak.", "--model", embedded_gguf(), "--context", "2048", "--required", "--user", "ann"]
-    line += ["--mcp", program.command, "--mcp", f"web={url}", "--run"]
-    try:
-        said = command(*line, env=env, input="y\n")
-        refused = command(*line, env=env, input="n\n")
-        silent = command(*line, env=env, input="")
-        whole = json.loads(command(*line, "--yes", "--json", env=env).stdout)
-    finally:
-        process.kill()
-        process.wait()
+    with program.http() as url:
+        line += ["--mcp", f"web={url}", "--run"]
+        said, refused, silent = (command(*line, input=answer, **own) for answer in ("y\n", "n\n", ""))
+        whole = json.loads(command(*line, "--mcp", program.command, "--yes", "--json", **own).stdout)
     made, result = said.stdout.splitlines()
     word = json.loads(made)["arguments"]["word"]
-    assert json.loads(made)["name"] in ("my-files__echo", "web__echo")
-    assert (said.returncode, result) == (0, f"heard {word}")
+    assert json.loads(made)["name"] == "web__echo"
+    assert (said.returncode, result) == (0, f"heard {word}"), said.stderr
     assert f"run {json.loads(made)['name']} " in said.stderr
     assert (refused.returncode, refused.stdout.count("\n"), "not run" in refused.stderr) == (0, 1, True)
     assert (silent.returncode, "nobody said" in silent.stderr) == (2, True)
     assert whole["result"] == {"text": f"heard {whole['call']['arguments']['word']}", "failed": False}
-    kept = json.loads(command("history", "list", "--json", env=env).stdout)
+    kept = json.loads(command("history", "list", "--json", **own).stdout)
     assert [item["result"] for item in kept] == [result, None, None, whole["result"]["text"]]
-    shown = json.loads(command("history", "show", whole["id"], "--json", env=env).stdout)
-    assert [tool["function"]["name"] for tool in shown["tools"]] == ["my-files__echo", "web__echo"]
+    shown = json.loads(command("history", "show", whole["id"], "--json", **own).stdout)
+    assert [tool["function"]["name"] for tool in shown["tools"]] == ["web__echo", "my-files__echo"]
     for words in (["call", "x", "--tools", "t.json", "--run"], ["call", "x", "--mcp", "true", "--yes"]):
-        assert command(*words, "--model", embedded_gguf()).returncode == 2
+        assert command(*words, "--model", embedded_gguf(), inline=True).returncode == 2
 
 
 def test_what_a_tool_may_do(place) -> None:
