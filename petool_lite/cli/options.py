@@ -1,5 +1,6 @@
 """Options that several verbs have."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ model_option = click.option(
 )
 
 
-def decoding_option(*more: str) -> Any:
+def decoding_option(*more: str) -> Callable[[Any], Any]:
     """--decoding, with `more` choices than the two ways."""
     choices = click.Choice(["constrained", "free", *more])
     told = "Only calls of the offered tools, by their schemas; or anything."

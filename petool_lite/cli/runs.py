@@ -48,6 +48,6 @@ def _scores(run: Path) -> dict[str, float]:
     """Right tools, parameters and both of the first tuned variant in a run's report, in percent; empty for none."""
     with suppress(PetoolError):
         found = read_object(run / "bench" / "report.json", "no report", "")["variants"]
-        tuned = next((item for item in found if item["name"].startswith("tuned")), {})
+        tuned: dict[str, float] = next((item for item in found if item["name"].startswith("tuned")), {})
         return {word: tuned[f"{name}_acc"] for word, name in zip(METRIC_WORDS, METRICS, strict=True) if tuned}
     return {}

@@ -67,7 +67,7 @@ def answer_alone(
     choice = REQUIRED if asked["required"] else AUTO
     reply = caller.call_entry(entry, user, CallOptions(choice=choice, trim_history=trims, check=check, **same))
     made = record_of(identity, user, told, reply.answer, reply.confidence)
-    kept = memory is not None and not reply.unsure and memory.use(lambda store: store.add([made]))
+    kept = memory is not None and not reply.unsure and bool(memory.use(lambda store: store.add([made])))
     return _document(reply, identity if kept else None)
 
 
