@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,17 +109,13 @@ class Server:
 
 
 @contextmanager
-def asking(server: Server, body: object, count: int = 3) -> Iterator[list[tuple[int, dict]]]:
-    """So many clients that ask at once; all have their answers when the block is left."""
+def asking(server: Server, *bodies: object) -> Iterator[list[tuple[int, dict]]]:
+    """Clients that ask at once; their answers are there when the block is left, none of those that were cut off."""
     answers: list[tuple[int, dict]] = []
-    threads = [threading.Thread(target=lambda: answers.append(server.post(body))) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        asked = [pool.submit(server.post, body) for body in bodies]
         yield answers
-    finally:
-        for thread in threads:
-            thread.join()
+    answers += [item.result() for item in asked if not item.exception()]
 
 
 def _headers(key: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import pytest
 from serve_load import children
 from support import tiny_settings, wait_until
 from support_faults import KILLS, begin, finish, incomplete, kill_at_random, one_line, unfinished
-from support_serve import TOOLS, Server
+from support_serve import ASK, TOOLS, Server, asking
 
 from petool_lite.inference.states import StateStore
 
@@ -33,6 +32,7 @@ LINES = {
     "bench": ["bench", "--run", "one", "--variants", "tuned", "--data", "demo:test:6", "--decoding", "free"],
     "serve": ["serve", "--port", "0", "--context", "1024"],
 }
+BODY = {"messages": ASK, "tools": TOOLS, "max_tokens": 60}
 faults = pytest.mark.faults
 
 
@@ -95,30 +95,18 @@ def test_a_killed_server_leaves_no_worker_and_starts_again(whole, tmp_path, kill
     model, users = whole / "export" / "model.q8_0.gguf", StateStore(tmp_path / "users")
     for _ in range(kills):
         server = Server("--port", port, "--context", 1024, model=model, PETOOL_LITE_CACHE=str(tmp_path))
-        port, results = server.port, list[int]()
-
-        def call(user: int, server: Server = server, results: list[int] = results) -> None:
-            body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, "user": f"user{user}"}
-            try:
-                results.append(server.post(body | {"max_tokens": 60})[0])
-            except OSError:  # it was killed
-                results.append(0)
-
-        callers = [threading.Thread(target=call, args=(number,)) for number in range(4)]
-        for caller in callers:
-            caller.start()
-        time.sleep(chance.uniform(0.0, 1.5))
-        workers = children(server.process.pid)
-        with server:  # which kills it
-            pass
-        for caller in callers:
-            caller.join()
-        answered += results.count(200)
+        port = server.port
+        with asking(server, *(BODY | {"user": f"user{number}"} for number in range(4))) as answers:
+            time.sleep(chance.uniform(0.0, 1.5))
+            workers = children(server.process.pid)
+            with server:  # which kills it
+                pass
+        answered += [code for code, _ in answers].count(200)
         wait_until(lambda: not any(Path(f"/proc/{each}/cmdline").exists() for each in workers), "no orphan")  # noqa: B023
         assert incomplete(tmp_path) == []
         assert all(path.stat().st_mode & 0o777 == 0o600 for path in users.root.glob("*.state"))
     with Server("--port", port, "--context", 1024, model=model, PETOOL_LITE_CACHE=str(tmp_path)) as server:
-        assert server.post({"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, "user": "user0"})[0] == 200
+        assert server.post(BODY | {"user": "user0"})[0] == 200
         assert server.end() == 0
         assert "Traceback" not in server.said
     print(f"FAULTS kill -9 in serve: {kills} times, {answered} answers before")

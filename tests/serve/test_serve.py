@@ -144,18 +144,18 @@ ODD = {"type": "function", "function": {"name": "t", "parameters": {"properties"
 def test_a_full_queue_turns_requests_away_and_a_crash_costs_what_runs(server) -> None:
     body, pid = {"messages": ASK, "tools": TOOLS}, server.engine()
     os.kill(pid, signal.SIGSTOP)  # requests that take as long as we like
-    with asking(server, body) as answers:
+    with asking(server, *[body] * 3) as answers:
         server.holds(3)
         code, answer = server.post(body)
         os.kill(pid, signal.SIGCONT)
     assert (code, answer["error"]["type"]) == (429, "rate_limit_error")
     assert [code for code, _ in answers] == [200, 200, 200]
     os.kill(pid, signal.SIGSTOP)
-    with asking(server, body) as answers:
+    with asking(server, *[body] * 3) as answers:
         server.holds(3)
         os.kill(pid, signal.SIGKILL)
     assert sorted(code for code, _ in answers) == [200, 500, 500]
-    assert answers[0][1]["error"]["type"] == "engine_error"
+    assert {answer["error"]["type"] for code, answer in answers if code == 500} == {"engine_error"}
     assert server.post(body)[0] == 200
     assert server.engine() != pid
 
@@ -200,7 +200,7 @@ def test_an_api_key_is_asked_for_and_a_slow_request_is_ended(command) -> None:
 def test_it_stops_at_once_while_a_request_runs(how, code) -> None:
     server = Server("--slots", 2)
     pid = server.engine()
-    with asking(server, SLOW | {"stream": False}) as answers:
+    with asking(server, *[SLOW | {"stream": False}] * 3) as answers:
         server.has(3)  # two run and one waits
         server.process.send_signal(how)
         started = time.monotonic()

@@ -1,11 +1,11 @@
 """Many at once: slots of one context answer as one alone would, in turn, and those who leave cost nobody anything."""
 
 import asyncio
-import threading
 import time
 import urllib.error
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,9 @@ ENTRIES = load_dataset("demo:test:12").entries
 
 def together(*work: Callable[[], Any]) -> list[Any]:
     """What each returns, or raises, all run at once."""
-    found: dict[int, Any] = {}
-
-    def run(number: int) -> None:
-        try:
-            found[number] = work[number]()
-        except Exception as error:
-            found[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [found[number] for number in range(len(work))]
+    with ThreadPoolExecutor(len(work)) as pool:
+        done = [pool.submit(item) for item in work]
+    return [item.exception() or item.result() for item in done]
 
 
 @pytest.fixture
