@@ -6,7 +6,6 @@ Order of precedence: --set on the command line, then the recipe file, then the d
 
 import difflib
 import json
-import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -23,6 +22,7 @@ from petool_lite.text import read_text
 ALL = "all"  # data.setting: every setting that the entries hold; the rest of the program knows single ones only
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
+_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}  # as JSON Schema calls them
 _LONGEST = 1 << 20  # bytes of a recipe file
 
 
@@ -216,7 +216,7 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
         if problem := _problem(value, kind, metadata):
             problems.append(f"{key}: {problem}")
         else:
-            chosen[section][item] = float(value) if kind is float else value
+            chosen[section][item] = kind(value) if kind in (int, float) else value
     problems += _conflicts({name: default for name, _, _, default in settings()} | values)
     if problems:
         raise PetoolError(f"{source}: " + "; ".join(problems), "`petool-lite recipes keys` lists all settings")
@@ -228,35 +228,22 @@ def _initials(name: str) -> str:
     return "".join(word[0] for word in name.partition(".")[2].split("_"))
 
 
-def _problem(value: Any, kind: Any, metadata: dict[str, Any]) -> str:
+def _problem(value: Any, kind: Any, about: dict[str, Any]) -> str:
+    """What is wrong with a value, in words; nothing for a good one."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    if isinstance(value, int | float) and not abs(value) < 2**63:  # TOML's integers; NaN and infinity are none
+        return "expected a finite number of at most 64 bits"
+    bounds = {"enum": list(about["choices"]), "minimum": about["least"], "maximum": about["most"]}
+    schema = {"type": _TYPES.get(kind), **{name: bound for name, bound in bounds.items() if bound not in (None, [])}}
     if kind == list[str]:
-        if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
-            return f"expected a list of names, found {_shown(value)}"
-        odd = [item for item in value if item not in metadata["choices"]]
-        return f"there is no {_shown(odd[0])}; expected some of {', '.join(metadata['choices'])}" if odd else ""
-    if isinstance(value, int) and value.bit_length() > 63:  # TOML's integers; a longer one can be beyond every float
-        return "expected a number of at most 64 bits"
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        return f"expected {kind.__name__}, found {_shown(value)}"
-    if metadata["choices"] and value not in metadata["choices"]:
-        return f"expected one of {', '.join(metadata['choices'])}, found {_shown(value)}"
-    if kind is float and not math.isfinite(value):
-        return f"expected a finite number, found {_shown(value)}"
-    if metadata["least"] is not None and value < metadata["least"]:
-        return f"expected at least {metadata['least']}, found {_shown(value)}"
-    if metadata["most"] is not None and value > metadata["most"]:
-        return f"expected at most {metadata['most']}, found {_shown(value)}"
-    return ""
-
-
-def _shown(value: Any) -> str:
-    """A value in a message; Python writes no integer of thousands of digits."""
+        schema = {"type": "array", "minItems": 1, "items": {"enum": list(about["choices"])}}
     try:
-        found = repr(value)
-    except ValueError:
+        error = best_match(Draft202012Validator(schema).iter_errors(value))
+    except ValueError:  # Python writes no integer of thousands of digits
         return "a number without end"
-    return found if len(found) <= 200 else f"{found[:200]}..."
+    return str(error.message)[:300] if error else ""
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:

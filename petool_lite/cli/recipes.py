@@ -3,7 +3,7 @@
 import click
 
 from petool_lite.cli.options import as_json, new_file
-from petool_lite.console import emit, print_json, print_table
+from petool_lite.console import emit
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.recipe import builtin_recipes, settings
 from petool_lite.runs import write_text
@@ -43,8 +43,8 @@ def recipes_copy(name: str, target: str | None) -> None:
 def recipes_keys(as_json: bool) -> None:
     """Every setting of a recipe: default and meaning."""
     found = {key: {"default": default, "doc": about["doc"]} for key, _, about, default in settings()}
-    rows = [[key, str(item["default"]), item["doc"]] for key, item in found.items()]
-    print_json(found) if as_json else print_table("settings", ["key", "default", "meaning"], rows)
+    rows = [{"key": key, "default": str(item["default"]), "meaning": item["doc"]} for key, item in found.items()]
+    emit(found if as_json else rows, as_json, "settings")
 
 
 def _shipped(name: str) -> str:
