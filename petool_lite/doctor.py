@@ -43,11 +43,9 @@ def _llama_cpp() -> dict[str, Any]:
             reply = model.generate(ids, 16)
     except (PetoolError, ImportError, OSError) as error:
         return {"works": False, "why": str(error)}
-    return {
-        "works": True,
-        "prefill_tokens_per_s": round(reply.prompt_tokens / reply.prefill_s),
-        "decode_tokens_per_s": round(len(reply.ids) / reply.decode_s) if reply.decode_s and reply.ids else 0,
-    }
+    decode = round(len(reply.ids) / reply.decode_s) if reply.decode_s and reply.ids else 0
+    prefill = round(reply.prompt_tokens / reply.prefill_s)
+    return {"works": True, "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
 
 
 _PROMPT, _QUERY, _REPLY = 768, 40, 24  # tokens of the probe
@@ -59,10 +57,8 @@ _WORTH = 0.03  # a setting must save this share of the time to replace a plainer
 
 def kernels_work(model: Path) -> bool:
     """Whether repacked weights, and AMX where this CPU has it, work here with this model: tried in another process."""
-    code = (
-        "import pathlib, sys; from petool_lite import doctor;"
-        "doctor._trial(pathlib.Path(sys.argv[1]), doctor.EngineSettings(extra_buffers=True))"
-    )
+    tried = "doctor._trial(pathlib.Path(sys.argv[1]), doctor.EngineSettings(extra_buffers=True))"
+    code = f"import pathlib, sys; from petool_lite import doctor; {tried}"
     return subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, timeout=600).returncode == 0
 
 

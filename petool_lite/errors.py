@@ -28,9 +28,5 @@ def missing_package(error: ModuleNotFoundError | AttributeError) -> PetoolError:
         return PetoolError(f"this works on Linux and macOS only ({error})", "on Windows use it inside WSL", MACHINE)
     if name == "petool_lite" or isinstance(error, AttributeError):
         raise error  # a fault of our own, whose traceback is wanted
-    return PetoolError(
-        f"the package {name} is not installed",
-        'training and export need: pip install "petool-lite[train]"; where pip finds no versions that fit together: '
-        "bash requirements/install.sh in a checkout",
-        MACHINE,
-    )
+    hint = 'training and export need: pip install "petool-lite[train]"; where pip finds no versions that fit together: '
+    return PetoolError(f"the package {name} is not installed", f"{hint}requirements/install.sh in a checkout", MACHINE)

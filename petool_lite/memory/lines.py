@@ -56,14 +56,12 @@ def read_line(row: Any, number: int, user: str | None = None) -> list[Record]:
     made += [] if entry.answer is None else [(entry.query, entry.answer, verdict)]
     if len(made) > 1:  # what was said between several calls belongs to none of them
         entry = replace(entry, turns=())
-    own = row.get("id") if len(made) == 1 and isinstance(row.get("id"), str) else None
-    return [
-        replace(
-            record_of(own or _digest([owner, row, number, index]), owner, replace(entry, query=query), answer),
-            **{"verdict": said} | given,
-        )
-        for index, (query, answer, said) in enumerate(made)
-    ]
+    own, found = row.get("id") if len(made) == 1 and isinstance(row.get("id"), str) else None, []
+    for index, (query, answer, said) in enumerate(made):
+        name = own or _digest([owner, row, number, index])
+        record = record_of(name, owner, replace(entry, query=query), answer)
+        found.append(replace(record, **{"verdict": said} | given))
+    return found
 
 
 def training_rows(source: str, store: Store | None = None) -> list[dict[str, Any]]:
@@ -73,10 +71,8 @@ def training_rows(source: str, store: Store | None = None) -> list[dict[str, Any
     kept = (store or Store()).records(None if name == "*" else name)
     rows = [entry_line(entry) | {"id": entry.id} for entry in _entries(kept)]
     if len(rows) < ENOUGH:
-        raise PetoolError(
-            f"{source} has {len(rows)} liked calls of {len(kept)}, {ENOUGH} would do",
-            f"rate {ENOUGH - len(rows)} more: petool-lite rate last liked; history:NAME is a user, history:* all",
-        )
+        hint = f"rate {ENOUGH - len(rows)} more: petool-lite rate last liked; history:NAME is a user, history:* all"
+        raise PetoolError(f"{source} has {len(rows)} liked calls of {len(kept)}, {ENOUGH} would do", hint)
     return rows
 
 

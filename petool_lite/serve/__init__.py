@@ -10,13 +10,14 @@ import secrets
 import signal
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from petool_lite.console import say
-from petool_lite.errors import FAILED, USAGE, PetoolError
+from petool_lite.errors import USAGE, PetoolError
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.helper import listening
 
@@ -52,12 +53,9 @@ class ServeSettings:
 
 def is_loopback(host: str) -> bool:
     """Whether only programs on this machine reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    with suppress(ValueError):
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def run(settings: ServeSettings) -> None:
@@ -69,20 +67,16 @@ def run(settings: ServeSettings) -> None:
 
     check_gguf(settings.model)
     if not is_loopback(settings.host) and not settings.api_key:
-        raise PetoolError(
-            f"{settings.host} can be reached by others, and no API key is set",
-            "set PETOOL_LITE_API_KEY, or serve on 127.0.0.1",
-            USAGE,
-        )
+        what = f"{settings.host} can be reached by others, and no API key is set"
+        raise PetoolError(what, "set PETOOL_LITE_API_KEY, or serve on 127.0.0.1", USAGE)
     memory = Memory() if settings.store else None
     offered = OfferedTools(settings.mcp) if settings.mcp else None
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listener = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        raise PetoolError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}", "choose another --port", FAILED
-        ) from error
+        what = f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        raise PetoolError(what, "choose another --port") from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # while it loads; later uvicorn hears it first
     with listener, listening(settings.model, settings.n_ctx) as helping:
         queue = RequestQueue(settings)
@@ -115,13 +109,5 @@ def _server(application: Any, queue: Any) -> Any:
             queue.engine.end()
             super().handle_exit(sig, frame)
 
-    return Server(
-        uvicorn.Config(
-            application,
-            http=Protocol,
-            log_level="critical",
-            timeout_graceful_shutdown=1,
-            limit_concurrency=_CONNECTIONS,
-            lifespan="off",
-        )
-    )
+    most = {"timeout_graceful_shutdown": 1, "limit_concurrency": _CONNECTIONS}
+    return Server(uvicorn.Config(application, http=Protocol, log_level="critical", lifespan="off", **most))

@@ -114,13 +114,9 @@ def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
     choice, only = _choice(body.get("tool_choice"), entry)
     user = None if "user" not in given else str(given["user"])
     tokens = int(given.get(limit, REPLY_TOKENS))
-    options = CallOptions(
-        choice=choice,
-        only=only,
-        reply_tokens=None if tokens < 0 else tokens,  # -1 is as many as there is room for
-        at_least=float(given.get("at_least", 0)),
-        explain=given.get("explain", False),
-    )
+    asked = {"at_least": float(given.get("at_least", 0)), "explain": given.get("explain", False)}
+    asked["reply_tokens"] = None if tokens < 0 else tokens  # -1 is as many as there is room for
+    options = CallOptions(choice=choice, only=only, **asked)
     unused = tuple(name for name in given if name not in _READ or (name == "store" and user is None))
     usage = bool(given.get("stream_options", {}).get("include_usage"))
     remembers = user is not None and given.get("store", True)
