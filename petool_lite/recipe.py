@@ -21,6 +21,7 @@ from petool_lite.text import read_text
 
 ALL = "all"  # data.setting: every setting that the entries hold; the rest of the program knows single ones only
 
+_OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}  # as JSON Schema calls them
 _LONGEST = 1 << 20  # bytes of a recipe file
@@ -48,13 +49,8 @@ class DataSettings:
     """What is learned from, and how it is laid out."""
 
     train: str = _setting("demo:train:320", "training entries: a file, demo:train:COUNT or hub:OWNER/NAME[/FILE]")
-    setting: str = _setting(
-        "rating", "PEToolBench: which prompt, rating, preferred or chronological; all: rows of each, one model for all",
-        (*SETTINGS, ALL),
-    )  # fmt: skip
-    style: str = _setting(
-        "petool", "prompt: petool, a chat template that goes into the GGUF, or published, PEToolBench's own", STYLES
-    )
+    setting: str = _setting("rating", "PEToolBench: which prompt; all: rows of each, for one model", (*SETTINGS, ALL))
+    style: str = _setting("petool", "petool: a chat template, goes into the GGUF; published: PEToolBench's own", STYLES)
     skip_bad: bool = _setting(False, "leave out broken entries and count them, instead of refusing the file")
     overlength: str = _setting("trim-history", "rows longer than max_tokens; answers are never cut", OVERLENGTH)
 
@@ -70,9 +66,8 @@ class LoraSettings:
 
     r: int = _setting(32, "rank of the adapter", least=1)
     alpha: int = _setting(64, "scale of the adapter, divided by r", least=1)
-    dropout: float = _setting(
-        0.0, "dropout on the adapter's input; 0 trains about a sixth faster than any other value", least=0, most=0.9
-    )  # beyond, an update sees less than a tenth of its input, ten times as large; at 1 nothing
+    # beyond 0.9 an update sees less than a tenth of its input, ten times as large
+    dropout: float = _setting(0.0, "dropout on the adapter's input; 0 trains about a sixth faster", least=0, most=0.9)
     targets: list[str] = _setting(list(LINEARS), "linear layers that get one", LINEARS)
 
 
@@ -103,14 +98,8 @@ class TrainSettings:
         "auto takes the fastest way that fits in 90 % of the free memory, a bf16 base first",
         ("lean", "auto"),
     )
-    token_budget: int = _setting(
-        0, "tokens a micro-batch: rows are packed up to it; 0: as many as fit on a GPU, 2048 on a CPU", least=0
-    )
-    optimizer: str = _setting(
-        "adamw_torch",
-        "as transformers names it; paged ones need a GPU",
-        ("adamw_torch", "adamw_8bit", "paged_adamw_32bit"),
-    )
+    token_budget: int = _setting(0, "tokens a micro-batch; 0: as many as fit on a GPU, 2048 on a CPU", least=0)
+    optimizer: str = _setting("adamw_torch", "as transformers names it; paged ones need a GPU", _OPTIMIZERS)
     weight_decay: float = _setting(0.0, "decoupled weight decay", least=0)
     clip_norm: float = _setting(1.0, "clip the gradient to this norm", least=0)
     save_every: int = _setting(0, "write a checkpoint every N steps; 0 writes one at the end", least=0)

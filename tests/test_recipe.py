@@ -39,13 +39,7 @@ def test_all_problems_are_reported_together_and_an_empty_file_is_no_recipe(tmp_p
     )
     with pytest.raises(PetoolError) as error:
         load_recipe(str(path))
-    told = (
-        "stray",
-        "did you mean train.learning_rate",
-        "train.epochs",
-        "lora.r",
-        "precision: 'int3' is not one of ['nf4'",
-    )
+    told = ("stray", "did you mean train.learning_rate", "train.epochs", "lora.r", "precision: 'int3' is not one of")
     assert not [part for part in told if part not in error.value.message]
     path.write_text("# nothing yet\n")
     with pytest.raises(PetoolError, match=r"bad\.toml is empty"):

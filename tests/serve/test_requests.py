@@ -63,12 +63,8 @@ def test_a_refusal_names_the_field(name, value) -> None:
 
 
 def test_limits_and_what_changes_nothing() -> None:
-    assert [chat(max_tokens=value).request.options.reply_tokens for value in (None, -1, 64, 64.0)] == [
-        512,
-        None,
-        64,
-        64,
-    ]
+    limits = [chat(max_tokens=value).request.options.reply_tokens for value in (None, -1, 64, 64.0)]
+    assert limits == [512, None, 64, 64]
     assert chat(max_tokens=5, max_completion_tokens=7).request.options.reply_tokens == 7
     assert chat(temperature=0.5, stop=["}"], n=1.0, store=False).unused == ("temperature", "stop", "store")
     assert chat(user=7).request.user == "7"
@@ -76,15 +72,11 @@ def test_limits_and_what_changes_nothing() -> None:
 
 def test_turns_are_history_or_conversation() -> None:
     call = {"id": "1", "function": {"name": "car", "arguments": "{}"}}
-    liked = [
-        *ASK,
-        {"role": "assistant", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "1", "content": "liked"},
-    ]
+    asked, told = {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1"}
+    liked = [*ASK, asked, told | {"content": "liked"}]
     entry = chat(messages=liked + ASK).request.entry
     assert ([item.verdict for item in entry.history], entry.turns, entry.query) == (["liked"], (), ASK[0]["content"])
-    result = [*liked[:2], {"role": "tool", "tool_call_id": "1", "content": "a red one"}]
-    entry = chat(messages=result).request.entry
+    entry = chat(messages=[*ASK, asked, told | {"content": "a red one"}]).request.entry
     assert (entry.history, [turn["role"] for turn in entry.turns]) == ((), ["user", "assistant", "tool"])
     with pytest.raises(Refusal, match=r"^messages"):
         chat(messages=liked)
@@ -108,14 +100,11 @@ def test_responses_say_the_same_in_their_own_words() -> None:
             read_responses({"input": "x", "tools": flat, name: value})
 
 
-CALLS = [
-    ('<tool_call>\n{"name": %s, "arguments": %s}\n</tool_call>', "name"),
-    ('{"tool_name": %s, "parameters": %s}', "tool_name"),
-    ('{"name": %s, "parameters": %s}', "name"),
-]
-
-
-@pytest.mark.parametrize("form", [form for form, _ in CALLS])
+@pytest.mark.parametrize(
+    "form",
+    ['<tool_call>\n{"name": %s, "arguments": %s}\n</tool_call>', '{"tool_name": %s, "parameters": %s}',
+     '{"name": %s, "parameters": %s}'],
+)  # fmt: skip
 def test_a_reply_is_cut_into_name_and_arguments_wherever_its_tokens_end(form) -> None:
     for name, arguments in (
         ("t", {}),
