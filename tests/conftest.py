@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from support import LIGHT, full_settings, own_runs, run_inline, tiny_settings, train_demo
+from support import LIGHT, own_runs, run_inline, tiny_settings, train_demo
+from support_families import family_model
 
 REPOSITORY = Path(__file__).parent.parent
 OPEN_ENTRIES = REPOSITORY.parent / "shared" / "petoolbench" / "user_entries_open.json.zip"
@@ -72,24 +73,10 @@ def smollm2(made_once):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a tiny random Llama with the tokenizer of `tokenizer_from`; keyword arguments change its config."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     def make(tokenizer_from: Path, target: Path | None = None, **changes) -> Path:
-        from tokenizers import Tokenizer
-
-        target = target or tmp_path_factory.mktemp("tiny")
-        settings = {
-            "vocab_size": Tokenizer.from_file(str(tokenizer_from / "tokenizer.json")).get_vocab_size(),
-            "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "max_position_embeddings": 8192, "tie_word_embeddings": True,
-        }  # fmt: skip
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).to(torch.bfloat16)
-        model.save_pretrained(target)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(tokenizer_from / name, target / name)
-        return target
+        plain = {"drawn": False, "pad_token_id": None} | changes
+        return family_model("Llama", tokenizer_from, target or tmp_path_factory.mktemp("tiny"), **plain)
 
     return make
 
@@ -166,7 +153,7 @@ def exported(made_once, trained, found, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained_full(tiny, complete_run) -> Path:
     """A complete run of 10 steps of full fine-tuning on the tiny model, without interruption or evaluation."""
-    return complete_run("full", [*full_settings(tiny)])
+    return complete_run("full", tiny_settings(tiny, "train.method=full"))
 
 
 @pytest.fixture(scope="module")

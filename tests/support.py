@@ -82,11 +82,6 @@ def rows_of(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-def full_settings(tiny: Path) -> list[str]:
-    """The same for full fine-tuning."""
-    return tiny_settings(tiny, "train.method=full")
-
-
 def loss_row_by_row(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
     """Cross entropy of the rows' answers through a plain model of transformers, one row at a time, the head for all."""
     import torch

@@ -132,8 +132,8 @@ def _of_mistral(version: str, folder: Path) -> Path:
     return folder
 
 
-def family_model(name: str, tokenizer: Path, target: Path, **changes: Any) -> Path:
-    """A tiny random model of a family in bfloat16, whose norms and biases are not what they begin with."""
+def family_model(name: str, tokenizer: Path, target: Path, drawn: bool = True, **changes: Any) -> Path:
+    """A tiny random model of a family in bfloat16; where `drawn`, norms and biases are not what they begin with."""
     import torch
     from tokenizers import Tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -145,8 +145,8 @@ def family_model(name: str, tokenizer: Path, target: Path, **changes: Any) -> Pa
     }  # fmt: skip
     config = AutoConfig.for_model(named(name).model_type, **(settings | CHANGES[name] | changes))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    for weight in model.parameters():
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(torch.bfloat16)
+    for weight in model.parameters() if drawn else ():
         if weight.ndim == 1:
             weight.data += 0.1 * torch.randn_like(weight)
     model.save_pretrained(target)
