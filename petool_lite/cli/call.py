@@ -91,27 +91,26 @@ def _run(servers: Any, options: dict[str, Any], document: dict[str, Any]) -> Non
 
 def _request(options: dict[str, Any], servers: Any = None) -> dict[str, Any]:
     """The request as an object: the whole of --request, or put together from the single options."""
-    sources = [options[name] for name in ("tools", "history", "request")]
-    if sources.count("-") > 1:
+    query, tools, history, whole = (options[name] for name in ("query", "tools", "history", "request"))
+    if [tools, history, whole].count("-") > 1:
         raise PetoolError("only one of the files can be stdin", "write the others to files", USAGE)
-    if options["request"]:
-        if options["tools"] or options["history"]:
-            raise PetoolError("--request holds the tools and the history", "give it alone", USAGE)
-        request = _read_json(options["request"], "--request")
-        if isinstance(request, list) and len(request) == 1:
-            request = request[0]
-        if not isinstance(request, dict):
-            raise PetoolError(f"{options['request']} is not one JSON object", "with query, tools and history")
-        if servers and request.get("tools"):
-            raise PetoolError("--request holds tools, and --mcp offers others", "give one of them", USAGE)
-        tools = {"tools": servers.tools()} if servers else {}
-        return request | ({"query": options["query"]} if options["query"] else {}) | tools
-    if not options["query"] or bool(options["tools"]) == bool(servers):
+    if whole and (tools or history):
+        raise PetoolError("--request holds the tools and the history", "give it alone", USAGE)
+    if not whole and (not query or bool(tools) == bool(servers)):
         wanted = "give a QUERY and --tools FILE or --mcp COMMAND, or --request FILE"
         raise PetoolError(wanted, "`petool-lite call --help`", USAGE)
-    history = _read_json(options["history"], "--history") if options["history"] else []
-    tools = servers.tools() if servers else _read_json(options["tools"], "--tools")
-    return {"query": options["query"], "tools": tools, "history": history}
+    request = _read_json(whole, "--request") if whole else {}
+    if isinstance(request, list) and len(request) == 1:
+        request = request[0]
+    if not isinstance(request, dict):
+        raise PetoolError(f"{whole} is not one JSON object", "with query, tools and history")
+    if servers and request.get("tools"):
+        raise PetoolError("--request holds tools, and --mcp offers others", "give one of them", USAGE)
+    if history:
+        request["history"] = _read_json(history, "--history")
+    if servers or tools:
+        request["tools"] = servers.tools() if servers else _read_json(tools, "--tools")
+    return request | ({"query": query} if query else {})
 
 
 def _read_json(name: str, option: str) -> Any:
