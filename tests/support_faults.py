@@ -20,25 +20,19 @@ LOGS = ("metrics.jsonl", "eval.jsonl")  # written a line at a time: a kill may c
 
 def begin(root: Path, *arguments: object, **options) -> subprocess.Popen:
     """Start `petool-lite ARGS` with runs and cache under `root`, what it says in root/said."""
-    own = {"cwd": root, "env": variables(root), **options}
-    with (root / "said").open("w") as said:
-        return subprocess.Popen(command_line(arguments), stdout=said, stderr=said, **own)
-
-
-def command_line(arguments: tuple[object, ...]) -> list[str]:
-    return [sys.executable, "-m", "petool_lite", *map(str, arguments)]
-
-
-def variables(root: Path) -> dict[str, str]:
     own = {"PETOOL_LITE_RUNS": str(root / "runs"), "PETOOL_LITE_CACHE": str(root / "cache"), "OMP_NUM_THREADS": "1"}
-    return os.environ | own
+    env = os.environ | own | options.pop("extra", {})
+    line = [sys.executable, "-m", "petool_lite", *map(str, arguments)]
+    with (root / "said").open("w") as said:
+        pipes = {"stdout": said, "stderr": said} | options
+        return subprocess.Popen(line, cwd=root, env=env, text=True, **pipes)
 
 
-def finish(root: Path, *arguments: object, extra: dict[str, str] | None = None, **options) -> tuple[int, str]:
+def finish(root: Path, *arguments: object, **options) -> tuple[int, str]:
     """Run it to its end; the exit code and all it said, through a pipe, which no limit on files cuts off."""
-    own = {"cwd": root, "env": variables(root) | (extra or {}), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command_line(arguments), text=True, timeout=600, **own, **options)
-    return done.returncode, done.stdout
+    with begin(root, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+        said = process.communicate(timeout=600)[0]
+    return process.returncode, said
 
 
 def kill_at_random(process: subprocess.Popen, root: Path, longest: float, chance: random.Random) -> bool:
