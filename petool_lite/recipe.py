@@ -196,7 +196,8 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
     chosen: dict[str, dict[str, Any]] = {section.name: {} for section in fields(Recipe)}
     for key, value in values.items():
         if key not in known:
-            short = [name for name in known if key.partition(".")[2] == _initials(name)]  # lr is the learning_rate
+            initials = {"".join(word[0] for word in name.split(".")[1].split("_")): name for name in known}
+            short = [initials[key.split(".")[-1]]] if key.split(".")[-1] in initials else []  # lr is learning_rate
             near = short or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             problems.append(f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
             continue
@@ -211,10 +212,6 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
         raise PetoolError(f"{source}: " + "; ".join(problems), "`petool-lite recipes keys` lists all settings")
     kinds = get_type_hints(Recipe)
     return Recipe(**{section: kinds[section](**content) for section, content in chosen.items()})
-
-
-def _initials(name: str) -> str:
-    return "".join(word[0] for word in name.partition(".")[2].split("_"))
 
 
 def _problem(value: Any, kind: Any, about: dict[str, Any]) -> str:

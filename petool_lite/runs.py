@@ -89,7 +89,9 @@ def sole_writer(target: Path, lock: Path) -> Iterator[None]:
         what = f"cannot write to {lock.parent}: {error.strerror}"
         raise PetoolError(what, "check its permissions and disk") from error
     with held:
-        lock.write_text(f"{os.getpid()} {_own_command()}\n")
+        name = Path(sys.argv[0]).name
+        line = shlex.join(["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]])
+        lock.write_text(f"{os.getpid()} {line[:400]}\n")
         try:
             yield
         finally:
@@ -104,12 +106,6 @@ def writer(lock: Path) -> str:
     except (OSError, ValueError, OverflowError):
         return ""
     return f"process {pid} ({command})"
-
-
-def _own_command() -> str:
-    name = Path(sys.argv[0]).name
-    words = ["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]]
-    return " ".join(shlex.quote(word) for word in words)[:400]
 
 
 def create_run(name: str) -> Path:

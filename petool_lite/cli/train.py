@@ -1,6 +1,5 @@
 """`petool-lite train`: a recipe becomes a run."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,7 +22,9 @@ def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dr
     """Train RECIPE (a file or a shipped name) into a new run directory."""
     if (recipe is None) == (resume is None):
         raise PetoolError("give a RECIPE, or --resume RUN", "such as: petool-lite train demo", USAGE)
-    folder = _unfinished(resume) if resume is not None else None
+    folder = None if resume is None else named_run(resume)
+    if folder and is_complete(folder):
+        raise PetoolError(f"the run {folder} is complete", "start a new one: petool-lite train RECIPE")
     name, settings = load_recipe(str(folder / "recipe.toml") if folder else recipe or "", overrides)
     with progress() as report:
         if dry_run:
@@ -37,13 +38,6 @@ def train(recipe: str | None, overrides: tuple[str, ...], resume: str | None, dr
     say(f"trained in {manifest['seconds']['train']:.0f} s, {manifest['tokens_per_s']:.0f} tokens/s")
     figures = {key: manifest[key] for key in ("seconds", "tokens_per_s", "peak_memory_gb")}
     emit({"run": str(run), **figures}, as_json, lines=[run])
-
-
-def _unfinished(name: str) -> Path:
-    folder = named_run(name)
-    if is_complete(folder):
-        raise PetoolError(f"the run {folder} is complete", "start a new one: petool-lite train RECIPE")
-    return folder
 
 
 def _show_plan(found: dict[str, Any], memory: str) -> None:
