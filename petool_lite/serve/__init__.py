@@ -28,21 +28,21 @@ _CONNECTIONS = 512  # at once; more are answered 503
 @dataclass(frozen=True)
 class ServeSettings:
     """What is served, where and within which limits; `slots` requests run at once, `queue` more may wait. Each slot has
-    `n_ctx` tokens of context, 0 for the engine's default."""
+    `n_ctx` tokens of context, 0 for the engine's default. The command line owns the defaults."""
 
     model: Path
-    host: str = "127.0.0.1"
-    port: int = 8080
-    api_key: str | None = None
-    slots: int = 1
-    queue: int = 8
-    timeout_s: float = 300.0
-    max_mb: int = 4  # MiB of one request
-    n_ctx: int = 0
-    decoding: str = "constrained"
-    trim_history: bool = False
-    store: bool = True  # what users with a name did is kept and read for their next request
-    mcp: tuple[str, ...] = ()  # servers whose tools are offered where a request brings none
+    host: str
+    port: int
+    api_key: str | None
+    slots: int
+    queue: int
+    timeout_s: float
+    max_mb: int  # MiB of one request
+    n_ctx: int
+    decoding: str
+    trim_history: bool
+    store: bool  # what users with a name did is kept and read for their next request
+    mcp: tuple[str, ...]  # servers whose tools are offered where a request brings none
     page_key: str = field(default_factory=lambda: secrets.token_urlsafe(9))
 
     @property
