@@ -207,12 +207,10 @@ def _filled(template: str, messages: Sequence[Any], tools: Sequence[Any] | None,
 
 
 def _inert(value: Any, chat: Chat) -> Any:
-    """A JSON value for a template: control tokens that somebody wrote into it are broken up, so that they are text.
-
-    A query or a tool's description could otherwise end its own message and begin another one. A word joiner (U+2060)
+    """A JSON value for a template: control tokens that somebody wrote into it are broken up, so that they are text. A
+    query or a tool's description could otherwise end its own message and begin another one. A word joiner (U+2060)
     behind the first character does it for every tokenizer; text without such tokens stays as it is. Numbers get six
-    decimals, as many as llama.cpp's templates write.
-    """
+    decimals, as many as llama.cpp's templates write."""
     if isinstance(value, str):
         for token in {chat.bos_token, chat.eos_token, *_CONTROL.findall(value)} - {""}:
             value = value.replace(token, f"{token[0]}\u2060{token[1:]}")
