@@ -325,23 +325,23 @@ def load_tokenizer(directory: Path) -> Any:
         raise PetoolError(f"damaged tokenizer: {directory}/tokenizer.json ({error})", "get the model again") from error
 
 
-def _end_token(directory: Path) -> str:
-    """The text of the token that ends an answer, as tokenizer_config.json names it; raises PetoolError for none."""
-    found = read_json(directory / "tokenizer_config.json").get("eos_token")
+def special_token(directory: Path, role: str) -> str:
+    """The text of the token of a role, "bos" or "eos", as tokenizer_config.json names it; empty for none."""
+    found = read_json(directory / "tokenizer_config.json").get(f"{role}_token")
     text = found.get("content") if isinstance(found, dict) else found
-    if not isinstance(text, str) or not text:
-        raise PetoolError(f"no end token in {directory}/tokenizer_config.json", "eos_token must name a known token")
-    return text
+    return text if isinstance(text, str) else ""
 
 
-def end_tokens(directory: Path) -> dict[str, int]:
+def end_tokens(directory: Path, tokenizer: Any = None) -> dict[str, int]:
     """Text -> ID of every token that ends a reply: the end token first, then those that llama.cpp takes for an end
-    by their text, then those that the model's generation_config.json adds, which may be null, a number or a list."""
-    tokenizer = load_tokenizer(directory)
-    file = directory / "generation_config.json"
+    by their text, then those that the model's generation_config.json adds, which may be null, a number or a list.
+    Raises PetoolError where the end token is not named, or not known to the tokenizer."""
+    tokenizer, file = tokenizer or load_tokenizer(directory), directory / "generation_config.json"
     named = read_json(file).get("eos_token_id") if file.is_file() else None
     ids = [index for index in (named if isinstance(named, list) else [named]) if type(index) is int]
     more = [tokenizer.id_to_token(index) for index in ids if 0 <= index < _LARGEST]
-    texts = [_end_token(directory), *_END_TEXTS, *more]
+    texts = [special_token(directory, "eos"), *_END_TEXTS, *more]
     found = {text: tokenizer.token_to_id(text) for text in texts if text}
+    if found.get(texts[0]) is None:
+        raise PetoolError(f"no end token in {directory}/tokenizer_config.json", "eos_token must name a known token")
     return {text: index for text, index in found.items() if index is not None}

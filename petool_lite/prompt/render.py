@@ -89,19 +89,14 @@ class Example:
 
 def chat_from_directory(directory: Path) -> Chat:
     """The Chat of a model directory in Hugging Face format; needs the `tokenizers` library only."""
-    from petool_lite.families import chat_template, load_tokenizer
+    from petool_lite.families import chat_template, end_tokens, load_tokenizer, special_token
 
-    config = json.loads((directory / "tokenizer_config.json").read_text())
-    template = chat_template(directory)
     tokenizer = load_tokenizer(directory)
-    eos = _token_text(config.get("eos_token"))
-    eos_id = tokenizer.token_to_id(eos) if eos else None
-    if eos is None or eos_id is None:
-        raise PetoolError(f"no end token in {directory}/tokenizer_config.json", "eos_token must name a known token")
+    eos, eos_id = next(iter(end_tokens(directory, tokenizer).items()))
     return Chat(
         lambda texts: [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)],
-        template=template,
-        bos_token=_token_text(config.get("bos_token")) or "",
+        template=chat_template(directory),
+        bos_token=special_token(directory, "bos"),
         eos_token=eos,
         eos_id=eos_id,
         decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
@@ -117,10 +112,6 @@ def recorded_style(style: str | None, layout: object) -> str | None:
     what = f"the model learned layout {layout or 'unknown'} of the {style} prompt, which this version does not write"
     made = "the version of petool-lite that made it" if style in LAYOUTS else "petool-lite 0.1, which made it"
     raise PetoolError(what, f"train it again, or run it with {made}")
-
-
-def _token_text(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, dict) else value
 
 
 def spread(lengths: Sequence[int]) -> dict[str, int]:
