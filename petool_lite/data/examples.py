@@ -9,7 +9,6 @@ from typing import Any
 from petool_lite.data.answers import answer_faults
 from petool_lite.data.entries import DISLIKED, Call, Entry, Tool, properties
 
-_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
 _LONGEST = 1500  # characters of a request; longer ones are documents
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -66,9 +65,6 @@ def _told(name: str, call: Call, query: str, tool: Tool) -> bool:
             return all(map(told, value))
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             return True
-        if isinstance(value, str) and _DATE.fullmatch(value):  # written otherwise, it has the same day and year
-            numbers = [int(number) for number in re.findall(r"\d+", query)]
-            return sum(int(part) in numbers for part in re.findall(r"\d+", value)) >= 2
         if isinstance(value, str):
             return f" {_plain(value)} " in plain if _plain(value) else True
         number = str(value).removesuffix(".0")

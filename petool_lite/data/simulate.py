@@ -174,7 +174,7 @@ def _entry(
     rng.shuffle(asked)
     if not tools or len({tool.name for tool in tools}) < len(tools):
         return None
-    history = tuple(_earlier(*event, offers, examples, rng) for event in events)
+    history = tuple(_earlier(owner, verdict, offers, examples, rng) for owner, verdict in events)
     made = [Entry(identity, query, tuple(tools), history, answer) for query, answer, _ in asked]
     good = [entry for entry, (_, _, equal) in zip(made, asked, strict=True) if not equal or follows(entry, equal)]
     return (
@@ -257,11 +257,7 @@ def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rn
             new = type(value)(re.sub(r"\d", lambda _: rng.choice("123456789"), str(value)))
         if str(new) not in query and len(str(new)) <= 60:
             query, arguments[name] = query.replace(str(value), str(new)), new
-    tool = example.tool
-    if rng.random() < 0.5:  # most public lists require nothing: what is required is given, what is told is given anyhow
-        needed = [name for name in declared if name in arguments and rng.random() < 0.5]
-        tool = replace(tool, parameters={**tool.parameters, "required": needed})
-    return Example(query, tool, arguments, example.others)
+    return Example(query, example.tool, arguments, example.others)
 
 
 def _renaming(tool: Tool, rng: Random) -> dict[str, str]:

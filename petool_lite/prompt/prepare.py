@@ -96,7 +96,9 @@ def load_learned(data: DataSettings, source: str) -> tuple[Dataset, ...]:
     if len(settings) < 2:
         what = f"{source} does not hold the prompts of several settings, which data.setting = all learns from"
         raise PetoolError(what, f"entries with {', '.join(PROMPT_FIELD.values())}, or --set data.setting=rating")
-    return tuple(load_dataset(source, setting, skip_bad=data.skip_bad) for setting in settings)
+    first, *others = (load_dataset(source, setting, skip_bad=data.skip_bad) for setting in settings)
+    # what is no entry of PEToolBench has no setting, and is learned once
+    return first, *(replace(one, entries=tuple(e for e in one.entries if e.setting)) for one in others)
 
 
 def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
