@@ -117,13 +117,15 @@ class Guarded:
             self.after_update(logs)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        # Called once an update, after the last backward and before the optimizer: one transfer for all micro-batches.
+        # Called once an update, after the last backward and before the optimizer: one transfer for all figures.
         import torch
 
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        figures = torch.stack([torch.stack([loss.float(), reached.float()]) for _, loss, reached in self._update])
-        if not bool(torch.isfinite(figures).all()) or not torch.isfinite(torch.as_tensor(norm)):
-            self._not_finite((~torch.isfinite(figures)).T.tolist(), float(figures[:, 0].sum()), float(norm))
+        parts = [figure.float() for _, loss, reached in self._update for figure in (loss, reached)]
+        *figures, norm = torch.stack([*parts, torch.as_tensor(norm, device=parts[0].device)]).tolist()
+        faults = [[not math.isfinite(value) for value in figures[first::2]] for first in (0, 1)]
+        if any(map(any, faults)) or not math.isfinite(norm):
+            self._not_finite(faults, sum(figures[::2]), norm)
         self._update = ()
         return norm
 

@@ -220,7 +220,6 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,
-        "ddp_timeout": 7200,  # seconds; the others wait while the first evaluates
     }
     if settings.objective == "dpo":  # one pair after the other
         each, left = divmod(settings.rows, devices.count())
