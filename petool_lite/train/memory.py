@@ -202,16 +202,14 @@ def check_cpu_memory(recipe: Recipe, base: Base) -> None:
         wanted = replace(recipe, train=replace(recipe.train, method=method))
         return count() * resident_bytes(model, wanted, "nf4" if packed else precision, width)
 
-    mine = needed(recipe.train.method, recipe.model.precision)
-    if mine <= free:
-        return
-    fitting = (f"would fit: --set train.method=lora --set model.precision={kind}"
-               for kind in ("bf16", "nf4") if needed("lora", kind) <= free)  # fmt: skip
-    raise PetoolError(
-        f"{base.name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
-        next(fitting, "take a smaller base, such as smollm2-135m, fewer processes or a larger machine"),
-        MACHINE,
-    )
+    if (mine := needed(recipe.train.method, recipe.model.precision)) > free:
+        fitting = (f"would fit: --set train.method=lora --set model.precision={kind}"
+                   for kind in ("bf16", "nf4") if needed("lora", kind) <= free)  # fmt: skip
+        raise PetoolError(
+            f"{base.name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
+            next(fitting, "take a smaller base, such as smollm2-135m, fewer processes or a larger machine"),
+            MACHINE,
+        )
 
 
 def free_memory() -> float:
@@ -232,18 +230,13 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
 
     assert planned.way is not None
     way, load, model = planned.way, load_of(planned.prepared), shape_in(planned.base.directory)
-    while True:
-        batch = fullest(planned.prepared, planned.recipe, way.token_budget)
-        torch.cuda.reset_peak_memory_stats()
-        fits = _fits(trainer.model, batch)
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        if not agreed(not fits):
-            break
+    while agreed(not _fits(trainer.model, batch := fullest(planned.prepared, planned.recipe, way.token_budget))):
         fewer = max(max(load.lengths), int(0.85 * way.token_budget))
         if fewer == way.token_budget:
             raise torch.OutOfMemoryError(f"the longest row has {fewer:,} tokens")
         report(f"{way.token_budget:,} tokens a micro-batch do not fit after all; trying {fewer:,}", 0, 0, "")
         way = replace(way, token_budget=fewer)
+    peak = torch.cuda.max_memory_allocated() / 2**30
     trainer.token_budget = way.token_budget
     if held_out is not None and is_first():
         longest, right = max(zip(held_out.prompts, held_out.answers, strict=True), key=lambda pair: len(pair[0]))
@@ -251,10 +244,10 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
         evaluate(short, trainer.model, 0, silent)
     if is_first():
         _save(run, trainer.model, planned)
-    shape = way.precision, way.checkpointing
-    predicted = peak_bytes(model, planned.recipe, shape, len(batch.ids), load, optimizer=False) / 2**30
+    tokens, shape = len(batch.ids), (way.precision, way.checkpointing)
+    predicted = peak_bytes(model, planned.recipe, shape, tokens, load, optimizer=False) / 2**30
     figures = f"peak {peak:.2f} GiB, predicted {predicted:.2f}"
-    report(f"dry step: a micro-batch of {len(batch.ids):,} tokens ({figures}), a save", 0, 0, "")
+    report(f"dry step: a micro-batch of {tokens:,} tokens ({figures}), a save", 0, 0, "")
     return replace(planned, way=way)
 
 
@@ -262,6 +255,7 @@ def _fits(model: Any, batch: MicroBatch) -> bool:
     """Whether a micro-batch goes forward and backward within the GPU's memory; the model is left as it was."""
     import torch
 
+    torch.cuda.reset_peak_memory_stats()
     try:
         with same_randomness():
             (answer_loss(model, batch) / len(batch.answers)).backward()

@@ -2,8 +2,7 @@
 
 A micro-batch costs a fixed time for its thousands of kernel launches, so short rows are put into one. No row sees
 another: attention is exact row by row, and positions restart. The loss is a sum over answer tokens divided by their
-number in the whole update, so how rows are grouped changes nothing but rounding. Answers are 1-2 % of the tokens of
-PEToolBench; the head runs for their positions alone.
+number in the whole update, so how rows are grouped changes nothing but rounding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -169,8 +168,7 @@ def answer_trainer() -> Any:
                 parameter.grad = None
 
         def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-            """Nobody reads this estimate, which costs a walk through the model, too."""
-            return 0
+            return 0  # an estimate that nobody reads, for another walk through the model
 
         def get_train_dataloader(self) -> Any:
             """Whole updates, the same on every device. Rows come as arrays: lists of numbers would cost an
