@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from petool_lite.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter_config
+from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError, first_line
 from petool_lite.families import chat_template
@@ -129,7 +129,8 @@ def _load_adapter(model: Any, folder: Path) -> None:
 
 
 def check_start(recipe: Recipe, report: Report) -> None:
-    """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd."""
+    """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd, such as
+    prompts laid out otherwise, of which a run tells."""
     if recipe.train.objective == "dpo":
         if not recipe.model.adapter:
             what = "dpo is the second stage: it needs the adapter of a first one"
@@ -147,7 +148,17 @@ def check_start(recipe: Recipe, report: Report) -> None:
         raise PetoolError(f"the adapter {folder} has another shape than the recipe", " ".join(wrong))
     if found.rslora:
         report(f"the adapter {folder.name} scales by alpha / sqrt(r) (rslora), as what is trained on", 0, 0, "")
-    _check_base(folder, found, recipe, report)
+    same = found.base == recipe.model.base
+    with suppress(PetoolError):  # a name that is not to be found is another base
+        same = same or resolve_base(found.base).directory == resolve_base(recipe.model.base).directory
+    if not same:
+        what = f"the adapter {folder} was trained on {found.base or 'a base that it does not name'}"
+        raise PetoolError(f"{what}, the recipe says {recipe.model.base}", f"--set model.base={found.base}")
+    if (folder.parent / "manifest.json").is_file():
+        manifest = read_manifest(folder.parent)
+        for key, mine in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
+            if manifest.get(key) != mine:
+                report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {mine}", 0, 0, "")
 
 
 def start_adapter(recipe: Recipe) -> Path | None:
@@ -165,21 +176,6 @@ def start_adapter(recipe: Recipe) -> Path | None:
             what = f"the run {run} has no adapter: all its weights learned"
             raise PetoolError(what, f"--set model.adapter= --set model.base={whole}")
     return path
-
-
-def _check_base(folder: Path, found: AdapterConfig, recipe: Recipe, report: Report) -> None:
-    """Both stages need the same base; a run also says how it laid out its prompts."""
-    same = found.base == recipe.model.base
-    with suppress(PetoolError):  # a name that is not to be found is another base
-        same = same or resolve_base(found.base).directory == resolve_base(recipe.model.base).directory
-    if not same:
-        what = f"the adapter {folder} was trained on {found.base or 'a base that it does not name'}"
-        raise PetoolError(f"{what}, the recipe says {recipe.model.base}", f"--set model.base={found.base}")
-    if (folder.parent / "manifest.json").is_file():
-        manifest = read_manifest(folder.parent)
-        for key, mine in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
-            if manifest.get(key) != mine:
-                report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {mine}", 0, 0, "")
 
 
 def causal_of(model: Any) -> Any:

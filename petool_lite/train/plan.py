@@ -38,13 +38,14 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
     """Check and count a recipe's rows and choose how to train; no model is loaded."""
     check_machine(recipe)
     base, chat, prepared = _counted(recipe, report)
-    if not gpu_available():
+    gpu = gpu_facts()
+    if not gpu:
         check_cpu_memory(recipe, base)
     if recipe.train.objective == "dpo":  # one pair after the other
         return Plan(recipe, base, chat, prepared, None)
     way, precision, budget = None, recipe.model.precision, CPU_BUDGET
-    if gpu_available():
-        way = choose(shape_in(base.directory), recipe, load_of(prepared), _free_on_gpu())
+    if gpu:
+        way = choose(shape_in(base.directory), recipe, load_of(prepared), gpu["free_gb"] * 2**30)
         precision, budget = way.precision, way.token_budget
         again = "checkpointing" if way.checkpointing else "all kept"
         chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch"
@@ -57,16 +58,17 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
     """The rows' counts, and where there is a GPU how train.memory = lean and auto would use it (`ways`: a Way each, or
     its name alone where it does not fit; nothing is predicted for dpo)."""
-    if here := gpu_available():
+    if gpu := gpu_facts():
         check_gpu()
     base, _, prepared = _counted(recipe, report)
     ways: list[dict[str, Any]] = []
-    for memory in ("lean", "auto") if here and recipe.train.objective != "dpo" else ():
+    for memory in ("lean", "auto") if gpu and recipe.train.objective != "dpo" else ():
         ways.append({"memory": memory})
         with suppress(PetoolError):  # it does not fit
             wanted = replace(recipe, train=replace(recipe.train, memory=memory))
-            ways[-1] |= asdict(choose(shape_in(base.directory), wanted, load_of(prepared), _free_on_gpu()))
-    return {**prepared.summary, "gpu": gpu_facts(), "trains_here": here or not _needs_gpu(recipe), "ways": ways}
+            ways[-1] |= asdict(choose(shape_in(base.directory), wanted, load_of(prepared), gpu["free_gb"] * 2**30))
+    trains_here = gpu is not None or not _needs_gpu(recipe)
+    return {**prepared.summary, "gpu": gpu, "trains_here": trains_here, "ways": ways}
 
 
 def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
@@ -97,12 +99,6 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
         more = " even without history (tools and answers are never cut)" if trimmed else ""
         report(f"left out, more than {recipe.model.max_tokens} tokens{more}: entries {names}", 0, 0, "")
     return base, chat, prepared
-
-
-def _free_on_gpu() -> float:
-    import torch
-
-    return float(torch.cuda.mem_get_info()[0])
 
 
 def update_count(recipe: Recipe, rows: int) -> int:

@@ -41,13 +41,12 @@ def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
     groups: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        place = next((place for place, left in enumerate(room) if lengths[index] <= left), None)
-        if place is None:
-            groups.append([index])
-            room.append(budget - lengths[index])
-        else:
-            groups[place].append(index)
-            room[place] -= lengths[index]
+        place = next((place for place, left in enumerate(room) if lengths[index] <= left), len(room))
+        if place == len(room):
+            groups.append([])
+            room.append(budget)
+        groups[place].append(index)
+        room[place] -= lengths[index]
     return groups
 
 
