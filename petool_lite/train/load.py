@@ -121,11 +121,11 @@ def _load_adapter(model: Any, folder: Path) -> None:
 
     try:
         found: Any = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+        if odd := [*(name for name in found.missing_keys if "lora_" in name), *found.unexpected_keys]:
+            raise RuntimeError(odd[0])
     except (RuntimeError, SafetensorError, OSError) as error:
-        why = first_line(error)
-        raise PetoolError(f"the adapter {folder} does not fit the base: {why}", "give its own base") from error
-    if odd := [*(name for name in found.missing_keys if "lora_" in name), *found.unexpected_keys]:
-        raise PetoolError(f"the adapter {folder} does not fit the base: {odd[0]}", "give the base it was trained on")
+        what = f"the adapter {folder} does not fit the base: {first_line(error)}"
+        raise PetoolError(what, "give the base it was trained on") from error
 
 
 def check_start(recipe: Recipe, report: Report) -> None:
@@ -216,13 +216,11 @@ def save_tokenizer(folder: Path, base: Base, style: str) -> None:
 def _save_whole(model: Any, folder: Path, base: Base) -> None:
     """Weights in bfloat16, beside the base's own configuration and tokenizer files."""
     import torch
-    from huggingface_hub import save_torch_state_dict
 
-    folder.mkdir()
     weights = {name: weight.to("cpu", torch.bfloat16) for name, weight in model.state_dict().items()}
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del weights["lm_head.weight"]
-    save_torch_state_dict(weights, folder, max_shard_size="5GB")
+    model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
     config = json.loads((base.directory / "config.json").read_text())
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
     (folder / "config.json").write_text(json.dumps(config, indent=2))

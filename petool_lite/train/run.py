@@ -74,8 +74,13 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
             planned = replace(planned, recipe=recipe, way=way)
             held_out = load_evaluation_set(recipe, planned.chat, report)
             if devices.is_first():
-                run = _begun(name, planned, resume)
-                if resume is None:
+                facts = start_facts(recipe, planned.base, planned.prepared)
+                if resume is not None:
+                    check_resume(resume, facts)
+                else:
+                    run = create_run(name)
+                    write_text(run / "recipe.toml", to_toml(recipe))
+                    write_json(run / START, facts)
                     held.enter_context(locked(run))
             begun: Path = devices.from_first(run)
             _train_into(Job(name, begun, planned, held_out, started, report, stop, resume is not None))
@@ -89,17 +94,6 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
             hint = f"continue: petool-lite train --resume {run}" if stepped or resume else ""
             raise PetoolError(f"stopped by {stop.name} {when}", hint, stop.exit_code) from error
     return begun
-
-
-def _begun(name: str, planned: Plan, resume: Path | None) -> Path:
-    facts = start_facts(planned.recipe, planned.base, planned.prepared)
-    if resume is not None:
-        check_resume(resume, facts)
-        return resume
-    run = create_run(name)
-    write_text(run / "recipe.toml", to_toml(planned.recipe))
-    write_json(run / START, facts)
-    return run
 
 
 def _train_into(job: Job) -> None:
