@@ -55,7 +55,7 @@ def packed_attention(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
     if kind == "cpu":
         parts = (item.to(dtype).split(bounds.lengths, 2) for item in (query, key, value))
-        found = [_alone(*part, scaling, window) for part in zip(*parts, strict=True)]
+        found = [_alone(q, k, v, scaling, window) for q, k, v in zip(*parts, strict=True)]
         return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2), None
     q, k, v = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
     return _flash().apply(q, k, v, bounds.ends, max(bounds.lengths), scaling, window)[None], None

@@ -114,8 +114,8 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
             joint = 100 * sum(both for *_, both in scores) / len(scores)
             report("evaluating", len(scores), total, f"step {step}, joint {joint:.1f} %")
     n = total + held_out.too_long
-    accuracies = (round(100 * sum(right) / n, 2) for right in (zip(*scores, strict=True) if scores else ((), (), ())))
-    return Score(step, n, *accuracies, round(time.perf_counter() - started, 2))
+    tools, arguments, joints = (round(100 * sum(score[part] for score in scores) / n, 2) for part in range(3))
+    return Score(step, n, tools, arguments, joints, round(time.perf_counter() - started, 2))
 
 
 def _replies(model: Any, prompts: Sequence[Sequence[int]], held_out: EvaluationSet) -> list[str]:

@@ -156,9 +156,9 @@ def check_start(recipe: Recipe, report: Report) -> None:
         raise PetoolError(f"{what}, the recipe says {recipe.model.base}", f"--set model.base={found.base}")
     if (folder.parent / "manifest.json").is_file():
         manifest = read_manifest(folder.parent)
-        for key, mine in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
-            if manifest.get(key) != mine:
-                report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {mine}", 0, 0, "")
+        for key, now in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
+            if manifest.get(key) != now:
+                report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {now}", 0, 0, "")
 
 
 def start_adapter(recipe: Recipe) -> Path | None:

@@ -58,15 +58,17 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
     """The rows' counts, and where there is a GPU how train.memory = lean and auto would use it (`ways`: a Way each, or
     its name alone where it does not fit; nothing is predicted for dpo)."""
-    if gpu := gpu_facts():
+    gpu = gpu_facts()
+    if gpu:
         check_gpu()
+    free = gpu["free_gb"] * 2**30 if gpu else 0.0
     base, _, prepared = _counted(recipe, report)
     ways: list[dict[str, Any]] = []
     for memory in ("lean", "auto") if gpu and recipe.train.objective != "dpo" else ():
         ways.append({"memory": memory})
         with suppress(PetoolError):  # it does not fit
             wanted = replace(recipe, train=replace(recipe.train, memory=memory))
-            ways[-1] |= asdict(choose(shape_in(base.directory), wanted, load_of(prepared), gpu["free_gb"] * 2**30))
+            ways[-1] |= asdict(choose(shape_in(base.directory), wanted, load_of(prepared), free))
     trains_here = gpu is not None or not _needs_gpu(recipe)
     return {**prepared.summary, "gpu": gpu, "trains_here": trains_here, "ways": ways}
 

@@ -112,9 +112,8 @@ def answer_loss(model: Any, batch: MicroBatch) -> Any:
         item.to(device, non_blocking=True) for item in (batch.ids, batch.positions, batch.where, batch.answers)
     )
     causal = causal_of(model)
-    packed: dict[str, Any] = {}
     if causal.config._attn_implementation == PACKED:
-        packed = {"bounds": bounds_of(batch.lengths, device)}
+        packed: dict[str, Any] = {"bounds": bounds_of(batch.lengths, device)}
     else:  # for Unsloth's layers; on the host, where reading them costs no wait for the GPU
         packed = {"packed_seq_lengths": torch.tensor(batch.lengths, dtype=torch.int32)}
     with computing(model):
