@@ -89,11 +89,16 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
                 shutil.rmtree(run)  # nothing to look at or to resume from
             if isinstance(error, PetoolError):
                 raise
-            stepped = run is not None and (run / "metrics.jsonl").is_file()
-            when = "while loading or saving" if stepped else "before the first step"
-            hint = f"continue: petool-lite train --resume {run}" if stepped or resume else ""
-            raise PetoolError(f"stopped by {stop.name} {when}", hint, stop.exit_code) from error
+            raise _stopped(stop, run, resume is not None) from error
     return begun
+
+
+def _stopped(stop: Stop, run: Path | None, resumed: bool) -> PetoolError:
+    """What a signal came to while no step was being taken: before the first one or after the last."""
+    begun = run is not None and (run / "metrics.jsonl").is_file()
+    when = "while loading or saving" if begun else "before the first step"
+    hint = f"continue: petool-lite train --resume {run}" if begun or resumed else ""
+    return PetoolError(f"stopped by {stop.name} {when}", hint, stop.exit_code)
 
 
 def _train_into(job: Job) -> None:
