@@ -34,11 +34,19 @@ WAYS: tuple[tuple[str, tuple[str, ...], int, float, int], ...] = (
     ("lean, rows of 8k tokens", (_PLAIN, "train.rows=12"), 3, 7.4, 8000),
     ("lean (dropout 0)", (_PLAIN,), 3, 7.4, 0),
 )
-# Peers: name, engine, settings, rows a micro-batch, updates.
-PEERS: tuple[tuple[str, str, tuple[str, ...], int, int], ...] = (
-    ("Unsloth, 9 equal rows a micro-batch (dropout 0)", "unsloth", (_PLAIN,), 9, 3),
-    ("Unsloth, as published (dropout 0.1), one row", "unsloth", (), 1, 3),
-    ("Transformers + PEFT + TRL, as published, one row", "hf", (), 1, 3),
+# Peers: name, engine, settings, rows a micro-batch, updates, and which rows: "real" ones (of several like ones the
+# shorter are padded), "equal" ones cut to the mean length, or "packed" to 8,192 tokens by TRL.
+PEERS: tuple[tuple[str, str, tuple[str, ...], int, int, str], ...] = (
+    ("Unsloth, 9 equal rows a micro-batch (dropout 0)", "unsloth", (_PLAIN,), 9, 3, "equal"),
+    ("Unsloth, 9 equal rows a micro-batch (dropout 0.1)", "unsloth", (), 9, 3, "equal"),
+    ("Unsloth, 9 real rows of like length, padded (dropout 0)", "unsloth", (_PLAIN,), 9, 3, "real"),
+    ("Unsloth, bf16, 6 equal rows (dropout 0)", "unsloth", (_PLAIN, "model.precision=bf16"), 6, 3, "equal"),
+    ("Unsloth, bf16, 15 equal rows (dropout 0)", "unsloth", (_PLAIN, "model.precision=bf16"), 15, 3, "equal"),
+    ("Unsloth, bf16, 6 equal rows (dropout 0.1)", "unsloth", ("model.precision=bf16",), 6, 3, "equal"),
+    ("Unsloth, packed by TRL (dropout 0)", "unsloth", (_PLAIN,), 1, 3, "packed"),
+    ("Unsloth, as published (dropout 0.1), one row", "unsloth", (), 1, 3, "real"),
+    ("Transformers + PEFT + TRL, as published, one row", "hf", (), 1, 3, "real"),
+    ("Transformers + PEFT + TRL, packed by TRL (dropout 0.1)", "hf", (), 1, 3, "packed"),
 )
 
 
@@ -145,7 +153,7 @@ def made_rows(folder: Path, length: int) -> Any:
 
 def peer(task: Mapping[str, Any]) -> None:
     """Train one peer through TRL's trainer with the recipe's settings, and print its result."""
-    name, engine, settings, batch, updates = task["peer"]
+    name, engine, settings, batch, updates, kind = task["peer"]
     if engine == "unsloth":
         from unsloth import FastLanguageModel  # noqa: F401 - must come before transformers and trl
     import torch
@@ -159,17 +167,9 @@ def peer(task: Mapping[str, Any]) -> None:
     common = [f"model.base={task['base']}", f"data.train={task['data']}"]
     recipe = load_recipe("rating", [*common, *settings])[1]
     model, tokenizer = loaded(engine, task["base"], recipe)
-    rows = prepared_ids(recipe, 16 * updates if batch == 1 else 2 * batch * updates, batch)
+    accumulate, packed = 16 if batch == 1 else 2, kind == "packed"
+    rows = prepared_ids(recipe, (3 if packed else 1) * batch * accumulate * updates, kind, batch)
     seen: list[int] = []
-
-    def collate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        ids = torch.tensor([row["input_ids"] for row in members])
-        labels = ids.clone()
-        for line, row in zip(labels, members, strict=True):
-            line[: row["answer_start"]] = -100
-        seen.append(ids.numel())
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-
     marks: list[tuple[float, int]] = []
 
     class Clock(TrainerCallback):
@@ -178,41 +178,70 @@ def peer(task: Mapping[str, Any]) -> None:
             marks.append((time.time(), len(seen)))
 
     arguments = SFTConfig(
-        output_dir=f"{task['folder']}/peer", per_device_train_batch_size=batch, bf16=True, max_length=None,
-        gradient_accumulation_steps=16 if batch == 1 else 2, report_to="none", max_steps=updates, logging_steps=1,
-        save_strategy="no", remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
+        output_dir=f"{task['folder']}/peer", per_device_train_batch_size=batch, bf16=True, report_to="none",
+        gradient_accumulation_steps=accumulate, max_steps=updates, logging_steps=1, save_strategy="no",
         gradient_checkpointing=engine == "hf", **optimizer_arguments(recipe.train),
+        **(
+            {"packing": True, "max_length": 8192} if packed else
+            {"max_length": None, "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        ),
     )  # fmt: skip
-    SFTTrainer(
-        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), data_collator=collate,
-        callbacks=[Clock()], args=arguments,
-    ).train()  # fmt: skip
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), callbacks=[Clock()],
+        args=arguments, **({} if packed else {"data_collator": padded}),
+    )  # fmt: skip
+    collate = trainer.data_collator
+
+    def counted(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        seen.append(sum(len(row["input_ids"]) for row in members))
+        return dict(collate(members))
+
+    trainer.data_collator = counted
+    if kind == "real" and batch > 1:  # rows of like lengths stay together
+        trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
+    trainer.train()
     (begin, first), (end, last) = marks[0], marks[-1]
-    # what is collated ahead is at most one row off; of equal batches their number is known
-    trained = sum(seen[first:last]) if batch == 1 else 2 * (updates - 1) * seen[0]
     result = {
         "name": name,
-        "how": f"nf4, checkpointing, {batch} rows a micro-batch",
-        "tokens_per_s": trained / (end - begin),
+        "how": f"{recipe.model.precision}, {'all kept' if recipe.model.precision == 'bf16' else 'checkpointing'}, "
+        f"{batch} {kind} rows a micro-batch",
+        "tokens_per_s": sum(seen[first:last]) / (end - begin),  # what is collated ahead is at most a micro-batch off
         "peak_gb": torch.cuda.max_memory_allocated() / GIB,
         "held_gb": torch.cuda.max_memory_reserved() / GIB,
+        "updates_s": [round(time - marks[0][0], 2) for time, _ in marks],
+        "tokens": seen[: 2 * accumulate],
     }
     print("RESULT", json.dumps(result), flush=True)
+
+
+def padded(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of rows, padded behind to the longest; only answers have labels."""
+    import torch
+
+    longest = max(len(row["input_ids"]) for row in members)
+    ids = torch.zeros(len(members), longest, dtype=torch.int64)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for line, row in enumerate(members):
+        found = torch.tensor(row["input_ids"])
+        ids[line, : len(found)], mask[line, : len(found)] = found, 1
+        labels[line, row["answer_start"] : len(found)] = found[row["answer_start"] :]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def loaded(engine: str, base: str, recipe: Any) -> tuple[Any, Any]:
     """The peer's model with a fresh adapter, and its tokenizer."""
     import torch
 
-    lora = recipe.lora
+    lora, four_bits = recipe.lora, recipe.model.precision == "nf4"
     shape = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets}
     if engine == "unsloth":
         from unsloth import FastLanguageModel
 
         model, tokenizer = FastLanguageModel.from_pretrained(
-            base, max_seq_length=8192, load_in_4bit=True, dtype=torch.bfloat16
+            base, max_seq_length=8192, load_in_4bit=four_bits, dtype=torch.bfloat16
         )
-        return FastLanguageModel.get_peft_model(model, use_gradient_checkpointing="unsloth", **shape), tokenizer
+        again = "unsloth" if four_bits else False
+        return FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=again, **shape), tokenizer
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -227,8 +256,11 @@ def loaded(engine: str, base: str, recipe: Any) -> tuple[Any, Any]:
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **shape)), AutoTokenizer.from_pretrained(base)
 
 
-def prepared_ids(recipe: Any, count: int, batch: int) -> list[dict[str, Any]]:
-    """The first rows' ids; for batches of several all cut at their beginning to the mean length, so none is padded."""
+def prepared_ids(recipe: Any, count: int, kind: str, batch: int) -> list[dict[str, Any]]:
+    """The first rows' ids as `kind` says: "equal" are cut at their beginning to the mean length, "packed" ones tell
+    what TRL packs, and of the "real" ones those of a batch of several are of like lengths, the batches in any order."""
+    import random
+
     from petool_lite.models import resolve_base
     from petool_lite.prompt.prepare import prepare
     from petool_lite.prompt.render import chat_from_directory
@@ -237,7 +269,19 @@ def prepared_ids(recipe: Any, count: int, batch: int) -> list[dict[str, Any]]:
     table = prepare(recipe, base, chat_from_directory(base.directory)).table
     rows = [table[index % len(table)] for index in range(count)]
     found = [{"input_ids": list(row["input_ids"]), "answer_start": row["answer_start"]} for row in rows]
-    if batch == 1:
+    if kind == "packed":
+        return [
+            {"input_ids": row["input_ids"], "completion_mask": [
+                int(place >= row["answer_start"]) for place in range(len(row["input_ids"]))
+            ]}
+            for row in found
+        ]  # fmt: skip
+    if kind == "real" and batch > 1:
+        found.sort(key=lambda row: len(row["input_ids"]))
+        batches = [found[start : start + batch] for start in range(0, count, batch)]
+        random.Random(0).shuffle(batches)
+        return [row for each in batches for row in each]
+    if kind == "real":
         return found
     mean = sum(len(row["input_ids"]) for row in found) // len(found)
     longer = [row for row in found if len(row["input_ids"]) >= mean] or found

@@ -30,11 +30,12 @@ def bounds_of(lengths: Sequence[int], device: Any) -> Bounds:
     return Bounds(ends.to(device, non_blocking=True), tuple(lengths))
 
 
-def offer_to_transformers() -> None:
-    """Make `packed_attention` one of the ways to attend that a model's configuration can name."""
+def attend_packed(causal: Any) -> None:
+    """Let a model of transformers attend with `packed_attention`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
+    causal.set_attn_implementation(PACKED)
 
 
 def packed_attention(
@@ -46,35 +47,29 @@ def packed_attention(
     that is more than causal."""
     import torch
 
-    other = [name for name in _UNKNOWN if more.get(name) is not None]
-    if other:
+    if other := [name for name in _UNKNOWN if more.get(name) is not None]:
         raise ValueError(f"packed rows know no {other[0]}")
     window = more.get("sliding_window") or 0
     window = window if window < max(bounds.lengths) else 0
-    if not query.is_cuda:
-        return _row_by_row(query, key, value, bounds, scaling, window), None
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    if kind == "cpu":
+        parts = (item.to(dtype).split(bounds.lengths, 2) for item in (query, key, value))
+        found = [_alone(q, k, v, scaling, window) for q, k, v in zip(*parts, strict=True)]
+        return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2), None
     q, k, v = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
     return _flash().apply(q, k, v, bounds.ends, max(bounds.lengths), scaling, window)[None], None
 
 
-def _row_by_row(query: Any, key: Any, value: Any, bounds: Bounds, scaling: float, window: int) -> Any:
-    """(1, heads, tokens, size) to (1, tokens, heads, size) on a CPU; keys and values may have fewer heads."""
+def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
+    """One row's attention on a CPU, (1, heads, tokens, size); keys and values may have fewer heads."""
     import torch
 
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
-    parts = (item.to(dtype).split(bounds.lengths, 2) for item in (query, key, value))
-    grouped = query.shape[1] != key.shape[1]
-    found = []
-    for q, k, v in zip(*parts, strict=True):
-        length = q.shape[2]
-        seen = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - window) if 0 < window < length else None
-        found.append(
-            torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, enable_gqa=grouped
-            )
-        )
-    return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2)
+    length, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - window) if 0 < window < length else None
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, enable_gqa=grouped
+    )
 
 
 @cache

@@ -1,18 +1,31 @@
-"""Checkpoints of a run: whole or absent, the newest kept, what --resume continues from."""
+"""What a run is continued from: checkpoints, whole or absent, and resume.json, what it was started with."""
 
+import hashlib
+import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from petool_lite.adapters import WEIGHTS
 from petool_lite.console import Report
+from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError, first_line
-from petool_lite.train.devices import together
+from petool_lite.models import Base, file_sha256, weight_files
+from petool_lite.prompt.prepare import Prepared
+from petool_lite.recipe import Recipe, flat
+from petool_lite.runs import versions, write_json
+from petool_lite.train.devices import arithmetic_name, count, together
+from petool_lite.train.load import start_adapter
 
+START = "resume.json"  # of a run
 _KEPT = 2
+# Settings that change nothing in what is trained, so they may differ when a run is continued, and such packages.
+_FREE = ("train.save_every", "train.report_to", "bench.")
+_OTHER_PACKAGES = ("llama-cpp-python", "gguf")
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -28,7 +41,7 @@ def remove_drafts(run: Path, report: Report) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
@@ -36,10 +49,8 @@ def _sync(*paths: Path) -> None:
     """Have the disk hold these files, and the names in these folders."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.fsync(handle)
+        os.close(handle)
 
 
 @contextmanager
@@ -79,8 +90,7 @@ class Guarded:
 
     A checkpoint is written as `.checkpoint-N.draft/checkpoint-N` and renamed when the disk has it all, so a kill at any
     moment leaves the one before. `parts` are the micro-batches of the trainer's last step: entry ids, loss, and a sum
-    of the gradient's norms after it, on the device. They name the rows of the update that went wrong, before the
-    optimizer has taken that update in.
+    of the gradient's norms after it, on the device: they name the rows that went wrong before the optimizer steps.
     """
 
     args: Any
@@ -97,10 +107,12 @@ class Guarded:
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning rate over time, as the recipe says it: see `rate_at`."""
-        from torch.optim.lr_scheduler import LambdaLR
+        import torch
 
-        if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda done: rate_at(done, *self.schedule))
+        rate = torch.optim.lr_scheduler.LambdaLR
+        self.lr_scheduler = self.lr_scheduler or rate(
+            optimizer or self.optimizer, lambda done: rate_at(done, *self.schedule)
+        )
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
@@ -117,13 +129,15 @@ class Guarded:
             self.after_update(logs)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        # Called once an update, after the last backward and before the optimizer: one transfer for all micro-batches.
+        # Called once an update, after the last backward and before the optimizer: one transfer for all figures.
         import torch
 
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        figures = torch.stack([torch.stack([loss.float(), reached.float()]) for _, loss, reached in self._update])
-        if not bool(torch.isfinite(figures).all()) or not torch.isfinite(torch.as_tensor(norm)):
-            self._not_finite((~torch.isfinite(figures)).T.tolist(), float(figures[:, 0].sum()), float(norm))
+        parts = [figure.float() for _, loss, reached in self._update for figure in (loss, reached)]
+        *figures, norm = torch.stack([*parts, torch.as_tensor(norm, device=parts[0].device)]).tolist()
+        faults = [[not math.isfinite(value) for value in figures[first::2]] for first in (0, 1)]
+        if any(map(any, faults)) or not math.isfinite(norm):
+            self._not_finite(faults, sum(figures[::2]), norm)
         self._update = ()
         return norm
 
@@ -131,10 +145,9 @@ class Guarded:
         """Raise for micro-batches whose loss is not finite, or else for the first after which the gradient is not."""
         losses, reached = ([number for number, bad in enumerate(found) if bad] for found in faults)
         rows = [row for number in losses or reached[:1] for row in self._update[number][0]]
-        rows = together(rows) or [row for names, _, _ in self._update for row in names]
+        named = ", ".join(together(rows) or [row for names, _, _ in self._update for row in names])
         raise PetoolError(
-            f"not finite in step {self.state.global_step + 1}: loss {loss:g}, gradient norm {norm:g}; entries "
-            + ", ".join(rows),
+            f"not finite in step {self.state.global_step + 1}: loss {loss:g}, gradient norm {norm:g}; entries {named}",
             "look at these entries (petool-lite data preview), or lower train.learning_rate; the step was not taken",
         )
 
@@ -160,9 +173,60 @@ class Guarded:
         # A frozen reference adapter comes from the recipe, and its folder here would hide the trained one from PEFT.
         shutil.rmtree(draft / "ref", ignore_errors=True)
         _sync(*draft.rglob("*"), draft)  # before it gets its name
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
+        shutil.rmtree(folder / name, ignore_errors=True)
         draft.rename(folder / name)
         _sync(folder)
         for old in _checkpoints(folder)[:-_KEPT]:
             shutil.rmtree(old)
+
+
+def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dict[str, Any]]:
+    """Everything that decides what a run trains: recipe, data, base, processes, versions, each as name -> value."""
+    import xxhash  # takes no more time than reading a file, which loading it does again, from memory
+
+    def xxh3(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+    adapter, held_out = start_adapter(recipe), recipe.train.eval_data if recipe.train.eval_every else ""
+    return {
+        "recipe": flat(recipe),
+        "data": {
+            "sha256 of the source": prepared.data_sha256,
+            "sha256 of the token ids": file_sha256(Path(prepared.table.cache_files[0]["filename"])),
+            **({"sha256 of the first adapter": file_sha256(adapter / WEIGHTS)} if adapter else {}),
+            **({"sha256 of train.eval_data": source_sha256(held_out)} if held_out else {}),
+        },
+        "base": {
+            **{f"xxh3 of {path.name}": xxh3(path) for path in weight_files(base.directory)},
+            "sha256 of config.json": file_sha256(base.directory / "config.json"),
+            "arithmetic": arithmetic_name(),
+        },
+        "run": {"processes": count()},
+        "versions": {name: found for name, found in versions().items() if name not in _OTHER_PACKAGES},
+    }
+
+
+def check_resume(run: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise PetoolError that names every difference between the run's start and now, or what is missing."""
+    path = run / START
+    if not path.is_file():
+        if newest_checkpoint(run):
+            raise PetoolError(f"{run} has no {START}: nobody can tell what it was started with", "train anew")
+        write_json(path, facts)  # killed before its first step
+        return
+    before = {part: {} for part in facts} | json.loads(path.read_text())
+
+    def plain(value: Any) -> str:
+        text = "absent" if value is None else str(value)
+        return f"{text[:12]}..." if len(text) >= 32 else text
+
+    found = [
+        f"{part} {key} was {plain(before[part].get(key))}, is {plain(now.get(key))}"
+        for part, now in facts.items()
+        for key in {**before[part], **now}
+        if before[part].get(key) != now.get(key) and not (part == "recipe" and key.startswith(_FREE))
+    ]
+    if found:
+        what = f"{run} was started with something else: {'; '.join(found)}"
+        raise PetoolError(what, "put that back as it was, or start a new run: petool-lite train RECIPE")

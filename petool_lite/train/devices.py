@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -67,7 +68,7 @@ def joined() -> Iterator[None]:
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available())
+    PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))  # they wait while the first evaluates
     try:
         yield
         torch.distributed.barrier()

@@ -5,7 +5,6 @@ same with and without it.
 """
 
 import json
-import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +28,6 @@ from petool_lite.scorer import published_form, score_reply
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.load import computing, generating, save_trained
 from petool_lite.train.records import append_row
-
-_STAGE = "evaluating"
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,15 @@ class Score:
 def check_evaluation(recipe: Recipe) -> None:
     """Refuse settings of the evaluation that do not fit together, or data that is not there."""
     settings = recipe.train
-    if settings.eval_every and not settings.eval_data:
-        raise PetoolError("train.eval_every needs entries to score", "--set train.eval_data=FILE or demo:test:40")
     if settings.early_stop and not settings.eval_every:
         raise PetoolError("train.early_stop needs evaluations", "--set train.eval_every=STEPS")
-    if settings.eval_every and recipe.model.max_tokens <= recipe.bench.max_reply_tokens:
+    if not settings.eval_every:
+        return
+    if not settings.eval_data:
+        raise PetoolError("train.eval_every needs entries to score", "--set train.eval_data=FILE or demo:test:40")
+    if recipe.model.max_tokens <= recipe.bench.max_reply_tokens:
         raise PetoolError("bench.max_reply_tokens leaves no room for a prompt", "raise model.max_tokens")
-    if settings.eval_every:
-        source_sha256(settings.eval_data)
+    source_sha256(settings.eval_data)
 
 
 def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> EvaluationSet | None:
@@ -104,21 +102,20 @@ def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
 
 def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
     """Greedy replies of `model` as it stands, scored; the model, its modes and all random numbers stay as they were."""
-    started = time.perf_counter()
-    total = len(held_out.prompts)
-    report(_STAGE, 0, total, f"step {step}")
-    tool = param = joint = done = 0
+    started, total = time.perf_counter(), len(held_out.prompts)
+    report("evaluating", 0, total, f"step {step}")
+    scores: list[tuple[bool, bool, bool]] = []  # tool, parameters, both
     with same_randomness(), generating(model):
         for batch in batches([len(prompt) for prompt in held_out.prompts], held_out.batch_tokens):
             replies = _replies(model, [held_out.prompts[index] for index in batch], held_out)
             for index, reply in zip(batch, replies, strict=True):
-                scores = score_answer(reply, held_out.answers[index])
-                tool, param, joint = tool + scores[0], param + scores[1], joint + all(scores)
-            done += len(batch)
-            report(_STAGE, done, total, f"step {step}, joint {100 * joint / done:.1f} %")
+                tool, parameters = score_answer(reply, held_out.answers[index])
+                scores.append((tool, parameters, tool and parameters))
+            joint = 100 * sum(both for *_, both in scores) / len(scores)
+            report("evaluating", len(scores), total, f"step {step}, joint {joint:.1f} %")
     n = total + held_out.too_long
-    tool_acc, param_acc, joint_acc = (round(100 * count / n, 2) for count in (tool, param, joint))
-    return Score(step, n, tool_acc, param_acc, joint_acc, round(time.perf_counter() - started, 2))
+    tools, arguments, joints = (round(100 * sum(score[part] for score in scores) / n, 2) for part in range(3))
+    return Score(step, n, tools, arguments, joints, round(time.perf_counter() - started, 2))
 
 
 def _replies(model: Any, prompts: Sequence[Sequence[int]], held_out: EvaluationSet) -> list[str]:
@@ -133,16 +130,11 @@ def _replies(model: Any, prompts: Sequence[Sequence[int]], held_out: EvaluationS
 
 @contextmanager
 def same_randomness() -> Iterator[None]:
-    """Put all random number generators back as they were."""
-    import numpy
+    """Put torch's random numbers back as they were; nothing here draws others."""
     import torch
 
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
-    random.setstate(python_state)
-    numpy.random.set_state(numpy_state)
 
 
 def best_score(run: Path) -> Score | None:

@@ -9,19 +9,20 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config
-from petool_lite.errors import MACHINE, PetoolError, first_line
+from petool_lite.console import Report
+from petool_lite.errors import PetoolError, first_line
 from petool_lite.families import chat_template
-from petool_lite.models import Base
+from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.render import exported_template
 from petool_lite.recipe import Recipe
-from petool_lite.train.attention import PACKED, offer_to_transformers, teach
+from petool_lite.runs import TRAINED, find_run, read_manifest, runs_root
+from petool_lite.train.attention import PACKED, attend_packed, teach
 from petool_lite.train.devices import arithmetic, own_device
-from petool_lite.train.start import start_adapter
 
 # What a model's folder holds besides its configuration and weights.
 _TOKENIZER = (
@@ -35,11 +36,9 @@ def load_model(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, An
     `checkpointing` layers keep their inputs only, and compute the rest again in the backward pass. Raises PetoolError
     if the base does not load."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    offer_to_transformers()
     load = _load_whole if recipe.train.method == "full" else _load_adapted
     model, tokenizer = load(recipe, base, checkpointing)
-    model.train()
-    return model, tokenizer
+    return model.train(), tokenizer
 
 
 def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
@@ -49,7 +48,7 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     from unsloth import FastLanguageModel  # must come before transformers and trl
 
     start = start_adapter(recipe)
-    with _loading(base, "set model.precision=nf4"):
+    with _loading(base):
         model, tokenizer = FastLanguageModel.from_pretrained(
             str(base.directory),
             max_seq_length=recipe.model.max_tokens,
@@ -70,17 +69,16 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     if start is not None:
         _load_adapter(model, start)
     if recipe.train.objective == "sft":
-        print("attention of packed rows:", _pack(model))  # to train.log
+        print("attention of packed rows:", _pack(causal_of(model)))  # to train.log
     return model, tokenizer
 
 
-def _pack(model: Any) -> str:
+def _pack(causal: Any) -> str:
     """Let the model attend to packed rows exactly; what does it, in words."""
     dispatch = sys.modules.get("unsloth.utils.attention_dispatch")
-    causal = causal_of(model)
     if dispatch and type(causal.model).forward.__module__.startswith("unsloth."):
         return teach(dispatch)
-    causal.set_attn_implementation(PACKED)  # on a CPU, and for families whose layers Unsloth leaves to transformers
+    attend_packed(causal)  # on a CPU, and for families whose layers Unsloth leaves to transformers
     return "petool-lite's, in transformers' layers"
 
 
@@ -91,10 +89,10 @@ def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # every checkpoint would draw one
-    with _loading(base, "set train.method=lora"):
+    with _loading(base):
         model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(base.directory)
-        model.set_attn_implementation(PACKED)
+        attend_packed(model)
         model.to(own_device())
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -102,15 +100,15 @@ def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
 
 
 @contextmanager
-def _loading(base: Base, smaller: str) -> Iterator[None]:
-    """Turn a failure to load into a PetoolError; `smaller` is what would take less memory."""
+def _loading(base: Base) -> Iterator[None]:
+    """Turn a failure to load into a PetoolError, but for memory that is too little, which `run` does."""
     import torch
     from safetensors import SafetensorError
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise PetoolError(f"the base {base.name} does not fit the GPU's memory", smaller, MACHINE) from error
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PetoolError(f"the base {base.name} does not load: {first_line(error)}", "get the model again") from error
 
@@ -123,11 +121,61 @@ def _load_adapter(model: Any, folder: Path) -> None:
 
     try:
         found: Any = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+        if odd := [*(name for name in found.missing_keys if "lora_" in name), *found.unexpected_keys]:
+            raise RuntimeError(odd[0])
     except (RuntimeError, SafetensorError, OSError) as error:
-        why = first_line(error)
-        raise PetoolError(f"the adapter {folder} does not fit the base: {why}", "give its own base") from error
-    if odd := [*(name for name in found.missing_keys if "lora_" in name), *found.unexpected_keys]:
-        raise PetoolError(f"the adapter {folder} does not fit the base: {odd[0]}", "give the base it was trained on")
+        what = f"the adapter {folder} does not fit the base: {first_line(error)}"
+        raise PetoolError(what, "give the base it was trained on") from error
+
+
+def check_start(recipe: Recipe, report: Report) -> None:
+    """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd, such as
+    prompts laid out otherwise, of which a run tells."""
+    if recipe.train.objective == "dpo":
+        if not recipe.model.adapter:
+            what = "dpo is the second stage: it needs the adapter of a first one"
+            raise PetoolError(what, "--set model.adapter=RUN_OR_FOLDER")
+        if recipe.lora.dropout:
+            raise PetoolError("dpo compares two models, both without dropout", "--set lora.dropout=0.0")
+    folder = start_adapter(recipe)
+    if folder is None:
+        return
+    found, mine = read_adapter_config(folder), recipe.lora
+    alpha = int(found.alpha) if found.alpha == int(found.alpha) else found.alpha  # as recipes have it
+    pairs = {"r": (mine.r, found.r), "alpha": (mine.alpha, alpha), "targets": (sorted(mine.targets), [*found.targets])}
+    wrong = [f"--set 'lora.{key}={json.dumps(theirs)}'" for key, (wanted, theirs) in pairs.items() if theirs != wanted]
+    if wrong:
+        raise PetoolError(f"the adapter {folder} has another shape than the recipe", " ".join(wrong))
+    if found.rslora:
+        report(f"the adapter {folder.name} scales by alpha / sqrt(r) (rslora), as what is trained on", 0, 0, "")
+    same = found.base == recipe.model.base
+    with suppress(PetoolError):  # a name that is not to be found is another base
+        same = same or resolve_base(found.base).directory == resolve_base(recipe.model.base).directory
+    if not same:
+        what = f"the adapter {folder} was trained on {found.base or 'a base that it does not name'}"
+        raise PetoolError(f"{what}, the recipe says {recipe.model.base}", f"--set model.base={found.base}")
+    if (folder.parent / "manifest.json").is_file():
+        manifest = read_manifest(folder.parent)
+        for key, now in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
+            if manifest.get(key) != now:
+                report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {now}", 0, 0, "")
+
+
+def start_adapter(recipe: Recipe) -> Path | None:
+    """Folder of the adapter that `model.adapter` names, a complete run's or one in PEFT's format; None for none."""
+    name = recipe.model.adapter
+    if not name:
+        return None
+    path = Path(name).expanduser()
+    if not (path / CONFIG).is_file():
+        if not any((place / "recipe.toml").is_file() for place in (path, runs_root() / name)):
+            raise PetoolError(f"no adapter: {name}", "give a complete run, or a folder with adapter_config.json")
+        run = find_run(name)
+        path, whole = run / TRAINED["lora"], run / TRAINED["full"]
+        if whole.is_dir():
+            what = f"the run {run} has no adapter: all its weights learned"
+            raise PetoolError(what, f"--set model.adapter= --set model.base={whole}")
+    return path
 
 
 def causal_of(model: Any) -> Any:
@@ -144,16 +192,15 @@ def computing(model: Any) -> AbstractContextManager[Any]:
     """The arithmetic of forward passes: bfloat16 where the machine has it, the loss and norms in float32 anyway."""
     import torch
 
-    kind, reduced = next(model.parameters()).device.type, arithmetic() == torch.bfloat16
-    found: AbstractContextManager[Any] = torch.autocast(kind, dtype=torch.bfloat16, enabled=reduced)
+    kind = next(model.parameters()).device.type
+    found: AbstractContextManager[Any] = torch.autocast(kind, torch.bfloat16, arithmetic() == torch.bfloat16)
     return found
 
 
 def save_trained(model: Any, folder: Path, base: Base) -> None:
     """Write what was trained to the new `folder`: an adapter in PEFT's format, or a whole model in transformers'."""
     if is_whole(model):
-        _save_whole(model, folder, base)
-        return
+        return _save_whole(model, folder, base)
     model.save_pretrained(str(folder), selected_adapters=["default"])
     config = json.loads((folder / CONFIG).read_text())
     config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there
@@ -169,13 +216,11 @@ def save_tokenizer(folder: Path, base: Base, style: str) -> None:
 def _save_whole(model: Any, folder: Path, base: Base) -> None:
     """Weights in bfloat16, beside the base's own configuration and tokenizer files."""
     import torch
-    from huggingface_hub import save_torch_state_dict
 
-    folder.mkdir()
     weights = {name: weight.to("cpu", torch.bfloat16) for name, weight in model.state_dict().items()}
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del weights["lm_head.weight"]
-    save_torch_state_dict(weights, folder, max_shard_size="5GB")
+    model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
     config = json.loads((base.directory / "config.json").read_text())
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -190,13 +235,13 @@ def _copy_tokenizer(folder: Path, base: Base) -> None:
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
     """Switch a model in training over to generating and back; every mode and flag of its modules is put back."""
-    causal, attending = causal_of(model), causal_of(model).config._attn_implementation
-    kept = [(module, module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()]
-    cached = model.config.use_cache
+    causal, whole, cached = causal_of(model), is_whole(model), model.config.use_cache
+    attending = causal.config._attn_implementation
+    flags = ("training", "gradient_checkpointing")
+    kept = [(part, name, getattr(part, name)) for part in model.modules() for name in flags if hasattr(part, name)]
     try:
-        if is_whole(model):
-            model.eval()
-            model.config.use_cache = True
+        if whole:
+            model.eval().config.use_cache = True
         else:
             from unsloth import FastLanguageModel
 
@@ -207,10 +252,8 @@ def generating(model: Any) -> Iterator[None]:
     finally:
         if attending == PACKED:
             causal.set_attn_implementation(PACKED)
-        if not is_whole(model):
+        if not whole:
             FastLanguageModel.for_training(model)
         model.config.use_cache = cached
-        for module, training, checkpointing in kept:
-            module.training = training
-            if checkpointing is not None:
-                module.gradient_checkpointing = checkpointing
+        for part, name, value in kept:
+            setattr(part, name, value)

@@ -146,18 +146,14 @@ def choose(model: Shape, recipe: Recipe, load: Load, free: float) -> Way:
     micro-batch is as large as fits, or what train.token_budget says.
     """
     limit = _SHARE * (free if recipe.train.memory == "auto" else min(LEAN, free))
-    ways = _ways(recipe)
-    least = _with_budget(recipe, recipe.train.token_budget or max(load.lengths))
-    for wanted, way, room in (*((recipe, way, limit) for way in ways), (least, ways[-1], free)):
-        if found := _fitting(model, wanted, way, load, room):
+    ways, budget = _ways(recipe), recipe.train.token_budget
+    least = budget or max(load.lengths)
+    for way, tokens, room in (*((way, budget, limit) for way in ways), (ways[-1], least, free)):
+        if found := _fitting(model, recipe, way, load, tokens, room):
             return found
-    peak = peak_bytes(model, recipe, ways[-1], largest_batch(recipe, least.train.token_budget, load), load)
+    peak = peak_bytes(model, recipe, ways[-1], largest_batch(recipe, least, load), load)
     what = f"this recipe needs about {peak / 2**30:.1f} GiB of GPU memory, {free / 2**30:.1f} GiB are free"
     raise PetoolError(what, _way_out(model, recipe, load, free), MACHINE)
-
-
-def _with_budget(recipe: Recipe, tokens: int) -> Recipe:
-    return replace(recipe, train=replace(recipe.train, token_budget=tokens))
 
 
 def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
@@ -168,9 +164,9 @@ def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
     return [(precision, again) for again in (False, True) for precision in precisions]
 
 
-def _fitting(model: Shape, recipe: Recipe, way: tuple[str, bool], load: Load, limit: float) -> Way | None:
-    """The way with the largest micro-batch within `limit` bytes; None where that is too small."""
-    longest, budget = max(load.lengths), recipe.train.token_budget
+def _fitting(model: Shape, recipe: Recipe, way: tuple[str, bool], load: Load, budget: int, limit: float) -> Way | None:
+    """The way with a micro-batch of `budget` tokens, or (0) the largest within `limit` bytes; None where none fits."""
+    longest = max(load.lengths)
     none, one = (peak_bytes(model, recipe, way, tokens, load) for tokens in (0, 1))
     most = int((limit - none) / (one - none))
     least = largest_batch(recipe, budget or max(longest, min(_FEWEST, sum(load.lengths))), load)
@@ -186,7 +182,7 @@ def _way_out(model: Shape, recipe: Recipe, load: Load, free: float) -> str:
     way = _ways(recipe)[-1] if full else ("nf4", True)
     for tokens in (max(load.lengths), 4096, 2048, 1024, 512):
         short = Load(tuple(min(length, tokens) for length in load.lengths), load.answers)
-        if _fitting(model, _with_budget(recipe, tokens), way, short, _SHARE * free):
+        if _fitting(model, recipe, way, short, tokens, _SHARE * free):
             settings = {"model.precision": way[0], "train.token_budget": 0, "model.max_tokens": tokens}
             return "would fit: " + " ".join(f"--set {key}={value}" for key, value in settings.items())
     return f"{'--set train.method=lora, or ' if full else ''}take a smaller base, or a GPU with more memory"
@@ -202,16 +198,14 @@ def check_cpu_memory(recipe: Recipe, base: Base) -> None:
         wanted = replace(recipe, train=replace(recipe.train, method=method))
         return count() * resident_bytes(model, wanted, "nf4" if packed else precision, width)
 
-    mine = needed(recipe.train.method, recipe.model.precision)
-    if mine <= free:
-        return
-    fitting = (f"would fit: --set train.method=lora --set model.precision={kind}"
-               for kind in ("bf16", "nf4") if needed("lora", kind) <= free)  # fmt: skip
-    raise PetoolError(
-        f"{base.name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
-        next(fitting, "take a smaller base, such as smollm2-135m, fewer processes or a larger machine"),
-        MACHINE,
-    )
+    if (mine := needed(recipe.train.method, recipe.model.precision)) > free:
+        fitting = (f"would fit: --set train.method=lora --set model.precision={kind}"
+                   for kind in ("bf16", "nf4") if needed("lora", kind) <= free)  # fmt: skip
+        raise PetoolError(
+            f"{base.name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
+            next(fitting, "take a smaller base, such as smollm2-135m, fewer processes or a larger machine"),
+            MACHINE,
+        )
 
 
 def free_memory() -> float:
@@ -232,29 +226,31 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
 
     assert planned.way is not None
     way, load, model = planned.way, load_of(planned.prepared), shape_in(planned.base.directory)
-    while True:
-        batch = fullest(planned.prepared, planned.recipe, way.token_budget)
-        torch.cuda.reset_peak_memory_stats()
-        fits = _fits(trainer.model, batch)
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        if not agreed(not fits):
-            break
+    while agreed(not _fits(trainer.model, batch := fullest(planned.prepared, planned.recipe, way.token_budget))):
         fewer = max(max(load.lengths), int(0.85 * way.token_budget))
         if fewer == way.token_budget:
             raise torch.OutOfMemoryError(f"the longest row has {fewer:,} tokens")
         report(f"{way.token_budget:,} tokens a micro-batch do not fit after all; trying {fewer:,}", 0, 0, "")
         way = replace(way, token_budget=fewer)
+    peak = torch.cuda.max_memory_allocated() / 2**30
     trainer.token_budget = way.token_budget
     if held_out is not None and is_first():
         longest, right = max(zip(held_out.prompts, held_out.answers, strict=True), key=lambda pair: len(pair[0]))
         short = replace(held_out, prompts=(longest,), answers=(right,), too_long=0, reply_tokens=2)
         evaluate(short, trainer.model, 0, silent)
-    if is_first():
-        _save(run, trainer.model, planned)
-    shape = way.precision, way.checkpointing
-    predicted = peak_bytes(model, planned.recipe, shape, len(batch.ids), load, optimizer=False) / 2**30
+    if is_first():  # beside its place, and removed; there must be room for three checkpoints of it
+        method = planned.recipe.train.method
+        with disk_errors(run, TRAINED[method]), draft(run / "dry-step") as folder:
+            save_trained(trainer.model, folder, planned.base)
+            needed = 3 * _CHECKPOINT[method] * sum(file.stat().st_size for file in folder.iterdir())
+        shutil.rmtree(run / "dry-step")
+        if (room := shutil.disk_usage(run).free) < needed:
+            what = f"the checkpoints of this run take {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free on {run}"
+            raise PetoolError(what, "make room, or set PETOOL_LITE_RUNS to a larger disk")
+    tokens, shape = len(batch.ids), (way.precision, way.checkpointing)
+    predicted = peak_bytes(model, planned.recipe, shape, tokens, load, optimizer=False) / 2**30
     figures = f"peak {peak:.2f} GiB, predicted {predicted:.2f}"
-    report(f"dry step: a micro-batch of {len(batch.ids):,} tokens ({figures}), a save", 0, 0, "")
+    report(f"dry step: a micro-batch of {tokens:,} tokens ({figures}), a save", 0, 0, "")
     return replace(planned, way=way)
 
 
@@ -262,6 +258,7 @@ def _fits(model: Any, batch: MicroBatch) -> bool:
     """Whether a micro-batch goes forward and backward within the GPU's memory; the model is left as it was."""
     import torch
 
+    torch.cuda.reset_peak_memory_stats()
     try:
         with same_randomness():
             (answer_loss(model, batch) / len(batch.answers)).backward()
@@ -284,16 +281,3 @@ def fullest(prepared: Prepared, recipe: Recipe, budget: int) -> MicroBatch:
             left -= lengths[index]
     (batch,) = micro_batches(list(prepared.table.select(chosen)), most)
     return batch
-
-
-def _save(run: Path, model: Any, planned: "Plan") -> None:
-    """Write what is trained beside its place and remove it; there must be room for three checkpoints of it."""
-    method = planned.recipe.train.method
-    with disk_errors(run, TRAINED[method]), draft(run / "dry-step") as folder:
-        save_trained(model, folder, planned.base)
-        needed = 3 * _CHECKPOINT[method] * sum(file.stat().st_size for file in folder.iterdir())
-    shutil.rmtree(run / "dry-step")
-    free = shutil.disk_usage(run).free
-    if free < needed:
-        what = f"the checkpoints of this run take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {run}"
-        raise PetoolError(what, "make room, or set PETOOL_LITE_RUNS to a larger disk")

@@ -15,9 +15,9 @@ from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
 from petool_lite.train.evaluate import check_evaluation
+from petool_lite.train.load import check_start
 from petool_lite.train.memory import CPU_BUDGET, Way, check_cpu_memory, choose, load_of, shape_in
 from petool_lite.train.records import check_reporters
-from petool_lite.train.start import check_start
 
 _CAPABILITY = (8, 0)  # of a GPU, the least: bfloat16 in its tensor cores, and torch's flash attention
 
@@ -38,13 +38,14 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
     """Check and count a recipe's rows and choose how to train; no model is loaded."""
     check_machine(recipe)
     base, chat, prepared = _counted(recipe, report)
-    if not gpu_available():
+    gpu = gpu_facts()
+    if not gpu:
         check_cpu_memory(recipe, base)
     if recipe.train.objective == "dpo":  # one pair after the other
         return Plan(recipe, base, chat, prepared, None)
     way, precision, budget = None, recipe.model.precision, CPU_BUDGET
-    if gpu_available():
-        way = choose(shape_in(base.directory), recipe, load_of(prepared), _free_on_gpu())
+    if gpu:
+        way = choose(shape_in(base.directory), recipe, load_of(prepared), gpu["free_gb"] * 2**30)
         precision, budget = way.precision, way.token_budget
         again = "checkpointing" if way.checkpointing else "all kept"
         chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch"
@@ -57,17 +58,19 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
     """The rows' counts, and where there is a GPU how train.memory = lean and auto would use it (`ways`: a Way each, or
     its name alone where it does not fit; nothing is predicted for dpo)."""
-    here = gpu_available()
-    if here:
+    gpu = gpu_facts()
+    if gpu:
         check_gpu()
+    free = gpu["free_gb"] * 2**30 if gpu else 0.0
     base, _, prepared = _counted(recipe, report)
     ways: list[dict[str, Any]] = []
-    for memory in ("lean", "auto") if here and recipe.train.objective != "dpo" else ():
+    for memory in ("lean", "auto") if gpu and recipe.train.objective != "dpo" else ():
         ways.append({"memory": memory})
         with suppress(PetoolError):  # it does not fit
             wanted = replace(recipe, train=replace(recipe.train, memory=memory))
-            ways[-1] |= asdict(choose(shape_in(base.directory), wanted, load_of(prepared), _free_on_gpu()))
-    return {**prepared.summary, "gpu": gpu_facts(), "trains_here": here or not _needs_gpu(recipe), "ways": ways}
+            ways[-1] |= asdict(choose(shape_in(base.directory), wanted, load_of(prepared), free))
+    trains_here = gpu is not None or not _needs_gpu(recipe)
+    return {**prepared.summary, "gpu": gpu, "trains_here": trains_here, "ways": ways}
 
 
 def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
@@ -77,35 +80,27 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
     base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
     check_exportable(base.directory, report)
     config = read_json(base.directory / "config.json")
+    shape = shape_of(config)
     if recipe.train.method == "full" and config.get("quantization_config"):
         what = f"{base.name} is quantized, and full fine-tuning changes the weights themselves"
         raise PetoolError(what, "give the model in 16 bits, or --set train.method=lora")
-    if recipe.train.method == "lora" and recipe.lora.r > (width := shape_of(config).width):
-        what = f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({width})"
+    if recipe.train.method == "lora" and recipe.lora.r > shape.width:
+        what = f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({shape.width})"
         raise PetoolError(what, "--set lora.r=32 is usual")
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
-    shape = shape_of(config)
-    window = None if shape.family.local else shape.window  # llama.cpp does not apply Mistral's
     longest = max(load_of(prepared).lengths)
-    if window and longest > window:
-        what = f"{base.name} sees the last {window} tokens only (sliding_window), the longest row has {longest}"
-        raise PetoolError(what, f"--set model.max_tokens={window}")
+    if shape.window and longest > shape.window and not shape.family.local:  # llama.cpp does not apply Mistral's
+        what = f"{base.name} sees the last {shape.window} tokens only (sliding_window), the longest row has {longest}"
+        raise PetoolError(what, f"--set model.max_tokens={shape.window}")
     prepared.summary["steps"] = update_count(recipe, prepared.summary["kept"])
     report(f"training rows: {plain(prepared.summary)}", 0, 0, "")
     if prepared.left_out:
         names = ", ".join(prepared.left_out[:5]) + (", ..." if len(prepared.left_out) > 5 else "")
-        why = f"more than {recipe.model.max_tokens} tokens"
-        if recipe.data.overlength == "trim-history":
-            why += " even without history (tools and answers are never cut)"
-        report(f"left out, {why}: entries {names}", 0, 0, "")
+        trimmed = recipe.data.overlength == "trim-history"
+        more = " even without history (tools and answers are never cut)" if trimmed else ""
+        report(f"left out, more than {recipe.model.max_tokens} tokens{more}: entries {names}", 0, 0, "")
     return base, chat, prepared
-
-
-def _free_on_gpu() -> float:
-    import torch
-
-    return float(torch.cuda.mem_get_info()[0])
 
 
 def update_count(recipe: Recipe, rows: int) -> int:

@@ -35,8 +35,8 @@ def device_name() -> str:
 
 
 def peak_memory_gb() -> tuple[float, float | None]:
-    """Peak memory of this process in GiB: allocated on the GPU and taken for it by torch, tensors and what lies between
-    and waits for a stream; or resident on a CPU, and None."""
+    """Peak memory of this process in GiB: what tensors took on the GPU, and what torch held for them; or what was
+    resident on a CPU, and None."""
     import resource
 
     import torch
@@ -137,17 +137,18 @@ def draw_curve(run: Path) -> None:
     from matplotlib import pyplot
 
     figure, (top, below) = pyplot.subplots(2, sharex=True, figsize=(8, 5), height_ratios=(3, 1), layout="constrained")
-    steps = [row["step"] for row in rows]
-    top.plot(steps, [row["loss"] for row in rows], color="tab:blue", linewidth=1)
-    top.set_title(run.name)
-    top.set_ylabel("loss", color="tab:blue")
-    below.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray", linewidth=1)
+
+    def draw(axes: Any, found: list[dict[str, Any]], key: str, style: str) -> None:
+        axes.plot([row["step"] for row in found], [row[key] for row in found], style, linewidth=1)
+
+    draw(top, rows, "loss", "tab:blue")
+    draw(below, rows, "learning_rate", "tab:gray")
+    top.set(title=run.name, ylabel="loss")
     below.set(xlabel="step", ylabel="learning rate")
     if scores:
         right = top.twinx()
-        right.plot([row["step"] for row in scores], [row["joint_acc"] for row in scores], "o-", color="tab:orange")
-        right.set_ylabel("joint accuracy, %", color="tab:orange")
-        right.set_ylim(-3, 103)
+        draw(right, scores, "joint_acc", "tab:orange")
+        right.set(ylabel="joint accuracy, % (orange)", ylim=(-3, 103))
     with draft(run / "loss.png") as path:
         figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)

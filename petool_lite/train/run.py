@@ -20,14 +20,21 @@ from petool_lite.prompt.render import LAYOUTS
 from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
 from petool_lite.train import devices, evaluate, records
-from petool_lite.train.checkpoints import Guarded, disk_errors, newest_checkpoint, remove_drafts
+from petool_lite.train.checkpoints import (
+    START,
+    Guarded,
+    check_resume,
+    disk_errors,
+    newest_checkpoint,
+    remove_drafts,
+    start_facts,
+)  # fmt: skip
 from petool_lite.train.evaluate import EvaluationSet, best_score, load_evaluation_set
 from petool_lite.train.load import load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import Progress, check_reporters, log_to
-from petool_lite.train.resume import START, check_resume, start_facts
 from petool_lite.train.signals import Stop, stop_signals
 from petool_lite.train.step import answer_trainer
 
@@ -67,8 +74,13 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
             planned = replace(planned, recipe=recipe, way=way)
             held_out = load_evaluation_set(recipe, planned.chat, report)
             if devices.is_first():
-                run = _begun(name, planned, resume)
-                if resume is None:
+                facts = start_facts(recipe, planned.base, planned.prepared)
+                if resume is not None:
+                    check_resume(resume, facts)
+                else:
+                    run = create_run(name)
+                    write_text(run / "recipe.toml", to_toml(recipe))
+                    write_json(run / START, facts)
                     held.enter_context(locked(run))
             begun: Path = devices.from_first(run)
             _train_into(Job(name, begun, planned, held_out, started, report, stop, resume is not None))
@@ -89,17 +101,6 @@ def _stopped(stop: Stop, run: Path | None, resumed: bool) -> PetoolError:
     return PetoolError(f"stopped by {stop.name} {when}", hint, stop.exit_code)
 
 
-def _begun(name: str, planned: Plan, resume: Path | None) -> Path:
-    facts = start_facts(planned.recipe, planned.base, planned.prepared)
-    if resume is not None:
-        check_resume(resume, facts)
-        return resume
-    run = create_run(name)
-    write_text(run / "recipe.toml", to_toml(planned.recipe))
-    write_json(run / START, facts)
-    return run
-
-
 def _train_into(job: Job) -> None:
     """Train, save the result, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
     checkpoint = devices.first_then_others(lambda: _continued(job)) if job.resume else None
@@ -107,15 +108,15 @@ def _train_into(job: Job) -> None:
     job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
     # on a GPU dpo computes layers' inner values twice, too; its memory is not predicted
     twice = job.planned.way.checkpointing if job.planned.way else gpu_available()
-    with log_to(job.run / "train.log" if devices.is_first() else Path(os.devnull)) as log:
+    log_file = job.run / "train.log" if devices.is_first() else Path(os.devnull)
+    with log_to(log_file) as log, _memory_errors(job.planned.recipe):
         with redirect_stderr(log):
             model, tokenizer = load_model(job.planned.recipe, job.planned.base, twice)
             trainer = _trainer(job, model, tokenizer)
-        with _memory_errors(job.planned.recipe):
-            if job.planned.way is not None:
-                job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
-            with job.stop.between_steps():
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if job.planned.way is not None:
+            job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
+        with job.stop.between_steps():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state, stop = trainer.state, job.stop
     if devices.is_first():
         records.draw_curve(job.run)
@@ -128,8 +129,8 @@ def _train_into(job: Job) -> None:
 
 def _complete(job: Job, model: Any, step: int) -> None:
     """Write what was trained, the best evaluated weights or the last ones, then the manifest."""
-    planned, progress = job.planned, job.progress
-    base, data, name = planned.base, planned.recipe.data, TRAINED[planned.recipe.train.method]
+    planned, progress, method = job.planned, job.progress, job.planned.recipe.train.method
+    base, data, name = planned.base, planned.recipe.data, TRAINED[method]
     best = best_score(job.run) if job.held_out else None
     with disk_errors(job.run, name), draft(job.run / name) as folder:
         if best is None:
@@ -137,12 +138,13 @@ def _complete(job: Job, model: Any, step: int) -> None:
         else:
             kept = job.run / "best" / f"step-{best.step}"
             shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("eval.json"))
-        if planned.recipe.train.method == "lora":  # a whole model may be a base again, with its own template
+        if method == "lora":  # a whole model may be a base again, with its own template
             save_tokenizer(folder, base, data.style)
-    made_from = {
+    seconds = {"train": progress.seconds, "evaluation": progress.evaluation_seconds, "all": time.time() - job.started}
+    manifest = {
         "name": job.name,
         "recipe": asdict(planned.recipe),
-        "method": planned.recipe.train.method,
+        "method": method,
         "base": {"name": base.name, "directory": str(base.directory), "gguf": base.gguf and str(base.gguf)},
         "data": {"source": data.train, "sha256": planned.prepared.data_sha256, **planned.prepared.summary},
         "template_sha256": planned.chat.template_sha256,
@@ -152,9 +154,6 @@ def _complete(job: Job, model: Any, step: int) -> None:
         "device": records.device_name(),
         "arithmetic": devices.arithmetic_name(),
         "versions": versions(),
-    }
-    seconds = {"train": progress.seconds, "evaluation": progress.evaluation_seconds, "all": time.time() - job.started}
-    figures = {
         "steps": step,
         f"{name}_step": best.step if best else step,
         "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
@@ -164,7 +163,7 @@ def _complete(job: Job, model: Any, step: int) -> None:
         "memory": planned.way and asdict(planned.way),
         "final_loss": progress.last_loss,
     }
-    write_json(job.run / "manifest.json", made_from | figures)
+    write_json(job.run / "manifest.json", manifest)
     shutil.rmtree(job.run / "best", ignore_errors=True)
 
 
@@ -174,9 +173,8 @@ def _continued(job: Job) -> Path | None:
     checkpoint = newest_checkpoint(job.run)
     step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     job.report(f"continuing {job.run} after step {step}", 0, 0, "")
-    job.progress.resume(
-        *(records.cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl"))
-    )
+    rows, scores = (records.cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl"))
+    job.progress.resume(rows, scores)
     return checkpoint
 
 
@@ -184,10 +182,10 @@ def _continued(job: Job) -> Path | None:
 def _memory_errors(recipe: Recipe) -> Iterator[None]:
     import torch
 
-    smaller = "train.method=lora" if recipe.train.method == "full" else "model.precision=nf4"
     try:
         yield
     except torch.OutOfMemoryError as error:
+        smaller = "train.method=lora" if recipe.train.method == "full" else "model.precision=nf4"
         hint = f"set a smaller train.token_budget, {smaller} or a smaller model.max_tokens"
         raise PetoolError(f"out of GPU memory: {first_line(error)}", hint, MACHINE) from error
 
@@ -220,7 +218,6 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,
-        "ddp_timeout": 7200,  # seconds; the others wait while the first evaluates
     }
     if settings.objective == "dpo":  # one pair after the other
         each, left = divmod(settings.rows, devices.count())
@@ -233,9 +230,8 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-batches
         per_device_train_batch_size=settings.rows,
         gradient_accumulation_steps=1,
-        # Unsloth, and for all weights `load`, see to checkpointing themselves
         **({"use_cpu": not gpu_available()} if settings.method == "full" else {}),
-        gradient_checkpointing=False,
+        gradient_checkpointing=False,  # `load` sees to it
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )

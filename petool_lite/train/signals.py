@@ -30,10 +30,10 @@ class Stop:
     @contextmanager
     def between_steps(self) -> Iterator[None]:
         """The graceful part. Raises KeyboardInterrupt for an earlier signal: a library may have swallowed its own."""
+        if self.caught:
+            raise KeyboardInterrupt
         self.graceful = True
         try:
-            if self.caught:
-                raise KeyboardInterrupt
             yield
         finally:
             self.graceful = False

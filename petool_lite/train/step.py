@@ -2,8 +2,7 @@
 
 A micro-batch costs a fixed time for its thousands of kernel launches, so short rows are put into one. No row sees
 another: attention is exact row by row, and positions restart. The loss is a sum over answer tokens divided by their
-number in the whole update, so how rows are grouped changes nothing but rounding. Answers are 1-2 % of the tokens of
-PEToolBench; the head runs for their positions alone.
+number in the whole update, so how rows are grouped changes nothing but rounding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,13 +41,12 @@ def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
     groups: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        place = next((place for place, left in enumerate(room) if lengths[index] <= left), None)
-        if place is None:
-            groups.append([index])
-            room.append(budget - lengths[index])
-        else:
-            groups[place].append(index)
-            room[place] -= lengths[index]
+        place = next((place for place, left in enumerate(room) if lengths[index] <= left), len(room))
+        if place == len(room):
+            groups.append([])
+            room.append(budget)
+        groups[place].append(index)
+        room[place] -= lengths[index]
     return groups
 
 
@@ -114,9 +112,8 @@ def answer_loss(model: Any, batch: MicroBatch) -> Any:
         item.to(device, non_blocking=True) for item in (batch.ids, batch.positions, batch.where, batch.answers)
     )
     causal = causal_of(model)
-    packed: dict[str, Any] = {}
     if causal.config._attn_implementation == PACKED:
-        packed = {"bounds": bounds_of(batch.lengths, device)}
+        packed: dict[str, Any] = {"bounds": bounds_of(batch.lengths, device)}
     else:  # for Unsloth's layers; on the host, where reading them costs no wait for the GPU
         packed = {"packed_seq_lengths": torch.tensor(batch.lengths, dtype=torch.int32)}
     with computing(model):
@@ -169,8 +166,7 @@ def answer_trainer() -> Any:
                 parameter.grad = None
 
         def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-            """Nobody reads this estimate, which costs a walk through the model, too."""
-            return 0
+            return 0  # an estimate that nobody reads, for another walk through the model
 
         def get_train_dataloader(self) -> Any:
             """Whole updates, the same on every device. Rows come as arrays: lists of numbers would cost an

@@ -15,7 +15,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import load_recipe
-from petool_lite.train.resume import check_resume, start_facts
+from petool_lite.train.checkpoints import check_resume, start_facts
 from petool_lite.train.run import _stopped
 from petool_lite.train.signals import Stop
 

@@ -10,7 +10,7 @@ import torch
 from support import loss_row_by_row
 
 from petool_lite.train import step
-from petool_lite.train.attention import PACKED, bounds_of, offer_to_transformers
+from petool_lite.train.attention import PACKED, attend_packed, bounds_of
 from petool_lite.train.load import generating
 from petool_lite.train.step import answer_loss, answer_trainer, group, micro_batches, shares
 
@@ -44,8 +44,7 @@ def made(family: str = "Llama", packed: bool = True, adapter: bool = False, **ch
 
 
 def pack(model: Any) -> Any:
-    offer_to_transformers()
-    step.causal_of(model).set_attn_implementation(PACKED)
+    attend_packed(step.causal_of(model))
     return model
 
 

@@ -1,0 +1,77 @@
+"""What only a GPU shows: its attention kernel, and Unsloth's layers whose inputs wait in host memory."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from support_families import LLAMA3, family_model
+
+from petool_lite.train.attention import bounds_of, packed_attention
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+LENGTHS = (300, 1, 77, 8, 1030)
+UPDATES = """
+import json, sys
+import torch
+from petool_lite.models import resolve_base
+from petool_lite.recipe import load_recipe
+from petool_lite.train.load import load_model
+from petool_lite.train.step import answer_loss, micro_batches
+
+place, precision, again = sys.argv[1], sys.argv[2], sys.argv[3] == "again"
+recipe = load_recipe("demo", [f"model.base={place}", f"model.precision={precision}", "lora.dropout=0.0"])[1]
+model, _ = load_model(recipe, resolve_base(place), again)
+torch.manual_seed(1)
+for name, weight in model.named_parameters():
+    if "lora_B" in name:
+        torch.nn.init.normal_(weight, std=0.05)
+sizes = ((900, 860), (9, 1), (700, 666), (1500, 1499))
+rows = [{"input_ids": torch.randint(3, 300, (n,)).tolist(), "answer_start": start} for n, start in sizes]
+found = []
+for budget in (1, 5000):
+    total = 0.0
+    for batch in micro_batches(rows, budget):
+        loss = answer_loss(model, batch)
+        loss.backward()
+        total += loss.item()
+    norms = {name: p.grad.float().norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    found.append([total, sum(norms.values()), len(norms)])
+    model.zero_grad()
+print(json.dumps(found), file=sys.__stdout__)
+"""
+
+
+@pytest.mark.parametrize(("heads", "keys", "size", "window"), [(9, 3, 64, 0), (24, 8, 128, 0), (4, 1, 256, 50)])
+def test_packed_attention_is_that_of_the_rows_alone(heads, keys, size, window) -> None:
+    """Forward and backward against scaled_dot_product_attention in float64, a row at a time on the CPU."""
+    torch.manual_seed(0)
+    shapes = [(1, count, sum(LENGTHS), size) for count in (heads, keys, keys)]
+    exact = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    ours = [item.detach().to("cuda", torch.bfloat16).requires_grad_() for item in exact]
+    gradient = torch.randn(1, sum(LENGTHS), heads, size, dtype=torch.float64)
+    options = {"scaling": size**-0.5, "sliding_window": window or None}
+    wanted = packed_attention(None, *exact, None, bounds=bounds_of(LENGTHS, "cpu"), **options)[0]
+    wanted.backward(gradient)
+    found = packed_attention(None, *ours, None, bounds=bounds_of(LENGTHS, "cuda"), **options)[0]
+    found.backward(gradient.to("cuda", torch.bfloat16))
+    for mine, right in zip(
+        (found, *(item.grad for item in ours)), (wanted, *(item.grad for item in exact)), strict=True
+    ):
+        assert float((mine.cpu().double() - right).norm() / right.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_layers_computed_again_from_inputs_in_host_memory_give_the_same(tmp_path, precision) -> None:
+    place = str(family_model("Llama", LLAMA3, tmp_path / "model"))
+    found = []
+    for again in ("again", "kept"):
+        line = [sys.executable, "-c", UPDATES, place, precision, again]
+        result = subprocess.run(line, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-3000:]
+        found += json.loads(result.stdout.splitlines()[-1])
+    for loss, norm, learned in found:
+        assert loss == pytest.approx(found[0][0], rel=2e-3)
+        assert norm == pytest.approx(found[0][1], rel=2e-2)
+        assert learned == found[0][2] >= 28
