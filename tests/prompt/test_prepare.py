@@ -126,6 +126,8 @@ def test_all_settings_are_those_that_the_entries_hold(smollm2, tmp_path) -> None
         del row["instruction_ratings"]
     found = prepared(smollm2, written(tmp_path / "two.json", rows), "data.setting=all")
     assert {name.split(":")[0] for name in found.table["entry_id"]} == {"preferred", "chronological"}
+    both = prepared(smollm2, f"data.train={tmp_path}/two.json + demo:train:3", "data.setting=all")
+    assert both.summary["rows"] == 4 + 4 + 3, "what has no setting is learned once"
     lone = [training_row(row) for row in published_rows("train", 4)]
     with pytest.raises(PetoolError, match="does not hold the prompts of several settings"):
         prepared(smollm2, written(tmp_path / "lone.json", lone), "data.setting=all")
