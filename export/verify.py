@@ -181,7 +181,7 @@ class Evaluator(LlamaModel):
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
         adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
         scales = (ctypes.c_float * 1)(1.0)
-        if not adapters or self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales) != 0:
+        if not adapters or self._lib.llama_set_adapters_lora(self.context.pointer, adapters, 1, scales) != 0:
             self.close()
             raise PetoolError(f"llama.cpp cannot apply {lora}: {first_error()}", "this is a fault of the export")
 

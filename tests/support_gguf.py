@@ -55,8 +55,7 @@ def logits_of(path, ids):
 
     with LlamaModel(path, n_ctx=512) as model:
         model._eval(ids)
-        size = model._lib.llama_vocab_n_tokens(model._vocab)
-        return np.ctypeslib.as_array(model._lib.llama_get_logits_ith(model._context, -1), shape=(size,)).copy()
+        return model._logits()
 
 
 def refused(base: Path) -> str:

@@ -1,31 +1,34 @@
-"""Several sequences in one llama.cpp context, decoded together: what `serve --slots` runs.
+"""A llama.cpp context, and the one place that fills its batches: for one sequence, or several that are read together.
 
-Each slot has a thread that reads and writes as if it were alone; where it would decode, it hands its tokens over and
-waits. One thread puts what is waiting into one batch (continuous batching): the weights are read once for all.
-A slot's prompt is taken from another slot as far as that holds it already, which copies nothing.
+Each slot of `serve --slots` has a thread that reads and writes as if it were alone; where it would decode, it hands its
+tokens over and waits. One thread puts what is waiting into one batch (continuous batching): the weights are read once
+for all. What several slots hold of the same prompt is held once: a token looks at the cells of all slots.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.inference.constrain import Constraint
-from petool_lite.inference.llama import LlamaModel, Reply
-from petool_lite.inference.llama_open import first_error, open_context
+from petool_lite.inference.llama_open import first_error, held_signals, open_context
+from petool_lite.inference.settings import EngineSettings
 from petool_lite.prompt.render import common_length
+
+if TYPE_CHECKING:
+    from petool_lite.inference.llama import LlamaModel
 
 _GATHER_S = 0.01  # that a batch waits for slots that are choosing a token
 _SHORT = 64  # tokens: reads of fewer go before those of more, and are not interrupted
 
 
 @dataclass(eq=False)
-class _Job:
-    """Tokens that a slot wants read; `rows` are the logits after that at place `first`, and after all that follow."""
+class Job:
+    """Tokens that a model reads next; `rows` are the logits, (vocabulary,), after that at place `first` and all that
+    follow. `taken` tokens are read so far."""
 
-    model: "SlotModel"
+    model: "LlamaModel"
     ids: Sequence[int]
     first: int
     taken: int = 0
@@ -33,107 +36,143 @@ class _Job:
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def over(self) -> bool:
+        """Whether all is read, or nothing more will be."""
+        return self.error is not None or self.taken == len(self.ids)
 
-class SlotModel(LlamaModel):
-    """One sequence of the shared context; for one thread at a time."""
+    @property
+    def long(self) -> bool:
+        """Whether it takes so long that others go first."""
+        return len(self.ids) >= _SHORT
 
-    def __init__(self, slots: "Slots", base: LlamaModel, number: int) -> None:
-        """`number` is the sequence's."""
-        self.__dict__.update(base.__dict__)
-        self._slots, self._seq, self.held = slots, number, list[int]()
-        self._rows, self._first = list[Any](), 0  # logits of the last batch, and the place of the first of them
+    def ahead(self) -> list[int]:
+        """All that the model holds when the first row is had."""
+        return [*self.model.held, *self.ids[self.taken : self.first]]
+
+
+class Context:
+    """A context for one model; `size` in tokens, 0 while it is not open. `lock` is held while it works or changes."""
+
+    def __init__(self, lib: Any, model: Any, settings: EngineSettings) -> None:
+        """For llama.cpp's `model`; `open` it before anything is read."""
+        self._lib, self._model, self._settings = lib, model, settings
+        self.pointer: Any = None
+        self.size = 0
+        self.lock = threading.RLock()
+        self._vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+        self._running: list[Job] = []
+        self._signals: list[int] = []  # that came amid a batch
+        self._abort, self._no_abort = lib.ggml_abort_callback(self._unwanted), lib.ggml_abort_callback()
+
+    def open(self, size: int, sequences: int = 1) -> None:
+        """Have room for `size` tokens in all. Raises PetoolError where there is no memory for them."""
+        self.pointer = open_context(self._lib, self._model, size, self._settings, sequences)
+        self._batch = self._lib.llama_batch_init(self._settings.ubatch, 0, 1)
+        self.size = size
 
     def close(self) -> None:
-        """Nothing: the shared context is the base's."""
+        """Free it; calling it again does nothing."""
+        if self.pointer:
+            self._lib.llama_batch_free(self._batch)
+            self._lib.llama_free(self.pointer)
+        self.pointer, self.size = None, 0
 
-    def generate(
-        self,
-        ids: Sequence[int],
-        max_tokens: int,
-        constraint: Constraint | None = None,
-        reuse: bool = False,
-        watch: Callable[[str], None] | None = None,
-    ) -> Reply:
-        """See LlamaModel."""
-        with self._slots.writing():
-            return super().generate(ids, max_tokens, constraint, reuse, watch)
+    def writing(self) -> AbstractContextManager[None]:
+        """What a model's reply is made in."""
+        return nullcontext()
 
-    def adopt(self, ids: Sequence[int]) -> None:
-        """Hold what another slot holds of `ids`, where that is more."""
-        with self._slots.lock:
-            best = max(self._slots.models, key=lambda model: common_length(model.held, ids))
-            shared = common_length(best.held, ids)
-            if shared > common_length(self.held, ids):
-                self._keep(0)
-                memory = self._lib.llama_get_memory(self._context)
-                self._lib.llama_memory_seq_cp(memory, best._seq, self._seq, 0, shared)
-                self.held = best.held[:shared]
+    def share(self, model: "LlamaModel", ids: Sequence[int]) -> None:
+        """Let `model` hold what others hold of `ids`: here there is no other."""
 
-    def state(self, length: int) -> memoryview:
-        """See LlamaModel."""
-        with self._slots.lock:
-            return super().state(length)
+    def run(self, job: Job) -> None:
+        """Do a job, to its end or its `error`."""
+        while not job.over:
+            self.step([job])
 
-    def restore(self, ids: Sequence[int], data: memoryview) -> bool:
-        """See LlamaModel."""
-        with self._slots.lock:
-            return super().restore(ids, data)
+    def step(self, jobs: Sequence[Job]) -> None:
+        """Decode as many tokens of the jobs as a batch has room for, in their order."""
+        parts, room = list[tuple[Job, int]](), self._settings.ubatch
+        for job in jobs:
+            if count := min(len(job.ids) - job.taken, room):
+                parts.append((job, count))
+                room -= count
+        with self.lock:
+            code, places = -1, self._fill(parts)
+            self._running, self._signals = [job for job, _ in parts], []
+            if not self._unwanted():
+                abort = self._abort if self._batch.n_tokens > _SHORT else self._no_abort
+                self._lib.llama_set_abort_callback(self.pointer, abort, None)
+                with held_signals() as self._signals:
+                    code = self._lib.llama_decode(self.pointer, self._batch)
+            broken = code != 0 and not self._signals and not any(job.error for job in self._running)
+            for job, count in parts:
+                if code == 0 and not job.error:
+                    job.rows += [self._row(place) for place in places[id(job)]]
+                    job.model.held += job.ids[job.taken : job.taken + count]
+                    job.taken += count
+                else:  # what this batch read of it
+                    job.model._keep(0 if broken else len(job.model.held))
+                if broken:
+                    job.error = PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
 
-    def _keep(self, length: int) -> None:
-        with self._slots.lock:
-            memory = self._lib.llama_get_memory(self._context)
-            if not self._lib.llama_memory_seq_rm(memory, self._seq, length, -1):
-                self._lib.llama_memory_seq_rm(memory, self._seq, -1, -1)
-                length = 0
-            del self.held[length:]
+    def _fill(self, parts: Sequence[tuple[Job, int]]) -> dict[int, list[int]]:
+        """Put tokens into the batch; returns for each job the places whose logits it wants."""
+        batch, place = self._batch, 0
+        wanted: dict[int, list[int]] = {id(job): [] for job, _ in parts}
+        for job, count in parts:
+            start = len(job.model.held) - job.taken
+            for index in range(job.taken, job.taken + count):
+                batch.token[place], batch.pos[place] = job.ids[index], start + index
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, job.model.sequence
+                batch.logits[place] = index >= job.first
+                if index >= job.first:
+                    wanted[id(job)].append(place)
+                place += 1
+        batch.n_tokens = place
+        return wanted
 
-    def _reserve(self, length: int) -> None:
-        if length > self.n_ctx:
-            raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
+    def _row(self, place: int) -> Any:
+        import numpy as np
 
-    def _eval(self, ids: Sequence[int], guess: Sequence[int] = ()) -> None:
-        if self.check:
-            self.check()
-        self._reserve(len(self.held) + len(ids) + len(guess))
-        self._first = len(self.held) + len(ids) - 1
-        self._rows = self._slots.decode(self, [*ids, *guess], len(ids) - 1)
+        found = self._lib.llama_get_logits_ith(self.pointer, place)
+        return np.ctypeslib.as_array(found, shape=(self._vocabulary,)).copy()
 
-    def _logits(self, place: int = -1) -> Any:
-        return self._rows[place - self._first if place >= 0 else -1]
+    def _unwanted(self, data: Any = None) -> bool:
+        """Whether somebody does not want the batch any more; called by llama.cpp amid a large one, which takes seconds.
+        The others of the batch are read again."""
+        for job in self._running:
+            try:
+                if job.model.check and not job.error:
+                    job.model.check()
+            except BaseException as error:
+                job.error = error
+        return bool(self._signals) or any(job.error for job in self._running)
 
 
-class Slots:
-    """The slots of a model, and the thread that decodes for them. `close` it before the model."""
+class Slots(Context):
+    """A context for several models, and the thread that decodes for them."""
 
-    def __init__(self, base: LlamaModel, count: int) -> None:
-        """Put a context of `count` sequences, of `base.n_ctx` tokens each, in the place of the model's own.
+    def __init__(self, lib: Any, model: Any, settings: EngineSettings, models: "Sequence[LlamaModel]") -> None:
+        """`models` have a sequence each, of as many tokens as their `n_ctx`.
 
-        Raises PetoolError where there is no memory for it.
+        Raises PetoolError where there is no memory for them.
         """
-        self._lib = base._lib
-        if base._context:
-            self._lib.llama_free(base._context)
-            base._context = None
-        base._context = open_context(self._lib, base._model, base.n_ctx * count, base.settings, count)
-        self.lock = threading.RLock()  # held while the context works, or is changed
-        self.models = [SlotModel(self, base, number) for number in range(count)]
-        self._vocabulary = self._lib.llama_vocab_n_tokens(base._vocab)
-        self._batch = self._lib.llama_batch_init(base.settings.ubatch, 0, 1)
-        self._most, self._context = base.settings.ubatch, base._context
-        self._abort = self._lib.ggml_abort_callback(self._wanted_no_more)
-        self._ready, self._waiting, self._running = threading.Condition(), list[_Job](), list[_Job]()
+        super().__init__(lib, model, settings)
+        self.open(sum(model.n_ctx for model in models), len(models))
+        self.models = models
+        self._ready, self._waiting = threading.Condition(), list[Job]()
         self._writing, self._closed = 0, False
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
-        self._lib.llama_set_abort_callback(self._context, self._abort, None)
 
     def close(self) -> None:
-        """End the thread; no slot may be in use."""
+        """End the thread and free the context; no slot may be in use."""
         with self._ready:
             self._closed = True
             self._ready.notify()
         self._thread.join()
-        self._lib.llama_batch_free(self._batch)
+        super().close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -146,21 +185,28 @@ class Slots:
             with self._ready:
                 self._writing -= 1
 
-    def decode(self, model: SlotModel, ids: Sequence[int], first: int) -> list[Any]:
-        """Read `ids`; the logits after that at place `first` and all that follow, each of shape (vocabulary,).
+    def share(self, model: "LlamaModel", ids: Sequence[int]) -> None:
+        """Let `model` hold what another slot holds of `ids`, in that one's cells also as far as it has its own."""
+        with self.lock:
+            known = {other: common_length(other.held, ids) for other in self.models}
+            own = known.pop(model)
+            best = max(known, key=lambda other: known[other], default=None)
+            memory = self._lib.llama_get_memory(self.pointer)
+            if best is None or not (shared := known[best]):
+                return
+            model._keep(own)
+            if self._lib.llama_memory_seq_rm(memory, model.sequence, 0, shared):
+                self._lib.llama_memory_seq_cp(memory, best.sequence, model.sequence, 0, shared)
+                model.held = list(ids[: max(own, shared)])
 
-        Raises PetoolError where the engine fails, and what the model's `check` raises.
-        """
-        job = _Job(model, ids, first)
+    def run(self, job: Job) -> None:
+        """See Context; for any thread."""
         with self._ready:
             self._waiting.append(job)
             self._ready.notify()
         job.done.wait()
-        if job.error:
-            raise job.error
-        return job.rows
 
-    def _run(self) -> None:
+    def _serve(self) -> None:
         while True:
             with self._ready:
                 self._ready.wait_for(lambda: self._waiting or self._closed)
@@ -169,70 +215,26 @@ class Slots:
             if self._closed:
                 return
             try:
-                self._step(sorted(jobs, key=lambda job: len(job.ids) >= _SHORT))
+                self.step(self._next(jobs))
             except Exception as error:  # else those who wait would wait for ever
                 for job in jobs:
                     job.error = error
             for job in jobs:
-                if job.error or job.taken == len(job.ids):
+                if job.over:
                     job.done.set()
             with self._ready:  # what found no room goes first among its kind
-                self._waiting = [job for job in jobs if not job.done.is_set()] + self._waiting
+                self._waiting = [job for job in jobs if not job.over] + self._waiting
 
-    def _step(self, jobs: Sequence[_Job]) -> None:
-        """Decode as many tokens of the jobs as a batch has room for, in their order."""
-        parts, room = list[tuple[_Job, int]](), self._most
-        for job in jobs:
-            if count := min(len(job.ids) - job.taken, room):
-                parts.append((job, count))
-                room -= count
-        with self.lock:
-            rows = self._fill(parts)
-            self._running = [job for job, _ in parts]
-            code = self._lib.llama_decode(self._context, self._batch)
-            for job, count in parts:
-                if code == 0 and not job.error:
-                    job.model.held += job.ids[job.taken : job.taken + count]
-                    job.taken += count
-                    job.rows += [self._row(place) for place in rows[id(job)]]
-                else:
-                    job.model._keep(len(job.model.held))  # what this batch read of it
-            if code != 0 and not any(job.error for job, _ in parts):
-                for job, _ in parts:
-                    job.model._keep(0)
-                    job.error = PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
-
-    def _fill(self, parts: Sequence[tuple[_Job, int]]) -> dict[int, list[int]]:
-        """Put tokens into the batch; returns for each job the places whose logits it wants."""
-        batch, place = self._batch, 0
-        wanted: dict[int, list[int]] = {id(job): [] for job, _ in parts}
-        for job, count in parts:
-            start = len(job.model.held)
-            for index in range(count):
-                wants = job.taken + index >= job.first
-                batch.token[place], batch.pos[place] = job.ids[job.taken + index], start + index
-                batch.n_seq_id[place], batch.seq_id[place][0] = 1, job.model._seq
-                batch.logits[place] = wants
-                if wants:
-                    wanted[id(job)].append(place)
-                place += 1
-        batch.n_tokens = place
-        return wanted
-
-    def _row(self, place: int) -> Any:
-        import numpy as np
-
-        found = self._lib.llama_get_logits_ith(self._context, place)
-        return np.ctypeslib.as_array(found, shape=(self._vocabulary,)).copy()
-
-    def _wanted_no_more(self, data: Any) -> bool:
-        """Called by llama.cpp amid a batch; a large one takes seconds. The others of the batch are read again."""
-        if self._batch.n_tokens < _SHORT:
-            return False
-        for job in self._running:
-            try:
-                if job.model.check and not job.error:
-                    job.model.check()
-            except BaseException as error:
-                job.error = error
-        return any(job.error for job in self._running)
+    def _next(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs of the next batch, the short ones first. What one slot has read or is reading no other one reads."""
+        chosen: list[Job] = []
+        for job in sorted(jobs, key=lambda job: job.long):
+            if job.long:
+                held = len(job.model.held)
+                self.share(job.model, job.ahead())
+                job.taken += len(job.model.held) - held
+                ahead = [other.ahead() for other in chosen if other.long]
+                if any(common_length(job.ahead(), other) > len(job.model.held) for other in ahead):
+                    continue
+            chosen.append(job)
+        return chosen

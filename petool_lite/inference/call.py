@@ -20,7 +20,6 @@ from petool_lite.data import SETTINGS
 from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Tool, providers
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.gguf_header import check_gguf
-from petool_lite.inference.batch import Slots
 from petool_lite.inference.constrain import Constrainer, heated
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import Closing, preload
@@ -170,7 +169,6 @@ class ToolCaller(Closing):
         temperature = metadata.get("petool_lite.temperature", "")
         self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
         self._given_store = store
-        self._slots: Slots | None = None
         self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
 
     @cached_property
@@ -184,17 +182,14 @@ class ToolCaller(Closing):
 
     def close(self) -> None:
         """Free the model."""
-        if self._slots:
-            self._slots.close()
         self._model.close()
 
     def slots(self, count: int) -> list["ToolCaller"]:
         """Callers that share this one's context, each for a thread of its own; they end with this one, which is not
         to be used beside them. Each has room for `n_ctx` tokens. Raises PetoolError where there is no memory for them.
         """
-        self._slots = Slots(self._model, count)
         found = [copy.copy(self) for _ in range(count)]
-        for caller, model in zip(found, self._slots.models, strict=True):
+        for caller, model in zip(found, self._model.slots(count), strict=True):
             caller._model = model
         return found
 

@@ -1,6 +1,7 @@
 """A GGUF model on the CPU through llama.cpp's C interface: tokenize, greedy decode, timings."""
 
 import codecs
+import copy
 import ctypes
 import time
 import unicodedata
@@ -11,8 +12,9 @@ from typing import Any
 
 from petool_lite.errors import PetoolError
 from petool_lite.families import known_template
+from petool_lite.inference.batch import Context, Job, Slots
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.llama_open import Closing, first_error, held_signals, open_context, open_model
+from petool_lite.inference.llama_open import Closing, open_model
 from petool_lite.inference.settings import EngineSettings
 from petool_lite.inference.writing import Writing
 from petool_lite.prompt.render import Chat, common_length
@@ -48,7 +50,7 @@ class Reply:
 class LlamaModel(Closing):
     """One loaded GGUF file with one context. Use as a context manager; not safe to share between threads."""
 
-    _seq = 0  # the context's sequence that is this model's
+    sequence = 0  # of the context that is this model's
 
     def __init__(
         self, path: Path, n_ctx: int = 0, settings: EngineSettings | None = None, vocab_only: bool = False
@@ -57,57 +59,50 @@ class LlamaModel(Closing):
 
         Raises PetoolError if it does not load.
         """
-        self._context: Any = None
-        self._size = 0  # of the context, in tokens; at most n_ctx
         self.held: list[int] = []  # ids whose keys and values are in the engine's memory
-        self._batch_start = 0  # how many of them came before the last batch
+        self._rows, self._first = list[Any](), 0  # logits of the last reading, and the place of the first of them
         self.settings = settings or EngineSettings()
         self.exact_reuse = False  # see `read`
         self.check: Callable[[], None] | None = None  # called before and amid batches; what it raises ends the request
-        self._raised: BaseException | None = None
-        self._signals: list[int] = []  # that came amid a batch
         self._lib, self._model = open_model(path, self.settings, vocab_only)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.metadata = self._read_metadata()
         self.n_ctx = n_ctx or self.train_ctx
-        callback = self._lib.ggml_abort_callback
-        self._abort, self._no_abort = callback(self._wanted_no_more), callback()
+        self.context = Context(self._lib, self._model, self.settings)
 
     def _reserve(self, length: int) -> None:
         """Have room for `length` ids. A context is opened as large as needed, since clearing 8,192 places takes 0.1 s.
 
         Raises PetoolError if there is no memory for it.
         """
-        if length <= self._size:
-            return
         if length > self.n_ctx:
             raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
+        if length <= (size := self.context.size):
+            return
         held, kept = self.held, self.state(len(self.held)) if self.held else None
-        if self._context:
-            self._lib.llama_free(self._context)
-        wanted = max(-(-length // _PLACES) * _PLACES, 2 * self._size)
-        self._context, self._size, self.held = None, 0, []
-        self._context = open_context(self._lib, self._model, min(self.n_ctx, wanted), self.settings)
-        self._size = min(self.n_ctx, wanted)
+        self.context.close()
+        self.held = []
+        self.context.open(min(self.n_ctx, max(-(-length // _PLACES) * _PLACES, 2 * size)))
         if kept:
             self.restore(held, kept)
 
-    def _wanted_no_more(self, data: Any) -> bool:
-        """Called by llama.cpp amid a large batch, which takes seconds."""
-        try:
-            if self.check:
-                self.check()
-        except BaseException as error:
-            self._raised = error
-        return self._raised is not None or bool(self._signals)
+    def slots(self, count: int) -> list["LlamaModel"]:
+        """Models that share this one's file and one context, each for a thread of its own and with room for `n_ctx`
+        tokens; they end with this one, which is not to be used beside them. Raises PetoolError where there is no memory
+        for them."""
+        self.context.close()
+        models = [copy.copy(self) for _ in range(count)]
+        self.context = Slots(self._lib, self._model, self.settings, models)
+        for number, model in enumerate(models):
+            model.context, model.sequence, model.held = self.context, number, []
+        return models
 
     def close(self) -> None:
         """Free the model; calling it again does nothing."""
-        if self._context:
-            self._lib.llama_free(self._context)
+        self.context.close()
         if self._model:
             self._lib.llama_model_free(self._model)
-        self._context = self._model = None
+        self._model = None
 
     def _read_metadata(self) -> dict[str, str]:
         def read(function: Any, index: int) -> str:
@@ -221,17 +216,18 @@ class LlamaModel(Closing):
             )
         started = time.perf_counter()
         self._reserve(len(ids) + min(max_tokens, _REPLY))
-        writing = Writing(self, constraint, max_tokens, watch)
-        writing.force()
-        reused = self.read([*ids, *writing.ids], reuse, writing.guess(ids))
-        prefilled = time.perf_counter()
-        while not writing.finish:
-            known = len(ids) + len(writing.ids)
-            if self.held[len(ids) : known] == writing.ids:
-                writing.choose(self._logits(known - 1))
-            else:  # what was chosen and forced since, and a guess of what comes next, in one batch
-                self._keep(len(ids) + common_length(self.held[len(ids) :], writing.ids))
-                self._eval([*ids, *writing.ids][len(self.held) :], writing.guess(ids))
+        with self.context.writing():
+            writing = Writing(self, constraint, max_tokens, watch)
+            writing.force()
+            reused = self.read([*ids, *writing.ids], reuse, writing.guess(ids))
+            prefilled = time.perf_counter()
+            while not writing.finish:
+                known = len(ids) + len(writing.ids)
+                if self.held[len(ids) : known] == writing.ids:
+                    writing.choose(self._logits(known - 1))
+                else:  # what was chosen and forced since, and a guess of what comes next, in one batch
+                    self._keep(len(ids) + common_length(self.held[len(ids) :], writing.ids))
+                    self._eval([*ids, *writing.ids][len(self.held) :], writing.guess(ids))
         times = (prefilled - started, time.perf_counter() - prefilled)
         confidence = constraint.confidence if constraint else None
         text, reply = self.decode(writing.ids), tuple(writing.ids)
@@ -255,26 +251,29 @@ class LlamaModel(Closing):
         return shared
 
     def adopt(self, ids: Sequence[int]) -> None:
-        """Take over what is held of `ids` elsewhere; see `SlotModel`."""
+        """Take over what other slots hold of `ids`."""
+        self.context.share(self, ids)
 
     def _keep(self, length: int) -> None:
         """Drop all but the first `length` ids from memory."""
-        if not self._context:
+        if not self.context.pointer:
             return
-        memory = self._lib.llama_get_memory(self._context)
-        if length == 0 or not self._lib.llama_memory_seq_rm(memory, self._seq, length, -1):
-            self._lib.llama_memory_clear(memory, True)
-            length = 0
-        del self.held[length:]
+        with self.context.lock:
+            memory = self._lib.llama_get_memory(self.context.pointer)
+            if not self._lib.llama_memory_seq_rm(memory, self.sequence, length, -1):
+                self._lib.llama_memory_seq_rm(memory, self.sequence, -1, -1)
+                length = 0
+            del self.held[length:]
 
     def state(self, length: int) -> memoryview:
         """The engine's state after the first `length` ids in memory; the others are dropped."""
         if not 0 < length <= len(self.held):
             raise PetoolError(f"no state after {length} tokens: the memory holds {len(self.held)}")
-        self._keep(length)
-        size = self._lib.llama_state_seq_get_size(self._context, self._seq)
-        buffer = (ctypes.c_uint8 * size)()
-        written = self._lib.llama_state_seq_get_data(self._context, buffer, size, self._seq)
+        with self.context.lock:
+            self._keep(length)
+            size = self._lib.llama_state_seq_get_size(self.context.pointer, self.sequence)
+            buffer = (ctypes.c_uint8 * size)()
+            written = self._lib.llama_state_seq_get_data(self.context.pointer, buffer, size, self.sequence)
         if written != size:
             raise PetoolError(f"llama.cpp gave {written} of {size} bytes of its state")
         return memoryview(buffer).cast("B")
@@ -288,20 +287,19 @@ class LlamaModel(Closing):
         self._keep(0)
         self._reserve(len(ids))
         address = np.frombuffer(data, dtype=np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        taken = self._lib.llama_state_seq_set_data(self._context, address, data.nbytes, self._seq)
-        top = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._context), self._seq)
-        if taken != data.nbytes or top != len(ids) - 1:
-            self._keep(0)
-            return False
+        with self.context.lock:
+            context = self.context.pointer
+            taken = self._lib.llama_state_seq_set_data(context, address, data.nbytes, self.sequence)
+            top = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(context), self.sequence)
+            if taken != data.nbytes or top != len(ids) - 1:
+                self._keep(0)
+                return False
         self.held = list(ids)
         return True
 
     def _logits(self, place: int = -1) -> Any:
-        """Logits after the id at `place` in memory, the last one if -1, shape (vocabulary,); until the next batch."""
-        import numpy as np
-
-        size, row = self._lib.llama_vocab_n_tokens(self._vocab), place - self._batch_start if place >= 0 else -1
-        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, row), shape=(size,))
+        """Logits after the id at `place` in memory, the last one if -1, shape (vocabulary,); see `_eval`."""
+        return self._rows[place - self._first if place >= 0 else -1]
 
     def shares(self, ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
         """Each choice's probability among them as the continuation of `ids`: the product of those of its ids, each
@@ -320,8 +318,7 @@ class LlamaModel(Closing):
             path, rows = list(choice), rows[: shared + 1]
             if fresh := path[shared:-1]:  # what follows the last token does not matter
                 self._eval(fresh[:1], fresh[1:])
-                last = range(len(self.held) - len(fresh), len(self.held))
-                rows += [self._logits(place).astype(np.float64) for place in last]
+                rows += [row.astype(np.float64) for row in self._rows]
             share = 1.0
             for depth, row in enumerate(rows):
                 others = {other[depth] for other in choices if list(other[:depth]) == path[:depth]}
@@ -332,34 +329,13 @@ class LlamaModel(Closing):
 
     def _eval(self, ids: Sequence[int], guess: Sequence[int] = ()) -> None:
         """Read `ids` and `guess` after what is held; logits after the last of `ids` and all of `guess` can be had."""
-        lib, settled, ids = self._lib, len(ids), [*ids, *guess]
-        count = len(ids)
-        self._reserve(len(self.held) + count)
-        if self.check:
-            self.check()
-        lib.llama_set_abort_callback(self._context, self._abort if count > _TILE else self._no_abort, None)
-        batch = lib.llama_batch_init(count, 0, 1)
-        try:
-            batch.n_tokens = count
-            for place, token in enumerate(ids):
-                batch.token[place] = token
-                batch.pos[place] = len(self.held) + place
-                batch.n_seq_id[place] = 1
-                batch.seq_id[place][0] = 0
-                batch.logits[place] = place >= settled - 1
-            with held_signals() as self._signals:
-                code = lib.llama_decode(self._context, batch)
-        finally:
-            lib.llama_batch_free(batch)
-        if raised := self._raised:
-            self._raised = None
-            self._keep(len(self.held))
-            raise raised
-        if code != 0:
-            self._keep(0)
-            raise PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
-        self._batch_start = len(self.held)
-        self.held += ids
+        self._reserve(len(self.held) + len(ids) + len(guess))
+        job = Job(self, [*ids, *guess], len(ids) - 1)
+        self._first = len(self.held) + job.first
+        self.context.run(job)
+        if job.error:
+            raise job.error
+        self._rows = job.rows
 
 
 def _exact_start(shared: int, length: int, step: int) -> int:

@@ -96,9 +96,9 @@ def test_a_context_grows_with_what_is_read_and_keeps_it(model) -> None:
     with LlamaModel(embedded_gguf(), n_ctx=1024) as small:
         ids = small.encode("The capital of France is Paris. " * 90)[:700]
         small.read(ids[:200])
-        assert small._size == 256
+        assert small.context.size == 256
         assert small.read(ids) == 200
-        assert small._size == 768
+        assert small.context.size == 768
         assert small.generate(ids, 4, reuse=True).ids == model.generate(ids, 4).ids
         with pytest.raises(PetoolError, match="exceed the context of 1024"):
             small.generate(ids * 2, 4)

@@ -15,7 +15,6 @@ from support_serve import ASK, SLOW, TOOLS, Server
 
 from petool_lite import ToolCaller
 from petool_lite.data.files import load_dataset
-from petool_lite.inference.batch import Slots
 from petool_lite.inference.call import CallOptions
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import CallFailure
@@ -58,10 +57,10 @@ def test_logits_are_those_of_one_alone_and_a_prompt_is_taken_from_another_slot(e
         assert np.abs(wanted[0] - wanted[1]).max() > 0.01
         kept, ids = bytes(alone.state(50)), list(alone.held[:50])
     with LlamaModel(exact, 2048) as base:
-        slots = Slots(base, count)
-        first = slots.models[0]
+        slots = base.slots(count)
+        first = slots[0]
         for _ in range(2):  # the second time from what is held
-            found = together(*(lambda n=n: after(slots.models[n], prompts[n]) for n in range(count)))
+            found = together(*(lambda n=n: after(slots[n], prompts[n]) for n in range(count)))
             assert max(np.abs(ours - theirs).max() for ours, theirs in zip(found, wanted, strict=True)) < 1e-4
         first._keep(0)
         first.adopt(prompts[3])
@@ -70,7 +69,15 @@ def test_logits_are_those_of_one_alone_and_a_prompt_is_taken_from_another_slot(e
         assert first.restore(ids, memoryview(kept))
         assert first.read(prompts[3]) == 50
         assert np.abs(first._logits(-1) - wanted[3][0]).max() < 1e-4
-        slots.close()
+
+
+def test_a_prompt_that_all_ask_for_at_once_is_read_once(exact) -> None:
+    with LlamaModel(exact, 2048) as base:
+        slots, ids = base.slots(4), [(7 * place) % 256 for place in range(900)]
+        together(*(lambda n=n: slots[n].read([*ids, n, n]) for n in range(4)))
+        assert [list(model.held) for model in slots] == [[*ids, n, n] for n in range(4)]
+        tokens = base.context._lib.llama_perf_context(base.context.pointer)
+        assert 900 <= tokens.n_p_eval + tokens.n_eval < 1000
 
 
 def test_replies_are_those_of_one_alone(exact) -> None:
@@ -95,22 +102,21 @@ def test_replies_are_those_of_one_alone(exact) -> None:
 
 def test_one_that_is_not_wanted_any_more_leaves_the_others_as_they_are() -> None:
     with LlamaModel(embedded_gguf(), 1024) as base:
-        slots, ids = Slots(base, 3), list(range(1000, 1200))
+        slots, ids = base.slots(3), list(range(1000, 1200))
         started = time.monotonic()
 
         def unwanted() -> None:
             if time.monotonic() > started + 0.05:
                 raise KeyError("gone")
 
-        slots.models[0].check = unwanted
-        gone, *held = together(*(lambda n=n: slots.models[n].read([n, *ids]) for n in range(3)))
+        slots[0].check = unwanted
+        gone, *held = together(*(lambda n=n: slots[n].read([n, *ids]) for n in range(3)))
         assert isinstance(gone, KeyError)
         assert held == [0, 0]
-        assert [list(model.held) for model in slots.models[1:]] == [[1, *ids], [2, *ids]]
-        slots.models[0].check = None
-        slots.models[0].read([0, *ids])
-        assert list(slots.models[0].held) == [0, *ids]
-        slots.close()
+        assert [list(model.held) for model in slots[1:]] == [[1, *ids], [2, *ids]]
+        slots[0].check = None
+        slots[0].read([0, *ids])
+        assert list(slots[0].held) == [0, *ids]
 
 
 def test_who_was_served_least_goes_next() -> None:
