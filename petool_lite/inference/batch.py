@@ -154,10 +154,8 @@ class Slots(Context):
     """A context for several models, and the thread that decodes for them."""
 
     def __init__(self, lib: Any, model: Any, settings: EngineSettings, models: "Sequence[LlamaModel]") -> None:
-        """`models` have a sequence each, of as many tokens as their `n_ctx`.
-
-        Raises PetoolError where there is no memory for them.
-        """
+        """`models` have a sequence each, of as many tokens as their `n_ctx`. Raises PetoolError where there is no
+        memory for them."""
         super().__init__(lib, model, settings)
         self.open(sum(model.n_ctx for model in models), len(models))
         self.models = models

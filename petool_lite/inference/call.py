@@ -61,11 +61,10 @@ class Candidate:
 @dataclass(frozen=True)
 class CallReply:
     """One answer, a call or a text, with what it took. Times in seconds; `first_token_s` runs from the request on.
-
     `confidence` is the calibrated probability of the chosen tool, or of none, see `Constraint`; None where decoding was
     free. `saved_bytes` were written to the user's memory; `warning` says why it could not be. `notes` say what of the
-    tools' schemas the reply was not held to. `prompt` is the prompt's text, a piece a token, where that was asked for.
-    """
+    tools' schemas the reply was not held to. `prompt` is the prompt's text, a piece a token, where that was asked
+    for."""
 
     answer: Answer
     reply: Reply
@@ -114,13 +113,11 @@ class CallReply:
 @dataclass(frozen=True)
 class CallOptions:
     """How a call is made: `decoding` is one of DECODINGS, `choice` one of CHOICES; `only` names the tools that may be
-    called (all stay in the prompt).
-
-    A call whose confidence is under `at_least` comes back with the status "ask" and the candidates.
-    `trim_history` lets old history go where the prompt exceeds the context, instead of refusing it. `reply_tokens`
-    None is as many as the context has room for. `watch` gets the reply's text as it grows; `check` is called before
-    every batch, and what either raises ends the call. `setting` is of PEToolBench's prompts, None for the model's own.
-    """
+    called (all stay in the prompt). A call whose confidence is under `at_least` comes back with the status "ask" and
+    the candidates. `trim_history` lets old history go where the prompt exceeds the context, instead of refusing it.
+    `reply_tokens` None is as many as the context has room for. `watch` gets the reply's text as it grows; `check` is
+    called before every batch, and what either raises ends the call. `setting` is of PEToolBench's prompts, None for the
+    model's own."""
 
     decoding: str = "constrained"
     choice: str = AUTO
@@ -146,9 +143,7 @@ class ToolCaller(Closing):
         store: StateStore | None = None,
     ) -> None:
         """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own), `settings` None: what tuning found here.
-
-        `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError.
-        """
+        `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError."""
         self.path = user_path(model)
         check_gguf(self.path)
         self._settings = settings or tuned_settings(self.path)
@@ -185,9 +180,8 @@ class ToolCaller(Closing):
         self._model.close()
 
     def slots(self, count: int) -> list["ToolCaller"]:
-        """Callers that share this one's context, each for a thread of its own; they end with this one, which is not
-        to be used beside them. Each has room for `n_ctx` tokens. Raises PetoolError where there is no memory for them.
-        """
+        """Callers that share this one's context, each for a thread of its own; they end with this one, which is not to
+        be used beside them. Each has room for `n_ctx` tokens. Raises PetoolError where there is no memory for them."""
         found = [copy.copy(self) for _ in range(count)]
         for caller, model in zip(found, self._model.slots(count), strict=True):
             caller._model = model
@@ -196,12 +190,10 @@ class ToolCaller(Closing):
     def call(
         self, query: str, tools: Any, history: Any = (), user: str | None = None, options: CallOptions | None = None
     ) -> CallReply:
-        """The answer to `query`. `tools` is a list in OpenAI's, MCP's or PEToolBench's form, `history` a list of
-        OpenAI messages or of PEToolBench's earlier calls.
-
-        With `user` (any text), what was read for that user is kept on disk for the next time. Raises CallFailure for a
-        reply that is no valid answer or a failing engine, PetoolError for a request that cannot be served.
-        """
+        """The answer to `query`. `tools` is a list in OpenAI's, MCP's or PEToolBench's form, `history` a list of OpenAI
+        messages or of PEToolBench's earlier calls. With `user` (any text), what was read for that user is kept on disk
+        for the next time. Raises CallFailure for a reply that is no valid answer or a failing engine, PetoolError for a
+        request that cannot be served."""
         return self.call_entry(request_entry(query, tools, history), user, options)
 
     def call_entry(self, entry: Entry, user: str | None = None, options: CallOptions | None = None) -> CallReply:

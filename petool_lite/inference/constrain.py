@@ -35,11 +35,9 @@ _NUMBER = r"NUMBER: /-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?(e[+-][0-9]{2})?/"
 
 
 def grammar(tools: Sequence[Tool], style: str, text: bool | str = False, marks: dict[str, int] | None = None) -> str:
-    """The grammar of all calls of `tools`, and of a plain text if `text`, in llguidance's Lark dialect.
-
-    A `text` that is a string is the only text that is let through.
-    `marks` are the words that are one special token, with its id. Raises PetoolError that names the tool and the place.
-    """
+    """The grammar of all calls of `tools`, and of a plain text if `text`, in llguidance's Lark dialect. A `text` that
+    is a string is the only text that is let through. `marks` are the words that are one special token, with its id.
+    Raises PetoolError that names the tool and the place."""
     if tools or not text:
         check_names(tools)
     choices = [f"tool{index}" for index in range(len(tools))] + (["text"] if text else [])
@@ -113,11 +111,9 @@ def heated(share: float, temperature: float) -> float:
 
 class Constraint:
     """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either.
-
     `confidence` is the probability of the tool that was chosen, or of no tool, among what could have been: the product
     of the chosen ids' probabilities, renormalised over the allowed ones, up to the end of the tool's name. `choosing`
-    tells whether that is still to come; `call_share` is the probability of a call of any tool.
-    """
+    tells whether that is still to come; `call_share` is the probability of a call of any tool."""
 
     def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool | str = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""
@@ -146,10 +142,8 @@ class Constraint:
         return self._ended
 
     def forced(self) -> list[int]:
-        """The token ids that must come next, as training tokenizes them; the last one may be the end token.
-
-        They can be appended in one batch. Empty where there is a choice.
-        """
+        """The token ids that must come next, as training tokenizes them; the last one may be the end token. They can be
+        appended in one batch. Empty where there is a choice."""
         if self._ended or self._matcher.is_stopped():
             return [] if self._ended else [self.eos_id]
         found: list[int] = self._matcher.compute_ff_tokens()
@@ -243,9 +237,7 @@ class Constrainer:
     @classmethod
     def of_llama(cls, pieces: list[bytes], end: int, loaded: "Callable[[], LlamaModel]") -> "Constrainer":
         """For a GGUF file's tokenizer: `pieces` are its tokens, special ones after a byte 0xFF, `end` is the end token.
-
-        Only `start` asks for the model, for its tokenizer.
-        """
+        Only `start` asks for the model, for its tokenizer."""
 
         def tokenize(vocab: Any, text: int, size: int, ids: Any, room: int, add: bool, special: bool) -> int:
             raw, model = ctypes.string_at(text, size), loaded()
@@ -289,9 +281,6 @@ class Constrainer:
         return cls(guidance().LLTokenizer(text, n_vocab=size, eos_token=eos_id))
 
     def start(self, tools: Sequence[Tool], style: str, text: bool | str = False) -> Constraint:
-        """The constraint of one reply: a call of one of `tools` in the prompt style's form, or a text if `text`.
-
-        A `text` that is a string is the only one.
-        Raises PetoolError if it cannot be built.
-        """
+        """The constraint of one reply: a call of one of `tools` in the prompt style's form, or a text if `text`. A
+        `text` that is a string is the only one. Raises PetoolError if it cannot be built."""
         return Constraint(self._tokenizer, tools, style, text)

@@ -71,10 +71,8 @@ class Endpoint:
     """One model of one server; any number of threads may ask it."""
 
     def __init__(self, url: str, model: str, most: int) -> None:
-        """`url` ends before /chat/completions; at most `most` requests are made, tries that failed included.
-
-        Raises PetoolError for an address that is none, or that holds a key.
-        """
+        """`url` ends before /chat/completions; at most `most` requests are made, tries that failed included. Raises
+        PetoolError for an address that is none, or that holds a key."""
         self.url, self.model, self.made, self._most = base_url(url), model, 0, most
         theirs = self.url.startswith("https://api.openai.com/")
         given = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if theirs else "")
@@ -91,10 +89,8 @@ class Endpoint:
         return sorted(self._without)
 
     def ask(self, messages: Sequence[Any], tools: Sequence[Any], limit: int) -> Answer:
-        """The answer to OpenAI messages and tools, of at most `limit` tokens, chosen greedily.
-
-        Raises TooLong, Gone where it is useless to ask for anything else, and PetoolError where this request failed.
-        """
+        """The answer to OpenAI messages and tools, of at most `limit` tokens, chosen greedily. Raises TooLong, Gone
+        where it is useless to ask for anything else, and PetoolError where this request failed."""
         failed = 0
         while True:
             without = set(self._without)

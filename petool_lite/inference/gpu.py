@@ -60,9 +60,7 @@ def stop_ids(directory: Path, chat: Chat) -> frozenset[int]:
 
 def load_causal_model(directory: Path, adapter: Path | None, precision: str, device: str) -> Any:
     """A transformers model in bfloat16 with its adapter merged ("bf16"), or in 4 bits with the adapter on it ("nf4").
-
-    The 4-bit form is the one that training sees: NF4 with double quantization, adapter and arithmetic in bfloat16.
-    """
+    The 4-bit form is the one that training sees: NF4 with double quantization, adapter and arithmetic in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
@@ -104,11 +102,9 @@ def batches(lengths: Sequence[int], tokens: int, most: int = BATCH) -> Iterator[
 def greedy_ids(
     model: Any, prompts: Sequence[Sequence[int]], stops: Collection[int], max_tokens: int, steps: Any = None
 ) -> list[list[int]]:
-    """The likeliest ids after each prompt, one batch of them, up to one of `stops` or `max_tokens` new ones.
-
-    `steps` is a logits processor. Prompts are padded on the left. A reply of less than `max_tokens` ids has met one of
-    `stops`, which is left out.
-    """
+    """The likeliest ids after each prompt, one batch of them, up to one of `stops` or `max_tokens` new ones. `steps` is
+    a logits processor. Prompts are padded on the left. A reply of less than `max_tokens` ids has met one of `stops`,
+    which is left out."""
     import torch
 
     longest = max(map(len, prompts))
@@ -214,11 +210,9 @@ class GpuModel:
             raise PetoolError(f"{directory} does not fit the GPU's memory", "bench the NF4 variant", MACHINE) from error
 
     def generate(self, prompts: Sequence[Sequence[int]], job: Job, batch: int = BATCH) -> Iterator[tuple[int, Reply]]:
-        """Yield (index, reply) for every prompt, the longest first; at most `batch` replies are decoded together.
-
-        The time of a batch is shared by its entries: reading by prompt length, decoding by reply length. Raises
-        PetoolError where the GPU's memory is full.
-        """
+        """Yield (index, reply) for every prompt, the longest first; at most `batch` replies are decoded together. The
+        time of a batch is shared by its entries: reading by prompt length, decoding by reply length. Raises PetoolError
+        where the GPU's memory is full."""
         import torch
 
         lengths = [len(prompt) + job.max_tokens for prompt in prompts]

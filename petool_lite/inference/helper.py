@@ -27,9 +27,7 @@ OPTIONS = ("user", "store", "setting", "decoding", "required", "trim_history", "
 
 def answer(model: Path, n_ctx: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The document of a call: what `call --json` prints, and a `warning`. `asked` holds `request` and the OPTIONS.
-
-    Raises PetoolError as `ToolCaller.call_entry` does; from a helper it is a CallFailure, of no kind for a request.
-    """
+    Raises PetoolError as `ToolCaller.call_entry` does; from a helper it is a CallFailure, of no kind for a request."""
     found = _helped(_place(model, n_ctx), asked)
     if found is None:
         from petool_lite.gguf_header import check_gguf

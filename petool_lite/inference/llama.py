@@ -30,11 +30,9 @@ _AGAIN = "export it again from an instruct model"
 @dataclass(frozen=True)
 class Reply:
     """A greedy reply: its text and ids without the end token; `finish` is "stop" or "length"; times in seconds.
-
     `forced_tokens` of the ids were the only ones that a constraint left and were not sampled. `reused_tokens` of the
     prompt were in the engine's memory already. `prefill_s` is the time to the first choice of a token. `confidence` is
-    that of the constraint, None without one.
-    """
+    that of the constraint, None without one."""
 
     text: str
     ids: tuple[int, ...]
@@ -55,10 +53,8 @@ class LlamaModel(Closing):
     def __init__(
         self, path: Path, n_ctx: int = 0, settings: EngineSettings | None = None, vocab_only: bool = False
     ) -> None:
-        """Load `path`, memory-mapped; `n_ctx` in tokens, 0 for the model's own length.
-
-        Raises PetoolError if it does not load.
-        """
+        """Load `path`, memory-mapped; `n_ctx` in tokens, 0 for the model's own length. Raises PetoolError if it does
+        not load."""
         self.held: list[int] = []  # ids whose keys and values are in the engine's memory
         self._rows, self._first = list[Any](), 0  # logits of the last reading, and the place of the first of them
         self.settings = settings or EngineSettings()
@@ -72,9 +68,7 @@ class LlamaModel(Closing):
 
     def _reserve(self, length: int) -> None:
         """Have room for `length` ids. A context is opened as large as needed, since clearing 8,192 places takes 0.1 s.
-
-        Raises PetoolError if there is no memory for it.
-        """
+        Raises PetoolError if there is no memory for it."""
         if length > self.n_ctx:
             raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
         if length <= (size := self.context.size):
@@ -204,11 +198,9 @@ class LlamaModel(Closing):
         reuse: bool = False,
         watch: Callable[[str], None] | None = None,
     ) -> Reply:
-        """Decode greedily from `ids` until an end token or `max_tokens` new tokens, under `constraint` if given.
-
-        With `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's text as it grows.
-        Raises PetoolError if the prompt and the reply do not fit the context, or the engine fails.
-        """
+        """Decode greedily from `ids` until an end token or `max_tokens` new tokens, under `constraint` if given. With
+        `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's text as it grows. Raises
+        PetoolError if the prompt and the reply do not fit the context, or the engine fails."""
         if len(ids) + max_tokens > self.n_ctx:
             raise PetoolError(
                 f"{len(ids)} prompt tokens and {max_tokens} for the reply exceed the context of {self.n_ctx}",
@@ -234,12 +226,10 @@ class LlamaModel(Closing):
         return Reply(text, reply, writing.finish, len(ids), *times, writing.forced, reused, confidence)
 
     def read(self, ids: Sequence[int], reuse: bool = True, guess: Sequence[int] = ()) -> int:
-        """Read `ids` so that the next token can be chosen; returns how many of them the memory held already.
-
-        As much of `guess` as the last batch has room for is read with it, see `_eval`.
-        With `exact_reuse` set, the logits are those of a reading from the start, to the bit: matrix products of few
-        rows round otherwise than those of many, so no part is shorter than it would be there, or than _TILE.
-        """
+        """Read `ids` so that the next token can be chosen; returns how many of them the memory held already. As much of
+        `guess` as the last batch has room for is read with it, see `_eval`. With `exact_reuse` set, the logits are
+        those of a reading from the start, to the bit: matrix products of few rows round otherwise than those of many,
+        so no part is shorter than it would be there, or than _TILE."""
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
         shared = min(common_length(self.held, ids), len(ids) - 1) if reuse else 0
         shared = _exact_start(shared, len(ids) + len(guess), step) if self.exact_reuse else shared
@@ -303,11 +293,9 @@ class LlamaModel(Closing):
 
     def shares(self, ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
         """Each choice's probability among them as the continuation of `ids`: the product of those of its ids, each
-        renormalised over the ids that a choice can go on with (see `Constraint`). None of the choices is kept.
-
-        Choices that share a beginning share its reading; none is the beginning of another. Raises PetoolError if the
-        engine fails.
-        """
+        renormalised over the ids that a choice can go on with (see `Constraint`). None of the choices is kept. Choices
+        that share a beginning share its reading; none is the beginning of another. Raises PetoolError if the engine
+        fails."""
         import numpy as np
 
         self.read(ids)
@@ -339,11 +327,9 @@ class LlamaModel(Closing):
 
 
 def _exact_start(shared: int, length: int, step: int) -> int:
-    """The most of `shared` ids to keep so that the rest of `length` is read as a reading from the start reads it.
-
-    That one reads parts of `step` ids and a last one, each in tiles of _TILE rows. The part from here to the next
-    multiple of `step` must begin with a tile and have as many rows as there, or at least one tile.
-    """
+    """The most of `shared` ids to keep so that the rest of `length` is read as a reading from the start reads it. That
+    one reads parts of `step` ids and a last one, each in tiles of _TILE rows. The part from here to the next multiple
+    of `step` must begin with a tile and have as many rows as there, or at least one tile."""
     start = shared // step * step
     rows = min(start + step, length) - start
     return max(start, min(shared, start + rows - _TILE) // _TILE * _TILE)

@@ -61,10 +61,8 @@ class Closing:
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM that come inside are answered at the end; yields the list that they are put in.
-
-    Raised in Python code that C code has called, such as the log's, an interrupt would be printed and lost.
-    """
+    """Ctrl-C and SIGTERM that come inside are answered at the end; yields the list that they are put in. Raised in
+    Python code that C code has called, such as the log's, an interrupt would be printed and lost."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield seen
@@ -83,11 +81,9 @@ def held_signals() -> Iterator[list[int]]:
 
 
 def quiet_threads() -> None:
-    """Let waiting threads spin for a moment and then sleep; OpenMP reads this when it is loaded.
-
-    Threads that spin at every barrier make llama.cpp up to a hundred times slower where another program keeps one core
-    busy, and threads that sleep at once nearly three times slower on a quiet machine.
-    """
+    """Let waiting threads spin for a moment and then sleep; OpenMP reads this when it is loaded. Threads that spin at
+    every barrier make llama.cpp up to a hundred times slower where another program keeps one core busy, and threads
+    that sleep at once nearly three times slower on a quiet machine."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -112,10 +108,8 @@ def preload(path: Path, settings: EngineSettings) -> None:
 
 
 def _load(lib: Any, path: Path, settings: EngineSettings, vocab_only: bool = False) -> Any:
-    """The loaded model, None if it does not load.
-
-    Beside other Python code it is run with a log in C that does nothing: each of 2,000 lines would wait for its turn.
-    """
+    """The loaded model, None if it does not load. Beside other Python code it is run with a log in C that does nothing:
+    each of 2,000 lines would wait for its turn."""
     lib.llama_backend_init()
     options = lib.llama_model_default_params()
     options.use_extra_bufts = settings.extra_buffers
@@ -125,10 +119,8 @@ def _load(lib: Any, path: Path, settings: EngineSettings, vocab_only: bool = Fal
 
 
 def open_model(path: Path, settings: EngineSettings, vocab_only: bool = False) -> tuple[Any, Any]:
-    """The library and the loaded model, memory-mapped, on the CPU; free it with `llama_model_free`.
-
-    Raises PetoolError if it does not load.
-    """
+    """The library and the loaded model, memory-mapped, on the CPU; free it with `llama_model_free`. Raises PetoolError
+    if it does not load."""
     check_gguf(path)
     lib, model = library(), None
     if not vocab_only and (path, settings) in _loading:
@@ -145,10 +137,8 @@ def open_model(path: Path, settings: EngineSettings, vocab_only: bool = False) -
 
 
 def open_context(lib: Any, model: Any, n_ctx: int, settings: EngineSettings, sequences: int = 1) -> Any:
-    """A context of `n_ctx` tokens that all its `sequences` share; free it with `llama_free`.
-
-    Raises PetoolError if there is no room for it.
-    """
+    """A context of `n_ctx` tokens that all its `sequences` share; free it with `llama_free`. Raises PetoolError if
+    there is no room for it."""
     options = lib.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_ubatch = n_ctx, _BATCH, settings.ubatch
     options.n_seq_max, options.kv_unified = sequences, True

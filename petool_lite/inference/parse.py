@@ -60,9 +60,7 @@ def read_answer(reply: str, finish: str = "stop") -> Answer:
 
 def parse_call(reply: str, tools: Sequence[Tool], finish: str = "stop", text: bool = False) -> Answer:
     """The answer that `reply` is: a call of one of `tools`, or where `text` is allowed a text that says no tool fits.
-
-    `finish` is the engine's, "stop" or "length". Raises CallFailure for anything else.
-    """
+    `finish` is the engine's, "stop" or "length". Raises CallFailure for anything else."""
     call = read_answer(reply, finish)
     if isinstance(call, str):
         if text:

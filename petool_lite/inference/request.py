@@ -38,10 +38,8 @@ def request_entry(query: str, tools: Any, history: Any = None) -> Entry:
 
 
 def row_entry(row: Mapping[str, Any], setting: str | None = None) -> Entry:
-    """An entry from one object: query, tools and history; a published entry or training row; or an OpenAI line.
-
-    The answer that a row may hold is left out. Raises PetoolError.
-    """
+    """An entry from one object: query, tools and history; a published entry or training row; or an OpenAI line. The
+    answer that a row may hold is left out. Raises PetoolError."""
     if setting is not None:
         check_setting(setting)
     if "messages" in row:
@@ -74,11 +72,9 @@ def _published_row(row: Mapping[str, Any], setting: str | None) -> Entry:
 
 
 def with_published_prompt(entry: Entry, wording: str | None, setting: str | None) -> Entry:
-    """The entry with the published prompt that its model was trained on.
-
-    Its system message where that is a whole one; else one in `wording`, the model's own record (JSON: for each setting
-    the text around the two arrays). Raises PetoolError where there is neither.
-    """
+    """The entry with the published prompt that its model was trained on. Its system message where that is a whole one;
+    else one in `wording`, the model's own record (JSON: for each setting the text around the two arrays). Raises
+    PetoolError where there is neither."""
     system = entry.turns[0].get("content") if entry.turns and entry.turns[0].get("role") == "system" else None
     if isinstance(system, str) and "required_parameters" in system:
         return _published_row({"instruction": system, "query": entry.query}, setting)

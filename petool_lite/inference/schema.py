@@ -114,10 +114,8 @@ class _Reader:
             raise self._fault("parameters", f"no grammar can be built: {reason}")
 
     def node(self, value: Any, path: str, closed: bool = True) -> Any:
-        """The normal schema `value` at `path` for llguidance, or False where no value fits it.
-
-        A `closed` object takes only what it declares, unless it says otherwise.
-        """
+        """The normal schema `value` at `path` for llguidance, or False where no value fits it. A `closed` object takes
+        only what it declares, unless it says otherwise."""
         if value is False or (isinstance(value, Mapping) and value.get("not") in (True, {})):
             return False
         value = value if isinstance(value, Mapping) else {}

@@ -16,13 +16,11 @@ from petool_lite.runs import write_json
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Speed settings of one context. Threads of 0 mean every core that this process may use.
-
-    `ubatch` is the number of prompt tokens in one matrix product. Flash attention reads new prompts up to an eighth
-    faster, and a returning user's few tokens behind 3,000 others in twice the time; it rounds otherwise. The KV type
-    q8_0 needs it, and halves the memory of a prompt. With extra buffers weights are repacked at loading for kernels of
-    this CPU, AMX among them, which crash in builds by some compilers: `doctor --tune` tries them in another process.
-    """
+    """Speed settings of one context. Threads of 0 mean every core that this process may use. `ubatch` is the number of
+    prompt tokens in one matrix product. Flash attention reads new prompts up to an eighth faster, and a returning
+    user's few tokens behind 3,000 others in twice the time; it rounds otherwise. The KV type q8_0 needs it, and halves
+    the memory of a prompt. With extra buffers weights are repacked at loading for kernels of this CPU, AMX among them,
+    which crash in builds by some compilers: `doctor --tune` tries them in another process."""
 
     threads_decode: int = 0
     threads_prefill: int = 0

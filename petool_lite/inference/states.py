@@ -69,10 +69,8 @@ class StateStore:
             yield found
 
     def save(self, user: str, key: StateKey, ids: Sequence[int], data: memoryview) -> int:
-        """Write the user's file in one step and make room for it; returns its bytes, 0 if it alone exceeds the limit.
-
-        A reader sees the old file or the new one; so does the next start after a crash. Raises OSError.
-        """
+        """Write the user's file in one step and make room for it; returns its bytes, 0 if it alone exceeds the limit. A
+        reader sees the old file or the new one; so does the next start after a crash. Raises OSError."""
         head = _MAGIC + json.dumps({**asdict(key), "ids": list(ids)}).encode() + b"\n"
         size = len(head) + data.nbytes + _CHECK
         if size > self.limit:

@@ -128,11 +128,9 @@ class Engine:
         return self._process is not None and bool(self._process.is_alive())
 
     def ask(self, request: Request | Helped, deadline: float, cancelled: threading.Event) -> Iterator[Event]:
-        """Events of one request, the last one not a "delta"; `deadline` on time.monotonic's clock.
-
-        Once it is `cancelled`, or the deadline passes, the engine hears that nobody wants it; where it does not end it
-        soon, the engine is replaced. Raises PetoolError where it died and cannot be started again.
-        """
+        """Events of one request, the last one not a "delta"; `deadline` on time.monotonic's clock. Once it is
+        `cancelled`, or the deadline passes, the engine hears that nobody wants it; where it does not end it soon, the
+        engine is replaced. Raises PetoolError where it died and cannot be started again."""
         if self._ended:
             yield "failed", {"kind": "engine_error", "message": "the server is stopping"}
             return

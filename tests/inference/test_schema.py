@@ -168,10 +168,8 @@ FORMATS.checks("date-time")(lambda value: re.match(r"\d{4}-\d\d-\d\d[Tt]", str(v
 
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
 def test_real_tool_lists(chance, path) -> None:
-    """One draw a tool here; 20 each were drawn once, 6,400 replies, of which all were valid.
-
-    ListNews takes a text of exactly one of two formats: by its schema nothing fits where formats are not checked.
-    """
+    """One draw a tool here; 20 each were drawn once, 6,400 replies, of which all were valid. ListNews takes a text of
+    exactly one of two formats: by its schema nothing fits where formats are not checked."""
     named = set()
     for tool in read_tools(json.loads(path.read_text())):
         try:

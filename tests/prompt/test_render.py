@@ -89,10 +89,8 @@ def smol(smollm2):
 
 @pytest.mark.parametrize("model", ["smollm2", "llama3"])
 def test_token_ids_are_the_golden_ones(smollm2, llama3_tokenizer, model) -> None:
-    """Fails when a prompt changes in any way: models that are out there were trained on these ids.
-
-    Whoever changes one on purpose raises its number in render.LAYOUTS and in tests/golden/layouts.json.
-    """
+    """Fails when a prompt changes in any way: models that are out there were trained on these ids. Whoever changes one
+    on purpose raises its number in render.LAYOUTS and in tests/golden/layouts.json."""
     chat = chat_from_directory({"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[model])
     rows = {"published": example(chat, published(), PUBLISHED), "petool": example(chat, CHAT, PETOOL)}
     golden = json.loads((GOLDEN / f"{model}.json").read_text())
