@@ -58,12 +58,10 @@ def grammar(tools: Sequence[Tool], style: str, text: bool | str = False, marks: 
 def _literal(text: str, marks: dict[str, int] | None = None) -> str:
     # A literal of the grammar is written as a JSON string, so no character of a name has a meaning in the grammar;
     # its lexer takes the one control character that JSON leaves as it is (DEL) in escaped form only.
-    for mark, token in (marks or {}).items():
-        before, found, after = text.partition(mark)
-        if found:
-            parts = [_literal(part, marks) for part in (before, after) if part]
-            return " ".join([*parts[: bool(before)], f"<[{token}]>", *parts[bool(before) :]])
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    tokens = {mark: f"<[{token}]>" for mark, token in (marks or {}).items()}
+    parts = re.split(f"({'|'.join(tokens)})", text) if tokens else [text]
+    quoted = (json.dumps(part, ensure_ascii=False).replace("\x7f", "\\u007f") for part in parts)
+    return " ".join(tokens.get(part, literal) for part, literal in zip(parts, quoted, strict=True) if part)
 
 
 def _arguments(index: int, schema: Schema) -> list[str]:
@@ -89,17 +87,11 @@ def _arguments(index: int, schema: Schema) -> list[str]:
 
 
 def _json(schema: Schema, definitions: Schema) -> str:
-    """A schema with llguidance's options and those definitions that it refers to."""
+    """A schema with llguidance's options, and with the definitions where it may refer to them."""
     text = json.dumps({**options(), **schema}, ensure_ascii=False)
-    needed: dict[str, str] = {}
-    new = [text]
-    while new:
-        names = set(re.findall(r'"#/\$defs/(\w+)"', "".join(new))) - set(needed)
-        new = [json.dumps(definitions[name], ensure_ascii=False) for name in names if name in definitions]
-        needed |= dict(zip((name for name in names if name in definitions), new, strict=True))
-    if not needed:
+    if '"$ref"' not in text or "$defs" in schema:
         return text
-    return text[:-1] + ', "$defs": {' + ", ".join(f'"{name}": {item}' for name, item in needed.items()) + "}}"
+    return f'{text[:-1]}, "$defs": {json.dumps(definitions, ensure_ascii=False)}}}'
 
 
 def heated(share: float, temperature: float) -> float:
@@ -110,10 +102,13 @@ def heated(share: float, temperature: float) -> float:
 
 
 class Constraint:
-    """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either.
+    """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either. Once the
+    end token is accepted it is `finished`.
+
     `confidence` is the probability of the tool that was chosen, or of no tool, among what could have been: the product
     of the chosen ids' probabilities, renormalised over the allowed ones, up to the end of the tool's name. `choosing`
-    tells whether that is still to come; `call_share` is the probability of a call of any tool."""
+    tells whether that is still to come; `call_share` is the probability of a call of any tool.
+    """
 
     def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool | str = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""
@@ -121,31 +116,28 @@ class Constraint:
         found = {mark: tokenizer.tokenize_str(mark, parse_special=True) for mark in _MARKS}
         marks = {mark: ids[0] for mark, ids in found.items() if len(ids) == 1 and tokenizer.is_special_token(ids[0])}
         self._marks = frozenset(marks.values())
-        rules = grammar(tools, style, text, marks)
         matcher = guidance().LLMatcher
-        self._matcher = matcher(tokenizer, matcher.grammar_from_lark(rules), log_level=0)
-        self.eos_id: int = tokenizer.eos_token
-        self._ended = False
-        self.confidence, self.call_share, self._written, self.choosing = 1.0, 1.0, b"", True
-        self._head = answer_text(Call("", {}), style).partition('""')[0]
-        self._starts = self._call_starts() if text else set()
+        rules = matcher.grammar_from_lark(grammar(tools, style, text, marks))
+        self._matcher = matcher(tokenizer, rules, log_level=0)
         self._check("no grammar can be built from these tools")
+        self._end: int = tokenizer.eos_token
+        self.finished, self.choosing, self._written = False, True, b""
+        self.confidence = self.call_share = 1.0
+        self._head = answer_text(Call("", {}), style).partition('""')[0]
+        heads = [self._head[:end] for end in range(1, len(self._head) + 1)] if text else []
+        starts = [tokenizer.tokenize_str(head, parse_special=True) for head in heads]
+        self._starts = {ids[0] for ids in starts if len(ids) == 1}  # ids that a call can begin with, where a text may
 
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().strip().splitlines()[0]
             raise PetoolError(f"{what}: {reason}", "check the tools' names and parameters, or use free decoding")
 
-    @property
-    def finished(self) -> bool:
-        """Whether the end token was accepted."""
-        return self._ended
-
     def forced(self) -> list[int]:
         """The token ids that must come next, as training tokenizes them; the last one may be the end token. They can be
         appended in one batch. Empty where there is a choice."""
-        if self._ended or self._matcher.is_stopped():
-            return [] if self._ended else [self.eos_id]
+        if self.finished or self._matcher.is_stopped():
+            return [] if self.finished else [self._end]
         found: list[int] = self._matcher.compute_ff_tokens()
         odd = [place for place, token in enumerate(found) if self._odd(token)]
         if odd and odd[0]:
@@ -165,43 +157,33 @@ class Constraint:
         """As many of `ids` as may come next."""
         return ids[: self._matcher.validate_tokens(ids)] if ids else []
 
-    def _call_starts(self) -> set[int]:
-        """The ids that a call can begin with where a text may stand as well."""
-        heads = (self._head[:end] for end in range(1, len(self._head) + 1))
-        tokens = (self._tokenizer.tokenize_str(head, parse_special=True) for head in heads)
-        return {ids[0] for ids in tokens if len(ids) == 1}
-
     def _odd(self, token: int) -> bool:
         return bool(self._tokenizer.is_special_token(token)) and token not in self._marks
 
-    def bits(self) -> Any:
-        """The allowed next ids as numpy uint8: bit i of byte j is the id 8j + i; the last bytes may be unused."""
+    def allowed(self, size: int) -> Any:
+        """Which of the first `size` ids may come next, as numpy bool."""
         import numpy as np
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check("the constraint cannot go on")
-        return bits
+        return np.unpackbits(bits, count=size, bitorder="little").view(bool)
 
     def choose(self, logits: Any) -> int:
         """The likeliest allowed id; `logits` is a numpy array of shape (vocabulary,) and is left as it is."""
         import numpy as np
 
-        bits = self.bits()
-        if self.choosing:
-            self.weigh(logits)
-        best = int(logits.argmax())
-        if best // 8 < bits.size and bits[best // 8] >> (best % 8) & 1:
-            return best
-        ids = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: logits.size])
-        if ids.size == 0:
+        allowed = self.allowed(logits.size)
+        if not allowed.any():
             raise PetoolError("the constraint leaves no token to choose", "report this; free decoding does without it")
-        return int(ids[logits[ids].argmax()])
+        if self.choosing:
+            self.weigh(logits, allowed)
+        return int(np.where(allowed, logits, -np.inf).argmax())
 
-    def weigh(self, logits: Any) -> None:
+    def weigh(self, logits: Any, allowed: Any) -> None:
         """Take the coming choice of the likeliest id into `confidence`; see `choose`."""
         import numpy as np
 
-        ids = np.flatnonzero(np.unpackbits(self.bits(), bitorder="little")[: logits.size])
+        ids = np.flatnonzero(allowed)
         shares = np.exp(logits[ids].astype(np.float64) - logits[ids].max())
         chosen = np.arange(ids.size) == shares.argmax()
         if self._starts and not self._written:  # a call or a text, however either begins
@@ -217,11 +199,10 @@ class Constraint:
             self._written += self._tokenizer.decode_bytes(list(ids))
             self.choosing = not text and _NAMED.search(self._written) is None
         for token in ids:
-            if self._ended or (token == self.eos_id and not self._matcher.is_accepting()):
+            if self.finished or (token == self._end and not self._matcher.is_accepting()):
                 raise PetoolError(f"token {token} is not allowed by the constraint here", "this is an engine's fault")
-            if token == self.eos_id:
-                self._ended = True
-            else:
+            self.finished = token == self._end
+            if not self.finished:
                 self._matcher.consume_token(token)
                 self._check(f"token {token} is not allowed by the constraint here")
 
@@ -246,16 +227,10 @@ class Constrainer:
         number, address, flag = ctypes.c_int32, ctypes.c_void_p, ctypes.c_bool
         kind = ctypes.CFUNCTYPE(number, address, address, number, ctypes.POINTER(number), number, flag, flag)
         function = kind(tokenize)  # one like llama_tokenize
+        place = ctypes.cast(function, ctypes.c_void_p).value
         # Without slices masks take 0.9 ms instead of 0.4, and building it half the time.
-        found = cls(
-            guidance().LLTokenizer.from_llamacpp(
-                tokens=pieces,
-                vocab_ptr=1,
-                tokenize_fptr=ctypes.cast(function, ctypes.c_void_p).value,
-                eos_token=end,
-                slices=[],
-            )
-        )
+        settings = {"vocab_ptr": 1, "tokenize_fptr": place, "eos_token": end, "slices": []}
+        found = cls(guidance().LLTokenizer.from_llamacpp(tokens=pieces, **settings))
         found._tokenize = function  # kept alive as long
         return found
 

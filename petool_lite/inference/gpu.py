@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -124,42 +124,13 @@ def greedy_ids(
     return [list(takewhile(lambda token: token not in stops, reply)) for reply in output[:, longest:].tolist()]
 
 
-@dataclass
-class _Row:
-    """The constraint of one reply in the making; `forced` ids are the only way on and come one a step."""
-
-    constraint: Constraint
-    forced: list[int] = field(default_factory=list)
-    ended: bool = False
-
-    def allowed(self, logits: Any) -> Any:
-        """Which ids may come next after `logits` (vocabulary,), as uint8 of 0 and 1; any where the reply has ended."""
-        import numpy as np
-
-        size = len(logits)
-        if self.ended:
-            return np.ones(size, dtype=np.uint8)
-        self.forced = self.forced or self.constraint.forced()
-        if self.forced:
-            return (np.arange(size) == self.forced[0]).astype(np.uint8)
-        if self.constraint.choosing:
-            self.constraint.weigh(logits.float().cpu().numpy())
-        return np.unpackbits(self.constraint.bits(), count=size, bitorder="little")  # beyond the tokenizer's ids zeros
-
-    def accept(self, token: int, stops: Collection[int]) -> None:
-        """Go on by the chosen id; one of `stops` ends the reply, and what follows is padding."""
-        if not self.ended:
-            self.constraint.accept([token])
-            self.forced, self.ended = self.forced[1:], token in stops
-
-
 class _Steps:
     """What generate calls with the logits of every step: notes when the prompts are read, and masks each row."""
 
-    def __init__(self, constraints: Sequence[Constraint], stops: Collection[int]) -> None:
+    def __init__(self, constraints: Sequence[Constraint]) -> None:
         """One constraint for each row of the batch, or none at all."""
-        self._rows, self._stops = [_Row(constraint) for constraint in constraints], stops
-        self.prefilled = 0.0
+        self._constraints, self.prefilled = constraints, 0.0
+        self._forced: list[list[int]] = [[] for _ in constraints]  # the only way on, which comes one id a step
 
     def __call__(self, ids: Any, logits: Any) -> Any:
         """Logits (rows, vocabulary) with what a row's constraint forbids at minus infinity; `ids` (rows, tokens)."""
@@ -170,13 +141,30 @@ class _Steps:
             if logits.is_cuda:
                 torch.cuda.synchronize()
             self.prefilled = time.perf_counter()
-        elif self._rows:
-            for row, token in zip(self._rows, ids[:, -1].tolist(), strict=True):
-                row.accept(token, self._stops)
-        if not self._rows:
+        elif self._constraints:
+            for row, token in enumerate(ids[:, -1].tolist()):
+                if not self._constraints[row].finished:  # what follows then is padding
+                    self._constraints[row].accept([token])
+                    self._forced[row] = self._forced[row][1:]
+        if not self._constraints:
             return logits
-        allowed = np.stack([row.allowed(own) for row, own in zip(self._rows, logits, strict=True)])
-        return logits.masked_fill(torch.from_numpy(allowed).to(logits.device) == 0, float("-inf"))
+        allowed = np.stack([self._allowed(row, own) for row, own in enumerate(logits)])
+        return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
+
+    def _allowed(self, row: int, logits: Any) -> Any:
+        """Which ids may come next in a row, numpy bool of shape (vocabulary,)."""
+        import numpy as np
+
+        constraint, size = self._constraints[row], len(logits)
+        if constraint.finished:
+            return np.ones(size, dtype=bool)
+        self._forced[row] = self._forced[row] or constraint.forced()
+        if self._forced[row]:
+            return np.arange(size) == self._forced[row][0]
+        allowed = constraint.allowed(size)  # none beyond the tokenizer's ids
+        if constraint.choosing:
+            constraint.weigh(logits.float().cpu().numpy(), allowed)
+        return allowed
 
 
 @dataclass(frozen=True)
@@ -240,7 +228,7 @@ class GpuModel:
     def _batch(self, prompts: Sequence[Sequence[int]], group: Sequence[int], job: Job) -> Iterator[tuple[int, Reply]]:
         started = time.perf_counter()
         constraints = [job.constrain(index) for index in group] if job.constrain else []
-        steps = _Steps(constraints, job.stops)
+        steps = _Steps(constraints)
         replies = greedy_ids(self.model, [prompts[index] for index in group], job.stops, job.max_tokens, steps)
         prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
         read, written = sum(len(prompts[index]) for index in group), sum(len(ids) + 1 for ids in replies)

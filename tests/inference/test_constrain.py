@@ -153,7 +153,7 @@ def test_a_vocabulary_whose_marks_are_one_token_each_writes_them_so(smollm2, tmp
         constraint = maker.start([WEATHER, tool("n")], "petool", True)
         logits = np.full(49154, -50, dtype=np.float32)
         logits[[49152, tokenizer.encode("No").ids[0]]] = np.log([3, 1])
-        constraint.weigh(logits)
+        constraint.weigh(logits, constraint.allowed(49154))
         assert constraint.call_share == pytest.approx(0.75, abs=1e-4)
         constraint.accept([first])
         assert constraint.choosing == (share == 0.75)

@@ -33,7 +33,7 @@ class Chance:
         while not constraint.finished:
             step = constraint.forced()
             if not step:
-                allowed = np.flatnonzero(np.unpackbits(constraint.bits(), bitorder="little"))
+                allowed = np.flatnonzero(constraint.allowed(49152))
                 ending = allowed[self.closing[allowed]]
                 chosen = ending if len(ending) and self.random.random() < 0.3 else allowed
                 step = [int(self.random.choice(chosen))]
