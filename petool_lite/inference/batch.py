@@ -24,9 +24,8 @@ _SHORT = 64  # tokens: reads of fewer go before those of more, and are not inter
 
 
 @dataclass(eq=False)
-class Job:
-    """Tokens that a model reads next; `rows` are the logits, (vocabulary,), after that at place `first` and all that
-    follow. `taken` tokens are read so far."""
+class _Job:
+    """Tokens that a model reads next, `taken` of them so far; see `Context.read`."""
 
     model: "LlamaModel"
     ids: Sequence[int]
@@ -38,12 +37,10 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether all is read, or nothing more will be."""
         return self.error is not None or self.taken == len(self.ids)
 
     @property
     def long(self) -> bool:
-        """Whether it takes so long that others go first."""
         return len(self.ids) >= _SHORT
 
     def ahead(self) -> list[int]:
@@ -61,7 +58,7 @@ class Context:
         self.size = 0
         self.lock = threading.RLock()
         self._vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-        self._running: list[Job] = []
+        self._running: list[_Job] = []
         self._signals: list[int] = []  # that came amid a batch
         self._abort, self._no_abort = lib.ggml_abort_callback(self._unwanted), lib.ggml_abort_callback()
 
@@ -85,14 +82,21 @@ class Context:
     def share(self, model: "LlamaModel", ids: Sequence[int]) -> None:
         """Let `model` hold what others hold of `ids`: here there is no other."""
 
-    def run(self, job: Job) -> None:
-        """Do a job, to its end or its `error`."""
-        while not job.over:
-            self.step([job])
+    def read(self, model: "LlamaModel", ids: Sequence[int], first: int) -> list[Any]:
+        """Read `ids` behind what `model` holds; the logits, (vocabulary,) each, after that at place `first` and all
+        that follow. Raises PetoolError where the engine fails, and what the model's `check` raises."""
+        self._run(job := _Job(model, ids, first))
+        if job.error:
+            raise job.error
+        return job.rows
 
-    def step(self, jobs: Sequence[Job]) -> None:
+    def _run(self, job: _Job) -> None:
+        while not job.over:
+            self._step([job])
+
+    def _step(self, jobs: Sequence[_Job]) -> None:
         """Decode as many tokens of the jobs as a batch has room for, in their order."""
-        parts, room = list[tuple[Job, int]](), self._settings.ubatch
+        parts, room = list[tuple[_Job, int]](), self._settings.ubatch
         for job in jobs:
             if count := min(len(job.ids) - job.taken, room):
                 parts.append((job, count))
@@ -116,7 +120,7 @@ class Context:
                 if broken:
                     job.error = PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
 
-    def _fill(self, parts: Sequence[tuple[Job, int]]) -> dict[int, list[int]]:
+    def _fill(self, parts: Sequence[tuple[_Job, int]]) -> dict[int, list[int]]:
         """Put tokens into the batch; returns for each job the places whose logits it wants."""
         batch, place = self._batch, 0
         wanted: dict[int, list[int]] = {id(job): [] for job, _ in parts}
@@ -159,7 +163,7 @@ class Slots(Context):
         super().__init__(lib, model, settings)
         self.open(sum(model.n_ctx for model in models), len(models))
         self.models = models
-        self._ready, self._waiting = threading.Condition(), list[Job]()
+        self._ready, self._waiting = threading.Condition(), list[_Job]()
         self._writing, self._closed = 0, False
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -197,8 +201,7 @@ class Slots(Context):
                 self._lib.llama_memory_seq_cp(memory, best.sequence, model.sequence, 0, shared)
                 model.held = list(ids[: max(own, shared)])
 
-    def run(self, job: Job) -> None:
-        """See Context; for any thread."""
+    def _run(self, job: _Job) -> None:
         with self._ready:
             self._waiting.append(job)
             self._ready.notify()
@@ -213,7 +216,7 @@ class Slots(Context):
             if self._closed:
                 return
             try:
-                self.step(self._next(jobs))
+                self._step(self._next(jobs))
             except Exception as error:  # else those who wait would wait for ever
                 for job in jobs:
                     job.error = error
@@ -223,9 +226,9 @@ class Slots(Context):
             with self._ready:  # what found no room goes first among its kind
                 self._waiting = [job for job in jobs if not job.over] + self._waiting
 
-    def _next(self, jobs: Sequence[Job]) -> list[Job]:
+    def _next(self, jobs: Sequence[_Job]) -> list[_Job]:
         """The jobs of the next batch, the short ones first. What one slot has read or is reading no other one reads."""
-        chosen: list[Job] = []
+        chosen: list[_Job] = []
         for job in sorted(jobs, key=lambda job: job.long):
             if job.long:
                 held = len(job.model.held)

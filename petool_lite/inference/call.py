@@ -8,9 +8,10 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
 """
 
 import copy
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -91,6 +92,12 @@ class CallReply:
         named = ", ".join(f"{item.name or 'no tool'} ({100 * item.probability:.0f} %)" for item in likely)
         return f"Which tool do you mean: {named}?"
 
+    def facts(self) -> dict[str, Any]:
+        """What programs are told of it, beside the answer itself."""
+        told = ("status", "confidence", "timings", "history_dropped", "saved_bytes", "warning")
+        candidates = [asdict(candidate) for candidate in self.candidates]
+        return {name: getattr(self, name) for name in told} | {"notes": list(self.notes), "candidates": candidates}
+
     @property
     def timings(self) -> dict[str, float]:
         """Tokens, seconds and rates, for people and programs."""
@@ -164,6 +171,7 @@ class ToolCaller(Closing):
         temperature = metadata.get("petool_lite.temperature", "")
         self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
         self._given_store = store
+        self._rendering = threading.Lock()  # a template renders one prompt at a time
         self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
 
     @cached_property
@@ -198,29 +206,27 @@ class ToolCaller(Closing):
 
     def call_entry(self, entry: Entry, user: str | None = None, options: CallOptions | None = None) -> CallReply:
         """Like `call`, for an entry."""
-        options = options or CallOptions()
+        options, started = options or CallOptions(), time.perf_counter()
+        free = options.decoding == "free"
         if options.decoding not in DECODINGS:
             raise PetoolError(f"unknown decoding: {options.decoding}", f"one of: {', '.join(DECODINGS)}", USAGE)
-        if options.at_least and options.decoding == "free":
+        if options.at_least and free:
             raise PetoolError("how sure a free reply is cannot be told", "use constrained decoding", USAGE)
-        started = time.perf_counter()
         if options.choice == NONE and not self.may_decline:
             raise PetoolError("tool_choice none: this model answers with a tool call and nothing else", "leave it out")
         check_names(entry.tools)
         if self.style == "published" and entry.published is None:
             wording = self._model.metadata.get("petool_lite.wording")
             entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
-        prompt = self._prompt(entry, options)
+        with self._rendering:
+            prompt = self._prompt(entry, options)
         tools = _allowed(entry.tools, options.only)
         text = options.choice != REQUIRED and self.may_decline
-        constraint = None
-        if options.decoding != "free":
-            offered = () if options.choice == NONE else tools
-            constraint = self._constrainer.start(offered, self.style, text)
+        offered = () if options.choice == NONE else tools
+        constraint = None if free else self._constrainer.start(offered, self.style, text)
         self._model.adopt(prompt.ids)
         if user is not None:
             self._recall(user, prompt.ids)
-        held = common_length(self._model.held, prompt.ids)
         room = self.n_ctx - len(prompt.ids)
         self._model.check = options.check
         try:
@@ -236,14 +242,11 @@ class ToolCaller(Closing):
             raise CallFailure(ENGINE, error.message, hint=error.hint) from error
         finally:
             self._model.check = None
-        reply = replace(reply, reused_tokens=min(held, reply.reused_tokens))
-        first = before - started + reply.prefill_s
-        seconds = time.perf_counter() - started
+        first, seconds = before - started + reply.prefill_s, time.perf_counter() - started
         saved, warning = self._remember(user, list(prompt.ids[: prompt.shared])) if user is not None else (0, "")
-        answer = parse_call(reply.text, tools, reply.finish, text or (options.decoding == "free" and self.may_decline))
+        answer = parse_call(reply.text, tools, reply.finish, text or (free and self.may_decline))
         notes = tuple(note for tool in tools for note in buildable(tool).notes) if constraint else ()
-        unsure = unsure and isinstance(answer, Call)
-        dropped = prompt.history_dropped
+        unsure, dropped = unsure and isinstance(answer, Call), prompt.history_dropped
         shown = tuple(self._model.texts(prompt.ids)) if options.explain else ()
         return CallReply(answer, reply, first, seconds, dropped, candidates, saved, warning, notes, sure, unsure, shown)
 
@@ -256,8 +259,8 @@ class ToolCaller(Closing):
             length = len(self._chat.encode(prompt_text(self._chat, entry, layout)))
             hint = "allow old history to go (--trim-history), or open a larger context (--context)"
             raise PetoolError(
-                f"{length:,} prompt tokens and {reserve} for the reply exceed the context of "
-                f"{self.n_ctx:,}" + ("" if fitted else " even without any history"),
+                f"{length:,} prompt tokens and {reserve} for the reply exceed the context of {self.n_ctx:,}"
+                + ("" if fitted else " even without any history"),
                 hint if fitted else "offer fewer tools, or open a larger context (--context)",
             )
         return fitted

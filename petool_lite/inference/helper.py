@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from petool_lite.errors import PetoolError
 from petool_lite.places import data_root, own_folder
 
 if TYPE_CHECKING:
     import socket
 
-    from petool_lite.inference.call import CallReply, ToolCaller
+    from petool_lite.inference.call import ToolCaller
 
 ROUTE = "/helper"
 # What of the command line's options a call consists of, beside the request itself.
@@ -27,25 +26,18 @@ OPTIONS = ("user", "store", "setting", "decoding", "required", "trim_history", "
 
 def answer(model: Path, n_ctx: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The document of a call: what `call --json` prints, and a `warning`. `asked` holds `request` and the OPTIONS.
-    Raises PetoolError as `ToolCaller.call_entry` does; from a helper it is a CallFailure, of no kind for a request."""
-    found = _helped(_place(model, n_ctx), asked)
-    if found is None:
-        from petool_lite.gguf_header import check_gguf
-        from petool_lite.inference.llama_open import preload
-        from petool_lite.inference.settings import tuned_settings
+    Raises PetoolError as `ToolCaller.call_entry` does."""
+    if (found := _helped(_place(model, n_ctx), asked)) is not None:
+        return found
+    from petool_lite.gguf_header import check_gguf
+    from petool_lite.inference.llama_open import preload
+    from petool_lite.inference.settings import tuned_settings
 
-        check_gguf(model)
-        preload(model, tuned_settings(model))
-        from petool_lite.inference.call import ToolCaller
+    check_gguf(model)
+    preload(model, tuned_settings(model))
+    from petool_lite.inference.call import ToolCaller
 
-        return answer_alone(ToolCaller(model, n_ctx), asked)  # not closed: the end of the process is quicker
-    if "message" in found:
-        from petool_lite.inference.parse import CallFailure
-
-        failure = CallFailure(found["kind"], found["message"], found["reply"], found["hint"])
-        failure.exit_code = found["exit_code"]
-        raise failure
-    return found
+    return answer_alone(ToolCaller(model, n_ctx), asked)  # not closed: the end of the process is quicker
 
 
 def answer_alone(
@@ -66,36 +58,9 @@ def answer_alone(
     reply = caller.call_entry(entry, user, CallOptions(choice=choice, trim_history=trims, check=check, **same))
     made = record_of(identity, user, told, reply.answer, reply.confidence)
     kept = memory is not None and not reply.unsure and bool(memory.use(lambda store: store.add([made])))
-    return _document(reply, identity if kept else None)
-
-
-def _document(reply: "CallReply", identity: str | None) -> dict[str, Any]:
-    from dataclasses import asdict
-
     call = json.loads(reply.answer.to_json()) if reply.status == "call" and not isinstance(reply.answer, str) else None
     text = {} if call else {"text": reply.question if reply.unsure else reply.answer}
-    facts = {name: getattr(reply, name) for name in ("timings", "history_dropped", "saved_bytes", "warning")}
-    shown = {"notes": list(reply.notes), "candidates": [asdict(candidate) for candidate in reply.candidates]}
-    return {
-        "id": identity,
-        "status": reply.status,
-        "call": call,
-        **text,
-        "confidence": reply.confidence,
-        **facts,
-        **shown,
-    }
-
-
-def answer_for_another(
-    caller: "ToolCaller", asked: Mapping[str, Any], check: Callable[[], None] | None = None
-) -> dict[str, Any]:
-    """Like `answer_alone`, but a failure is told, too: as facts that `answer` raises it from."""
-    try:
-        return answer_alone(caller, asked, check)
-    except PetoolError as error:
-        facts = {"kind": "", "reply": ""} | vars(error)
-        return {name: facts[name] for name in ("message", "hint", "exit_code", "kind", "reply")}
+    return {"id": identity if kept else None, "status": reply.status, "call": call} | text | reply.facts()
 
 
 def _place(model: Path, n_ctx: int) -> Path | None:
@@ -111,7 +76,7 @@ def _place(model: Path, n_ctx: int) -> Path | None:
 
 
 def _helped(place: Path | None, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the helper answers; None where there is none, or it is too busy."""
+    """What the helper answers; None where there is none, it is too busy, or the call fails: then it fails here, too."""
     if place is None or not place.exists():
         return None
     import socket

@@ -12,7 +12,7 @@ from typing import Any
 
 from petool_lite.errors import PetoolError
 from petool_lite.families import known_template
-from petool_lite.inference.batch import Context, Job, Slots
+from petool_lite.inference.batch import Context, Slots
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama_open import Closing, open_model
 from petool_lite.inference.settings import EngineSettings
@@ -53,8 +53,7 @@ class LlamaModel(Closing):
     def __init__(
         self, path: Path, n_ctx: int = 0, settings: EngineSettings | None = None, vocab_only: bool = False
     ) -> None:
-        """Load `path`, memory-mapped; `n_ctx` in tokens, 0 for the model's own length. Raises PetoolError if it does
-        not load."""
+        """Load `path`, memory-mapped; `n_ctx` in tokens, 0: the model's own length. Raises PetoolError if it cannot."""
         self.held: list[int] = []  # ids whose keys and values are in the engine's memory
         self._rows, self._first = list[Any](), 0  # logits of the last reading, and the place of the first of them
         self.settings = settings or EngineSettings()
@@ -69,8 +68,7 @@ class LlamaModel(Closing):
     def _reserve(self, length: int) -> None:
         """Have room for `length` ids. A context is opened as large as needed, since clearing 8,192 places takes 0.1 s.
         Raises PetoolError if there is no memory for it."""
-        if length > self.n_ctx:
-            raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
+        self._check_length(length)
         if length <= (size := self.context.size):
             return
         held, kept = self.held, self.state(len(self.held)) if self.held else None
@@ -79,6 +77,10 @@ class LlamaModel(Closing):
         self.context.open(min(self.n_ctx, max(-(-length // _PLACES) * _PLACES, 2 * size)))
         if kept:
             self.restore(held, kept)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.n_ctx:
+            raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
 
     def slots(self, count: int) -> list["LlamaModel"]:
         """Models that share this one's file and one context, each for a thread of its own and with room for `n_ctx`
@@ -120,13 +122,8 @@ class LlamaModel(Closing):
         template = self.metadata.get("tokenizer.chat_template") or known_template(name)
         if not template:
             raise PetoolError("the GGUF file lacks the key tokenizer.chat_template", _AGAIN)
-        return Chat(
-            lambda texts: [self.encode(text) for text in texts],
-            template,
-            self._token_text(self._special("bos")),
-            self._token_text(self._end),
-            self._end,
-        )
+        begin, end = self._token_text(self._special("bos")), self._token_text(self._end)
+        return Chat(lambda texts: [self.encode(text) for text in texts], template, begin, end, self._end)
 
     @property
     def _end(self) -> int:
@@ -164,12 +161,14 @@ class LlamaModel(Closing):
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The text of `ids`, cut by ids; a character of several ids stands with the last of them."""
-        buffer, decoder = ctypes.create_string_buffer(_LONGEST_PIECE), codecs.getincrementaldecoder("utf-8")("replace")
-        found = []
-        for token in ids:
-            length = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
-            found.append(decoder.decode(buffer.raw[: max(length, 0)]))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        found = [decoder.decode(self._piece(token)) for token in ids]
         return [*found[:-1], found[-1] + decoder.decode(b"", final=True)] if found else []
+
+    def _piece(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+        size = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+        return buffer.raw[: max(0, size)]
 
     def ends(self, token: int) -> bool:
         """Whether an id ends a reply."""
@@ -178,10 +177,8 @@ class LlamaModel(Closing):
     def token_bytes(self) -> list[bytes]:
         """Every token as bytes; a special one, which no text is, after a byte 0xFF."""
         lib, found = self._lib, []
-        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
         for token in range(lib.llama_vocab_n_tokens(self._vocab)):
-            size = lib.llama_token_to_piece(self._vocab, token, buffer, _LONGEST_PIECE, 0, True)
-            piece, kind = buffer.raw[: max(0, size)], lib.llama_vocab_get_attr(self._vocab, token)
+            piece, kind = self._piece(token), lib.llama_vocab_get_attr(self._vocab, token)
             own = kind & lib.LLAMA_TOKEN_ATTR_USER_DEFINED and piece.startswith(b"<") and piece.endswith(b">")
             found.append(b"\xff" + piece if own or kind & lib.LLAMA_TOKEN_ATTR_CONTROL else piece)
         return found
@@ -201,17 +198,13 @@ class LlamaModel(Closing):
         """Decode greedily from `ids` until an end token or `max_tokens` new tokens, under `constraint` if given. With
         `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's text as it grows. Raises
         PetoolError if the prompt and the reply do not fit the context, or the engine fails."""
-        if len(ids) + max_tokens > self.n_ctx:
-            raise PetoolError(
-                f"{len(ids)} prompt tokens and {max_tokens} for the reply exceed the context of {self.n_ctx}",
-                "trim the history or open a larger context",
-            )
         started = time.perf_counter()
+        self._check_length(len(ids) + max_tokens)
         self._reserve(len(ids) + min(max_tokens, _REPLY))
         with self.context.writing():
             writing = Writing(self, constraint, max_tokens, watch)
             writing.force()
-            reused = self.read([*ids, *writing.ids], reuse, writing.guess(ids))
+            reused = min(len(ids), self.read([*ids, *writing.ids], reuse, writing.guess(ids)))
             prefilled = time.perf_counter()
             while not writing.finish:
                 known = len(ids) + len(writing.ids)
@@ -318,12 +311,8 @@ class LlamaModel(Closing):
     def _eval(self, ids: Sequence[int], guess: Sequence[int] = ()) -> None:
         """Read `ids` and `guess` after what is held; logits after the last of `ids` and all of `guess` can be had."""
         self._reserve(len(self.held) + len(ids) + len(guess))
-        job = Job(self, [*ids, *guess], len(ids) - 1)
-        self._first = len(self.held) + job.first
-        self.context.run(job)
-        if job.error:
-            raise job.error
-        self._rows = job.rows
+        self._first = len(self.held) + len(ids) - 1
+        self._rows = self.context.read(self, [*ids, *guess], len(ids) - 1)
 
 
 def _exact_start(shared: int, length: int, step: int) -> int:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +21,7 @@ from petool_lite.console import say
 from petool_lite.data.entries import Entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.call import CallOptions, ToolCaller
-from petool_lite.inference.helper import answer_for_another
+from petool_lite.inference.helper import answer_alone
 from petool_lite.inference.parse import CallFailure
 from petool_lite.prompt.render import CALL_START
 
@@ -170,20 +170,17 @@ class Engine:
 
 
 class _Worker:
-    """What runs in the process: slots, each with a thread, that answer one request at a time."""
+    """What runs in the process: slots that answer one request at a time, each request on a thread."""
 
     def __init__(self, pipe: Connection, callers: Sequence[ToolCaller]) -> None:
-        self._pipe, self._lock = pipe, threading.Lock()
+        self._pipe, self._lock, self._callers = pipe, threading.Lock(), callers
         self._unwanted: dict[int, threading.Event] = {}
-        self._inboxes = [SimpleQueue[tuple[int, Request | Helped]]() for _ in callers]
         self._users: list[str | None] = [None for _ in callers]  # whom each slot served last
         self._free = list(range(len(callers)))  # the one that is free for longest first
-        for place, caller in enumerate(callers):
-            threading.Thread(target=self._serve, args=(place, caller), daemon=True).start()
 
     def send(self, number: int, event: Event) -> None:
         """Answer; every thread may."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # the server is gone, and soon this process
             self._pipe.send((number, event))
 
     def take(self, number: int, request: Request | Helped | None) -> None:
@@ -198,25 +195,20 @@ class _Worker:
             place = (known or self._free)[0]
             self._free.remove(place)
         self._users[place], self._unwanted[number] = request.user, threading.Event()
-        self._inboxes[place].put((number, request))
+        threading.Thread(target=self._serve, args=(place, number, request), daemon=True).start()
 
-    def _serve(self, place: int, caller: ToolCaller) -> None:
-        while True:
-            number, request = self._inboxes[place].get()
-            unwanted = self._unwanted[number]
+    def _serve(self, place: int, number: int, request: Request | Helped) -> None:
+        unwanted = self._unwanted[number]
 
-            def check(unwanted: threading.Event = unwanted) -> None:
-                if unwanted.is_set():
-                    raise _Cancelled
+        def check() -> None:
+            if unwanted.is_set():
+                raise _Cancelled
 
-            try:
-                event = _answer(caller, request, partial(self.send, number), check)
-                del self._unwanted[number]
-                with self._lock:
-                    self._free.append(place)
-                self.send(number, event)
-            except (EOFError, OSError):
-                return  # the server is gone
+        event = _answer(self._callers[place], request, partial(self.send, number), check)
+        del self._unwanted[number]
+        with self._lock:
+            self._free.append(place)
+        self.send(number, event)
 
 
 def _work(pipe: Connection, model: Path, n_ctx: int, slots: int) -> None:
@@ -243,7 +235,7 @@ def _answer(
 
     try:
         if isinstance(request, Helped):
-            return "done", answer_for_another(caller, request.asked, check)
+            return "done", answer_alone(caller, request.asked, check)
         held = request.options.at_least > 0  # what is sent could not be taken back
         chosen = replace(request.options, watch=None if held else watch, check=check)
         reply = caller.call_entry(request.entry, request.user, chosen)
@@ -253,31 +245,16 @@ def _answer(
         return "failed", {"kind": failure.kind, "message": failure.message, "reply": failure.reply}
     except PetoolError as error:
         return "refused", {"message": f"{error.message} ({error.hint})" if error.hint else error.message}
-    except (EOFError, OSError):
-        raise
     except Exception as error:  # no request may end the process; the text of the error may be the user's
         say(f"a request failed in the engine: {type(error).__name__}")
         return "failed", {"kind": "engine_error", "message": f"the engine failed ({type(error).__name__})"}
     text = reply.question if reply.unsure else reply.reply.text
     for piece in (*pieces.grown(text), *pieces.rest(text)):
         send(("delta", piece))
-    explained = request.options.explain
-    likely = [
-        asdict(item) if explained else {"name": item.name, "probability": item.probability}
-        for item in (reply.candidates if explained or reply.unsure else ())
-    ]
-    return "done", {
-        "status": reply.status,
-        "called": reply.status == "call",
-        "confidence": reply.confidence,
-        "candidates": likely,
-        "prompt": list(reply.prompt),
-        "finish": reply.reply.finish,
-        "timings": reply.timings,
-        "history_dropped": reply.history_dropped,
-        "warning": reply.warning,
-        "notes": list(reply.notes),
-    }
+    facts = reply.facts() | {"called": reply.status == "call", "finish": reply.reply.finish}
+    if not request.options.explain:  # then it tells nothing of earlier calls
+        facts["candidates"] = [{"name": item.name, "probability": item.probability} for item in reply.candidates]
+    return "done", facts | {"prompt": list(reply.prompt)}
 
 
 _HEAD = re.compile(
