@@ -6,25 +6,22 @@ is tried again, later each time, or when the server says; one that cannot pass e
 
 import contextlib
 import email.utils
-import http.client
 import json
 import os
 import re
-import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from petool_lite.errors import USAGE, PetoolError
 
 KEY, OPENAI_KEY = "PETOOL_LITE_ENDPOINT_KEY", "OPENAI_API_KEY"
 _TRIES, _PATIENCE, _TIMEOUT = 6, 120.0, 300.0  # of one request; the longest wait between two, and for an answer, in s
-_LARGEST = 1 << 24  # bytes of an answer
 _PASSING = (408, 409, 425, 429)  # and all from 500 on
 _TOO_LONG = re.compile(r"context.{0,30}(length|size|window)|exceeds? the .{0,20}context|prompt.{0,20}too long", re.I)
 # What a server may not know, by what its refusal names: it is then asked without, for good.
@@ -80,7 +77,9 @@ class Endpoint:
         self._without: set[str] = set()
         self._there = False  # whether it has ever answered
         self._lock = threading.Lock()
-        self._open = urllib.request.build_opener(_Staying).open
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # A redirection, which could take the key to another host, is not followed.
+        self._client = httpx.Client(headers=headers, timeout=_TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0))
         self.sleep = time.sleep
 
     @property
@@ -138,33 +137,24 @@ class Endpoint:
                 hint = "the same command goes on from here; --max-requests allows more"
                 raise Gone(f"stopped after {self.made:,} requests to {self.url}", hint)
             self.made += 1
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
         try:
-            with self._open(request, timeout=_TIMEOUT) as answer:
-                self._there = True
-                raw = answer.read(_LARGEST)
-        except urllib.error.HTTPError as error:
-            self._there, raw = True, b""
-            with error, contextlib.suppress(OSError, http.client.HTTPException):
-                raw = error.read(_LARGEST)
-            raise self._failure(error.code, error.headers, raw) from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            if not self._there and isinstance(reason, ConnectionRefusedError | socket.gaierror):
-                raise Gone(f"{self.url}: nobody is there ({reason})", "start the server, or mend the address") from None
-            raise _Passing(f"no answer ({str(reason)[:100] or type(error).__name__})") from None
+            answer = self._client.post(f"{self.url}/chat/completions", json=body)
+        except httpx.HTTPError as error:
+            if not self._there and isinstance(error, httpx.ConnectError):
+                raise Gone(f"{self.url}: nobody is there ({error})", "start the server, or mend the address") from None
+            raise _Passing(f"no answer ({str(error)[:100] or type(error).__name__})") from None
+        self._there = True
+        if not answer.is_success:
+            raise self._failure(answer.status_code, answer.headers, answer.text)
         try:
-            return json.loads(raw)
+            return answer.json()
         except (ValueError, RecursionError):
-            if raw.lstrip()[:1] == b"<":
+            if answer.content.lstrip()[:1] == b"<":
                 raise Gone(f"{self.url} answers with a web page", "give the address that ends in /v1") from None
-            raise _Passing(f"an answer that is cut off or no JSON, {len(raw):,} bytes") from None
+            raise _Passing(f"an answer that is cut off or no JSON, {len(answer.content):,} bytes") from None
 
-    def _failure(self, status: int, headers: Any, raw: bytes) -> Exception:
+    def _failure(self, status: int, headers: Any, text: str) -> Exception:
         """What an error status means, without the key, which some servers repeat."""
-        text = raw.decode("utf-8", "replace")
         text = text.replace(self._key, "...") if self._key else text
         page = text.lstrip()[:1] == "<"
         what = f"status {status}" + (" and a web page" if page else f": {_said(text)}" if text.strip() else "")
@@ -183,13 +173,6 @@ class _Refused(Exception):
     def __init__(self, what: str, text: str) -> None:
         super().__init__(what)
         self.text = text
-
-
-class _Staying(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: it would take the key to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 def base_url(url: str) -> str:

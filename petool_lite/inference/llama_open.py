@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 from typing import Any, Self
@@ -21,28 +22,28 @@ from petool_lite.inference.settings import EngineSettings, default_threads
 _BATCH = 2048  # the most tokens in one call of llama_decode
 _KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 _ERROR = 4  # ggml's level of a message
-_kept: list[str] = []
+_errors: list[str] = []  # that llama.cpp logged since the last `quiet`
 _loading: dict[tuple[Path, EngineSettings], tuple[Thread, list[Any]]] = {}  # models that are on their way
-_callback: Any = None  # ctypes callbacks must outlive their use
 
 
-def quiet(llama_cpp: Any) -> None:
+def quiet(lib: Any) -> None:
     """Send llama.cpp's log to memory instead of stderr; safe to call again."""
-    global _callback
-    _kept.clear()
-    if _callback is None:
+    _errors.clear()
+    lib.llama_log_set(_log(lib), None)
 
-        def keep(level: int, text: bytes, data: Any) -> None:
-            if level == _ERROR:
-                _kept.append(text.decode("utf-8", "replace").strip())
 
-        _callback = llama_cpp.llama_log_callback(keep)
-    llama_cpp.llama_log_set(_callback, None)
+@lru_cache(maxsize=1)  # ctypes callbacks must outlive their use
+def _log(lib: Any) -> Any:
+    def keep(level: int, text: bytes, data: Any) -> None:
+        if level == _ERROR and (line := text.decode("utf-8", "replace").strip()):
+            _errors.append(line)
+
+    return lib.llama_log_callback(keep)
 
 
 def first_error() -> str:
     """The first error that llama.cpp logged since the last `quiet`, or "no reason given"."""
-    return next((line for line in _kept if line), "no reason given")
+    return _errors[0] if _errors else "no reason given"
 
 
 class Closing:
@@ -80,18 +81,13 @@ def held_signals() -> Iterator[list[int]]:
         own[signal.Signals(caught)](caught, None)
 
 
-def quiet_threads() -> None:
-    """Let waiting threads spin for a moment and then sleep; OpenMP reads this when it is loaded. Threads that spin at
-    every barrier make llama.cpp up to a hundred times slower where another program keeps one core busy, and threads
-    that sleep at once nearly three times slower on a quiet machine."""
-    if "OMP_WAIT_POLICY" not in os.environ:
+def library() -> Any:
+    """llama.cpp's C interface, whose waiting threads spin for a moment and then sleep. Threads that spin at every
+    barrier make it up to a hundred times slower where another program keeps one core busy, and threads that sleep at
+    once nearly three times slower on a quiet machine."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # OpenMP reads it when it is loaded
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-
-def library() -> Any:
-    """llama.cpp's C interface."""
-    quiet_threads()
     return bare("llama_cpp", "llama_cpp")
 
 

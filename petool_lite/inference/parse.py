@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from petool_lite.data.entries import Answer, Call, Tool, properties, required
+from petool_lite.data.fields import Fault, sound
 from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import CALL_END, CALL_START
 
@@ -92,9 +93,8 @@ def _object(text: str, reply: str) -> Mapping[str, Any]:
     if not text.startswith("{"):
         raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
+        value = sound(json.loads(text, object_pairs_hook=_once), "")
+    except (ValueError, RecursionError, Fault) as error:
         raise CallFailure(BAD_JSON, f"the reply is not JSON: {error}", reply) from error
     return value if isinstance(value, dict) else {}
 
@@ -104,14 +104,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice in an object")
     return found
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text} is too large")
-    return number

@@ -82,6 +82,5 @@ def tuned_settings(model: Path) -> EngineSettings:
 
 def remember_settings(model: Path, settings: EngineSettings) -> Path:
     """Keep `settings` for this model file on this machine; returns the file."""
-    target = _tuned_file(model)
-    write_json(target, {"settings": asdict(settings), "model": str(model), "cpu": cpu_name()})
+    write_json(target := _tuned_file(model), {"settings": asdict(settings), "model": str(model), "cpu": cpu_name()})
     return target

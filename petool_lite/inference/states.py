@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import xxhash  # 10 GB/s: a 3B model's state of 3,000 tokens has 340 MB
@@ -77,7 +78,7 @@ class StateStore:
             return 0
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._make_room(size, self.path(user))
-        with draft(self.path(user)) as path, open(path, "wb", opener=_private) as file:
+        with draft(self.path(user)) as path, open(path, "wb", opener=partial(os.open, mode=0o600)) as file:
             check = xxhash.xxh3_128(head)
             check.update(data)
             for part in (head, data, check.digest()):
@@ -89,25 +90,17 @@ class StateStore:
         self.path(user).unlink(missing_ok=True)
 
     def _make_room(self, size: int, keep: Path) -> None:
-        for path in self.root.glob(".*.draft"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE:
-                    path.unlink()
-        files = []
-        for path in self.root.glob("*.state"):
+        files, total = [], size
+        for path in {*self.root.glob("*.state"), *self.root.glob(".*.draft")} - {keep}:
             with contextlib.suppress(OSError):  # another process removed it
                 facts = path.stat()
                 files.append((facts.st_mtime, facts.st_size, path))
-        total = size + sum(item[1] for item in files if item[2] != keep)
-        for _, freed, path in sorted(item for item in files if item[2] != keep):
-            if total <= self.limit:
-                return
-            path.unlink(missing_ok=True)
-            total -= freed
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+                total += facts.st_size
+        for written, freed, path in sorted(files):
+            stale = path.suffix == ".draft" and time.time() - written > _STALE
+            if stale or (path.suffix == ".state" and total > self.limit):
+                path.unlink(missing_ok=True)
+                total -= freed
 
 
 def _read(path: Path, key: StateKey, stack: contextlib.ExitStack) -> State | None:

@@ -49,10 +49,9 @@ class Helped:
     asked: Mapping[str, Any]
 
     @property
-    def user(self) -> str | None:
-        """Whose call it is."""
-        user: str | None = self.asked["user"]
-        return user
+    def user(self) -> Any:
+        """Whose call it is, None for nobody's."""
+        return self.asked["user"]
 
 
 class _Cancelled(Exception):
@@ -134,8 +133,7 @@ class Engine:
         if self._ended:
             yield "failed", {"kind": "engine_error", "message": "the server is stopping"}
             return
-        number, answers = next(self._numbers), SimpleQueue[Event]()
-        latest = math.inf  # when the engine must have ended a request that nobody wants
+        number, answers, latest = next(self._numbers), SimpleQueue[Event](), math.inf
         try:
             with self._lock:
                 if not self.alive:
@@ -148,7 +146,7 @@ class Engine:
                 now = time.monotonic()
                 if latest == math.inf and (cancelled.is_set() or now > deadline):
                     self._send(number, None)
-                    latest = now + (_STOP_S if cancelled.is_set() else _GRACE_S)
+                    latest = now + (_STOP_S if cancelled.is_set() else _GRACE_S)  # when it must have heard
                 if now > latest:
                     process.kill()  # it hangs: `_listen` tells all
                 try:
@@ -260,6 +258,7 @@ def _answer(
 _HEAD = re.compile(
     r'\s*(?:<tool_call>\s*)?\{"(?:tool_)?name": ?("(?:[^"\\]|\\.)*"), ?"(?:arguments|parameters)": ?(?=\{)', re.DOTALL
 )
+_MARK = CALL_START.strip()
 
 
 class Pieces:
@@ -275,7 +274,8 @@ class Pieces:
         if self._start < 0:
             head = _HEAD.match(text)
             if head is None:
-                if not _like_a_call(text.lstrip()):
+                begun = text.lstrip()
+                if not begun.startswith(("{", _MARK)) and not _MARK.startswith(begun):  # nor can it become a call
                     yield from self._grown("content", text)
                 return
             self._start = head.end()
@@ -295,13 +295,6 @@ class Pieces:
 
 def _object(text: str) -> str:
     """`text` up to the end of the object that it starts with."""
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return text[: json.JSONDecoder().raw_decode(text)[1]]
-    except (ValueError, RecursionError):
-        return text
-
-
-def _like_a_call(text: str) -> bool:
-    """Whether a reply that begins so may still become a call."""
-    mark = CALL_START.strip()
-    return text.startswith(("{", mark)) or mark.startswith(text)
+    return text
