@@ -101,20 +101,15 @@ class CallReply:
     @property
     def timings(self) -> dict[str, float]:
         """Tokens, seconds and rates, for people and programs."""
-        reply = self.reply
+        reply, tokens, rates = self.reply, len(self.reply.ids), {}
+        counts = {"prompt_tokens": reply.prompt_tokens, "reused_tokens": reply.reused_tokens, "reply_tokens": tokens}
+        times = {"first_token_s": self.first_token_s, "prefill_s": reply.prefill_s, "decode_s": reply.decode_s}
         read = reply.prompt_tokens - reply.reused_tokens
-        return {
-            "prompt_tokens": reply.prompt_tokens,
-            "reused_tokens": reply.reused_tokens,
-            "reply_tokens": len(reply.ids),
-            "forced_tokens": reply.forced_tokens,
-            "first_token_s": round(self.first_token_s, 4),
-            "prefill_s": round(reply.prefill_s, 4),
-            "decode_s": round(reply.decode_s, 4),
-            "seconds": round(self.seconds, 4),
-            "prefill_tokens_per_s": round(read / reply.prefill_s, 1) if reply.prefill_s else 0.0,
-            "decode_tokens_per_s": round(len(reply.ids) / reply.decode_s, 1) if reply.decode_s else 0.0,
-        }
+        for part, count in (("prefill", read), ("decode", tokens)):
+            seconds = times[f"{part}_s"]
+            rates[f"{part}_tokens_per_s"] = round(count / seconds, 1) if seconds else 0.0
+        rounded = {name: round(value, 4) for name, value in (times | {"seconds": self.seconds}).items()}
+        return counts | {"forced_tokens": reply.forced_tokens} | rounded | rates
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ class ToolCaller(Closing):
         self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
         temperature = metadata.get("petool_lite.temperature", "")
         self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
-        self._given_store = store
+        self._store = store or StateStore()
         self._rendering = threading.Lock()  # a template renders one prompt at a time
         self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
 
@@ -287,10 +282,6 @@ class ToolCaller(Closing):
     def _key(self) -> StateKey:
         settings = self._model.settings
         return StateKey(model_sha256(self.path), settings.kv_type, settings.flash_attention, library_stamp())
-
-    @cached_property
-    def _store(self) -> StateStore:
-        return self._given_store or StateStore()
 
     def _recall(self, user: str, ids: Sequence[int]) -> None:
         """Put the user's state into the engine's memory where that saves more reading than what is held."""

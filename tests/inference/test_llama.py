@@ -15,35 +15,13 @@ def model():
         yield loaded
 
 
-def test_a_real_prompt_decodes_without_a_crash(model) -> None:
-    """On AMX machines this killed the process before `use_extra_bufts` was turned off; 600 tokens span two batches."""
-    ids = model.encode("The capital of France is Paris. " * 90)[:600]
-    reply = model.generate(ids, 8)
-    assert len(ids) == 600
-    assert len(reply.ids) == 8
-    assert reply.prefill_s > 0
-    assert reply.decode_s > 0
-
-
-def test_greedy_replies_are_sensible_and_repeat(model) -> None:
+def test_greedy_replies_are_sensible_and_a_prompt_of_two_batches_does_not_crash(model) -> None:
+    """On AMX machines this killed the process before `use_extra_bufts` was turned off."""
     ids = model.encode("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
-    first, second = model.generate(ids, 32), model.generate(ids, 32)
-    assert "Paris" in first.text
-    assert (first.text, first.finish) == (second.text, second.finish)
-    assert first.finish == "stop"
-    assert "<|im_end|>" not in first.text
-
-
-def test_what_is_no_gguf_is_refused(tmp_path) -> None:
-    other, cut = tmp_path / "other.gguf", tmp_path / "cut.gguf"
-    other.write_bytes(b"PK\x03\x04 a zip file")
-    cut.write_bytes(embedded_gguf().read_bytes()[:1_000_000])
-    with pytest.raises(PetoolError, match="not a GGUF file"):
-        LlamaModel(other)
-    with pytest.raises(PetoolError, match="damaged GGUF file"):
-        LlamaModel(cut)
-    with pytest.raises(PetoolError, match="no such file"):
-        LlamaModel(tmp_path / "gone.gguf")
+    reply = model.generate(ids, 32)
+    assert ("Paris" in reply.text, reply.finish, "<|im_end|>" in reply.text) == (True, "stop", False)
+    long = model.generate(model.encode("The capital of France is Paris. " * 90)[:600], 8)
+    assert (long.prompt_tokens, len(long.ids), long.prefill_s > 0, long.decode_s > 0) == (600, 8, True, True)
 
 
 def test_a_read_prompt_is_not_read_again_and_a_state_brings_it_back(model) -> None:
