@@ -6,8 +6,7 @@ for all. What several slots hold of the same prompt is held once: a token looks 
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +73,6 @@ class Context:
             self._lib.llama_batch_free(self._batch)
             self._lib.llama_free(self.pointer)
         self.pointer, self.size = None, 0
-
-    def writing(self) -> AbstractContextManager[None]:
-        """What a model's reply is made in."""
-        return nullcontext()
 
     def share(self, model: "LlamaModel", ids: Sequence[int]) -> None:
         """Let `model` hold what others hold of `ids`: here there is no other."""
@@ -164,7 +159,7 @@ class Slots(Context):
         self.open(sum(model.n_ctx for model in models), len(models))
         self.models = models
         self._ready, self._waiting = threading.Condition(), list[_Job]()
-        self._writing, self._closed = 0, False
+        self._closed = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -175,17 +170,6 @@ class Slots(Context):
             self._ready.notify()
         self._thread.join()
         super().close()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """While a slot reads and writes a reply, batches wait a moment for it."""
-        with self._ready:
-            self._writing += 1
-        try:
-            yield
-        finally:
-            with self._ready:
-                self._writing -= 1
 
     def share(self, model: "LlamaModel", ids: Sequence[int]) -> None:
         """Let `model` hold what another slot holds of `ids`, in that one's cells also as far as it has its own."""
@@ -211,7 +195,7 @@ class Slots(Context):
         while True:
             with self._ready:
                 self._ready.wait_for(lambda: self._waiting or self._closed)
-                self._ready.wait_for(lambda: len(self._waiting) >= self._writing, _GATHER_S)
+                self._ready.wait_for(lambda: len(self._waiting) >= sum(item.busy for item in self.models), _GATHER_S)
                 jobs, self._waiting = self._waiting, []
             if self._closed:
                 return

@@ -223,7 +223,7 @@ class ToolCaller(Closing):
         if user is not None:
             self._recall(user, prompt.ids)
         room = self.n_ctx - len(prompt.ids)
-        self._model.check = options.check
+        self._model.check, self._model.busy = options.check, True
         try:
             before = time.perf_counter()
             limit = min(room, options.reply_tokens or room)
@@ -236,7 +236,7 @@ class ToolCaller(Closing):
         except PetoolError as error:
             raise CallFailure(ENGINE, error.message, hint=error.hint) from error
         finally:
-            self._model.check = None
+            self._model.check, self._model.busy = None, False
         first, seconds = before - started + reply.prefill_s, time.perf_counter() - started
         saved, warning = self._remember(user, list(prompt.ids[: prompt.shared])) if user is not None else (0, "")
         answer = parse_call(reply.text, tools, reply.finish, text or (free and self.may_decline))

@@ -58,6 +58,7 @@ class LlamaModel(Closing):
         self._rows, self._first = list[Any](), 0  # logits of the last reading, and the place of the first of them
         self.settings = settings or EngineSettings()
         self.exact_reuse = False  # see `read`
+        self.busy = False  # set while it writes a reply: other slots' batches wait a moment for its tokens
         self.check: Callable[[], None] | None = None  # called before and amid batches; what it raises ends the request
         self._lib, self._model = open_model(path, self.settings, vocab_only)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
@@ -201,18 +202,17 @@ class LlamaModel(Closing):
         started = time.perf_counter()
         self._check_length(len(ids) + max_tokens)
         self._reserve(len(ids) + min(max_tokens, _REPLY))
-        with self.context.writing():
-            writing = Writing(self, constraint, max_tokens, watch)
-            writing.force()
-            reused = min(len(ids), self.read([*ids, *writing.ids], reuse, writing.guess(ids)))
-            prefilled = time.perf_counter()
-            while not writing.finish:
-                known = len(ids) + len(writing.ids)
-                if self.held[len(ids) : known] == writing.ids:
-                    writing.choose(self._logits(known - 1))
-                else:  # what was chosen and forced since, and a guess of what comes next, in one batch
-                    self._keep(len(ids) + common_length(self.held[len(ids) :], writing.ids))
-                    self._eval([*ids, *writing.ids][len(self.held) :], writing.guess(ids))
+        writing = Writing(self, constraint, max_tokens, watch)
+        writing.force()
+        reused = min(len(ids), self.read([*ids, *writing.ids], reuse, writing.guess(ids)))
+        prefilled = time.perf_counter()
+        while not writing.finish:
+            known = len(ids) + len(writing.ids)
+            if self.held[len(ids) : known] == writing.ids:
+                writing.choose(self._logits(known - 1))
+            else:  # what was chosen and forced since, and a guess of what comes next, in one batch
+                self._keep(len(ids) + common_length(self.held[len(ids) :], writing.ids))
+                self._eval([*ids, *writing.ids][len(self.held) :], writing.guess(ids))
         times = (prefilled - started, time.perf_counter() - prefilled)
         confidence = constraint.confidence if constraint else None
         text, reply = self.decode(writing.ids), tuple(writing.ids)

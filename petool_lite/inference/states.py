@@ -39,7 +39,7 @@ class StateKey:
 
 @dataclass(frozen=True)
 class State:
-    """The ids that were read and the engine's state after them, in mapped memory: valid inside `open_state` only."""
+    """The ids that were read and the engine's state after them, in mapped memory."""
 
     ids: list[int]
     data: memoryview
@@ -60,14 +60,11 @@ class StateStore:
     @contextlib.contextmanager
     def open(self, user: str, key: StateKey) -> Iterator[State | None]:
         """Yield the user's state if a sound one with this key is there, else None."""
-        with contextlib.ExitStack() as stack:
-            found = None
-            with contextlib.suppress(OSError, ValueError):
-                found = _read(self.path(user), key, stack)
-            if found is not None:
-                with contextlib.suppress(OSError):
-                    os.utime(self.path(user))  # least recently used goes first
-            yield found
+        found = None
+        with contextlib.suppress(OSError, ValueError):
+            found = _read(self.path(user), key)
+            os.utime(self.path(user))  # least recently used goes first
+        yield found
 
     def save(self, user: str, key: StateKey, ids: Sequence[int], data: memoryview) -> int:
         """Write the user's file in one step and make room for it; returns its bytes, 0 if it alone exceeds the limit. A
@@ -103,13 +100,13 @@ class StateStore:
                 total -= freed
 
 
-def _read(path: Path, key: StateKey, stack: contextlib.ExitStack) -> State | None:
-    file = stack.enter_context(path.open("rb"))
-    owned = os.fstat(file.fileno())
-    if hasattr(os, "getuid") and (owned.st_uid != os.getuid() or owned.st_mode & 0o077):
-        return None  # another user's, or one that others may have written to
-    mapped = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    view = stack.enter_context(memoryview(mapped))
+def _read(path: Path, key: StateKey) -> State | None:
+    with path.open("rb") as file:
+        owned = os.fstat(file.fileno())
+        if hasattr(os, "getuid") and (owned.st_uid != os.getuid() or owned.st_mode & 0o077):
+            return None  # another user's, or one that others may have written to
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    view = memoryview(mapped)  # which lives as long as its parts
     body = mapped.find(b"\n", len(_MAGIC)) + 1
     if view[: len(_MAGIC)] != _MAGIC or not 0 < body <= len(view) - _CHECK:
         return None
@@ -119,4 +116,4 @@ def _read(path: Path, key: StateKey, stack: contextlib.ExitStack) -> State | Non
         return None
     if xxhash.xxh3_128(view[:-_CHECK]).digest() != bytes(view[-_CHECK:]):
         return None
-    return State(ids, stack.enter_context(view[body:-_CHECK]))
+    return State(ids, view[body:-_CHECK])

@@ -11,7 +11,7 @@ from petool_lite import ToolCaller
 from petool_lite.data import petoolbench
 from petool_lite.data.entries import Call
 from petool_lite.errors import PetoolError
-from petool_lite.inference.call import NONE, REQUIRED, CallOptions
+from petool_lite.inference.call import AUTO, NONE, REQUIRED, CallOptions
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import CallFailure
 from petool_lite.inference.request import request_entry, row_entry
@@ -52,6 +52,14 @@ def fresh(store):
     yield make
     for caller in callers:
         caller.close()
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Lets every model that is opened have these facts in its file."""
+    read, facts = LlamaModel._read_metadata, {}
+    monkeypatch.setattr(LlamaModel, "_read_metadata", lambda model: read(model) | facts)
+    return lambda **more: facts.update({f"petool_lite.{name}": value for name, value in more.items()})
 
 
 @pytest.mark.parametrize("tools", [OPENAI, MCP, {"result": MCP}], ids=["openai", "mcp", "mcp result"])
@@ -124,24 +132,22 @@ def test_shares_are_those_of_reading_each_name_alone(caller) -> None:
 
 
 def test_an_unsure_call_becomes_a_question_that_names_the_candidates(caller) -> None:
-    asked = CallOptions(explain=True)
-    reply = caller.call(QUERY, TOOLS, HISTORY, options=asked)
+    def ask(**options):
+        return caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(**options))
+
+    reply, sure, unsure = ask(explain=True), ask(at_least=0.01), ask(at_least=0.9999)
     assert sum(item.probability for item in reply.candidates) == pytest.approx(1)
     assert {item.name for item in reply.candidates} == {tool["tool_name"] for tool in TOOLS}
-    assert (reply.status, 0 < reply.confidence < 1) == ("call", True)
-    assert caller.call(QUERY, TOOLS, HISTORY).candidates == ()
-    sure = caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(at_least=0.01))
-    unsure = caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(at_least=0.9999))
+    assert (reply.status, 0 < reply.confidence < 1, ask().candidates) == ("call", True, ())
     assert (sure.status, unsure.status, unsure.answer) == ("call", "ask", reply.answer)
     assert str(unsure.candidates[0].name) in unsure.question
     with pytest.raises(PetoolError, match="free"):
-        caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(decoding="free", at_least=0.5))
+        ask(decoding="free", at_least=0.5)
 
 
-def test_a_temperature_in_the_file_calibrates_what_is_told(fresh, monkeypatch) -> None:
+def test_a_temperature_in_the_file_calibrates_what_is_told(fresh, recorded) -> None:
     raw = fresh().call(QUERY, TOOLS, HISTORY, options=CallOptions(explain=True))
-    read = LlamaModel._read_metadata
-    monkeypatch.setattr(LlamaModel, "_read_metadata", lambda model: read(model) | {"petool_lite.temperature": "2.0"})
+    recorded(temperature="2.0")
     mild = fresh().call(QUERY, TOOLS, HISTORY, options=CallOptions(explain=True))
     odds = [reply.confidence / (1 - reply.confidence) for reply in (raw, mild)]
     assert odds[1] == pytest.approx(odds[0] ** 0.5, rel=0.05)
@@ -190,17 +196,14 @@ def test_a_request_that_is_not_as_expected_names_the_field(caller, tools, histor
         caller.call(QUERY, tools, history)
 
 
-def test_a_model_of_the_published_style_gets_its_prompt_from_the_wording_in_its_file(fresh, monkeypatch) -> None:
-    read = LlamaModel._read_metadata
+def test_a_model_of_the_published_style_gets_its_prompt_from_the_wording_in_its_file(fresh, recorded) -> None:
     pieces = ENTRY.published
-    facts = {"petool_lite.prompt_style": "published", "petool_lite.setting": "rating"}
-    monkeypatch.setattr(LlamaModel, "_read_metadata", lambda model: read(model) | facts)
+    recorded(prompt_style="published", setting="rating")
     with pytest.raises(PetoolError, match="does not record the wording"):
         fresh().call(QUERY, OPENAI)
-    facts["petool_lite.wording"] = json.dumps({"rating": [pieces.head, pieces.middle, pieces.tail]})
-    caller = fresh()
-    asked = []
-    monkeypatch.setattr(caller, "_prompt", lambda entry, options: asked.append(entry) or 1 / 0)
+    recorded(wording=json.dumps({"rating": [pieces.head, pieces.middle, pieces.tail]}))
+    caller, asked = fresh(), []
+    caller._prompt = lambda entry, options: asked.append(entry) or 1 / 0
     for request in (lambda: caller.call_entry(ENTRY), lambda: caller.call(QUERY, TOOLS, HISTORY[:3])):
         with pytest.raises(ZeroDivisionError):
             request()
@@ -211,17 +214,15 @@ def test_a_model_of_the_published_style_gets_its_prompt_from_the_wording_in_its_
         caller.call(QUERY, OPENAI, options=CallOptions(choice=NONE))
 
 
-def test_a_model_that_learned_to_decline_may_and_another_may_not(fresh, monkeypatch) -> None:
+def test_a_model_that_learned_to_decline_may_and_another_may_not(fresh, recorded) -> None:
     """The base here was taught neither: held to calls it calls, and where a text is let through it writes one."""
-    read = LlamaModel._read_metadata
     hello = "Hello, who are you?"
     assert isinstance(fresh().call(hello, OPENAI).answer, Call)
-    facts = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": "1"}
-    monkeypatch.setattr(LlamaModel, "_read_metadata", lambda model: read(model) | facts)
-    caller, short = fresh(), CallOptions(reply_tokens=120)
-    assert isinstance(caller.call(hello, OPENAI, options=short).answer, str)
-    assert isinstance(caller.call(hello, OPENAI, options=CallOptions(choice=NONE, reply_tokens=120)).answer, str)
-    assert isinstance(caller.call(hello, OPENAI, options=CallOptions(choice=REQUIRED)).answer, Call)
+    recorded(prompt_style="petool", prompt_layout="1")
+    caller = fresh()
+    for choice, kind in ((AUTO, str), (NONE, str), (REQUIRED, Call)):
+        answer = caller.call(hello, OPENAI, options=CallOptions(choice=choice, reply_tokens=120)).answer
+        assert isinstance(answer, kind)
 
 
 def test_call_on_the_command_line(command, tmp_path) -> None:

@@ -83,32 +83,25 @@ def test_calls_by_the_schema_pass_in_either_form(constrainer, chat, arguments) -
         assert accepts(constrainer, chat, [WEATHER], answer_text(call, style))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '<tool_call>\n{"name": "N", "arguments": {"city": "x"}}\n</tool_call>',  # days is required
-        '<tool_call>\n{"name": "N", "arguments": {"city": "x", "days": "3"}}\n</tool_call>',
-        '<tool_call>\n{"name": "N", "arguments": {"city": "x", "days": 03}}\n</tool_call>',
-        '<tool_call>\n{"name": "N", "arguments": {"city": "x", "days": 3, "city": "y"}}\n</tool_call>',
-        '<tool_call>\n{"name": "N", "arguments": {"city": "x", "days": 3, "town": "y"}}\n</tool_call>',
-        '<tool_call>\n{"name": "N", "arguments": {"city": "x\n", "days": 3}}\n</tool_call>',
-        '<tool_call>\n{"name":"N", "arguments": {"city": "x", "days": 3}}\n</tool_call>',
-        '<tool_call>\n{"name": "M", "arguments": {"city": "x", "days": 3}}\n</tool_call>',
-        '<tool_call>\n{"name": "N", "arguments": {"city": "x", "days": 3}}\n</tool_call> and',
-        '{"name": "N", "arguments": {"city": "x", "days": 3}}',
-        "No tool fits.",
-        "",
-    ],
-)
-def test_everything_else_is_refused(constrainer, chat, text) -> None:
-    named = text.replace('"N"', '"<Weather>.<Sky>.<now>"')
-    assert not accepts(constrainer, chat, [WEATHER], named)
-    if text == "No tool fits.":
-        assert accepts(constrainer, chat, [WEATHER], text, text=True)
-        assert accepts(constrainer, chat, [WEATHER], text, text=text)
-        assert not accepts(constrainer, chat, [WEATHER], "I know none.", text=text), "this sentence only"
-    elif text:
-        assert not accepts(constrainer, chat, [WEATHER], named, text=True)
+CALL = '<tool_call>\n{"name": "<Weather>.<Sky>.<now>", "arguments": {"city": "x", "days": 3}}\n</tool_call>'
+BROKEN = [
+    (', "days": 3', ""), ("3}", '"3"}'), ("3}", "03}"), ("3}", '3, "city": "y"}'), ("3}", '3, "town": "y"}'),
+    ("x", "x\n"), ('"name": ', '"name":'), ("<now>", "<then>"), ("</tool_call>", "</tool_call> and"),
+    ("<tool_call>\n", ""), (CALL, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "other"), BROKEN)
+def test_everything_else_is_refused(constrainer, chat, part, other) -> None:
+    assert accepts(constrainer, chat, [WEATHER], CALL)
+    assert not accepts(constrainer, chat, [WEATHER], CALL.replace(part, other))
+    assert part == CALL or not accepts(constrainer, chat, [WEATHER], CALL.replace(part, other), text=True)
+
+
+def test_a_text_is_let_through_where_it_may_be_one(constrainer, chat) -> None:
+    text = "No tool fits."
+    found = [accepts(constrainer, chat, [WEATHER], text, text=allowed) for allowed in (False, True, text, "Not now.")]
+    assert found == [False, True, True, False], "a sentence lets through itself only"
 
 
 @pytest.mark.parametrize(
@@ -144,28 +137,23 @@ def test_a_vocabulary_whose_marks_are_one_token_each_writes_them_so(smollm2, tmp
 
     tokenizer = Tokenizer.from_file(str(smollm2.directory / "tokenizer.json"))
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in ("<tool_call>", "</tool_call>")])
-    constraint = Constrainer(LLTokenizer(tokenizer.to_str(), eos_token=2)).start([WEATHER, tool("n")], "petool")
+    maker, (no,) = Constrainer(LLTokenizer(tokenizer.to_str(), eos_token=2)), tokenizer.encode("No").ids
     ids = tokenizer.encode(answer_text(Call("n", {}), "petool"), add_special_tokens=False).ids
     assert {49152, 49153} <= set(ids)
-    assert walk(constraint, [*ids, 2]) is None
-    maker = Constrainer(LLTokenizer(tokenizer.to_str(), eos_token=2))
-    for first, share in ((49152, 0.75), (tokenizer.encode("No").ids[0], 0.25)):
-        constraint = maker.start([WEATHER, tool("n")], "petool", True)
-        logits = np.full(49154, -50, dtype=np.float32)
-        logits[[49152, tokenizer.encode("No").ids[0]]] = np.log([3, 1])
+    assert walk(maker.start([WEATHER, tool("n")], "petool"), [*ids, 2]) is None
+    for first in (49152, no):
+        constraint, logits = maker.start([WEATHER, tool("n")], "petool", True), np.full(49154, -50, dtype=np.float32)
+        logits[[49152, no]] = np.log([3, 1])
         constraint.weigh(logits, constraint.allowed(49154))
-        assert constraint.call_share == pytest.approx(0.75, abs=1e-4)
         constraint.accept([first])
-        assert constraint.choosing == (share == 0.75)
+        assert (constraint.call_share, constraint.choosing) == (pytest.approx(0.75, abs=1e-4), first != no)
 
 
 def test_what_cannot_be_built_is_an_error_and_never_a_free_reply(constrainer) -> None:
-    with pytest.raises(PetoolError, match="no tool is offered"):
-        constrainer.start([], "petool")
-    with pytest.raises(PetoolError, match="two tools have the name t"):
-        constrainer.start([tool("t"), tool("u"), tool("t")], "petool")
-    with pytest.raises(PetoolError, match="not valid Unicode"):
-        constrainer.start([tool("half \ud83d")], "petool")
+    twice = [tool("t"), tool("u"), tool("t")]
+    for tools, said in (([], "no tool is"), (twice, "two tools have the name t"), ([tool("\ud83d")], "valid Unicode")):
+        with pytest.raises(PetoolError, match=said):
+            constrainer.start(tools, "petool")
 
 
 def test_confidence_is_the_share_of_what_was_chosen_up_to_the_end_of_the_name(constrainer, chat) -> None:

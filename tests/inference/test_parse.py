@@ -28,29 +28,25 @@ def test_a_valid_call_is_read_in_every_form(reply, name, arguments) -> None:
     assert parse_call(reply, TOOLS, text=True) == Call(name, arguments)
 
 
-@pytest.mark.parametrize(
-    ("reply", "kind"),
-    [
-        ("I cannot help with that.", "no_call"),
-        ("", "no_call"),
-        ("{}", "no_call"),
-        ('{"tool_name": 3, "parameters": {}}', "no_call"),
-        ('Sure: <tool_call>{"name": "u", "arguments": {}}</tool_call>', "no_call"),
-        ('<tool_call>{"name": "u", "arguments": {}}', "bad_json"),
-        ('<tool_call>{"name": "u", "arguments": {}}</tool_call> and more', "bad_json"),
-        ('{"tool_name": "u", "parameters": {}} and more', "bad_json"),
-        ('{"tool_name": "u", "parameters": {}', "bad_json"),
-        ('{"tool_name": "t", "parameters": {"a": "x", "a": "y"}}', "bad_json"),
-        ('{"tool_name": "t", "parameters": {"a": NaN}}', "bad_json"),
-        ('{"tool_name": "t", "parameters": {"a": 1e999}}', "bad_json"),
-        ('{"tool_name": "t", "parameters": {"a": "\\ud83d"}}', "bad_json"),
-        ("{" + '"a": {' * 5000, "bad_json"),
-        ('{"tool_name": "v", "parameters": {}}', "unknown_tool"),
-        ('{"tool_name": "t", "parameters": {"b": 1}}', "missing_parameter"),
-        ('{"tool_name": "u", "parameters": {"a": 1}}', "extra_parameter"),
+FAILURES = {
+    "no_call": [
+        "I cannot help with that.", "", "{}", '{"tool_name": 3, "parameters": {}}',
+        'Sure: <tool_call>{"name": "u", "arguments": {}}</tool_call>',
     ],
-)
-def test_failures_have_names(reply, kind) -> None:
+    "bad_json": [
+        '<tool_call>{"name": "u", "arguments": {}}', '<tool_call>{"name": "u", "arguments": {}}</tool_call> and more',
+        '{"tool_name": "u", "parameters": {}} and more', '{"tool_name": "u", "parameters": {}', "{" + '"a": {' * 5000,
+        *(f'{{"tool_name": "t", "parameters": {{"a": {value}}}}}' for value in ('"x", "a": "y"', "NaN", "1e999")),
+        '{"tool_name": "t", "parameters": {"a": "\\ud83d"}}',
+    ],
+    "unknown_tool": ['{"tool_name": "v", "parameters": {}}'],
+    "missing_parameter": ['{"tool_name": "t", "parameters": {"b": 1}}'],
+    "extra_parameter": ['{"tool_name": "u", "parameters": {"a": 1}}'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "reply"), [(kind, reply) for kind in FAILURES for reply in FAILURES[kind]])
+def test_failures_have_names(kind, reply) -> None:
     with pytest.raises(CallFailure) as caught:
         parse_call(reply, TOOLS)
     assert (caught.value.kind, caught.value.reply) == (kind, reply)

@@ -63,7 +63,7 @@ TREE = {"type": "object", "properties": {"name": {"type": "string"},
 VALID = {
     "values": of(
         *"abcdefgh", a={"type": ["boolean", "null"]}, b={"enum": [0, 1, "x", None, {"k": [1, 2]}]}, c={"const": 2},
-        d={"type": "integer", "minimum": 3, "exclusiveMaximum": 9}, e={"type": "integer", "multipleOf": 7, "minimum": 0},
+        d={"type": "integer", "minimum": 3, "exclusiveMaximum": 9}, e={"type": "integer", "multipleOf": 7},
         f={"type": "number", "minimum": 0.5, "maximum": 0.75}, g={"type": "string", "minLength": 2, "maxLength": 4},
         h={"type": "string", "pattern": "^[A-Z]{2}-\\d{3}$"}),
     "of pydantic": {**of("a", "b", a={"anyOf": [{"type": "integer"}, NULL], "default": None},

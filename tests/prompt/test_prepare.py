@@ -95,17 +95,14 @@ def test_nothing_vanishes_uncounted(smollm2, tmp_path) -> None:
 
 
 def test_pairs_have_a_wrong_answer_of_an_equal_tool(smollm2, tmp_path) -> None:
-    source = written(tmp_path / "rows.json", published_rows("train", 8))
-    found = prepared(smollm2, source, "train.objective=dpo", "model.adapter=x")
-    chat = chat_from_directory(smollm2.directory)
+    rows, chat = published_rows("train", 8), chat_from_directory(smollm2.directory)
+    found = prepared(smollm2, written(tmp_path / "rows.json", rows), "train.objective=dpo", "model.adapter=x")
     assert found.summary["rows"] == len(found.table) == 8
     for row in found.table:
-        right = chat.decode(row["input_ids"][row["answer_start"] :])
-        wrong = chat.decode(row["rejected_ids"])
-        assert right != wrong
-        assert right.split(">.<")[2] == wrong.split(">.<")[2]
-    none = written(tmp_path / "none.json", [training_row(row) for row in published_rows("train", 2)])
-    assert prepared(smollm2, none, "train.objective=dpo", "model.adapter=x").summary["kept"] == 2
+        right, wrong = chat.decode(row["input_ids"][row["answer_start"] :]), chat.decode(row["rejected_ids"])
+        assert (right != wrong, right.split(">.<")[2]) == (True, wrong.split(">.<")[2])
+    lone = written(tmp_path / "lone.json", [training_row(row) for row in rows[:2]])
+    assert prepared(smollm2, lone, "train.objective=dpo", "model.adapter=x").summary["kept"] == 2
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
@@ -121,16 +118,13 @@ def test_all_settings_are_the_rows_of_each(smollm2, tmp_path, objective) -> None
 
 
 def test_all_settings_are_those_that_the_entries_hold(smollm2, tmp_path) -> None:
-    rows = published_rows("train", 4)
-    for row in rows:
-        del row["instruction_ratings"]
+    rows = [{key: row[key] for key in row if key != "instruction_ratings"} for row in published_rows("train", 4)]
     found = prepared(smollm2, written(tmp_path / "two.json", rows), "data.setting=all")
     assert {name.split(":")[0] for name in found.table["entry_id"]} == {"preferred", "chronological"}
     both = prepared(smollm2, f"data.train={tmp_path}/two.json + demo:train:3", "data.setting=all")
     assert both.summary["rows"] == 4 + 4 + 3, "what has no setting is learned once"
     lone = [training_row(row) for row in published_rows("train", 4)]
-    with pytest.raises(PetoolError, match="does not hold the prompts of several settings"):
-        prepared(smollm2, written(tmp_path / "lone.json", lone), "data.setting=all")
     del rows[2][PROMPT_FIELD["preferred"]]
-    with pytest.raises(PetoolError, match="entry 2"):
-        prepared(smollm2, written(tmp_path / "less.json", rows), "data.setting=all")
+    for bad, said in ((lone, "does not hold the prompts of several settings"), (rows, "entry 2")):
+        with pytest.raises(PetoolError, match=said):
+            prepared(smollm2, written(tmp_path / f"{len(said)}.json", bad), "data.setting=all")

@@ -109,11 +109,9 @@ def test_the_petool_prompt_states_facts(smol) -> None:
 
 
 def test_an_answer_is_what_servers_read(smol) -> None:
-    row = example(smol, CHAT, PETOOL)
-    answer = smol.decode(row.ids[row.answer_start :])
-    assert answer == f"<tool_call>\n{CHAT.answer.to_json()}\n</tool_call><|im_end|>"
-    plain = example(smol, replace(CHAT, answer=NO_TOOL), PETOOL)
-    assert smol.decode(plain.ids[plain.answer_start :]) == "No tool fits.<|im_end|>"
+    for answer, text in ((CHAT.answer, f"<tool_call>\n{CHAT.answer.to_json()}\n</tool_call>"), (NO_TOOL, NO_TOOL)):
+        row = example(smol, replace(CHAT, answer=answer), PETOOL)
+        assert smol.decode(row.ids[row.answer_start :]) == f"{text}<|im_end|>"
     assert answer_text(published().answer, "published").startswith('{"tool_name": ')
 
 
@@ -167,9 +165,8 @@ def test_what_any_query_shares_is_known_from_one_rendering(smol) -> None:
 
 
 def test_a_model_of_another_layout_is_refused() -> None:
-    assert recorded_style(None, None) is None
-    assert recorded_style("published", None) == "published"
-    assert recorded_style("petool", str(LAYOUTS["petool"])) == "petool"
+    known = {None: None, "published": None, "petool": str(LAYOUTS["petool"])}
+    assert [recorded_style(style, layout) for style, layout in known.items()] == list(known)
     for style, layout in (("compact", 3), ("petool", None), ("petool", LAYOUTS["petool"] + 1), ("published", 9)):
         with pytest.raises(PetoolError, match="layout") as error:
             recorded_style(style, layout)
@@ -193,16 +190,13 @@ def test_a_llama_3_prompt_has_one_bos_and_a_fixed_date_and_without_tools_the_bas
 def test_a_long_row_loses_old_history_and_nothing_else(smol, entry, layout) -> None:
     whole = example(smol, entry, layout)
     row = example(smol, entry, replace(layout, max_tokens=len(whole.ids) - 1))
-    assert len(row.ids) < len(whole.ids)
-    assert row.history_dropped == 1
+    assert (len(row.ids) < len(whole.ids), row.history_dropped) == (True, 1)
     assert row.ids[row.answer_start :] == whole.ids[whole.answer_start :]
     text = smol.decode(row.ids)
+    assert all(part in text for part in (entry.query, *(tool.name for tool in entry.tools)))
     assert "+ slack.channels" not in text
-    assert entry.query in text
-    for tool in entry.tools:
-        assert tool.name in text
-    assert example(smol, entry, replace(layout, max_tokens=100)) is None  # even without history
-    assert example(smol, entry, replace(layout, max_tokens=100, overlength="drop")) is None
+    for policy in ("trim-history", "drop"):  # even without history it does not fit
+        assert example(smol, entry, replace(layout, max_tokens=100, overlength=policy)) is None
     with pytest.raises(PetoolError, match=r"has \d+ tokens, more than 100"):
         example(smol, entry, replace(layout, max_tokens=100, overlength="error"))
 
@@ -229,20 +223,14 @@ LLAMA_DATE = (
 )
 
 
-@pytest.mark.parametrize("style", ["petool", "published"])
-def test_a_template_that_tells_the_date_tells_the_same_one_every_day(smollm2, smol, style) -> None:
-    """As Llama 3's does: llama.cpp's server would write today's."""
+def test_llama_cpp_and_transformers_render_the_template_alike(smollm2, smol, open_entries) -> None:
+    """Also one that tells the date, as Llama 3's does: llama.cpp's server would write today's."""
     pytest.importorskip("xllamacpp")
-    chat = replace(smol, template=LLAMA_DATE + smol.template)
-    server = OtherServer(smollm2.gguf, template=exported_template(chat.template, style))
-    entry, layout = (CHAT, PETOOL) if style == "petool" else (published(), PUBLISHED)
-    assert "Today: 26 Jul 2024" in prompt_text(chat, entry, layout)
-    assert server.text(entry_request(chat, entry, style)) == prompt_text(chat, entry, layout)
+    from transformers import AutoTokenizer
 
-
-def test_llama_cpp_renders_the_template_alike(smollm2, smol, open_entries) -> None:
-    pytest.importorskip("xllamacpp")
-    server = OtherServer(smollm2.gguf, template=petool_template(smol.template))
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.directory)
+    tokenizer.chat_template = petool_template(smol.template)
+    server = OtherServer(smollm2.gguf, template=tokenizer.chat_template)
     entries = [CHAT, *load_dataset("demo:test:20").entries, *(published(n, "chronological") for n in range(4))]
     for setting in ("rating", "preferred", "chronological"):
         entries += load_dataset(str(open_entries), setting).entries[:15]
@@ -252,14 +240,10 @@ def test_llama_cpp_renders_the_template_alike(smollm2, smol, open_entries) -> No
     for entry in entries:
         wanted = prompt_text(smol, entry, PETOOL)
         assert server.text({"messages": entry_messages(entry), "tools": list(map(tool_json, entry.tools))}) == wanted
-
-
-def test_transformers_renders_the_template_alike(smol, smollm2) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.directory)
-    tokenizer.chat_template = petool_template(smol.template)
-    for entry in (CHAT, *load_dataset("demo:test:10").entries):
-        more = {"tools": [tool_json(tool) for tool in entry.tools], "tokenize": False, "add_generation_prompt": True}
-        text = tokenizer.apply_chat_template(entry_messages(entry), **more)
-        assert text == prompt_text(smol, entry, PETOOL)
+        asked, more = entry_request(smol, entry, "petool"), {"tokenize": False, "add_generation_prompt": True}
+        assert tokenizer.apply_chat_template(asked["messages"], asked["tools"], **more) == wanted
+    dated = replace(smol, template=LLAMA_DATE + smol.template)
+    for entry, layout in ((CHAT, PETOOL), (published(), PUBLISHED)):
+        server = OtherServer(smollm2.gguf, template=exported_template(dated.template, layout.style))
+        assert "Today: 26 Jul 2024" in prompt_text(dated, entry, layout)
+        assert server.text(entry_request(dated, entry, layout.style)) == prompt_text(dated, entry, layout)

@@ -83,12 +83,10 @@ def test_thoughts_are_off_and_vicunas_template_is_known(tmp_path) -> None:
     for style in ("petool", "published"):
         made = render_template(exported_template(THINKING, style), str, messages=[{"role": "user", "content": "Hi"}])
         assert made == "Hi<think></think>"
-    vicuna = tmp_path / "vicuna-7b-v1.5"
-    vicuna.mkdir()
+    (vicuna := tmp_path / "vicuna-7b-v1.5").mkdir()
     for name in ("config.json", "tokenizer_config.json"):
         (vicuna / name).write_text("{}")
-    text = render_template(
-        chat_template(vicuna), str, bos_token="<s>", eos_token="</s>", add_generation_prompt=True,
-        messages=[{"role": role, "content": role[:2]} for role in ("system", "user", "assistant", "user")],
-    )  # fmt: skip
+    fixed = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+    said = [{"role": role, "content": role[:2]} for role in ("system", "user", "assistant", "user")]
+    text = render_template(chat_template(vicuna), str, messages=said, **fixed)
     assert text == "<s>sy USER: us ASSISTANT: as</s>USER: us ASSISTANT:"
