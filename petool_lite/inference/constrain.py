@@ -229,7 +229,7 @@ class Constrainer:
         function = kind(tokenize)  # one like llama_tokenize
         place = ctypes.cast(function, ctypes.c_void_p).value
         # Without slices masks take 0.9 ms instead of 0.4, and building it half the time.
-        settings = {"vocab_ptr": 1, "tokenize_fptr": place, "eos_token": end, "slices": []}
+        settings: dict[str, Any] = {"vocab_ptr": 1, "tokenize_fptr": place, "eos_token": end, "slices": []}
         found = cls(guidance().LLTokenizer.from_llamacpp(tokens=pieces, **settings))
         found._tokenize = function  # kept alive as long
         return found
