@@ -16,7 +16,7 @@ from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
 from petool_lite.export.source import Source, load_source, load_whole
 from petool_lite.export.stream import Change, write_files
-from petool_lite.export.verify import Checks, prepare_trial
+from petool_lite.export.verify import Checks
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
@@ -65,7 +65,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     if options.imatrix:
         source = replace(source, importance=importance(source, recipe, folder / "imatrix.gguf", report))
     wording = manifest["data"].get("wording", {})
-    checks = Checks(source, prepare_trial(base, recipe, wording, report), recipe.bench.max_reply_tokens, report)
+    checks = Checks(source, recipe, wording, report)
     seconds = {"start": round(time.time() - started, 2)}
     keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
@@ -146,7 +146,7 @@ def _document(
             for name, path in paths.items()
         ],
         "checks": checks.figures,
-        "checked_on": checks.trial.source,
+        "checked_on": checks.checked_on,
         "versions": versions(),
     }
 

@@ -5,11 +5,9 @@ Every figure is returned for export.json; one below its threshold fails the expo
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.other_server import OtherServer
 from petool_lite.export.reference import Reference
 from petool_lite.export.source import Source
 
@@ -21,11 +19,12 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.llama_open import first_error
 from petool_lite.models import Base
-from petool_lite.prompt import render
-from petool_lite.prompt.render import Example, Layout, chat_from_directory, entry_request, examples
+from petool_lite.prompt.render import Example, Layout, chat_from_directory, common_length, examples, prompt_text
 from petool_lite.recipe import Recipe
 
+Trial = tuple[list[str], list[Example], str]
 PROMPTS, REPLIES = 50, 20
+_LORA_EVERY = 4  # of the replies' rows one in so many is for the LoRA file
 _CONSIDERED = 200  # held-out entries among which the shortest are taken
 STOPPED = 0.9  # share of greedy replies that must end by themselves
 # GGUF type -> least top-1 agreement and largest mean KL divergence (nats a token) on answer tokens
@@ -33,89 +32,78 @@ _LIMITS = {"bf16": (0.98, 0.01), "f16": (0.98, 0.01), "q8_0": (0.97, 0.02), "q6_
 _LOW_BITS = (0.9, 0.15)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What the files are tried on: requests and the texts that training makes of them, for token ids, and rows with
-    answers, the shortest of the held-out entries."""
-
-    requests: list[dict[str, Any]]
-    texts: list[str]
-    rows: list[Example]
-    source: str
-
-
-def prepare_trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report) -> Trial:
-    """Prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing. `wording` is
-    what the run learned around the arrays of the published prompt, by setting."""
+def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report) -> Trial:
+    """Texts for token ids, rows with answers, the shortest held-out ones, and the data's name: prompts of the recipe's
+    held-out entries in its own style; generated ones fill up what is missing. `wording` is what the run learned around
+    the arrays of the published prompt, by setting."""
     chat = chat_from_directory(base.directory)
-    data, layout = recipe.data, Layout(recipe.data.style, recipe.model.max_tokens)
-    entries: Sequence[Entry] = ()
-    name = recipe.bench.data
+    data, name, setting = recipe.data, recipe.bench.data, recipe.data.one_setting
+    made: Sequence[Entry] = load_dataset(f"demo:test:{PROMPTS}").entries
     try:
-        entries = load_dataset(name, data.one_setting).entries[:_CONSIDERED]
+        entries = load_dataset(name, setting).entries[:_CONSIDERED]
     except PetoolError as error:  # a run may be exported where its test data is not
-        name = f"demo:test:{PROMPTS}"
+        entries, name = made, f"demo:test:{PROMPTS}"
         report(f"checking with generated entries, since {error.message}", 0, 0, "")
-    made: Sequence[Entry] = () if len(entries) >= PROMPTS else load_dataset(f"demo:test:{PROMPTS}").entries
     if data.style == "published":
-        words = wording.get(data.one_setting, ("", "", ""))
+        words = wording.get(setting, ("", "", ""))
         entries, made = (
-            [item if item.published else published_entry(item, words, data.one_setting) for item in group]
+            tuple(item if item.published else published_entry(item, words, setting) for item in group)
             for group in (entries, made)
         )
-    requests = [entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
-    texts = [render.render_messages(chat, **request) for request in requests]
+    layout = Layout(data.style, recipe.model.max_tokens)
+    texts = [prompt_text(chat, entry, layout) for entry in [*entries, *made][:PROMPTS]]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
     rows = [row for row in examples(chat, usable, layout) if row is not None]
-    return Trial(requests, texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name)
+    return texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
 
 
 class Checks:
-    """The checks of one export: `figures` by file type as they are found."""
+    """The checks of one export: `figures` by file type as they are found, `checked_on` which data."""
 
-    def __init__(self, source: Source, trial: Trial, max_reply: int, report: Report) -> None:
-        """Files of `source` are tried on `trial`, with replies of at most `max_reply` tokens."""
-        self.source, self.trial, self.max_reply, self.report = source, trial, max_reply, report
+    def __init__(
+        self, source: Source, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report
+    ) -> None:  # fmt: skip
+        """Files of `source` are tried on what `trial` finds."""
+        self.source, self.report, self.max_reply = source, report, recipe.bench.max_reply_tokens
+        self.texts, self.rows, self.checked_on = trial(source.base, recipe, wording, report)
         self.figures: dict[str, dict[str, Any]] = {}
         self._wanted: list[Any] = []  # the merged model's own logits, which every file is compared with
 
     def run(self, paths: Mapping[str, Path], level: str) -> None:
         """Check the files, by type; at level "full" with the model run. Raises PetoolError naming each fault."""
         for number, (name, path) in enumerate(paths.items(), 1):
-            self.figures[name] = {"prompts_with_equal_ids": check_ids(path, self.source, self.trial.texts)}
+            self.figures[name] = {"prompts_with_equal_ids": check_ids(path, self.source, self.texts)}
             self.report("checking token ids", number, len(paths), name)
-        if OtherServer.installed():
-            name, path = min(paths.items(), key=lambda item: item[1].stat().st_size)  # all have the same template
-            self.figures[name]["prompts_llama_cpp_renders_alike"] = check_rendering(path, self.trial)
         if level != "full":
             return
-        self._wanted = Reference(self.source).answer_logits(self.trial.rows, self.report)
+        self._wanted = Reference(self.source).answer_logits(self.rows, self.report)
         for name, path in paths.items():
-            outcomes = self._outcomes(path, self.max_reply, name)
-            stopped = sum(outcome.stopped for outcome in outcomes)
-            self.figures[name] |= {"replies": len(outcomes), "replies_stopped": stopped} | self._against(outcomes)
+            against, stopped = self._compared(path, self.max_reply, name)
+            self.figures[name] |= {"replies": len(self.rows), "replies_stopped": stopped} | against
         faults = [fault for name, figures in self.figures.items() for fault in shortfalls(name, figures)]
         if faults:
             hint = "train longer, or take a larger type; --verify quick leaves out what runs the model"
             raise PetoolError("the export is not right: " + "; ".join(faults), hint)
 
     def run_lora(self, path: Path, type_name: str, base_file: Path) -> None:
-        """Compare the base's file with the LoRA file on it in llama.cpp to the merged model; after a full `run`."""
-        outcomes = self._outcomes(base_file, 0, f"base {type_name} + LoRA", path)
-        self.figures["lora"] = {"base_file": base_file.name} | self._against(outcomes)
+        """Compare the base's file with the LoRA file on it in llama.cpp, which is slow at it, to the merged model on a
+        few of the rows; after a full `run`."""
+        against, _ = self._compared(base_file, 0, f"base {type_name} + LoRA", path, every=_LORA_EVERY)
+        self.figures["lora"] = {"base_file": base_file.name} | against
         if faults := shortfalls(type_name, self.figures["lora"]):
             raise PetoolError(f"the LoRA file is not right: {'; '.join(faults)}", "this is a fault of the export")
 
-    def _against(self, outcomes: list["Outcome"]) -> dict[str, Any]:
-        return {"against_transformers": agreement(self._wanted, [outcome.logits for outcome in outcomes])}
-
-    def _outcomes(self, path: Path, max_reply: int, name: str, lora: Path | None = None) -> list["Outcome"]:
-        rows, outcomes = self.trial.rows, []
+    def _compared(
+        self, path: Path, max_reply: int, name: str, lora: Path | None = None, every: int = 1
+    ) -> tuple[dict[str, Any], int]:
+        """How a file's answers agree with the merged model's, and how many of its replies ended by themselves."""
+        rows, logits, ended = self.rows[::every], [], 0
         with Evaluator(path, max(len(row.ids) for row in rows) + max_reply + 1, lora) as model:
             for number, row in enumerate(rows, 1):
-                outcomes.append(model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], max_reply))
+                found, stopped = model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], max_reply)
+                logits, ended = [*logits, found], ended + stopped
                 self.report(f"running {name} in llama.cpp", number, len(rows), "")
-        return outcomes
+        return {"against_transformers": agreement(self._wanted[::every], logits)}, ended
 
 
 def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
@@ -140,32 +128,11 @@ def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
     return len(texts)
 
 
-def check_rendering(path: Path, trial: Trial) -> int:
-    """How many requests llama.cpp's own engine renders to training's ids; raises PetoolError if not all."""
-    server = OtherServer(path)
-    with LlamaModel(path, vocab_only=True) as model:
-        for request, text in zip(trial.requests, trial.texts, strict=True):
-            found, ids = server.ids(request), model.encode(text)
-            if found != ids:
-                where = _first_difference(found, ids, model.decode)
-                raise PetoolError(f"{path.name}: llama.cpp's server and training make other prompts: {where}")
-    return len(trial.texts)
-
-
 def _first_difference(ids: Sequence[int], other: Sequence[int], decode: Any) -> str:
     """The first differing token on both sides, with its text."""
-    place = render.common_length(ids, other)
+    place = common_length(ids, other)
     shown = [f"{side[place]} {decode([side[place]])!r}" if place < len(side) else "nothing" for side in (ids, other)]
     return f"token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`logits`: float32 numpy (answer tokens, vocabulary). `reply`: greedy ids; `stopped`: it ended by itself."""
-
-    logits: Any
-    reply: tuple[int, ...]
-    stopped: bool
 
 
 class Evaluator(LlamaModel):
@@ -185,19 +152,19 @@ class Evaluator(LlamaModel):
             self.close()
             raise PetoolError(f"llama.cpp cannot apply {lora}: {first_error()}", "this is a fault of the export")
 
-    def run(self, prompt: Sequence[int], answer: Sequence[int], max_reply: int) -> Outcome:
-        """Logits for each token of `answer` after `prompt`, and what the model says greedily after `prompt` itself."""
+    def run(self, prompt: Sequence[int], answer: Sequence[int], max_reply: int) -> tuple[Any, bool]:
+        """Logits for each token of `answer` after `prompt`, float32 numpy (answer tokens, vocabulary), and whether the
+        greedy reply to `prompt` ends by itself within `max_reply` tokens."""
         import numpy as np
 
         self.read(prompt, reuse=False)
         parts = [self._logits().copy()[None]]
-        reply, ended = list[int](), False
-        while len(reply) <= max_reply and not ended:  # one more than is kept, to see whether the reply ends there
+        for _ in range(max_reply):
             token = int(self._logits().argmax())
-            ended = self.ends(token)
-            reply += [] if ended else [token]
-            if not ended and len(reply) <= max_reply:
-                self._eval([token])
+            if self.ends(token):
+                break
+            self._eval([token])
+        ended = self.ends(int(self._logits().argmax()))
         self._keep(len(prompt))
         step = self.settings.ubatch
         for first in range(0, len(answer) - 1, step):
@@ -205,7 +172,7 @@ class Evaluator(LlamaModel):
             self._eval(given[:1], given[1:])
             places = range(len(self.held) - len(given), len(self.held))
             parts.append(np.stack([self._logits(place) for place in places]))
-        return Outcome(np.concatenate(parts), tuple(reply[:max_reply]), ended)
+        return np.concatenate(parts), ended
 
 
 def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:

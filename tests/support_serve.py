@@ -1,4 +1,4 @@
-"""Our own server in a process of its own, what its clients send, and what they see."""
+"""Our own server in a process of its own, what its clients send, and what they see; and llama.cpp's in this one."""
 
 import json
 import os
@@ -10,10 +10,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from support import wait_until
 
@@ -120,3 +121,33 @@ def asking(server: Server, *bodies: object) -> Iterator[list[tuple[int, dict]]]:
 
 def _headers(key: str) -> dict[str, str]:
     return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+class OtherServer:
+    """llama.cpp's own server, told nothing but where the file lies and perhaps another template."""
+
+    def __init__(self, file: Path, n_ctx: int = 512, template: str = "") -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path, params.n_ctx, params.n_parallel, params.offline = str(file), n_ctx, 1, True
+        params.cpuparams.n_threads, params.warmup, params.use_jinja = len(os.sched_getaffinity(0)), False, True
+        params.chat_template, params.verbosity = template, 0
+        self._server = xllamacpp.Server(params)
+        self.url: str = self._server.listening_address
+
+    def _ask(self, path: str, body: Mapping[str, Any]) -> Any:
+        head = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), head)
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return json.load(answer)
+
+    def text(self, body: Mapping[str, Any]) -> str:
+        """The prompt that it makes of messages and tools."""
+        return str(self._ask("/apply-template", body)["prompt"])
+
+    def ids(self, body: Mapping[str, Any]) -> list[int]:
+        """The token ids of that prompt."""
+        return self._ask("/tokenize", {"content": self.text(body), "add_special": True, "parse_special": True})[
+            "tokens"
+        ]

@@ -46,7 +46,6 @@ def export(run: str | None, types: str, push: str | None, as_json: bool, **optio
 def _figures(checks: dict[str, Any]) -> list[str]:
     words = {
         "prompts_with_equal_ids": "{prompts_with_equal_ids} prompts with equal ids",
-        "prompts_llama_cpp_renders_alike": "{prompts_llama_cpp_renders_alike} rendered alike by llama.cpp's server",
         "replies": "{replies_stopped} of {replies} replies stop",
         "against_transformers": "top-1 agreement with the merged model {against_transformers[top1]:.1%}, "
         "KL {against_transformers[kl]:.3g}",

@@ -259,8 +259,7 @@ def test_the_published_prompt_as_messages(moody, waits, tmp_path, open_entries) 
 def test_llama_cpps_server_and_our_own(tiny_model, smollm2, tmp_path) -> None:
     pytest.importorskip("xllamacpp")
     from petool_lite.export import load_source, write_targets
-    from petool_lite.export.other_server import OtherServer
-    from support_serve import Server
+    from support_serve import OtherServer, Server
 
     from petool_lite.families import chat_template
     from petool_lite.models import resolve_base

@@ -1,6 +1,7 @@
 """Every family: its file computes what transformers does, reads text as training does, and holds what it must."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,10 @@ from petool_lite.bench.run import bench
 from petool_lite.bench.variants import Variant, endpoint_variant
 from petool_lite.export import check_exportable, load_source, write_targets
 from petool_lite.export.merge import load_adapter
-from petool_lite.export.other_server import OtherServer
 from support_bench import called
 from support_families import CHANGES, family_model, small_tokenizer
 from support_gguf import logits_of
-from support_serve import Server
+from support_serve import OtherServer, Server
 
 from petool_lite import ToolCaller
 from petool_lite.data.files import load_dataset
@@ -98,7 +98,7 @@ def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name
             except CallFailure as failure:  # a random model may write a text without end
                 assert failure.kind == CUT_OFF
                 assert any(f'"name": "{tool.name}"' in failure.reply for tool in entry.tools), failure.reply
-    server = OtherServer(file) if OtherServer.installed() else None
+    server = OtherServer(file) if find_spec("xllamacpp") else None
     with LlamaModel(file, vocab_only=True) as model:
         for entry in entries:
             row = example(chat, entry, Layout("petool", 8192))

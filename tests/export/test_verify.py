@@ -11,14 +11,14 @@ from petool_lite.export import run as run_module
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.reference import Reference
-from petool_lite.export.verify import Evaluator, Trial, agreement, check_ids, check_rendering, shortfalls
+from petool_lite.export.verify import Evaluator, agreement, check_ids, shortfalls
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
-from petool_lite.prompt.render import Example, chat_from_directory, exported_template, render_messages
+from petool_lite.prompt.render import Example, exported_template
 
 
 def quiet(*_) -> None:
@@ -54,7 +54,7 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
 
     def compare(name, lora=None):
         with Evaluator(tmp_path / name, 128, lora) as model:
-            found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2).logits for row in drawn]
+            found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2)[0] for row in drawn]
         return {"against_transformers": agreement(wanted, found)}
 
     good, lora, wrong = compare("tuned.gguf"), compare("plain.gguf", tmp_path / "lora.gguf"), compare("plain.gguf")
@@ -86,18 +86,6 @@ def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
     (base / "tokenizer.json").write_text(json.dumps(text))
     with pytest.raises(PetoolError, match=r"llama.cpp and training disagree on a prompt: token \d+ of"):
         check_ids(tmp_path / "a.gguf", replace(source, base=replace(source.base, directory=base)), ["one two"])
-
-
-def test_a_template_that_llama_cpp_reads_otherwise_is_refused_with_the_first_token(smollm2) -> None:
-    pytest.importorskip("xllamacpp")
-    chat = chat_from_directory(smollm2.directory)
-    request = {"messages": [{"role": "user", "content": "How is the weather in Oslo?"}]}
-    text = render_messages(chat, **request)
-    assert check_rendering(smollm2.gguf, Trial([request], [text], [], "")) == 1
-    with pytest.raises(
-        PetoolError, match=r"make other prompts: token \d+ of \d+ and \d+ is \d+ ' Oslo' and \d+ ' Rome'"
-    ):
-        check_rendering(smollm2.gguf, Trial([request], [text.replace("Oslo", "Rome")], [], ""))
 
 
 def test_a_template_replaces_all_of_a_gguf_bases(tmp_path) -> None:
@@ -181,7 +169,7 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     assert json.loads((folder / "export.json").read_text()) == document
     assert (document["adapted_modules"], document["merged_tensors"], document["merge_base"]) == (14, 14, "bf16")
     assert 0 < document["relative_change"] < 10
-    assert document["checks"]["q4_k_m"] == {"prompts_with_equal_ids": 50, "prompts_llama_cpp_renders_alike": 50}
+    assert document["checks"]["q4_k_m"] == {"prompts_with_equal_ids": 50}
     card = (folder / "README.md").read_text()
     for item in document["files"]:
         assert item["sha256"] in card

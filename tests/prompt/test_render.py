@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from petool_lite.export.other_server import OtherServer
 from support_published import published_rows
+from support_serve import OtherServer
 
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool
 from petool_lite.data.files import load_dataset

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from petool_lite.export.other_server import OtherServer
+from support_serve import OtherServer
 
 from petool_lite import ToolCaller
 from petool_lite.data.entries import Call, Entry
