@@ -27,9 +27,9 @@ def _published(item: dict[str, Any]) -> bool:
     return item["setting"] in SETTINGS and not item["other_data"]
 
 
-def model_index(name: str, run: Path) -> list[dict[str, Any]]:
-    """The scores in the form of a card's `model-index`; empty where there are none."""
-    from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+def card_data(run: Path, base: str, licence: str) -> Any:
+    """The head of a run's model card, a huggingface_hub.ModelCardData, with its scores as `model-index`."""
+    from huggingface_hub import EvalResult, ModelCardData
 
     results = [
         EvalResult(
@@ -45,7 +45,9 @@ def model_index(name: str, run: Path) -> list[dict[str, Any]]:
         for item in scored(run)
         for key, metric in _METRICS.items()
     ]
-    return eval_results_to_model_index(name, results) if results else []
+    about = {"license": licence or "other", "library_name": "gguf", "tags": ["tool-calling", "petool-lite", "gguf"]}
+    named = base if is_hub_id(base) else None
+    return ModelCardData(base_model=named, **about, model_name=run.name, eval_results=results or None)
 
 
 def eval_results(run: Path) -> dict[str, str]:
@@ -55,12 +57,9 @@ def eval_results(run: Path) -> dict[str, str]:
 
     found = {}
     for item in filter(_published, scored(run)):
-        notes = f"{item['name']}, {item['scorer']} scorer, {item['n']} entries"
-        entries = [
-            EvalResultEntry(_DATA, f"{item['setting']}_{key}", round(item[key], 2), notes=notes) for key in _METRICS
-        ]
-        text = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
-        found[f"petoolbench-{item['setting']}-{item['name']}.yaml"] = text
+        name, notes = f"petoolbench-{item['setting']}-{item['name']}.yaml", f"{item['scorer']} scorer, n {item['n']}"
+        entries = [EvalResultEntry(_DATA, f"{item['setting']}_{key}", item[key], notes=notes) for key in _METRICS]
+        found[name] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
     return found
 
 

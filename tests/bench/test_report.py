@@ -212,15 +212,3 @@ def test_a_temperature_goes_from_the_replies_into_the_next_export(tmp_path, comm
     assert found["temperature"] > 2, "three of four are right, not 97 of 100"
     keys = _own_keys(json.loads((run / "manifest.json").read_text()), None)
     assert keys["petool_lite.temperature"] == str(found["temperature"])
-
-
-def test_the_model_card_shows_the_scores_and_that_a_run_is_partial(tmp_path) -> None:
-    from petool_lite.export.card import scores
-
-    assert "Not scored yet" in scores(tmp_path)
-    data = {"source": "demo:test:40", "sha256": "ab" * 32, "total": 40}
-    write_results(tmp_path / "bench", rows(30)[:36], limit=36, entries=36, data=data)
-    write_report(tmp_path / "bench")
-    text = scores(tmp_path)
-    assert "`demo:test:40` (rating)" in text
-    assert "| tuned (partial) | 36 | 83.3 % | 83.3 % | 83.3 % |" in text

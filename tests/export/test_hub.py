@@ -136,7 +136,9 @@ def test_the_cards_head_is_what_the_hub_reads(run, tmp_path, monkeypatch) -> Non
     }  # fmt: skip
     data = {"kept": 1, "source": "x", "sha256": "0", "tokens": 1}
     manifest = {"setting": "rating", "prompt_style": "published", "data": data}
-    head = yaml.safe_load(card(run, Base("ann/base", tmp_path, None), manifest, document).split("---\n")[1])
+    text = card(run, Base("ann/base", tmp_path, None), manifest, document)
+    assert ("### Scores by the published scorer" in text, "1 of 1 tensors changed" in text) == (True, True)
+    head = yaml.safe_load(text.split("---\n")[1])
     assert (head["base_model"], head["license"], head["library_name"]) == ("ann/base", "apache-2.0", "gguf")
     (index,) = head["model-index"]
     (result,) = index["results"]
