@@ -12,7 +12,7 @@ from petool_lite.bench import variants as known
 from petool_lite.bench.compare import compare_folders, print_comparison
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import files_table, print_report, show, write_report
-from petool_lite.bench.results import load_rows, merge_shards, results_files, results_folder
+from petool_lite.bench.results import load_results, merge_shards, results_files, results_folder
 from petool_lite.bench.score import score_row, summary
 from petool_lite.cli.options import SETTING, as_json, decoding_option, run_option
 from petool_lite.console import print_json, progress, say
@@ -119,10 +119,10 @@ def bench_score(results: str, as_json: bool) -> None:
     found: dict[str, Any] = {}
     place = Path(results).expanduser()
     for path in results_files(results_folder(results)) if place.is_dir() else [place]:
-        rows, cut = load_rows(path)
-        if cut:
+        held = load_results(path)
+        if held.cut_line:
             say(f"{path}: the last line was cut and is left out")
-        found[str(path)] = summary(rows, [score_row(row) for row in rows])
+        found[str(path)] = summary(held.rows, [score_row(row) for row in held.rows])
     if as_json:
         print_json(found if place.is_dir() else next(iter(found.values())))
     else:
