@@ -1,12 +1,13 @@
 """The report of a folder of results: one document, from the files alone, its tables, and its written forms."""
 
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from petool_lite.bench.published import not_published_data, partial_reasons, published_table
 from petool_lite.bench.results import SCHEMA as ROWS_SCHEMA
 from petool_lite.bench.results import Results, check_same_data, load_folder, results_files
 from petool_lite.bench.score import CLASSES, METRICS, SCORERS, paired, quantile, summary
@@ -17,6 +18,7 @@ from petool_lite.models import file_sha256
 from petool_lite.runs import write_json, write_text
 
 SCHEMA = 4
+_PUBLISHED = ("user_entries_test.json", "user_entries_test_r.json")
 METRIC_WORDS = ("tool", "parameters", "both")
 _SCORER_WORDS = {
     "published": "the published scorer",
@@ -95,7 +97,6 @@ def build_report(scored: Sequence[Results], empty: Sequence[str] = ()) -> dict[s
         "data": list(reversed(data.values())),
         "variants": variants,
         "pairs": pairs,
-        "published": published_table(variants),
     }
 
 
@@ -111,12 +112,30 @@ def _variant(item: Results) -> dict[str, Any]:
         "data": {key: meta["data"][key] for key in ("source", "sha256", "total")},
         **{"results": item.path.name, "results_sha256": file_sha256(item.path), "cut_line": item.cut_line},
         "partial": partial_reasons(rows, meta),
-        "other_data": not_published_data(meta),
+        "published_data": is_published_data(meta),
         "rows": len(rows),
         **summary(rows, scores),
         "classes": {name: kinds.count(name) for name in CLASSES},
         "cost": cost(rows, meta),
     }
+
+
+def partial_reasons(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> list[str]:
+    """Why a variant was not scored on the whole of its data; empty if it was."""
+    total, broken = meta["data"]["total"], sum(row["status"] == "engine_error" for row in rows)
+    reasons = {
+        f"limited to {meta.get('limit')} of {total:,} entries": (meta.get("limit") or total) < total,
+        "one shard of the data": meta.get("shard"),
+        f"{len(rows):,} of {meta['entries']:,} entries so far": len(rows) < meta["entries"] or not meta["complete"],
+        f"the engine failed on {broken:,} entries, which are not scored": broken,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def is_published_data(meta: Mapping[str, Any]) -> bool:
+    """Whether the data is the published rating test set, by file name, setting and number of entries."""
+    name = PurePosixPath(meta["data"]["source"].replace("\\", "/")).name.removesuffix(".zip")
+    return name in _PUBLISHED and (meta["setting"], meta["data"]["total"]) == ("rating", 1000)
 
 
 def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +153,6 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
         seconds = sum(row[key] for row in runs)
         return round(amount / seconds, 4) if seconds > 0 and amount > 0 else None
 
-    done = sum(row["prompt_tokens"] + row["reply_tokens"] for row in runs)
     read = sum(max(0, row["prompt_tokens"] - row.get("cached_tokens", 0)) for row in runs)
     return {
         "cold": times(cold=True),
@@ -144,10 +162,7 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
         "peak_memory_gb": meta.get("peak_memory_gb") if runs else None,
         "model_bytes": meta.get("model_bytes") or None,
         "wall_seconds": meta.get("seconds"),
-        "gpu": {
-            **{key: gpu.get(key) for key in ("batch", "memory_gb")},
-            "tokens_per_s": rate(done, "seconds") if gpu else None,
-        },
+        "gpu": {key: gpu.get(key) for key in ("batch", "memory_gb")},
     }
 
 
@@ -156,7 +171,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[Table]:
     models = [item for item in document["variants"] if item["engine"] != "none"]
     pairs = _pairs_table(document, {item["name"] for item in models})
     found = (_scores_table(document), _cases_table(models), pairs, _classes_table(models), _cost_table(models))
-    yield from (table for table in (*found, _published_rows(document)) if table.rows)
+    yield from (table for table in (*found, _published_table(document["variants"])) if table.rows)
 
 
 def accuracies_cells(scores: Mapping[str, Any], *metrics: str) -> list[str]:
@@ -266,19 +281,18 @@ def _cost_table(models: Sequence[Mapping[str, Any]]) -> Table:
     return Table("cost", "Cost", columns, rows, notes)
 
 
-def _published_rows(document: Mapping[str, Any]) -> Table:
-    published = document["published"]
+def _published_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+    """The published figures, where one of ours stands beside them: it scored all entries of that very data."""
+    ours = [item for item in variants if item["published_data"] and not item["partial"]]
+    held = tomllib.loads(resources.files("petool_lite.bench").joinpath("published.toml").read_text(encoding="utf-8"))
     rows = [
-        (f"{item['name']} [{''.join(item['notes'])}]", published["source"], f"{item['tool_acc']:.1f}",
-         f"{item['param_acc']:.1f}")
-        for item in published["rows"]
-    ]  # fmt: skip
-    ours = [item for item in document["variants"] if item["name"] in published["ours"]]
+        (f"{name} [{notes}]", "published, not run here", f"{tool:.1f}", f"{parameters:.1f}")
+        for name, (tool, parameters, notes) in held["rows"].items()
+    ]
     rows += [(item["name"], "run here", *accuracies_cells(item, "tool", "param")) for item in ours]
-    notes = [f"[{key}] {text}" for key, text in published["notes"].items()]
-    notes += [f"{name} is not in this table: {'; '.join(why)}" for name, why in published["left_out"].items()]
-    title = "Beside the published table (rating setting)"
-    return Table("published", title, ("model", "source", "tool", "parameters"), rows, notes)
+    notes = [f"[{key}] {text}" for key, text in held["notes"].items()]
+    title, columns = "Beside the published table (rating setting)", ("model", "source", "tool", "parameters")
+    return Table("published", title, columns, rows if ours else [], notes)
 
 
 def files_table(found: Mapping[str, Mapping[str, Any]]) -> Table:

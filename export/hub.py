@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report
-from petool_lite.data import SETTINGS
 from petool_lite.errors import USAGE, PetoolError, first_line
 from petool_lite.models import is_hub_id
 from petool_lite.places import library_places
@@ -24,7 +23,7 @@ def scored(run: Path) -> list[dict[str, Any]]:
 
 
 def _published(item: dict[str, Any]) -> bool:
-    return item["setting"] in SETTINGS and not item["other_data"]
+    return bool(item["published_data"])
 
 
 def card_data(run: Path, base: str, licence: str) -> Any:

@@ -8,8 +8,7 @@ import jsonschema
 import pytest
 from petool_lite.bench.baselines import RULES
 from petool_lite.bench.compare import compare_folders
-from petool_lite.bench.published import not_published_data, partial_reasons, published_table
-from petool_lite.bench.report import print_report, write_report
+from petool_lite.bench.report import print_report, tables, write_report
 from petool_lite.bench.score import CLASSES
 from support_bench import answer, called, row, write_results
 
@@ -75,29 +74,27 @@ def test_a_report_is_rebuilt_to_the_byte_from_results_alone_and_bench_score_agre
     assert [scores["joint_acc"] for scores in found("bench", "score", folder).values()][:1] == [50.0]
 
 
-PUBLISHED = {"source": "hub:travisxu/PEToolBench/user_entries_test_r.json", "sha256": "ee" * 32, "total": 1000}
-
-
-def test_only_a_whole_run_on_the_published_entries_stands_beside_the_published_table() -> None:
-    facts = {"name": "tuned", "setting": "rating", "limit": None, "shard": None, "data": PUBLISHED}
-    facts |= {"entries": 1000, "complete": True}
+def test_only_a_whole_run_on_the_published_entries_stands_beside_the_published_table(tmp_path) -> None:
+    made = [rows(30)[0] | {"index": index, "entry_id": str(index)} for index in range(1000)]
+    data = {"source": "hub:travisxu/PEToolBench/user_entries_test_r.json", "sha256": "ee" * 32, "total": 1000}
     for count, changes, why in (
         (1000, {"limit": 5000}, ""),
-        (100, {"limit": 100, "entries": 100}, "partial: limited to 100 of 1,000 entries"),
-        (900, {"complete": False}, "partial: 900 of 1,000 entries so far"),
-        (1000, {"status": "engine_error"}, "partial: the engine failed on 1,000 entries"),
-        (1000, {"data": PUBLISHED | {"source": "fold0.jsonl"}}, "fold0.jsonl with 1,000 entries is not the"),
-        (1000, {"setting": "preferred"}, "the published table is of the rating setting"),
+        (100, {"limit": 100, "entries": 100}, "limited to 100 of 1,000 entries"),
+        (900, {"complete": False}, "900 of 1,000 entries so far"),
+        (1000, {"status": "engine_error"}, "the engine failed on 1 entries"),
+        (1000, {"data": data | {"source": "fold0.jsonl"}}, ""),
+        (1000, {"setting": "preferred"}, ""),
     ):
-        meta = facts | changes
-        partial = partial_reasons([{"status": meta.get("status", "ok")}] * count, meta)
-        table = published_table([meta | {"partial": partial, "other_data": not_published_data(meta)}])
-        assert (bool(partial), table["ours"]) == (why.startswith("partial"), [] if why else ["tuned"])
-        assert why in " ".join(table["left_out"].get("tuned", []))
-        found = {item["name"]: (item["tool_acc"], item["param_acc"]) for item in table["rows"]}
-        assert len(found) == (0 if why else 9)
-        assert why or (found["PEToolLLaMA"], found["Llama-3.2-3B-Instruct SFT"]) == ((78.4, 89.7), (78.7, 94.1))
-        assert all(item["notes"] and set(item["notes"]) <= set(table["notes"]) for item in table["rows"])
+        some = [item | {"setting": changes.get("setting", "rating")} for item in made[:count]]
+        some[0] |= {"status": changes.pop("status", "ok"), "error": ""}
+        write_results(tmp_path, some, **{"data": data, "entries": 1000} | changes)
+        document = write_report(tmp_path)
+        assert why in " ".join(document["variants"][0]["partial"])
+        table = {found.key: found for found in tables(document)}.get("published")
+        assert (table is not None) == ("limit" in changes and not why), changes
+        if table:
+            found = {row[0].split(" [")[0]: row[2:] for row in table.rows}
+            assert (len(found), found["PEToolLLaMA"]) == (10, ("78.4", "89.7"))
 
 
 def test_folders_of_several_settings_make_one_report_by_setting(tmp_path, command) -> None:

@@ -89,7 +89,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path) -> None:
     with pytest.raises(PetoolError, match=r"no such results file: .*results-base\.meta\.json"):
         load_results(path)
     path.with_name("results-base.meta.json").write_text(json.dumps(meta(rows(), entries=4)))
-    with pytest.raises(PetoolError, match="line 1: variant base, but tuned in results-base.meta.json"):
+    with pytest.raises(PetoolError, match="line 1: variant base, but tuned in results-base"):
         load_results(path)
 
 
