@@ -67,7 +67,7 @@ def test_it_fits_a_phone_and_a_desk(page) -> None:
     for width in (420, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("svg:visible").count() == 1
+        assert page.locator(".chart:visible").count() == 2
         ends = page.evaluate(
             "[...document.querySelectorAll('#scores th')].map((th) => th.getBoundingClientRect().right)"
         )
