@@ -186,7 +186,7 @@ def test_compare_refuses_what_does_not_compare(tmp_path) -> None:
     for first, second, said in (
         ("old", "setting", "is of the rating setting"),
         ("old", "data", "other data"),
-        ("old", "names", "no variant is in both"),
+        ("old", "names", "no variant to compare"),
         ("few", "apart", "no scored entry in common"),
     ):
         with pytest.raises(PetoolError, match=said):
