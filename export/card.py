@@ -29,7 +29,7 @@ prompt style `{style}`). It expects the prompts that petool-lite renders and is 
 
 ## Checks
 
-{changed} tensors changed, by {relative_change:.2%} in norm.
+{changed_tensors} of {tensors} trained tensors changed, by {relative_change:.2%} in norm.
 
 {checks}
 
@@ -49,11 +49,9 @@ def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, An
     """The card's text, Markdown with a YAML head that the Hub reads. `document` is the content of export.json."""
     known, report = licence(base), run / "bench" / "report.md"
     trained = f"all weights learned, SHA-256 `{document.get('model_sha256')}`"
-    changed = f"{document.get('changed_tensors')} of {document.get('tensors')}"
     if document["method"] != "full":
         stored = "dequantized NF4" if document["merge_base"] == "nf4" else "the base stores it"
         trained = f"adapter SHA-256 `{document['adapter_sha256']}`, merged into the base as {stored}"
-        changed = str(document["merged_tensors"])
     files = (f"| {item['file']} | {item['bytes'] / 1e6:,.0f} MB | `{item['sha256']}` |" for item in document["files"])
     return _TEXT.format(
         head=card_data(run, base.name, known).to_yaml(),
@@ -62,8 +60,7 @@ def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, An
         setting="all settings" if manifest["setting"] == ALL else f"{manifest['setting']} setting",
         licence="" if known else "\nThe base names no licence; see where it came from.\n",
         files="\n".join(files),
-        changed=changed,
-        relative_change=document["relative_change"],
+        **{key: document[key] for key in ("changed_tensors", "tensors", "relative_change")},
         checks="\n".join(f"- {name}: {', '.join(figures(found))}" for name, found in document["checks"].items()),
         scores=report.read_text().replace("# ", "## ") if report.is_file() else _UNSCORED,
         recipe=(run / "recipe.toml").read_text().strip(),

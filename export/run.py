@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,31 +47,25 @@ def export_run(run: Path, options: Options, report: Report = silent) -> dict[str
     With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. export.json goes first and comes last:
     while it is there, it tells of the files beside it. A check that fails raises PetoolError; no new file is left then.
     """
-    check_types(list(options.types))
+    check_types(options.types)
     library_places()
     with _only_writer(run / "export"):
         return _export(run, options, report)
 
 
 def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
-    started, folder = time.time(), run / "export"
-    manifest = read_manifest(run)
+    started, folder, manifest = time.time(), run / "export", read_manifest(run)
     recipe = load_recipe(str(run / "recipe.toml"))[1]
     base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
     merge_base = _merge_base(options, recipe)
     source = _trained_source(run, base, recipe, merge_base, report)
-    template = exported_template(chat_template(base.directory), manifest["prompt_style"])
-    source = replace(source, template=template)
+    source = replace(source, template=exported_template(chat_template(base.directory), manifest["prompt_style"]))
     if options.imatrix:
         source = replace(source, importance=importance(source, recipe, folder / "imatrix.gguf", report))
-    wording = manifest["data"].get("wording", {})
-    checks = Checks(source, recipe, wording, report)
-    seconds = {"start": round(time.time() - started, 2)}
+    checks = Checks(source, recipe, manifest["data"].get("wording", {}), report)
     keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
-    begun = time.time()
     with written(source, targets, keys, report) as (files, changes), ExitStack() as drafts:
-        seconds["write"], begun = round(time.time() - begun, 2), time.time()
         checks.run(files, options.level)
         paths = {target.name: files[name] for name, target in targets.items()}
         if options.lora and source.adapter is not None:
@@ -79,15 +73,24 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
             write_lora(paths["lora.gguf"], source.adapter, source, keys)
             if options.level == "full":
                 checks.run_lora(paths["lora.gguf"], options.types[0], export_base(base, options.types[0], report))
-        document = _document(run, source, changes, paths, checks)
-        document |= {"merge_base": merge_base} if merge_base else {}
-        document["imatrix"] = "imatrix.gguf" if options.imatrix else None
-        now = time.time()
-        document["seconds"] = {**seconds, "check": round(now - begun, 2), "all": round(now - started, 2)}
-        texts = {
-            "Modelfile": modelfile(next(iter(paths)), base.directory, recipe.model.max_tokens),
-            "README.md": card(run, base, manifest, document),
+        trained = TRAINED[recipe.train.method]
+        total = sum(changes.values(), Change())
+        document = {
+            **{"base": base.name, "method": recipe.train.method, "tensors": len(changes)},
+            "changed_tensors": sum(change.changed for change in changes.values()),
+            "relative_change": (total.delta / total.base) ** 0.5,
+            f"{trained}_sha256": files_sha256(sorted((run / trained).glob("*.safetensors"))),
+            "files": [  # such as model.q4_k_m.gguf, lora.gguf
+                {"type": name.split(".")[-2], "file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for name, path in paths.items()
+            ],
+            **{"checks": checks.figures, "checked_on": checks.checked_on, "versions": versions()},
+            **({"merge_base": merge_base} if merge_base else {}),
+            "imatrix": "imatrix.gguf" if options.imatrix else None,
+            "seconds": round(time.time() - started, 2),
         }
+        model = modelfile(next(iter(paths)), base.directory, recipe.model.max_tokens)
+        texts = {"Modelfile": model, "README.md": card(run, base, manifest, document)}
         (folder / "export.json").unlink(missing_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -127,47 +130,23 @@ def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, 
     return {f"petool_lite.{key}": str(value) for key, value in found.items() if value is not None}
 
 
-def _document(
-    run: Path, source: Source, changes: Mapping[str, Change], paths: Mapping[str, Path], checks: Checks
-) -> dict[str, Any]:
-    """What export.json says of the files in `paths`: final name -> where it lies now."""
-    delta, weights = (sum(getattr(change, name) for change in changes.values()) for name in ("delta", "base"))
-    changed = sum(change.changed for change in changes.values())
-    method = "full" if source.adapter is None else "lora"
-    counts = ("tensors", "changed_tensors") if method == "full" else ("adapted_modules", "merged_tensors")
-    return {
-        "base": source.base.name,
-        "method": method,
-        **dict(zip(counts, (len(changes), changed), strict=True)),
-        f"{TRAINED[method]}_sha256": files_sha256(sorted((run / TRAINED[method]).glob("*.safetensors"))),
-        "relative_change": (delta / weights) ** 0.5,
-        "files": [  # such as model.q4_k_m.gguf, lora.gguf
-            {"type": name.split(".")[-2], "file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            for name, path in paths.items()
-        ],
-        "checks": checks.figures,
-        "checked_on": checks.checked_on,
-        "versions": versions(),
-    }
-
-
 def export_base(base: Base | str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
     check_types([type_name])
     base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
-    if base.gguf:
-        identity = file_sha256(base.gguf)
-    else:  # names, sizes and times of the files: hashing gigabytes would cost a minute
-        stats = {file.name: file.stat() for file in sorted(base.directory.glob("*.safetensors"))}
-        facts = [(name, facts.st_size, facts.st_mtime_ns) for name, facts in stats.items()]
-        identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
+    # names, sizes and times of the files: hashing gigabytes would cost a minute
+    facts = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(base.directory.glob("*.safetensors"))
+    ]
+    identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
     target = cache_place("exports", f"{base.directory.name}-{identity[:16]}.{type_name}.gguf")
     if not target.is_file():
         write_targets(load_source(base, report=report), {type_name: target}, {}, report)
     return target
 
 
-def check_types(types: list[str]) -> None:
+def check_types(types: Sequence[str]) -> None:
     """Raise PetoolError for a GGUF type that petool-lite does not write."""
     unknown = [name for name in types if name not in TYPES]
     if unknown or not types:

@@ -28,12 +28,12 @@ def test_a_run_of_it_becomes_files_that_say_so(tuned_full, make_run) -> None:
     assert (document["method"], document["tensors"], document["changed_tensors"]) == ("full", 20, 20)
     assert 0 < document["relative_change"] < 1
     assert len(document["model_sha256"]) == 64
-    assert not {"merge_base", "adapter_sha256", "merged_tensors"} & set(document)
+    assert not {"merge_base", "adapter_sha256"} & set(document)
     fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
     assert (fields["petool_lite.prompt_style"], "petool_lite.merge_base" in fields) == ("petool", False)
     card = (run / "export" / "README.md").read_text()
     assert f"all weights learned, SHA-256 `{document['model_sha256']}`" in card
-    assert "20 of 20 tensors changed" in card
+    assert "20 of 20 trained tensors changed" in card
     for options, name in ((Options(("f16",), lora=True), "--lora-gguf"), (Options(("f16",), "bf16"), "--merge-base")):
         with pytest.raises(PetoolError, match=f"{name} needs an adapter") as error:
             export_run(run, options)

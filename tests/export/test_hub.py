@@ -137,7 +137,7 @@ def test_the_cards_head_is_what_the_hub_reads(run, tmp_path, monkeypatch) -> Non
     data = {"kept": 1, "source": "x", "sha256": "0", "tokens": 1}
     manifest = {"setting": "rating", "prompt_style": "published", "data": data}
     text = card(run, Base("ann/base", tmp_path, None), manifest, document)
-    assert ("### Scores by the published scorer" in text, "1 of 1 tensors changed" in text) == (True, True)
+    assert ("### Scores by the published scorer" in text, "1 of 1 trained tensors changed" in text) == (True, True)
     head = yaml.safe_load(text.split("---\n")[1])
     assert (head["base_model"], head["license"], head["library_name"]) == ("ann/base", "apache-2.0", "gguf")
     (index,) = head["model-index"]

@@ -167,7 +167,7 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
         "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "imatrix.gguf", "Modelfile", "README.md", "export.json",
     }  # fmt: skip
     assert json.loads((folder / "export.json").read_text()) == document
-    assert (document["adapted_modules"], document["merged_tensors"], document["merge_base"]) == (14, 14, "bf16")
+    assert (document["tensors"], document["changed_tensors"], document["merge_base"]) == (14, 14, "bf16")
     assert 0 < document["relative_change"] < 10
     assert document["checks"]["q4_k_m"] == {"prompts_with_equal_ids": 50}
     card = (folder / "README.md").read_text()
