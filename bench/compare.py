@@ -12,15 +12,14 @@ from petool_lite.errors import USAGE, PetoolError
 
 _WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))
 _WORDS |= {f"{metric}_as_asked": f"{_WORDS[metric]} as asked" for metric in METRICS[1:]}
-_FLIPS = 12  # entries shown in a terminal; all are in the --json document
 
 
 def compare_folders(
     first: Path, second: Path, variant: str | None = None, against: str | None = None
 ) -> dict[str, Any]:
-    """What changed from `first` to `second`: scores on the common entries, paired tests, entries that flipped. Variants
-    of equal names are compared, or `variant` of the first with `against` of the second; a folder's only variant needs
-    no name. Raises PetoolError where setting, data or right answers differ or no entry is common."""
+    """What changed from `first` to `second`: scores on the common entries, paired tests, ids of entries that flipped.
+    Variants of equal names are compared, or `variant` of the first with `against` of the second; a folder's only
+    variant needs no name. Raises PetoolError where setting, data or right answers differ or no entry is common."""
     one, two = ({item.name: item for item in load_folder(folder)} for folder in (first, second))
     if against is not None and variant is None:
         raise PetoolError("--against needs --variant", "name the variant of the first folder too", USAGE)
@@ -51,33 +50,16 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
         "other_prompts": sum(was != now for was, now in zip(*prompts, strict=True)),
         "scores": [accuracies([scores[key] for key in common]) for scores in (before, after)],
         **paired(before, after),
-        "flipped": [flip for key in common if (flip := _flip(key, old, new))],
+        "flipped": [
+            key for key in common if before[key].pairs[before[key].scorer] != after[key].pairs[after[key].scorer]
+        ],
     }
-
-
-def _flip(key: str, old: Results, new: Results) -> dict[str, Any] | None:
-    """An entry whose verdict on the tool or on the parameters changed; None for another."""
-    (row, was, name), (other, now, kind) = old.triples[key], new.triples[key]
-    before, after = was.pairs[was.scorer], now.pairs[now.scorer]
-    if before == after:
-        return None
-    gained = sum(after) - sum(before)
-    change = "better" if gained > 0 else "worse" if gained else "other"
-    replies = [item.get("reply", "") for item in (row, other)]
-    return {"entry_id": key, "change": change, "classes": [name, kind], "gold": row["gold"], "replies": replies}
 
 
 def print_comparison(found: Mapping[str, Any]) -> None:
     """What `bench compare` found, on stdout."""
     for item in found["variants"]:
         show(_comparison(item))
-        rows = [
-            (flip["entry_id"], flip["change"], " → ".join(dict.fromkeys(flip["classes"])).replace("_", " "))
-            for flip in item["flipped"][:_FLIPS]
-        ]
-        title = f"{len(item['flipped']):,} entries flipped"
-        if rows:
-            show(Table("flipped", title, ("entry", "now", "class"), rows, ["all of them and every reply: --json"]))
 
 
 def _comparison(item: Mapping[str, Any]) -> Table:
@@ -91,6 +73,7 @@ def _comparison(item: Mapping[str, Any]) -> Table:
     notes = [
         f"n {item['n']:,} of {item['entries'][0]:,} and {item['entries'][1]:,}, "
         f"the same call in {item['agreement']:.1f} %, another prompt in {item['other_prompts']:,}",
+        f"{len(item['flipped']):,} entries flipped: their ids are in --json, their replies in each report.html",
         "difference in points with its 95 % interval by function, entries won and lost, exact McNemar test",
     ]
     name = " → ".join(dict.fromkeys((item["first"], item["second"])))

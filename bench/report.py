@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petool_lite.bench.results import SCHEMA as ROWS_SCHEMA
-from petool_lite.bench.results import Results, check_same_data, load_folder, results_files
-from petool_lite.bench.score import CLASSES, METRICS, SCORERS, paired, quantile, summary
+from petool_lite.bench.results import Results, check_same_data, load_folder
+from petool_lite.bench.score import CLASSES, METRICS, paired, quantile, summary
 
 from petool_lite.console import print_table, terminal
 from petool_lite.errors import PetoolError
@@ -58,7 +58,7 @@ def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
     scored = _named([item for place in folders for item in load_folder(place)])
     if not scored:
         raise PetoolError(f"no result in {folders[0]} yet", "petool-lite bench goes on where it was stopped")
-    document = build_report(scored, [path.name for place in folders for path in results_files(place, empty=True)])
+    document = build_report(scored)
     target = target or folders[0]
     write_text(target / "report.md", markdown_report(document))
     write_text(target / "report.html", html_report(document, scored))
@@ -79,9 +79,8 @@ def _named(results: Sequence[Results]) -> list[Results]:
     return list(found.values())
 
 
-def build_report(scored: Sequence[Results], empty: Sequence[str] = ()) -> dict[str, Any]:
-    """The report document (report.schema.json, docs/bench.md); the same files give the same document. `empty` names
-    results files without a row."""
+def build_report(scored: Sequence[Results]) -> dict[str, Any]:
+    """The report document (report.schema.json, docs/bench.md); the same files give the same document."""
     variants = [_variant(item) for item in scored]
     data = {item["setting"]: {"setting": item["setting"], **item["data"]} for item in reversed(variants)}
     pairs = [
@@ -92,8 +91,7 @@ def build_report(scored: Sequence[Results], empty: Sequence[str] = ()) -> dict[s
     return {
         "schema": SCHEMA,
         "rows_schema": ROWS_SCHEMA,
-        "partial": bool(empty) or any(item["partial"] for item in variants),
-        "empty": list(empty),
+        "partial": any(item["partial"] for item in variants),
         "data": list(reversed(data.values())),
         "variants": variants,
         "pairs": pairs,
@@ -208,7 +206,6 @@ def _scores_table(document: Mapping[str, Any]) -> Table:
     notes = ["in percent, with 95 % intervals by function; decoded greedily"]
     if asked:
         notes.append("as asked: a number that the data cut to a whole one may stand as the request says it")
-    notes += [f"{name} has no reply yet and is left out" for name in document["empty"]]
     scorers = [_SCORER_WORDS[name] for name in dict.fromkeys(item["scorer"] for item in variants)]
     for item in variants:
         notes += [f"{item['name']}: {note}" for note in _notes(item)]
@@ -293,17 +290,6 @@ def _published_table(variants: Sequence[Mapping[str, Any]]) -> Table:
     notes = [f"[{key}] {text}" for key, text in held["notes"].items()]
     title, columns = "Beside the published table (rating setting)", ("model", "source", "tool", "parameters")
     return Table("published", title, columns, rows if ours else [], notes)
-
-
-def files_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Scores of single results files, by every scorer; for `bench score`."""
-    rows, notes = [], []
-    for path, item in found.items():
-        others = {name: item[name] for name in SCORERS if name in item}
-        for scorer, scores in {item["scorer"]: item, **others}.items():
-            rows.append((path, scorer.replace("_", " "), f"{item['n']:,}", *accuracies_cells(scores)))
-        notes += [f"{path}: {note}" for note in _notes({"partial": [], "cut_line": False, **item})]
-    return Table("files", "Scores", ("results", "scorer", "n", *METRIC_WORDS), rows, notes)
 
 
 def heading(document: Mapping[str, Any]) -> list[str]:

@@ -126,9 +126,9 @@ def results_folder(place: str) -> Path:
     raise PetoolError(f"no results-<variant>.jsonl in {path}", "give a folder that bench wrote, or a run")
 
 
-def results_files(folder: Path, empty: bool = False) -> list[Path]:
-    """The results files of a folder that have a row, or those that were begun and have none yet."""
-    return sorted(path for path in folder.glob("results-*.jsonl") if (path.stat().st_size == 0) == empty)
+def results_files(folder: Path) -> list[Path]:
+    """The results files of a folder, but those that were begun and have no row yet."""
+    return sorted(path for path in folder.glob("results-*.jsonl") if path.stat().st_size)
 
 
 def load_folder(folder: Path) -> tuple[Results, ...]:

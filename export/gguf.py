@@ -174,11 +174,6 @@ def write_lora(path: Path, adapter: Adapter, source: "Source", extra: Mapping[st
             high = permute(high, heads)
         writer.add_tensor(f"{source.gguf_name(name)}.lora_a", low.contiguous().numpy())
         writer.add_tensor(f"{source.gguf_name(name)}.lora_b", high.contiguous().numpy())
-    save(writer)
-
-
-def save(writer: Any) -> None:
-    """Write what a gguf.GGUFWriter holds, and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -66,9 +66,9 @@ class Reference:
         parts = [states.float().cpu() @ head.read(first, last).T for first, last in pairwise(ends)]
         return torch.cat(parts, dim=1).numpy()
 
-    def input_squares(self, rows: Sequence[Sequence[int]], report: Report) -> dict[str, tuple[Any, int]]:
-        """GGUF name of each layer matrix -> (sum over all tokens of its squared inputs, number of tokens). The sums are
-        float32 numpy arrays of length columns: an importance matrix as llama.cpp defines it."""
+    def mean_squares(self, rows: Sequence[Sequence[int]], report: Report) -> dict[str, Any]:
+        """GGUF name of each layer matrix -> mean over all tokens of its squared inputs, a float32 numpy array of length
+        columns: an importance matrix as llama.cpp defines it."""
         import torch
 
         sums: dict[str, Any] = {}
@@ -86,4 +86,4 @@ class Reference:
             self._states(row)
             report("measuring importance", number, len(rows), "")
         total = sum(map(len, rows))
-        return {name: (values.float().numpy(), total) for name, values in sums.items()}
+        return {name: (values / total).float().numpy() for name, values in sums.items()}

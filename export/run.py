@@ -44,7 +44,7 @@ class Options:
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
 
-    With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. export.json goes first and comes last:
+    With `options.lora` also lora.gguf. export.json goes first and comes last:
     while it is there, it tells of the files beside it. A check that fails raises PetoolError; no new file is left then.
     """
     check_types(options.types)
@@ -61,7 +61,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     source = _trained_source(run, base, recipe, merge_base, report)
     source = replace(source, template=exported_template(chat_template(base.directory), manifest["prompt_style"]))
     if options.imatrix:
-        source = replace(source, importance=importance(source, recipe, folder / "imatrix.gguf", report))
+        source = replace(source, importance=importance(source, recipe, report))
     checks = Checks(source, recipe, manifest["data"].get("wording", {}), report)
     keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
@@ -71,8 +71,6 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
         if options.lora and source.adapter is not None:
             paths["lora.gguf"] = drafts.enter_context(draft(folder / "lora.gguf"))
             write_lora(paths["lora.gguf"], source.adapter, source, keys)
-            if options.level == "full":
-                checks.run_lora(paths["lora.gguf"], options.types[0], export_base(base, options.types[0], report))
         trained = TRAINED[recipe.train.method]
         total = sum(changes.values(), Change())
         document = {
@@ -86,7 +84,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
             ],
             **{"checks": checks.figures, "checked_on": checks.checked_on, "versions": versions()},
             **({"merge_base": merge_base} if merge_base else {}),
-            "imatrix": "imatrix.gguf" if options.imatrix else None,
+            "imatrix": options.imatrix,
             "seconds": round(time.time() - started, 2),
         }
         model = modelfile(next(iter(paths)), base.directory, recipe.model.max_tokens)

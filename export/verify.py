@@ -3,7 +3,6 @@
 Every figure is returned for export.json; one below its threshold fails the export and is named.
 """
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,12 @@ from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.llama_open import first_error
 from petool_lite.models import Base
 from petool_lite.prompt.render import Example, Layout, chat_from_directory, common_length, examples, prompt_text
 from petool_lite.recipe import Recipe
 
 Trial = tuple[list[str], list[Example], str]
 PROMPTS, REPLIES = 50, 20
-_LORA_EVERY = 4  # of the replies' rows one in so many is for the LoRA file
 _CONSIDERED = 200  # held-out entries among which the shortest are taken
 STOPPED = 0.9  # share of greedy replies that must end by themselves
 # GGUF type -> least top-1 agreement and largest mean KL divergence (nats a token) on answer tokens
@@ -78,32 +75,22 @@ class Checks:
             return
         self._wanted = Reference(self.source).answer_logits(self.rows, self.report)
         for name, path in paths.items():
-            against, stopped = self._compared(path, self.max_reply, name)
-            self.figures[name] |= {"replies": len(self.rows), "replies_stopped": stopped} | against
+            self.figures[name] |= self._compared(path, name)
         faults = [fault for name, figures in self.figures.items() for fault in shortfalls(name, figures)]
         if faults:
             hint = "train longer, or take a larger type; --verify quick leaves out what runs the model"
             raise PetoolError("the export is not right: " + "; ".join(faults), hint)
 
-    def run_lora(self, path: Path, type_name: str, base_file: Path) -> None:
-        """Compare the base's file with the LoRA file on it in llama.cpp, which is slow at it, to the merged model on a
-        few of the rows; after a full `run`."""
-        against, _ = self._compared(base_file, 0, f"base {type_name} + LoRA", path, every=_LORA_EVERY)
-        self.figures["lora"] = {"base_file": base_file.name} | against
-        if faults := shortfalls(type_name, self.figures["lora"]):
-            raise PetoolError(f"the LoRA file is not right: {'; '.join(faults)}", "this is a fault of the export")
-
-    def _compared(
-        self, path: Path, max_reply: int, name: str, lora: Path | None = None, every: int = 1
-    ) -> tuple[dict[str, Any], int]:
+    def _compared(self, path: Path, name: str) -> dict[str, Any]:
         """How a file's answers agree with the merged model's, and how many of its replies ended by themselves."""
-        rows, logits, ended = self.rows[::every], [], 0
-        with Evaluator(path, max(len(row.ids) for row in rows) + max_reply + 1, lora) as model:
+        rows, logits, ended = self.rows, [], 0
+        with Evaluator(path, max(len(row.ids) for row in rows) + self.max_reply + 1) as model:
             for number, row in enumerate(rows, 1):
-                found, stopped = model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], max_reply)
+                found, stopped = model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], self.max_reply)
                 logits, ended = [*logits, found], ended + stopped
                 self.report(f"running {name} in llama.cpp", number, len(rows), "")
-        return {"against_transformers": agreement(self._wanted[::every], logits)}, ended
+        against = agreement(self._wanted, logits)
+        return {"replies": len(rows), "replies_stopped": ended, "against_transformers": against}
 
 
 def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
@@ -136,21 +123,7 @@ def _first_difference(ids: Sequence[int], other: Sequence[int], decode: Any) -> 
 
 
 class Evaluator(LlamaModel):
-    """One GGUF file with a LoRA file applied, if given: logits of given answers, and greedy replies. Scoring uses
-    petool_lite.inference as it is; this adds what scoring does not need, logits of every answer token."""
-
-    def __init__(self, path: Path, n_ctx: int, lora: Path | None = None) -> None:
-        """Load both; `n_ctx` holds a prompt with its answer or reply. Raises PetoolError if one does not load."""
-        super().__init__(path, n_ctx)
-        if lora is None:
-            return
-        self._reserve(self.n_ctx)  # a context that grew later would be one without the adapter
-        adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
-        adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
-        scales = (ctypes.c_float * 1)(1.0)
-        if not adapters or self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales) != 0:
-            self.close()
-            raise PetoolError(f"llama.cpp cannot apply {lora}: {first_error()}", "this is a fault of the export")
+    """One GGUF file: logits of every token of given answers, which scoring does not need, and greedy replies."""
 
     def run(self, prompt: Sequence[int], answer: Sequence[int], max_reply: int) -> tuple[Any, bool]:
         """Logits for each token of `answer` after `prompt`, float32 numpy (answer tokens, vocabulary), and whether the
@@ -189,7 +162,8 @@ def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:
 def shortfalls(name: str, figures: dict[str, Any]) -> list[str]:
     """What of a file's figures lies below its threshold, in words."""
     faults, against = [], figures["against_transformers"]
-    if (stopped := figures.get("replies_stopped", 0)) < STOPPED * (count := figures.get("replies", 0)):
+    stopped, count = figures["replies_stopped"], figures["replies"]
+    if stopped < STOPPED * count:
         faults.append(f"{stopped} of {count} greedy replies stop at the end token, fewer than {STOPPED:.0%}")
     least, most = _LIMITS.get(name, _LOW_BITS)
     if against["top1"] < least:

@@ -46,18 +46,31 @@ def decisive(source, count=6):
 
 
 def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, tmp_path) -> None:
+    import llama_cpp
+
     drawn, wanted = decisive(source)
     plain = load_source(source.base)
     write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"}, {})
     write_targets(plain, {"bf16": tmp_path / "plain.gguf"}, {})
     write_lora(tmp_path / "lora.gguf", source.adapter, source, {})
 
-    def compare(name, lora=None):
-        with Evaluator(tmp_path / name, 128, lora) as model:
+    def compare(name):
+        with Evaluator(tmp_path / name, 128) as model:
             found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2)[0] for row in drawn]
-        return {"against_transformers": agreement(wanted, found)}
+        return {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
 
-    good, lora, wrong = compare("tuned.gguf"), compare("plain.gguf", tmp_path / "lora.gguf"), compare("plain.gguf")
+    def with_lora():
+        model = llama_cpp.Llama(
+            str(tmp_path / "plain.gguf"), lora_path=str(tmp_path / "lora.gguf"), logits_all=True, verbose=False
+        )
+        found = []
+        for row in drawn:
+            model.reset()
+            model.eval(row.ids[:-1])
+            found.append(model.scores[row.answer_start - 1 : len(row.ids) - 1].copy())
+        return {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
+
+    good, lora, wrong = compare("tuned.gguf"), with_lora(), compare("plain.gguf")
     assert shortfalls("bf16", good) == []
     assert shortfalls("bf16", lora) == []
     assert shortfalls("q8_0", compare("q8.gguf")) == []
@@ -102,19 +115,17 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
     import torch
 
     ids, seen = [row.ids for row in rows()], []
-    sums = Reference(source).input_squares(ids, quiet)
-    assert len(sums) == 2 * 7
+    found = Reference(source).mean_squares(ids, quiet)
+    assert len(found) == 2 * 7
     layer = tuned[2].model.layers[1]
     handle = layer.mlp.down_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
     with torch.no_grad():
         for row in ids:
             tuned[2](torch.tensor([row]))
     handle.remove()
-    wanted = torch.cat(seen).double().square().sum(0).numpy()
-    values, count = sums["blk.1.ffn_down.weight"]
-    assert count == sum(map(len, ids))
-    assert values == pytest.approx(wanted, rel=1e-4)
-    assert (sums["blk.1.attn_q.weight"][0] == sums["blk.1.attn_v.weight"][0]).all()
+    wanted = torch.cat(seen).double().square().mean(0).numpy()
+    assert found["blk.1.ffn_down.weight"] == pytest.approx(wanted, rel=1e-4)
+    assert (found["blk.1.attn_q.weight"] == found["blk.1.attn_v.weight"]).all()
 
 
 @pytest.mark.parametrize("file_type", ["q4_k_m", "q4_0", "iq4_xs"])
@@ -122,8 +133,7 @@ def test_with_importance_the_file_is_what_the_quantizer_writes(
     tiny_model, llama3_tokenizer, llama_quantize, tmp_path, file_type
 ) -> None:
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
-    sums = Reference(source).input_squares([row.ids for row in rows()], quiet)
-    matrix = {name: values / np.float32(count) for name, (values, count) in sums.items()}
+    matrix = Reference(source).mean_squares([row.ids for row in rows()], quiet)
     write_targets(source, {"bf16": tmp_path / "bf16.gguf"}, {})
     write_targets(replace(source, importance=matrix), {file_type: tmp_path / "ours.gguf"}, {})
     wanted = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "wanted.gguf", file_type, matrix)
@@ -164,7 +174,7 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     document = export_run(run, Options(("q4_k_m", "f16"), imatrix=True, lora=True, level="quick"))
     folder = run / "export"
     assert {path.name for path in folder.iterdir()} == {
-        "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "imatrix.gguf", "Modelfile", "README.md", "export.json",
+        "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "Modelfile", "README.md", "export.json",
     }  # fmt: skip
     assert json.loads((folder / "export.json").read_text()) == document
     assert (document["tensors"], document["changed_tensors"], document["merge_base"]) == (14, 14, "bf16")
