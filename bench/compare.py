@@ -38,7 +38,7 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
     if setting != other:
         what = f"{old.path} is of the {setting} setting, {new.path} of the {other} setting"
         raise PetoolError(what, "only results of one setting compare")
-    check_same_data([old, new])
+    check_same_data({item.path: item.meta for item in (old, new)})
     before, after = old.by_entry, new.by_entry
     common = [key for key in before if key in after]
     if not common:

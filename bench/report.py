@@ -68,7 +68,7 @@ def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
 
 def _named(results: Sequence[Results]) -> list[Results]:
     """All results under names of their own; raises PetoolError where data or names clash."""
-    check_same_data(results)
+    check_same_data({item.path: item.meta for item in results})
     names = [item.name for item in results]
     found: dict[str, Results] = {}
     for item in results:

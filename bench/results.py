@@ -134,18 +134,17 @@ def results_files(folder: Path) -> list[Path]:
 def load_folder(folder: Path) -> tuple[Results, ...]:
     """All results of a folder that have a row, in the order in which they were started; see `check_same_data`."""
     found = sorted(map(load_results, results_files(folder)), key=lambda item: str(item.meta.get("started") or ""))
-    check_same_data(found)
+    check_same_data({item.path: item.meta for item in found})
     return tuple(found)
 
 
-def check_same_data(results: Sequence[Results]) -> None:
-    """Raises PetoolError that names two files of one setting that were made from different data."""
-    first: dict[str, Results] = {}
-    for item in results:
-        other = first.setdefault(item.meta["setting"], item)
-        (one, two) = (found.meta["data"] for found in (item, other))
-        if one["sha256"] != two["sha256"]:
-            what = f"{item.path} was made from {one['source']}, {other.path} from {two['source']}: other data"
+def check_same_data(metas: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raises PetoolError that names two results files of one setting that were made from different data."""
+    first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for path, meta in metas.items():
+        other, known = first.setdefault(meta["setting"], (path, meta["data"]))
+        if known["sha256"] != meta["data"]["sha256"]:
+            what = f"{path} was made from {meta['data']['source']}, {other} from {known['source']}: other data"
             raise PetoolError(what, "give each data set a folder of its own")
 
 

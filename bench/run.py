@@ -11,7 +11,7 @@ from typing import Any
 from petool_lite.bench.engines import Task, Work, model_style, work_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.report import write_report
-from petool_lite.bench.results import SCHEMA, Store, continued, load_results, open_store, results_files
+from petool_lite.bench.results import SCHEMA, Store, check_same_data, continued, load_results, open_store, results_files
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 
 from petool_lite.console import Report, silent
@@ -36,23 +36,14 @@ def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report 
     task.entries()
     if task.shard is not None:
         folder /= "shard-{}-of-{}".format(*task.shard)
-    _check_neighbours(variants, task, folder)
+    new = {folder / f"results-{item.name}.jsonl": _meta(item, task, len(task.entries())) for item in variants}
+    check_same_data(new | {path: load_results(path).meta for path in results_files(folder) if path not in new})
     with locked(folder):
         generate(variants, task, folder, report)
         if task.shard is None:
             return write_report(folder)
     report(f"replies of shard {task.shard[0]}/{task.shard[1]}: {folder}; bench merge makes all one", 0, 0, "")
     return None
-
-
-def _check_neighbours(variants: Sequence[Variant], task: Task, folder: Path) -> None:
-    """Raise PetoolError for other results in the folder that the report could not hold beside these."""
-    own, data = {f"results-{variant.name}.jsonl" for variant in variants}, task.dataset
-    for path in results_files(folder):
-        meta = load_results(path).meta if path.name not in own else {}
-        if meta.get("setting") == task.setting and meta["data"]["sha256"] != data.sha256:
-            what = f"{path} was made from other data: {meta['data']['source']}, not {data.source}"
-            raise PetoolError(what, "give another --out, or take that file away")
 
 
 def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> None:

@@ -5,10 +5,9 @@ merged, by the C functions inside llama-cpp-python.
 """
 
 from petool_lite.export.quantize import TYPES
-from petool_lite.export.run import Options, export_base, export_run, write_targets, written
+from petool_lite.export.run import Options, export_base, export_run, write_targets
 from petool_lite.export.source import check_exportable, load_source, load_whole
 
 __all__ = [
-    "TYPES", "Options", "check_exportable", "export_base", "export_run", "load_source", "load_whole", "write_targets",
-    "written",
+    "TYPES", "Options", "check_exportable", "export_base", "export_run", "load_source", "load_whole", "write_targets"
 ]  # fmt: skip

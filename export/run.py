@@ -16,7 +16,7 @@ from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
 from petool_lite.export.source import Source, load_source, load_whole
 from petool_lite.export.stream import Change, write_files
-from petool_lite.export.verify import Checks
+from petool_lite.export.verify import check_files, trial
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
@@ -62,11 +62,12 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     source = replace(source, template=exported_template(chat_template(base.directory), manifest["prompt_style"]))
     if options.imatrix:
         source = replace(source, importance=importance(source, recipe, report))
-    checks = Checks(source, recipe, manifest["data"].get("wording", {}), report)
+    tried_on = trial(base, recipe, manifest["data"].get("wording", {}), report)
     keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
     with written(source, targets, keys, report) as (files, changes), ExitStack() as drafts:
-        checks.run(files, options.level)
+        max_reply = recipe.bench.max_reply_tokens if options.level == "full" else None
+        figures = check_files(files, source, tried_on, max_reply, report)
         paths = {target.name: files[name] for name, target in targets.items()}
         if options.lora and source.adapter is not None:
             paths["lora.gguf"] = drafts.enter_context(draft(folder / "lora.gguf"))
@@ -82,7 +83,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
                 {"type": name.split(".")[-2], "file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
                 for name, path in paths.items()
             ],
-            **{"checks": checks.figures, "checked_on": checks.checked_on, "versions": versions()},
+            **{"checks": figures, "checked_on": tried_on[2], "versions": versions()},
             **({"merge_base": merge_base} if merge_base else {}),
             "imatrix": options.imatrix,
             "seconds": round(time.time() - started, 2),

@@ -54,43 +54,32 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
     return texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
 
 
-class Checks:
-    """The checks of one export: `figures` by file type as they are found, `checked_on` which data."""
-
-    def __init__(
-        self, source: Source, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report
-    ) -> None:  # fmt: skip
-        """Files of `source` are tried on what `trial` finds."""
-        self.source, self.report, self.max_reply = source, report, recipe.bench.max_reply_tokens
-        self.texts, self.rows, self.checked_on = trial(source.base, recipe, wording, report)
-        self.figures: dict[str, dict[str, Any]] = {}
-        self._wanted: list[Any] = []  # the merged model's own logits, which every file is compared with
-
-    def run(self, paths: Mapping[str, Path], level: str) -> None:
-        """Check the files, by type; at level "full" with the model run. Raises PetoolError naming each fault."""
-        for number, (name, path) in enumerate(paths.items(), 1):
-            self.figures[name] = {"prompts_with_equal_ids": check_ids(path, self.source, self.texts)}
-            self.report("checking token ids", number, len(paths), name)
-        if level != "full":
-            return
-        self._wanted = Reference(self.source).answer_logits(self.rows, self.report)
-        for name, path in paths.items():
-            self.figures[name] |= self._compared(path, name)
-        faults = [fault for name, figures in self.figures.items() for fault in shortfalls(name, figures)]
-        if faults:
-            hint = "train longer, or take a larger type; --verify quick leaves out what runs the model"
-            raise PetoolError("the export is not right: " + "; ".join(faults), hint)
-
-    def _compared(self, path: Path, name: str) -> dict[str, Any]:
-        """How a file's answers agree with the merged model's, and how many of its replies ended by themselves."""
-        rows, logits, ended = self.rows, [], 0
-        with Evaluator(path, max(len(row.ids) for row in rows) + self.max_reply + 1) as model:
+def check_files(
+    paths: Mapping[str, Path], source: Source, tried_on: Trial, max_reply: int | None, report: Report
+) -> dict[str, dict[str, Any]]:
+    """The figures of each file of `source`, by type; the model is run, too, unless `max_reply`, the most tokens of a
+    reply, is None. Raises PetoolError naming each fault."""
+    texts, rows, _ = tried_on
+    figures: dict[str, dict[str, Any]] = {}
+    for number, (name, path) in enumerate(paths.items(), 1):
+        figures[name] = {"prompts_with_equal_ids": check_ids(path, source, texts)}
+        report("checking token ids", number, len(paths), name)
+    if max_reply is None:
+        return figures
+    wanted = Reference(source).answer_logits(rows, report)
+    for name, path in paths.items():
+        logits, ended = [], 0
+        with Evaluator(path, max(len(row.ids) for row in rows) + max_reply + 1) as model:
             for number, row in enumerate(rows, 1):
-                found, stopped = model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], self.max_reply)
+                found, stopped = model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], max_reply)
                 logits, ended = [*logits, found], ended + stopped
-                self.report(f"running {name} in llama.cpp", number, len(rows), "")
-        against = agreement(self._wanted, logits)
-        return {"replies": len(rows), "replies_stopped": ended, "against_transformers": against}
+                report(f"running {name} in llama.cpp", number, len(rows), "")
+        figures[name] |= {"replies": len(rows), "replies_stopped": ended}
+        figures[name] |= {"against_transformers": agreement(wanted, logits)}
+    if faults := [fault for name, found in figures.items() for fault in shortfalls(name, found)]:
+        hint = "train longer, or take a larger type; --verify quick leaves out what runs the model"
+        raise PetoolError("the export is not right: " + "; ".join(faults), hint)
+    return figures
 
 
 def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
