@@ -24,9 +24,7 @@ NOBODY = Chat(lambda texts: [[] for _ in texts], "", "", "", 0)  # the server ha
 
 def endpoint_rows(work: Work, report: Report) -> Rows:
     """The replies to all entries of `work`, in whatever order they come, as many at once as the variant's batch says.
-
-    Raises PetoolError where the endpoint cannot go on; entries without a row are asked for by the same command.
-    """
+    Raises PetoolError where the endpoint cannot go on; entries without a row are asked for by the same command."""
     variant, count, style = work.variant, len(work.entries), str(work.variant.style)
     most = variant.requests or max(_LEAST, 3 * count)
     endpoint = Endpoint(variant.url, str(variant.model), most)
@@ -103,8 +101,6 @@ def _least_letters(entry: Entry, request: dict[str, Any]) -> int:
 
 def reply_text(answer: Answer) -> str:
     """The reply as a model of the petool style writes it, so that one parser reads all; its text without a call.
-
-    Arguments that are no JSON object stay as they were written: the model's fault, not the endpoint's.
-    """
+    Arguments that are no JSON object stay as they were written: the model's fault, not the endpoint's."""
     calls = (f'{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}' for name, arguments in answer.calls)
     return "\n".join(f"{CALL_START}{call}{CALL_END}" for call in calls) or answer.text

@@ -44,10 +44,8 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Task:
-    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them.
-
-    `fresh` starts results files over instead of going on with them.
-    """
+    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them. `fresh`
+    starts results files over instead of going on with them."""
 
     dataset: Dataset
     max_reply_tokens: int
@@ -62,10 +60,8 @@ class Task:
 
     @property
     def text(self) -> bool | str:
-        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none.
-
-        A test that lists what it accepts allows one in all its parts, as BFCL does.
-        """
+        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none. A
+        test that lists what it accepts allows one in all its parts, as BFCL does."""
         texts = {entry.answer for entry in self.dataset.entries if isinstance(entry.answer, str)}
         texts |= {NO_TOOL} if any(entry.accepted for entry in self.dataset.entries) else set()
         return texts.pop() if len(texts) == 1 else bool(texts)
@@ -94,10 +90,8 @@ class Work:
     prompts: dict[int, Rendered] = field(default_factory=dict)
 
     def render(self, chat: Chat, context: int, report: Report) -> Rows:
-        """Make all prompts; what does not fit a context of so many tokens loses old history.
-
-        Yields the rows of those that are too long even without any.
-        """
+        """Make all prompts; what does not fit a context of so many tokens loses old history. Yields the rows of those
+        that are too long even without any."""
         layout = Layout(str(self.variant.style), context - self.task.max_reply_tokens)
         found = {index: prompt_ids(chat, entry, layout) for index, entry in self.entries.items()}
         self.prompts = {index: prompt for index, prompt in found.items() if prompt}
@@ -189,10 +183,8 @@ def _llama_rows(work: Work, report: Report) -> Rows:
 
 
 def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
-    """Replies of a model directory, decoded in batches; rounding may differ with the batch.
-
-    Raises PetoolError where there is no GPU.
-    """
+    """Replies of a model directory, decoded in batches; rounding may differ with the batch. Raises PetoolError where
+    there is no GPU."""
     from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
     variant, folder = work.variant, work.variant.model

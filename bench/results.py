@@ -86,11 +86,9 @@ def meta_path(results: Path) -> Path:
 
 
 def load_results(path: Path) -> Results:
-    """A results file with its meta file, its rows in the order of the data.
-
-    A last line without an end was cut while it was written and is left out. Anything else that is wrong raises
-    PetoolError with the line: another schema, no right answer, an entry twice, a row of another variant.
-    """
+    """A results file with its meta file, its rows in the order of the data. A last line without an end was cut while it
+    was written and is left out. Anything else that is wrong raises PetoolError with the line: another schema, no right
+    answer, an entry twice, a row of another variant."""
     place, rows = meta_path(path), dict[str, dict[str, Any]]()
     try:
         *lines, last = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends

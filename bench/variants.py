@@ -28,12 +28,10 @@ KNOWN = (
 @dataclass(frozen=True)
 class Variant:
     """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, a rule, which has no file, or the
-    model of an endpoint at `url`, asked at most `requests` times (0: about three times an entry).
-
-    `style` overrides the prompt style in a GGUF file's metadata (None: as recorded there). `decoding` is "constrained"
-    to calls of the offered tools or "free", "none" for a rule. `precision` ("bf16" with the adapter merged, "nf4" with
-    it on top) and `batch`, the most replies made side by side, are of GPU and endpoint; `device` is for tests.
-    """
+    model of an endpoint at `url`, asked at most `requests` times (0: about three times an entry). `style` overrides the
+    prompt style in a GGUF file's metadata (None: as recorded there). `decoding` is "constrained" to calls of the
+    offered tools or "free", "none" for a rule. `precision` ("bf16" with the adapter merged, "nf4" with it on top) and
+    `batch`, the most replies made side by side, are of GPU and endpoint; `device` is for tests."""
 
     name: str
     model: Path
@@ -124,10 +122,8 @@ def rule_variant(name: str) -> Variant:
 
 
 def default_names(run: Path, report: Report) -> list[str]:
-    """What is benched unless told otherwise: base and tuned where the run was trained, and the rules.
-
-    On this machine's GPU if one trained the run, else the smallest exported GGUF file; says what else there is.
-    """
+    """What is benched unless told otherwise: base and tuned where the run was trained, and the rules. On this machine's
+    GPU if one trained the run, else the smallest exported GGUF file; says what else there is."""
     if str(read_manifest(run).get("device", "CPU")).startswith("CPU") or not gpu_available():
         return ["base", "tuned", "rules"]
     more = [f"tuned-{kind}" for kind in _exported(run)] or ["the GGUF files of `petool-lite export`"]
@@ -136,10 +132,8 @@ def default_names(run: Path, report: Report) -> list[str]:
 
 
 def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report) -> list[Variant]:
-    """The variants of a run by name, see KNOWN; the untouched base is exported on the fly in any GGUF type.
-
-    Raises PetoolError for a name that is not known, a file that is not there, and where a GPU is needed and absent.
-    """
+    """The variants of a run by name, see KNOWN; the untouched base is exported on the fly in any GGUF type. Raises
+    PetoolError for a name that is not known, a file that is not there, and where a GPU is needed and absent."""
     manifest = read_manifest(run)
     recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
     found = {}
@@ -198,10 +192,8 @@ def _file(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
 
 
 def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
-    """Each variant with constrained or free decoding, or with "both"; a free one says so in its name.
-
-    Rules have no decoding and come last; an endpoint decodes as it does.
-    """
+    """Each variant with constrained or free decoding, or with "both"; a free one says so in its name. Rules have no
+    decoding and come last; an endpoint decodes as it does."""
     found = []
     for item in sorted(variants, key=lambda item: item.engine == NONE):
         free = replace(item, name=f"{item.name}-free", about=f"{item.about}, writing anything", decoding="free")

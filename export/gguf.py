@@ -156,10 +156,8 @@ def _add_tokenizer(writer: Any, source: "Source") -> None:
 
 
 def write_lora(path: Path, adapter: Adapter, source: "Source", extra: Mapping[str, str]) -> None:
-    """The adapter alone as a GGUF LoRA: A and B of every module in float32, B's rows in llama.cpp's order.
-
-    llama.cpp scales by alpha / rank, so alpha is written such that this is the adapter's own scale.
-    """
+    """The adapter alone as a GGUF LoRA: A and B of every module in float32, B's rows in llama.cpp's order. llama.cpp
+    scales by alpha / rank, so alpha is written such that this is the adapter's own scale."""
     import gguf
 
     writer = gguf.GGUFWriter(path, source.shape.family.gguf)

@@ -78,10 +78,8 @@ def check_push(repo: str) -> None:
 
 
 def push(folder: Path, run: Path, repo: str, report: Report) -> str:
-    """Send the files of an export folder to the model `repo`, made private where it is new; returns its address.
-
-    All of them are one commit: a transfer that breaks off leaves the Hub as it was. Raises PetoolError.
-    """
+    """Send the files of an export folder to the model `repo`, made private where it is new; returns its address. All of
+    them are one commit: a transfer that breaks off leaves the Hub as it was. Raises PetoolError."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     listed = [item["file"] for item in json.loads((folder / "export.json").read_text())["files"]]

@@ -43,10 +43,8 @@ class Options:
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
-
-    With `options.lora` also lora.gguf. export.json goes first and comes last:
-    while it is there, it tells of the files beside it. A check that fails raises PetoolError; no new file is left then.
-    """
+    With `options.lora` also lora.gguf. export.json goes first and comes last: while it is there, it tells of the files
+    beside it. A check that fails raises PetoolError; no new file is left then."""
     check_types(options.types)
     library_places()
     with _only_writer(run / "export"):

@@ -25,10 +25,8 @@ _KINDS = "those of Llama, Mistral, Qwen, Gemma and SmolLM2 can"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer: llama.cpp's names of its `model` ("gpt2", "llama") and pre-tokenizer, and (text, kind) by ID.
-
-    Of SentencePiece also the score of each token, and whether a space is put before a text (None: as llama.cpp does).
-    """
+    """A tokenizer: llama.cpp's names of its `model` ("gpt2", "llama") and pre-tokenizer, and (text, kind) by ID. Of
+    SentencePiece also the score of each token, and whether a space is put before a text (None: as llama.cpp does)."""
 
     model: str
     splitter: str
@@ -38,10 +36,8 @@ class Vocabulary:
 
 
 def read_vocabulary(directory: Path, size: int) -> Vocabulary:
-    """The tokenizer of a model of `size` token rows, filled up to them with unused tokens.
-
-    Raises PetoolError for a kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows.
-    """
+    """The tokenizer of a model of `size` token rows, filled up to them with unused tokens. Raises PetoolError for a
+    kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows."""
     tokenizer = read_json(directory / "tokenizer.json")
     try:
         if tokenizer["model"]["type"] == "BPE" and tokenizer["model"].get("byte_fallback"):
@@ -139,10 +135,8 @@ def _declared(directory: Path) -> dict[int, tuple[str, int]]:
 
 
 def _spaces(tokenizer: Mapping[str, Any]) -> bool | None:
-    """Whether a space goes before a text and what follows a control token; None where llama.cpp does so anyway.
-
-    Raises PetoolError for another way to treat spaces.
-    """
+    """Whether a space goes before a text and what follows a control token; None where llama.cpp does so anyway. Raises
+    PetoolError for another way to treat spaces."""
     normalizer, stage = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer] if normalizer else [])]
     if steps == ["Prepend", "Replace"] and not stage:

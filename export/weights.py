@@ -42,11 +42,9 @@ class Tensor:
 
 
 def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
-    """Every tensor of a model directory, one file or shards, without a tied output head.
-
-    Raises PetoolError if a file is damaged or cut, or a tensor is missing, double, or of a name, type or shape that
-    a model of this `shape` does not have. What every program computes anew is left out and told.
-    """
+    """Every tensor of a model directory, one file or shards, without a tied output head. Raises PetoolError if a file
+    is damaged or cut, or a tensor is missing, double, or of a name, type or shape that a model of this `shape` does not
+    have. What every program computes anew is left out and told."""
     from safetensors import safe_open
 
     expected, found, computed = tensor_shapes(shape), dict[str, Tensor](), 0
