@@ -27,34 +27,29 @@ def rows(**more) -> list[dict]:
     return [row(entry, index, answer(entry), **more) for index, entry in enumerate(ENTRIES)]
 
 
-def test_rows_come_back_in_the_order_of_the_data_with_any_line_end_of_unicode_in_a_reply(tmp_path) -> None:
+def test_rows_come_in_the_order_of_the_data_without_a_last_line_that_was_cut(tmp_path, command) -> None:
     made = rows()
-    made[0]["reply"] = "one\u2028two\u0085three\x0bfour"
-    found = load_results(write_results(tmp_path, made[::-1]))
+    made[0]["reply"] = "one\u2028two\u0085three\x0bfour"  # line ends of Unicode
+    path = write_results(tmp_path, made[::-1])
+    found = load_results(path)
     assert [item["index"] for item in found.rows] == [0, 1, 2, 3]
     assert (found.rows[0]["reply"], found.cut_line, found.name) == (made[0]["reply"], False, "tuned")
-
-
-def test_a_last_line_cut_in_the_middle_is_left_out_and_said(tmp_path, command) -> None:
-    path = write_results(tmp_path, rows())
     path.write_bytes(path.read_bytes()[:-70])
-    found = load_results(path)
-    assert (len(found.rows), found.cut_line) == (3, True)
+    (tmp_path / "results-base.jsonl").write_text("")  # only begun: left out
     result = command("bench", "score", path)
     assert (result.returncode, "last line of results-tuned.jsonl was cut" in result.stdout) == (0, True)
     (item,) = write_report(tmp_path)["variants"]
     assert (item["cut_line"], item["partial"]) == (True, ["3 of 4 entries so far"])
-    assert "the last line of results-tuned.jsonl was cut" in (tmp_path / "report.md").read_text().replace("\\", "")
+    path.write_text("")
+    with pytest.raises(PetoolError, match="no result in"):
+        write_report(tmp_path)
 
 
 def test_a_wrong_line_is_named(tmp_path) -> None:
     for change, said in (
         (lambda r: r[1].pop("gold"), "line 2: 'gold' is a required property"),
         (lambda r: r[1].update(gold={"tool_name": 3, "parameters": {}}), "line 2: gold"),
-        (
-            lambda r: r[2].update(schema=2),
-            "line 3: made by another version of petool-lite \\(schema 2, this one reads 3",
-        ),
+        (lambda r: r[2].update(schema=2), "line 3: made by another version .* \\(schema 2, this one reads 3"),
         (lambda r: r[3].update(entry_id=r[0]["entry_id"]), f"line 4: entry {ENTRIES[0].id} is there already"),
         (lambda r: r[3].update(setting="preferred"), "line 4: setting preferred, but rating in"),
         (lambda r: r[0].update(status="done"), "line 1: status 'done' is not one of"),
@@ -93,7 +88,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path) -> None:
         load_results(path)
 
 
-@cases(60)
+@cases(25)
 @given(data=st.data())
 def test_any_line_and_any_meta_file_is_scored_or_refused_in_words(tmp_path, data) -> None:
     """Values of any kind in any place, and lines that are anything: a report or a PetoolError."""
@@ -115,15 +110,6 @@ def test_any_line_and_any_meta_file_is_scored_or_refused_in_words(tmp_path, data
         assert error.message
 
 
-def test_a_variant_that_was_only_begun_is_left_out(tmp_path) -> None:
-    write_results(tmp_path, rows())
-    (tmp_path / "results-base.jsonl").write_text("")
-    assert [item["name"] for item in write_report(tmp_path)["variants"]] == ["tuned"]
-    (tmp_path / "results-tuned.jsonl").write_text("")
-    with pytest.raises(PetoolError, match="no result in"):
-        write_report(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     """A folder with everything and three shards of 7 entries, by two rules."""
@@ -137,10 +123,9 @@ def shards(tmp_path_factory) -> Path:
 
 def test_merged_shards_are_what_one_command_makes(shards, tmp_path) -> None:
     merge_shards([shards / f"shard-{place}-of-3" for place in (2, 1, 0)], tmp_path)
-    for name in ("results-rule-first.jsonl", "results-rule-random.jsonl"):
-        assert plain(rows_of(tmp_path / name)) == plain(rows_of(shards / "whole" / name))
-        assert [item["index"] for item in rows_of(tmp_path / name)] == list(range(7))
     for one, other in zip(load_folder(tmp_path), load_folder(shards / "whole"), strict=True):
+        assert plain(rows_of(one.path)) == plain(rows_of(other.path))
+        assert [item["index"] for item in rows_of(one.path)] == list(range(7))
         for key in ("variant", "entries", "complete", "model_sha256", "data", "shard", "limit", "max_reply_tokens"):
             assert one.meta[key] == other.meta[key]
 
