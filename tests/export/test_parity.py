@@ -5,11 +5,12 @@ from petool_lite.export import load_source, write_targets
 from petool_lite.export.gguf import file_order, permute
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
-from support_gguf import write_gguf
+from support_gguf import logits_of, write_gguf
 
 from petool_lite.families import FAMILIES, gguf_name
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
+from petool_lite.prompt.render import chat_from_directory
 
 
 def float32_gguf(model, like, config, target) -> None:
@@ -71,3 +72,22 @@ def test_a_base_from_gguf_is_what_the_quantizer_writes(llama_quantize, tmp_path,
     write_targets(load_source(resolve_base(name)), ours, {})
     wanted = llama_quantize(ours["bf16"], tmp_path / "wanted.gguf", "q4_k_m")
     assert ours["q4_k_m"].read_bytes() == wanted.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)])
+def test_the_unpacked_base_computes_what_the_gguf_does(tmp_path, monkeypatch, name) -> None:
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "small.gguf", llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0)
+    base = resolve_base(name)
+    ids = chat_from_directory(base.directory).encode("The quick brown fox jumps over the lazy")
+    model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
+    found = logits_of(base.gguf, ids)
+    # llama.cpp rounds activations to 8 bits before it multiplies by 4-bit weights, so this is close, not equal
+    assert wanted.argmax() in np.argsort(found)[-3:]
+    assert np.corrcoef(found, wanted)[0, 1] > 0.99
