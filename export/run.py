@@ -21,6 +21,7 @@ from petool_lite.export.verify import check_files, trial
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
+from petool_lite.inference.llama_open import quiet_threads
 from petool_lite.inference.settings import default_threads
 from petool_lite.models import Base, base_of_run, file_sha256, files_sha256, resolve_base
 from petool_lite.places import cache_place, library_places
@@ -47,6 +48,7 @@ def export_run(run: Path, options: Options, report: Report = silent) -> dict[str
     beside it. A check that fails raises PetoolError; no new file is left then."""
     check_types(options.types)
     library_places()
+    quiet_threads()  # before torch loads OpenMP
     with _only_writer(run / "export"):
         return _export(run, options, report)
 
@@ -130,6 +132,7 @@ def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, 
 def export_base(base: Base | str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
     check_types([type_name])
+    quiet_threads()
     base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
     # names, sizes and times of the files: hashing gigabytes would cost a minute
     facts = [
