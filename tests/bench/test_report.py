@@ -8,8 +8,14 @@ import jsonschema
 import pytest
 from petool_lite.bench.baselines import RULES
 from petool_lite.bench.compare import compare_folders
-from petool_lite.bench.report import build_report, markdown_report, print_report, tables, write_report
-from petool_lite.bench.results import load_folder
+from petool_lite.bench.report import (
+    is_published_data,
+    markdown_report,
+    partial_reasons,
+    print_report,
+    tables,
+    write_report,
+)
 from petool_lite.bench.score import CLASSES
 from support_bench import answer, called, row, write_results
 
@@ -75,22 +81,22 @@ def test_a_report_is_rebuilt_to_the_byte_from_results_alone_and_bench_score_agre
     assert found("bench", "score", folder) == json.loads(written["report.json"])
 
 
-def test_only_a_whole_run_on_the_published_entries_stands_beside_the_published_table(tmp_path) -> None:
-    made = [rows(30)[0] | {"index": index, "entry_id": str(index)} for index in range(1000)]
+def test_only_a_whole_run_on_the_published_entries_stands_beside_the_published_table(folder) -> None:
     data = {"source": "hub:travisxu/PEToolBench/user_entries_test_r.json", "sha256": "ee" * 32, "total": 1000}
+    facts = {"setting": "rating", "data": data, "entries": 1000, "complete": True, "limit": None}
+    document = write_report(folder)
     for count, changes, why in (
         (1000, {"limit": 5000}, ""),
         (100, {"limit": 100, "entries": 100}, "limited to 100 of 1,000 entries"),
         (900, {"complete": False}, "900 of 1,000 entries so far"),
-        (1000, {"status": "engine_error"}, "the engine failed on 1 entries"),
+        (1000, {"status": "engine_error"}, "the engine failed on 1,000 entries"),
         (1000, {"data": data | {"source": "fold0.jsonl"}}, ""),
         (1000, {"setting": "preferred"}, ""),
     ):
-        some = [item | {"setting": changes.get("setting", "rating")} for item in made[:count]]
-        some[0] |= {"status": changes.pop("status", "ok"), "error": ""}
-        write_results(tmp_path, some, **{"data": data, "entries": 1000} | changes)
-        document = build_report(load_folder(tmp_path))
-        assert why in " ".join(document["variants"][0]["partial"])
+        meta = facts | changes
+        partial = partial_reasons([{"status": meta.get("status", "ok")}] * count, meta)
+        assert why in " ".join(partial)
+        document["variants"][0] |= {"partial": partial, "published_data": is_published_data(meta)}
         table = {found.key: found for found in tables(document)}.get("published")
         assert (table is not None) == ("limit" in changes and not why), changes
         if table:
