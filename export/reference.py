@@ -33,10 +33,11 @@ class Reference:
             dtype = torch.bfloat16 if gpu or size >= _LARGE else torch.float32
             folder = source.tensors[0].file.parent
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
-            for name in source.adapter.modules if source.adapter else ():
-                weight = self._tensors[name].read()
-                before = nf4_round_trip(weight).float() if source.nf4 else weight
-                model.get_parameter(name).copy_(before + source.adapter.delta(name))
+            if source.adapter is not None:
+                for name in source.adapter.modules:
+                    weight = self._tensors[name].read()
+                    before = nf4_round_trip(weight).float() if source.nf4 else weight
+                    model.get_parameter(name).copy_(before + source.adapter.delta(name))
             self._model = model.model
             if gpu:  # layers that find no room come from the CPU's memory, one at a time
                 no_split = list(model._no_split_modules)

@@ -37,7 +37,7 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
     data, name, setting = recipe.data, recipe.bench.data, recipe.data.one_setting
     made: Sequence[Entry] = load_dataset(f"demo:test:{PROMPTS}").entries
     try:
-        entries = load_dataset(name, setting).entries[:_CONSIDERED]
+        entries: Sequence[Entry] = load_dataset(name, setting).entries[:_CONSIDERED]
     except PetoolError as error:  # a run may be exported where its test data is not
         entries, name = made, f"demo:test:{PROMPTS}"
         report(f"checking with generated entries, since {error.message}", 0, 0, "")
@@ -68,7 +68,7 @@ def check_files(
         return figures
     wanted = Reference(source).answer_logits(rows, report)
     for name, path in paths.items():
-        logits, ended = [], 0
+        logits, ended = list[Any](), 0
         with Evaluator(path, max(len(row.ids) for row in rows) + max_reply + 1) as model:
             for number, row in enumerate(rows, 1):
                 found, stopped = model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], max_reply)
