@@ -49,7 +49,8 @@ class Reference:
         import torch
 
         with torch.no_grad():
-            return self._model(torch.tensor([list(ids)]), use_cache=False).last_hidden_state[0]
+            row = torch.tensor([list(ids)], device="cuda" if torch.cuda.is_available() else "cpu")
+            return self._model(row, use_cache=False).last_hidden_state[0]
 
     def answer_logits(self, rows: Sequence[Example], report: Report) -> list[Any]:
         """Logits that predict each answer token of `rows`: float32 numpy arrays (answer tokens, vocabulary)."""
