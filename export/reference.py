@@ -18,13 +18,13 @@ _HEAD_ROWS = 8192  # rows of the output head in float32 at once
 
 
 class Reference:
-    """Base + adapter, or the model of its own, on the GPU as far as there is room, else in this process's memory."""
+    """Base + adapter, or the model of its own, on the GPU if there is room, else in this process's memory."""
 
     def __init__(self, source: Source) -> None:
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         with redirect_stderr(io.StringIO()):  # these libraries print which optional parts they lack, and bars
             import torch
-            from accelerate import dispatch_model, infer_auto_device_map
+            from accelerate import cpu_offload
             from transformers import AutoModelForCausalLM
 
             self._source, self._tensors = source, {tensor.name: tensor for tensor in source.tensors}
@@ -39,10 +39,10 @@ class Reference:
                     before = nf4_round_trip(weight).float() if source.nf4 else weight
                     model.get_parameter(name).copy_(before + source.adapter.delta(name))
             self._model = model.model
-            if gpu:  # layers that find no room come from the CPU's memory, one at a time
-                no_split = list(model._no_split_modules)
-                places = infer_auto_device_map(self._model, no_split_module_classes=no_split)
-                self._model = dispatch_model(self._model, places, main_device=0)
+            if gpu and 2.5 * size < torch.cuda.mem_get_info()[0]:
+                self._model.to("cuda")
+            elif gpu:  # matrices come from the CPU's memory, one at a time
+                cpu_offload(self._model, "cuda:0")
 
     def _states(self, ids: Sequence[int]) -> Any:
         """The last hidden states of a row, (tokens, width)."""
