@@ -7,7 +7,7 @@ import hashlib
 import json
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ class Work:
     def asked(self, index: int) -> dict[str, Any]:
         """What a row says of an entry's prompt."""
         ids, dropped = self.prompts[index].ids, self.prompts[index].history_dropped
-        return {"prompt_sha256": ids_sha256(ids), "prompt_tokens": len(ids), "history_dropped": dropped}
+        digest = hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()  # the same for every engine
+        return {"prompt_sha256": digest, "prompt_tokens": len(ids), "history_dropped": dropped}
 
     def answered(self, index: int, reply: Reply) -> dict[str, Any]:
         """What a row says of a model's reply to an entry."""
@@ -125,11 +126,6 @@ class Work:
             "cached_tokens": min(reply.reused_tokens, len(self.prompts[index].ids)),
             **{"prefill_s": round(prefill, 4), "decode_s": round(decode, 4), "seconds": round(prefill + decode, 4)},
         }
-
-
-def ids_sha256(ids: Sequence[int]) -> str:
-    """SHA-256 of token ids as little-endian uint32, as hex: equal where two engines read the same prompt."""
-    return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()
 
 
 def model_style(model: Path) -> str | None:

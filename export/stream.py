@@ -66,7 +66,7 @@ def write_files(
 
 @contextmanager
 def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]) -> Iterator[list[Target]]:
-    """Files with their header written and their whole size reserved, so that a full disk shows before the work."""
+    """Files with their header written, of their whole size; a disk that is too small shows before the work."""
     targets, sizes = [], []
     with ExitStack() as stack:
         for name, path in paths.items():
@@ -83,8 +83,6 @@ def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]
             raise PetoolError(what, "free some space, or move the run to a larger disk")
         for target, size in zip(targets, sizes, strict=True):
             os.ftruncate(target.handle, size)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(target.handle, 0, size)
         yield targets
 
 
@@ -111,7 +109,7 @@ def _run(source: Source, targets: list[Target], threads: int, report: Report) ->
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             work = []
-            for tensor in sorted(source.tensors, key=lambda tensor: file_order(source.gguf_name(tensor.name))):
+            for tensor in source.tensors:
                 bands = _Bands(source, targets, tensor)
                 work.append((tensor.name, [pool.submit(bands.work, *rows) for rows in bands.all_rows()]))
             for done, (name, futures) in enumerate(work, 1):
