@@ -5,9 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import yaml
 from petool_lite.bench.report import write_report
 from petool_lite.export.card import card
-from support_bench import answer, called, row, write_results
+from support_bench import answer, answering, called, row, write_results
 
 from petool_lite.models import Base
 
@@ -40,46 +38,29 @@ def hub() -> Iterator[dict[str, Any]]:
     """What was sent to it: `files` by name, `made` repositories, its `address`; `broken` fails the commit."""
     found: dict[str, Any] = {"files": {}, "made": [], "broken": False}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = self.headers.get("Authorization") == "Bearer secret"
-            self.send(200 if known else 401, {"name": "ann", "type": "user"} if known else {"error": "who?"})
+    def value(path, headers, raw) -> tuple[int, Any]:
+        model = f"{found['address']}/ann/model"
+        if not raw:
+            known = headers.get("Authorization") == "Bearer secret"
+            return (200, {"name": "ann", "type": "user"}) if known else (401, {"error": "who?"})
+        if path.endswith("/repos/create"):
+            found["made"].append(json.loads(raw))
+            return 200, {"url": model}
+        if "/preupload/" in path:
+            names = [item["path"] for item in json.loads(raw)["files"]]
+            return 200, {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+        if "/commit/" in path and not found["broken"]:
+            sent = [line["value"] for line in map(json.loads, raw.splitlines()) if line["key"] == "file"]
+            found["files"] |= {item["path"]: base64.b64decode(item["content"]) for item in sent}
+            return 200, {"commitUrl": f"{model}/commit/1", "commitOid": "1" * 40, "success": True}
+        return 200 if "validate-yaml" in path else 403, {"errors": [], "warnings": []}
 
-        def do_POST(self) -> None:
-            raw = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path.endswith("/repos/create"):
-                found["made"].append(json.loads(raw))
-                self.send(200, {"url": f"{found['address']}/ann/model"})
-            elif "/preupload/" in self.path:
-                names = [item["path"] for item in json.loads(raw)["files"]]
-                modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
-                self.send(200, {"files": modes})
-            elif "/commit/" in self.path and not found["broken"]:
-                for line in map(json.loads, raw.splitlines()):
-                    if line["key"] == "file":
-                        found["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                self.send(
-                    200, {"commitUrl": f"{found['address']}/ann/model/commit/1", "commitOid": "1" * 40, "success": True}
-                )
-            else:
-                self.send(200 if "validate-yaml" in self.path else 403, {"errors": [], "warnings": []})
+    def reply(*request) -> tuple[int, dict[str, str], bytes]:
+        status, told = value(*request)
+        return status, {"Content-Type": "application/json"}, json.dumps(told).encode()
 
-        def send(self, status: int, value: Any) -> None:
-            raw = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found["address"] = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with answering(reply) as found["address"]:
         yield found
-        server.shutdown()
 
 
 @pytest.fixture
