@@ -1,8 +1,12 @@
 """The report of a folder of results: one document, from the files alone, its tables, and its written forms."""
 
+import base64
+import hashlib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from itertools import combinations
 from pathlib import Path, PurePosixPath
@@ -53,8 +57,6 @@ class Table:
 def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
     """Score all results in `folders`, write report.json, report.md and report.html; return the document. They go to
     `target`, the first folder if not given. Variants of one name need different settings."""
-    from petool_lite.bench.page import html_report
-
     scored = _named([item for place in folders for item in load_folder(place)])
     if not scored:
         raise PetoolError(f"no result in {folders[0]} yet", "petool-lite bench goes on where it was stopped")
@@ -333,3 +335,32 @@ def print_report(document: Mapping[str, Any]) -> None:
 def show(table: Table) -> None:
     """One table with its notes on stdout."""
     print_table(table.title, list(table.columns), [list(row) for row in table.rows], "\n".join(table.notes))
+
+
+def html_report(document: Mapping[str, Any], scored: Sequence[Results]) -> str:
+    """The report as one HTML page; a policy in it forbids loading anything and running any script but its own."""
+    from jinja2 import Environment
+
+    page = resources.files("petool_lite.bench").joinpath("report.html").read_text(encoding="utf-8")
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    first = document["variants"][0]
+    version = f"petool-lite {first['versions'].get('petool-lite', '')} {first['commit'] or ''}".strip()
+    return Environment(autoescape=True).from_string(page).render(
+        json=partial(json.dumps, ensure_ascii=False),
+        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        lines=[*heading(document), version],
+        tables=list(tables(document)),
+        variants=document["variants"],
+        metrics=dict(zip(METRICS, METRIC_WORDS, strict=True)),
+        entries=_entries(scored),
+        classes=CLASSES,
+    )  # fmt: skip
+
+
+def _entries(scored: Sequence[Results]) -> list[list[tuple[str, dict[str, Any], str]]]:
+    """For every entry the replies to it: variant, row and class of each."""
+    found: dict[tuple[str, str], list[tuple[str, dict[str, Any], str]]] = {}
+    for item in scored:
+        for row, _, kind in item.triples.values():
+            found.setdefault((row["setting"], row["entry_id"]), []).append((item.name, row, kind))
+    return list(found.values())

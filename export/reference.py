@@ -11,7 +11,9 @@ from petool_lite.export.merge import nf4_round_trip
 from petool_lite.export.source import Source
 
 from petool_lite.console import Report
-from petool_lite.prompt.render import Example
+from petool_lite.prompt.prepare import prepare
+from petool_lite.prompt.render import Example, chat_from_directory
+from petool_lite.recipe import Recipe
 
 _LARGE = 1_000_000_000  # weights from which layers run in bfloat16 on a CPU: float32 would take minutes
 _HEAD_ROWS = 8192  # rows of the output head in float32 at once
@@ -89,3 +91,13 @@ class Reference:
             report("measuring importance", number, len(rows), "")
         total = sum(map(len, rows))
         return {name: (values / total).float().numpy() for name, values in sums.items()}
+
+
+TOKENS = 32_768  # of training rows, prompts and answers
+
+
+def importance(source: Source, recipe: Recipe, report: Report) -> dict[str, Any]:
+    """GGUF tensor name -> float32 array (columns,)."""
+    prepared = prepare(recipe, source.base, chat_from_directory(source.base.directory), report)
+    step = max(1, prepared.summary["tokens"] // TOKENS)
+    return Reference(source).mean_squares(prepared.table["input_ids"][::step], report)  # from all over the data

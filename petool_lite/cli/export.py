@@ -7,8 +7,7 @@ import click
 from petool_lite.cli.options import as_json, run_option
 from petool_lite.console import print_json, progress, say
 from petool_lite.export import Options, export_run
-from petool_lite.export.card import figures
-from petool_lite.export.hub import check_push
+from petool_lite.export.hub import check_push, figures
 from petool_lite.export.hub import push as send
 from petool_lite.runs import find_run
 

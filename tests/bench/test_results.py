@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from petool_lite.bench.engines import Task
-from petool_lite.bench.page import html_report
-from petool_lite.bench.report import build_report, markdown_report, write_report
+from petool_lite.bench.report import build_report, html_report, markdown_report, write_report
 from petool_lite.bench.results import load_folder, load_results, merge_shards
 from petool_lite.bench.run import bench, generate
 from petool_lite.bench.variants import rule_variant

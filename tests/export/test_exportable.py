@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from petool_lite.export import check_exportable, load_source, write_targets
-from petool_lite.export.card import modelfile
+from petool_lite.export.hub import modelfile
 from petool_lite.export.merge import load_adapter
 
 from petool_lite.errors import PetoolError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from petool_lite.bench.report import write_report
-from petool_lite.export.card import card
+from petool_lite.export.hub import card
 from support_bench import answer, answering, called, row, write_results
 
 from petool_lite.models import Base
@@ -110,7 +110,7 @@ def test_what_cannot_be_pushed_is_one_line_and_leaves_nothing(hub, run) -> None:
 
 
 def test_the_cards_head_is_what_the_hub_reads(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("petool_lite.export.card.licence", lambda base: "apache-2.0")
+    monkeypatch.setattr("petool_lite.export.hub.licence", lambda base: "apache-2.0")
     document = {
         "versions": {}, "files": [], "method": "full", "changed_tensors": 1, "tensors": 1, "relative_change": 0.1,
         "checks": {}, "model_sha256": "0",
