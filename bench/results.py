@@ -18,7 +18,7 @@ from petool_lite.bench.score import Score, error_class, score_row
 
 from petool_lite.console import Report
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.runs import sole_writer, write_json, write_text
+from petool_lite.runs import write_json, write_text
 
 SCHEMA = 3
 _ALIKE = ("variant", "setting", "engine", "decoding", "style")  # one value in a whole file
@@ -151,6 +151,7 @@ class Store:
 
     def __init__(self, path: Path, meta: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
         self.path, self.meta, self.rows = path, meta, rows
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -169,20 +170,19 @@ class Store:
 def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) -> Iterator[Store]:
     """Open the results file for more rows under `meta`, what it holds included; with `fresh` it starts over. A cut last
     line and failures of the engine are taken out, to be generated again. Raises PetoolError where the file was made
-    from other data, another model and so on, or is being written."""
-    with sole_writer(path, path.with_name(f".{path.name}.lock")):
-        if fresh:
-            path.unlink(missing_ok=True)
-            meta_path(path).unlink(missing_ok=True)
-        meta = continued(path, meta)
-        store = Store(path, meta, _held(path, report) if _begun(path) else {})
-        with store.file:
-            store.save_meta()
-            try:
-                yield store
-            finally:
-                store.file.flush()
-                os.fsync(store.file.fileno())
+    from other data, another model and so on. The caller holds the folder."""
+    if fresh:
+        path.unlink(missing_ok=True)
+        meta_path(path).unlink(missing_ok=True)
+    meta = continued(path, meta)
+    store = Store(path, meta, _held(path, report) if _begun(path) else {})
+    with store.file:
+        store.save_meta()
+        try:
+            yield store
+        finally:
+            store.file.flush()
+            os.fsync(store.file.fileno())
 
 
 def _begun(path: Path) -> bool:

@@ -15,7 +15,6 @@ from petool_lite.recipe import ALL
 
 _DATA = "travisxu/PEToolBench"
 _METRICS = {"tool_acc": "tool accuracy", "param_acc": "parameter accuracy", "joint_acc": "tool and parameters"}
-_EVAL = ".eval_results"
 
 
 def scored(run: Path) -> list[dict[str, Any]]:
@@ -26,10 +25,6 @@ def scored(run: Path) -> list[dict[str, Any]]:
     return [item for item in found if item["name"].startswith("tuned") and not item["partial"]]
 
 
-def _published(item: dict[str, Any]) -> bool:
-    return bool(item["published_data"])
-
-
 def card_data(run: Path, base: str, licence: str) -> Any:
     """The head of a run's model card, a huggingface_hub.ModelCardData, with its scores as `model-index`."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -38,8 +33,8 @@ def card_data(run: Path, base: str, licence: str) -> Any:
         EvalResult(
             task_type="text-generation",
             task_name=f"tool calls ({item['name']})",
-            dataset_type=_DATA if _published(item) else "local",
-            dataset_name="PEToolBench" if _published(item) else Path(item["data"]["source"]).name,
+            dataset_type=_DATA if item["published_data"] else "local",
+            dataset_name="PEToolBench" if item["published_data"] else Path(item["data"]["source"]).name,
             dataset_config=item["setting"],
             metric_type="accuracy",
             metric_name=f"{metric}, {item['scorer']} scorer, {item['n']:,} entries, in percent",
@@ -59,7 +54,7 @@ def eval_results(run: Path) -> dict[str, str]:
     from huggingface_hub.utils import yaml_dump
 
     found = {}
-    for item in filter(_published, scored(run)):
+    for item in (item for item in scored(run) if item["published_data"]):
         name, notes = f"petoolbench-{item['setting']}-{item['name']}.yaml", f"{item['scorer']} scorer, n {item['n']}"
         entries = [EvalResultEntry(_DATA, f"{item['setting']}_{key}", item[key], notes=notes) for key in _METRICS]
         found[name] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
@@ -89,7 +84,7 @@ def push(folder: Path, run: Path, repo: str, report: Report) -> str:
     listed = [item["file"] for item in json.loads((folder / "export.json").read_text())["files"]]
     files = [*listed, "Modelfile", "README.md", "export.json"]
     parts = [CommitOperationAdd(name, str(folder / name)) for name in files]
-    parts += [CommitOperationAdd(f"{_EVAL}/{name}", text.encode()) for name, text in eval_results(run).items()]
+    parts += [CommitOperationAdd(f".eval_results/{name}", text.encode()) for name, text in eval_results(run).items()]
     report(f"sending {len(parts)} files to {repo}", 0, 0, "")
     try:
         api = HfApi()

@@ -10,8 +10,6 @@ from petool_lite.export.weights import Tensor
 from petool_lite.adapters import WEIGHTS, read_adapter_config
 from petool_lite.errors import PetoolError
 
-_PREFIX = "base_model.model."
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -37,7 +35,7 @@ def load_adapter(folder: Path) -> Adapter:
     pairs: dict[str, dict[str, Any]] = {}
     for name, matrix in load_file(folder / WEIGHTS).items():
         # base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
-        module, _, side = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
+        module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
         pairs.setdefault(module, {})[side] = matrix.float().contiguous()
     broken = [module for module, pair in pairs.items() if set(pair) != {"A", "B"}]
     if broken:
