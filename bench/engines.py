@@ -1,7 +1,4 @@
-"""Replies from llama.cpp on a CPU, from transformers on a GPU, from an endpoint or a rule: (index, row) by entry.
-
-Every engine gets the same token ids, the same end tokens and the same limit, and chooses greedily.
-"""
+"""Replies from llama.cpp on a CPU, from transformers on a GPU, from an endpoint or a rule: (index, row) by entry."""
 
 import hashlib
 import json

@@ -1,7 +1,6 @@
-"""Results: one JSON line a reply, and a meta file beside them. Written a row at a time, checked row by row when read.
+"""Results: one JSON line a reply, and a meta file beside them, as report.schema.json says and docs/bench.md describes.
 
-The format is that of report.schema.json, described in docs/bench.md. Nothing is repaired in silence, and rows of
-different work never mix. A bench in parts, one for each GPU or machine, has a folder a shard; `merge_shards` makes one.
+Nothing is repaired in silence, and rows of different work never mix. Shards are made one by `merge_shards`.
 """
 
 import json

@@ -204,11 +204,11 @@ def calibration(scores: Sequence[Score]) -> dict[str, Any] | None:
     known = [(score.confidence, score) for score in scores if score.confidence is not None]
     if not known or len(known) < len(scores):
         return None
-    halves: tuple[list[tuple[float, bool]], ...] = ([], [])
-    places = {name: place for place, name in enumerate(sorted({score.function for score in scores}))}
-    for share, score in known:
-        halves[places[score.function] % 2].append((share, score.right("tool")))
-    fit, held = halves
+    second = {*sorted({score.function for score in scores})[1::2]}
+    fit, held = (
+        [(share, score.right("tool")) for share, score in known if (score.function in second) == half]
+        for half in (False, True)
+    )
 
     def loss(temperature: float) -> float:
         found = ((heated(share, temperature), right) for share, right in fit)

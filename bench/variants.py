@@ -80,9 +80,8 @@ def endpoint_variant(url: str, model: str, requests: int) -> Variant:
 
     name = re.sub(r"[^\w.-]+", "-", model).strip("-.") or "endpoint"
     place = base_url(url)
-    about = f"{model}, asked at {place}"
-    free = Variant(name, Path(model), None, ENDPOINT, decoding="free", batch=4, about=about)
-    return replace(free, url=place, requests=requests)
+    told = f"{model}, asked at {place}"
+    return Variant(name, Path(model), None, ENDPOINT, None, "free", batch=4, about=told, url=place, requests=requests)
 
 
 def model_variant(model: str, report: Report) -> Variant:

@@ -1,8 +1,4 @@
-"""The one pass: each tensor is read once, an adapter's delta added in float32, and written in every target type.
-
-Threads take bands of rows: read, merge, quantize, write in place. Nothing larger than a band is held per thread,
-and nothing in 16 bits is written unless it was asked for.
-"""
+"""The one pass: each tensor is read once, merged in float32, and written in every target type, by bands of rows."""
 
 import errno
 import math

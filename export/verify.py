@@ -1,7 +1,4 @@
-"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end.
-
-Every figure is returned for export.json; one below its threshold fails the export and is named.
-"""
+"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

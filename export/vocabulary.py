@@ -1,7 +1,5 @@
-"""A model's tokenizer as llama.cpp knows it: byte-level BPE of three ways to split text, or SentencePiece's BPE.
-
-What llama.cpp would read otherwise than transformers does is refused: token ids would change in silence.
-"""
+"""A model's tokenizer as llama.cpp knows it: byte-level BPE of three ways to split text, or SentencePiece's BPE. What
+llama.cpp would read otherwise than transformers does is refused: token ids would change in silence."""
 
 import re
 from collections import Counter

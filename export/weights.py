@@ -1,7 +1,5 @@
-"""A model's weights: where each tensor lies in the safetensors files, read some rows at a time.
-
-A file is mapped for one read only, so that its pages never add up in this process and several threads read at once.
-"""
+"""A model's weights: where each tensor lies in the safetensors files, read some rows at a time. A file is mapped for
+one read only, so that its pages never add up in this process and several threads read at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
