@@ -184,11 +184,10 @@ def test_a_base_from_gguf_says_what_the_converter_says_of_its_directory(smollm2,
 
 
 SHAPES = {
-    "tied, grouped heads": {"num_hidden_layers": 9},
+    "tied, four heads a group": {"num_hidden_layers": 9, "num_attention_heads": 8, "num_key_value_heads": 2},
     "untied": {"num_hidden_layers": 3, "tie_word_embeddings": False},
     "narrow rows fall back": {"hidden_size": 192, "intermediate_size": 288, "num_attention_heads": 3,
                               "num_key_value_heads": 3, "head_dim": 64},
-    "four heads a group": {"num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2},
 }  # fmt: skip
 GGUF = ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)]
 

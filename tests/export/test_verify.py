@@ -128,18 +128,18 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
     assert (found["blk.1.attn_q.weight"] == found["blk.1.attn_v.weight"]).all()
 
 
-@pytest.mark.parametrize("file_type", ["q4_k_m", "q4_0", "iq4_xs"])
 def test_with_importance_the_file_is_what_the_quantizer_writes(
-    tiny_model, llama3_tokenizer, llama_quantize, tmp_path, file_type
+    tiny_model, llama3_tokenizer, llama_quantize, tmp_path
 ) -> None:
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
     matrix = Reference(source).mean_squares([row.ids for row in rows()], quiet)
+    ours = {kind: tmp_path / f"{kind}.gguf" for kind in ("q4_k_m", "q4_0", "iq4_xs")}
     write_targets(source, {"bf16": tmp_path / "bf16.gguf"}, {})
-    write_targets(replace(source, importance=matrix), {file_type: tmp_path / "ours.gguf"}, {})
-    wanted = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "wanted.gguf", file_type, matrix)
-    assert (tmp_path / "ours.gguf").read_bytes() == wanted.read_bytes()
-    plain = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "plain.gguf", file_type)
-    assert plain.read_bytes() != wanted.read_bytes()
+    write_targets(replace(source, importance=matrix), ours, {})
+    for kind, path in ours.items():
+        wanted = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "wanted.gguf", kind, matrix).read_bytes()
+        assert path.read_bytes() == wanted
+        assert llama_quantize(tmp_path / "bf16.gguf", tmp_path / "plain.gguf", kind).read_bytes() != wanted
 
 
 def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> None:
