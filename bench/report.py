@@ -215,9 +215,6 @@ def _scores_table(document: Mapping[str, Any]) -> Table:
     return Table("scores", f"Scores by {' and '.join(scorers)}", columns, rows, notes)
 
 
-_ENOUGH = 100  # entries from which a calibration error says something
-
-
 def _notes(item: Mapping[str, Any]) -> Iterator[str]:
     if item["partial"]:
         yield f"PARTIAL, {'; '.join(item['partial'])}"
@@ -225,7 +222,7 @@ def _notes(item: Mapping[str, Any]) -> Iterator[str]:
     if item["cut_line"]:
         yield f"the last line of {item['results']} was cut and is left out"
     sure = item["calibration"]
-    if sure and item["n"] >= _ENOUGH:
+    if sure and item["n"] >= 100:  # of fewer a calibration error says nothing
         yield (
             f"its confidence is off by {100 * sure['ece']:.0f} points (expected calibration error), on half of the "
             f"functions by {100 * sure['ece_fitted']:.0f} with the other half's temperature, {sure['temperature']:.2f}"
