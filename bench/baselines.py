@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required, words
 
-Rule = Callable[[Entry], Tool]
-
 
 def _random(entry: Entry) -> Tool:
     """A candidate drawn by the entry's id, so that every shard and every run draws the same."""
@@ -24,7 +22,7 @@ def _words(entry: Entry) -> Tool:
     return max(entry.tools, key=lambda tool: (shared[tool.name], balance(entry, tool.name)))
 
 
-_RULES: dict[str, tuple[Rule, str]] = {
+_RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
     "rule-random": (_random, "a tool drawn by lot"),
     "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
     "rule-liked": (

@@ -53,7 +53,8 @@ def _accepted(value: Any, accepted: Sequence[Any], schema: Any) -> bool:
     if isinstance(value, list):
         lists = [right for right in accepted if isinstance(right, list | str)]
         if inner is dict:
-            return any(_objects_accepted(value, right) for right in lists)
+            pairs = (zip(value, right, strict=True) for right in lists if len(right) == len(value))
+            return any(all(_object_accepted(item, [one]) for item, one in both) for both in pairs)
         return [_plain(item) for item in value] in [[_plain(item) for item in right] for right in lists]
     return _plain(value) in [_plain(right) for right in accepted]
 
@@ -65,11 +66,6 @@ def _type_of(accepted: Sequence[Any]) -> type | None:
 def _parts_fit(value: Sequence[Any], right: Any, inner: type) -> bool:
     """Whether the items of a list are of the declared type, or of that of an accepted list's items."""
     return not isinstance(right, list) or all(type(item) in (inner, _type_of(right)) for item in value)
-
-
-def _objects_accepted(value: Sequence[Any], right: Sequence[Any]) -> bool:
-    pairs = zip(value, right, strict=False)
-    return len(value) == len(right) and all(_object_accepted(item, [accepted]) for item, accepted in pairs)
 
 
 def _object_accepted(value: Any, accepted: Sequence[Any]) -> bool:

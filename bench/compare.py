@@ -11,30 +11,24 @@ from petool_lite.bench.score import METRICS, accuracies, paired
 from petool_lite.errors import USAGE, PetoolError
 
 _WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))
-_ASKED = {f"{metric}_as_asked": f"{_WORDS[metric]} as asked" for metric in METRICS[1:]}
-_FLIPS = 12  # entries shown in a terminal; all are in the --json document
+_WORDS |= {f"{metric}_as_asked": f"{_WORDS[metric]} as asked" for metric in METRICS[1:]}
 
 
 def compare_folders(
     first: Path, second: Path, variant: str | None = None, against: str | None = None
 ) -> dict[str, Any]:
-    """What changed from `first` to `second`: scores on the common entries, paired tests, entries that flipped. Variants
-    of equal names are compared, or `variant` of the first with `against` of the second; a folder's only variant needs
-    no name. Raises PetoolError where setting, data or right answers differ or no entry is common."""
+    """What changed from `first` to `second`: scores on the common entries, paired tests, ids of entries that flipped.
+    Variants of equal names are compared, or `variant` of the first with `against` of the second; a folder's only
+    variant needs no name. Raises PetoolError where setting, data or right answers differ or no entry is common."""
     one, two = ({item.name: item for item in load_folder(folder)} for folder in (first, second))
     if against is not None and variant is None:
         raise PetoolError("--against needs --variant", "name the variant of the first folder too", USAGE)
-    pairs = [(name, name) for name in one if name in two]
-    if variant is not None:
-        pairs = [(variant, against or variant)]
-    elif not pairs and len(one) == len(two) == 1:
+    pairs = [(name, name) for name in one if name in two] if variant is None else [(variant, against or variant)]
+    if not pairs and len(one) == len(two) == 1:
         pairs = list(zip(one, two, strict=True))
-    if not pairs:
-        what = f"no variant is in both: {', '.join(one)} in {first}, {', '.join(two)} in {second}"
+    if not pairs or not all(old in one and new in two for old, new in pairs):
+        what = f"no variant to compare: {first} has {', '.join(one)}, {second} has {', '.join(two)}"
         raise PetoolError(what, "name two: --variant NAME --against NAME")
-    for results, folder, place in ((one, first, 0), (two, second, 1)):
-        if absent := next((pair[place] for pair in pairs if pair[place] not in results), None):
-            raise PetoolError(f"{folder} has no variant {absent}", f"it has {', '.join(results)}")
     found = [_compared(one[old], two[new]) for old, new in pairs]
     return {"schema": 3, "first": str(first), "second": str(second), "variants": found}
 
@@ -44,62 +38,44 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
     if setting != other:
         what = f"{old.path} is of the {setting} setting, {new.path} of the {other} setting"
         raise PetoolError(what, "only results of one setting compare")
-    check_same_data([old, new])
+    check_same_data({item.path: item.meta for item in (old, new)})
     before, after = old.by_entry, new.by_entry
     common = [key for key in before if key in after]
     if not common:
         raise PetoolError(f"{old.path} and {new.path} have no scored entry in common", "score the same entries")
-    prompts = {row["entry_id"]: row.get("prompt_sha256") for row in old.rows}
+    prompts = [[item.triples[key][0].get("prompt_sha256") for key in common] for item in (old, new)]
     return {
         **{"first": old.name, "second": new.name, "setting": setting},
         "entries": [len(before), len(after)],
-        "other_prompts": sum(row.get("prompt_sha256") != prompts.get(row["entry_id"], row.get("prompt_sha256"))
-                             for row in new.rows),
+        "other_prompts": sum(was != now for was, now in zip(*prompts, strict=True)),
         "scores": [accuracies([scores[key] for key in common]) for scores in (before, after)],
         **paired(before, after),
-        "flipped": [flip for key in common if (flip := _flip(key, old, new))],
-    }  # fmt: skip
-
-
-def _flip(key: str, old: Results, new: Results) -> dict[str, Any] | None:
-    """An entry whose verdict on the tool or on the parameters changed; None for another."""
-    (row, was, name), (other, now, kind) = old.triples[key], new.triples[key]
-    before, after = was.pairs[was.scorer], now.pairs[now.scorer]
-    if before == after:
-        return None
-    gained = sum(after) - sum(before)
-    change = "better" if gained > 0 else "worse" if gained else "other"
-    replies = [item.get("reply", "") for item in (row, other)]
-    return {"entry_id": key, "change": change, "classes": [name, kind], "gold": row["gold"], "replies": replies}
+        "flipped": [
+            key for key in common if before[key].pairs[before[key].scorer] != after[key].pairs[after[key].scorer]
+        ],
+    }
 
 
 def print_comparison(found: Mapping[str, Any]) -> None:
     """What `bench compare` found, on stdout."""
     for item in found["variants"]:
         show(_comparison(item))
-        flips = item["flipped"]
-        rows = [(flip["entry_id"], flip["change"], " → ".join(dict.fromkeys(flip["classes"])).replace("_", " "))
-                for flip in flips[:_FLIPS]]  # fmt: skip
-        more = f"{len(flips) - _FLIPS:,} more, and every reply" if len(flips) > _FLIPS else "the replies"
-        if flips:
-            title = f"{len(flips):,} entries flipped"
-            show(Table("flipped", title, ("entry", "now", "class"), rows, [f"{more}: --json"]))
 
 
 def _comparison(item: Mapping[str, Any]) -> Table:
     before, after = item["scores"]
     asked = "param_as_asked" in item and any(one["param_as_asked_acc"] != one["param_acc"] for one in (before, after))
     rows = []
-    for metric, words in {**_WORDS, **(_ASKED if asked else {})}.items():
+    for metric, words in list(_WORDS.items())[: None if asked else len(METRICS)]:
         test, figures = item[metric], (accuracies_cells(scores, metric)[0] for scores in (before, after))
         change = f"{test['difference']:+.1f} ({test['ci'][0]:+.1f} to {test['ci'][1]:+.1f})"
         rows.append((words, *figures, change, f"+{test['second_only']} -{test['first_only']}", p_text(test["p"])))
-    notes = [f"n {item['n']:,}, the same call in {item['agreement']:.1f} %"]
-    if item["entries"] != [item["n"], item["n"]]:
-        notes[0] += f"; the first scored {item['entries'][0]:,} entries, the second {item['entries'][1]:,}"
-    if item["other_prompts"]:
-        notes.append(f"{item['other_prompts']:,} entries have another prompt (style, template or trimming)")
-    notes.append("difference in points with its 95 % interval by function, entries won and lost, exact McNemar test")
+    notes = [
+        f"n {item['n']:,} of {item['entries'][0]:,} and {item['entries'][1]:,}, "
+        f"the same call in {item['agreement']:.1f} %, another prompt in {item['other_prompts']:,}",
+        f"{len(item['flipped']):,} entries flipped: their ids are in --json, their replies in each report.html",
+        "difference in points with its 95 % interval by function, entries won and lost, exact McNemar test",
+    ]
     name = " → ".join(dict.fromkeys((item["first"], item["second"])))
     columns = ("right, %", "first", "second", "difference", "entries", "p")
     return Table("comparison", f"{name}, on the same entries", columns, rows, notes)

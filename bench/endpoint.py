@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import threading
 import time
-from collections.abc import Iterator
-from queue import Empty, Queue
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from petool_lite.bench.engines import UNREAD, Rows, Work
 
 from petool_lite.console import Report
-from petool_lite.data.entries import Call, Entry, properties
+from petool_lite.data.entries import Entry, properties
 from petool_lite.errors import PetoolError
 from petool_lite.inference.endpoint import Answer, Endpoint, Gone, TooLong
 from petool_lite.inference.parse import failure
@@ -25,78 +23,39 @@ NOBODY = Chat(lambda texts: [[] for _ in texts], "", "", "", 0)  # the server ha
 
 
 def endpoint_rows(work: Work, report: Report) -> Rows:
-    """The replies to all entries of `work`, in whatever order they come.
-
-    Raises PetoolError where the endpoint cannot go on; entries without a row are asked for by the same command.
-    """
-    variant, limit, style = work.variant, work.task.max_reply_tokens, str(work.variant.style)
-    most = variant.requests or max(_LEAST, 3 * len(work.entries))
+    """The replies to all entries of `work`, in whatever order they come, as many at once as the variant's batch says.
+    Raises PetoolError where the endpoint cannot go on; entries without a row are asked for by the same command."""
+    variant, count, style = work.variant, len(work.entries), str(work.variant.style)
+    most = variant.requests or max(_LEAST, 3 * count)
     endpoint = Endpoint(variant.url, str(variant.model), most)
-    letters = sum(_letters(entry_request(NOBODY, entry, style)) for entry in work.entries.values())
-    told = f"about {letters // _LETTERS:,} tokens of prompts and at most {len(work.entries) * limit:,} of replies"
-    report(f"{len(work.entries):,} requests to {endpoint.url} (at most {most:,} with tries again): {told}", 0, 0, "")
-    failed: list[PetoolError] = []  # the failures since the last answer
-    for index, found in _side_by_side(work, endpoint, failed):
-        if isinstance(found, PetoolError):
-            yield index, UNREAD | {"status": "engine_error", "error": found.message}
-        elif isinstance(found, BaseException):
-            raise found
-        else:
-            yield index, found
+    requests = (entry_request(NOBODY, entry, style) for entry in work.entries.values())
+    tokens = sum(len(json.dumps(request, ensure_ascii=False)) for request in requests) // _LETTERS
+    told = f"about {tokens:,} tokens of prompts and at most {count * work.task.max_reply_tokens:,} of replies"
+    report(f"{count:,} requests to {endpoint.url} (at most {most:,} with tries again): {told}", 0, 0, "")
+
+    failed: list[PetoolError] = []  # since the last answer
+
+    def hopeless() -> bool:
+        return bool(failed) and (isinstance(failed[-1], Gone) or len(failed) >= min(_FAILURES, count))
+
+    def ask(index: int) -> tuple[int, dict[str, Any] | None]:
+        if hopeless():
+            return index, None
+        try:
+            found, faults = _row(work, endpoint, index), []
+        except PetoolError as error:
+            found, faults = UNREAD | {"status": "engine_error", "error": error.message}, [*failed, error]
+        if not hopeless():  # what ended it stays the last word
+            failed[:] = faults
+        return index, found
+
+    with ThreadPool(min(variant.batch, count)) as pool:  # of daemons: Ctrl-C waits for no answer
+        yield from ((index, found) for index, found in pool.imap_unordered(ask, work.entries) if found)
     if endpoint.without:
         report(f"{endpoint.url} did not take, and was asked without: {', '.join(endpoint.without)}", 0, 0, "")
-    if failed and _hopeless(failed, len(work.entries)):
+    if hopeless():
         hint = failed[-1].hint or "the replies so far are kept; the same command goes on from here"
         raise PetoolError(failed[-1].message, hint)
-
-
-def _hopeless(failed: list[PetoolError], entries: int) -> bool:
-    """Whether there is no point in asking on."""
-    return isinstance(failed[-1], Gone) or len(failed) >= min(_FAILURES, entries)
-
-
-def _side_by_side(work: Work, endpoint: Endpoint, failed: list[PetoolError]) -> Iterator[tuple[int, Any]]:
-    """Rows, or the errors in their place, from as many threads as the variant's batch says, until it is hopeless."""
-    waiting: Queue[int] = Queue()
-    done: Queue[tuple[int, Any] | None] = Queue()
-    lock, stop = threading.Lock(), threading.Event()
-    for index in work.entries:
-        waiting.put(index)
-
-    def ask() -> None:
-        while not stop.is_set():
-            try:
-                index = waiting.get_nowait()
-            except Empty:
-                break
-            found = _asked(work, endpoint, index)
-            with lock:
-                if not stop.is_set():  # what ended it stays the last word
-                    failed[:] = [*failed, found] if isinstance(found, PetoolError) else []
-                if isinstance(found, BaseException) and (not failed or _hopeless(failed, len(work.entries))):
-                    stop.set()
-            done.put((index, found))
-        done.put(None)
-
-    running = min(work.variant.batch, len(work.entries))
-    for _ in range(running):  # daemons: Ctrl-C waits for no answer
-        threading.Thread(target=ask, daemon=True).start()
-    try:
-        while running:
-            item = done.get()
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        stop.set()
-
-
-def _asked(work: Work, endpoint: Endpoint, index: int) -> dict[str, Any] | BaseException:
-    try:
-        return _row(work, endpoint, index)
-    except BaseException as error:
-        return error
 
 
 def _row(work: Work, endpoint: Endpoint, index: int) -> dict[str, Any]:
@@ -140,23 +99,8 @@ def _least_letters(entry: Entry, request: dict[str, Any]) -> int:
     )
 
 
-def _letters(request: dict[str, Any]) -> int:
-    return len(json.dumps(request, ensure_ascii=False))
-
-
 def reply_text(answer: Answer) -> str:
     """The reply as a model of the petool style writes it, so that one parser reads all; its text without a call.
-
-    Arguments that are no JSON object stay as they were written: the model's fault, not the endpoint's.
-    """
-    return "\n".join(f"{CALL_START}{_call(*call)}{CALL_END}" for call in answer.calls) or answer.text
-
-
-def _call(name: str, arguments: str) -> str:
-    try:
-        found = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict):
-        return Call(name, found).to_json()
-    return f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}'
+    Arguments that are no JSON object stay as they were written: the model's fault, not the endpoint's."""
+    calls = (f'{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}' for name, arguments in answer.calls)
+    return "\n".join(f"{CALL_START}{call}{CALL_END}" for call in calls) or answer.text

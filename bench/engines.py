@@ -1,13 +1,10 @@
-"""Replies from llama.cpp on a CPU, from transformers on a GPU, from an endpoint or a rule: (index, row) by entry.
-
-Every engine gets the same token ids, the same end tokens and the same limit, and chooses greedily.
-"""
+"""Replies from llama.cpp on a CPU, from transformers on a GPU, from an endpoint or a rule: (index, row) by entry."""
 
 import hashlib
 import json
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,10 +41,8 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Task:
-    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them.
-
-    `fresh` starts results files over instead of going on with them.
-    """
+    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them. `fresh`
+    starts results files over instead of going on with them."""
 
     dataset: Dataset
     max_reply_tokens: int
@@ -62,10 +57,8 @@ class Task:
 
     @property
     def text(self) -> bool | str:
-        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none.
-
-        A test that lists what it accepts allows one in all its parts, as BFCL does.
-        """
+        """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none. A
+        test that lists what it accepts allows one in all its parts, as BFCL does."""
         texts = {entry.answer for entry in self.dataset.entries if isinstance(entry.answer, str)}
         texts |= {NO_TOOL} if any(entry.accepted for entry in self.dataset.entries) else set()
         return texts.pop() if len(texts) == 1 else bool(texts)
@@ -94,10 +87,8 @@ class Work:
     prompts: dict[int, Rendered] = field(default_factory=dict)
 
     def render(self, chat: Chat, context: int, report: Report) -> Rows:
-        """Make all prompts; what does not fit a context of so many tokens loses old history.
-
-        Yields the rows of those that are too long even without any.
-        """
+        """Make all prompts; what does not fit a context of so many tokens loses old history. Yields the rows of those
+        that are too long even without any."""
         layout = Layout(str(self.variant.style), context - self.task.max_reply_tokens)
         found = {index: prompt_ids(chat, entry, layout) for index, entry in self.entries.items()}
         self.prompts = {index: prompt for index, prompt in found.items() if prompt}
@@ -116,7 +107,8 @@ class Work:
     def asked(self, index: int) -> dict[str, Any]:
         """What a row says of an entry's prompt."""
         ids, dropped = self.prompts[index].ids, self.prompts[index].history_dropped
-        return {"prompt_sha256": ids_sha256(ids), "prompt_tokens": len(ids), "history_dropped": dropped}
+        digest = hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()  # the same for every engine
+        return {"prompt_sha256": digest, "prompt_tokens": len(ids), "history_dropped": dropped}
 
     def answered(self, index: int, reply: Reply) -> dict[str, Any]:
         """What a row says of a model's reply to an entry."""
@@ -131,11 +123,6 @@ class Work:
             "cached_tokens": min(reply.reused_tokens, len(self.prompts[index].ids)),
             **{"prefill_s": round(prefill, 4), "decode_s": round(decode, 4), "seconds": round(prefill + decode, 4)},
         }
-
-
-def ids_sha256(ids: Sequence[int]) -> str:
-    """SHA-256 of token ids as little-endian uint32, as hex: equal where two engines read the same prompt."""
-    return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()
 
 
 def model_style(model: Path) -> str | None:
@@ -189,10 +176,8 @@ def _llama_rows(work: Work, report: Report) -> Rows:
 
 
 def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
-    """Replies of a model directory, decoded in batches; rounding may differ with the batch.
-
-    Raises PetoolError where there is no GPU.
-    """
+    """Replies of a model directory, decoded in batches; rounding may differ with the batch. Raises PetoolError where
+    there is no GPU."""
     from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
     variant, folder = work.variant, work.variant.model

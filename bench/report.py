@@ -1,15 +1,20 @@
 """The report of a folder of results: one document, from the files alone, its tables, and its written forms."""
 
+import base64
+import hashlib
+import json
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import resources
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from petool_lite.bench.published import not_published_data, partial_reasons, published_table
 from petool_lite.bench.results import SCHEMA as ROWS_SCHEMA
-from petool_lite.bench.results import Results, check_same_data, load_folder, results_files
-from petool_lite.bench.score import CLASSES, METRICS, SCORERS, paired, quantile, summary
+from petool_lite.bench.results import Results, check_same_data, load_folder
+from petool_lite.bench.score import CLASSES, METRICS, paired, quantile, summary
 
 from petool_lite.console import print_table, terminal
 from petool_lite.errors import PetoolError
@@ -17,6 +22,7 @@ from petool_lite.models import file_sha256
 from petool_lite.runs import write_json, write_text
 
 SCHEMA = 4
+_PUBLISHED = ("user_entries_test.json", "user_entries_test_r.json")
 METRIC_WORDS = ("tool", "parameters", "both")
 _SCORER_WORDS = {
     "published": "the published scorer",
@@ -51,12 +57,10 @@ class Table:
 def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
     """Score all results in `folders`, write report.json, report.md and report.html; return the document. They go to
     `target`, the first folder if not given. Variants of one name need different settings."""
-    from petool_lite.bench.page import html_report
-
     scored = _named([item for place in folders for item in load_folder(place)])
     if not scored:
         raise PetoolError(f"no result in {folders[0]} yet", "petool-lite bench goes on where it was stopped")
-    document = build_report(scored, [path.name for place in folders for path in results_files(place, empty=True)])
+    document = build_report(scored)
     target = target or folders[0]
     write_text(target / "report.md", markdown_report(document))
     write_text(target / "report.html", html_report(document, scored))
@@ -66,7 +70,7 @@ def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
 
 def _named(results: Sequence[Results]) -> list[Results]:
     """All results under names of their own; raises PetoolError where data or names clash."""
-    check_same_data(results)
+    check_same_data({item.path: item.meta for item in results})
     names = [item.name for item in results]
     found: dict[str, Results] = {}
     for item in results:
@@ -77,9 +81,8 @@ def _named(results: Sequence[Results]) -> list[Results]:
     return list(found.values())
 
 
-def build_report(scored: Sequence[Results], empty: Sequence[str] = ()) -> dict[str, Any]:
-    """The report document (report.schema.json, docs/bench.md); the same files give the same document. `empty` names
-    results files without a row."""
+def build_report(scored: Sequence[Results]) -> dict[str, Any]:
+    """The report document (report.schema.json, docs/bench.md); the same files give the same document."""
     variants = [_variant(item) for item in scored]
     data = {item["setting"]: {"setting": item["setting"], **item["data"]} for item in reversed(variants)}
     pairs = [
@@ -90,12 +93,10 @@ def build_report(scored: Sequence[Results], empty: Sequence[str] = ()) -> dict[s
     return {
         "schema": SCHEMA,
         "rows_schema": ROWS_SCHEMA,
-        "partial": bool(empty) or any(item["partial"] for item in variants),
-        "empty": list(empty),
+        "partial": any(item["partial"] for item in variants),
         "data": list(reversed(data.values())),
         "variants": variants,
         "pairs": pairs,
-        "published": published_table(variants),
     }
 
 
@@ -111,12 +112,30 @@ def _variant(item: Results) -> dict[str, Any]:
         "data": {key: meta["data"][key] for key in ("source", "sha256", "total")},
         **{"results": item.path.name, "results_sha256": file_sha256(item.path), "cut_line": item.cut_line},
         "partial": partial_reasons(rows, meta),
-        "other_data": not_published_data(meta),
+        "published_data": is_published_data(meta),
         "rows": len(rows),
         **summary(rows, scores),
         "classes": {name: kinds.count(name) for name in CLASSES},
         "cost": cost(rows, meta),
     }
+
+
+def partial_reasons(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> list[str]:
+    """Why a variant was not scored on the whole of its data; empty if it was."""
+    total, broken = meta["data"]["total"], sum(row["status"] == "engine_error" for row in rows)
+    reasons = {
+        f"limited to {meta.get('limit')} of {total:,} entries": (meta.get("limit") or total) < total,
+        "one shard of the data": meta.get("shard"),
+        f"{len(rows):,} of {meta['entries']:,} entries so far": len(rows) < meta["entries"] or not meta["complete"],
+        f"the engine failed on {broken:,} entries, which are not scored": broken,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def is_published_data(meta: Mapping[str, Any]) -> bool:
+    """Whether the data is the published rating test set, by file name, setting and number of entries."""
+    name = PurePosixPath(meta["data"]["source"].replace("\\", "/")).name.removesuffix(".zip")
+    return name in _PUBLISHED and (meta["setting"], meta["data"]["total"]) == ("rating", 1000)
 
 
 def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +153,6 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
         seconds = sum(row[key] for row in runs)
         return round(amount / seconds, 4) if seconds > 0 and amount > 0 else None
 
-    done = sum(row["prompt_tokens"] + row["reply_tokens"] for row in runs)
     read = sum(max(0, row["prompt_tokens"] - row.get("cached_tokens", 0)) for row in runs)
     return {
         "cold": times(cold=True),
@@ -144,10 +162,7 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
         "peak_memory_gb": meta.get("peak_memory_gb") if runs else None,
         "model_bytes": meta.get("model_bytes") or None,
         "wall_seconds": meta.get("seconds"),
-        "gpu": {
-            **{key: gpu.get(key) for key in ("batch", "memory_gb")},
-            "tokens_per_s": rate(done, "seconds") if gpu else None,
-        },
+        "gpu": {key: gpu.get(key) for key in ("batch", "memory_gb")},
     }
 
 
@@ -156,7 +171,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[Table]:
     models = [item for item in document["variants"] if item["engine"] != "none"]
     pairs = _pairs_table(document, {item["name"] for item in models})
     found = (_scores_table(document), _cases_table(models), pairs, _classes_table(models), _cost_table(models))
-    yield from (table for table in (*found, _published_rows(document)) if table.rows)
+    yield from (table for table in (*found, _published_table(document["variants"])) if table.rows)
 
 
 def accuracies_cells(scores: Mapping[str, Any], *metrics: str) -> list[str]:
@@ -193,15 +208,11 @@ def _scores_table(document: Mapping[str, Any]) -> Table:
     notes = ["in percent, with 95 % intervals by function; decoded greedily"]
     if asked:
         notes.append("as asked: a number that the data cut to a whole one may stand as the request says it")
-    notes += [f"{name} has no reply yet and is left out" for name in document["empty"]]
     scorers = [_SCORER_WORDS[name] for name in dict.fromkeys(item["scorer"] for item in variants)]
     for item in variants:
         notes += [f"{item['name']}: {note}" for note in _notes(item)]
         notes += [f"{item['name']}: {_SCORER_WORDS[item['scorer']]}"] if len(scorers) > 1 else []
     return Table("scores", f"Scores by {' and '.join(scorers)}", columns, rows, notes)
-
-
-_ENOUGH = 100  # entries from which a calibration error says something
 
 
 def _notes(item: Mapping[str, Any]) -> Iterator[str]:
@@ -211,7 +222,7 @@ def _notes(item: Mapping[str, Any]) -> Iterator[str]:
     if item["cut_line"]:
         yield f"the last line of {item['results']} was cut and is left out"
     sure = item["calibration"]
-    if sure and item["n"] >= _ENOUGH:
+    if sure and item["n"] >= 100:  # of fewer a calibration error says nothing
         yield (
             f"its confidence is off by {100 * sure['ece']:.0f} points (expected calibration error), on half of the "
             f"functions by {100 * sure['ece_fitted']:.0f} with the other half's temperature, {sure['temperature']:.2f}"
@@ -266,30 +277,18 @@ def _cost_table(models: Sequence[Mapping[str, Any]]) -> Table:
     return Table("cost", "Cost", columns, rows, notes)
 
 
-def _published_rows(document: Mapping[str, Any]) -> Table:
-    published = document["published"]
+def _published_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+    """The published figures, where one of ours stands beside them: it scored all entries of that very data."""
+    ours = [item for item in variants if item["published_data"] and not item["partial"]]
+    held = tomllib.loads(resources.files("petool_lite.bench").joinpath("published.toml").read_text(encoding="utf-8"))
     rows = [
-        (f"{item['name']} [{''.join(item['notes'])}]", published["source"], f"{item['tool_acc']:.1f}",
-         f"{item['param_acc']:.1f}")
-        for item in published["rows"]
-    ]  # fmt: skip
-    ours = [item for item in document["variants"] if item["name"] in published["ours"]]
+        (f"{name} [{notes}]", "published, not run here", f"{tool:.1f}", f"{parameters:.1f}")
+        for name, (tool, parameters, notes) in held["rows"].items()
+    ]
     rows += [(item["name"], "run here", *accuracies_cells(item, "tool", "param")) for item in ours]
-    notes = [f"[{key}] {text}" for key, text in published["notes"].items()]
-    notes += [f"{name} is not in this table: {'; '.join(why)}" for name, why in published["left_out"].items()]
-    title = "Beside the published table (rating setting)"
-    return Table("published", title, ("model", "source", "tool", "parameters"), rows, notes)
-
-
-def files_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Scores of single results files, by every scorer; for `bench score`."""
-    rows, notes = [], []
-    for path, item in found.items():
-        others = {name: item[name] for name in SCORERS if name in item}
-        for scorer, scores in {item["scorer"]: item, **others}.items():
-            rows.append((path, scorer.replace("_", " "), f"{item['n']:,}", *accuracies_cells(scores)))
-        notes += [f"{path}: {note}" for note in _notes({"partial": [], "cut_line": False, **item})]
-    return Table("files", "Scores", ("results", "scorer", "n", *METRIC_WORDS), rows, notes)
+    notes = [f"[{key}] {text}" for key, text in held["notes"].items()]
+    title, columns = "Beside the published table (rating setting)", ("model", "source", "tool", "parameters")
+    return Table("published", title, columns, rows if ours else [], notes)
 
 
 def heading(document: Mapping[str, Any]) -> list[str]:
@@ -333,3 +332,32 @@ def print_report(document: Mapping[str, Any]) -> None:
 def show(table: Table) -> None:
     """One table with its notes on stdout."""
     print_table(table.title, list(table.columns), [list(row) for row in table.rows], "\n".join(table.notes))
+
+
+def html_report(document: Mapping[str, Any], scored: Sequence[Results]) -> str:
+    """The report as one HTML page; a policy in it forbids loading anything and running any script but its own."""
+    from jinja2 import Environment
+
+    page = resources.files("petool_lite.bench").joinpath("report.html").read_text(encoding="utf-8")
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    first = document["variants"][0]
+    version = f"petool-lite {first['versions'].get('petool-lite', '')} {first['commit'] or ''}".strip()
+    return Environment(autoescape=True).from_string(page).render(
+        json=partial(json.dumps, ensure_ascii=False),
+        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        lines=[*heading(document), version],
+        tables=list(tables(document)),
+        variants=document["variants"],
+        metrics=dict(zip(METRICS, METRIC_WORDS, strict=True)),
+        entries=_entries(scored),
+        classes=CLASSES,
+    )  # fmt: skip
+
+
+def _entries(scored: Sequence[Results]) -> list[list[tuple[str, dict[str, Any], str]]]:
+    """For every entry the replies to it: variant, row and class of each."""
+    found: dict[tuple[str, str], list[tuple[str, dict[str, Any], str]]] = {}
+    for item in scored:
+        for row, _, kind in item.triples.values():
+            found.setdefault((row["setting"], row["entry_id"]), []).append((item.name, row, kind))
+    return list(found.values())

@@ -1,7 +1,6 @@
-"""Results: one JSON line a reply, and a meta file beside them. Written a row at a time, checked row by row when read.
+"""Results: one JSON line a reply, and a meta file beside them, as report.schema.json says and docs/bench.md describes.
 
-The format is that of report.schema.json, described in docs/bench.md. Nothing is repaired in silence, and rows of
-different work never mix. A bench in parts, one for each GPU or machine, has a folder a shard; `merge_shards` makes one.
+Nothing is repaired in silence, and rows of different work never mix. Shards are made one by `merge_shards`.
 """
 
 import json
@@ -18,14 +17,14 @@ from petool_lite.bench.score import Score, error_class, score_row
 
 from petool_lite.console import Report
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.runs import sole_writer, write_json, write_text
+from petool_lite.runs import write_json, write_text
 
 SCHEMA = 3
 _ALIKE = ("variant", "setting", "engine", "decoding", "style")  # one value in a whole file
-_NO_JSON = "not JSON in UTF-8"
+_AGAIN = "run bench again with --fresh, or take the line or the file away"
 _LONGEST = 160  # characters of what is wrong with a row
 # What must be as before for rows to be added, and what shards have in common, in the words of a refusal.
-_SAME = {"schema": "version of the format", "data": "data set", "setting": "setting", "style": "prompt style",
+_SAME = {"data": "data set", "setting": "setting", "style": "prompt style",
          "model_sha256": "model", "engine": "engine", "decoding": "decoding", "max_reply_tokens": "reply limit",
          "variant": "variant"}  # fmt: skip
 
@@ -53,10 +52,6 @@ class Results:
         return {key: score for key, (_, score, kind) in self.triples.items() if kind != "engine_error"}
 
 
-class _Fault(Exception):
-    """What is wrong with one row or meta file."""
-
-
 @lru_cache
 def _validator(kind: str) -> Any:
     from jsonschema import Draft202012Validator
@@ -65,61 +60,23 @@ def _validator(kind: str) -> Any:
     return Draft202012Validator({"$defs": json.loads(text)["$defs"], "$ref": f"#/$defs/{kind}"})
 
 
-def _check(value: Any, kind: str) -> None:
-    schema = value.get("schema", 1) if isinstance(value, dict) else SCHEMA
-    if schema != SCHEMA or isinstance(schema, bool):
-        raise _Fault(f"made by another version of petool-lite (schema {schema}, this one reads {SCHEMA})")
-    fault = next(_validator(kind).iter_errors(value), None)
-    if fault is not None:
-        raise _Fault(f"{fault.json_path.removeprefix('$').lstrip('.')[:_LONGEST]} {fault.message[-_LONGEST:]}".strip())
-
-
-def _check_row(row: Any, before: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise _Fault for a row that is not as the schema says, or not of one file with those before it."""
-    _check(row, "row")
-    if row["entry_id"] in before:
-        raise _Fault(f"entry {row['entry_id']} was on line {[*before].index(row['entry_id']) + 1} already")
-    first = next(iter(before.values()), row)
-    for key in _ALIKE:
-        if row[key] != first[key]:
-            raise _Fault(f"{key} {row[key]}, but {first[key]} above")
-
-
-def _parse(line: bytes) -> Any:
-    """A line as JSON that can be written again: not nested without end, no half of a surrogate pair, no NaN."""
+def _checked(text: bytes, kind: str, place: str) -> dict[str, Any]:
+    """A row or meta that follows its schema and can be written again: not nested without end, no half of a surrogate
+    pair, no NaN. Raises PetoolError that names `place`."""
     try:
-        value = json.loads(line.decode())
+        value = json.loads(text.decode())
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        raise _Fault(_NO_JSON) from None
-    return value
-
-
-def load_rows(path: Path) -> tuple[tuple[dict[str, Any], ...], bool]:
-    """The checked rows of a results file in the order of the data, and whether a cut last line was left out. A last
-    line that was cut while it was written (no line end, no JSON) is left out. Anything else that is wrong raises
-    PetoolError with the line: another schema, no right answer, an entry twice, two variants in one file."""
-    try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
-    except OSError as error:
-        what = f"no such results file: {path} ({error.strerror})"
-        raise PetoolError(what, "give a results-<variant>.jsonl that bench wrote") from error
-    rows: dict[str, dict[str, Any]] = {}
-    cut = False
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                row = _parse(line)
-                _check_row(row, rows)
-                rows[row["entry_id"]] = row
-        except _Fault as fault:
-            cut = number == len(lines) and bool(rows) and str(fault) == _NO_JSON
-            if not cut:
-                hint = "run bench again with --fresh, or take the line or the file away"
-                raise PetoolError(f"{path}, line {number}: {fault}", hint) from None
-    if not rows:
-        raise PetoolError(f"{path} has no result", "run bench again")
-    return tuple(sorted(rows.values(), key=lambda row: row["index"])), cut
+        raise PetoolError(f"{place}: not JSON in UTF-8", _AGAIN) from None
+    schema = value.get("schema", 1) if isinstance(value, dict) else SCHEMA
+    if schema != SCHEMA or isinstance(schema, bool):
+        what = f"{place}: made by another version of petool-lite (schema {schema}, this one reads {SCHEMA})"
+        raise PetoolError(what, _AGAIN)
+    fault = next(_validator(kind).iter_errors(value), None)
+    if fault is not None:
+        field = fault.json_path.removeprefix("$").lstrip(".")[:_LONGEST]
+        raise PetoolError(f"{place}: {f'{field} {fault.message[-_LONGEST:]}'.strip()}", _AGAIN)
+    return dict(value)
 
 
 def meta_path(results: Path) -> Path:
@@ -128,22 +85,33 @@ def meta_path(results: Path) -> Path:
 
 
 def load_results(path: Path) -> Results:
-    """A results file with its meta file; raises PetoolError if they do not belong together."""
-    rows, cut = load_rows(path)
-    place = meta_path(path)
+    """A results file with its meta file, its rows in the order of the data. A last line without an end was cut while it
+    was written and is left out. Anything else that is wrong raises PetoolError with the line: another schema, no right
+    answer, an entry twice, a row of another variant."""
+    place, rows = meta_path(path), dict[str, dict[str, Any]]()
     try:
-        meta = _parse(place.read_bytes())
-        _check(meta, "meta")
-        for key in _ALIKE:
-            if rows[0][key] != meta[key]:
-                raise _Fault(f"{key} is {meta[key]}, its rows say {rows[0][key]}")
-        if len(rows) > meta["entries"]:
-            raise _Fault(f"{meta['entries']} entries, but the file has {len(rows)} rows")
+        *lines, last = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
+        meta = _checked(place.read_bytes(), "meta", str(place))
     except OSError as error:
-        raise PetoolError(f"{path} has no {place.name} beside it", "run bench again: it writes both") from error
-    except _Fault as fault:
-        raise PetoolError(f"{place}: {fault}", "run bench again: it writes both files") from None
-    return Results(path, rows, meta, cut, meta["variant"])
+        what = f"no such results file: {error.filename} ({error.strerror})"
+        raise PetoolError(what, "give a results-<variant>.jsonl that bench wrote, with its meta file") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = _checked(line, "row", where)
+        for key in _ALIKE:
+            if row[key] != meta[key]:
+                raise PetoolError(f"{where}: {key} {row[key]}, but {meta[key]} in {place.name}", _AGAIN)
+        if row["entry_id"] in rows:
+            raise PetoolError(f"{where}: entry {row['entry_id']} is there already", _AGAIN)
+        rows[row["entry_id"]] = row
+    if not rows:
+        raise PetoolError(f"{path} has no result", "run bench again")
+    if len(rows) > meta["entries"]:
+        raise PetoolError(f"{place}: {meta['entries']} entries, but {path.name} has {len(rows)}", _AGAIN)
+    ordered = sorted(rows.values(), key=lambda row: row["index"])
+    return Results(path, tuple(ordered), meta, bool(last.strip()), meta["variant"])
 
 
 def results_folder(place: str) -> Path:
@@ -155,26 +123,25 @@ def results_folder(place: str) -> Path:
     raise PetoolError(f"no results-<variant>.jsonl in {path}", "give a folder that bench wrote, or a run")
 
 
-def results_files(folder: Path, empty: bool = False) -> list[Path]:
-    """The results files of a folder that have a row, or those that were begun and have none yet."""
-    return sorted(path for path in folder.glob("results-*.jsonl") if (path.stat().st_size == 0) == empty)
+def results_files(folder: Path) -> list[Path]:
+    """The results files of a folder, but those that were begun and have no row yet."""
+    return sorted(path for path in folder.glob("results-*.jsonl") if path.stat().st_size)
 
 
 def load_folder(folder: Path) -> tuple[Results, ...]:
     """All results of a folder that have a row, in the order in which they were started; see `check_same_data`."""
     found = sorted(map(load_results, results_files(folder)), key=lambda item: str(item.meta.get("started") or ""))
-    check_same_data(found)
+    check_same_data({item.path: item.meta for item in found})
     return tuple(found)
 
 
-def check_same_data(results: Sequence[Results]) -> None:
-    """Raises PetoolError that names two files of one setting that were made from different data."""
-    first: dict[str, Results] = {}
-    for item in results:
-        other = first.setdefault(item.meta["setting"], item)
-        (one, two) = (found.meta["data"] for found in (item, other))
-        if one["sha256"] != two["sha256"]:
-            what = f"{item.path} was made from {one['source']}, {other.path} from {two['source']}: other data"
+def check_same_data(metas: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raises PetoolError that names two results files of one setting that were made from different data."""
+    first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for path, meta in metas.items():
+        other, known = first.setdefault(meta["setting"], (path, meta["data"]))
+        if known["sha256"] != meta["data"]["sha256"]:
+            what = f"{path} was made from {meta['data']['source']}, {other} from {known['source']}: other data"
             raise PetoolError(what, "give each data set a folder of its own")
 
 
@@ -183,6 +150,7 @@ class Store:
 
     def __init__(self, path: Path, meta: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
         self.path, self.meta, self.rows = path, meta, rows
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -201,20 +169,19 @@ class Store:
 def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) -> Iterator[Store]:
     """Open the results file for more rows under `meta`, what it holds included; with `fresh` it starts over. A cut last
     line and failures of the engine are taken out, to be generated again. Raises PetoolError where the file was made
-    from other data, another model and so on, or is being written."""
-    with sole_writer(path, path.with_name(f".{path.name}.lock")):
-        if fresh:
-            path.unlink(missing_ok=True)
-            meta_path(path).unlink(missing_ok=True)
-        meta = continued(path, meta)
-        store = Store(path, meta, _held(path, report) if _begun(path) else {})
-        with store.file:
-            store.save_meta()
-            try:
-                yield store
-            finally:
-                store.file.flush()
-                os.fsync(store.file.fileno())
+    from other data, another model and so on. The caller holds the folder."""
+    if fresh:
+        path.unlink(missing_ok=True)
+        meta_path(path).unlink(missing_ok=True)
+    meta = continued(path, meta)
+    store = Store(path, meta, _held(path, report) if _begun(path) else {})
+    with store.file:
+        store.save_meta()
+        try:
+            yield store
+        finally:
+            store.file.flush()
+            os.fsync(store.file.fileno())
 
 
 def _begun(path: Path) -> bool:
@@ -227,43 +194,42 @@ def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     file that was begun for more entries than this command asks for stays one for all of them."""
     if not _begun(path):
         return meta
-    hint = "start over with --fresh, or give another --out"
+    hint, place = "start over with --fresh, or give another --out", meta_path(path)
     try:
-        held = json.loads(meta_path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise PetoolError(f"{path} has no {meta_path(path).name} that says what it was made from", hint) from error
-    other = _difference(held, meta, "shard")
-    if other:
+        held = _checked(place.read_bytes(), "meta", str(place))
+    except OSError as error:
+        raise PetoolError(f"{path} has no {place.name} that says what it was made from", hint) from error
+    if other := _difference(held, meta, "shard"):
         raise PetoolError(f"{path} was made with {other}", hint)
     kept = ["started", "seconds", "peak_memory_gb", "gpu"]
-    kept += ["entries", "limit"] if held.get("entries", 0) > meta["entries"] else []
+    kept += ["entries", "limit"] if held["entries"] > meta["entries"] else []
     return meta | {key: held[key] for key in kept if key in held}
 
 
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any], *more: str) -> str:
     """The first fact of _SAME, or of `more`, in which two metas differ: `another WORD: this, not that`; "" if none."""
     for key, word in {**_SAME, **dict(zip(more, more, strict=True))}.items():
-        old: Any = one.get(key)
-        new: Any = two.get(key)
-        shown = (one.get("model"), two.get("model")) if key == "model_sha256" else (old, new)
-        if key == "data" and isinstance(old, dict) and isinstance(new, dict):
-            old, new, shown = old.get("sha256"), new["sha256"], (old.get("source"), new["source"])
+        old, new = ((meta[key]["sha256"] if key == "data" else meta.get(key)) for meta in (one, two))
         if old != new:
+            told = {"model_sha256": "model", "data": "data"}.get(key, key)
+            shown = [meta[told]["source"] if key == "data" else meta.get(told) for meta in (one, two)]
             return f"another {word}: {shown[0]}, not {shown[1]}"
     return ""
 
 
 def _held(path: Path, report: Report) -> dict[int, dict[str, Any]]:
+    """The rows that stay, by index; the file has no others afterwards."""
     if b"\n" not in path.read_bytes():  # nothing, or a first row that was cut
         path.write_bytes(b"")
         return {}
-    rows, cut = load_rows(path)
-    good = {row["index"]: row for row in rows if row["status"] != "engine_error"}
-    if cut:
+    found = load_results(path)
+    good = {row["index"]: row for row in found.rows if row["status"] != "engine_error"}
+    failed = len(found.rows) - len(good)
+    if found.cut_line:
         report(f"{path.name}: its last line was cut off; that entry is generated again", 0, 0, "")
-    if len(good) < len(rows):
-        report(f"{path.name}: {len(rows) - len(good)} failures of the engine are tried again", 0, 0, "")
-    if cut or len(good) < len(rows) or not path.read_bytes().endswith(b"\n"):
+    if failed:
+        report(f"{path.name}: {failed} failures of the engine are tried again", 0, 0, "")
+    if failed or found.cut_line:
         _write_rows(path, good.values())
     return good
 
@@ -282,8 +248,11 @@ def merge_shards(folders: Sequence[Path], target: Path) -> None:
     if not names:
         raise PetoolError(f"no results-<variant>.jsonl in {folders[0]}", "give the folders of finished shards")
     for name, parts in {name: _parts(name, folders) for name in names}.items():
+        metas = [part.meta for part in parts]
+        meta = metas[0] | {key: round(sum(meta[key] for meta in metas), 2) for key in ("entries", "seconds")}
+        meta |= {"shard": None, "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas)}
         _write_rows(target / name, sorted((row for part in parts for row in part.rows), key=lambda row: row["index"]))
-        write_json(meta_path(target / name), _merged_meta([part.meta for part in parts]))
+        write_json(meta_path(target / name), meta)
 
 
 def _parts(name: str, folders: Sequence[Path]) -> list[Results]:
@@ -295,23 +264,10 @@ def _parts(name: str, folders: Sequence[Path]) -> list[Results]:
         what = f"these are not all shards of one bench, each once: {told}"
         raise PetoolError(what, "they come from bench --shard i/n")
     for part in parts:
-        count, wanted = len(part.rows), part.meta["entries"]
-        if not part.meta["complete"] or count != wanted:
-            raise PetoolError(f"{part.path} is not finished: {count} of {wanted} entries", "run it again")
+        if not part.meta["complete"]:
+            what = f"{part.path} is not finished: {len(part.rows)} of {part.meta['entries']} entries"
+            raise PetoolError(what, "run it again")
         if other := _difference(part.meta, parts[0].meta, "limit", "versions", "commit"):
             hint = "shards of one bench need the same data, model and settings"
             raise PetoolError(f"{part.path} and {parts[0].path} have {other}", hint)
     return parts
-
-
-def _merged_meta(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The meta of all shards: seconds of work together, the highest peak, the smallest batch, all machines."""
-    gpus = [meta["gpu"] for meta in metas if meta.get("gpu")]
-    machines = [meta["machine"] for meta in metas]
-    return {
-        **{**metas[0], "shard": None, "shards": len(metas), "started": min(meta["started"] for meta in metas)},
-        **{key: round(sum(meta[key] for meta in metas), 2) for key in ("entries", "seconds")},
-        "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas),
-        "machines": [item for place, item in enumerate(machines) if item not in machines[:place]],
-        "gpu": min(gpus, key=lambda gpu: gpu["batch"]) if gpus else None,
-    }

@@ -11,7 +11,7 @@ from typing import Any
 from petool_lite.bench.engines import Task, Work, model_style, work_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.report import write_report
-from petool_lite.bench.results import SCHEMA, Store, continued, load_results, open_store, results_files
+from petool_lite.bench.results import SCHEMA, Store, check_same_data, continued, load_results, open_store, results_files
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 
 from petool_lite.console import Report, silent
@@ -24,19 +24,18 @@ from petool_lite.runs import locked, versions
 
 
 def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> dict[str, Any] | None:
-    """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report.
-
-    A shard has a folder of its own under `folder` and no report (None): `merge_shards` makes one of all. Rows that an
-    earlier run left are kept. Raises PetoolError for entries without right answers, results of other work in the
-    folder, or a model that does not load.
-    """
+    """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report. A shard
+    has a folder of its own under `folder` and no report (None): `merge_shards` makes one of all. Rows that an earlier
+    run left are kept. Raises PetoolError for entries without right answers, results of other work in the folder, or a
+    model that does not load."""
     for variant in variants:
         if variant.engine == LLAMA:
             check_gguf(variant.model)  # before the folder is made
     task.entries()
     if task.shard is not None:
         folder /= "shard-{}-of-{}".format(*task.shard)
-    _check_neighbours(variants, task, folder)
+    new = {folder / f"results-{item.name}.jsonl": _meta(item, task, len(task.entries())) for item in variants}
+    check_same_data(new | {path: load_results(path).meta for path in results_files(folder) if path not in new})
     with locked(folder):
         generate(variants, task, folder, report)
         if task.shard is None:
@@ -45,22 +44,10 @@ def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report 
     return None
 
 
-def _check_neighbours(variants: Sequence[Variant], task: Task, folder: Path) -> None:
-    """Raise PetoolError for other results in the folder that the report could not hold beside these."""
-    own, data = {f"results-{variant.name}.jsonl" for variant in variants}, task.dataset
-    for path in results_files(folder):
-        meta = load_results(path).meta if path.name not in own else {}
-        if meta.get("setting") == task.setting and meta["data"]["sha256"] != data.sha256:
-            what = f"{path} was made from other data: {meta['data']['source']}, not {data.source}"
-            raise PetoolError(what, "give another --out, or take that file away")
-
-
 def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> None:
-    """Write results-<variant>.jsonl in `folder` for each variant, going on where an earlier run stopped.
-
-    Raises PetoolError before the first reply where one of the files is of other work. Ctrl-C ends it with what is done
-    kept, as a PetoolError with exit code 130.
-    """
+    """Write results-<variant>.jsonl in `folder` for each variant, going on where an earlier run stopped. Raises
+    PetoolError before the first reply where one of the files is of other work. Ctrl-C ends it with what is done kept,
+    as a PetoolError with exit code 130."""
     entries = task.entries()
     work = []
     for variant in variants:
@@ -87,12 +74,9 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
 
 
 def _fill(work: Work, store: Store, report: Report) -> None:
-    """Write the rows that are left, as docs/bench.md describes them.
-
-    An entry longer than the model's context loses old history, counted in the row; one that is too long even then
-    has the status "too_long" and scores as wrong. A failure of the engine is "engine_error", never a wrong answer,
-    and is tried again by the next run.
-    """
+    """Write the rows that are left, as docs/bench.md describes them. An entry longer than the model's context loses old
+    history, counted in the row; one that is too long even then has the status "too_long" and scores as wrong. A failure
+    of the engine is "engine_error", never a wrong answer, and is tried again by the next run."""
     stage, total = f"bench {work.variant.name}", len(store.rows) + len(work.entries)
     if store.rows:
         report(f"{stage}: {len(store.rows):,} of {total:,} entries are there already", 0, 0, "")
@@ -113,12 +97,10 @@ def _fill(work: Work, store: Store, report: Report) -> None:
 
 
 def entry_row(index: int, entry: Entry) -> dict[str, Any]:
-    """What a row says of the entry itself.
-
-    `gold` is the right call in the published scorers' form, or {"no_call": text} where no tool fits. The fact
-    `same_job` lists the offered tools that do the right one's job, itself included; it is empty where nothing tells.
-    `accept` is there for a test that lists what it accepts, `kind` where the data tells kinds apart.
-    """
+    """What a row says of the entry itself. `gold` is the right call in the published scorers' form, or {"no_call":
+    text} where no tool fits. The fact `same_job` lists the offered tools that do the right one's job, itself included;
+    it is empty where nothing tells. `accept` is there for a test that lists what it accepts, `kind` where the data
+    tells kinds apart."""
     answer, accepted = entry.answer, entry.accepted
     row: dict[str, Any] = {
         "schema": SCHEMA,

@@ -51,12 +51,10 @@ Pair = tuple[bool, bool]  # tool right, parameters right
 
 @dataclass(frozen=True)
 class Score:
-    """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts.
-
-    `call` is the call that was read, strictly or else by the spanning scorer (None without one), `call_text` its
-    canonical text. `function` groups entries that stand or fall together; `fits` says whether a tool does.
-    `confidence` is the probability of the chosen tool, or of none, where the engine told it.
-    """
+    """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts. `call` is
+    the call that was read, strictly or else by the spanning scorer (None without one), `call_text` its canonical text.
+    `function` groups entries that stand or fall together; `fits` says whether a tool does. `confidence` is the
+    probability of the chosen tool, or of none, where the engine told it."""
 
     pairs: Mapping[str, Pair]
     scorer: str
@@ -206,11 +204,11 @@ def calibration(scores: Sequence[Score]) -> dict[str, Any] | None:
     known = [(score.confidence, score) for score in scores if score.confidence is not None]
     if not known or len(known) < len(scores):
         return None
-    halves: tuple[list[tuple[float, bool]], ...] = ([], [])
-    places = {name: place for place, name in enumerate(sorted({score.function for score in scores}))}
-    for share, score in known:
-        halves[places[score.function] % 2].append((share, score.right("tool")))
-    fit, held = halves
+    second = {*sorted({score.function for score in scores})[1::2]}
+    fit, held = (
+        [(share, score.right("tool")) for share, score in known if (score.function in second) == half]
+        for half in (False, True)
+    )
 
     def loss(temperature: float) -> float:
         found = ((heated(share, temperature), right) for share, right in fit)
@@ -232,12 +230,10 @@ def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
 
 
 def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str, Any]:
-    """Paired tests of two variants on the entries that both scored.
-
-    For each metric, and for parameters and both `as_asked` where that is scored: entries that only the first or only
-    the second has right, the difference second minus first in points with its 95 % interval by function, and p of the
-    exact McNemar test. `agreement` is the share with the same call.
-    """
+    """Paired tests of two variants on the entries that both scored. For each metric, and for parameters and both
+    `as_asked` where that is scored: entries that only the first or only the second has right, the difference second
+    minus first in points with its 95 % interval by function, and p of the exact McNemar test. `agreement` is the share
+    with the same call."""
     common = [key for key in first if key in second]
     same = sum(first[key].call_text == second[key].call_text for key in common)
     found: dict[str, Any] = {"n": len(common), "agreement": _percent(same, len(common))}
@@ -258,11 +254,10 @@ def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str,
 
 
 def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
-    """How many times fewer independent observations `values` are worth, as those of a group stand or fall together.
-
-    The variance of their mean with whole groups drawn, over that with single values drawn (Kish 1965), at least 1; an
-    interval of n observations is then that of n / effect (Korn & Graubard 1998). 1 for a single group or equal values.
-    """
+    """How many times fewer independent observations `values` are worth, as those of a group stand or fall together. The
+    variance of their mean with whole groups drawn, over that with single values drawn (Kish 1965), at least 1; an
+    interval of n observations is then that of n / effect (Korn & Graubard 1998). 1 for a single group or equal
+    values."""
     n, sums = len(values), dict.fromkeys(groups, 0.0)
     mean = sum(values) / n if n else 0.0
     for value, group in zip(values, groups, strict=True):

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,14 +27,11 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, or a rule, which has no file; or
-    the model of an endpoint at `url`, asked at most `requests` times (0: about three times an entry).
-
-    `about` says in plain English what it is. `style` overrides the prompt style in a GGUF file's metadata (None: as
-    recorded there). `decoding` is "constrained" to calls of the offered tools or "free", "none" for a rule. `precision`
-    ("bf16" with the adapter merged, "nf4" with the adapter on it) and `batch`, the most replies decoded together, are
-    of the GPU or under way to an endpoint; `device` None is this process's own, "cpu" is for tests.
-    """
+    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, a rule, which has no file, or the
+    model of an endpoint at `url`, asked at most `requests` times (0: about three times an entry). `style` overrides the
+    prompt style in a GGUF file's metadata (None: as recorded there). `decoding` is "constrained" to calls of the
+    offered tools or "free", "none" for a rule. `precision` ("bf16" with the adapter merged, "nf4" with it on top) and
+    `batch`, the most replies made side by side, are of GPU and endpoint; `device` is for tests."""
 
     name: str
     model: Path
@@ -83,9 +80,8 @@ def endpoint_variant(url: str, model: str, requests: int) -> Variant:
 
     name = re.sub(r"[^\w.-]+", "-", model).strip("-.") or "endpoint"
     place = base_url(url)
-    about = f"{model}, asked at {place}"
-    free = Variant(name, Path(model), None, ENDPOINT, decoding="free", batch=4, about=about)
-    return replace(free, url=place, requests=requests)
+    told = f"{model}, asked at {place}"
+    return Variant(name, Path(model), None, ENDPOINT, None, "free", batch=4, about=told, url=place, requests=requests)
 
 
 def model_variant(model: str, report: Report) -> Variant:
@@ -116,7 +112,7 @@ def tuned_file(run: Path, type_name: str | None = None) -> Path:
 
 def check_names(names: Sequence[str]) -> list[str]:
     """The rules among `names`, groups included; raises PetoolError for a name that is not known."""
-    return [name for name in _expanded(names, None, "") if name in RULES]
+    return [name for name in _expanded(names, None, "bf16") if name in RULES]
 
 
 def rule_variant(name: str) -> Variant:
@@ -125,10 +121,8 @@ def rule_variant(name: str) -> Variant:
 
 
 def default_names(run: Path, report: Report) -> list[str]:
-    """What is benched unless told otherwise: base and tuned where the run was trained, and the rules.
-
-    On this machine's GPU if one trained the run, else the smallest exported GGUF file; says what else there is.
-    """
+    """What is benched unless told otherwise: base and tuned where the run was trained, and the rules. On this machine's
+    GPU if one trained the run, else the smallest exported GGUF file; says what else there is."""
     if str(read_manifest(run).get("device", "CPU")).startswith("CPU") or not gpu_available():
         return ["base", "tuned", "rules"]
     more = [f"tuned-{kind}" for kind in _exported(run)] or ["the GGUF files of `petool-lite export`"]
@@ -137,38 +131,33 @@ def default_names(run: Path, report: Report) -> list[str]:
 
 
 def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report) -> list[Variant]:
-    """The variants of a run by name, see KNOWN; the untouched base is exported on the fly in any GGUF type.
-
-    Raises PetoolError for a name that is not known, a file that is not there, and where a GPU is needed and absent.
-    """
+    """The variants of a run by name, see KNOWN; the untouched base is exported on the fly in any GGUF type. Raises
+    PetoolError for a name that is not known, a file that is not there, and where a GPU is needed and absent."""
     manifest = read_manifest(run)
     recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
-    found = []
-    for name in dict.fromkeys(_expanded(names, run, recipe.model.precision)):
+    found = {}
+    for name in _expanded(names, run, recipe.model.precision):
         if name in RULES:
-            found.append(rule_variant(name))
+            variant = rule_variant(name)
         else:
-            found.append(_gpu_variant(name, run, recipe) if name in _ON_GPU else _file(name, run, recipe, report))
-    return list({variant.name: variant for variant in found}.values())
+            variant = _gpu_variant(name, run, recipe) if name in _ON_GPU else _file(name, run, recipe, report)
+        found[variant.name] = variant
+    return list(found.values())
 
 
-def _expanded(names: Sequence[str], run: Path | None, precision: str) -> Iterator[str]:
+def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[str]:
     """Names with groups spelled out as far as this run and machine have them, base-gpu and tuned-gpu in `precision`."""
     from petool_lite.export import TYPES
 
-    short = {f"{side}-gpu": f"{side}-{precision or 'bf16'}-gpu" for side in _SIDES}
     single = {*_SIDES, *_ON_GPU, *RULES, *(f"{side}-{kind}" for side in _SIDES for kind in TYPES)}
-    for name in (short.get(name, name) for name in names):
-        if name in single:
-            yield name
-        elif name not in GROUPS:
+    cpu = [f"{side}-{kind}" for kind in (_exported(run) if run else ()) for side in _SIDES]
+    gpu = _ON_GPU if "all" not in names or (run and gpu_available()) else ()
+    spelled = {"rules": RULES, "cpu": cpu, "gpu": _ON_GPU, "all": (*RULES, *cpu, *gpu)}
+    spelled |= {f"{side}-gpu": [f"{side}-{precision or 'bf16'}-gpu"] for side in _SIDES}
+    for name in names:
+        if name not in spelled and name not in single:
             raise PetoolError(f"unknown variant in {','.join(names)}: {name}", f"known: {KNOWN}", USAGE)
-        if name in ("rules", "all"):
-            yield from RULES
-        if name in ("cpu", "all") and run:
-            yield from (f"{side}-{kind}" for kind in _exported(run) for side in _SIDES)
-        if name == "gpu" or (name == "all" and run and gpu_available()):
-            yield from _ON_GPU
+    return list(dict.fromkeys(one for name in names for one in spelled.get(name, (name,))))
 
 
 def _exported(run: Path) -> list[str]:
@@ -182,12 +171,12 @@ def _gpu_variant(name: str, run: Path, recipe: Recipe) -> Variant:
     if not gpu_available():
         raise PetoolError(f"{name} needs a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
     side, precision, _ = name.split("-")
-    trained = run / TRAINED[recipe.train.method] if side == "tuned" else None
-    whole = trained if recipe.train.method == "full" else None
-    directory = whole or resolve_base(recipe.model.base).directory
     about = f"{_SIDES[side]}, in {precision} on the GPU"
-    adapter = None if whole else trained
-    return Variant(name, directory, recipe.data.style, GPU, adapter, precision=precision, about=about)
+    model, adapter = run / TRAINED[recipe.train.method], None
+    if side == "base" or recipe.train.method != "full":
+        adapter = model if side == "tuned" else None
+        model = resolve_base(recipe.model.base).directory
+    return Variant(name, model, recipe.data.style, GPU, adapter, precision=precision, about=about)
 
 
 def _file(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
@@ -202,15 +191,11 @@ def _file(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
 
 
 def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
-    """Each variant with constrained or free decoding, or with "both"; a free one says so in its name.
-
-    Rules have no decoding and come last.
-    """
+    """Each variant with constrained or free decoding, or with "both"; a free one says so in its name. Rules have no
+    decoding and come last; an endpoint decodes as it does."""
     found = []
-    for item in (item for item in variants if item.engine != NONE):
-        if item.engine == ENDPOINT:  # decodes as it does
-            found.append(item)
-            continue
+    for item in sorted(variants, key=lambda item: item.engine == NONE):
         free = replace(item, name=f"{item.name}-free", about=f"{item.about}, writing anything", decoding="free")
-        found += {"constrained": [item], "free": [free], "both": [item, free]}[decoding]
-    return found + [item for item in variants if item.engine == NONE]
+        both = {"constrained": [item], "free": [free], "both": [item, free]}[decoding]
+        found += both if item.engine in (LLAMA, GPU) else [item]
+    return found

@@ -54,9 +54,7 @@ def bounded(entry: Entry) -> Entry:
     return replace(entry, tools=tuple(replace(tool, parameters=schema) for tool in entry.tools))
 
 
-def scene(
-    model: Path, chat: Chat, entry: Entry, style: str, count: int, folder: Path, required: bool = False
-) -> Row:  # fmt: skip
+def scene(model: Path, chat: Chat, entry: Entry, style: str, count: int, folder: Path, required: bool = False) -> Row:
     """What `cpu_steps` reads: `count` queries of one user with the same tools; whether we, too, must call one."""
     asked = [replace(entry, query=before + entry.query) for before in BEFORE[:count]]
     layout = Layout(style, 1 << 20)
@@ -81,11 +79,7 @@ def scene(
 
 def surroundings(folder: Path) -> dict[str, str]:
     """The environment of a process whose cache, memory and sockets lie in `folder`."""
-    return os.environ | {
-        "PETOOL_LITE_CACHE": str(folder / "cache"),
-        "XDG_DATA_HOME": str(folder),
-        "XDG_RUNTIME_DIR": "",
-    }
+    return os.environ | {"PETOOL_LITE_CACHE": f"{folder}/cache", "XDG_DATA_HOME": str(folder), "XDG_RUNTIME_DIR": ""}
 
 
 def timed(line: list[str], folder: Path) -> tuple[Row, Any]:
@@ -100,19 +94,16 @@ def timed(line: list[str], folder: Path) -> tuple[Row, Any]:
                 time.sleep(0.02)
 
     started = time.perf_counter()
-    process = subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings(folder)
-    )  # fmt: skip
-    watcher = Thread(target=watch)
-    watcher.start()
-    assert process.stdout
-    assert process.stderr
-    text, said = process.stdout.read(), process.stderr.read()
+    with (folder / "said.log").open("w+b") as log:
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, env=surroundings(folder))
+        watcher = Thread(target=watch)
+        watcher.start()
+        text = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     watcher.join()
     if status:
-        raise PetoolError(f"{' '.join(line)[:200]} ended with {status}", said.decode()[-1000:])
+        raise PetoolError(f"{' '.join(line)[:200]} ended with {status}", (folder / "said.log").read_text()[-1000:])
     found = {"whole": seconds, "cpu": used.ru_utime + used.ru_stime, "mib": peak[0]}
     return found, json.loads(text.splitlines()[-1])
 
@@ -164,10 +155,8 @@ def rows_of(told: Row, folder: Path) -> Iterator[tuple[str, list[Row]]]:
     yield "cold: petool-lite, loaded", cold
     yield "cold: llama-server, loaded", peer
     yield "cold: create_chat_completion, loaded", python
-    yield (
-        "new process: llama-server, slot restored",
-        [found[0] | used for place in again for used, found in [step("server_new", told, folder, place=place)]],
-    )
+    restored = (step("server_new", told, folder, place=place) for place in again)
+    yield "new process: llama-server, slot restored", [found[0] | used for used, found in restored]
     command(told, 0, folder)
     yield "new process: petool-lite call", [command(told, place, folder) for place in again]
     yield "loaded: llama-server", peer_warm
@@ -198,33 +187,14 @@ def table(name: str, told: Row, folder: Path) -> dict[str, list[Row]]:
     return found
 
 
-def ratio(runs: dict[str, list[Row]], slow: str, fast: str) -> str:
-    """How many times faster, by medians of whole replies."""
-    slower, faster = (statistics.median(run["whole"] for run in runs[way]) for way in (slow, fast))
-    return f"{slower / faster:.2f}"
-
-
 def bench_seconds(model: Path, data: str, chat: Chat, entries: list[Entry], folder: Path) -> tuple[float, float]:
     """Seconds an entry of bench, and of the Python API for the same entries, every one a new user's."""
-    line = [
-        "bench",
-        "--model",
-        str(model),
-        "--data",
-        data,
-        "--limit",
-        str(len(entries)),
-        "--out",
-        str(folder / "bench"),
-    ]
-    timed([str(PROGRAM), *line, "--json"], folder)
+    line = [str(PROGRAM), "bench", f"--model={model}", f"--data={data}", f"--limit={len(entries)}", "--json"]
+    timed([*line, f"--out={folder / 'bench'}"], folder)
     rows = [json.loads(line) for file in (folder / "bench").glob("results-*.jsonl") for line in file.open()]
     benched = [row["seconds"] for row in rows if "seconds" in row]
-    called = [
-        found[0]["whole"]
-        for entry in entries
-        for _, found in [step("ours_in_one_process", scene(model, chat, entry, "petool", 1, folder), folder)]
-    ]
+    scenes = (scene(model, chat, entry, "petool", 1, folder) for entry in entries)
+    called = [step("ours_in_one_process", told, folder)[1][0]["whole"] for told in scenes]
     return statistics.mean(benched), statistics.mean(called)
 
 
@@ -268,9 +238,7 @@ def main() -> None:
     if options.flips:
         return flips(options.model, entries[: options.flips])
     if load > QUIET and not options.busy:
-        sys.exit(
-            f"the load is {load:.2f}, more than {QUIET}: figures would tell of other programs; --busy measures anyway"
-        )
+        sys.exit(f"the load is {load:.2f}, more than {QUIET}: figures would tell of others; --busy measures anyway")
     results: Row = {"benchmark": "cpu", "load": load, "busy": options.busy, "cores": len(os.sched_getaffinity(0))}
     for model in filter(None, (options.model, options.shape)):
         with LlamaModel(model, vocab_only=True) as vocabulary, tempfile.TemporaryDirectory() as place:
@@ -283,7 +251,8 @@ def main() -> None:
                 new, call = "new process: llama-server, slot restored", "new process: petool-lite call"
                 helped, api = "from the shell: petool-lite call, helped by serve", "loaded: petool-lite, Python API"
                 for slow, fast in ((new, call), ("loaded: llama-server", api), ("loaded: llama-server", helped)):
-                    say(f"{fast}: {ratio(last, slow, fast)} times as fast as {slow}")
+                    slower, faster = (statistics.median(run["whole"] for run in last[way]) for way in (slow, fast))
+                    say(f"{fast}: {slower / faster:.2f} times as fast as {slow}")
                 results[f"{model.name}, {length}"] = last
             if model == options.model:
                 entry = nearest(chat, entries[:FREE], "published", 3_000)

@@ -5,9 +5,9 @@ makes of them (prompts, prefix), and a JSON Schema of all calls for llama.cpp's 
 """
 
 import argparse
+import http.client
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def ours_in_one_process(scene: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Server:
-    """llama.cpp's own server as xllamacpp holds it, asked over a plain socket."""
+    """llama.cpp's own server as xllamacpp holds it, asked over a plain connection."""
 
     def __init__(self, scene: dict[str, Any]) -> None:
         """Load; the slot is saved to and restored from the folder of the scene."""
@@ -44,17 +44,13 @@ class Server:
         params.warmup, params.verbosity, params.endpoint_slots = False, 0, True
         params.slot_save_path = scene["folder"] + "/"
         self._server, self._schema = xllamacpp.Server(params), scene["schema"]
-        host, _, port = self._server.listening_address.removeprefix("http://").partition(":")
-        self._place = host, int(port)
+        self._place = self._server.listening_address.removeprefix("http://")
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
         """The answer to one request."""
-        raw = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        with socket.create_connection(self._place) as line:
-            line.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
-            found = b"".join(iter(lambda: line.recv(1 << 16), b""))
-        return json.loads(found[found.index(b"{") : found.rindex(b"}") + 1])
+        line = http.client.HTTPConnection(self._place)
+        line.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        return json.load(line.getresponse())
 
     def call(self, prompt: str) -> dict[str, Any]:
         """A constrained call after the prompt, which ends with the mark that starts a call."""

@@ -17,39 +17,6 @@ from typing import Any
 
 from petool_lite.console import print_json, print_table, say
 
-_MAKE = """
-import json, shutil, sys, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
-work, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
-rope = dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
-            original_max_position_embeddings=8192)
-config = LlamaConfig(vocab_size=128256, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28,
-    num_attention_heads=24, num_key_value_heads=8, head_dim=128, max_position_embeddings=131072, rms_norm_eps=1e-5,
-    tie_word_embeddings=True, bos_token_id=128000, eos_token_id=128009, rope_parameters=rope)
-torch.manual_seed(0)
-torch.set_default_dtype(torch.bfloat16)
-base = work / "Llama-3B-random"
-LlamaForCausalLM(config).save_pretrained(base, max_shard_size="4GB")
-for name in ("tokenizer.json", "tokenizer_config.json"):
-    shutil.copy(tokenizer / name, base / name)
-shapes = dict(q_proj=(3072, 3072), k_proj=(1024, 3072), v_proj=(1024, 3072), o_proj=(3072, 3072),
-              gate_proj=(8192, 3072), up_proj=(8192, 3072), down_proj=(3072, 8192))
-matrices = {}
-for layer in range(28):
-    for name, (rows, columns) in shapes.items():
-        part = "self_attn" if name[0] in "qkvo" else "mlp"
-        stem = f"base_model.model.model.layers.{layer}.{part}.{name}"
-        matrices[stem + ".lora_A.weight"] = torch.randn(32, columns, dtype=torch.float32) * 0.01
-        matrices[stem + ".lora_B.weight"] = torch.randn(rows, 32, dtype=torch.float32) * 0.01
-(work / "adapter").mkdir()
-save_file(matrices, work / "adapter" / "adapter_model.safetensors")
-settings = dict(r=32, lora_alpha=64, base_model_name_or_path=str(base), peft_type="LORA",
-                target_modules=list(shapes), task_type="CAUSAL_LM", bias="none")
-(work / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
-"""
-
 _OURS = """
 import sys
 from pathlib import Path
@@ -108,7 +75,7 @@ def compare(work: Path, tokenizer: Path, converter: Path) -> list[dict[str, Any]
     base, adapter, merged = work / "Llama-3B-random", work / "adapter", work / "merged" / "Llama-3B-random"
     if not base.is_dir():
         say("making a random 3B checkpoint and adapter")
-        measure([sys.executable, "-c", _MAKE, str(work), str(tokenizer)])
+        measure([sys.executable, str(Path(__file__).with_name("random_model.py")), str(work), str(tokenizer)])
     results: list[dict[str, Any]] = []
 
     def step(name: str, line: list[str], made: Path, environment: dict[str, str] | None = None) -> None:

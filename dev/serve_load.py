@@ -27,6 +27,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from petool_lite.console import print_json, print_table
 from petool_lite.data.entries import Call
 from petool_lite.data.files import load_dataset
@@ -148,46 +150,51 @@ def client(address: str, requests: list[bytes], first: int, end: float, tally: T
             time.sleep(_RETRY_S)
 
 
-def children(pid: int) -> list[int]:
-    """Processes that `pid` has started and that run; the last one is the worker that holds the model."""
-    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+def family(pid: int) -> list[psutil.Process]:
+    """A process and those that it has started and that run; the last one is the worker that holds the model."""
+    own = psutil.Process(pid)
+    return [own, *own.children()]
 
 
 def own_mib(pid: int) -> float:
     """Memory of a process and its children that is no file's, in MiB; the mapped model is not counted."""
-    texts = [Path(f"/proc/{each}/status").read_text() for each in (pid, *children(pid))]
-    found = [re.search(r"RssAnon:\s+(\d+) kB", text) for text in texts]
-    return sum(int(each[1]) for each in found if each) / 1024
+    return sum(each.memory_info().rss - each.memory_info().shared for each in family(pid)) / 2**20
 
 
 def load(process: subprocess.Popen[str], address: str, seconds: float, clients: int, kills: int) -> Tally:
     """Run `clients` for `seconds`, with the engine killed `kills` times, evenly spread."""
     tally, requests, started = Tally(), bodies(), time.monotonic()
     end = started + seconds
-    threads = [threading.Thread(target=client, args=(address, requests, n, end, tally)) for n in range(clients)]
-    for thread in threads:
-        thread.start()
+    asking = threading.Thread(target=ask_all, args=(address, requests, clients, end, tally))
+    asking.start()
     killed = 0
     while time.monotonic() < end:
         time.sleep(min(_EVERY_S, max(0.0, end - time.monotonic())))
         try:
             tally.memory.append(own_mib(process.pid))
             due = kills and time.monotonic() - started > (killed + 0.5) * seconds / kills
-            if due and killed < kills and (workers := children(process.pid)):
-                os.kill(workers[-1], signal.SIGKILL)
+            if due and killed < kills and (workers := family(process.pid)[1:]):
+                workers[-1].kill()
                 killed += 1
-        except (FileNotFoundError, ProcessLookupError):
+        except psutil.NoSuchProcess:
             continue  # a worker that is just being replaced
-    for thread in threads:
-        thread.join()
+    asking.join()
     tally.statuses["engine killed by this test"] = killed
     return tally
 
 
 def cpu_seconds(pid: int) -> float:
     """CPU time that a process and its children have used."""
-    texts = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in (pid, *children(pid))]
-    return sum(int(text[11]) + int(text[12]) for text in texts) / os.sysconf("SC_CLK_TCK")
+    return sum(sum(each.cpu_times()[:2]) for each in family(pid))
+
+
+def ask_all(address: str, requests: list[bytes], clients: int, end: float, tally: Tally, apart: int = 1) -> None:
+    """Run `clients` until `end`, each beginning `apart` requests after the one before."""
+    threads = [threading.Thread(target=client, args=(address, requests, apart * n, end, tally)) for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def compare(model: Path, seconds: int, clients: int, rounds: int) -> None:
@@ -204,15 +211,7 @@ def compare(model: Path, seconds: int, clients: int, rounds: int) -> None:
             with server(model, *how.get("options", ()), line=how.get("line", ())) as (process, address):
                 for span, tally in ((5, Tally()), (seconds, tallies[name])):
                     before, started = cpu_seconds(process.pid), time.monotonic()
-                    end = started + span
-                    threads = [
-                        threading.Thread(target=client, args=(address, requests, 7 * n, end, tally))
-                        for n in range(clients)
-                    ]
-                    for thread in threads:
-                        thread.start()
-                    for thread in threads:
-                        thread.join()
+                    ask_all(address, requests, clients, started + span, tally, apart=7)
                 used[name] += cpu_seconds(process.pid) - before
                 took[name] += time.monotonic() - started
     one, rows = tallies["one slot"], {}

@@ -1,14 +1,9 @@
-"""`export`: adapter + base, or a model of its own -> GGUF files in one pass over the weights, then checked.
-
-No network, no compiler, no checkout of llama.cpp, no 16-bit copy of the model: weights are quantized as they are
-merged, by the C functions inside llama-cpp-python.
-"""
+"""`export`: adapter + base, or a model of its own -> GGUF files in one pass over the weights, then checked."""
 
 from petool_lite.export.quantize import TYPES
-from petool_lite.export.run import Options, export_base, export_run, write_targets, written
+from petool_lite.export.run import Options, export_base, export_run, write_targets
 from petool_lite.export.source import check_exportable, load_source, load_whole
 
 __all__ = [
-    "TYPES", "Options", "check_exportable", "export_base", "export_run", "load_source", "load_whole", "write_targets",
-    "written",
+    "TYPES", "Options", "check_exportable", "export_base", "export_run", "load_source", "load_whole", "write_targets"
 ]  # fmt: skip

@@ -156,10 +156,8 @@ def _add_tokenizer(writer: Any, source: "Source") -> None:
 
 
 def write_lora(path: Path, adapter: Adapter, source: "Source", extra: Mapping[str, str]) -> None:
-    """The adapter alone as a GGUF LoRA: A and B of every module in float32, B's rows in llama.cpp's order.
-
-    llama.cpp scales by alpha / rank, so alpha is written such that this is the adapter's own scale.
-    """
+    """The adapter alone as a GGUF LoRA: A and B of every module in float32, B's rows in llama.cpp's order. llama.cpp
+    scales by alpha / rank, so alpha is written such that this is the adapter's own scale."""
     import gguf
 
     writer = gguf.GGUFWriter(path, source.shape.family.gguf)
@@ -174,11 +172,6 @@ def write_lora(path: Path, adapter: Adapter, source: "Source", extra: Mapping[st
             high = permute(high, heads)
         writer.add_tensor(f"{source.gguf_name(name)}.lora_a", low.contiguous().numpy())
         writer.add_tensor(f"{source.gguf_name(name)}.lora_b", high.contiguous().numpy())
-    save(writer)
-
-
-def save(writer: Any) -> None:
-    """Write what a gguf.GGUFWriter holds, and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

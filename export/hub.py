@@ -1,18 +1,20 @@
-"""An export on the Hub: its scores as metadata that the Hub reads, and its files, sent in one commit."""
+"""The model card of an export, Ollama's Modelfile, and the way to the Hub: its scores, and its files in one commit."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report
-from petool_lite.data import SETTINGS
 from petool_lite.errors import USAGE, PetoolError, first_line
-from petool_lite.models import is_hub_id
+from petool_lite.families import end_tokens
+from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.models import Base, is_hub_id
 from petool_lite.places import library_places
+from petool_lite.recipe import ALL
 
 _DATA = "travisxu/PEToolBench"
 _METRICS = {"tool_acc": "tool accuracy", "param_acc": "parameter accuracy", "joint_acc": "tool and parameters"}
-_EVAL = ".eval_results"
 
 
 def scored(run: Path) -> list[dict[str, Any]]:
@@ -23,20 +25,16 @@ def scored(run: Path) -> list[dict[str, Any]]:
     return [item for item in found if item["name"].startswith("tuned") and not item["partial"]]
 
 
-def _published(item: dict[str, Any]) -> bool:
-    return item["setting"] in SETTINGS and not item["other_data"]
-
-
-def model_index(name: str, run: Path) -> list[dict[str, Any]]:
-    """The scores in the form of a card's `model-index`; empty where there are none."""
-    from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+def card_data(run: Path, base: str, licence: str) -> Any:
+    """The head of a run's model card, a huggingface_hub.ModelCardData, with its scores as `model-index`."""
+    from huggingface_hub import EvalResult, ModelCardData
 
     results = [
         EvalResult(
             task_type="text-generation",
             task_name=f"tool calls ({item['name']})",
-            dataset_type=_DATA if _published(item) else "local",
-            dataset_name="PEToolBench" if _published(item) else Path(item["data"]["source"]).name,
+            dataset_type=_DATA if item["published_data"] else "local",
+            dataset_name="PEToolBench" if item["published_data"] else Path(item["data"]["source"]).name,
             dataset_config=item["setting"],
             metric_type="accuracy",
             metric_name=f"{metric}, {item['scorer']} scorer, {item['n']:,} entries, in percent",
@@ -45,7 +43,9 @@ def model_index(name: str, run: Path) -> list[dict[str, Any]]:
         for item in scored(run)
         for key, metric in _METRICS.items()
     ]
-    return eval_results_to_model_index(name, results) if results else []
+    about = {"license": licence or "other", "library_name": "gguf", "tags": ["tool-calling", "petool-lite", "gguf"]}
+    named = base if is_hub_id(base) else None
+    return ModelCardData(base_model=named, **about, model_name=run.name, eval_results=results or None)
 
 
 def eval_results(run: Path) -> dict[str, str]:
@@ -54,13 +54,10 @@ def eval_results(run: Path) -> dict[str, str]:
     from huggingface_hub.utils import yaml_dump
 
     found = {}
-    for item in filter(_published, scored(run)):
-        notes = f"{item['name']}, {item['scorer']} scorer, {item['n']} entries"
-        entries = [
-            EvalResultEntry(_DATA, f"{item['setting']}_{key}", round(item[key], 2), notes=notes) for key in _METRICS
-        ]
-        text = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
-        found[f"petoolbench-{item['setting']}-{item['name']}.yaml"] = text
+    for item in (item for item in scored(run) if item["published_data"]):
+        name, notes = f"petoolbench-{item['setting']}-{item['name']}.yaml", f"{item['scorer']} scorer, n {item['n']}"
+        entries = [EvalResultEntry(_DATA, f"{item['setting']}_{key}", item[key], notes=notes) for key in _METRICS]
+        found[name] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
     return found
 
 
@@ -80,16 +77,14 @@ def check_push(repo: str) -> None:
 
 
 def push(folder: Path, run: Path, repo: str, report: Report) -> str:
-    """Send the files of an export folder to the model `repo`, made private where it is new; returns its address.
-
-    All of them are one commit: a transfer that breaks off leaves the Hub as it was. Raises PetoolError.
-    """
+    """Send the files of an export folder to the model `repo`, made private where it is new; returns its address. All of
+    them are one commit: a transfer that breaks off leaves the Hub as it was. Raises PetoolError."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     listed = [item["file"] for item in json.loads((folder / "export.json").read_text())["files"]]
     files = [*listed, "Modelfile", "README.md", "export.json"]
     parts = [CommitOperationAdd(name, str(folder / name)) for name in files]
-    parts += [CommitOperationAdd(f"{_EVAL}/{name}", text.encode()) for name, text in eval_results(run).items()]
+    parts += [CommitOperationAdd(f".eval_results/{name}", text.encode()) for name, text in eval_results(run).items()]
     report(f"sending {len(parts)} files to {repo}", 0, 0, "")
     try:
         api = HfApi()
@@ -99,3 +94,88 @@ def push(folder: Path, run: Path, repo: str, report: Report) -> str:
         what = f"the export is not on the Hub: {first_line(error)}"
         raise PetoolError(what, f"the files are in {folder}; the same command sends them again") from error
     return address
+
+
+_TEXT = """---
+{head}
+---
+
+# {name}
+
+{base}, tuned by petool-lite {version} to answer with one call of the tool that its user prefers ({setting},
+prompt style `{style}`). It expects the prompts that petool-lite renders and is not meant for general chat.
+{licence}
+## Files
+
+| file | size | SHA-256 |
+| --- | ---: | --- |
+{files}
+
+## Checks
+
+{changed_tensors} of {tensors} trained tensors changed, by {relative_change:.2%} in norm.
+
+{checks}
+
+{scores}
+## Training
+
+{kept:,} rows from `{source}` (SHA-256 `{sha256}`), {tokens:,} tokens; {trained}. The recipe:
+
+```toml
+{recipe}
+```
+"""
+_UNSCORED = "## Scores\n\nNot scored yet: `petool-lite bench`, then export again.\n"
+
+
+def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, Any]) -> str:
+    """The card's text, Markdown with a YAML head that the Hub reads. `document` is the content of export.json."""
+    known, report = licence(base), run / "bench" / "report.md"
+    trained = f"all weights learned, SHA-256 `{document.get('model_sha256')}`"
+    if document["method"] != "full":
+        stored = "dequantized NF4" if document["merge_base"] == "nf4" else "the base stores it"
+        trained = f"adapter SHA-256 `{document['adapter_sha256']}`, merged into the base as {stored}"
+    files = (f"| {item['file']} | {item['bytes'] / 1e6:,.0f} MB | `{item['sha256']}` |" for item in document["files"])
+    return _TEXT.format(
+        head=card_data(run, base.name, known).to_yaml(),
+        **{"name": run.name, "base": base.name, "style": manifest["prompt_style"], "trained": trained},
+        version=document["versions"].get("petool-lite", "unknown"),
+        setting="all settings" if manifest["setting"] == ALL else f"{manifest['setting']} setting",
+        licence="" if known else "\nThe base names no licence; see where it came from.\n",
+        files="\n".join(files),
+        **{key: document[key] for key in ("changed_tensors", "tensors", "relative_change")},
+        checks="\n".join(f"- {name}: {', '.join(figures(found))}" for name, found in document["checks"].items()),
+        scores=report.read_text().replace("# ", "## ") if report.is_file() else _UNSCORED,
+        recipe=(run / "recipe.toml").read_text().strip(),
+        **{key: manifest["data"][key] for key in ("kept", "source", "sha256", "tokens")},
+    )
+
+
+def figures(checks: Mapping[str, Any]) -> list[str]:
+    """What was found of one file, in words."""
+    words = {
+        "prompts_with_equal_ids": "{prompts_with_equal_ids} prompts with equal ids",
+        "replies": "{replies_stopped} of {replies} replies stop",
+        "against_transformers": "top-1 agreement with the merged model {against_transformers[top1]:.1%}, "
+        "KL {against_transformers[kl]:.3g}",
+    }
+    return [text.format(**checks) for key, text in words.items() if key in checks]
+
+
+def licence(base: Base) -> str:
+    """The base's licence as its GGUF or its own card names it, or an empty string."""
+    import gguf
+
+    if base.gguf:
+        return str(gguf_fields(open_gguf(base.gguf)).get("general.license", ""))
+    named = gguf.Metadata.load(None, base.directory).license
+    return ", ".join(named) if isinstance(named, list) else named or ""
+
+
+def modelfile(gguf: str, directory: Path, max_tokens: int) -> str:
+    """The Modelfile of the file `gguf` beside it: greedy, stopping at the end tokens of the base in `directory`.
+    `max_tokens` is the context in tokens. The template is left to the GGUF file, which holds it."""
+    stops = [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in end_tokens(directory)]
+    lines = [f"FROM ./{gguf}", *stops, "PARAMETER temperature 0", f"PARAMETER num_ctx {max_tokens}"]
+    return "\n".join(lines) + "\n"

@@ -10,8 +10,6 @@ from petool_lite.export.weights import Tensor
 from petool_lite.adapters import WEIGHTS, read_adapter_config
 from petool_lite.errors import PetoolError
 
-_PREFIX = "base_model.model."
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -31,15 +29,14 @@ class Adapter:
 def load_adapter(folder: Path) -> Adapter:
     """Read adapter_config.json and adapter_model.safetensors. Raises PetoolError if a file is missing or damaged, holds
     more than plain LoRA matrices, or was never trained."""
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     config = read_adapter_config(folder)
     pairs: dict[str, dict[str, Any]] = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-            # base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
-            module, _, side = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
-            pairs.setdefault(module, {})[side] = file.get_tensor(name).float().contiguous()
+    for name, matrix in load_file(folder / WEIGHTS).items():
+        # base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
+        module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        pairs.setdefault(module, {})[side] = matrix.float().contiguous()
     broken = [module for module, pair in pairs.items() if set(pair) != {"A", "B"}]
     if broken:
         raise PetoolError(f"the adapter {folder} is incomplete: {', '.join(broken)}", "train the run again")

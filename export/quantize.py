@@ -47,34 +47,23 @@ def _wanted(name: str, width: int, file_type: str, default: str, model: Shape, h
             return default
         return "Q8_0" if default == "Q8_0" or width % _sizes(default)[0] else "Q6_K"
     layer, kind = int(block[1]), block[2]
-    if kind == "attn_v":
-        return _attention_value(file_type, default, layer, model)
-    if kind == "ffn_down":
-        return _down(file_type, default, layer, model, has_imatrix)
-    return default
-
-
-def _attention_value(file_type: str, default: str, layer: int, model: Shape) -> str:
-    chosen = default
-    if file_type == "iq4_xs" and model.heads // model.key_value_heads >= 4:
-        chosen = "Q5_K"
-    elif file_type in ("q4_k_m", "q5_k_m") and _more_bits(layer, model.layers):
-        chosen = "Q6_K"
-    elif file_type == "q4_k_s" and layer < 4:
-        chosen = "Q5_K"
+    early, more = layer < model.layers // 8, _more_bits(layer, model.layers)
+    raised = {  # what gets more bits than the rest of its file, where it does, and how many
+        ("attn_v", "q4_k_m"): (more, "Q6_K"),
+        ("attn_v", "q5_k_m"): (more, "Q6_K"),
+        ("attn_v", "q4_k_s"): (layer < 4, "Q5_K"),
+        ("attn_v", "iq4_xs"): (model.heads // model.key_value_heads >= 4, "Q5_K"),
+        ("ffn_down", "q4_k_m"): (more, "Q6_K"),
+        ("ffn_down", "q5_k_m"): (more, "Q6_K"),
+        ("ffn_down", "q4_k_s"): (early, "Q5_K"),
+        ("ffn_down", "iq4_xs"): (early and not has_imatrix, "Q5_K"),
+        ("ffn_down", "q4_0"): (early and has_imatrix, "Q4_1"),
+    }
+    holds, better = raised.get((kind, file_type), (False, default))
     is_70b = model.layers == 80 and model.heads != model.key_value_heads  # told by its shape, as llama.cpp does
-    return "Q5_K" if is_70b and chosen == "Q4_K" else chosen
-
-
-def _down(file_type: str, default: str, layer: int, model: Shape, has_imatrix: bool) -> str:
-    early = layer < model.layers // 8
-    if file_type in ("q4_k_m", "q5_k_m"):
-        return "Q6_K" if _more_bits(layer, model.layers) else default
-    if file_type == "q4_k_s" or (file_type == "iq4_xs" and not has_imatrix):
-        return "Q5_K" if early else default
-    if file_type == "q4_0" and has_imatrix:
-        return "Q4_1" if early else default
-    return default
+    if kind == "attn_v" and is_70b and not holds and default == "Q4_K":
+        return "Q5_K"
+    return better if holds else default
 
 
 def _more_bits(layer: int, layers: int) -> bool:

@@ -3,24 +3,25 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.card import card, modelfile
 from petool_lite.export.gguf import write_lora
-from petool_lite.export.imatrix import importance
+from petool_lite.export.hub import card, modelfile
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
+from petool_lite.export.reference import importance
 from petool_lite.export.source import Source, load_source, load_whole
 from petool_lite.export.stream import Change, write_files
-from petool_lite.export.verify import Checks, prepare_trial
+from petool_lite.export.verify import check_files, trial
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
+from petool_lite.inference.llama_open import quiet_threads
 from petool_lite.inference.settings import default_threads
 from petool_lite.models import Base, base_of_run, file_sha256, files_sha256, resolve_base
 from petool_lite.places import cache_place, library_places
@@ -43,51 +44,52 @@ class Options:
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
-
-    With `options.lora` also lora.gguf, with `options.imatrix` also imatrix.gguf. export.json goes first and comes last:
-    while it is there, it tells of the files beside it. A check that fails raises PetoolError; no new file is left then.
-    """
-    check_types(list(options.types))
+    With `options.lora` also lora.gguf. export.json goes first and comes last: while it is there, it tells of the files
+    beside it. A check that fails raises PetoolError; no new file is left then."""
+    check_types(options.types)
     library_places()
+    quiet_threads()  # before torch loads OpenMP
     with _only_writer(run / "export"):
         return _export(run, options, report)
 
 
 def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
-    started, folder = time.time(), run / "export"
-    manifest = read_manifest(run)
+    started, folder, manifest = time.time(), run / "export", read_manifest(run)
     recipe = load_recipe(str(run / "recipe.toml"))[1]
     base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
     merge_base = _merge_base(options, recipe)
     source = _trained_source(run, base, recipe, merge_base, report)
-    template = exported_template(chat_template(base.directory), manifest["prompt_style"])
-    source = replace(source, template=template)
+    source = replace(source, template=exported_template(chat_template(base.directory), manifest["prompt_style"]))
     if options.imatrix:
-        source = replace(source, importance=importance(source, recipe, folder / "imatrix.gguf", report))
-    wording = manifest["data"].get("wording", {})
-    checks = Checks(source, prepare_trial(base, recipe, wording, report), recipe.bench.max_reply_tokens, report)
-    seconds = {"start": round(time.time() - started, 2)}
+        source = replace(source, importance=importance(source, recipe, report))
+    tried_on = trial(base, recipe, manifest["data"].get("wording", {}), report)
     keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
-    begun = time.time()
     with written(source, targets, keys, report) as (files, changes), ExitStack() as drafts:
-        seconds["write"], begun = round(time.time() - begun, 2), time.time()
-        checks.run(files, options.level)
+        max_reply = recipe.bench.max_reply_tokens if options.level == "full" else None
+        figures = check_files(files, source, tried_on, max_reply, report)
         paths = {target.name: files[name] for name, target in targets.items()}
         if options.lora and source.adapter is not None:
             paths["lora.gguf"] = drafts.enter_context(draft(folder / "lora.gguf"))
             write_lora(paths["lora.gguf"], source.adapter, source, keys)
-            if options.level == "full":
-                checks.run_lora(paths["lora.gguf"], options.types[0], export_base(base, options.types[0], report))
-        document = _document(run, source, changes, paths, checks)
-        document |= {"merge_base": merge_base} if merge_base else {}
-        document["imatrix"] = "imatrix.gguf" if options.imatrix else None
-        now = time.time()
-        document["seconds"] = {**seconds, "check": round(now - begun, 2), "all": round(now - started, 2)}
-        texts = {
-            "Modelfile": modelfile(next(iter(paths)), base.directory, recipe.model.max_tokens),
-            "README.md": card(run, base, manifest, document),
+        trained = TRAINED[recipe.train.method]
+        total = sum(changes.values(), Change())
+        document = {
+            **{"base": base.name, "method": recipe.train.method, "tensors": len(changes)},
+            "changed_tensors": sum(change.changed for change in changes.values()),
+            "relative_change": (total.delta / total.base) ** 0.5,
+            f"{trained}_sha256": files_sha256(sorted((run / trained).glob("*.safetensors"))),
+            "files": [  # such as model.q4_k_m.gguf, lora.gguf
+                {"type": name.split(".")[-2], "file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for name, path in paths.items()
+            ],
+            **{"checks": figures, "checked_on": tried_on[3], "versions": versions()},
+            **({"merge_base": merge_base} if merge_base else {}),
+            "imatrix": options.imatrix,
+            "seconds": round(time.time() - started, 2),
         }
+        model = modelfile(next(iter(paths)), base.directory, recipe.model.max_tokens)
+        texts = {"Modelfile": model, "README.md": card(run, base, manifest, document)}
         (folder / "export.json").unlink(missing_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -127,47 +129,24 @@ def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, 
     return {f"petool_lite.{key}": str(value) for key, value in found.items() if value is not None}
 
 
-def _document(
-    run: Path, source: Source, changes: Mapping[str, Change], paths: Mapping[str, Path], checks: Checks
-) -> dict[str, Any]:
-    """What export.json says of the files in `paths`: final name -> where it lies now."""
-    delta, weights = (sum(getattr(change, name) for change in changes.values()) for name in ("delta", "base"))
-    changed = sum(change.changed for change in changes.values())
-    method = "full" if source.adapter is None else "lora"
-    counts = ("tensors", "changed_tensors") if method == "full" else ("adapted_modules", "merged_tensors")
-    return {
-        "base": source.base.name,
-        "method": method,
-        **dict(zip(counts, (len(changes), changed), strict=True)),
-        f"{TRAINED[method]}_sha256": files_sha256(sorted((run / TRAINED[method]).glob("*.safetensors"))),
-        "relative_change": (delta / weights) ** 0.5,
-        "files": [  # such as model.q4_k_m.gguf, lora.gguf
-            {"type": name.split(".")[-2], "file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            for name, path in paths.items()
-        ],
-        "checks": checks.figures,
-        "checked_on": checks.trial.source,
-        "versions": versions(),
-    }
-
-
 def export_base(base: Base | str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
     check_types([type_name])
+    quiet_threads()
     base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
-    if base.gguf:
-        identity = file_sha256(base.gguf)
-    else:  # names, sizes and times of the files: hashing gigabytes would cost a minute
-        stats = {file.name: file.stat() for file in sorted(base.directory.glob("*.safetensors"))}
-        facts = [(name, facts.st_size, facts.st_mtime_ns) for name, facts in stats.items()]
-        identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
+    # names, sizes and times of the files: hashing gigabytes would cost a minute
+    facts = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(base.directory.glob("*.safetensors"))
+    ]
+    identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
     target = cache_place("exports", f"{base.directory.name}-{identity[:16]}.{type_name}.gguf")
     if not target.is_file():
         write_targets(load_source(base, report=report), {type_name: target}, {}, report)
     return target
 
 
-def check_types(types: list[str]) -> None:
+def check_types(types: Sequence[str]) -> None:
     """Raise PetoolError for a GGUF type that petool-lite does not write."""
     unknown = [name for name in types if name not in TYPES]
     if unknown or not types:

@@ -18,12 +18,10 @@ from petool_lite.models import Base
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export: its base, config.json and tensors, and the adapter and importance, if any.
-
-    The tensors are the base's, or those of a model of its own that training made of it: then `before` has the base's.
-    `importance` maps GGUF tensor names to float32 arrays (columns,). `nf4` takes the weights of adapted matrices as
-    4-bit training saw them. `template` goes into the file in place of the base's chat template.
-    """
+    """A model to export: its base, config.json and tensors, and the adapter and importance, if any. The tensors are the
+    base's, or those of a model of its own that training made of it: then `before` has the base's. `importance` maps
+    GGUF tensor names to float32 arrays (columns,). `nf4` takes the weights of adapted matrices as 4-bit training saw
+    them. `template` goes into the file in place of the base's chat template."""
 
     base: Base
     config: dict[str, Any]
@@ -51,10 +49,8 @@ class Source:
 
 def check_exportable(directory: Path, report: Report = silent) -> None:
     """Raise PetoolError for whatever `export` could not write of a model in `directory`, or of what is trained on it.
-
     That is: sizes, activation, rotary scaling, tensors and their types, the tokenizer's kind, its tokens beyond the
-    vocabulary, the chat template and the end token. Reads headers only; `report` gets what is left out of a file.
-    """
+    vocabulary, the chat template and the end token. Reads headers only; `report` gets what is left out of a file."""
     _, tensors = _checked(directory, report)
     rows = next(tensor.rows for tensor in tensors if tensor.name == "model.embed_tokens.weight")
     read_vocabulary(directory, rows)
@@ -77,10 +73,8 @@ def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False, r
 
 
 def load_whole(base: Base, folder: Path) -> Source:
-    """The tensors of a model that training made of `base`, checked to be whole and of its shapes.
-
-    Everything else of a file (tokenizer, name, licence) still comes from the base.
-    """
+    """The tensors of a model that training made of `base`, checked to be whole and of its shapes. Everything else of a
+    file (tokenizer, name, licence) still comes from the base."""
     before = {tensor.name: tensor for tensor in load_source(base).tensors}
     try:
         config, tensors = _checked(folder)

@@ -1,8 +1,4 @@
-"""The one pass: each tensor is read once, an adapter's delta added in float32, and written in every target type.
-
-Threads take bands of rows: read, merge, quantize, write in place. Nothing larger than a band is held per thread,
-and nothing in 16 bits is written unless it was asked for.
-"""
+"""The one pass: each tensor is read once, merged in float32, and written in every target type, by bands of rows."""
 
 import errno
 import math
@@ -66,7 +62,7 @@ def write_files(
 
 @contextmanager
 def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]) -> Iterator[list[Target]]:
-    """Files with their header written and their whole size reserved, so that a full disk shows before the work."""
+    """Files with their header written, of their whole size; a disk that is too small shows before the work."""
     targets, sizes = [], []
     with ExitStack() as stack:
         for name, path in paths.items():
@@ -83,8 +79,6 @@ def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]
             raise PetoolError(what, "free some space, or move the run to a larger disk")
         for target, size in zip(targets, sizes, strict=True):
             os.ftruncate(target.handle, size)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(target.handle, 0, size)
         yield targets
 
 
@@ -111,7 +105,7 @@ def _run(source: Source, targets: list[Target], threads: int, report: Report) ->
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             work = []
-            for tensor in sorted(source.tensors, key=lambda tensor: file_order(source.gguf_name(tensor.name))):
+            for tensor in source.tensors:
                 bands = _Bands(source, targets, tensor)
                 work.append((tensor.name, [pool.submit(bands.work, *rows) for rows in bands.all_rows()]))
             for done, (name, futures) in enumerate(work, 1):

@@ -1,10 +1,7 @@
-"""A model's tokenizer as llama.cpp knows it: byte-level BPE of three ways to split text, or SentencePiece's BPE.
-
-What llama.cpp would read otherwise than transformers does is refused: token ids would change in silence.
-"""
+"""A model's tokenizer as llama.cpp knows it: byte-level BPE of three ways to split text, or SentencePiece's BPE. What
+llama.cpp would read otherwise than transformers does is refused: token ids would change in silence."""
 
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,10 +23,8 @@ _KINDS = "those of Llama, Mistral, Qwen, Gemma and SmolLM2 can"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer: llama.cpp's names of its `model` ("gpt2", "llama") and pre-tokenizer, and (text, kind) by ID.
-
-    Of SentencePiece also the score of each token, and whether a space is put before a text (None: as llama.cpp does).
-    """
+    """A tokenizer: llama.cpp's names of its `model` ("gpt2", "llama") and pre-tokenizer, and (text, kind) by ID. Of
+    SentencePiece also the score of each token, and whether a space is put before a text (None: as llama.cpp does)."""
 
     model: str
     splitter: str
@@ -39,10 +34,8 @@ class Vocabulary:
 
 
 def read_vocabulary(directory: Path, size: int) -> Vocabulary:
-    """The tokenizer of a model of `size` token rows, filled up to them with unused tokens.
-
-    Raises PetoolError for a kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows.
-    """
+    """The tokenizer of a model of `size` token rows, filled up to them with unused tokens. Raises PetoolError for a
+    kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows."""
     tokenizer = read_json(directory / "tokenizer.json")
     try:
         if tokenizer["model"]["type"] == "BPE" and tokenizer["model"].get("byte_fallback"):
@@ -117,7 +110,7 @@ def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> 
     """SentencePiece's BPE: pieces and scores from tokenizer.model where it is there, else from the order of merges."""
     space, model = _spaces(tokenizer), directory / "tokenizer.model"
     ids = {int(index): str(token) for token, index in tokenizer["model"]["vocab"].items()}
-    pieces = list(_pieces(model.read_bytes())) if model.is_file() else list(_by_merges(tokenizer, ids))
+    pieces = list(_pieces(model)) if model.is_file() else list(_by_merges(tokenizer, ids))
     added = _added(tokenizer)
     _check_rows({place: token for place, token in _tokens(tokenizer).items() if token[0] != _IMAGE}, size)
     odd = [index for index, (text, *_) in enumerate(pieces) if index not in added and ids.get(index) != text]
@@ -140,10 +133,8 @@ def _declared(directory: Path) -> dict[int, tuple[str, int]]:
 
 
 def _spaces(tokenizer: Mapping[str, Any]) -> bool | None:
-    """Whether a space goes before a text and what follows a control token; None where llama.cpp does so anyway.
-
-    Raises PetoolError for another way to treat spaces.
-    """
+    """Whether a space goes before a text and what follows a control token; None where llama.cpp does so anyway. Raises
+    PetoolError for another way to treat spaces."""
     normalizer, stage = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer] if normalizer else [])]
     if steps == ["Prepend", "Replace"] and not stage:
@@ -174,37 +165,13 @@ def _by_merges(tokenizer: Mapping[str, Any], ids: Mapping[int, str]) -> Iterator
         yield text, -float(ranks.get(text, len(ranks))) if kind == _NORMAL else 0.0, kind
 
 
-def _pieces(raw: bytes) -> Iterator[tuple[str, float, int]]:
-    """Text, score and kind of the pieces in a tokenizer.model: the messages of field 1 of sentencepiece's ModelProto,
-    of which field 1 is the text, 2 the score and 3 the kind."""
-    for number, piece in _fields(raw):
-        if number == 1:
-            found = dict(_fields(piece))
-            yield found[1].decode(), struct.unpack("<f", found.get(2, bytes(4)))[0], found.get(3, _NORMAL)
+def _pieces(model: Path) -> Iterator[tuple[str, float, int]]:
+    """Text, score and kind of the pieces in a tokenizer.model; raises ValueError for a damaged file."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-
-def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a message in protobuf's wire format; raises ValueError for a damaged one."""
-    place = 0
-
-    def number() -> int:
-        nonlocal place
-        value = shift = 0
-        while place < len(raw) and shift < 64:
-            byte = raw[place]
-            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-        raise ValueError("it ends inside a number")
-
-    while place < len(raw):
-        tag = number()
-        if tag & 7 == 0:
-            yield tag >> 3, number()
-            continue
-        length = {1: 8, 5: 4}.get(tag & 7)
-        length = number() if tag & 7 == 2 else length
-        if length is None or length > len(raw) - place:
-            raise ValueError("a field is longer than the file")
-        yield tag >> 3, raw[place : place + length]
-        place += length
+    try:
+        found = ModelProto.FromString(model.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"{model.name}: {error}") from error
+    return ((piece.piece, piece.score, piece.type) for piece in found.pieces)

@@ -1,11 +1,6 @@
-"""A model's weights: where each tensor lies in the safetensors files, read some rows at a time.
+"""A model's weights: where each tensor lies in the safetensors files, read some rows at a time. A file is mapped for
+one read only, so that its pages never add up in this process and several threads read at once."""
 
-Read by position into small buffers, so that the files' pages never count as this process's memory and several threads
-read at once. The library's own reader takes a map of the whole file, or, by position, a whole tensor for every slice.
-"""
-
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +10,15 @@ from petool_lite.errors import PetoolError
 from petool_lite.families import COMPUTED, Shape, gguf_name, tensor_shapes
 from petool_lite.models import sound_weight_files
 
-_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' name -> torch's
-
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a model: `shape` (rows, columns) or (columns,), `offset` in bytes from the file's start."""
+    """One tensor of a model: `shape` (rows, columns) or (columns,)."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     file: Path
-    offset: int
 
     @property
     def rows(self) -> int:
@@ -39,27 +31,26 @@ class Tensor:
         return self.shape[-1]
 
     def read(self, first: int = 0, last: int | None = None) -> Any:
-        """Rows [first, last), or all, as a float32 torch tensor (rows, columns); PetoolError if the file ends there."""
-        import numpy as np
-        import torch
+        """Rows [first, last), or all, as a float32 torch tensor (rows, columns)."""
+        from safetensors import safe_open
 
-        kind = getattr(torch, _TYPES[self.dtype])
-        rows, width = (self.rows if last is None else last) - first, self.columns * kind.itemsize
-        raw: Any = np.fromfile(self.file, np.uint8, rows * width, offset=self.offset + first * width)
-        if raw.size < rows * width:
-            raise PetoolError(f"{self.file} ends inside {self.name}", "get the model again")
-        return torch.from_numpy(raw).view(kind).reshape(rows, self.columns).float()
+        with safe_open(self.file, "pt") as opened:
+            part = opened.get_slice(self.name)[first:last] if len(self.shape) == 2 else opened.get_tensor(self.name)
+            return part.reshape(-1, self.columns).float()
 
 
 def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
-    """Every tensor of a model directory, one file or shards, without a tied output head.
+    """Every tensor of a model directory, one file or shards, without a tied output head. Raises PetoolError if a file
+    is damaged or cut, or a tensor is missing, double, or of a name, type or shape that a model of this `shape` does not
+    have. What every program computes anew is left out and told."""
+    from safetensors import safe_open
 
-    Raises PetoolError if a file is damaged or cut, or a tensor is missing, double, or of a name, type or shape that
-    a model of this `shape` does not have. What every program computes anew is left out and told.
-    """
     expected, found, computed = tensor_shapes(shape), dict[str, Tensor](), 0
     for file in sound_weight_files(directory):
-        for tensor in _tensors_of(file):
+        with safe_open(file, "pt") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+        for name, part in parts.items():
+            tensor = Tensor(name, tuple(part.get_shape()), part.get_dtype(), file)
             if tensor.name.endswith(COMPUTED):
                 computed += 1
             elif tensor.name in found:
@@ -77,7 +68,7 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
 
 def _fitting(tensor: Tensor, expected: dict[str, tuple[int, ...]], shape: Shape) -> Tensor:
     """The tensor, if a model of the expected shapes has it."""
-    if tensor.dtype not in _TYPES:
+    if tensor.dtype not in ("BF16", "F16", "F32"):
         hint = "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training"
         raise PetoolError(f"{tensor.name} in {tensor.file} has the type {tensor.dtype}", hint)
     if tensor.name not in expected:
@@ -90,13 +81,3 @@ def _fitting(tensor: Tensor, expected: dict[str, tuple[int, ...]], shape: Shape)
             "get the model again",
         )
     return tensor
-
-
-def _tensors_of(file: Path) -> Iterator[Tensor]:
-    """Read a safetensors header: a length of 8 bytes, then JSON of that length, then the data."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        yield Tensor(name, tuple(entry["shape"]), entry["dtype"], file, 8 + length + entry["data_offsets"][0])

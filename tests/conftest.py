@@ -14,10 +14,13 @@ from filelock import FileLock
 from support import LIGHT, own_runs, run_inline, tiny_settings, train_demo
 from support_families import family_model
 
+from petool_lite.inference.llama_open import quiet_threads
+
 REPOSITORY = Path(__file__).parent.parent
 OPEN_ENTRIES = REPOSITORY.parent / "shared" / "petoolbench" / "user_entries_open.json.zip"
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+quiet_threads()  # before torch loads OpenMP: threads that spin make llama.cpp's tests five times slower
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,11 @@
-"""Results files made in tests: real entries, replies as a test wants them."""
+"""Results files made in tests: real entries, replies as a test wants them; and HTTP servers that answer so."""
 
 import hashlib
 import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +72,31 @@ def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows in the order of the data, without what no two runs share."""
     times = ("prefill_s", "decode_s", "seconds", "cold", "cached_tokens")
     return sorted(({key: row[key] for key in row if key not in times} for row in rows), key=lambda row: row["index"])
+
+
+@contextmanager
+def answering(answer: Callable[[str, Mapping[str, str], bytes], tuple[int, dict[str, str], bytes]]) -> Iterator[str]:
+    """A server whose `answer` to path, headers and body is a status (0: it hangs up), headers and body; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, headers, raw = answer(self.path, self.headers, body)
+            if not status:
+                self.connection.close()
+                return
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(raw))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(raw)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -1,4 +1,4 @@
-"""Our own server in a process of its own, what its clients send, and what they see."""
+"""Our own server in a process of its own, what its clients send, and what they see; and llama.cpp's in this one."""
 
 import json
 import os

@@ -11,9 +11,8 @@ from petool_lite.bench import run as verb
 from petool_lite.bench import variants as known
 from petool_lite.bench.compare import compare_folders, print_comparison
 from petool_lite.bench.engines import Task
-from petool_lite.bench.report import files_table, print_report, show, write_report
-from petool_lite.bench.results import load_rows, merge_shards, results_files, results_folder
-from petool_lite.bench.score import score_row, summary
+from petool_lite.bench.report import build_report, print_report, write_report
+from petool_lite.bench.results import load_folder, load_results, merge_shards, results_folder
 from petool_lite.cli.options import SETTING, as_json, decoding_option, run_option
 from petool_lite.console import print_json, progress, say
 from petool_lite.data.files import load_dataset
@@ -116,17 +115,9 @@ def _of_run(options: dict[str, Any], report: Any) -> tuple[Recipe, list[Any], Pa
 @as_json
 def bench_score(results: str, as_json: bool) -> None:
     """Score RESULTS, a results-<variant>.jsonl or a folder of them; loads no model."""
-    found: dict[str, Any] = {}
     place = Path(results).expanduser()
-    for path in results_files(results_folder(results)) if place.is_dir() else [place]:
-        rows, cut = load_rows(path)
-        if cut:
-            say(f"{path}: the last line was cut and is left out")
-        found[str(path)] = summary(rows, [score_row(row) for row in rows])
-    if as_json:
-        print_json(found if place.is_dir() else next(iter(found.values())))
-    else:
-        show(files_table(found))
+    document = build_report(load_folder(results_folder(results)) if place.is_dir() else [load_results(place)])
+    print_json(document) if as_json else print_report(document)
 
 
 @bench.command("report")
@@ -167,7 +158,7 @@ def _calibrate(run: Path, name: str, document: dict[str, Any]) -> None:
 @click.option("--against", metavar="NAME", help="Its name in SECOND, if it has another there.")
 @as_json
 def bench_compare(first: str, second: str, variant: str | None, against: str | None, as_json: bool) -> None:
-    """Compare two runs or bench folders on the entries that both scored: differences, tests, entries that flipped."""
+    """Compare two runs or bench folders on the entries that both scored: differences, tests, how many flipped."""
     found = compare_folders(results_folder(first), results_folder(second), variant, against)
     print_json(found) if as_json else print_comparison(found)
 

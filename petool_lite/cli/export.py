@@ -7,7 +7,7 @@ import click
 from petool_lite.cli.options import as_json, run_option
 from petool_lite.console import print_json, progress, say
 from petool_lite.export import Options, export_run
-from petool_lite.export.hub import check_push
+from petool_lite.export.hub import check_push, figures
 from petool_lite.export.hub import push as send
 from petool_lite.runs import find_run
 
@@ -36,19 +36,8 @@ def export(run: str | None, types: str, push: str | None, as_json: bool, **optio
         print_json({**document, **address, "paths": [str(folder / item["file"]) for item in document["files"]]})
         return
     for item in document["files"]:
-        figures = _figures(document["checks"].get(item["type"], {}))
-        say(", ".join([f"{item['type']}: {item['bytes'] / 1e6:.0f} MB", *figures]))
+        found = figures(document["checks"].get(item["type"], {}))
+        say(", ".join([f"{item['type']}: {item['bytes'] / 1e6:.0f} MB", *found]))
         click.echo(folder / item["file"])
     for place in address.values():
         say(f"on the Hub: {place}")
-
-
-def _figures(checks: dict[str, Any]) -> list[str]:
-    words = {
-        "prompts_with_equal_ids": "{prompts_with_equal_ids} prompts with equal ids",
-        "prompts_llama_cpp_renders_alike": "{prompts_llama_cpp_renders_alike} rendered alike by llama.cpp's server",
-        "replies": "{replies_stopped} of {replies} replies stop",
-        "against_transformers": "top-1 agreement with the merged model {against_transformers[top1]:.1%}, "
-        "KL {against_transformers[kl]:.3g}",
-    }
-    return [text.format(**checks) for key, text in words.items() if key in checks]

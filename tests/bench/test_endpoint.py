@@ -1,18 +1,16 @@
 """Models behind OpenAI's API: two real servers, and one that does whatever real ones do on a bad day."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from petool_lite.bench.engines import Task
 from petool_lite.bench.run import bench
 from petool_lite.bench.variants import endpoint_variant
-from support_bench import called, rows_of
+from support_bench import answering, called, rows_of
 
 from petool_lite.data.entries import Call
 from petool_lite.data.files import load_dataset
@@ -58,29 +56,14 @@ def refuse(status: int, said: str, **headers: str) -> Callable[[dict[str, Any]],
 def moody() -> Iterator[Moody]:
     found = Moody()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.asked.append(body)
-            found.keys.append(self.headers.get("Authorization"))
-            status, headers, raw = (found.deeds.pop(0) if len(found.deeds) > 1 else found.deeds[0])(body)
-            if not status:
-                self.connection.close()
-                return
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(raw))} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(raw)
+    def answer(path, headers, raw) -> Deed:
+        found.asked.append(json.loads(raw))
+        found.keys.append(headers.get("Authorization"))
+        return (found.deeds.pop(0) if len(found.deeds) > 1 else found.deeds[0])(found.asked[-1])
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found.url = f"http://127.0.0.1:{server.server_port}/v1"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with answering(answer) as address:
+        found.url = f"{address}/v1"
         yield found
-        server.shutdown()
 
 
 @pytest.fixture

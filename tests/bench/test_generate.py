@@ -5,16 +5,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from petool_lite.bench.baselines import RULES, rule_call
 from petool_lite.bench.engines import Task
+from petool_lite.bench.report import write_report
 from petool_lite.bench.results import meta_path
 from petool_lite.bench.run import bench
 from petool_lite.bench.run import generate as generate_all
-from petool_lite.bench.variants import GPU, Variant, rule_variant
+from petool_lite.bench.variants import (
+    GPU,
+    Variant,
+    check_names,
+    default_names,
+    rule_variant,
+    run_variants,
+    with_decodings,
+)
 from support_bench import plain, rows_of
 
 from petool_lite.console import silent
+from petool_lite.data.entries import required
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
+from petool_lite.recipe import load_recipe
 
 DATA = "demo:test:10"
 
@@ -59,38 +71,29 @@ def breaking(monkeypatch, call: int, error: BaseException) -> None:
     monkeypatch.setattr(LlamaModel, "generate", generate)
 
 
-def test_after_ctrl_c_the_same_command_goes_on(whole, tiny_files, tmp_path, monkeypatch) -> None:
-    breaking(monkeypatch, 4, KeyboardInterrupt())
-    variant, path, said = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name, []
-    with pytest.raises(PetoolError) as caught:
-        generate_all([variant], task_of(10), tmp_path)
-    assert (caught.value.exit_code, caught.value.hint) == (130, "the same command goes on from here")
-    kept = rows_of(path)
-    meta = json.loads(meta_path(path).read_text())
-    assert (len(kept), meta["complete"], meta["entries"]) == (3, False, 10)
-    generate(variant, task_of(10), tmp_path, report=lambda stage, *rest: said.append(stage))
-    assert "bench tiny: 3 of 10 entries are there already" in said
-    assert rows_of(path)[:3] == kept, "no row was made again"
-    assert plain(rows_of(path)) == plain(rows_of(whole))
-    assert json.loads(meta_path(path).read_text())["complete"]
-
-
-def test_an_engine_failure_is_no_wrong_answer_and_is_tried_again_as_a_cut_line_is(
+def test_after_ctrl_c_a_cut_line_and_a_broken_engine_the_same_command_goes_on(
     whole, tiny_files, tmp_path, monkeypatch
 ) -> None:
-    from petool_lite.bench.report import write_report
-
     variant, path, said = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name, []
     with monkeypatch.context() as patch:
-        breaking(patch, 2, PetoolError("it broke"))
-        generate(variant, task_of(10), tmp_path)
-    (found,) = write_report(tmp_path)["variants"]
-    assert (found["n"], found["engine_errors"], found["classes"]["engine_error"]) == (9, 1, 1)
+        breaking(patch, 4, KeyboardInterrupt())
+        with pytest.raises(PetoolError) as caught:
+            generate(variant, task_of(10), tmp_path)
+    assert (caught.value.exit_code, caught.value.hint) == (130, "the same command goes on from here")
+    kept, meta = rows_of(path), json.loads(meta_path(path).read_text())
+    assert (len(kept), meta["complete"], meta["entries"]) == (3, False, 10)
     path.write_bytes(path.read_bytes()[:-100])
+    with monkeypatch.context() as patch:
+        breaking(patch, 2, PetoolError("it broke"))
+        generate(variant, task_of(10), tmp_path, report=lambda stage, *rest: said.append(stage))
+    (found,) = write_report(tmp_path)["variants"]
+    assert (found["n"], found["engine_errors"], found["classes"]["engine_error"]) == (9, 1, 1), "no wrong answer"
     generate(variant, task_of(10), tmp_path, report=lambda stage, *rest: said.append(stage))
-    assert any("its last line was cut off" in line for line in said)
-    assert any("1 failures of the engine are tried again" in line for line in said)
+    for told in ("its last line was cut off", "2 of 10 entries are there", "1 failures of the engine are tried again"):
+        assert any(told in line for line in said)
+    assert all(row in rows_of(path) for row in kept[:2]), "no row was made again"
     assert plain(rows_of(path)) == plain(rows_of(whole))
+    assert json.loads(meta_path(path).read_text())["complete"]
 
 
 def test_from_the_command_line_to_the_report(tiny_files, tmp_path, found) -> None:
@@ -141,14 +144,14 @@ def test_results_of_other_work_are_refused_by_name_before_any_reply(tiny_files, 
     assert not (tmp_path / "results-rule-first.jsonl").exists()
     held = tmp_path / "results-x.meta.json"
     held.write_text(json.dumps(json.loads(held.read_text()) | {"schema": 2}))
-    with pytest.raises(PetoolError, match="another version of the format: 2, not 3"):
+    with pytest.raises(PetoolError, match="made by another version"):
         generate(variant, task_of(2, 2), tmp_path)
     held.unlink()
     with pytest.raises(PetoolError, match="says what it was made from"):
         generate(variant, task_of(2, 2), tmp_path)
     rules = [rule_variant("rule-first"), rule_variant("rule-liked")]
     bench(rules[:1], task_of(2), tmp_path / "rules")
-    with pytest.raises(PetoolError, match="was made from other data: demo:test:10, not demo:test:13"):
+    with pytest.raises(PetoolError, match=r"made from demo:test:10, .* from demo:test:13: other data"):
         bench(rules[1:], other, tmp_path / "rules")
     assert not (tmp_path / "rules" / "results-rule-liked.jsonl").exists()
 
@@ -202,3 +205,102 @@ def test_a_shared_beginning_is_not_read_again_and_changes_no_bit(tiny_files) -> 
             model.read(ids[:shared], reuse=False)
             assert shared - 512 < model.read(ids) <= shared
             assert np.array_equal(model._logits(-1), cold), shared
+
+
+@pytest.fixture
+def run(tmp_path, tiny, monkeypatch) -> tuple[Path, object]:
+    """A run that has exported q8_0 and f16 (the files' content does not matter here)."""
+    folder = tmp_path / "run-1"
+    (folder / "export").mkdir(parents=True)
+    for kind, size in (("q8_0", 10), ("f16", 20)):
+        (folder / "export" / f"model.{kind}.gguf").write_bytes(b"GGUF" + b"x" * size)
+    (folder / "manifest.json").write_text("{}")
+    monkeypatch.setattr("petool_lite.export.export_base", lambda base, kind, report: Path(f"{base}.{kind}.gguf"))
+    return folder, load_recipe("demo", [f"model.base={tiny}"])[1]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A switch for whether torch finds a GPU."""
+    here = [True]
+    monkeypatch.setattr("petool_lite.bench.variants.gpu_available", lambda: here[0])
+    return lambda there: here.__setitem__(0, there)
+
+
+def test_all_is_what_this_run_and_machine_have(run, gpu) -> None:
+    on_cpu = ["base-f16", "tuned-f16", "base-q8_0", "tuned-q8_0"]
+    on_gpu = ["base-nf4-gpu", "base-bf16-gpu", "tuned-nf4-gpu", "tuned-bf16-gpu"]
+    assert [item.name for item in run_variants(*run, ["all"], silent)] == [*RULES, *on_cpu, *on_gpu]
+    gpu(False)
+    assert [item.name for item in run_variants(*run, ["all"], silent)] == [*RULES, *on_cpu]
+
+
+def test_the_smallest_file_is_tuned_and_base_goes_with_it_in_the_same_decoding(run) -> None:
+    found = run_variants(*run, ["base", "tuned", "rule-liked"], silent)
+    assert [item.name for item in with_decodings(found, "constrained")] == ["base-q8_0", "tuned-q8_0", "rule-liked"]
+    names = ["base-q8_0", "base-q8_0-free", "tuned-q8_0", "tuned-q8_0-free", "rule-liked"]
+    both = with_decodings(found, "both")
+    assert [item.name for item in both] == names
+    assert both[1].about == "the base before training, as a q8_0 GGUF file on the CPU, writing anything"
+
+
+def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu) -> None:
+    said: list[str] = []
+    for trained_on, here, on in (
+        ("CPU, 2 threads", True, ""),
+        ("NVIDIA H200", False, ""),
+        ("NVIDIA H200", True, "-gpu"),
+    ):
+        gpu(here)
+        (run[0] / "manifest.json").write_text(json.dumps({"device": trained_on}))
+        assert said == []
+        assert default_names(run[0], lambda stage, *rest: said.append(stage)) == [f"base{on}", f"tuned{on}", "rules"]
+    assert "also here, on the CPU: tuned-f16, tuned-q8_0" in said[0]
+
+
+def test_what_is_asked_by_name_must_be_there(run, gpu) -> None:
+    gpu(False)
+    with pytest.raises(PetoolError, match="has no q4_k_m file") as caught:
+        run_variants(*run, ["tuned-q4_k_m"], silent)
+    assert "petool-lite export --run" in caught.value.hint
+    with pytest.raises(PetoolError, match="tuned-nf4-gpu needs a GPU") as caught:
+        run_variants(*run, ["tuned-nf4-gpu", "rules"], silent)
+    assert caught.value.exit_code == 3
+    for name in ("fast", "tuned-q9", "base-fp8-gpu"):
+        with pytest.raises(PetoolError, match=f"unknown variant in base,{name}: {name}"):
+            check_names(["base", name])
+
+
+def test_gpu_variants_are_the_base_with_what_was_trained(run, gpu) -> None:
+    folder, recipe = run
+    found = {item.name: item for item in run_variants(folder, recipe, ["gpu", "tuned-gpu"], silent)}
+    assert len(found) == 4
+    tuned = found["tuned-nf4-gpu"]
+    assert (tuned.precision, tuned.adapter, tuned.batch) == ("nf4", folder / "adapter", 64)
+    assert found["base-bf16-gpu"].adapter is None
+    recipe = replace(recipe, train=replace(recipe.train, method="full"))
+    found = {item.name: item for item in run_variants(folder, recipe, ["gpu"], silent)}
+    for name in ("tuned-bf16-gpu", "tuned-nf4-gpu"):
+        assert (found[name].model, found[name].adapter) == (folder / "model", None)
+    assert found["base-bf16-gpu"].model == Path(recipe.model.base)
+
+
+def test_baselines_answer_valid_calls_the_same_every_time() -> None:
+    entries = load_dataset("demo:test:40").entries
+    for name in RULES:
+        calls = [rule_call(name, entry) for entry in entries]
+        assert calls == [rule_call(name, entry) for entry in entries]
+        for entry, call in zip(entries, calls, strict=True):
+            tool = next(tool for tool in entry.tools if tool.name == call.name)
+            assert set(call.arguments) == set(required(tool))
+
+
+def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
+    """What docs/results.md says of them."""
+    entries = load_dataset(str(open_entries)).entries
+    shares = {
+        name: 100 * sum(rule_call(name, entry).name == entry.answer.name for entry in entries) / 753 for name in RULES
+    }
+    assert shares == pytest.approx(
+        {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}, abs=1.5
+    )

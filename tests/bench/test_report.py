@@ -2,14 +2,21 @@
 
 import json
 import random
+import re
 from importlib import resources
 
 import jsonschema
 import pytest
 from petool_lite.bench.baselines import RULES
 from petool_lite.bench.compare import compare_folders
-from petool_lite.bench.published import not_published_data, partial_reasons, published_table
-from petool_lite.bench.report import print_report, write_report
+from petool_lite.bench.report import (
+    is_published_data,
+    markdown_report,
+    partial_reasons,
+    print_report,
+    tables,
+    write_report,
+)
 from petool_lite.bench.score import CLASSES
 from support_bench import answer, called, row, write_results
 
@@ -71,33 +78,31 @@ def test_a_report_is_rebuilt_to_the_byte_from_results_alone_and_bench_score_agre
         (folder / name).unlink()
     assert found("bench", "report", folder) == json.loads(written["report.json"])
     assert {name: (folder / name).read_bytes() for name in written} == written
-    assert found("bench", "score", folder / "results-tuned.jsonl")["joint_acc"] == 75.0
-    assert [scores["joint_acc"] for scores in found("bench", "score", folder).values()][:1] == [50.0]
+    assert found("bench", "score", folder / "results-tuned.jsonl")["variants"][0]["joint_acc"] == 75.0
+    assert found("bench", "score", folder) == json.loads(written["report.json"])
 
 
-PUBLISHED = {"source": "hub:travisxu/PEToolBench/user_entries_test_r.json", "sha256": "ee" * 32, "total": 1000}
-
-
-def test_only_a_whole_run_on_the_published_entries_stands_beside_the_published_table() -> None:
-    facts = {"name": "tuned", "setting": "rating", "limit": None, "shard": None, "data": PUBLISHED}
-    facts |= {"entries": 1000, "complete": True}
+def test_only_a_whole_run_on_the_published_entries_stands_beside_the_published_table(folder) -> None:
+    data = {"source": "hub:travisxu/PEToolBench/user_entries_test_r.json", "sha256": "ee" * 32, "total": 1000}
+    facts = {"setting": "rating", "data": data, "entries": 1000, "complete": True, "limit": None}
+    document = write_report(folder)
     for count, changes, why in (
         (1000, {"limit": 5000}, ""),
-        (100, {"limit": 100, "entries": 100}, "partial: limited to 100 of 1,000 entries"),
-        (900, {"complete": False}, "partial: 900 of 1,000 entries so far"),
-        (1000, {"status": "engine_error"}, "partial: the engine failed on 1,000 entries"),
-        (1000, {"data": PUBLISHED | {"source": "fold0.jsonl"}}, "fold0.jsonl with 1,000 entries is not the"),
-        (1000, {"setting": "preferred"}, "the published table is of the rating setting"),
+        (100, {"limit": 100, "entries": 100}, "limited to 100 of 1,000 entries"),
+        (900, {"complete": False}, "900 of 1,000 entries so far"),
+        (1000, {"status": "engine_error"}, "the engine failed on 1,000 entries"),
+        (1000, {"data": data | {"source": "fold0.jsonl"}}, ""),
+        (1000, {"setting": "preferred"}, ""),
     ):
         meta = facts | changes
         partial = partial_reasons([{"status": meta.get("status", "ok")}] * count, meta)
-        table = published_table([meta | {"partial": partial, "other_data": not_published_data(meta)}])
-        assert (bool(partial), table["ours"]) == (why.startswith("partial"), [] if why else ["tuned"])
-        assert why in " ".join(table["left_out"].get("tuned", []))
-        found = {item["name"]: (item["tool_acc"], item["param_acc"]) for item in table["rows"]}
-        assert len(found) == (0 if why else 9)
-        assert why or (found["PEToolLLaMA"], found["Llama-3.2-3B-Instruct SFT"]) == ((78.4, 89.7), (78.7, 94.1))
-        assert all(item["notes"] and set(item["notes"]) <= set(table["notes"]) for item in table["rows"])
+        assert why in " ".join(partial)
+        document["variants"][0] |= {"partial": partial, "published_data": is_published_data(meta)}
+        table = {found.key: found for found in tables(document)}.get("published")
+        assert (table is not None) == ("limit" in changes and not why), changes
+        if table:
+            found = {row[0].split(" [")[0]: row[2:] for row in table.rows}
+            assert (len(found), found["PEToolLLaMA"]) == (10, ("78.4", "89.7"))
 
 
 def test_folders_of_several_settings_make_one_report_by_setting(tmp_path, command) -> None:
@@ -111,19 +116,18 @@ def test_folders_of_several_settings_make_one_report_by_setting(tmp_path, comman
     assert (twice.returncode, "occurs twice" in twice.stderr) == (1, True)
 
 
-def test_the_terminal_report_says_everything_in_a_narrow_window(folder, monkeypatch, capsys) -> None:
+def test_the_terminal_report_says_everything_in_a_narrow_window_and_no_cell_breaks_markdown(
+    folder, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr(terminal(), "width", 50)
-    print_report(write_report(folder))
+    document = write_report(folder)
+    print_report(document)
     text = capsys.readouterr().out
     assert "…" not in text
     for figure in ("75.0", "(60–86)", "50.0", "-25.0", "0.95", "no model: the first tool of the list"):
         assert figure in text
-
-
-def test_markdown_cells_cannot_break_the_table(tmp_path) -> None:
-    write_results(tmp_path, rows(30), data={"source": "a|b`<img>.json", "sha256": "aa" * 32, "total": 40})
-    write_report(tmp_path)
-    assert "a\\|b\\`\\<img\\>.json" in (tmp_path / "report.md").read_text()
+    document["data"][0]["source"] = "a|b`<img>.json"
+    assert "a\\|b\\`\\<img\\>.json" in markdown_report(document)
 
 
 def test_compare_tests_the_common_entries_and_lists_those_that_flipped(tmp_path, command) -> None:
@@ -135,8 +139,7 @@ def test_compare_tests_the_common_entries_and_lists_those_that_flipped(tmp_path,
     assert (found["n"], found["entries"]) == (36, [40, 36])
     assert (found["joint"]["second_only"], found["joint"]["first_only"]) == (12, 0)
     assert found["scores"][0]["joint_acc"] == pytest.approx(100 * 20 / 36, abs=1e-3)
-    assert [flip["entry_id"] for flip in found["flipped"]] == [entry.id for entry in ENTRIES[20:32]]
-    assert {flip["change"] for flip in found["flipped"]} == {"better"}
+    assert found["flipped"] == [entry.id for entry in ENTRIES[20:32]]
     shown = command("bench", "compare", old, new.parent)
     assert shown.returncode == 0, shown.stderr
     assert "12 entries flipped" in shown.stdout
@@ -189,7 +192,7 @@ def test_compare_refuses_what_does_not_compare(tmp_path) -> None:
     for first, second, said in (
         ("old", "setting", "is of the rating setting"),
         ("old", "data", "other data"),
-        ("old", "names", "no variant is in both"),
+        ("old", "names", "no variant to compare"),
         ("few", "apart", "no scored entry in common"),
     ):
         with pytest.raises(PetoolError, match=said):
@@ -214,13 +217,68 @@ def test_a_temperature_goes_from_the_replies_into_the_next_export(tmp_path, comm
     assert keys["petool_lite.temperature"] == str(found["temperature"])
 
 
-def test_the_model_card_shows_the_scores_and_that_a_run_is_partial(tmp_path) -> None:
-    from petool_lite.export.card import scores
+HOSTILE = (
+    "</script><img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>",
+    "<!--<script>", "]]>", "\u2028</style><svg onload=window.pwned=1>", "${window.pwned=1}", "\\u003c/script>",
+)  # fmt: skip
 
-    assert "Not scored yet" in scores(tmp_path)
-    data = {"source": "demo:test:40", "sha256": "ab" * 32, "total": 40}
-    write_results(tmp_path / "bench", rows(30)[:36], limit=36, entries=36, data=data)
-    write_report(tmp_path / "bench")
-    text = scores(tmp_path)
-    assert "`demo:test:40` (rating)" in text
-    assert "| tuned (partial) | 36 | 83.3 % | 83.3 % | 83.3 % |" in text
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    """Two variants, 40 entries each; the replies of one are hostile where they are wrong."""
+    folder = tmp_path_factory.mktemp("html")
+    replies = [answer(entry) if index % 2 else HOSTILE[index % 6] for index, entry in enumerate(ENTRIES)]
+    made = [row(entry, index, reply) for index, (entry, reply) in enumerate(zip(ENTRIES, replies, strict=True))]
+    data = {"source": "<img src=x onerror=window.pwned=1>", "sha256": "ab" * 32, "total": 40}
+    write_results(folder, made, started="1", data=data)
+    base = [row(entry, index, answer(entry), variant="base<i onclick=x>") for index, entry in enumerate(ENTRIES)]
+    write_results(folder, base, started="2", model_bytes=270_000_000, data=data)
+    write_report(folder)
+    return folder / "report.html"
+
+
+@pytest.fixture
+def page(browser, page_file):
+    """The report, opened; errors and requests beyond the file itself fail the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    trouble = []
+    opened.on("pageerror", lambda error: trouble.append(str(error)))
+    opened.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    opened.on("request", lambda request: trouble.append(request.url) if not request.url.startswith("file:") else None)
+    opened.goto(page_file.as_uri())
+    yield opened
+    assert trouble == []
+    context.close()
+
+
+def test_the_file_names_nothing_outside_itself(page_file) -> None:
+    text = page_file.read_text()
+    assert not re.search(r"<[^>]*\s(?:src|href)\s*=\s*[\"']?+(?!data:|#)", text)
+    assert (text.count("<script"), "@import" in text, "<img" in text, "<svg onload" in text) == (1, False, False, False)
+
+
+def test_hostile_replies_are_text_and_entries_are_filtered(page) -> None:
+    count, shown = page.locator("#count"), page.locator(".entry:visible")
+    assert count.inner_text() == "40 of 40 entries"
+    page.check("#wrong")
+    assert shown.count() == 20
+    shown.first.locator("summary").click()
+    assert HOSTILE[0] in shown.first.inner_text()
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("img").count() == 0
+    page.check("#differ")
+    assert count.inner_text() == "20 of 40 entries"
+    page.fill("#words", "nothing has this text")
+    assert count.inner_text() == "0 of 40 entries"
+
+
+def test_it_fits_a_phone_and_a_desk(page) -> None:
+    for width in (420, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator(".chart:visible").count() == 2
+        ends = page.evaluate(
+            "[...document.querySelectorAll('#scores th')].map((th) => th.getBoundingClientRect().right)"
+        )
+        assert max(ends) <= width, "both right is seen on a phone, too"

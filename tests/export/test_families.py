@@ -1,6 +1,7 @@
 """Every family: its file computes what transformers does, reads text as training does, and holds what it must."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from petool_lite.export.merge import load_adapter
 from petool_lite.export.other_server import OtherServer
 from support_bench import called
 from support_families import CHANGES, family_model, small_tokenizer
-from support_gguf import logits_of
+from support_gguf import LLAMA3_ROPE, logits_of
 from support_serve import Server
 
 from petool_lite import ToolCaller
@@ -39,18 +40,29 @@ TEXTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_its_file_computes_and_reads_as_transformers_does(make_adapter, tmp_path, name) -> None:
+# a short original context, so that 200 positions fall into all three bands of Llama 3's rule
+ROPES = {
+    "llama3": LLAMA3_ROPE | {"original_max_position_embeddings": 64},
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "rope"), [*((name, "") for name in CHANGES), ("Llama", "llama3"), ("Llama", "linear")]
+)
+def test_its_file_computes_and_reads_as_transformers_does(make_adapter, tmp_path, name, rope) -> None:
     import numpy as np
     import torch
     from transformers import AutoTokenizer
 
-    directory = family_model(name, small_tokenizer(name, tmp_path / "tokenizer"), tmp_path / "model")
+    changes = {"rope_parameters": ROPES[rope], "tie_word_embeddings": rope == "linear"} if rope else {}
+    directory = family_model(name, small_tokenizer(name, tmp_path / "tokenizer"), tmp_path / "model", **changes)
     check_exportable(directory)
     model = make_adapter(directory, tmp_path / "adapter").merge_and_unload().to(torch.bfloat16).float()
     source = load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter"))
     targets = {kind: tmp_path / f"{kind}.gguf" for kind in ("bf16", "q4_k_m")}
-    write_targets(source, targets, {})
+    moved = write_targets(source, targets, {}).values()
+    assert all(change.changed and 0 < change.delta < 10 * change.base for change in moved)
     ids = [int(i) for i in torch.randint(3, 500, (200,), generator=torch.Generator().manual_seed(2))]
     with torch.no_grad():
         wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
@@ -98,7 +110,7 @@ def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name
             except CallFailure as failure:  # a random model may write a text without end
                 assert failure.kind == CUT_OFF
                 assert any(f'"name": "{tool.name}"' in failure.reply for tool in entry.tools), failure.reply
-    server = OtherServer(file) if OtherServer.installed() else None
+    server = OtherServer(file) if find_spec("xllamacpp") else None
     with LlamaModel(file, vocab_only=True) as model:
         for entry in entries:
             row = example(chat, entry, Layout("petool", 8192))

@@ -5,17 +5,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from petool_lite.bench.report import write_report
-from petool_lite.export.card import card
-from support_bench import answer, called, row, write_results
+from petool_lite.export.hub import card
+from support_bench import answer, answering, called, row, write_results
 
 from petool_lite.models import Base
 
@@ -40,46 +38,29 @@ def hub() -> Iterator[dict[str, Any]]:
     """What was sent to it: `files` by name, `made` repositories, its `address`; `broken` fails the commit."""
     found: dict[str, Any] = {"files": {}, "made": [], "broken": False}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = self.headers.get("Authorization") == "Bearer secret"
-            self.send(200 if known else 401, {"name": "ann", "type": "user"} if known else {"error": "who?"})
+    def value(path, headers, raw) -> tuple[int, Any]:
+        model = f"{found['address']}/ann/model"
+        if not raw:
+            known = headers.get("Authorization") == "Bearer secret"
+            return (200, {"name": "ann", "type": "user"}) if known else (401, {"error": "who?"})
+        if path.endswith("/repos/create"):
+            found["made"].append(json.loads(raw))
+            return 200, {"url": model}
+        if "/preupload/" in path:
+            names = [item["path"] for item in json.loads(raw)["files"]]
+            return 200, {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+        if "/commit/" in path and not found["broken"]:
+            sent = [line["value"] for line in map(json.loads, raw.splitlines()) if line["key"] == "file"]
+            found["files"] |= {item["path"]: base64.b64decode(item["content"]) for item in sent}
+            return 200, {"commitUrl": f"{model}/commit/1", "commitOid": "1" * 40, "success": True}
+        return 200 if "validate-yaml" in path else 403, {"errors": [], "warnings": []}
 
-        def do_POST(self) -> None:
-            raw = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path.endswith("/repos/create"):
-                found["made"].append(json.loads(raw))
-                self.send(200, {"url": f"{found['address']}/ann/model"})
-            elif "/preupload/" in self.path:
-                names = [item["path"] for item in json.loads(raw)["files"]]
-                modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
-                self.send(200, {"files": modes})
-            elif "/commit/" in self.path and not found["broken"]:
-                for line in map(json.loads, raw.splitlines()):
-                    if line["key"] == "file":
-                        found["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                self.send(
-                    200, {"commitUrl": f"{found['address']}/ann/model/commit/1", "commitOid": "1" * 40, "success": True}
-                )
-            else:
-                self.send(200 if "validate-yaml" in self.path else 403, {"errors": [], "warnings": []})
+    def reply(*request) -> tuple[int, dict[str, str], bytes]:
+        status, told = value(*request)
+        return status, {"Content-Type": "application/json"}, json.dumps(told).encode()
 
-        def send(self, status: int, value: Any) -> None:
-            raw = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found["address"] = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with answering(reply) as found["address"]:
         yield found
-        server.shutdown()
 
 
 @pytest.fixture
@@ -92,7 +73,7 @@ def run(tmp_path) -> Path:
     write_results(run / "bench", rows)
     write_report(run / "bench")
     report = json.loads((run / "bench" / "report.json").read_text())
-    report["variants"][0] |= {"other_data": "", "partial": []}
+    report["variants"][0] |= {"published_data": True, "partial": []}
     (run / "bench" / "report.json").write_text(json.dumps(report))
     for name in ("model.q4_k_m.gguf", "Modelfile", "README.md"):
         (run / "export" / name).write_text(name)
@@ -129,14 +110,16 @@ def test_what_cannot_be_pushed_is_one_line_and_leaves_nothing(hub, run) -> None:
 
 
 def test_the_cards_head_is_what_the_hub_reads(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("petool_lite.export.card.licence", lambda base: "apache-2.0")
+    monkeypatch.setattr("petool_lite.export.hub.licence", lambda base: "apache-2.0")
     document = {
         "versions": {}, "files": [], "method": "full", "changed_tensors": 1, "tensors": 1, "relative_change": 0.1,
         "checks": {}, "model_sha256": "0",
     }  # fmt: skip
     data = {"kept": 1, "source": "x", "sha256": "0", "tokens": 1}
     manifest = {"setting": "rating", "prompt_style": "published", "data": data}
-    head = yaml.safe_load(card(run, Base("ann/base", tmp_path, None), manifest, document).split("---\n")[1])
+    text = card(run, Base("ann/base", tmp_path, None), manifest, document)
+    assert ("### Scores by the published scorer" in text, "1 of 1 trained tensors changed" in text) == (True, True)
+    head = yaml.safe_load(text.split("---\n")[1])
     assert (head["base_model"], head["license"], head["library_name"]) == ("ann/base", "apache-2.0", "gguf")
     (index,) = head["model-index"]
     (result,) = index["results"]

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from petool_lite.export import Options, export_run, load_source, write_targets
+from petool_lite.export import Options, export_run, load_source, load_whole, write_targets
 from petool_lite.export import run as run_module
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.merge import load_adapter
 from petool_lite.export.reference import Reference
-from petool_lite.export.verify import Evaluator, Trial, agreement, check_ids, check_rendering, shortfalls
+from petool_lite.export.verify import Evaluator, agreement, check_ids, check_rendering, shortfalls
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
@@ -46,18 +46,31 @@ def decisive(source, count=6):
 
 
 def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, tmp_path) -> None:
+    import llama_cpp
+
     drawn, wanted = decisive(source)
     plain = load_source(source.base)
     write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"}, {})
     write_targets(plain, {"bf16": tmp_path / "plain.gguf"}, {})
     write_lora(tmp_path / "lora.gguf", source.adapter, source, {})
 
-    def compare(name, lora=None):
-        with Evaluator(tmp_path / name, 128, lora) as model:
-            found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2).logits for row in drawn]
-        return {"against_transformers": agreement(wanted, found)}
+    def compare(name):
+        with Evaluator(tmp_path / name, 128) as model:
+            found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2)[0] for row in drawn]
+        return {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
 
-    good, lora, wrong = compare("tuned.gguf"), compare("plain.gguf", tmp_path / "lora.gguf"), compare("plain.gguf")
+    def with_lora():
+        model = llama_cpp.Llama(
+            str(tmp_path / "plain.gguf"), lora_path=str(tmp_path / "lora.gguf"), logits_all=True, verbose=False
+        )
+        found = []
+        for row in drawn:
+            model.reset()
+            model.eval(row.ids[:-1])
+            found.append(model.scores[row.answer_start - 1 : len(row.ids) - 1].copy())
+        return {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
+
+    good, lora, wrong = compare("tuned.gguf"), with_lora(), compare("plain.gguf")
     assert shortfalls("bf16", good) == []
     assert shortfalls("bf16", lora) == []
     assert shortfalls("q8_0", compare("q8.gguf")) == []
@@ -90,14 +103,12 @@ def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
 
 def test_a_template_that_llama_cpp_reads_otherwise_is_refused_with_the_first_token(smollm2) -> None:
     pytest.importorskip("xllamacpp")
-    chat = chat_from_directory(smollm2.directory)
     request = {"messages": [{"role": "user", "content": "How is the weather in Oslo?"}]}
-    text = render_messages(chat, **request)
-    assert check_rendering(smollm2.gguf, Trial([request], [text], [], "")) == 1
-    with pytest.raises(
-        PetoolError, match=r"make other prompts: token \d+ of \d+ and \d+ is \d+ ' Oslo' and \d+ ' Rome'"
-    ):
-        check_rendering(smollm2.gguf, Trial([request], [text.replace("Oslo", "Rome")], [], ""))
+    text = render_messages(chat_from_directory(smollm2.directory), **request)
+    assert check_rendering(smollm2.gguf, [request], [text]) == 1
+    wrong = r"make other prompts: token \d+ of \d+ and \d+ is \d+ ' Oslo' and \d+ ' Rome'"
+    with pytest.raises(PetoolError, match=wrong):
+        check_rendering(smollm2.gguf, [request], [text.replace("Oslo", "Rome")])
 
 
 def test_a_template_replaces_all_of_a_gguf_bases(tmp_path) -> None:
@@ -114,34 +125,31 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
     import torch
 
     ids, seen = [row.ids for row in rows()], []
-    sums = Reference(source).input_squares(ids, quiet)
-    assert len(sums) == 2 * 7
+    found = Reference(source).mean_squares(ids, quiet)
+    assert len(found) == 2 * 7
     layer = tuned[2].model.layers[1]
     handle = layer.mlp.down_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
     with torch.no_grad():
         for row in ids:
             tuned[2](torch.tensor([row]))
     handle.remove()
-    wanted = torch.cat(seen).double().square().sum(0).numpy()
-    values, count = sums["blk.1.ffn_down.weight"]
-    assert count == sum(map(len, ids))
-    assert values == pytest.approx(wanted, rel=1e-4)
-    assert (sums["blk.1.attn_q.weight"][0] == sums["blk.1.attn_v.weight"][0]).all()
+    wanted = torch.cat(seen).double().square().mean(0).numpy()
+    assert found["blk.1.ffn_down.weight"] == pytest.approx(wanted, rel=1e-4)
+    assert (found["blk.1.attn_q.weight"] == found["blk.1.attn_v.weight"]).all()
 
 
-@pytest.mark.parametrize("file_type", ["q4_k_m", "q4_0", "iq4_xs"])
 def test_with_importance_the_file_is_what_the_quantizer_writes(
-    tiny_model, llama3_tokenizer, llama_quantize, tmp_path, file_type
+    tiny_model, llama3_tokenizer, llama_quantize, tmp_path
 ) -> None:
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
-    sums = Reference(source).input_squares([row.ids for row in rows()], quiet)
-    matrix = {name: values / np.float32(count) for name, (values, count) in sums.items()}
+    matrix = Reference(source).mean_squares([row.ids for row in rows()], quiet)
+    ours = {kind: tmp_path / f"{kind}.gguf" for kind in ("q4_k_m", "q4_0", "iq4_xs")}
     write_targets(source, {"bf16": tmp_path / "bf16.gguf"}, {})
-    write_targets(replace(source, importance=matrix), {file_type: tmp_path / "ours.gguf"}, {})
-    wanted = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "wanted.gguf", file_type, matrix)
-    assert (tmp_path / "ours.gguf").read_bytes() == wanted.read_bytes()
-    plain = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "plain.gguf", file_type)
-    assert plain.read_bytes() != wanted.read_bytes()
+    write_targets(replace(source, importance=matrix), ours, {})
+    for kind, path in ours.items():
+        wanted = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "wanted.gguf", kind, matrix).read_bytes()
+        assert path.read_bytes() == wanted
+        assert llama_quantize(tmp_path / "bf16.gguf", tmp_path / "plain.gguf", kind).read_bytes() != wanted
 
 
 def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> None:
@@ -176,10 +184,10 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     document = export_run(run, Options(("q4_k_m", "f16"), imatrix=True, lora=True, level="quick"))
     folder = run / "export"
     assert {path.name for path in folder.iterdir()} == {
-        "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "imatrix.gguf", "Modelfile", "README.md", "export.json",
+        "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "Modelfile", "README.md", "export.json",
     }  # fmt: skip
     assert json.loads((folder / "export.json").read_text()) == document
-    assert (document["adapted_modules"], document["merged_tensors"], document["merge_base"]) == (14, 14, "bf16")
+    assert (document["tensors"], document["changed_tensors"], document["merge_base"]) == (14, 14, "bf16")
     assert 0 < document["relative_change"] < 10
     assert document["checks"]["q4_k_m"] == {"prompts_with_equal_ids": 50, "prompts_llama_cpp_renders_alike": 50}
     card = (folder / "README.md").read_text()
@@ -247,3 +255,52 @@ def test_export_through_the_command_line_without_a_librarys_noise(run, command) 
     assert [line.rpartition("/")[2] for line in result.stdout.splitlines()] == ["model.q8_0.gguf", "lora.gguf"]
     assert "50 prompts with equal ids" in result.stderr
     assert not [noise for noise in ("Failed to load", "Unknown separator", "Warning") if noise in result.stderr]
+
+
+def test_its_gguf_is_that_of_the_folder_itself(tuned_full, tmp_path) -> None:
+    """Byte for byte, the folder taken as a base under the name of its own."""
+    base, folder = tuned_full
+    copy = shutil.copytree(folder, tmp_path / base.name)
+    for kind in ("q4_k_m", "bf16"):
+        changes = write_targets(load_whole(resolve_base(str(base)), folder), {kind: tmp_path / "a"}, {})
+        write_targets(load_source(resolve_base(str(copy))), {kind: tmp_path / "b"}, {})
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert len(changes) == 2 * 9 + 2
+    assert all(change.changed and change.delta > 0 for change in changes.values())
+
+
+def test_a_run_of_it_becomes_files_that_say_so(tuned_full, make_run) -> None:
+    run = make_run(tuned_full[1], tuned_full[0], "train.method=full")
+    document = export_run(run, Options(("q8_0", "q4_k_m"), level="quick"))
+    assert (document["method"], document["tensors"], document["changed_tensors"]) == ("full", 20, 20)
+    assert 0 < document["relative_change"] < 1
+    assert len(document["model_sha256"]) == 64
+    assert not {"merge_base", "adapter_sha256"} & set(document)
+    fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
+    assert (fields["petool_lite.prompt_style"], "petool_lite.merge_base" in fields) == ("petool", False)
+    card = (run / "export" / "README.md").read_text()
+    assert f"all weights learned, SHA-256 `{document['model_sha256']}`" in card
+    assert "20 of 20 trained tensors changed" in card
+    for options, name in ((Options(("f16",), lora=True), "--lora-gguf"), (Options(("f16",), "bf16"), "--merge-base")):
+        with pytest.raises(PetoolError, match=f"{name} needs an adapter") as error:
+            export_run(run, options)
+        assert f"leave {name} out" in error.value.hint
+
+
+def test_an_untrained_damaged_or_foreign_model_is_refused(tuned_full, tiny_model, llama3_tokenizer, tmp_path) -> None:
+    base, folder = resolve_base(str(tuned_full[0])), tuned_full[1]
+    with pytest.raises(PetoolError, match="changed no weight"):
+        write_targets(load_whole(base, tuned_full[0]), {"f16": tmp_path / "f16.gguf"}, {})
+    assert list(tmp_path.iterdir()) == []
+    other = tiny_model(llama3_tokenizer, intermediate_size=768)
+    with pytest.raises(PetoolError, match="is not of the base"):
+        load_whole(resolve_base(str(other)), folder)
+    cut = tmp_path / "model"
+    shutil.copytree(folder, cut)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:999])
+    with pytest.raises(PetoolError, match="damaged weights") as error:
+        load_whole(base, cut)
+    assert "train the run again" in error.value.hint
+    (cut / "config.json").unlink()
+    with pytest.raises(PetoolError, match="not a model directory"):
+        load_whole(base, cut)

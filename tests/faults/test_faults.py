@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serve_load import children
+from serve_load import family
 from support import tiny_settings, wait_until
 from support_faults import KILLS, begin, finish, incomplete, kill_at_random, one_line, unfinished
 from support_serve import ASK, TOOLS, Server, asking
@@ -98,7 +98,7 @@ def test_a_killed_server_leaves_no_worker_and_starts_again(whole, tmp_path, kill
         port = server.port
         with asking(server, *(BODY | {"user": f"user{number}"} for number in range(4))) as answers:
             time.sleep(chance.uniform(0.0, 1.5))
-            workers = children(server.process.pid)
+            workers = [each.pid for each in family(server.process.pid)[1:]]
             with server:  # which kills it
                 pass
         answered += [code for code, _ in answers].count(200)

@@ -73,7 +73,7 @@ def test_its_adapter_is_one_that_peft_loads_and_export_merges(second, trained, t
     change = max((now[name] - first[name]).abs().max().item() for name in first)
     assert 1e-4 < change < 0.1, "a second stage moves the first one's weights a little, and starts from them"
     line = ["export", "--run", second, "--gguf", "q8_0", "--verify", "quick"]
-    assert found(*line, cwd=second.parent.parent)["merged_tensors"] == 14
+    assert found(*line, cwd=second.parent.parent)["changed_tensors"] == 14
 
 
 def test_its_checkpoint_holds_the_trained_adapter_alone(second) -> None:
