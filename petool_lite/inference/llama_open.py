@@ -81,13 +81,18 @@ def held_signals() -> Iterator[list[int]]:
         own[signal.Signals(caught)](caught, None)
 
 
-def library() -> Any:
-    """llama.cpp's C interface, whose waiting threads spin for a moment and then sleep. Threads that spin at every
-    barrier make it up to a hundred times slower where another program keeps one core busy, and threads that sleep at
-    once nearly three times slower on a quiet machine."""
-    if "OMP_WAIT_POLICY" not in os.environ:  # OpenMP reads it when it is loaded
+def quiet_threads() -> None:
+    """Let waiting threads spin for a moment and then sleep; OpenMP reads this when it is loaded. Threads that spin at
+    every barrier make llama.cpp up to a hundred times slower where another program keeps one core busy, and threads
+    that sleep at once nearly three times slower on a quiet machine."""
+    if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def library() -> Any:
+    """llama.cpp's C interface."""
+    quiet_threads()
     return bare("llama_cpp", "llama_cpp")
 
 
