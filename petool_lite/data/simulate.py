@@ -152,7 +152,7 @@ def _entry(
     taken, near = list[frozenset[str]](), list[Tool]()
     for example in wanted:
         own = name_words(example.tool.name) - _LIGHT
-        if any(own & other for other in taken):  # two tools of like names may do the same
+        if own in taken or any(own & other for other in taken):  # two tools of like names may do the same
             continue
         example, fits = _with_other_values(example, values, rng), rng.random() >= without_call
         rivals, renaming = _rivals(owners, events, rng), _renaming(example.tool, rng)
