@@ -16,10 +16,12 @@ _LONG = 5000  # tokens of the mean row from which on Unsloth's way, one row afte
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where packed rows begin and end: `ends` (rows + 1, int32) on the device, `lengths` on the host."""
+    """Where packed rows begin and end: `ends` (rows + 1, int32) on the device, `lengths` and the `longest` of them on
+    the host, that one as a tensor: a number would be compiled into a layer."""
 
     ends: Any
     lengths: tuple[int, ...]
+    longest: Any
 
 
 def bounds_of(lengths: Sequence[int], device: Any) -> Bounds:
@@ -27,7 +29,7 @@ def bounds_of(lengths: Sequence[int], device: Any) -> Bounds:
     import torch
 
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Bounds(ends.to(device, non_blocking=True), tuple(lengths))
+    return Bounds(ends.to(device, non_blocking=True), tuple(lengths), torch.tensor(max(lengths), dtype=torch.int32))
 
 
 def attend_packed(causal: Any) -> None:
@@ -36,6 +38,7 @@ def attend_packed(causal: Any) -> None:
 
     AttentionInterface.register(PACKED, packed_attention)
     causal.set_attn_implementation(PACKED)
+    operator()
 
 
 def packed_attention(
@@ -50,15 +53,14 @@ def packed_attention(
     if other := [name for name in _UNKNOWN if more.get(name) is not None]:
         raise ValueError(f"packed rows know no {other[0]}")
     window = more.get("sliding_window") or 0
-    window = window if window < max(bounds.lengths) else 0
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
-    if kind == "cpu":
+    if kind == "cpu" and not torch.compiler.is_compiling():
         parts = (item.to(dtype).split(bounds.lengths, 2) for item in (query, key, value))
         found = [_alone(q, k, v, scaling, window) for q, k, v in zip(*parts, strict=True)]
         return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2), None
     q, k, v = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
-    return _flash().apply(q, k, v, bounds.ends, max(bounds.lengths), scaling, window)[None], None
+    return torch.ops.petool_lite.packed(q, k, v, bounds.ends, bounds.longest, scaling, window)[0][None], None
 
 
 def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
@@ -73,36 +75,57 @@ def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
 
 
 @cache
-def _flash() -> Any:
-    """The flash kernel as one step of autograd; made in a function because torch is slow to import."""
+def operator() -> Any:
+    """The flash kernel as one operator, petool_lite::packed, which torch.compile takes as it is: of (tokens, heads,
+    size), keys and values with fewer heads, whose rows end at `ends`, none longer than `longest`; a token sees `window`
+    tokens (0: all of its row). Gives the result, and logarithms of the sums (heads, tokens) for its backward pass."""
     import torch
 
-    class Flash(torch.autograd.Function):
-        """(tokens, heads, size), keys and values with fewer heads; rows end at `ends`, none longer than `longest`; a
-        token sees `window` tokens (0: all of its row)."""
+    def seen(longest: torch.Tensor, window: int) -> dict[str, int]:
+        return {"window_size_left": window - 1, "window_size_right": 0} if 0 < window < int(longest) else {}
 
-        @staticmethod
-        def forward(
-            ctx: Any, query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float, window: int = 0
-        ) -> Any:
-            seen = {"window_size_left": window - 1, "window_size_right": 0} if window else {}
-            out, sums, seed, unused, _ = torch.ops.aten._flash_attention_forward(
-                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale, **seen
-            )
-            ctx.longest, ctx.scale, ctx.seen = longest, scale, seen
-            ctx.save_for_backward(query, key, value, out, sums, ends, seed, unused)
-            return out
+    @torch.library.custom_op("petool_lite::packed", mutates_args=())
+    def forward(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: torch.Tensor, scale: float,
+        window: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        most = int(longest)
+        out, sums, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, ends, ends, most, most, 0.0, True, False, scale=scale, **seen(longest, window)
+        )
+        return out, sums
 
-        @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
-            query, key, value, out, sums, ends, seed, unused = ctx.saved_tensors
-            found = torch.ops.aten._flash_attention_backward(
-                gradient.contiguous(), query, key, value, out, sums, ends, ends, ctx.longest, ctx.longest,
-                0.0, True, seed, unused, scale=ctx.scale, **ctx.seen,
-            )  # fmt: skip
-            return *found, None, None, None, None
+    @forward.register_fake
+    def _(q: Any, k: Any, v: Any, ends: Any, longest: Any, scale: float, window: int) -> Any:
+        return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
-    return Flash
+    @torch.library.custom_op("petool_lite::packed_backward", mutates_args=())
+    def backward(
+        gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
+        sums: torch.Tensor, ends: torch.Tensor, longest: torch.Tensor, scale: float, window: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        most, seed = int(longest), torch.empty(2, dtype=torch.uint64, device=q.device)  # of dropout, which is 0
+        found = torch.ops.aten._flash_attention_backward(
+            gradient.contiguous(), q, k, v, out, sums, ends, ends, most, most, 0.0, True, seed,
+            torch.empty_like(seed[0]), scale=scale, **seen(longest, window),
+        )  # fmt: skip
+        return found[0], found[1], found[2]
+
+    @backward.register_fake
+    def _(gradient: Any, q: Any, k: Any, v: Any, *_: Any) -> Any:
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+    def keep(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.scale, ctx.window = inputs
+        ctx.save_for_backward(*tensors, *output)
+
+    def step_back(ctx: Any, gradient: Any, _: Any) -> Any:
+        q, k, v, ends, longest, out, sums = ctx.saved_tensors
+        found = backward(gradient, q, k, v, out, sums, ends, longest, ctx.scale, ctx.window)
+        return *found, None, None, None, None
+
+    forward.register_autograd(step_back, setup_context=keep)
+    return forward
 
 
 def teach(dispatch: Any) -> str:
@@ -113,6 +136,8 @@ def teach(dispatch: Any) -> str:
     them: two rows of 8,100 tokens take 6.1 ms forward and backward in a layer of the 3B shape, together 9.9; 16 rows of
     1,000 take 5.6 and 2.3 (one H200). The names are those of Unsloth 2026.10.9.
     """
+    import torch
+
     if dispatch.HAS_FLASH_ATTENTION:
         return "flash-attn"
     if dispatch.HAS_XFORMERS:
@@ -123,7 +148,7 @@ def teach(dispatch: Any) -> str:
         if sliding_window and sliding_window < longest:
             raise ValueError("packed rows know no window shorter than a row")
         q, k, v = (item.squeeze(0).transpose(0, 1).contiguous() for item in (query, key, value))
-        return _flash().apply(q, k, v, ends, longest, scale or query.shape[-1] ** -0.5)[None]
+        return operator()(q, k, v, ends, torch.tensor(longest), scale or query.shape[-1] ** -0.5, 0)[0][None]
 
     def together(query: Any, key: Any, lengths: Sequence[int], *_: Any) -> bool:
         rows = [length for length in lengths if length >= 8] or lengths  # the others fill up the last eight tokens

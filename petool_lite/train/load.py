@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,25 @@ def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Have the decoder layers compiled when they first run: once for all, and for micro-batches of every length."""
+    import torch
+
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit, limits.allow_unspec_int_on_nn_module = 32, True
+    for layer in causal_of(model).model.layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
+def exchange_compiled(model: Any, given: Sequence[Any] = ()) -> list[Any]:
+    """Take what `compile_layers` made from the decoder layers, or give it back to them; returns what they had."""
+    layers = causal_of(model).model.layers
+    had = [layer._compiled_call_impl for layer in layers]
+    for layer, call in zip(layers, given or [None] * len(layers), strict=True):
+        layer._compiled_call_impl = call
+    return had
 
 
 @contextmanager
@@ -234,11 +253,13 @@ def _copy_tokenizer(folder: Path, base: Base) -> None:
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Switch a model in training over to generating and back; every mode and flag of its modules is put back."""
+    """Switch a model in training over to generating and back; every mode and flag of its modules is put back, and its
+    layers compute as they were written meanwhile: a cache grows with every token."""
     causal, whole, cached = causal_of(model), is_whole(model), model.config.use_cache
     attending = causal.config._attn_implementation
     flags = ("training", "gradient_checkpointing")
     kept = [(part, name, getattr(part, name)) for part in model.modules() for name in flags if hasattr(part, name)]
+    compiled = exchange_compiled(model)
     try:
         if whole:
             model.eval().config.use_cache = True
@@ -254,6 +275,7 @@ def generating(model: Any) -> Iterator[None]:
             causal.set_attn_implementation(PACKED)
         if not whole:
             FastLanguageModel.for_training(model)
+        exchange_compiled(model, compiled)
         model.config.use_cache = cached
         for part, name, value in kept:
             setattr(part, name, value)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petool_lite.console import Report, silent
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import MACHINE, PetoolError, first_line
 from petool_lite.families import Shape, read_json, shape_of, tensor_shapes
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
@@ -21,7 +21,7 @@ from petool_lite.runs import TRAINED, draft
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.devices import agreed, arithmetic, count, is_first
 from petool_lite.train.evaluate import EvaluationSet, evaluate, same_randomness
-from petool_lite.train.load import save_trained
+from petool_lite.train.load import exchange_compiled, save_trained
 from petool_lite.train.step import MicroBatch, answer_loss, micro_batches
 
 if TYPE_CHECKING:
@@ -226,6 +226,9 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
 
     assert planned.way is not None
     way, load, model = planned.way, load_of(planned.prepared), shape_in(planned.base.directory)
+    if planned.compiled:
+        batch = fullest(planned.prepared, planned.recipe, way.token_budget)
+        planned = replace(planned, compiled=compiles(trainer.model, batch, report))
     while agreed(not _fits(trainer.model, batch := fullest(planned.prepared, planned.recipe, way.token_budget))):
         fewer = max(max(load.lengths), int(0.85 * way.token_budget))
         if fewer == way.token_budget:
@@ -252,6 +255,20 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
     figures = f"peak {peak:.2f} GiB, predicted {predicted:.2f}"
     report(f"dry step: a micro-batch of {tokens:,} tokens ({figures}), a save", 0, 0, "")
     return replace(planned, way=way)
+
+
+def compiles(model: Any, batch: MicroBatch, report: Report) -> bool:
+    """Whether the layers compile, tried with a first micro-batch; where they do not, that is told, and they run as they
+    were written."""
+    report("compiling the layers, about half a minute", 0, 0, "")
+    try:
+        _fits(model, batch)
+        return True
+    except Exception as error:  # whatever a compiler meets; what the layers themselves do wrong comes again
+        told = first_line(getattr(error, "inner_exception", error))
+    exchange_compiled(model)
+    report(f"the layers do not compile and run as they are: {told}", 0, 0, "")
+    return False
 
 
 def _fits(model: Any, batch: MicroBatch) -> bool:

@@ -1,6 +1,7 @@
 """Everything that is checked, counted and chosen before a model is loaded."""
 
 import math
+import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -8,34 +9,37 @@ from typing import Any
 from petool_lite.console import Report, plain, silent
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.export import check_exportable
-from petool_lite.families import read_json, shape_of
+from petool_lite.families import Shape, read_json, shape_of
 from petool_lite.inference.gpu import gpu_available, gpu_facts
 from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
+from petool_lite.train.devices import count
 from petool_lite.train.evaluate import check_evaluation
 from petool_lite.train.load import check_start
 from petool_lite.train.memory import CPU_BUDGET, Way, check_cpu_memory, choose, load_of, shape_in
 from petool_lite.train.records import check_reporters
 
+_COMPILED_FROM = 10_000_000  # tokens to go: compiling takes 26 s, and saves 2.3 to 2.7 us a token (docs/training.md)
 _CAPABILITY = (8, 0)  # of a GPU, the least: bfloat16 in its tensor cores, and torch's flash attention
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run before its model is loaded: the recipe with what was chosen written into it, and how memory is used on the
-    GPU (None on a CPU and for dpo)."""
+    GPU (None on a CPU and for dpo), and whether its decoder layers are compiled."""
 
     recipe: Recipe
     base: Base
     chat: Chat
     prepared: Prepared
     way: Way | None
+    compiled: bool = False
 
 
-def plan(recipe: Recipe, report: Report = silent) -> Plan:
-    """Check and count a recipe's rows and choose how to train; no model is loaded."""
+def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
+    """Check and count a recipe's rows and choose how to train on from `done` updates; no model is loaded."""
     check_machine(recipe)
     base, chat, prepared = _counted(recipe, report)
     gpu = gpu_facts()
@@ -43,16 +47,27 @@ def plan(recipe: Recipe, report: Report = silent) -> Plan:
         check_cpu_memory(recipe, base)
     if recipe.train.objective == "dpo":  # one pair after the other
         return Plan(recipe, base, chat, prepared, None)
-    way, precision, budget = None, recipe.model.precision, CPU_BUDGET
+    shape, way, precision, budget = shape_in(base.directory), None, recipe.model.precision, CPU_BUDGET
     if gpu:
-        way = choose(shape_in(base.directory), recipe, load_of(prepared), gpu["free_gb"] * 2**30)
+        way = choose(shape, recipe, load_of(prepared), gpu["free_gb"] * 2**30)
         precision, budget = way.precision, way.token_budget
+    rows = recipe.train.rows * (prepared.summary["steps"] - done)
+    compiled = pays_to_compile(recipe, shape, way, rows * prepared.summary["tokens"] / prepared.summary["kept"])
+    if way:
         again = "checkpointing" if way.checkpointing else "all kept"
-        chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch"
+        chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch{', compiled layers' * compiled}"
         report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
     train = replace(recipe.train, token_budget=recipe.train.token_budget or budget)
     recipe = replace(recipe, model=replace(recipe.model, precision=precision), train=train)
-    return Plan(recipe, base, chat, prepared, way)
+    return Plan(recipe, base, chat, prepared, way, compiled)
+
+
+def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float) -> bool:
+    """Whether decoder layers are compiled, with `tokens` to go: where all weights learn on one GPU that keeps all, and
+    triton finds a compiler of C. Layers with windows of their own would be compiled apart, and were not measured."""
+    able = recipe.train.method == "full" and count() == 1 and not shape.family.local
+    able = able and way is not None and not way.checkpointing
+    return able and tokens >= _COMPILED_FROM and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:

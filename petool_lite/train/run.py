@@ -28,9 +28,10 @@ from petool_lite.train.checkpoints import (
     newest_checkpoint,
     remove_drafts,
     start_facts,
+    steps_at,
 )  # fmt: skip
 from petool_lite.train.evaluate import EvaluationSet, best_score, load_evaluation_set
-from petool_lite.train.load import load_model, save_tokenizer, save_trained
+from petool_lite.train.load import compile_layers, load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
@@ -63,13 +64,14 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     devices.grow_in_place()
     run: Path | None = resume
     report = report if devices.is_first() else silent
+    done = steps_at(newest_checkpoint(resume)) if resume else 0
     with stop_signals() as stop, devices.joined(), ExitStack() as held:
         try:
             if devices.is_first() and resume is not None:
                 held.enter_context(locked(resume))
                 if is_complete(resume):  # by a process that this one has just missed
                     raise PetoolError(f"the run {resume} is complete", "start a new one: petool-lite train RECIPE")
-            planned = devices.first_then_others(lambda: plan(recipe, report))
+            planned = devices.first_then_others(lambda: plan(recipe, report, done))
             recipe, way = devices.from_first((planned.recipe, planned.way))  # GPUs may differ a little in what is free
             planned = replace(planned, recipe=recipe, way=way)
             held_out = load_evaluation_set(recipe, planned.chat, report)
@@ -112,6 +114,8 @@ def _train_into(job: Job) -> None:
     with log_to(log_file) as log, _memory_errors(job.planned.recipe):
         with redirect_stderr(log):
             model, tokenizer = load_model(job.planned.recipe, job.planned.base, twice)
+            if job.planned.compiled:
+                compile_layers(model)
             trainer = _trainer(job, model, tokenizer)
         if job.planned.way is not None:
             job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
@@ -161,6 +165,7 @@ def _complete(job: Job, model: Any, step: int) -> None:
         "tokens_per_s": round(progress.tokens / progress.seconds, 1),
         **dict(zip(("peak_memory_gb", "reserved_memory_gb"), records.peak_memory_gb(), strict=True)),
         "memory": planned.way and asdict(planned.way),
+        "compiled": planned.compiled,
         "final_loss": progress.last_loss,
     }
     write_json(job.run / "manifest.json", manifest)
@@ -171,7 +176,7 @@ def _continued(job: Job) -> Path | None:
     """The checkpoint to go on from; what metrics.jsonl and eval.jsonl hold up to there is kept and taken in."""
     remove_drafts(job.run, job.report)
     checkpoint = newest_checkpoint(job.run)
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    step = steps_at(checkpoint)
     job.report(f"continuing {job.run} after step {step}", 0, 0, "")
     rows, scores = (records.cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl"))
     job.progress.resume(rows, scores)
@@ -190,13 +195,14 @@ def _memory_errors(recipe: Recipe) -> Iterator[None]:
         raise PetoolError(f"out of GPU memory: {first_line(error)}", hint, MACHINE) from error
 
 
-def optimizer_arguments(settings: TrainSettings) -> dict[str, Any]:
+def optimizer_arguments(settings: TrainSettings, fused: bool = False) -> dict[str, Any]:
     """How weights move, as the arguments of transformers' trainers; the learning rate over time is `Guarded`'s."""
     moved = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
-    return {**moved, "max_grad_norm": settings.clip_norm, "optim": settings.optimizer}
+    optimizer = settings.optimizer + ("_fused" if fused and settings.optimizer == "adamw_torch" else "")
+    return {**moved, "max_grad_norm": settings.clip_norm, "optim": optimizer}
 
 
-def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
+def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
     import torch
     from trl import DPOConfig, SFTConfig
 
@@ -204,7 +210,7 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
     common = {
         "output_dir": str(run / "checkpoints"),
         "max_steps": total,  # the one count; epochs follow from it
-        **optimizer_arguments(settings),
+        **optimizer_arguments(settings, fused=compiled),
         "bf16": devices.arithmetic() == torch.bfloat16,
         "seed": settings.seed,
         "data_seed": settings.seed,
@@ -245,10 +251,10 @@ def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
     trainer: Any = type("Trainer", (Guarded, kind), {})(
         model=model,
         processing_class=tokenizer,
-        args=_arguments(recipe, job.run, total),
+        args=_arguments(recipe, job.run, total, job.planned.compiled),
         train_dataset=job.planned.prepared.table,
     )
-    trainer.token_budget = recipe.train.token_budget
+    trainer.token_budget, trainer.compiled = recipe.train.token_budget, job.planned.compiled
     trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bfloat16 over a 4-bit base; small steps would be lost
