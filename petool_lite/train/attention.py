@@ -6,7 +6,7 @@ it as the attention implementation PACKED; Unsloth's layers have a dispatch of t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 PACKED = "petool_packed"  # what `packed_attention` is called among transformers' ways to attend
@@ -44,10 +44,9 @@ def attend_packed(causal: Any) -> None:
 def packed_attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, scaling: float, bounds: Bounds, **more: Any
 ) -> tuple[Any, None]:
-    """Attention of one batch of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens,
-    heads, size). The caller of the model gives the `bounds`; there is no mask, so without them it cannot run. With a
-    `sliding_window` a token sees so many tokens of its row at most, itself included. Raises ValueError for attention
-    that is more than causal."""
+    """Attention of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens, heads, size).
+    Whoever calls the model gives the `bounds`; without them it cannot run. With a `sliding_window` a token sees so many
+    tokens of its row at most, itself included. Raises ValueError for attention that is more than causal."""
     import torch
 
     if other := [name for name in _UNKNOWN if more.get(name) is not None]:
@@ -81,61 +80,45 @@ def operator() -> Any:
     tokens (0: all of its row). Gives the result, and logarithms of the sums (heads, tokens) for its backward pass."""
     import torch
 
-    def seen(longest: torch.Tensor, window: int) -> dict[str, int]:
-        return {"window_size_left": window - 1, "window_size_right": 0} if 0 < window < int(longest) else {}
+    aten, make = torch.ops.aten, partial(torch.library.custom_op, mutates_args=())
+    heads, rows = "Tensor q, Tensor k, Tensor v", "Tensor ends, Tensor longest, float scale, SymInt window"
 
-    @torch.library.custom_op("petool_lite::packed", mutates_args=())
-    def forward(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: torch.Tensor, scale: float,
-        window: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    def given(ends: Any, longest: Any, scale: float, window: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         most = int(longest)
-        out, sums, *_ = torch.ops.aten._flash_attention_forward(
-            q, k, v, ends, ends, most, most, 0.0, True, False, scale=scale, **seen(longest, window)
-        )
-        return out, sums
+        seen = {"window_size_left": window - 1, "window_size_right": 0} if 0 < window < most else {}
+        return (ends, ends, most, most, 0.0, True), {"scale": scale, **seen}
 
-    @forward.register_fake
-    def _(q: Any, k: Any, v: Any, ends: Any, longest: Any, scale: float, window: int) -> Any:
-        return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    def forward(q: Any, k: Any, v: Any, *rows: Any) -> tuple[Any, ...]:
+        places, options = given(*rows)
+        return tuple(aten._flash_attention_forward(q, k, v, *places, False, **options)[:2])
 
-    @torch.library.custom_op("petool_lite::packed_backward", mutates_args=())
-    def backward(
-        gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
-        sums: torch.Tensor, ends: torch.Tensor, longest: torch.Tensor, scale: float, window: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-        most, seed = int(longest), torch.empty(2, dtype=torch.uint64, device=q.device)  # of dropout, which is 0
-        found = torch.ops.aten._flash_attention_backward(
-            gradient.contiguous(), q, k, v, out, sums, ends, ends, most, most, 0.0, True, seed,
-            torch.empty_like(seed[0]), scale=scale, **seen(longest, window),
-        )  # fmt: skip
-        return found[0], found[1], found[2]
-
-    @backward.register_fake
-    def _(gradient: Any, q: Any, k: Any, v: Any, *_: Any) -> Any:
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    def backward(gradient: Any, q: Any, k: Any, v: Any, out: Any, sums: Any, *rows: Any) -> tuple[Any, ...]:
+        places, options = given(*rows)
+        seed = torch.empty(2, dtype=torch.uint64, device=q.device)  # of a dropout that is 0
+        places = *places, seed, torch.empty_like(seed[0])
+        return tuple(aten._flash_attention_backward(gradient.contiguous(), q, k, v, out, sums, *places, **options))
 
     def keep(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.scale, ctx.window = inputs
-        ctx.save_for_backward(*tensors, *output)
+        q, k, v, ends, longest, ctx.scale, ctx.window = inputs
+        ctx.save_for_backward(q, k, v, *output, ends, longest)
 
     def step_back(ctx: Any, gradient: Any, _: Any) -> Any:
-        q, k, v, ends, longest, out, sums = ctx.saved_tensors
-        found = backward(gradient, q, k, v, out, sums, ends, longest, ctx.scale, ctx.window)
-        return *found, None, None, None, None
+        return *packed_backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.window), None, None, None, None
 
-    forward.register_autograd(step_back, setup_context=keep)
-    return forward
+    packed = make("petool_lite::packed", forward, schema=f"({heads}, {rows}) -> (Tensor, Tensor)")
+    packed.register_fake(lambda q, *_: (torch.empty_like(q), q.new_empty(q.shape[1::-1], dtype=torch.float32)))
+    schema = f"(Tensor gradient, {heads}, Tensor out, Tensor sums, {rows}) -> (Tensor, Tensor, Tensor)"
+    packed_backward = make("petool_lite::packed_backward", backward, schema=schema)
+    packed_backward.register_fake(lambda gradient, *heads: tuple(map(torch.empty_like, heads[:3])))
+    packed.register_autograd(step_back, setup_context=keep)
+    return packed
 
 
 def teach(dispatch: Any) -> str:
-    """Give `dispatch` (unsloth.utils.attention_dispatch) the flash kernel for packed rows, and say what it uses.
-
-    flash-attn and xformers do not load beside every torch; where neither does, Unsloth takes torch's variable-length
-    kernel from torch 2.12 on, and calls each row apart before. Apart is faster where rows are long and cuDNN takes
-    them: two rows of 8,100 tokens take 6.1 ms forward and backward in a layer of the 3B shape, together 9.9; 16 rows of
-    1,000 take 5.6 and 2.3 (one H200). The names are those of Unsloth 2026.10.9.
-    """
+    """Give `dispatch` (unsloth.utils.attention_dispatch of Unsloth 2026.10.9) the flash kernel for packed rows where
+    flash-attn and xformers do not load, and say what it uses. Long rows are called apart, where cuDNN is faster: two
+    rows of 8,100 tokens take 6.1 ms forward and backward in a layer of the 3B shape, together 9.9; 16 rows of 1,000
+    take 5.6 and 2.3 (one H200)."""
     import torch
 
     if dispatch.HAS_FLASH_ATTENTION:

@@ -91,12 +91,10 @@ def rate_at(done: int, shape: str, warmup: float, total: int) -> float:
 
 
 class Guarded:
-    """Mixin in front of a trainer class: checkpoints are whole or absent, and a loss that is not finite ends the run.
-
-    A checkpoint is written as `.checkpoint-N.draft/checkpoint-N` and renamed when the disk has it all, so a kill at any
-    moment leaves the one before. `parts` are the micro-batches of the trainer's last step: entry ids, loss, and a sum
-    of the gradient's norms after it, on the device: they name the rows that went wrong before the optimizer steps.
-    """
+    """Mixin in front of a trainer class: checkpoints are whole or absent, and a loss that is not finite ends the run. A
+    checkpoint is written as `.checkpoint-N.draft/checkpoint-N` and renamed when the disk has it all. `parts` are the
+    micro-batches of the trainer's last step: entry ids, loss, and a sum of the gradient's norms after it, on the
+    device: they name the rows that went wrong before the optimizer steps."""
 
     args: Any
     state: Any
@@ -104,7 +102,7 @@ class Guarded:
     optimizer: Any
     parts: tuple[tuple[Sequence[str], Any, Any], ...]
     schedule: tuple[str, float, int]  # its shape, the share of updates that warm up, all updates
-    compiled: bool  # layers of the one device, which would wait for a second transfer an update, that of the loss
+    compiled = False  # layers of the one device, which would wait for a second transfer an update, that of the loss
     before_update: Callable[[], None]  # called before every step
     after_update: Callable[[dict[str, Any]], None]  # called with what is logged of an update, before it is saved
     lr_scheduler: Any = None
@@ -116,10 +114,9 @@ class Guarded:
         """The learning rate over time, as the recipe says it: see `rate_at`."""
         import torch
 
-        rate = torch.optim.lr_scheduler.LambdaLR
-        self.lr_scheduler = self.lr_scheduler or rate(
-            optimizer or self.optimizer, lambda done: rate_at(done, *self.schedule)
-        )
+        if self.lr_scheduler is None:
+            rate = torch.optim.lr_scheduler.LambdaLR
+            self.lr_scheduler = rate(optimizer or self.optimizer, lambda done: rate_at(done, *self.schedule))
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
@@ -173,22 +170,19 @@ class Guarded:
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    self._publish(folder, name, self._draft / name)
+                    draft = self._draft / name
+                    # dpo's reference comes from the recipe, and its folder here would hide the adapter from PEFT
+                    shutil.rmtree(draft / "ref", ignore_errors=True)
+                    _sync(*draft.rglob("*"), draft)  # before it gets its name
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                    draft.rename(folder / name)
+                    _sync(folder)
+                    for old in _checkpoints(folder)[:-_KEPT]:
+                        shutil.rmtree(old)
                 self.accelerator.wait_for_everyone()
         finally:
             shutil.rmtree(self._draft, ignore_errors=True)
             self._draft = None
-
-    @staticmethod
-    def _publish(folder: Path, name: str, draft: Path) -> None:
-        # A frozen reference adapter comes from the recipe, and its folder here would hide the trained one from PEFT.
-        shutil.rmtree(draft / "ref", ignore_errors=True)
-        _sync(*draft.rglob("*"), draft)  # before it gets its name
-        shutil.rmtree(folder / name, ignore_errors=True)
-        draft.rename(folder / name)
-        _sync(folder)
-        for old in _checkpoints(folder)[:-_KEPT]:
-            shutil.rmtree(old)
 
 
 def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dict[str, Any]]:

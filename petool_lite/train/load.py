@@ -17,12 +17,13 @@ from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError, first_line
 from petool_lite.families import chat_template
+from petool_lite.inference.gpu import gpu_available, own_gpu
 from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.render import exported_template
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, find_run, read_manifest, runs_root
 from petool_lite.train.attention import PACKED, attend_packed, teach
-from petool_lite.train.devices import arithmetic, own_device
+from petool_lite.train.devices import arithmetic
 
 # What a model's folder holds besides its configuration and weights.
 _TOKENIZER = (
@@ -50,36 +51,23 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     start = start_adapter(recipe)
     with _loading(base):
         model, tokenizer = FastLanguageModel.from_pretrained(
-            str(base.directory),
-            max_seq_length=recipe.model.max_tokens,
-            dtype=arithmetic(),
-            load_in_4bit=recipe.model.precision == "nf4",
-            use_safetensors=True,  # never a pickled file, whatever else lies in the folder
-        )
+            str(base.directory), max_seq_length=recipe.model.max_tokens, dtype=arithmetic(),
+            load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
+        )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
-        model,
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules=recipe.lora.targets,
+        model, r=recipe.lora.r, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout,
+        target_modules=recipe.lora.targets, random_state=recipe.train.seed,
         use_rslora=start is not None and read_adapter_config(start).rslora,
         use_gradient_checkpointing="unsloth" if checkpointing else False,
-        random_state=recipe.train.seed,
-    )
+    )  # fmt: skip
     if start is not None:
         _load_adapter(model, start)
-    if recipe.train.objective == "sft":
-        print("attention of packed rows:", _pack(causal_of(model)))  # to train.log
+    dispatch, causal = sys.modules.get("unsloth.utils.attention_dispatch"), causal_of(model)
+    if recipe.train.objective == "sft" and dispatch and type(causal.model).forward.__module__.startswith("unsloth."):
+        print("attention of packed rows:", teach(dispatch))  # to train.log
+    elif recipe.train.objective == "sft":  # on a CPU, and for families whose layers Unsloth leaves to transformers
+        attend_packed(causal)
     return model, tokenizer
-
-
-def _pack(causal: Any) -> str:
-    """Let the model attend to packed rows exactly; what does it, in words."""
-    dispatch = sys.modules.get("unsloth.utils.attention_dispatch")
-    if dispatch and type(causal.model).forward.__module__.startswith("unsloth."):
-        return teach(dispatch)
-    attend_packed(causal)  # on a CPU, and for families whose layers Unsloth leaves to transformers
-    return "petool-lite's, in transformers' layers"
 
 
 def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
@@ -93,7 +81,7 @@ def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
         model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(base.directory)
         attend_packed(model)
-        model.to(own_device())
+        model.to(own_gpu() if gpu_available() else "cpu")
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
