@@ -69,7 +69,7 @@ def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float
     triton finds a compiler of C. Layers with windows of their own would be compiled apart, and were not measured."""
     able = recipe.train.method == "full" and count() == 1 and not shape.family.local
     able = able and way is not None and not way.checkpointing
-    return able and tokens >= _COMPILED_FROM and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return able and tokens >= _COMPILED_FROM and any(map(shutil.which, ("gcc", "clang")))
 
 
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:

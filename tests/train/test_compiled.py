@@ -6,6 +6,7 @@ processor: torch's aot_eager backend runs the same graphs.
 
 import copy
 import json
+import os
 import shutil
 import sys
 from contextlib import nullcontext
@@ -63,6 +64,18 @@ def backward(gradient: Any, q: Any, k: Any, v: Any, out: Any, sums: Any, ends: A
 @pytest.fixture
 def float32(monkeypatch) -> None:
     monkeypatch.setattr(step, "computing", lambda model: nullcontext())
+
+
+@pytest.fixture
+def own_process() -> Any:
+    """What a run sets for its process is taken back: variables, and accelerate's idea of the machine."""
+    from accelerate.state import AcceleratorState
+
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +147,7 @@ def test_it_is_compiled_only_where_it_was_measured_and_pays(monkeypatch) -> None
     assert not decided()
 
 
-def test_a_compiled_run_is_evaluated_and_resumed_as_a_plain_one(tiny, tmp_path, monkeypatch) -> None:
+def test_a_compiled_run_is_evaluated_and_resumed_as_a_plain_one(own_process, tiny, tmp_path, monkeypatch) -> None:
     """Losses of a run with compiled layers, rows collated ahead and a fused optimizer, beside one without."""
     monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path))
     called = [row for row in generate("test", 20) if "tool_calls" in row["messages"][-1]]

@@ -99,7 +99,8 @@ def test_compiled_layers_learn_the_same_on_a_gpu(family) -> None:
 
 
 def test_a_run_with_compiled_layers_says_so_is_evaluated_and_learns_the_same(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path / "runs"))
+    for name, place in (("PETOOL_LITE_RUNS", "runs"), ("TENSORBOARD_LOGGING_DIR", "log")):
+        monkeypatch.setenv(name, str(tmp_path / place))
     place = family_model("Llama", LLAMA3, tmp_path / "model")
     pairs = {"model.base": place, "data.train": "demo:train:40", "train.method": "full", "train.rows": 4}
     pairs |= {"train.memory": "auto", "train.eval_data": "demo:test:2", "train.eval_every": 5}
