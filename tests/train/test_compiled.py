@@ -88,6 +88,13 @@ def on_a_cpu() -> Any:
     torch._dynamo.reset()
 
 
+def test_the_operator_is_one_that_torch_can_compile() -> None:
+    """Its schema, gradients, shapes without values, and dispatch with sizes left open, as torch checks them."""
+    heads = [torch.randn(20, count, 16, requires_grad=True) for count in (4, 2, 2)]
+    ends, longest = (torch.tensor(value, dtype=torch.int32) for value in ([0, 12, 20], 12))
+    torch.library.opcheck(torch.ops.petool_lite.packed.default, (*heads, ends, longest, 0.25, 5))
+
+
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
 def test_compiled_layers_learn_the_same_with_one_graph_for_all_lengths(float32, family) -> None:
     plain = made(family)
