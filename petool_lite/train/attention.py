@@ -59,6 +59,10 @@ def packed_attention(
         found = [_alone(q, k, v, scaling, window) for q, k, v in zip(*parts, strict=True)]
         return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2), None
     q, k, v = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
+    if not torch.compiler.is_compiling():
+        longest = max(bounds.lengths)
+        window = window if window < longest else 0
+        return _flash().apply(q, k, v, bounds.ends, longest, scaling, window)[None], None
     return torch.ops.petool_lite.packed(q, k, v, bounds.ends, bounds.longest, scaling, window)[0][None], None
 
 
@@ -74,8 +78,41 @@ def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
 
 
 @cache
+def _flash() -> Any:
+    """The flash kernel as one step of autograd: what layers run that are not compiled."""
+    import torch
+
+    class Flash(torch.autograd.Function):
+        """(tokens, heads, size), keys and values with fewer heads; rows end at `ends`, none longer than `longest`; a
+        token sees `window` tokens (0: all of its row)."""
+
+        @staticmethod
+        def forward(
+            ctx: Any, query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float, window: int = 0
+        ) -> Any:
+            seen = {"window_size_left": window - 1, "window_size_right": 0} if window else {}
+            out, sums, seed, unused, _ = torch.ops.aten._flash_attention_forward(
+                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale, **seen
+            )
+            ctx.longest, ctx.scale, ctx.seen = longest, scale, seen
+            ctx.save_for_backward(query, key, value, out, sums, ends, seed, unused)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            query, key, value, out, sums, ends, seed, unused = ctx.saved_tensors
+            found = torch.ops.aten._flash_attention_backward(
+                gradient.contiguous(), query, key, value, out, sums, ends, ends, ctx.longest, ctx.longest,
+                0.0, True, seed, unused, scale=ctx.scale, **ctx.seen,
+            )  # fmt: skip
+            return *found, None, None, None, None
+
+    return Flash
+
+
+@cache
 def operator() -> Any:
-    """The flash kernel as one operator, petool_lite::packed, which torch.compile takes as it is: of (tokens, heads,
+    """The same as one operator, petool_lite::packed, which torch.compile takes as it is: of (tokens, heads,
     size), keys and values with fewer heads, whose rows end at `ends`, none longer than `longest`; a token sees `window`
     tokens (0: all of its row). Gives the result, and logarithms of the sums (heads, tokens) for its backward pass."""
     import torch
@@ -131,7 +168,7 @@ def teach(dispatch: Any) -> str:
         if sliding_window and sliding_window < longest:
             raise ValueError("packed rows know no window shorter than a row")
         q, k, v = (item.squeeze(0).transpose(0, 1).contiguous() for item in (query, key, value))
-        return operator()(q, k, v, ends, torch.tensor(longest), scale or query.shape[-1] ** -0.5, 0)[0][None]
+        return _flash().apply(q, k, v, ends, longest, scale or query.shape[-1] ** -0.5)[None]
 
     def together(query: Any, key: Any, lengths: Sequence[int], *_: Any) -> bool:
         rows = [length for length in lengths if length >= 8] or lengths  # the others fill up the last eight tokens
