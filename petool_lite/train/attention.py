@@ -156,7 +156,6 @@ def teach(dispatch: Any) -> str:
     flash-attn and xformers do not load, and say what it uses. Long rows are called apart, where cuDNN is faster: two
     rows of 8,100 tokens take 6.1 ms forward and backward in a layer of the 3B shape, together 9.9; 16 rows of 1,000
     take 5.6 and 2.3 (one H200)."""
-    import torch
 
     if dispatch.HAS_FLASH_ATTENTION:
         return "flash-attn"
