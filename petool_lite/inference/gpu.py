@@ -43,7 +43,7 @@ def gpu_facts() -> dict[str, Any] | None:
     return {"name": name, "memory_gb": total, "free_gb": free, "bf16": bf16}
 
 
-def _own_gpu() -> str:
+def own_gpu() -> str:
     """This process's GPU: under torchrun or accelerate the one of its place on this machine."""
     import torch
 
@@ -188,7 +188,7 @@ class GpuModel:
 
         if device is None and not torch.cuda.is_available():
             raise PetoolError("the GPU variants need a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
-        device = device or _own_gpu()
+        device = device or own_gpu()
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         try:

@@ -6,7 +6,7 @@ it as the attention implementation PACKED; Unsloth's layers have a dispatch of t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 PACKED = "petool_packed"  # what `packed_attention` is called among transformers' ways to attend
@@ -16,10 +16,12 @@ _LONG = 5000  # tokens of the mean row from which on Unsloth's way, one row afte
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where packed rows begin and end: `ends` (rows + 1, int32) on the device, `lengths` on the host."""
+    """Where packed rows begin and end: `ends` (rows + 1, int32) on the device, `lengths` and the `longest` of them on
+    the host, that one as a tensor: a number would be compiled into a layer."""
 
     ends: Any
     lengths: tuple[int, ...]
+    longest: Any
 
 
 def bounds_of(lengths: Sequence[int], device: Any) -> Bounds:
@@ -27,7 +29,7 @@ def bounds_of(lengths: Sequence[int], device: Any) -> Bounds:
     import torch
 
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Bounds(ends.to(device, non_blocking=True), tuple(lengths))
+    return Bounds(ends.to(device, non_blocking=True), tuple(lengths), torch.tensor(max(lengths), dtype=torch.int32))
 
 
 def attend_packed(causal: Any) -> None:
@@ -36,29 +38,32 @@ def attend_packed(causal: Any) -> None:
 
     AttentionInterface.register(PACKED, packed_attention)
     causal.set_attn_implementation(PACKED)
+    operator()
 
 
 def packed_attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, scaling: float, bounds: Bounds, **more: Any
 ) -> tuple[Any, None]:
-    """Attention of one batch of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens,
-    heads, size). The caller of the model gives the `bounds`; there is no mask, so without them it cannot run. With a
-    `sliding_window` a token sees so many tokens of its row at most, itself included. Raises ValueError for attention
-    that is more than causal."""
+    """Attention of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens, heads, size).
+    Whoever calls the model gives the `bounds`; without them it cannot run. With a `sliding_window` a token sees so many
+    tokens of its row at most, itself included. Raises ValueError for attention that is more than causal."""
     import torch
 
     if other := [name for name in _UNKNOWN if more.get(name) is not None]:
         raise ValueError(f"packed rows know no {other[0]}")
     window = more.get("sliding_window") or 0
-    window = window if window < max(bounds.lengths) else 0
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
-    if kind == "cpu":
+    if kind == "cpu" and not torch.compiler.is_compiling():
         parts = (item.to(dtype).split(bounds.lengths, 2) for item in (query, key, value))
         found = [_alone(q, k, v, scaling, window) for q, k, v in zip(*parts, strict=True)]
         return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2), None
     q, k, v = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
-    return _flash().apply(q, k, v, bounds.ends, max(bounds.lengths), scaling, window)[None], None
+    if not torch.compiler.is_compiling():
+        longest = max(bounds.lengths)
+        window = window if window < longest else 0
+        return _flash().apply(q, k, v, bounds.ends, longest, scaling, window)[None], None
+    return torch.ops.petool_lite.packed(q, k, v, bounds.ends, bounds.longest, scaling, window)[0][None], None
 
 
 def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
@@ -74,7 +79,7 @@ def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
 
 @cache
 def _flash() -> Any:
-    """The flash kernel as one step of autograd; made in a function because torch is slow to import."""
+    """The flash kernel as one step of autograd: what layers run that are not compiled."""
     import torch
 
     class Flash(torch.autograd.Function):
@@ -105,14 +110,53 @@ def _flash() -> Any:
     return Flash
 
 
-def teach(dispatch: Any) -> str:
-    """Give `dispatch` (unsloth.utils.attention_dispatch) the flash kernel for packed rows, and say what it uses.
+@cache
+def operator() -> Any:
+    """The same as one operator, petool_lite::packed, which torch.compile takes as it is: of (tokens, heads,
+    size), keys and values with fewer heads, whose rows end at `ends`, none longer than `longest`; a token sees `window`
+    tokens (0: all of its row). Gives the result, and logarithms of the sums (heads, tokens) for its backward pass."""
+    import torch
 
-    flash-attn and xformers do not load beside every torch; where neither does, Unsloth takes torch's variable-length
-    kernel from torch 2.12 on, and calls each row apart before. Apart is faster where rows are long and cuDNN takes
-    them: two rows of 8,100 tokens take 6.1 ms forward and backward in a layer of the 3B shape, together 9.9; 16 rows of
-    1,000 take 5.6 and 2.3 (one H200). The names are those of Unsloth 2026.10.9.
-    """
+    aten, make = torch.ops.aten, partial(torch.library.custom_op, mutates_args=())
+    heads, rows = "Tensor q, Tensor k, Tensor v", "Tensor ends, Tensor longest, float scale, SymInt window"
+
+    def given(ends: Any, longest: Any, scale: float, window: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        most = int(longest)
+        seen = {"window_size_left": window - 1, "window_size_right": 0} if 0 < window < most else {}
+        return (ends, ends, most, most, 0.0, True), {"scale": scale, **seen}
+
+    def forward(q: Any, k: Any, v: Any, *rows: Any) -> tuple[Any, ...]:
+        places, options = given(*rows)
+        return tuple(aten._flash_attention_forward(q, k, v, *places, False, **options)[:2])
+
+    def backward(gradient: Any, q: Any, k: Any, v: Any, out: Any, sums: Any, *rows: Any) -> tuple[Any, ...]:
+        places, options = given(*rows)
+        seed = torch.empty(2, dtype=torch.uint64, device=q.device)  # of a dropout that is 0
+        places = *places, seed, torch.empty_like(seed[0])
+        return tuple(aten._flash_attention_backward(gradient.contiguous(), q, k, v, out, sums, *places, **options))
+
+    def keep(ctx: Any, inputs: Any, output: Any) -> None:
+        q, k, v, ends, longest, ctx.scale, ctx.window = inputs
+        ctx.save_for_backward(q, k, v, *output, ends, longest)
+
+    def step_back(ctx: Any, gradient: Any, _: Any) -> Any:
+        return *packed_backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.window), None, None, None, None
+
+    packed = make("petool_lite::packed", forward, schema=f"({heads}, {rows}) -> (Tensor, Tensor)")
+    packed.register_fake(lambda q, *_: (torch.empty_like(q), q.new_empty(q.shape[1::-1], dtype=torch.float32)))
+    schema = f"(Tensor gradient, {heads}, Tensor out, Tensor sums, {rows}) -> (Tensor, Tensor, Tensor)"
+    packed_backward = make("petool_lite::packed_backward", backward, schema=schema)
+    packed_backward.register_fake(lambda gradient, *heads: tuple(map(torch.empty_like, heads[:3])))
+    packed.register_autograd(step_back, setup_context=keep)
+    return packed
+
+
+def teach(dispatch: Any) -> str:
+    """Give `dispatch` (unsloth.utils.attention_dispatch of Unsloth 2026.10.9) the flash kernel for packed rows where
+    flash-attn and xformers do not load, and say what it uses. Long rows are called apart, where cuDNN is faster: two
+    rows of 8,100 tokens take 6.1 ms forward and backward in a layer of the 3B shape, together 9.9; 16 rows of 1,000
+    take 5.6 and 2.3 (one H200)."""
+
     if dispatch.HAS_FLASH_ATTENTION:
         return "flash-attn"
     if dispatch.HAS_XFORMERS:

@@ -28,6 +28,11 @@ _FREE = ("train.save_every", "train.report_to", "bench.")
 _OTHER_PACKAGES = ("llama-cpp-python", "gguf")
 
 
+def steps_at(checkpoint: Path | None) -> int:
+    """Updates that were taken before this checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the most steps, or None. A half-written one has another name: see `Guarded`."""
     return next(reversed(_checkpoints(run / "checkpoints")), None)
@@ -42,7 +47,7 @@ def remove_drafts(run: Path, report: Report) -> None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(whole, key=steps_at)
 
 
 def _sync(*paths: Path) -> None:
@@ -86,12 +91,10 @@ def rate_at(done: int, shape: str, warmup: float, total: int) -> float:
 
 
 class Guarded:
-    """Mixin in front of a trainer class: checkpoints are whole or absent, and a loss that is not finite ends the run.
-
-    A checkpoint is written as `.checkpoint-N.draft/checkpoint-N` and renamed when the disk has it all, so a kill at any
-    moment leaves the one before. `parts` are the micro-batches of the trainer's last step: entry ids, loss, and a sum
-    of the gradient's norms after it, on the device: they name the rows that went wrong before the optimizer steps.
-    """
+    """Mixin in front of a trainer class: checkpoints are whole or absent, and a loss that is not finite ends the run. A
+    checkpoint is written as `.checkpoint-N.draft/checkpoint-N` and renamed when the disk has it all. `parts` are the
+    micro-batches of the trainer's last step: entry ids, loss, and a sum of the gradient's norms after it, on the
+    device: they name the rows that went wrong before the optimizer steps."""
 
     args: Any
     state: Any
@@ -99,9 +102,11 @@ class Guarded:
     optimizer: Any
     parts: tuple[tuple[Sequence[str], Any, Any], ...]
     schedule: tuple[str, float, int]  # its shape, the share of updates that warm up, all updates
+    compiled = False  # layers of the one device, which would wait for a second transfer an update, that of the loss
     before_update: Callable[[], None]  # called before every step
     after_update: Callable[[dict[str, Any]], None]  # called with what is logged of an update, before it is saved
     lr_scheduler: Any = None
+    _tr_loss: Any  # the trainer's sum of losses since it told the last
     _draft: Path | None = None
     _update: tuple[tuple[Sequence[str], Any, Any], ...] = ()
 
@@ -109,15 +114,16 @@ class Guarded:
         """The learning rate over time, as the recipe says it: see `rate_at`."""
         import torch
 
-        rate = torch.optim.lr_scheduler.LambdaLR
-        self.lr_scheduler = self.lr_scheduler or rate(
-            optimizer or self.optimizer, lambda done: rate_at(done, *self.schedule)
-        )
+        if self.lr_scheduler is None:
+            rate = torch.optim.lr_scheduler.LambdaLR
+            self.lr_scheduler = rate(optimizer or self.optimizer, lambda done: rate_at(done, *self.schedule))
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """One step of the trainer; remembers its micro-batches."""
         self.before_update()
+        if self.compiled:
+            self._tr_loss = self._tr_loss.to(self.args.device)
         loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         self._update += self.parts
         return loss
@@ -135,10 +141,12 @@ class Guarded:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         parts = [figure.float() for _, loss, reached in self._update for figure in (loss, reached)]
         *figures, norm = torch.stack([*parts, torch.as_tensor(norm, device=parts[0].device)]).tolist()
-        faults = [[not math.isfinite(value) for value in figures[first::2]] for first in (0, 1)]
+        losses, faults = figures[::2], [[not math.isfinite(value) for value in figures[at::2]] for at in (0, 1)]
         if any(map(any, faults)) or not math.isfinite(norm):
-            self._not_finite(faults, sum(figures[::2]), norm)
+            self._not_finite(faults, sum(losses), norm)
         self._update = ()
+        if self.compiled:
+            self._tr_loss = torch.tensor(sum(losses))
         return norm
 
     def _not_finite(self, faults: list[list[bool]], loss: float, norm: float) -> None:
@@ -162,22 +170,19 @@ class Guarded:
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    self._publish(folder, name, self._draft / name)
+                    draft = self._draft / name
+                    # dpo's reference comes from the recipe, and its folder here would hide the adapter from PEFT
+                    shutil.rmtree(draft / "ref", ignore_errors=True)
+                    _sync(*draft.rglob("*"), draft)  # before it gets its name
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                    draft.rename(folder / name)
+                    _sync(folder)
+                    for old in _checkpoints(folder)[:-_KEPT]:
+                        shutil.rmtree(old)
                 self.accelerator.wait_for_everyone()
         finally:
             shutil.rmtree(self._draft, ignore_errors=True)
             self._draft = None
-
-    @staticmethod
-    def _publish(folder: Path, name: str, draft: Path) -> None:
-        # A frozen reference adapter comes from the recipe, and its folder here would hide the trained one from PEFT.
-        shutil.rmtree(draft / "ref", ignore_errors=True)
-        _sync(*draft.rglob("*"), draft)  # before it gets its name
-        shutil.rmtree(folder / name, ignore_errors=True)
-        draft.rename(folder / name)
-        _sync(folder)
-        for old in _checkpoints(folder)[:-_KEPT]:
-            shutil.rmtree(old)
 
 
 def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dict[str, Any]]:

@@ -30,11 +30,9 @@ def arithmetic_name() -> str:
 
 
 def grow_in_place() -> None:
-    """Let torch's memory on a GPU grow where it lies, unless the user's environment says how torch is to keep it.
-
-    Micro-batches differ in length, and in blocks of fixed sizes torch held 11 GiB for a run that used 6.3. Unsloth asks
-    for the same, but is imported after torch has read its setting. Drivers of WSL and of some ARM boards cannot do it.
-    """
+    """Let torch's memory on a GPU grow where it lies, unless the user's environment says how torch is to keep it:
+    micro-batches differ in length, and in blocks of fixed sizes torch held 11 GiB for a run that used 6.3. Drivers of
+    WSL and of some ARM boards cannot do it."""
     here = platform.uname()
     plain = here.system == "Linux" and here.machine == "x86_64" and "microsoft" not in here.release.lower()
     if plain and not any(name in os.environ for name in _ALLOCATOR):
@@ -49,13 +47,6 @@ def count() -> int:
 def is_first() -> bool:
     """Whether this process writes and reports."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def own_device() -> str:
-    """Where this process computes: its GPU, or the CPU."""
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -1,8 +1,4 @@
-"""Evaluation by generation while training: greedy tool calls on held-out entries, and the best weights so far.
-
-An evaluation leaves training as it was: random numbers, modes and flags are put back, so the losses of a run are the
-same with and without it.
-"""
+"""Evaluation by generation while training: greedy tool calls on held-out entries, and the best weights so far."""
 
 import json
 import shutil
@@ -101,7 +97,8 @@ def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
 
 
 def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
-    """Greedy replies of `model` as it stands, scored; the model, its modes and all random numbers stay as they were."""
+    """Greedy replies of `model` as it stands, scored; losses are the same as without: the model, its
+    modes and all random numbers stay as they were."""
     started, total = time.perf_counter(), len(held_out.prompts)
     report("evaluating", 0, total, f"step {step}")
     scores: list[tuple[bool, bool, bool]] = []  # tool, parameters, both

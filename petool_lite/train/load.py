@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError, first_line
 from petool_lite.families import chat_template
+from petool_lite.inference.gpu import gpu_available, own_gpu
 from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.render import exported_template
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, find_run, read_manifest, runs_root
 from petool_lite.train.attention import PACKED, attend_packed, teach
-from petool_lite.train.devices import arithmetic, own_device
+from petool_lite.train.devices import arithmetic
 
 # What a model's folder holds besides its configuration and weights.
 _TOKENIZER = (
@@ -50,36 +51,23 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     start = start_adapter(recipe)
     with _loading(base):
         model, tokenizer = FastLanguageModel.from_pretrained(
-            str(base.directory),
-            max_seq_length=recipe.model.max_tokens,
-            dtype=arithmetic(),
-            load_in_4bit=recipe.model.precision == "nf4",
-            use_safetensors=True,  # never a pickled file, whatever else lies in the folder
-        )
+            str(base.directory), max_seq_length=recipe.model.max_tokens, dtype=arithmetic(),
+            load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
+        )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
-        model,
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules=recipe.lora.targets,
+        model, r=recipe.lora.r, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout,
+        target_modules=recipe.lora.targets, random_state=recipe.train.seed,
         use_rslora=start is not None and read_adapter_config(start).rslora,
         use_gradient_checkpointing="unsloth" if checkpointing else False,
-        random_state=recipe.train.seed,
-    )
+    )  # fmt: skip
     if start is not None:
         _load_adapter(model, start)
-    if recipe.train.objective == "sft":
-        print("attention of packed rows:", _pack(causal_of(model)))  # to train.log
+    dispatch, causal = sys.modules.get("unsloth.utils.attention_dispatch"), causal_of(model)
+    if recipe.train.objective == "sft" and dispatch and type(causal.model).forward.__module__.startswith("unsloth."):
+        print("attention of packed rows:", teach(dispatch))  # to train.log
+    elif recipe.train.objective == "sft":  # on a CPU, and for families whose layers Unsloth leaves to transformers
+        attend_packed(causal)
     return model, tokenizer
-
-
-def _pack(causal: Any) -> str:
-    """Let the model attend to packed rows exactly; what does it, in words."""
-    dispatch = sys.modules.get("unsloth.utils.attention_dispatch")
-    if dispatch and type(causal.model).forward.__module__.startswith("unsloth."):
-        return teach(dispatch)
-    attend_packed(causal)  # on a CPU, and for families whose layers Unsloth leaves to transformers
-    return "petool-lite's, in transformers' layers"
 
 
 def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
@@ -93,10 +81,29 @@ def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
         model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(base.directory)
         attend_packed(model)
-        model.to(own_device())
+        model.to(own_gpu() if gpu_available() else "cpu")
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Have the decoder layers compiled when they first run: once for all, and for micro-batches of every length."""
+    import torch
+
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit, limits.allow_unspec_int_on_nn_module = 32, True
+    for layer in causal_of(model).model.layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
+def exchange_compiled(model: Any, given: Sequence[Any] = ()) -> list[Any]:
+    """Take what `compile_layers` made from the decoder layers, or give it back to them; returns what they had."""
+    layers = causal_of(model).model.layers
+    had = [layer._compiled_call_impl for layer in layers]
+    for layer, call in zip(layers, given or [None] * len(layers), strict=True):
+        layer._compiled_call_impl = call
+    return had
 
 
 @contextmanager
@@ -234,11 +241,13 @@ def _copy_tokenizer(folder: Path, base: Base) -> None:
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Switch a model in training over to generating and back; every mode and flag of its modules is put back."""
+    """Switch a model in training over to generating and back; every mode and flag of its modules is put back, and its
+    layers compute as they were written meanwhile: a cache grows with every token."""
     causal, whole, cached = causal_of(model), is_whole(model), model.config.use_cache
     attending = causal.config._attn_implementation
     flags = ("training", "gradient_checkpointing")
     kept = [(part, name, getattr(part, name)) for part in model.modules() for name in flags if hasattr(part, name)]
+    compiled = exchange_compiled(model)
     try:
         if whole:
             model.eval().config.use_cache = True
@@ -254,6 +263,7 @@ def generating(model: Any) -> Iterator[None]:
             causal.set_attn_implementation(PACKED)
         if not whole:
             FastLanguageModel.for_training(model)
+        exchange_compiled(model, compiled)
         model.config.use_cache = cached
         for part, name, value in kept:
             setattr(part, name, value)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petool_lite.console import Report, silent
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import MACHINE, PetoolError, first_line
 from petool_lite.families import Shape, read_json, shape_of, tensor_shapes
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
@@ -21,7 +21,7 @@ from petool_lite.runs import TRAINED, draft
 from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.devices import agreed, arithmetic, count, is_first
 from petool_lite.train.evaluate import EvaluationSet, evaluate, same_randomness
-from petool_lite.train.load import save_trained
+from petool_lite.train.load import exchange_compiled, save_trained
 from petool_lite.train.step import MicroBatch, answer_loss, micro_batches
 
 if TYPE_CHECKING:
@@ -56,11 +56,6 @@ class Way:
     checkpointing: bool
     token_budget: int
     peak_gb: float
-
-
-def shape_in(directory: Path) -> Shape:
-    """Sizes of the model in `directory`."""
-    return shape_of(read_json(directory / "config.json"))
 
 
 def load_of(prepared: Prepared) -> Load:
@@ -139,12 +134,9 @@ def largest_batch(recipe: Recipe, budget: int, load: Load) -> int:
 
 
 def choose(model: Shape, recipe: Recipe, load: Load, free: float) -> Way:
-    """The way to train in `free` bytes of a GPU; raises PetoolError (exit code 3) where nothing fits.
-
-    lean keeps the recipe's precision, checkpoints, and fits a card of 8 GB; auto takes the first of all ways that fits:
-    a base in bfloat16 before one in 4 bits, and rather keeps everything than computes it twice. Within a way the
-    micro-batch is as large as fits, or what train.token_budget says.
-    """
+    """The way to train in `free` bytes of a GPU; raises PetoolError (exit code 3) where nothing fits. lean keeps the
+    recipe's precision, checkpoints, and fits a card of 8 GB; auto takes the first of `_ways` that fits. In a way the
+    micro-batch is as large as fits, or what train.token_budget says."""
     limit = _SHARE * (free if recipe.train.memory == "auto" else min(LEAN, free))
     ways, budget = _ways(recipe), recipe.train.token_budget
     least = budget or max(load.lengths)
@@ -191,8 +183,8 @@ def _way_out(model: Shape, recipe: Recipe, load: Load, free: float) -> str:
 def check_cpu_memory(recipe: Recipe, base: Base) -> None:
     """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process. Rows and
     libraries come on top, for a small base more than this."""
-    model, free, width = shape_in(base.directory), free_memory(), arithmetic().itemsize
-    packed = read_json(base.directory / "config.json").get("quantization_config") is not None  # 4 bits already, or 8
+    free, width, config = free_memory(), arithmetic().itemsize, read_json(base.directory / "config.json")
+    model, packed = shape_of(config), config.get("quantization_config") is not None  # 4 bits already, or 8
 
     def needed(method: str, precision: str) -> float:
         wanted = replace(recipe, train=replace(recipe.train, method=method))
@@ -217,15 +209,16 @@ def free_memory() -> float:
 
 def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet | None, report: Report) -> "Plan":
     """Before the first update on a GPU: the largest micro-batch forward and backward, one evaluation, one save, so that
-    a run fails now or never. Returns the plan, with smaller micro-batches where they did not fit as predicted.
-
-    Nothing is learned and no random number is used up. Raises torch.OutOfMemoryError where the longest row alone does
-    not fit, or PetoolError where the disk cannot take a checkpoint.
-    """
+    a run fails now or never; nothing is learned and no random number is used up. Returns the plan, with smaller
+    micro-batches where they did not fit as predicted, and plain layers where they did not compile. Raises
+    torch.OutOfMemoryError where the longest row alone does not fit, or PetoolError for a disk that is too full."""
     import torch
 
     assert planned.way is not None
-    way, load, model = planned.way, load_of(planned.prepared), shape_in(planned.base.directory)
+    way, load, model = planned.way, load_of(planned.prepared), planned.shape
+    if planned.compiled:
+        batch = fullest(planned.prepared, planned.recipe, way.token_budget)
+        planned = replace(planned, compiled=compiles(trainer.model, batch, report))
     while agreed(not _fits(trainer.model, batch := fullest(planned.prepared, planned.recipe, way.token_budget))):
         fewer = max(max(load.lengths), int(0.85 * way.token_budget))
         if fewer == way.token_budget:
@@ -252,6 +245,19 @@ def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet |
     figures = f"peak {peak:.2f} GiB, predicted {predicted:.2f}"
     report(f"dry step: a micro-batch of {tokens:,} tokens ({figures}), a save", 0, 0, "")
     return replace(planned, way=way)
+
+
+def compiles(model: Any, batch: MicroBatch, report: Report) -> bool:
+    """Whether the layers compile, tried with a first micro-batch; if not, it is told, and they run as they were."""
+    report("compiling the layers, about half a minute", 0, 0, "")
+    try:
+        _fits(model, batch)
+        return True
+    except Exception as error:  # whatever a compiler meets; what the layers themselves do wrong comes again
+        told = first_line(getattr(error, "inner_exception", error))
+    exchange_compiled(model)
+    report(f"the layers do not compile and run as they are: {told}", 0, 0, "")
+    return False
 
 
 def _fits(model: Any, batch: MicroBatch) -> bool:

@@ -1,6 +1,7 @@
 """Everything that is checked, counted and chosen before a model is loaded."""
 
 import math
+import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -8,51 +9,67 @@ from typing import Any
 from petool_lite.console import Report, plain, silent
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.export import check_exportable
-from petool_lite.families import read_json, shape_of
+from petool_lite.families import Shape, read_json, shape_of
 from petool_lite.inference.gpu import gpu_available, gpu_facts
 from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
+from petool_lite.train.devices import count
 from petool_lite.train.evaluate import check_evaluation
 from petool_lite.train.load import check_start
-from petool_lite.train.memory import CPU_BUDGET, Way, check_cpu_memory, choose, load_of, shape_in
+from petool_lite.train.memory import CPU_BUDGET, Way, check_cpu_memory, choose, load_of
 from petool_lite.train.records import check_reporters
 
+_COMPILED_FROM = 10_000_000  # tokens to go: compiling takes 26 s, and saves 2.3 to 2.7 us a token (docs/training.md)
+_PAGED = "paged"  # how optimizers begin that need a GPU
 _CAPABILITY = (8, 0)  # of a GPU, the least: bfloat16 in its tensor cores, and torch's flash attention
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run before its model is loaded: the recipe with what was chosen written into it, and how memory is used on the
-    GPU (None on a CPU and for dpo)."""
+    GPU (None on a CPU and for dpo), and whether its decoder layers are compiled."""
 
     recipe: Recipe
     base: Base
+    shape: Shape
     chat: Chat
     prepared: Prepared
     way: Way | None
+    compiled: bool = False
 
 
-def plan(recipe: Recipe, report: Report = silent) -> Plan:
-    """Check and count a recipe's rows and choose how to train; no model is loaded."""
+def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
+    """Check and count a recipe's rows and choose how to train on from `done` updates; no model is loaded."""
     check_machine(recipe)
-    base, chat, prepared = _counted(recipe, report)
+    base, shape, chat, prepared = _counted(recipe, report)
     gpu = gpu_facts()
     if not gpu:
         check_cpu_memory(recipe, base)
     if recipe.train.objective == "dpo":  # one pair after the other
-        return Plan(recipe, base, chat, prepared, None)
+        return Plan(recipe, base, shape, chat, prepared, None)
     way, precision, budget = None, recipe.model.precision, CPU_BUDGET
     if gpu:
-        way = choose(shape_in(base.directory), recipe, load_of(prepared), gpu["free_gb"] * 2**30)
+        way = choose(shape, recipe, load_of(prepared), gpu["free_gb"] * 2**30)
         precision, budget = way.precision, way.token_budget
+    rows = recipe.train.rows * (prepared.summary["steps"] - done)
+    compiled = pays_to_compile(recipe, shape, way, rows * prepared.summary["tokens"] / prepared.summary["kept"])
+    if way:
         again = "checkpointing" if way.checkpointing else "all kept"
-        chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch"
+        chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch{', compiled layers' * compiled}"
         report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
     train = replace(recipe.train, token_budget=recipe.train.token_budget or budget)
     recipe = replace(recipe, model=replace(recipe.model, precision=precision), train=train)
-    return Plan(recipe, base, chat, prepared, way)
+    return Plan(recipe, base, shape, chat, prepared, way, compiled)
+
+
+def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float) -> bool:
+    """Whether decoder layers are compiled, with `tokens` to go: where all weights learn on one GPU that keeps all, and
+    triton finds a compiler of C. Layers with windows of their own would be compiled apart, and were not measured."""
+    able = recipe.train.method == "full" and count() == 1 and not shape.family.local
+    able = able and way is not None and not way.checkpointing
+    return able and tokens >= _COMPILED_FROM and any(map(shutil.which, ("gcc", "clang")))
 
 
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
@@ -62,18 +79,18 @@ def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
     if gpu:
         check_gpu()
     free = gpu["free_gb"] * 2**30 if gpu else 0.0
-    base, _, prepared = _counted(recipe, report)
+    _, shape, _, prepared = _counted(recipe, report)
     ways: list[dict[str, Any]] = []
     for memory in ("lean", "auto") if gpu and recipe.train.objective != "dpo" else ():
         ways.append({"memory": memory})
         with suppress(PetoolError):  # it does not fit
             wanted = replace(recipe, train=replace(recipe.train, memory=memory))
-            ways[-1] |= asdict(choose(shape_in(base.directory), wanted, load_of(prepared), free))
-    trains_here = gpu is not None or not _needs_gpu(recipe)
+            ways[-1] |= asdict(choose(shape, wanted, load_of(prepared), free))
+    trains_here = gpu is not None or not recipe.train.optimizer.startswith(_PAGED)
     return {**prepared.summary, "gpu": gpu, "trains_here": trains_here, "ways": ways}
 
 
-def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
+def _counted(recipe: Recipe, report: Report) -> tuple[Base, Shape, Chat, Prepared]:
     check_reporters(recipe.train.report_to)
     check_evaluation(recipe)
     check_start(recipe, report)
@@ -100,7 +117,7 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Chat, Prepared]:
         trimmed = recipe.data.overlength == "trim-history"
         more = " even without history (tools and answers are never cut)" if trimmed else ""
         report(f"left out, more than {recipe.model.max_tokens} tokens{more}: entries {names}", 0, 0, "")
-    return base, chat, prepared
+    return base, shape, chat, prepared
 
 
 def update_count(recipe: Recipe, rows: int) -> int:
@@ -114,14 +131,12 @@ def check_machine(recipe: Recipe) -> None:
     """Refuse a recipe that this machine cannot run, before anything is loaded."""
     if gpu_available():
         check_gpu()
-    elif _needs_gpu(recipe):
-        here = " or ".join(name for name in builtin_recipes() if not _needs_gpu(load_recipe(name)[1]))
-        raise PetoolError(
-            f"this recipe needs a GPU (for its optimizer {recipe.train.optimizer}), and torch finds none",
-            f"rent one, or run here: petool-lite train {here}; a small base trains here, slowly, with --set "
-            "train.optimizer=adamw_torch",
-            MACHINE,
-        )
+    elif recipe.train.optimizer.startswith(_PAGED):
+        all_recipes = {name: load_recipe(name)[1] for name in builtin_recipes()}
+        here = " or ".join(name for name, found in all_recipes.items() if not found.train.optimizer.startswith(_PAGED))
+        what = f"this recipe needs a GPU (for its optimizer {recipe.train.optimizer}), and torch finds none"
+        small = "a small base trains here, slowly, with --set train.optimizer=adamw_torch"
+        raise PetoolError(what, f"rent one, or run here: petool-lite train {here}; {small}", MACHINE)
 
 
 def check_gpu() -> None:
@@ -131,13 +146,7 @@ def check_gpu() -> None:
     capability = torch.cuda.get_device_capability()
     if capability < _CAPABILITY:
         found, least = (".".join(map(str, version)) for version in (capability, _CAPABILITY))
-        raise PetoolError(
-            f"{torch.cuda.get_device_name()} has the compute capability {found}, training needs {least}",
-            "take a GPU of the Ampere generation or later (A100, RTX 30, L4, H100); a small base trains on the CPU, "
-            "too: CUDA_VISIBLE_DEVICES= petool-lite train demo",
-            MACHINE,
-        )
-
-
-def _needs_gpu(recipe: Recipe) -> bool:
-    return recipe.train.optimizer.startswith("paged")
+        what = f"{torch.cuda.get_device_name()} has the compute capability {found}, training needs {least}"
+        newer = "take a GPU of the Ampere generation or later (A100, RTX 30, L4, H100)"
+        small = "a small base trains on the CPU, too: CUDA_VISIBLE_DEVICES= petool-lite train demo"
+        raise PetoolError(what, f"{newer}; {small}", MACHINE)

@@ -1,7 +1,7 @@
 """DPO: the model prefers the right call to a wrong one, measured against the adapter that it starts from.
 
 TRL keeps a frozen copy of the starting adapter beside the trained one as its reference (not the bare base, which would
-undo the first stage). The prompts' and answers' ids come from the same renderer as the first stage's.
+undo the first stage).
 """
 
 from collections.abc import Sequence

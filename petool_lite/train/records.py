@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,13 +61,11 @@ def cut_after(path: Path, step: int, report: Report) -> list[dict[str, Any]]:
     """Keep the rows of a .jsonl file up to `step`, say how many went, and return them; a torn last line goes too."""
     lines = path.read_text().splitlines() if path.is_file() else []
     kept = []
-    for line in lines:
-        try:
+    with suppress(ValueError):  # the process was killed while it wrote the last
+        for line in lines:
             row = json.loads(line)
-        except ValueError:
-            break  # the process was killed while it wrote
-        if row["step"] <= step:
-            kept.append(row)
+            if row["step"] <= step:
+                kept.append(row)
     if len(kept) < len(lines):
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         report(f"{path.name}: {len(lines) - len(kept)} lines after step {step} cut, they come again", 0, 0, "")
@@ -106,16 +104,11 @@ class Progress:
         self.seconds, self.clock = self.seconds + now - self.clock, now
         self.tokens, self.last_loss = self.tokens_before + tokens, float(logs["loss"])
         return {
-            "step": step,
-            "loss": self.last_loss,
-            "learning_rate": float(logs["learning_rate"]),
-            "grad_norm": float(logs["grad_norm"]),
-            "seconds": round(self.seconds, 3),
-            "tokens": self.tokens,
-            "tokens_per_s": round(self.tokens / self.seconds, 1),
-            "peak_memory_gb": peak_memory_gb()[0],
+            "step": step, "loss": self.last_loss, **{key: float(logs[key]) for key in ("learning_rate", "grad_norm")},
+            "seconds": round(self.seconds, 3), "tokens": self.tokens,
+            "tokens_per_s": round(self.tokens / self.seconds, 1), "peak_memory_gb": peak_memory_gb()[0],
             **{key: float(value) for key, value in logs.items() if key.startswith("rewards/")},
-        }
+        }  # fmt: skip
 
 
 def note(row: Mapping[str, Any]) -> str:
@@ -138,16 +131,13 @@ def draw_curve(run: Path) -> None:
 
     figure, (top, below) = pyplot.subplots(2, sharex=True, figsize=(8, 5), height_ratios=(3, 1), layout="constrained")
 
-    def draw(axes: Any, found: list[dict[str, Any]], key: str, style: str) -> None:
-        axes.plot([row["step"] for row in found], [row[key] for row in found], style, linewidth=1)
-
-    draw(top, rows, "loss", "tab:blue")
-    draw(below, rows, "learning_rate", "tab:gray")
+    right = top.twinx() if scores else top
+    curves = (top, rows, "loss", "tab:blue"), (below, rows, "learning_rate", "tab:gray")
+    for axes, found, key, colour in (*curves, (right, scores, "joint_acc", "tab:orange")):
+        axes.plot([row["step"] for row in found], [row[key] for row in found], colour, linewidth=1)
     top.set(title=run.name, ylabel="loss")
     below.set(xlabel="step", ylabel="learning rate")
     if scores:
-        right = top.twinx()
-        draw(right, scores, "joint_acc", "tab:orange")
         right.set(ylabel="joint accuracy, % (orange)", ylim=(-3, 103))
     with draft(run / "loss.png") as path:
         figure.savefig(path, dpi=120, format="png")

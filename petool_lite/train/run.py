@@ -1,7 +1,4 @@
-"""`train`: a recipe becomes a LoRA adapter, or a model of its own, in a run directory.
-
-Unsloth patches the layers under an adapter; TRL's trainer runs the loop and tells `records` and the console.
-"""
+"""`train`: a recipe becomes a LoRA adapter, or a model of its own, in a run directory; TRL's trainer runs the loop."""
 
 import os
 import shutil
@@ -19,18 +16,9 @@ from petool_lite.places import library_places
 from petool_lite.prompt.render import LAYOUTS
 from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
-from petool_lite.train import devices, evaluate, records
-from petool_lite.train.checkpoints import (
-    START,
-    Guarded,
-    check_resume,
-    disk_errors,
-    newest_checkpoint,
-    remove_drafts,
-    start_facts,
-)  # fmt: skip
-from petool_lite.train.evaluate import EvaluationSet, best_score, load_evaluation_set
-from petool_lite.train.load import load_model, save_tokenizer, save_trained
+from petool_lite.train import checkpoints, devices, evaluate, records
+from petool_lite.train.evaluate import EvaluationSet
+from petool_lite.train.load import compile_layers, load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
@@ -63,24 +51,25 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     devices.grow_in_place()
     run: Path | None = resume
     report = report if devices.is_first() else silent
+    done = checkpoints.steps_at(checkpoints.newest_checkpoint(resume)) if resume else 0
     with stop_signals() as stop, devices.joined(), ExitStack() as held:
         try:
             if devices.is_first() and resume is not None:
                 held.enter_context(locked(resume))
                 if is_complete(resume):  # by a process that this one has just missed
                     raise PetoolError(f"the run {resume} is complete", "start a new one: petool-lite train RECIPE")
-            planned = devices.first_then_others(lambda: plan(recipe, report))
+            planned = devices.first_then_others(lambda: plan(recipe, report, done))
             recipe, way = devices.from_first((planned.recipe, planned.way))  # GPUs may differ a little in what is free
             planned = replace(planned, recipe=recipe, way=way)
-            held_out = load_evaluation_set(recipe, planned.chat, report)
+            held_out = evaluate.load_evaluation_set(recipe, planned.chat, report)
             if devices.is_first():
-                facts = start_facts(recipe, planned.base, planned.prepared)
+                facts = checkpoints.start_facts(recipe, planned.base, planned.prepared)
                 if resume is not None:
-                    check_resume(resume, facts)
+                    checkpoints.check_resume(resume, facts)
                 else:
                     run = create_run(name)
                     write_text(run / "recipe.toml", to_toml(recipe))
-                    write_json(run / START, facts)
+                    write_json(run / checkpoints.START, facts)
                     held.enter_context(locked(run))
             begun: Path = devices.from_first(run)
             _train_into(Job(name, begun, planned, held_out, started, report, stop, resume is not None))
@@ -112,14 +101,16 @@ def _train_into(job: Job) -> None:
     with log_to(log_file) as log, _memory_errors(job.planned.recipe):
         with redirect_stderr(log):
             model, tokenizer = load_model(job.planned.recipe, job.planned.base, twice)
+            if job.planned.compiled:
+                compile_layers(model)
             trainer = _trainer(job, model, tokenizer)
         if job.planned.way is not None:
             job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
         with job.stop.between_steps():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    state, stop = trainer.state, job.stop
     if devices.is_first():
         records.draw_curve(job.run)
+    state, stop = trainer.state, job.stop
     if stop.caught and not job.progress.stopped_early and state.global_step < state.max_steps:
         what = f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved"
         raise PetoolError(what, f"continue: petool-lite train --resume {job.run}", stop.exit_code)
@@ -131,8 +122,8 @@ def _complete(job: Job, model: Any, step: int) -> None:
     """Write what was trained, the best evaluated weights or the last ones, then the manifest."""
     planned, progress, method = job.planned, job.progress, job.planned.recipe.train.method
     base, data, name = planned.base, planned.recipe.data, TRAINED[method]
-    best = best_score(job.run) if job.held_out else None
-    with disk_errors(job.run, name), draft(job.run / name) as folder:
+    best = evaluate.best_score(job.run) if job.held_out else None
+    with checkpoints.disk_errors(job.run, name), draft(job.run / name) as folder:
         if best is None:
             save_trained(model, folder, base)
         else:
@@ -142,36 +133,29 @@ def _complete(job: Job, model: Any, step: int) -> None:
             save_tokenizer(folder, base, data.style)
     seconds = {"train": progress.seconds, "evaluation": progress.evaluation_seconds, "all": time.time() - job.started}
     manifest = {
-        "name": job.name,
-        "recipe": asdict(planned.recipe),
-        "method": method,
+        "name": job.name, "recipe": asdict(planned.recipe), "method": method,
         "base": {"name": base.name, "directory": str(base.directory), "gguf": base.gguf and str(base.gguf)},
         "data": {"source": data.train, "sha256": planned.prepared.data_sha256, **planned.prepared.summary},
         "template_sha256": planned.chat.template_sha256,
-        "prompt_style": data.style,
-        "prompt_layout": LAYOUTS[data.style],
-        "setting": data.setting,
-        "device": records.device_name(),
-        "arithmetic": devices.arithmetic_name(),
-        "versions": versions(),
-        "steps": step,
-        f"{name}_step": best.step if best else step,
+        "prompt_style": data.style, "prompt_layout": LAYOUTS[data.style], "setting": data.setting,
+        "device": records.device_name(), "arithmetic": devices.arithmetic_name(), "versions": versions(),
+        "steps": step, f"{name}_step": best.step if best else step,
         "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
         "seconds": {part: round(value, 2) for part, value in seconds.items()},
         "tokens_per_s": round(progress.tokens / progress.seconds, 1),
         **dict(zip(("peak_memory_gb", "reserved_memory_gb"), records.peak_memory_gb(), strict=True)),
-        "memory": planned.way and asdict(planned.way),
+        "memory": planned.way and asdict(planned.way), "compiled": planned.compiled,
         "final_loss": progress.last_loss,
-    }
+    }  # fmt: skip
     write_json(job.run / "manifest.json", manifest)
     shutil.rmtree(job.run / "best", ignore_errors=True)
 
 
 def _continued(job: Job) -> Path | None:
     """The checkpoint to go on from; what metrics.jsonl and eval.jsonl hold up to there is kept and taken in."""
-    remove_drafts(job.run, job.report)
-    checkpoint = newest_checkpoint(job.run)
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    checkpoints.remove_drafts(job.run, job.report)
+    checkpoint = checkpoints.newest_checkpoint(job.run)
+    step = checkpoints.steps_at(checkpoint)
     job.report(f"continuing {job.run} after step {step}", 0, 0, "")
     rows, scores = (records.cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl"))
     job.progress.resume(rows, scores)
@@ -190,13 +174,14 @@ def _memory_errors(recipe: Recipe) -> Iterator[None]:
         raise PetoolError(f"out of GPU memory: {first_line(error)}", hint, MACHINE) from error
 
 
-def optimizer_arguments(settings: TrainSettings) -> dict[str, Any]:
+def optimizer_arguments(settings: TrainSettings, fused: bool = False) -> dict[str, Any]:
     """How weights move, as the arguments of transformers' trainers; the learning rate over time is `Guarded`'s."""
     moved = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
-    return {**moved, "max_grad_norm": settings.clip_norm, "optim": settings.optimizer}
+    optimizer = settings.optimizer + ("_fused" if fused and settings.optimizer == "adamw_torch" else "")
+    return {**moved, "max_grad_norm": settings.clip_norm, "optim": optimizer}
 
 
-def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
+def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
     import torch
     from trl import DPOConfig, SFTConfig
 
@@ -204,21 +189,17 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
     common = {
         "output_dir": str(run / "checkpoints"),
         "max_steps": total,  # the one count; epochs follow from it
-        **optimizer_arguments(settings),
+        **optimizer_arguments(settings, fused=compiled),
         "bf16": devices.arithmetic() == torch.bfloat16,
-        "seed": settings.seed,
-        "data_seed": settings.seed,
+        "seed": settings.seed, "data_seed": settings.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide such a loss; Guarded looks once an update
-        "save_strategy": "steps",
         "save_steps": settings.save_every or total,
         "report_to": check_reporters(settings.report_to) or "none",
         "disable_tqdm": True,  # it prints to train.log instead
-        "max_length": None,
-        "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,
-    }
+        "max_length": None, "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False,
+    }  # fmt: skip
     if settings.objective == "dpo":  # one pair after the other
         each, left = divmod(settings.rows, devices.count())
         if left:
@@ -232,7 +213,6 @@ def _arguments(recipe: Recipe, run: Path, total: int) -> Any:
         gradient_accumulation_steps=1,
         **({"use_cpu": not gpu_available()} if settings.method == "full" else {}),
         gradient_checkpointing=False,  # `load` sees to it
-        packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
 
@@ -242,13 +222,11 @@ def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
     recipe, total = job.planned.recipe, job.planned.prepared.summary["steps"]
     kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer()
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
-    trainer: Any = type("Trainer", (Guarded, kind), {})(
-        model=model,
-        processing_class=tokenizer,
-        args=_arguments(recipe, job.run, total),
-        train_dataset=job.planned.prepared.table,
-    )
-    trainer.token_budget = recipe.train.token_budget
+    trainer: Any = type("Trainer", (checkpoints.Guarded, kind), {})(
+        model=model, processing_class=tokenizer, train_dataset=job.planned.prepared.table,
+        args=_arguments(recipe, job.run, total, job.planned.compiled),
+    )  # fmt: skip
+    trainer.token_budget, trainer.compiled = recipe.train.token_budget, job.planned.compiled
     trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bfloat16 over a 4-bit base; small steps would be lost

@@ -6,6 +6,7 @@ number in the whole update, so how rows are grouped changes nothing but rounding
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,9 @@ _FLAG = "gradient_checkpointing"  # of a module of transformers
 @dataclass(frozen=True)
 class MicroBatch:
     """Packed rows: `ids` and `positions` (tokens), `lengths` of the rows, and for the `answers` (1-d) `where` they are
-    predicted from, as indices into the tokens, and which `entries` the rows are of.
-
-    A row's last token predicts nothing and is not read. Up to seven tokens that are no entry's may stand at the end, as
-    a row of their own: a GPU's matrix products fall back to slow kernels where 8 does not divide the tokens.
-    """
+    predicted from, as indices into the tokens, and which `entries` the rows are of. A row's last token predicts nothing
+    and is not read. Up to seven tokens that are no entry's may stand at the end, as a row of their own: a GPU's matrix
+    products fall back to slow kernels where 8 does not divide the tokens."""
 
     ids: Any
     positions: Any
@@ -129,12 +128,10 @@ def answer_trainer() -> Any:
     from trl import SFTTrainer
 
     class AnswerTrainer(SFTTrainer):
-        """SFTTrainer whose batch is all rows of an update, of which each device takes its share in micro-batches.
-        `parts` are the micro-batches of the last update: entry ids, loss, and the gradient's norm after it."""
+        """SFTTrainer whose batch is all rows of an update, of which each device takes its share in micro-batches."""
 
         tokens_seen = 0
         token_budget = 0  # of a micro-batch; to be set before it trains
-        parts: tuple[tuple[tuple[str, ...], Any, Any], ...] = ()
 
         def __init__(self, **arguments: Any) -> None:
             model = arguments["model"]
@@ -169,11 +166,17 @@ def answer_trainer() -> Any:
             return 0  # an estimate that nobody reads, for another walk through the model
 
         def get_train_dataloader(self) -> Any:
-            """Whole updates, the same on every device. Rows come as arrays: lists of numbers would cost an
-            update of 100,000 tokens 40 ms, for which the GPU would wait."""
+            """Whole updates, the same on every device. Rows come as arrays: lists would let the GPU wait 40 ms for an
+            update of 100,000 tokens. Compiled layers would wait for collating, too, so a thread does that ahead."""
             rows = self.train_dataset.with_format("numpy", columns=["input_ids"], output_all_columns=True)
             options = {"batch_size": self._train_batch_size, "sampler": self._get_train_sampler(self.train_dataset)}
-            loader = torch.utils.data.DataLoader(rows, collate_fn=self.data_collator, **options)
+            pool = ThreadPoolExecutor(1)
+
+            def now(places: Sequence[int]) -> dict[str, Any]:
+                return self.collate(rows.__getitems__(list(places)))
+
+            collate = (lambda places: {"later": pool.submit(now, places)}) if self.compiled else now
+            loader = torch.utils.data.DataLoader(range(len(rows)), collate_fn=collate, **options)
             seeded = {"use_seedable_sampler": True, "data_seed": self.args.data_seed}
             return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False, **seeded)
 
@@ -189,6 +192,7 @@ def answer_trainer() -> Any:
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             """Forward and backward of every micro-batch; returns this device's share of the update's mean loss."""
+            inputs = inputs["later"].result() if "later" in inputs else inputs
             if not model.training:  # it walks through every module
                 model.train()
             self.keep_checkpointing()

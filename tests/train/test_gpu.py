@@ -1,4 +1,4 @@
-"""What only a GPU shows: its attention kernel, and Unsloth's layers whose inputs wait in host memory."""
+"""What only a GPU shows: its attention kernel, Unsloth's layers whose inputs wait in host memory, compiled layers."""
 
 import json
 import subprocess
@@ -6,9 +6,14 @@ import sys
 
 import pytest
 import torch
+from support import rows_of
 from support_families import LLAMA3, family_model
+from support_train import an_update, apart, made
 
-from petool_lite.train.attention import bounds_of, packed_attention
+from petool_lite.recipe import load_recipe
+from petool_lite.train import train
+from petool_lite.train.attention import bounds_of, operator, packed_attention
+from petool_lite.train.load import compile_layers
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 LENGTHS = (300, 1, 77, 8, 1030)
@@ -54,6 +59,7 @@ def test_packed_attention_is_that_of_the_rows_alone(heads, keys, size, window) -
     options = {"scaling": size**-0.5, "sliding_window": window or None}
     wanted = packed_attention(None, *exact, None, bounds=bounds_of(LENGTHS, "cpu"), **options)[0]
     wanted.backward(gradient)
+    operator()
     found = packed_attention(None, *ours, None, bounds=bounds_of(LENGTHS, "cuda"), **options)[0]
     found.backward(gradient.to("cuda", torch.bfloat16))
     for mine, right in zip(
@@ -75,3 +81,36 @@ def test_layers_computed_again_from_inputs_in_host_memory_give_the_same(tmp_path
         assert loss == pytest.approx(found[0][0], rel=2e-3)
         assert norm == pytest.approx(found[0][1], rel=2e-2)
         assert learned == found[0][2] >= 28
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_compiled_layers_learn_the_same_on_a_gpu(family) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = made(family).to("cuda")
+    plain = [an_update(model, budget) for budget in (1, 50, 1000)]
+    compile_layers(model)
+    for budget, (loss, exact) in zip((1, 50, 1000), plain, strict=True):
+        mine, found = an_update(model, budget)
+        assert mine == pytest.approx(loss, rel=2e-3)
+        assert apart(found, exact) < 5e-2
+    counters = torch._dynamo.utils.counters
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {})
+
+
+def test_a_run_with_compiled_layers_says_so_is_evaluated_and_learns_the_same(tmp_path, monkeypatch) -> None:
+    for name, place in (("PETOOL_LITE_RUNS", "runs"), ("TENSORBOARD_LOGGING_DIR", "log")):
+        monkeypatch.setenv(name, str(tmp_path / place))
+    place = family_model("Llama", LLAMA3, tmp_path / "model")
+    pairs = {"model.base": place, "data.train": "demo:train:40", "train.method": "full", "train.rows": 4}
+    pairs |= {"train.memory": "auto", "train.eval_data": "demo:test:2", "train.eval_every": 5}
+    recipe = load_recipe("demo", [f"{key}={value}" for key, value in pairs.items()])[1]
+    losses, said = [], []
+    for compiled in (False, True):
+        monkeypatch.setattr(sys.modules["petool_lite.train.plan"], "pays_to_compile", lambda *_, now=compiled: now)
+        run = train(f"run{compiled}", recipe, lambda text, *_: said.append(text))
+        assert json.loads((run / "manifest.json").read_text())["compiled"] is compiled
+        losses.append([row["loss"] for row in rows_of(run)])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    assert "compiling the layers, about half a minute" in said
+    assert any("compiled layers; predicted peak" in text for text in said)

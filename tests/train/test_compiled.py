@@ -1,0 +1,188 @@
+"""Compiled decoder layers on a CPU: what they learn is what plain ones learn, through the whole of `train` too.
+
+The operator that attends has a kernel for GPUs only; here it gets one by the formula. Nothing is generated for the
+processor: torch's aot_eager backend runs the same graphs.
+"""
+
+import copy
+import json
+import os
+import shutil
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support import rows_of
+from support_train import an_update, apart, gradients, made, rows
+
+from petool_lite.data.demo import generate
+from petool_lite.data.files import write_lines
+from petool_lite.recipe import load_recipe
+from petool_lite.train import step, train
+from petool_lite.train.attention import operator
+from petool_lite.train.load import compile_layers, generating
+from petool_lite.train.memory import Way, compiles
+from petool_lite.train.step import micro_batches
+
+PLAN, RUN = (sys.modules[f"petool_lite.train.{name}"] for name in ("plan", "run"))
+
+
+def weights_of(q: Any, k: Any, scale: float, window: int) -> Any:
+    seen = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).tril()
+    seen = seen.triu(1 - window) if window else seen
+    return (q @ k.mT * scale).masked_fill(~seen, -torch.inf).softmax(-1)
+
+
+def split(ends: Any, q: Any, *others: Any) -> Any:
+    """Row by row: heads first, in float32, and as many of keys and values as of queries."""
+    parts = [item.repeat_interleave(q.shape[1] // item.shape[1], 1).transpose(0, 1).float() for item in (q, *others)]
+    return zip(*(item.split(ends.diff().tolist(), 1) for item in parts), strict=True)
+
+
+def forward(q: Any, k: Any, v: Any, ends: Any, longest: Any, scale: float, window: int) -> Any:
+    assert int(longest) == ends.diff().max()
+    found = [weights_of(a, b, scale, window) @ c for a, b, c in split(ends, q, k, v)]
+    return torch.cat(found, 1).transpose(0, 1).to(q.dtype).contiguous(), q.new_zeros(q.shape[1::-1]).float()
+
+
+def backward(gradient: Any, q: Any, k: Any, v: Any, out: Any, sums: Any, ends: Any, longest: Any, *more: Any) -> Any:
+    found = []
+    for a, b, c, up in split(ends, q, k, v, gradient):
+        weights, rise = weights_of(a, b, *more), up @ c.mT
+        rise = weights * (rise - (rise * weights).sum(-1, keepdim=True)) * more[0]
+        found.append((rise @ b, rise.mT @ a, weights.mT @ up))
+    whole = [torch.cat(parts, 1).transpose(0, 1) for parts in zip(*found, strict=True)]
+    shapes = [(len(item), item.shape[1], -1, item.shape[2]) for item in (q, k, v)]
+    return tuple(item.reshape(shape).sum(2).to(q.dtype) for item, shape in zip(whole, shapes, strict=True))
+
+
+@pytest.fixture
+def float32(monkeypatch) -> None:
+    monkeypatch.setattr(step, "computing", lambda model: nullcontext())
+
+
+@pytest.fixture
+def own_process() -> Any:
+    """What a run sets for its process is taken back: variables, and accelerate's idea of the machine."""
+    from accelerate.state import AcceleratorState
+
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu() -> Any:
+    operator().register_kernel("cpu")(forward)
+    torch.library.register_kernel("petool_lite::packed_backward", "cpu")(backward)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def test_the_operator_is_one_that_torch_can_compile() -> None:
+    """Its schema, gradients, shapes without values, and dispatch with sizes left open, as torch checks them."""
+    heads = [torch.randn(20, count, 16, requires_grad=True) for count in (4, 2, 2)]
+    ends, longest = (torch.tensor(value, dtype=torch.int32) for value in ([0, 12, 20], 12))
+    torch.library.opcheck(torch.ops.petool_lite.packed.default, (*heads, ends, longest, 0.25, 5))
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_compiled_layers_learn_the_same_with_one_graph_for_all_lengths(float32, family) -> None:
+    plain = made(family)
+    model = copy.deepcopy(plain)
+    compile_layers(model, "aot_eager")
+
+    def evaluate() -> None:
+        with generating(model), torch.no_grad():
+            model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False, pad_token_id=0)
+
+    for budget, middle in ((1, evaluate), (50, lambda: None), (1000, evaluate)):
+        loss, found = an_update(model, budget, middle)
+        wanted, exact = an_update(plain, budget)
+        assert loss == pytest.approx(wanted, rel=1e-6)
+        assert apart(found, exact) < 1e-5
+    counters = torch._dynamo.utils.counters
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {})
+
+
+def test_layers_that_do_not_compile_run_as_they_are_and_it_is_told(float32, monkeypatch) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    plain, said = made(), []
+    model = copy.deepcopy(plain)
+    compile_layers(model, broken)
+    (batch,) = micro_batches(rows(), 1000)
+    assert not compiles(model, batch, lambda text, *_: said.append(text))
+    assert said == [
+        "compiling the layers, about half a minute",
+        "the layers do not compile and run as they are: Failed to find C compiler",
+    ]
+    assert an_update(model, 50)[0] == an_update(plain, 50)[0]
+    compile_layers(model, "aot_eager")
+    assert compiles(model, batch, lambda *_: None)
+    assert not gradients(model)
+
+
+def test_it_is_compiled_only_where_it_was_measured_and_pays(monkeypatch) -> None:
+    kept = Way("bf16", False, 65536, 54.1)
+
+    def decided(method: str = "full", way: Way | None = kept, tokens: float = 2e7, local: int = 0) -> bool:
+        recipe = load_recipe("demo", [f"train.method={method}"])[1]
+        return PLAN.pays_to_compile(recipe, SimpleNamespace(family=SimpleNamespace(local=local)), way, tokens)
+
+    monkeypatch.setattr(PLAN.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
+    assert decided()
+    assert not any(
+        (decided("lora"), decided(way=None), decided(way=replace(kept, checkpointing=True)), decided(local=6))
+    )
+    assert not decided(tokens=9.9e6)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not decided()
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr(PLAN.shutil, "which", lambda name: None)
+    assert not decided()
+
+
+def test_a_compiled_run_is_evaluated_and_resumed_as_a_plain_one(own_process, tiny, tmp_path, monkeypatch) -> None:
+    """Losses of a run with compiled layers, rows collated ahead and a fused optimizer, beside one without."""
+    monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path))
+    called = [row for row in generate("test", 20) if "tool_calls" in row["messages"][-1]]
+    write_lines(tmp_path / "held.jsonl", called[:2])
+    pairs = {"model.base": tiny, "data.train": "demo:train:20", "train.method": "full", "train.rows": 2}
+    pairs |= {"train.learning_rate": "2e-3", "train.save_every": 4, "train.max_steps": 8, "train.eval_every": 3}
+    pairs |= {"train.eval_data": tmp_path / "held.jsonl", "bench.max_reply_tokens": 3}
+    recipe = load_recipe("demo", [f"{key}={value}" for key, value in pairs.items()])[1]
+    plain = train("plain", recipe)
+
+    asked: list[float] = []
+    monkeypatch.setattr(PLAN, "pays_to_compile", lambda recipe, shape, way, tokens: bool(asked.append(tokens) or True))
+    monkeypatch.setattr(RUN, "compile_layers", partial(compile_layers, backend="aot_eager"))
+    run = train("compiled", recipe)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    manifests = [json.loads((place / "manifest.json").read_text()) for place in (plain, run)]
+    assert [manifest["compiled"] for manifest in manifests] == [False, True]
+    for wanted, found in zip(rows_of(plain), rows_of(run), strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=5e-3)
+        assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=5e-2)
+        assert found["tokens"] == wanted["tokens"]
+    assert len(rows_of(run, "eval.jsonl")) == 3
+
+    whole = rows_of(run)
+    (run / "manifest.json").unlink()
+    for name in ("model", "checkpoints/checkpoint-8"):
+        shutil.rmtree(run / name)
+    train("compiled", load_recipe(str(run / "recipe.toml"))[1], resume=run)
+    for key in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
+        assert [row[key] for row in rows_of(run)] == [row[key] for row in whole], key
+    assert asked == [pytest.approx(manifests[1]["data"]["tokens"] / 20 * 2 * steps) for steps in (8, 4)]
