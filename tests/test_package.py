@@ -115,7 +115,7 @@ prompt.prepare data.inspect
 recipe
 prompt
 data memory
-models gguf_base families adapters
+models gguf_base families adapters base
 runs places console gguf_header text
 errors recipes
 """  # a part imports itself and the rows below its own; single files their own row, too
