@@ -24,19 +24,7 @@ from petool_lite.recipe import ALL, DataSettings, Recipe
 from petool_lite.runs import draft, write_json
 
 # The code that decides token ids: a change to any of these files makes cached rows stale.
-_RENDERERS = (
-    *("prompt/prepare.py", "prompt/render.py", "prompt/template.py", "prompt/petool.jinja"),
-    *(
-        "data/__init__.py",
-        "data/entries.py",
-        "data/fields.py",
-        "data/openai.py",
-        "data/petoolbench.py",
-        "data/schema.py",
-    ),
-    *("data/files.py", "data/splits.py", "data/answers.py", "data/examples.py", "data/simulate.py", "data/words.py"),
-    *("text.py", "families.py"),
-)
+_RENDERERS = ("data/*.py", "prompt/*.py", "prompt/petool.jinja", "text.py", "families.py")
 _CHUNK = 512  # rows in memory at once
 
 
@@ -72,8 +60,9 @@ def prepare(recipe: Recipe, base: Base, chat: Chat, report: Report = silent) -> 
 
 
 def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
+    package = Path(__file__).parent.parent
     facts = {
-        "code": [file_sha256(Path(__file__).parent.parent / name) for name in _RENDERERS],
+        "code": [file_sha256(file) for pattern in _RENDERERS for file in sorted(package.glob(pattern))],
         "data": digest,
         "settings": asdict(recipe.data) | {"train": ""},  # the bytes matter, not where they lie
         "max_tokens": recipe.model.max_tokens,
@@ -109,10 +98,8 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     # one setting after the other, which is as good as any order: training draws its own
     entries = [entry for dataset in sets for entry in _given(recipe, dataset)]
     if not entries:
-        raise PetoolError(
-            f"{data.train} gives no pair of a right and a wrong answer",
-            "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider",
-        )
+        hint = "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider"
+        raise PetoolError(f"{data.train} gives no pair of a right and a wrong answer", hint)
     left_out: list[str] = []
     facts: list[tuple[int, int, int, bool, bool]] = []  # of each row: tokens, answers, tokens with loss, trimmed, cut
 
@@ -130,21 +117,11 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     _write_rows(folder / "rows.arrow", rows(), pairs)
     lengths, answers, losses, trimmed, cut = zip(*facts, strict=True) if facts else ((),) * 5
     count = sum(len(dataset.entries) for dataset in sets)
-    summary = {
-        "entries": len(sets[0].entries),
-        "bad_entries": sum(len(dataset.bad) for dataset in sets),
-        "rows": count,
-        "kept": len(facts),
-        "trimmed": sum(trimmed),
-        "descriptions_cut": sum(cut),
-        "left_out": len(left_out),
-        **{f"tokens_{name}": value for name, value in spread(lengths).items()},
-        "tokens": sum(lengths),
-        "answers": sum(answers),
-        "loss_tokens": sum(losses),
-        **({"without_pair": count - len(entries)} if pairs else {}),
-        **_wording(sets, data.style),
-    }
+    summary = {"entries": len(sets[0].entries), "bad_entries": sum(len(dataset.bad) for dataset in sets)}
+    summary |= {"rows": count, "kept": len(facts), "trimmed": sum(trimmed), "descriptions_cut": sum(cut)}
+    summary |= {"left_out": len(left_out), **{f"tokens_{name}": value for name, value in spread(lengths).items()}}
+    summary |= {"tokens": sum(lengths), "answers": sum(answers), "loss_tokens": sum(losses)}
+    summary |= ({"without_pair": count - len(entries)} if pairs else {}) | _wording(sets, data.style)
     write_json(folder / "summary.json", {"summary": summary, "left_out": left_out})
 
 
@@ -176,9 +153,6 @@ def _write_rows(path: Path, rows: Iterable[Example], pairs: bool) -> None:
     columns |= {"history_dropped": Value("int32"), "earlier": ids} | ({"rejected_ids": ids} if pairs else {})
     with ArrowWriter(features=Features(columns), path=str(path), writer_batch_size=_CHUNK) as writer:
         for row in rows:
-            values = {"entry_id": row.entry_id, "input_ids": row.ids, "answer_start": row.answer_start}
-            values |= {"history_dropped": row.history_dropped, "earlier": list(row.earlier)} | (
-                {"rejected_ids": row.rejected} if pairs else {}
-            )
-            writer.write(values)
+            values = (row.entry_id, row.ids, row.answer_start, row.history_dropped, row.earlier, row.rejected)
+            writer.write(dict(zip(columns, values, strict=False)))  # without `rejected` where there are no pairs
         writer.finalize()

@@ -1,13 +1,11 @@
 """Preparing: same rows as one by one, cached by content, nothing vanishes uncounted."""
 
-import ast
 import json
 from pathlib import Path
 
 import pytest
 from support_published import published_rows, training_row
 
-import petool_lite
 from petool_lite.data import SETTINGS
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import PROMPT_FIELD
@@ -55,27 +53,6 @@ def test_the_second_time_comes_from_the_cache_and_a_change_does_not(smollm2, tmp
     monkeypatch.setattr(prepare_module, "_RENDERERS", ("prompt/petool.jinja",))
     with pytest.raises(AssertionError, match="parsed again"):
         prepared(smollm2, source)
-
-
-def test_the_cache_knows_all_code_that_makes_rows() -> None:
-    """What rendering and reading import, however far down, is part of the key: else old rows outlive a change."""
-    folder = Path(petool_lite.__file__).parent
-    # what decides no id: words for errors and progress, where files lie, and what makes rows whose bytes are hashed
-    other = {f"{name}.py" for name in ("errors", "console", "models", "recipe", "runs", "gguf_header", "places")}
-    other |= {"data/demo.py", "data/fetch.py", "memory/lines.py"}
-    found, waiting = {"prompt/petool.jinja"}, ["prompt/prepare.py"]
-    while waiting:
-        name = waiting.pop()
-        if name in found or name in other:
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse((folder / name).read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("petool_lite."):
-                path = node.module.removeprefix("petool_lite.").replace(".", "/")
-                names = [f"/{item.name}" for item in node.names] if (folder / path).is_dir() else [""]
-                files = [f"{path}{inner}.py" for inner in names]
-                waiting += [name if (folder / name).is_file() else f"{path}/__init__.py" for name in files]
-    assert sorted(prepare_module._RENDERERS) == sorted(found)
 
 
 def test_nothing_vanishes_uncounted(smollm2, tmp_path) -> None:
