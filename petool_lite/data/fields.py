@@ -16,22 +16,20 @@ class Fault(Exception):
 
 
 def get(value: Any, key: str, kind: type | tuple[type, ...], where: str, expected: str) -> Any:
-    """`value[key]` if it is of that type; raises Fault with the path and what was `expected` there."""
+    """`value[key]` if it is of that type and, a text, `sound`; raises Fault with the path and what was `expected`."""
     field = f"{where}.{key}" if where else key
     if not isinstance(value, Mapping) or key not in value:
         raise Fault(field, f"{expected}, found nothing")
     found = value[key]
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is int):
         raise Fault(field, f"{expected}, found {kind_of(found)}")
-    return found
+    return sound(found, field) if isinstance(found, str) else found
 
 
 def text(value: Any, key: str, where: str) -> str:
     """A text that may be absent or null: then it is empty, never the word None."""
-    found = value.get(key) if isinstance(value, Mapping) else None
-    if not isinstance(found, str | None):
-        raise Fault(f"{where}.{key}" if where else key, f"a text, found {kind_of(found)}")
-    return found or ""
+    given = isinstance(value, Mapping) and value.get(key) is not None
+    return str(get(value, key, str, where, "a text")) if given else ""
 
 
 def kind_of(value: Any) -> str:
@@ -42,7 +40,7 @@ def kind_of(value: Any) -> str:
 
 def sound(value: Any, where: str) -> Any:
     """`value`, unless it cannot be written as JSON in UTF-8 again: too deep, half a surrogate pair, NaN or infinite."""
-    if nested_beyond(value):
+    if not isinstance(value, str) and nested_beyond(value):
         raise Fault(where, "fewer levels of nesting")
     _check_leaves(value, where)
     return value
@@ -81,15 +79,13 @@ def arguments(value: Any, where: str) -> Mapping[str, Any]:
     """A call's arguments: an object, or one as JSON text, as OpenAI writes it. Null and an empty text are none."""
     if isinstance(value, str):
         value = json_text(value, where, "the arguments as JSON") if value.strip() else {}
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
+    if not isinstance(value, dict | None):
         raise Fault(where, f"an object of arguments, found {kind_of(value)}")
-    found: Mapping[str, Any] = sound(value, where)
+    found: Mapping[str, Any] = sound(value or {}, where)
     return found
 
 
 def call(value: Any, where: str, name: str = "name", given: str = "arguments") -> Call:
     """A call from an object with the keys `name` and `given`."""
-    called = str(sound(get(value, name, str, where, "a tool name"), f"{where}.{name}"))
+    called = get(value, name, str, where, "a tool name")
     return Call(called, arguments(value.get(given), f"{where}.{given}"))

@@ -135,8 +135,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if calls is None and value.get("function_call"):
         calls = [{"function": value["function_call"]}]
     if calls:
-        if not isinstance(calls, list):
-            raise Fault(f"{where}.tool_calls", f"a list of calls, found {kind_of(calls)}")
+        calls = get({"tool_calls": calls}, "tool_calls", list, where, "a list of calls")
         found["tool_calls"] = [_tool_call(item, f"{where}.tool_calls[{i}]") for i, item in enumerate(calls)]
     identity, learned = value.get("tool_call_id"), role == "assistant" and value.get("weight") == 1
     found |= {"tool_call_id": identity} if isinstance(identity, str) else {}
@@ -163,7 +162,7 @@ def content_text(value: Any, where: str) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
         if kind not in ("text", "input_text", "output_text", "refusal"):
             raise Fault(spot, f"a part of type text, found {kind}")
-        texts.append(str(sound(text(part, "refusal" if kind == "refusal" else "text", spot), spot)))
+        texts.append(text(part, "refusal" if kind == "refusal" else "text", spot))
     return "\n".join(texts).lstrip("\n")  # as llama.cpp's server joins them
 
 

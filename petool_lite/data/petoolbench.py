@@ -7,6 +7,7 @@ as STRING or NUMBER becomes JSON Schema; what the schema cannot say stays beside
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -37,12 +38,12 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
     """One published row in one setting; `identity` is its id where it has none. Raises Fault."""
     trains = "input" in row  # a training row (output) or a preference row (chosen, rejected)
     field, asked = ("instruction", "input") if trains else (PROMPT_FIELD[setting], "query")
-    prompt = str(sound(get(row, field, str, "", "the system prompt"), field))
+    prompt = get(row, field, str, "", "the system prompt")
     history, tools, pieces = _parse_prompt(prompt, field, setting)
     answer, function = _answer(row, trains), row.get("func")
     return Entry(
         id=str(sound(row.get("entry_id", identity), "entry_id")),
-        query=sound(get(row, asked, str, "", "a text"), asked),
+        query=get(row, asked, str, "", "a text"),
         tools=tools,
         history=history,
         answer=answer,
@@ -89,8 +90,7 @@ def read_tool(value: Any, where: str) -> Tool:
     both = needed + list(_parameters(value, "optional_parameters", where))
     schemas: dict[str, Any] = {}
     again = [(name, schema) for name, schema in both if schemas.setdefault(name, schema) is not schema]
-    name = str(sound(get(value, "tool_name", str, where, "a tool name"), f"{where}.tool_name"))
-    about = str(sound(text(value, "tool_description", where), f"{where}.tool_description"))
+    name, about = get(value, "tool_name", str, where, "a tool name"), text(value, "tool_description", where)
     schema = {"type": "object", "properties": schemas, "required": list(dict.fromkeys(name for name, _ in needed))}
     return Tool(name, about, schema | ({_BESIDE: again} if again else {}))
 
@@ -134,11 +134,9 @@ def _schema(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _value(default: Any, kind: str) -> Any:
     """A default as a call writes it: the data declares those of numbers and booleans as text, too."""
     if isinstance(default, str) and kind in ("number", "boolean"):
-        try:
+        with suppress(ValueError, RecursionError):
             value = json.loads(default.lower())
-        except (ValueError, RecursionError):
-            return default
-        return value if isinstance(value, bool | int | float) and value == value else default
+            return value if isinstance(value, bool | int | float) and value == value else default
     return default
 
 
@@ -172,13 +170,11 @@ def _arrays(prompt: str) -> Iterator[tuple[int, int, list[Any]]]:
 def _item_texts(array: str) -> Iterator[str]:
     """The texts of the items of a JSON array, as they stand in it."""
     position = 1
-    while True:
-        while array[position] in " \t\r\n,":
-            position += 1
-        if array[position] == "]":
-            return
-        _, end = _DECODER.raw_decode(array, position)
-        yield array[position:end]
+    while array[position] != "]":
+        end = position + 1
+        if array[position] not in " \t\r\n,":
+            _, end = _DECODER.raw_decode(array, position)
+            yield array[position:end]
         position = end
 
 
@@ -212,18 +208,18 @@ def read_interaction(row: Any, where: str, setting: str = "rating") -> Interacti
 
 
 def _answer(row: Mapping[str, Any], trains: bool) -> Call | None:
-    if not trains:
-        key = "api_call_ground_truth"
-        return call(row[key], key, "tool_name", "parameters") if key in row else None
-    key = "chosen" if "chosen" in row else "output"
-    value = json_text(get(row, key, str, "", "the answer, a JSON tool call"), key, "a JSON tool call")
+    key = ("chosen" if "chosen" in row else "output") if trains else "api_call_ground_truth"
+    if not trains and key not in row:
+        return None
+    told = "a JSON tool call"
+    value = json_text(get(row, key, str, "", f"the answer, {told}"), key, told) if trains else row[key]
     return call(value, key, "tool_name", "parameters")
 
 
 def _rejected(row: Mapping[str, Any]) -> Call | str | None:
     if "rejected" not in row:
         return None
-    wrong = str(sound(get(row, "rejected", str, "", "the wrong answer, a text"), "rejected")).strip()
+    wrong = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip()
     try:
         return call(json_text(wrong, "rejected", ""), "rejected", "tool_name", "parameters")
     except Fault:
@@ -235,8 +231,8 @@ def _equal_tools(row: Mapping[str, Any], tools: Sequence[Tool], answer: Call | s
     listed = row.get("apis_same_func")
     if not isinstance(answer, Call) or not isinstance(listed, list):
         return None
-    parts = ("category_name", "tool_name", "api_name")
-    if not all(isinstance(item, Mapping) and all(part in item for part in parts) for item in listed):
+    try:
+        same = {f"<{item['category_name']}>.<{item['tool_name']}>.<{item['api_name']}>" for item in listed}
+    except (KeyError, TypeError):
         return None
-    same = {"<{category_name}>.<{tool_name}>.<{api_name}>".format_map(item) for item in listed} - {answer.name}
-    return tuple(tool.name for tool in tools if tool.name in same)
+    return tuple(tool.name for tool in tools if tool.name in same - {answer.name})
