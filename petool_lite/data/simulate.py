@@ -7,31 +7,21 @@ the entries nobody does.
 """
 
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
-from petool_lite.data.entries import (
-    DISLIKED,
-    LIKED,
-    NO_TOOL,
-    Call,
-    Entry,
-    Interaction,
-    Tool,
-    name_words,
-    properties,
-    providers,
-    required,
-)
+from petool_lite.data import entries
+from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool, properties, required
 from petool_lite.data.examples import Example
 from petool_lite.data.openai import learned_turns
-from petool_lite.data.words import AREAS, FIRST, LAST, SAME, SYNONYMS, small_talk, split_name
 from petool_lite.errors import PetoolError
 
-_LIGHT = frozenset(word for words in SAME for word in words.split())  # words that say nothing of what is done to what
 _PUBLISHED = "<{area}>.<{owner}>.<{name}>"
 _FORMS = ("{owner}.{name}", "{owner}__{name}", "{owner}/{name}", "{owner}_{name}", "mcp__{owner}__{name}", _PUBLISHED)
 _NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
@@ -49,6 +39,31 @@ _RATED: Sequence[_Verdicts] = (
 _PLAIN: Sequence[_Verdicts] = ((), (), _USED, _USED, _USED * 2, _USED * 3)
 
 
+@cache
+def _words(kind: str) -> list[str]:
+    found = tomllib.loads(Path(__file__).with_name("simulated_words.toml").read_text(encoding="utf-8"))[kind]
+    return found if isinstance(found, list) else str(found).split()
+
+
+@cache
+def _synonyms() -> dict[str, list[str]]:
+    """Words of the same meaning, by each of them; they say nothing of what is done to what."""
+    return {word: words.split() for words in _words("same") for word in words.split()}
+
+
+def _split(name: str) -> list[str]:
+    """The lower-case words of what a tool or a parameter is called, in their order."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+", entries.api_name(name))
+    return [word.lower() for word in words] or ["tool"]
+
+
+def _small_talk(rng: Random) -> str:
+    """Something that a user says and no tool is for."""
+    if rng.random() < 0.3:
+        return rng.choice(_words("talk"))
+    return rng.choice(_words("wondered")).format(rng.choice(_words("things")))
+
+
 @dataclass(frozen=True)
 class _Owner:
     """A made-up provider: how its tools are named, and in which style words are joined."""
@@ -58,54 +73,54 @@ class _Owner:
 
     def named(self, tool: Tool, rng: Random) -> str:
         """This provider's name for a tool of the corpus: other words of the same meaning, joined in its own style."""
-        words = [
-            rng.choice(SYNONYMS.get(word, (word,))) if rng.random() < 0.5 else word for word in split_name(tool.name)
-        ]
+        same = _synonyms()
+        words = [rng.choice(same.get(word, [word])) if rng.random() < 0.5 else word for word in _split(tool.name)]
         return self.form.format(name=_joined([part for word in words for part in word.split("_")], self.style))
 
 
 def _joined(words: Sequence[str], style: int) -> str:
-    if style == 0:
-        return "_".join(words)
-    if style == 1:
-        return words[0] + "".join(word.title() for word in words[1:])
-    if style >= 4:
-        return " ".join(words).title() if style == 4 else (" " if style == 5 else "/").join(words)
-    return "-".join(words) if style == 2 else "".join(word.title() for word in words)
+    titles = [word.title() for word in words]
+    ways = ("_".join(words), words[0] + "".join(titles[1:]), "-".join(words), "".join(titles))
+    return (*ways, " ".join(words).title(), " ".join(words), "/".join(words))[style]
 
 
 def _owners(count: int, rng: Random) -> list[_Owner]:
     """Providers with names of their own; most write their tools' names in the same form."""
     common, found = rng.choice(_FORMS), dict[str, _Owner]()
     while len(found) < count:
-        first, last = rng.choice(FIRST.split()), rng.choice(("", *LAST.split()))
+        first, last = rng.choice(_words("first")), rng.choice(("", *_words("last")))
         form = common if rng.random() < 0.9 else rng.choice(_FORMS)
         name = f"{first} {last}".strip() if form == _PUBLISHED else f"{first}{last}"
         name = name if form == _PUBLISHED or rng.random() < 0.3 else name.lower()
         style = rng.randrange(7 if form == _PUBLISHED else 4)
-        found[first] = _Owner(form.replace("{owner}", name).replace("{area}", rng.choice(AREAS.split())), style)
+        found[first] = _Owner(form.replace("{owner}", name).replace("{area}", rng.choice(_words("areas"))), style)
     return list(found.values())
 
 
+@dataclass(frozen=True)
+class _Corpus:
+    """Calls and the texts that they state by `_values`, tools to offer beside, how many requests no tool fits."""
+
+    examples: Sequence[Example]
+    beside: Sequence[Tool]
+    values: Mapping[str, Sequence[str]]
+    without: float
+
+
 def simulate(
-    examples: Sequence[Example],
-    pool: Sequence[Tool],
-    count: int,
-    seed: int,
-    without_call: float = 0.1,
-    requests: int = 6,
+    examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without: float = 0.1, requests: int = 6
 ) -> Iterator[Entry]:
     """`count` entries, one at a time. The same seed gives the same. A pass over the corpus takes every tool, and of the
     calls of one at most 12, others each time: seven tools with 200 calls each would else drown 200 with seven.
 
     An entry asks for up to `requests` things of the same tools, one after the other; the answers to all but the last
-    are among its `turns`, marked to be learned, too. `pool` are more tools to offer beside; `without_call` is the share
-    of requests for which no tool fits. Raises PetoolError where the corpus has fewer than two functions.
+    are among its `turns`, marked to be learned, too. `pool` are more tools to offer beside; `without` is the share of
+    requests for which no tool fits. Raises PetoolError where the corpus has fewer than two functions.
     """
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
     beside = _once([*pool, *(tool for example in examples for tool in (example.tool, *example.others))])
-    values = _values(examples)
+    corpus = _Corpus(examples, beside, _values(examples), without)
     order: list[int] = []
     for number in range(count):
         wanted = list[Example]()
@@ -114,7 +129,7 @@ def simulate(
                 order = _pass(examples, Random(f"{seed} order {number}"))
             wanted.append(examples[order.pop()])
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
-        made = (_entry(f"{seed}-{number}", wanted, examples, beside, values, rng, without_call) for rng in draws)
+        made = (_entry(f"{seed}-{number}", wanted, corpus, rng) for rng in draws)
         entry = next((entry for entry in made if entry is not None), None)
         if entry is None:
             raise PetoolError(f"no user can be simulated for a call of {wanted[0].tool.name}", "leave that call out")
@@ -134,15 +149,10 @@ def _pass(examples: Sequence[Example], rng: Random) -> list[int]:
     return found
 
 
-def _entry(
-    identity: str,
-    wanted: Sequence[Example],
-    examples: Sequence[Example],
-    beside: Sequence[Tool],
-    values: Mapping[str, Sequence[str]],
-    rng: Random,
-    without_call: float,
-) -> Entry | None:
+_Asked = tuple[str, Call | str, Sequence[str]]  # a request, its answer, and the names of all tools that do it
+
+
+def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Random) -> Entry | None:
     """One draw; None where names clash or no answer would follow from what is written."""
     owners = _owners(rng.randint(4, 8), rng)
     thought = _RATED if rng.random() < 0.75 else _PLAIN
@@ -151,38 +161,39 @@ def _entry(
     tools, offers, asked = list[Tool](), list[tuple[_Owner, Tool]](), list[_Asked]()
     taken, near = list[frozenset[str]](), list[Tool]()
     for example in wanted:
-        own = name_words(example.tool.name) - _LIGHT
+        own = entries.name_words(example.tool.name) - frozenset(_synonyms())
         if own in taken or any(own & other for other in taken):  # two tools of like names may do the same
             continue
-        example, fits = _with_other_values(example, values, rng), rng.random() >= without_call
+        example, fits = _with_other_values(example, corpus.values, rng), rng.random() >= corpus.without
         rivals, renaming = _rivals(owners, events, rng), _renaming(example.tool, rng)
         if fits and len(tools) + len(rivals) > _ASKED:
             continue
         taken.append(own)
         near += rng.sample(example.others, min(len(example.others), rng.randint(0, 6 if len(wanted) == 1 else 3)))
         if not fits:
-            asked.append((example.query if rng.random() < 0.6 else small_talk(rng), NO_TOOL, ()))
+            asked.append((example.query if rng.random() < 0.6 else _small_talk(rng), NO_TOOL, ()))
             continue
         equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
         arguments = {renaming.get(name, name): value for name, value in example.arguments.items()}
         asked.append((example.query, Call(equal[0].name, arguments), tuple(tool.name for tool in equal)))
         tools, offers = tools + equal, offers + list(zip(rivals, equal, strict=True))
     room = _OFFERED - len(tools)
-    count = rng.randint(rng.choice((int(not tools), room // 2)), room)
-    tools += _with_owners(_distractors(near, taken, beside, count, rng), owners, rng)
+    count, others = rng.randint(rng.choice((int(not tools), room // 2)), room), list[Tool]()
+    for tool in _distractors(near, taken, corpus.beside, count, rng):  # now and then two providers offer the same
+        others += [_offered(owner, tool, {}, rng) for owner in rng.sample(owners, 2 if rng.random() < 0.15 else 1)]
+    tools += others[:count]
     rng.shuffle(tools)
     rng.shuffle(asked)
     if not tools or len({tool.name for tool in tools}) < len(tools):
         return None
-    history = tuple(_earlier(owner, verdict, offers, examples, rng) for owner, verdict in events)
-    made = [Entry(identity, query, tuple(tools), history, answer) for query, answer, _ in asked]
+    history = list[Interaction]()
+    for owner, verdict in events:
+        other, own_tools = rng.choice(corpus.examples), [tool for one, tool in offers if one == owner]
+        history.append(_earlier(owner, verdict, own_tools, other, rng))
+    made = [Entry(identity, query, tuple(tools), tuple(history), answer) for query, answer, _ in asked]
     good = [entry for entry, (_, _, equal) in zip(made, asked, strict=True) if not equal or follows(entry, equal)]
-    return (
-        replace(good[-1], turns=tuple(turn for entry in good[:-1] for turn in learned_turns(entry))) if good else None
-    )
-
-
-_Asked = tuple[str, Call | str, Sequence[str]]  # a request, its answer, and the names of all tools that do it
+    turns = tuple(turn for entry in good[:-1] for turn in learned_turns(entry))
+    return replace(good[-1], turns=turns) if good else None
 
 
 def _rivals(owners: Sequence[_Owner], events: Sequence[tuple[_Owner, str | None]], rng: Random) -> list[_Owner]:
@@ -213,7 +224,7 @@ def follows(entry: Entry, equal: Sequence[str]) -> bool:
     where none of them was rated, was used last. One tool alone needs no history."""
     if len(equal) == 1:
         return True
-    known = providers(entry)
+    known = entries.providers(entry)
     shown = [known[name] for name in equal]
     standing = _standings([(known[item.call.name], item.verdict) for item in entry.history], shown)
     best = max(shown, key=lambda owner: standing[owner])
@@ -235,7 +246,7 @@ def _values(examples: Sequence[Example]) -> dict[str, list[str]]:
     for example in examples:
         for name, value in example.arguments.items():
             if isinstance(value, str) and 0 < len(value) <= 40 and _stated(value, example.query):
-                found.setdefault(split_name(name)[-1], {})[value] = None
+                found.setdefault(_split(name)[-1], {})[value] = None
     return {word: list(values) for word, values in found.items()}
 
 
@@ -250,9 +261,8 @@ def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rn
         if not free or rng.random() < 0.5 or not _stated(value, query):
             continue
         if isinstance(value, str):
-            new: Any = (
-                value if any(map(str.isdigit, value)) else rng.choice(values.get(split_name(name)[-1]) or [value])
-            )
+            texts = values.get(_split(name)[-1]) or [value]
+            new: Any = value if any(map(str.isdigit, value)) else rng.choice(texts)
         else:
             new = type(value)(re.sub(r"\d", lambda _: rng.choice("123456789"), str(value)))
         if str(new) not in query and len(str(new)) <= 60:
@@ -265,11 +275,9 @@ def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
     names = list(properties(tool))
     if rng.random() < 0.5 or any(key.startswith("$") for key in tool.parameters):
         return {}
-    style = rng.randrange(4)
-    made = {
-        name: _joined(split_name(name), style) if rng.random() < 0.8 else f"arg{index + 1}"
-        for index, name in enumerate(names)
-    }
+    style, made = rng.randrange(4), {}
+    for number, name in enumerate(names, 1):
+        made[name] = _joined(_split(name), style) if rng.random() < 0.8 else f"arg{number}"
     return made if len(set(made.values())) == len(names) else {}
 
 
@@ -279,7 +287,7 @@ def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random
     for name, schema in properties(tool).items():
         new = renaming.get(name, name)
         silent = new.startswith("arg") and new != name and isinstance(schema, Mapping) and not schema.get("description")
-        described[new] = {**schema, "description": " ".join(split_name(name))} if silent else schema
+        described[new] = {**schema, "description": " ".join(_split(name))} if silent else schema
     needed = {"required": [renaming.get(name, name) for name in required(tool)]} if required(tool) else {}
     return Tool(owner.named(tool, rng), tool.description, {**tool.parameters, "properties": described, **needed})
 
@@ -295,23 +303,15 @@ def _distractors(
 ) -> list[Tool]:
     """`count` other tools: of those that came with a call, `near`, all whose names differ by more than light words from
     the names `taken`, and others from anywhere without a word of these, so that none does what is asked for."""
-    found = {tool.name: tool for tool in near if name_words(tool.name) - _LIGHT not in taken}
+    found = {tool.name: tool for tool in near if entries.name_words(tool.name) - frozenset(_synonyms()) not in taken}
     words = frozenset[str]().union(*taken)
     for _ in range(1000):
         if len(found) >= count:
             break
         tool = rng.choice(beside)
-        if not words & name_words(tool.name):
+        if not words & entries.name_words(tool.name):
             found.setdefault(tool.name, tool)
     return list(found.values())[:count]
-
-
-def _with_owners(tools: Sequence[Tool], owners: Sequence[_Owner], rng: Random) -> list[Tool]:
-    """Other tools as somebody offers them, now and then two the same."""
-    found: list[Tool] = []
-    for tool in tools:
-        found += [_offered(owner, tool, {}, rng) for owner in rng.sample(owners, 2 if rng.random() < 0.15 else 1)]
-    return found[: len(tools)]
 
 
 def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
@@ -322,16 +322,8 @@ def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
     return [next(queues[index]) for index in turns]
 
 
-def _earlier(
-    owner: _Owner,
-    verdict: str | None,
-    offers: Sequence[tuple[_Owner, Tool]],
-    examples: Sequence[Example],
-    rng: Random,
-) -> Interaction:
-    """An earlier call of a provider: now and then of a tool that it offers now, else of another."""
-    other = rng.choice(examples)
-    own = [tool for one, tool in offers if one == owner]
+def _earlier(owner: _Owner, verdict: str | None, own: Sequence[Tool], other: Example, rng: Random) -> Interaction:
+    """An earlier call of a provider: now and then of a tool of its `own` that it offers now, else of another."""
     if own and rng.random() < 0.3:
         return Interaction(other.query[:300], Call(rng.choice(own).name, {}), verdict)
     return Interaction(other.query[:300], Call(owner.named(other.tool, rng), other.arguments), verdict)
