@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from petool_lite.data.entries import Call, Entry, Tool, balance, name_words, properties, providers, required
 from petool_lite.data.schema import value_faults
@@ -20,17 +21,15 @@ def answer_faults(entry: Entry) -> list[str]:
         return [f"the called tool {entry.answer.name} is offered {len(named)} times"]
     given, declared = entry.answer.arguments, properties(named[0])
     loose = entry.published is None and named[0].parameters.get("additionalProperties", False) is not False
-    found = [
-        f"it gives {name}, which its tool does not declare" for name in given if name not in declared and not loose
-    ]
+    undeclared = [] if loose else [name for name in given if name not in declared]
+    found = [f"it gives {name}, which its tool does not declare" for name in undeclared]
     found += [f"it lacks the required {name}" for name in required(named[0]) if name not in given]
     return found if found or entry.published is not None else schema_faults(entry)
 
 
 def schema_faults(entry: Entry) -> list[str]:
     """Where an entry's call is not of its tool's schema, as short sentences."""
-    made = entry.answer
-    if not isinstance(made, Call):
+    if not isinstance(made := entry.answer, Call):
         return []
     called = (tool for tool in entry.tools if tool.name == made.name)
     return next((value_faults(tool.parameters, dict(made.arguments)) for tool in called), [])
@@ -91,9 +90,9 @@ def with_rejected(entries: Sequence[Entry], seed: int) -> list[Entry]:
 
 def _declared_alike(arguments: Mapping[str, object], old: Tool, new: Tool) -> bool:
     """Whether both tools declare each argument with the same type and `new` requires no other."""
-    before, after = (
-        {name: item.get("type") if isinstance(item, Mapping) else item for name, item in properties(tool).items()}
-        for tool in (old, new)
-    )
-    alike = all(name in before and name in after and before[name] == after[name] for name in arguments)
-    return alike and set(required(new)) <= arguments.keys()
+
+    def types(tool: Tool) -> dict[str, Any]:
+        declared = ((name, item) for name, item in properties(tool).items() if name in arguments)
+        return {name: item.get("type") if isinstance(item, Mapping) else item for name, item in declared}
+
+    return types(old) == types(new) and {*required(new)} <= arguments.keys() == types(new).keys()

@@ -32,12 +32,12 @@ def examples_of(entries: Sequence[Entry]) -> list[Example]:
     offers = {tool.name: entry for entry in reversed(entries) for tool in entry.tools}
     found: dict[str, Example] = {}
     for entry in entries:
-        calls: list[tuple[str, Call, Entry | None]] = []
-        if isinstance(entry.answer, Call):
-            calls.append((entry.query, entry.answer, entry))
-        calls += [(one.query, one.call, offers.get(one.call.name)) for one in entry.history if one.verdict != DISLIKED]
+        answer: Any = entry.answer
+        calls = [(entry.query, answer, entry)] if isinstance(answer, Call) else []
+        calls += [(one.query, one.call, offers[one.call.name]) for one in entry.history
+                  if one.verdict != DISLIKED and one.call.name in offers]  # fmt: skip
         for query, call, offer in calls:
-            tools = [tool for tool in offer.tools if tool.name == call.name] if offer else []
+            tools = [tool for tool in offer.tools if tool.name == call.name]
             if len(tools) != 1 or not 0 < len(query) <= _LONGEST:
                 continue
             given = {name: call.arguments[name] for name in call.arguments if _told(name, call, query, tools[0])}
@@ -45,7 +45,7 @@ def examples_of(entries: Sequence[Entry]) -> list[Example]:
             known = f"{query}\n{call.to_json()}"
             if known in found or answer_faults(Entry("", query, (tools[0],), (), call)):
                 continue
-            others = tuple(tool for tool in offer.tools if tool is not tools[0]) if offer else ()
+            others = tuple(tool for tool in offer.tools if tool is not tools[0])
             found[known] = Example(query, tools[0], given, others)
     return list(found.values())
 
@@ -68,12 +68,9 @@ def _told(name: str, call: Call, query: str, tool: Tool) -> bool:
         if isinstance(value, str):
             return f" {_plain(value)} " in plain if _plain(value) else True
         number = str(value).removesuffix(".0")
-        spelled = number in list("0123456789") and f" {_COUNTED[int(number)]} " in plain
-        return (
-            spelled
-            or f"{value * 100:g}%" in digits
-            or re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", digits) is not None
-        )
+        if number in list("0123456789") and f" {_COUNTED[int(number)]} " in plain:
+            return True
+        return f"{value * 100:g}%" in digits or bool(re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", digits))
 
     return told(call.arguments[name])
 

@@ -51,9 +51,9 @@ def _tool(value: Any, where: str) -> Tool:
     sound(value, where)
     if "tool_name" in value:
         return petoolbench.read_tool(value, where)
-    spot, inner = (f"{where}.function", value["function"]) if "function" in value else (where, value)
-    if not isinstance(inner, Mapping):
-        raise Fault(spot, f"an object with name and parameters, found {kind_of(inner)}")
+    spot, inner = where, value
+    if "function" in value:
+        spot, inner = f"{where}.function", get(value, "function", Mapping, where, "an object with name and parameters")
     name = get(inner, "name", str, spot, "the tool's name")
     if not name.strip():
         raise Fault(f"{spot}.name", "the tool's name, found an empty text")
@@ -61,11 +61,11 @@ def _tool(value: Any, where: str) -> Tool:
     schema = inner.get(key)
     if isinstance(schema, str):
         schema = json_text(schema, f"{spot}.{key}", "a JSON Schema") if schema.strip() else None
-    if schema not in (None, []) and not isinstance(schema, Mapping):
-        raise Fault(f"{spot}.{key}", f"a JSON Schema of an object, found {kind_of(schema)}")
     listed = schema.get("properties") if isinstance(schema, Mapping) else None
-    if listed not in (None, []) and not isinstance(listed, Mapping):
-        raise Fault(f"{spot}.{key}.properties", f"an object of schemas, found {kind_of(listed)}")
+    for item, path, told in ((schema, key, "a JSON Schema of an object"),
+                             (listed, f"{key}.properties", "an object of schemas")):  # fmt: skip
+        if item not in (None, []) and not isinstance(item, Mapping):
+            raise Fault(f"{spot}.{path}", f"{told}, found {kind_of(item)}")
     owner, about = inner.get("provider") or value.get("provider"), text(inner, "description", spot)
     return Tool(name, about, parameters_schema(schema), owner if isinstance(owner, str) else "")
 
@@ -217,7 +217,8 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
         where = f"messages[{len(before)}]"
         answer = _answer(_message(last, where), where)
     elif "accept" in row:  # a test that lists what may be answered
-        before, answer = messages, _first_accepted(accepted) if accepted else NO_TOOL
+        # the first of the right values, without what may be left out
+        before, answer = messages, Call(accepted.name, _first(accepted.values)) if accepted else NO_TOOL
     else:
         raise Fault(f"messages[{len(before)}]", "an assistant's answer at the end")
     entry = conversation(before, tools, identity)
@@ -245,12 +246,6 @@ def _accepted(value: Any, tools: Sequence[Tool]) -> Accepted | None:
     if not offered:
         raise Fault(f"accept[0].{name}", "the name of an offered tool")
     return Accepted(name if name in offered else offered[0], dict(values))
-
-
-def _first_accepted(accepted: Accepted) -> Call:
-    """The right call with the first of the right values, without what may be left out."""
-    given = {name: values for name, values in accepted.values.items() if "" not in values}
-    return Call(accepted.name, {name: _first(values[0]) for name, values in given.items()})
 
 
 def _first(value: Any) -> Any:

@@ -10,25 +10,23 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-TYPES = {
-    "object": "object", "dict": "object", "map": "object", "mapping": "object", "record": "object", "struct": "object",
-    "json": "object", "array": "array", "list": "array", "tuple": "array", "set": "array", "sequence": "array",
-    "string": "string", "str": "string", "text": "string", "char": "string", "date": "string", "time": "string",
-    "datetime": "string", "date-time": "string", "timestamp": "string", "uuid": "string", "uri": "string",
-    "url": "string", "email": "string", "enum": "string", "file": "string", "binary": "string", "bytes": "string",
-    "path": "string", "hash": "string", "integer": "integer", "int": "integer", "int32": "integer",
-    "int64": "integer", "long": "integer", "short": "integer", "number": "number", "float": "number",
-    "double": "number", "decimal": "number", "numeric": "number", "real": "number", "boolean": "boolean",
-    "bool": "boolean", "null": "null", "none": "null", "nonetype": "null", "undefined": "null",
-}  # fmt: skip
-ANYTHING = ("any", "mixed", "unknown", "")
+_NAMES = {
+    "object": "object dict map mapping record struct json",
+    "array": "array list tuple set sequence",
+    "string": "string str text char date time datetime date-time timestamp uuid uri url email enum file binary bytes "
+    "path hash",
+    "integer": "integer int int32 int64 long short",
+    "number": "number float double decimal numeric real",
+    "boolean": "boolean bool",
+    "null": "null none nonetype undefined",
+}
+_TYPES = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+_ANYTHING = ("any", "mixed", "unknown", "")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ONES = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
-_NUMBERS = (
-    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength"),
-    *("minItems", "maxItems", "minProperties", "maxProperties"),
-)
+_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength",
+            "minItems", "maxItems", "minProperties", "maxProperties")  # fmt: skip
 Odd = Callable[[str, str, bool], None]
 
 
@@ -97,7 +95,7 @@ def _tidied(found: dict[str, Any], path: str, odd: Odd) -> dict[str, Any]:
         if key in found and not isinstance(found[key], str):
             del found[key]
     for key in [key for key in _NUMBERS if key in found]:
-        number = as_number(value := found.pop(key))
+        number = _number(value := found.pop(key))
         if number is not None:
             found[key] = int(number) if number == int(number) else number
         elif value is not None:
@@ -105,7 +103,7 @@ def _tidied(found: dict[str, Any], path: str, odd: Odd) -> dict[str, Any]:
     return found
 
 
-def as_number(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     """A number that is not too large for a schema, also where it stands as text; None for anything else."""
     if isinstance(value, str):
         try:
@@ -122,15 +120,15 @@ def _type(word: Any, schema: Mapping[str, Any], path: str, odd: Odd) -> dict[str
     names: list[str] = []
     inner: dict[str, Any] | None = None
     for item in word if isinstance(word, list) else [word]:
-        found = type_names(item)
-        if not found and isinstance(item, str) and (inner := item_type(item)) is not None:
+        found = _type_names(item)
+        if not found and isinstance(item, str) and (inner := _item_type(item)) is not None:
             found = ["array"]
-        if not found and (str(item).lower() in ANYTHING or item is None):
+        if not found and (str(item).lower() in _ANYTHING or item is None):
             return {}
         said = json.dumps(item, ensure_ascii=False)
         if not found:
-            near = difflib.get_close_matches(str(item).lower(), TYPES, 1)
-            odd(path, f"unknown type {said}" + (f", did you mean {TYPES[near[0]]}?" if near else ""), False)
+            near = difflib.get_close_matches(str(item).lower(), _TYPES, 1)
+            odd(path, f"unknown type {said}" + (f", did you mean {_TYPES[near[0]]}?" if near else ""), False)
             return {}
         if found != [item]:
             odd(path, f"{said} is read as {' or '.join(found)}", True)
@@ -140,22 +138,22 @@ def _type(word: Any, schema: Mapping[str, Any], path: str, odd: Odd) -> dict[str
     return ({"type": names[0] if len(names) == 1 else names} if names else {}) | items
 
 
-def type_names(word: Any) -> list[str]:
+def _type_names(word: Any) -> list[str]:
     """JSON's type names for one name of the wild; none for one that allows anything or that nobody knows."""
     if not isinstance(word, str):
         return []
     plain = word.lower().split("(")[0].replace(", optional", "").replace("optional[", "").strip(" ]")
     if "|" in plain:
-        return [name for part in plain.split("|") for name in type_names(part)]
-    return [TYPES[plain]] if plain in TYPES else []
+        return [name for part in plain.split("|") for name in _type_names(part)]
+    return [_TYPES[plain]] if plain in _TYPES else []
 
 
-def item_type(word: str) -> dict[str, Any] | None:
+def _item_type(word: str) -> dict[str, Any] | None:
     """The items' schema of a list written as `List[str]` or `array of strings`; None for another name."""
     plain = word.lower().replace(", optional", "").strip()
     for head in ("list[", "tuple[", "set[", "array of ", "list of "):
         if plain.startswith(head):
-            inner = type_names(plain.removeprefix(head).split(",")[0].strip(" ]").removesuffix("s"))
+            inner = _type_names(plain.removeprefix(head).split(",")[0].strip(" ]").removesuffix("s"))
             return {"type": inner[0]} if inner else {}
     return {} if plain in ("list", "array") else None
 
@@ -174,9 +172,9 @@ def value_faults(schema: Mapping[str, Any], value: Any) -> list[str]:
 
     validator = _validator(json.dumps(schema, sort_keys=True))
     try:
-        return [
-            f"{'.'.join(map(str, found.absolute_path)) or 'it'}: {found.message[:200]}"
-            for found in sorted(validator.iter_errors(value), key=lambda found: list(map(str, found.absolute_path)))
-        ]
+        found = sorted(
+            (list(map(str, error.absolute_path)), error.message[:200]) for error in validator.iter_errors(value)
+        )
+        return [f"{'.'.join(path) or 'it'}: {message}" for path, message in found]
     except (SchemaError, Unresolvable, RecursionError, ValueError, TypeError, AttributeError) as error:
         return [f"its schema cannot be read: {str(error).splitlines()[0][:200]}"]

@@ -37,14 +37,12 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
     """Deal the groups of `function_groups` to `count` folds: ascending indices into `entries`, every index in one fold.
     The largest group goes first, each to the smallest fold so far; `seed` breaks the ties. Raises PetoolError when
     there are fewer groups than folds."""
-    groups: dict[int, list[int]] = {}
-    for index, group in enumerate(function_groups(entries)):
-        groups.setdefault(group, []).append(index)
-    if not 1 <= count <= len(groups):
-        what = f"cannot make {count} folds of {len(groups)} functions"
+    numbers = function_groups(entries)
+    dealt = [[index for index, own in enumerate(numbers) if own == group] for group in range(len({*numbers}))]
+    if not 1 <= count <= len(dealt):
+        what = f"cannot make {count} folds of {len(dealt)} functions"
         raise PetoolError(what, "every fold needs a function of its own", USAGE)
     rng = random.Random(f"folds-{seed}")
-    dealt = list(groups.values())
     rng.shuffle(dealt)
     dealt.sort(key=len, reverse=True)
     result: list[list[int]] = [[] for _ in range(count)]
