@@ -29,6 +29,7 @@ STYLES = ("published", "petool")
 # Counts up when a style's ids change (a golden test tells): a model knows only the layout that it was trained on.
 LAYOUTS = {"published": 1, "petool": 1}
 CALL_START, CALL_END = "<tool_call>\n", "\n</tool_call>"  # around a call, as Hermes writes it
+_PETOOL = Path(__file__).with_name("petool.jinja")
 _BOUNDARY = "{#- petool-lite: the base's own template #}"
 # What a template without a role for the system gets: its message goes before the user's.
 _FOLD = (
@@ -91,16 +92,13 @@ def chat_from_directory(directory: Path) -> Chat:
     """The Chat of a model directory in Hugging Face format; needs the `tokenizers` library only."""
     from petool_lite.families import chat_template, end_tokens, load_tokenizer, special_token
 
-    tokenizer = load_tokenizer(directory)
+    tokenizer, template, bos = load_tokenizer(directory), chat_template(directory), special_token(directory, "bos")
     eos, eos_id = next(iter(end_tokens(directory, tokenizer).items()))
-    return Chat(
-        lambda texts: [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)],
-        template=chat_template(directory),
-        bos_token=special_token(directory, "bos"),
-        eos_token=eos,
-        eos_id=eos_id,
-        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
-    )
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return Chat(encode, template, bos, eos, eos_id, lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)))
 
 
 def recorded_style(style: str | None, layout: object) -> str | None:
@@ -139,9 +137,10 @@ class Rendered:
     history_dropped: int = 0
 
 
+@lru_cache(maxsize=8)
 def petool_template(base: str) -> str:
     """The template of the petool style around a base's own; the same for its own result."""
-    return _petool() + with_system(base.rpartition(_BOUNDARY)[2])
+    return _PETOOL.read_text(encoding="utf-8").rstrip("\n") + with_system(base.rpartition(_BOUNDARY)[2])
 
 
 def exported_template(base: str, style: str) -> str:
@@ -160,11 +159,6 @@ def with_system(base: str) -> str:
             if "petool-system" in _filled(template, said, None, "", ""):
                 return template
     return base  # which works for nothing: whoever renders it is told
-
-
-@lru_cache(maxsize=1)
-def _petool() -> str:
-    return Path(__file__).with_name("petool.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
 def cut_descriptions(entry: Entry) -> int:
@@ -191,10 +185,8 @@ def render_messages(chat: Chat, messages: Sequence[Mapping[str, Any]], tools: Se
 
 def _filled(template: str, messages: Sequence[Any], tools: Sequence[Any] | None, bos: str, eos: str) -> str:
     """The prompt that a template makes: always on the same day, and without a part for thoughts."""
-    fixed = {"add_generation_prompt": True, "date_string": _DATE, "enable_thinking": False}
-    return render_template(
-        template, lambda form: _DATE, messages=messages, tools=tools, bos_token=bos, eos_token=eos, **fixed
-    )
+    fixed = {"add_generation_prompt": True, "date_string": _DATE, "enable_thinking": False, "bos_token": bos}
+    return render_template(template, lambda form: _DATE, messages=messages, tools=tools, eos_token=eos, **fixed)
 
 
 def _inert(value: Any, chat: Chat) -> Any:
@@ -232,12 +224,6 @@ def prompt_text(chat: Chat, entry: Entry, layout: Layout) -> str:
     return render_messages(chat, **entry_request(chat, entry, layout.style))
 
 
-def _shared(chat: Chat, entry: Entry, text: str, ids: Sequence[int]) -> int:
-    """How many ids come before the query, wherever a token may span its start."""
-    start = text.rfind(str(_inert(entry.query, chat))) if entry.query else -1
-    return common_length(chat.encode(text[:start]), ids) if start > 0 else 0
-
-
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two sequences share from their start."""
     pairs = enumerate(zip(one, other, strict=False))
@@ -253,11 +239,12 @@ def drop_order(entry: Entry, style: str) -> list[int]:
 
 def without_history(entry: Entry, gone: Collection[int]) -> Entry:
     """The entry without the earlier calls at these indices."""
-    kept = [index for index in range(len(entry.history)) if index not in gone]
-    pieces = entry.published
-    if pieces is not None:
-        pieces = replace(pieces, history=tuple(pieces.history[index] for index in kept))
-    return replace(entry, history=tuple(entry.history[index] for index in kept), published=pieces)
+
+    def kept(rows: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(row for index, row in enumerate(rows) if index not in gone)
+
+    pieces = entry.published and replace(entry.published, history=kept(entry.published.history))
+    return replace(entry, history=kept(entry.history), published=pieces)
 
 
 def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int) -> tuple[list[int], Entry] | None:
@@ -293,7 +280,9 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Re
         return None
     ids, shown = fitted
     text = text if shown is entry else prompt_text(chat, shown, layout)
-    return Rendered(ids, _shared(chat, entry, text, ids), len(entry.history) - len(shown.history))
+    start = text.rfind(str(_inert(entry.query, chat))) if entry.query else -1
+    shared = common_length(chat.encode(text[:start]), ids) if start > 0 else 0  # a token may span the query's start
+    return Rendered(ids, shared, len(entry.history) - len(shown.history))
 
 
 def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool = False) -> Iterator[Example | None]:
@@ -308,12 +297,12 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
     cores = min(len(batches) // 4, os.cpu_count() or 1)
     if cores < 2 or "fork" not in multiprocessing.get_all_start_methods():
         for batch in batches:
-            yield from _rendered(chat, batch, layout, pairs)
+            yield from _rendered(batch, chat, layout, pairs)
         return
     # a compiled template cannot be sent, but forked
     pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _as_worker, (chat, layout, pairs))
     try:
-        for rows in pool.map(_rendered_there, batches):
+        for rows in pool.map(_rendered, batches):
             yield from rows
     except BrokenProcessPool as error:
         what = "a process that renders rows was ended from outside"
@@ -333,12 +322,8 @@ def _as_worker(*work: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _rendered_there(batch: Sequence[Entry]) -> list[Example | None]:
-    chat, layout, pairs = _work
-    return _rendered(chat, batch, layout, pairs)
-
-
-def _rendered(chat: Chat, batch: Sequence[Entry], layout: Layout, pairs: bool) -> list[Example | None]:
+def _rendered(batch: Sequence[Entry], *work: Any) -> list[Example | None]:
+    chat, layout, pairs = work or _work
     answers, rows = [], list[Example | None]()
     for entry in batch:
         if entry.answer is None:
@@ -353,8 +338,7 @@ def _rendered(chat: Chat, batch: Sequence[Entry], layout: Layout, pairs: bool) -
         if fitted is None:
             rows.append(None)
             continue
-        kept, shown = fitted
-        earlier: list[int] = []
+        (kept, shown), earlier = fitted, list[int]()
         if layout.style == "petool" and not pairs and any(turn.get("weight") for turn in entry.turns):
             text = text if shown is entry else prompt_text(chat, shown, layout)
             kept, earlier = _with_earlier(chat, shown, text, kept)
@@ -387,12 +371,11 @@ def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int]) -> tuple[
 
 def _written(turn: Mapping[str, Any]) -> str:
     """An earlier answer as petool.jinja writes it."""
-    calls = [made["function"] for made in turn.get("tool_calls") or ()]
-    texts = [
-        f'{{"name": {json.dumps(made["name"], ensure_ascii=False)}, "arguments": {made["arguments"]}}}'
-        for made in calls
-    ]
-    return "\n".join([*filter(None, [turn["content"]]), *(f"{CALL_START}{text}{CALL_END}" for text in texts)])
+    texts = [turn["content"]] if turn["content"] else []
+    for made in (made["function"] for made in turn.get("tool_calls") or ()):
+        name = json.dumps(made["name"], ensure_ascii=False)
+        texts.append(f'{CALL_START}{{"name": {name}, "arguments": {made["arguments"]}}}{CALL_END}')
+    return "\n".join(texts)
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:

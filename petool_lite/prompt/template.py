@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import resource
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from time import thread_time
@@ -24,6 +24,7 @@ _MEMORY = 1 << 30  # bytes beyond what the process has when a rendering starts
 # What faulty expressions of a template raise beside jinja's own errors.
 _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, SyntaxError)
 _OF_DICTS = frozenset(dir(dict))
+_TRUST = "get the model from a source that you trust"
 _REPEAT = 100_000  # of a text or list by *, and of a number that is handed to a method or filter
 
 
@@ -54,11 +55,11 @@ def _compiled(template: str) -> Any:
         intercepted_binops = frozenset(["*", "**"])
         steps, end = 0, 0.0  # of one rendering: turns and calls so far, and when it must be done
 
-        def step(self) -> None:
+        def step(self) -> bool:
             self.steps += 1
             if self.steps > _STEPS or (self.steps % 32 == 0 and thread_time() > self.end):
-                hint = "get the model from a source that you trust"
-                raise PetoolError("the chat template does not come to an end", hint)
+                raise PetoolError("the chat template does not come to an end", _TRUST)
+            return True
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
             tree = super()._parse(source, name, filename)
@@ -98,36 +99,21 @@ def _compiled(template: str) -> Any:
         loader=DictLoader({name: template}),
         bytecode_cache=FileSystemBytecodeCache(str(folder)) if folder else None,
     )
-    environment.filters["counted"] = lambda items: _counted(items, environment)
-    environment.filters["tojson"] = _to_json
+    environment.filters["counted"] = lambda items: (item for item in items if environment.step())
+    # as transformers and llama.cpp do it: no escapes for HTML, which jinja's own filter writes
+    environment.filters["tojson"] = lambda value, indent=None, **_: json.dumps(value, ensure_ascii=False, indent=indent)
     del environment.globals["lipsum"]
     return environment, environment.get_template(name)
-
-
-def _counted(items: Iterable[Any], environment: Any) -> Iterator[Any]:
-    for item in items:
-        environment.step()
-        yield item
-
-
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    """As transformers and llama.cpp do it: no escapes for HTML, which jinja's own filter writes."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 @contextlib.contextmanager
 def _bounded_memory() -> Iterator[None]:
     """Let the process take _MEMORY more and not more, where the system can say what it has (Linux)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        yield
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + _MEMORY
-    if soft != resource.RLIM_INFINITY and soft <= wanted:
-        yield
-        return
+    wanted = soft
+    with contextlib.suppress(OSError):
+        has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        wanted = has + _MEMORY if soft == resource.RLIM_INFINITY else min(soft, has + _MEMORY)
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
     try:
         yield
@@ -149,7 +135,7 @@ def render_template(template: str, date: Callable[[str], str], **values: Any) ->
             environment.steps, environment.end = 0, thread_time() + _SECONDS
             text: str = compiled.render(**values, raise_exception=refuse, strftime_now=date)
     except (MemoryError, OverflowError) as error:
-        raise PetoolError("the chat template takes too much memory", "get the model from a source you trust") from error
+        raise PetoolError("the chat template takes too much memory", _TRUST) from error
     except (*_FAULTS, TemplateError) as error:
         lines = str(error).splitlines()
         raise PetoolError(f"the model's chat template does not work: {lines[0] if lines else error!r}") from error
