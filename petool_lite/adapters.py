@@ -73,12 +73,12 @@ def _targets(folder: Path) -> tuple[str, ...]:
     """Last names of the linears that the weights are of; `target_modules` may be a pattern, or not say it."""
     from safetensors import SafetensorError, safe_open
 
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise PetoolError(f"no {WEIGHTS} in {folder}", "pickled weights (.bin) are not read; save it as safetensors")
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(path := folder / WEIGHTS, framework="np") as file:
             names = list(file.keys())
+    except FileNotFoundError as error:
+        what = f"no {WEIGHTS} in {folder}"
+        raise PetoolError(what, "pickled weights (.bin) are not read; save it as safetensors") from error
     except (SafetensorError, OSError) as error:
         raise PetoolError(f"damaged adapter: {path} ({error})", _AGAIN) from error
     odd = [name for name in names if not name.endswith(_SIDES) or "embed_tokens" in name or "lm_head" in name]

@@ -17,23 +17,16 @@ from petool_lite.text import read_object
 
 # GGUF's name of a block's tensor -> the Hugging Face module
 _BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
 _TOP_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _FOUR_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
-}
+}  # fmt: skip
 ROPE_KINDS = ("default", "linear", "llama3")
 # What some checkpoints hold beside their weights and every program computes anew.
 COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -79,15 +72,6 @@ FAMILIES = (
         activation="gelu_pytorch_tanh", head_size=256, tied=True, shift=1.0, scaled=True, local=6,
     ),
 )  # fmt: skip
-# Vicuna 1.1 and 1.5, whose files have no template (the form is that of FastChat, lm-sys/FastChat).
-_VICUNA = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}A chat between a curious "
-    "user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
-    "user's questions.{% endif %}{{ ' ' }}{% for message in messages %}{% if message.role == 'user' %}"
-    "{{ 'USER: ' ~ message.content ~ ' ' }}{% elif message.role == 'assistant' %}"
-    "{{ 'ASSISTANT: ' ~ message.content ~ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
 KNOWN = f"known: {', '.join(family.name for family in FAMILIES)}, as text models without experts"
 
 
@@ -96,9 +80,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     listed = config.get("architectures") or ["no architecture named"]
     named = ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
     kind = str(config.get("model_type"))[:40]  # what transformers goes by, whatever the architecture is called
-    for family in FAMILIES:
-        if (named, kind) == (family.architecture, family.model_type):
-            return family
+    if found := [item for item in FAMILIES if (named, kind) == (item.architecture, item.model_type)]:
+        return found[0]
     raise PetoolError(f"no text model of a known family: {named[:80]}, model_type {kind}", KNOWN)
 
 
@@ -173,9 +156,8 @@ def _check_attention(config: Mapping[str, Any], shape: Shape) -> None:
         and config.get("query_pre_attn_scalar", shape.head_size) != shape.head_size,
         "other biases": any(config.get(key) for key in ("attention_bias", "mlp_bias")),
     }
-    for what, there in odd.items():
-        if there:
-            raise PetoolError(f"a {family.name} model with {what} cannot be trained or exported", "give another base")
+    if what := next((what for what, there in odd.items() if there), ""):
+        raise PetoolError(f"a {family.name} model with {what} cannot be trained or exported", "give another base")
 
 
 def _number(
@@ -284,11 +266,8 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 def reordered_heads(name: str, shape: Shape) -> int:
     """How many heads a tensor's rows belong to where llama.cpp orders them otherwise (q and k); else 0."""
-    if not shape.family.interleaved:
-        return 0
-    if name.endswith("self_attn.q_proj.weight"):
-        return shape.heads
-    return shape.key_value_heads if name.endswith("self_attn.k_proj.weight") else 0
+    heads = {"q_proj.weight": shape.heads, "k_proj.weight": shape.key_value_heads}
+    return heads.get(name.rpartition("self_attn.")[2], 0) if shape.family.interleaved else 0
 
 
 def chat_template(directory: Path) -> str:
@@ -302,9 +281,8 @@ def chat_template(directory: Path) -> str:
         found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
     if isinstance(found, dict):
         found = found.get("default")
-    if found is None and (directory / "config.json").is_file():
-        named = read_json(directory / "config.json").get("_name_or_path")
-        found = known_template(directory.name, str(named))
+    if found is None and (config := directory / "config.json").is_file():
+        found = known_template(directory.name, str(read_json(config).get("_name_or_path")))
     if not isinstance(found, str) or not found:
         raise PetoolError(f"no chat template in {directory}", "petool-lite needs an instruct model")
     return found
@@ -312,7 +290,9 @@ def chat_template(directory: Path) -> str:
 
 def known_template(*names: str) -> str | None:
     """The chat template of a model that has none in its files, by what it is called; None for others."""
-    return _VICUNA if any("vicuna" in name.lower() for name in names) else None
+    if not any("vicuna" in name.lower() for name in names):
+        return None
+    return (Path(__file__).parent / "prompt" / "vicuna.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
 def load_tokenizer(directory: Path) -> Any:

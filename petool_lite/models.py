@@ -68,7 +68,16 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
         hint = f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
         raise PetoolError(f"base model not found: {name}", hint)
     directory = path if is_folder else _download(name)
-    _check_directory(directory)
+    _check_kind(directory / "config.json", str(directory))
+    if (directory / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
+        raise PetoolError(
+            f"{directory} holds an adapter beside the model", "merge it, or take adapter_config.json away"
+        )
+    weight_files(directory)
+    if not (directory / "tokenizer.json").is_file():
+        raise PetoolError(f"no tokenizer.json in {directory}", "add the fast tokenizer of the model")
+    _own_json(directory / "tokenizer_config.json", str(directory))
+    shape_of(read_json(directory / "config.json"))
     return Base(name, directory.resolve() if is_folder else directory, None)
 
 
@@ -104,38 +113,26 @@ def _download(name: str) -> Path:
         raise PetoolError(f"base model not available: {name} ({first_line(error)})", hint) from error
 
 
-def _check_directory(path: Path) -> None:
-    _check_kind(path / "config.json", str(path))
-    if (path / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
-        raise PetoolError(f"{path} holds an adapter beside the model", "merge it, or take adapter_config.json away")
-    weight_files(path)
-    if not (path / "tokenizer.json").is_file():
-        raise PetoolError(f"no tokenizer.json in {path}", "add the fast tokenizer of the model")
-    _refuse_code(read_json(path / "tokenizer_config.json"), path / "tokenizer_config.json", str(path))
-    shape_of(read_json(path / "config.json"))
-
-
 def weight_files(path: Path) -> list[Path]:
     """The files that hold a model's weights: model.safetensors, or the shards that its index names. Raises PetoolError
     where the index is missing or damaged, or names what is not there."""
     if (path / _WEIGHTS).is_file():
         return [path / _WEIGHTS]
-    index = path / _INDEX
+    index, again = path / _INDEX, "get the base model again"
     if not index.is_file():
         pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(kind))
         found = f", only the pickled {pickled[0]}" if pickled else ""
         what = f"no {_WEIGHTS} and no index of shards ({_INDEX}) in {path}{found}"
         raise PetoolError(what, "pickled weights can run code and are not read; get the model as safetensors")
-    table = read_object(index, f"damaged index: {index}", "get the base model again").get("weight_map")
+    table = read_object(index, f"damaged index: {index}", again).get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
-    wrong = [name for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
+    wrong = [str(name) for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
     if wrong or not names:
-        found = f"it names {str(wrong[0])[:100]!r}" if wrong else "it names no file"
-        raise PetoolError(f"damaged index: {index} ({found})", "get the base model again")
+        found = f"it names {wrong[0][:100]!r}" if wrong else "it names no file"
+        raise PetoolError(f"damaged index: {index} ({found})", again)
     files = sorted({path / name for name in names})
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise PetoolError(f"incomplete weights: {missing[0]} is missing", "get the base model again")
+    if missing := [file for file in files if not file.is_file()]:
+        raise PetoolError(f"incomplete weights: {missing[0]} is missing", again)
     return files
 
 
@@ -155,8 +152,7 @@ def sound_weight_files(path: Path) -> list[Path]:
 
 def _check_kind(file: Path, name: str) -> None:
     """Refuse a config.json of code of its own, another architecture, or another quantization than bitsandbytes'."""
-    config = read_json(file)
-    _refuse_code(config, file, name)
+    config = _own_json(file, name)
     try:
         family_of(config)
     except PetoolError as error:
@@ -164,24 +160,22 @@ def _check_kind(file: Path, name: str) -> None:
     if "transformers_weights" in config:
         what = f"{name} names its weights itself (transformers_weights in {file.name})"
         raise PetoolError(what, f"take that key away; weights are read from {_WEIGHTS}, or what {_INDEX} names")
-    method = _quantized_by(config.get("quantization_config"))
-    if method not in ("", "bitsandbytes"):
+    quantized = config.get("quantization_config")
+    if isinstance(quantized, dict):  # bitsandbytes' old files have its flags only
+        flagged = quantized.get("load_in_4bit") or quantized.get("load_in_8bit")
+        quantized = quantized.get("quant_method") or ("bitsandbytes" if flagged else "something without a name")
+    if (method := str(quantized or "")[:40]) not in ("", "bitsandbytes"):
         what = f"{name} is quantized by {method}; only weights of bitsandbytes, or in 16 or 32 bits, can be used"
         raise PetoolError(what, "give the model in 16 bits; --set model.precision=nf4 quantizes it for training")
 
 
-def _refuse_code(config: Mapping[str, Any], file: Path, name: str) -> None:
-    if "auto_map" in config:
+def _own_json(file: Path, name: str) -> dict[str, Any]:
+    """The object in one of a model's files, unless it names code to run."""
+    found = read_json(file)
+    if "auto_map" in found:
         what = f"{name} wants to run code of its own (auto_map in {file.name})"
         raise PetoolError(what, "no remote code is run; give a plain model, such as meta-llama/Llama-3.2-3B-Instruct")
-
-
-def _quantized_by(found: Any) -> str:
-    """Who made a `quantization_config`, nothing for none; bitsandbytes' old files have its flags only."""
-    if isinstance(found, dict):
-        flagged = found.get("load_in_4bit") or found.get("load_in_8bit")
-        found = found.get("quant_method") or ("bitsandbytes" if flagged else "something without a name")
-    return "" if found is None else str(found)[:40]
+    return found
 
 
 def file_sha256(path: Path) -> str:

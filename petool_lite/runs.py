@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +111,17 @@ def writer(lock: Path) -> str:
 
 def create_run(name: str) -> Path:
     """Make a new run directory, `<name>-<date>-<time>`; a number is added where that is taken."""
-    first = runs_root() / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        first.parent.mkdir(parents=True, exist_ok=True)
-        for path in (first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 1000))):
-            with suppress(FileExistsError):
-                path.mkdir()
-                return path
-    except OSError as error:
-        what = f"cannot write to {first.parent}: {error.strerror}"
-        raise PetoolError(what, "set PETOOL_LITE_RUNS to another folder") from error
-    raise PetoolError(f"no free run name for {first.name}")
+    first = path = runs_root() / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in count(2):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            path = first.with_name(f"{first.name}-{number}")
+        except OSError as error:
+            what = f"cannot write to {first.parent}: {error.strerror}"
+            raise PetoolError(what, "set PETOOL_LITE_RUNS to another folder") from error
+    return path
 
 
 def is_complete(run: Path) -> bool:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from petool_lite.data.petoolbench import published_call
@@ -44,18 +45,13 @@ def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
     while start >= 0:
         match = (_SPANNING if spanning else _CALL).match(reply, start)
         if match is not None:
-            return _parsed(match.group())
+            with suppress(ValueError, RecursionError):
+                call: dict[str, Any] = json.loads(match.group())
+                return call if {"tool_name", "parameters"} <= call.keys() else None
+            return None
         line_end = -1 if spanning else reply.find("\n", start)
         start = reply.find("{", line_end) if line_end >= 0 else -1
     return None
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return call if isinstance(call, dict) and "tool_name" in call and "parameters" in call else None
 
 
 def score_reply(

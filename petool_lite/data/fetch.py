@@ -37,10 +37,9 @@ def fetch(
 
     if not names:
         raise PetoolError("no file to fetch", f"name some of: {', '.join(FILES)}", USAGE)
-    done = []
+    done, quiet = [], partial(tqdm, disable=True)  # the command draws its own progress
     for number, name in enumerate(names):
         report(f"fetch {repo}", number, len(names), name)
-        quiet = partial(tqdm, disable=True)  # the command draws its own progress
         with _in_words(f"hub:{repo}/{name}", repo):
             path = Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, tqdm_class=quiet))
         snapshot = path.parents[len(PurePosixPath(name).parts) - 1]
@@ -74,18 +73,18 @@ def _explain(error: BaseException, repo: str) -> tuple[str, str]:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__  # the client looked for a copy because of this
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return str(error), "make room for it, or set HF_HOME to another folder"
     consent = f"accept the terms at {constants.ENDPOINT}/datasets/{repo}, then run `hf auth login`"
     offline = f"unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, {_LOCAL_COPY}"
-    ladder = (
+    for kind, reason, hint in (
         (errors.OfflineModeIsEnabled, "the Hub client is in offline mode", offline),
         (errors.GatedRepoError, "its owner asks for consent first (gated)", consent),
         (errors.RepositoryNotFoundError, "no such data set, or a private one", "check OWNER/NAME, run `hf auth login`"),
         (errors.RevisionNotFoundError, "no such commit", "check the revision"),
         (errors.RemoteEntryNotFoundError, "no such file at this commit", "check the name, or give another revision"),
-        (OSError if full else (), str(error), "make room for it, or set HF_HOME to another folder"),
-        # the client's own word on a name that none can be
         (ValueError, first_line(error), "write OWNER/NAME, and a file's path inside the data set"),
-        (BaseException, first_line(error), f"check the network and try again, {_LOCAL_COPY}"),
-    )
-    return next((reason, hint) for kind, reason, hint in ladder if isinstance(error, kind))
+    ):
+        if isinstance(error, kind):
+            return reason, hint
+    return first_line(error), f"check the network and try again, {_LOCAL_COPY}"

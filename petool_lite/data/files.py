@@ -17,11 +17,10 @@ from petool_lite.data import openai, petoolbench
 from petool_lite.data.answers import answer_faults
 from petool_lite.data.demo import generate
 from petool_lite.data.entries import Entry, Tool, check_setting
-from petool_lite.data.examples import Example, examples_of
 from petool_lite.data.fetch import data_files, fetch
 from petool_lite.data.fields import Fault, is_unicode
 from petool_lite.data.openai import entry_line
-from petool_lite.data.simulate import simulate
+from petool_lite.data.simulate import Example, examples_of, simulate
 from petool_lite.data.splits import folds
 from petool_lite.errors import PetoolError
 from petool_lite.runs import draft
@@ -70,13 +69,12 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
     rows, digest = _read(source)
     if not rows:
         raise PetoolError(f"{source} is empty: no entries in it", f"expected {KNOWN}")
-    entries: list[Entry] = []
+    entries: dict[str, Entry] = {}
     bad: list[str] = []
-    seen: set[str] = set()
     for index, row in enumerate(rows):
         try:
             entry = _parse(row, setting, index)
-            if entry.id in seen:
+            if entries.setdefault(entry.id, entry) is not entry:
                 raise Fault("entry_id", f"an id of its own, found {entry.id} again")
         except Fault as fault:
             known = isinstance(row, Mapping) and row.get("entry_id") is not None
@@ -85,10 +83,7 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
             if not skip_bad:
                 hint = "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
                 raise PetoolError(bad[0], hint) from fault
-        else:
-            seen.add(entry.id)
-            entries.append(entry)
-    return Dataset(source, digest, tuple(entries), len(rows), tuple(bad))
+    return Dataset(source, digest, tuple(entries.values()), len(rows), tuple(bad))
 
 
 def _parts(source: str) -> list[tuple[int, str]]:
@@ -108,8 +103,7 @@ def _joint(digests: Iterable[Any]) -> str:
 
 def _mixture(source: str, setting: str, skip_bad: bool) -> Dataset:
     """The entries of several sources, each as often as it says; ids tell source and copy."""
-    entries: list[Entry] = []
-    total, bad, digests = 0, list[str](), list[str]()
+    entries, total, bad, digests = list[Entry](), 0, list[str](), list[str]()
     for number, (times, part) in enumerate(_parts(source)):
         one = load_dataset(part, setting, skip_bad)
         digests.append(f"{times} * {one.sha256}")
@@ -120,39 +114,32 @@ def _mixture(source: str, setting: str, skip_bad: bool) -> Dataset:
 
 
 def _corpus(source: str) -> tuple[int, list[str]]:
-    _, _, rest = source.partition(":")
-    count, _, names = rest.partition(":")
-    if not (count.isascii() and count.isdigit() and 0 < int(count[:9]) < 10**7 and names):
-        raise PetoolError(f"unknown simulated data: {source}", "write simulated:COUNT:FILES, such as logs/*.jsonl")
+    count, _, names = source.removeprefix("simulated:").partition(":")
     paths: list[str] = []
     for name in map(str.strip, names.split(",")):
         paths += [name] if name.startswith(("history:", "demo:")) else sorted(glob(str(Path(name).expanduser())))
-    if not paths:
-        raise PetoolError(f"no file matches {names}", "write simulated:COUNT:FILES, such as logs/*.jsonl")
-    return int(count), paths
-
-
-def _is_tools(source: str) -> bool:
-    """Whether a source is a list of tools, or an MCP result with one, and not a log of calls."""
-    if source.startswith("history:"):
-        return False
-    value = _value(_text(source)[0], source)
-    first = value[0] if isinstance(value, list) and value else value
-    if not isinstance(first, Mapping) or openai.is_row(first) or petoolbench.is_row(first):
-        return False
-    return bool({"name", "function", "tool_name", "tools", "result"} & first.keys())
+    if not 0 < _count(count) < 10**7 or not paths:
+        what = f"no file matches {names}" if _count(count) and names else f"unknown simulated data: {source}"
+        raise PetoolError(what, "write simulated:COUNT:FILES, such as logs/*.jsonl")
+    return _count(count), paths
 
 
 def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[list[Example], list[Tool]]:
-    """The calls of the files, and the tools of those that are lists of tools."""
-    calls: list[Example] = []
-    tools: list[Tool] = []
-    for path in paths:
-        if _is_tools(str(path)):
-            tools += load_tools(str(path))
+    """The calls of the files, and the tools of those that are lists of tools, or MCP results with one."""
+    calls, tools = list[Example](), list[Tool]()
+    for path in map(str, paths):
+        value = None if path.startswith("history:") else _value(_text(path)[0], path)
+        first = value[0] if isinstance(value, list) and value else value
+        keys = set(first) if isinstance(first, Mapping) and not _is_entry(first) else set()
+        if keys & {"name", "function", "tool_name", "tools", "result"}:
+            tools += load_tools(path)
         else:
-            calls += examples_of(load_dataset(str(path), skip_bad=skip_bad).entries)
+            calls += examples_of(load_dataset(path, skip_bad=skip_bad).entries)
     return calls, tools
+
+
+def _is_entry(row: Mapping[str, Any]) -> bool:
+    return openai.is_row(row) or petoolbench.is_row(row)
 
 
 def _parse(row: Any, setting: str, index: int) -> Entry:
@@ -208,7 +195,10 @@ def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) 
 def _bytes(source: str) -> tuple[bytes, Path]:
     """What a source holds, packed as it is, and its path."""
     if source.startswith("demo:"):
-        return json.dumps(_demo_rows(source)).encode(), Path(source)
+        split, _, count = source.removeprefix("demo:").partition(":")
+        if split not in ("train", "test") or not 0 < (number := _count(count)) < 10**6:
+            raise PetoolError(f"unknown demo data: {source}", "write demo:train:COUNT or demo:test:COUNT")
+        return json.dumps(generate(split, number)).encode(), Path(source)
     path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
     if not path.is_file():
         told = f"{source} is a folder, not a data file" if path.is_dir() else f"no such data file: {source}"
@@ -230,7 +220,7 @@ def _read(source: str) -> tuple[list[Any], str]:
         return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     text, digest = _text(source)
     value = _value(text, source) if text.strip() else []
-    if isinstance(value, dict) and (openai.is_row(value) or petoolbench.is_row(value) or "query" in value):
+    if isinstance(value, dict) and (_is_entry(value) or "query" in value):
         value = [value]  # a .jsonl file of one line
     if not isinstance(value, list):
         raise PetoolError(f"{source} is not a list of entries", f"expected {KNOWN}")
@@ -253,11 +243,8 @@ def _value(text: str, source: str) -> Any:
         return parse_json_lines(text, source)
 
 
-def _demo_rows(source: str) -> list[Any]:
-    split, _, count = source.removeprefix("demo:").partition(":")
-    if split not in ("train", "test") or not (count.isascii() and count.isdigit()) or not 0 < int(count[:9]) < 10**6:
-        raise PetoolError(f"unknown demo data: {source}", "write demo:train:COUNT or demo:test:COUNT")
-    return generate(split, int(count))
+def _count(text: str) -> int:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def _hub_file(source: str) -> Path:

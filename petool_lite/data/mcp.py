@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from petool_lite.data.entries import Tool
+from petool_lite.data.openai import tool_json
 from petool_lite.errors import MACHINE, USAGE, PetoolError, first_line
 
 T = TypeVar("T")
@@ -60,23 +62,17 @@ class Servers:
             return list(await asyncio.gather(*(server.listed() for server in self._servers), return_exceptions=True))
 
         found = asyncio.run(every())
-        for item in found:
-            if isinstance(item, BaseException):
-                raise item
+        if failed := [item for item in found if isinstance(item, BaseException)]:
+            raise failed[0]
         names = [name for name, _ in found]
         if double := next((name for name in names if names.count(name) > 1), None):
             raise PetoolError(f"two MCP servers call themselves {double}", "name one of them: --mcp NAME=COMMAND")
-        listed, owners = [], {}
-        for server, (name, tools) in zip(self._servers, found, strict=True):
-            for tool in tools:
-                full = f"{name}__{tool.name}"
-                owners[full] = (server, tool.name)
-                told = {"name": full, "description": tool.description or "", "parameters": tool.input_schema}
-                listed.append({"type": "function", "function": told})
-        if not listed:
+        pairs = zip(self._servers, found, strict=True)
+        offered = [(f"{name}__{tool.name}", server, tool) for server, (name, tools) in pairs for tool in tools]
+        if not offered:
             raise PetoolError("the MCP server offers no tools" if len(names) == 1 else "no MCP server offers any tool")
-        self._owners = owners
-        return listed
+        self._owners = {full: (server, tool.name) for full, server, tool in offered}
+        return [tool_json(Tool(full, tool.description or "", tool.input_schema)) for full, _, tool in offered]
 
     def run(self, name: str, arguments: Mapping[str, Any]) -> Result:
         """Run a tool that `tools` has told, by its full name. Raises PetoolError where the server does not answer."""
@@ -105,14 +101,13 @@ class _Server:
         """The server's name, which has no `_`, and its tools as the package gives them."""
 
         async def work(client: Any) -> tuple[str, list[Any]]:
-            tools, cursor = [], None
-            while True:
-                page = await client.list_tools(cursor=cursor)
+            page = await client.list_tools()
+            tools = list(page.tools)
+            while page.next_cursor and len(tools) <= _MOST:
+                page = await client.list_tools(cursor=page.next_cursor)
                 tools += page.tools
-                if len(tools) > _MOST:
-                    raise PetoolError(f"the MCP server {self.label} offers more than {_MOST:,} tools")
-                if not (cursor := page.next_cursor):
-                    break
+            if len(tools) > _MOST:
+                raise PetoolError(f"the MCP server {self.label} offers more than {_MOST:,} tools")
             told = client.server_info.name if client.server_info else ""
             return self._name or re.sub(r"[^A-Za-z0-9-]+", "-", told).strip("-") or "server", tools
 
@@ -139,9 +134,8 @@ class _Server:
             transport: Any = self._where
             if not self._is_url:
                 own = {name: value for name, value in os.environ.items() if name not in _OURS}
-                line = StdioServerParameters(
-                    command=self._words[0], args=self._words[1:], env=own, encoding_error_handler="replace"
-                )
+                command, *words = self._words
+                line = StdioServerParameters(command=command, args=words, env=own, encoding_error_handler="replace")
                 transport = stdio_client(line, errlog=said)
             try:
                 with anyio.fail_after(seconds):
@@ -164,5 +158,5 @@ def _last_line(file: Any) -> str:
     """The last line that a server wrote to its stderr, cut."""
     size = os.fstat(file.fileno()).st_size
     raw = os.pread(file.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace")
-    lines = [line for line in "".join(c if c.isprintable() else "\n" for c in raw).split("\n") if line.strip()]
-    return lines[-1].strip()[:200] if lines else ""
+    shown = "".join(letter if letter.isprintable() else "\n" for letter in raw)
+    return shown.strip().rpartition("\n")[2].strip()[:200]

@@ -24,7 +24,7 @@ from petool_lite.recipe import ALL, DataSettings, Recipe
 from petool_lite.runs import draft, write_json
 
 # The code that decides token ids: a change to any of these files makes cached rows stale.
-_RENDERERS = ("data/*.py", "data/*.toml", "prompt/*.py", "prompt/petool.jinja", "text.py", "families.py")
+_RENDERERS = ("data/*.py", "data/*.toml", "prompt/*.py", "prompt/*.jinja", "text.py", "families.py")
 _CHUNK = 512  # rows in memory at once
 
 

@@ -8,10 +8,9 @@ import pytest
 
 from petool_lite.data.answers import answer_faults
 from petool_lite.data.entries import DISLIKED, LIKED, Call, Entry, Interaction, Tool, balance, providers
-from petool_lite.data.examples import Example, examples_of
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_line, parse
-from petool_lite.data.simulate import simulate
+from petool_lite.data.simulate import Example, examples_of, simulate
 from petool_lite.errors import PetoolError
 
 
