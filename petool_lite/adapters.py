@@ -36,9 +36,8 @@ class AdapterConfig:
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """Read `folder`/adapter_config.json and the names in adapter_model.safetensors; no weight is read. Raises
-    PetoolError where a file is missing or damaged, or the adapter is more than scaling * B @ A on linears, so that it
-    could be neither trained on nor merged exactly."""
+    """Read `folder`/adapter_config.json and the names in adapter_model.safetensors, no weight. Raises PetoolError where
+    a file is missing or damaged, or the adapter is more than scaling * B @ A: neither trained on nor merged."""
     path = folder / CONFIG
     if not path.is_file():
         raise PetoolError(f"adapter file missing: {path}", "give the folder that PEFT or petool-lite saved")

@@ -94,8 +94,8 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
 
 
 def _trial(model: Path, settings: Any) -> tuple[dict[str, Any], Sequence[int]]:
-    """The settings with their figures, and the reply's ids: of two runs the faster one, since what else the machine
-    does only ever adds time."""
+    """The settings with their figures, and the reply's ids: of two runs the faster one, as others' work only adds
+    time."""
     written, runs = _PROMPT + _QUERY + _BATCHES * _TOKENS, []
     started = time.perf_counter()
     with LlamaModel(model, n_ctx=written + _REPLY, settings=settings) as loaded:

@@ -6,9 +6,8 @@ FAILED, USAGE, MACHINE = 1, 2, 3
 
 
 class PetoolError(Exception):
-    """An expected failure: what is wrong, what to do about it, and the process exit code. Exit codes: 1 failed with a
-    clear message, 2 wrong usage, 3 this machine cannot do it, 128 + the signal's number (130, 143) stopped by Ctrl-C or
-    SIGTERM with all work saved."""
+    """An expected failure: what is wrong, what to do about it, and the exit code: 1 failed, 2 wrong usage, 3 this
+    machine cannot do it, 128 + the signal's number (130, 143) stopped by Ctrl-C or SIGTERM with all work saved."""
 
     def __init__(self, message: str, hint: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message)
@@ -21,8 +20,7 @@ def first_line(error: BaseException) -> str:
 
 
 def missing_package(error: ModuleNotFoundError | AttributeError) -> PetoolError:
-    """What to tell a user whose installation lacks a package (a plain one calls, serves and scores only), or whose
-    Python lacks what no Windows has."""
+    """What to tell a user whose installation lacks a package, or whose Python lacks what no Windows has."""
     name = (error.name or str(error)).partition(".")[0]
     if sys.platform == "win32" and (isinstance(error, AttributeError) or name in sys.stdlib_module_names):
         return PetoolError(f"this works on Linux and macOS only ({error})", "on Windows use it inside WSL", MACHINE)

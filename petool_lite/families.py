@@ -1,8 +1,5 @@
-"""What the files of a model say of it: family, sizes, rotary scaling, tensor names, chat template, end tokens.
-
-The one owner of each of these facts: training, export and inference ask here. FAMILIES is all that tells one
-architecture from another.
-"""
+"""What the files of a model say of it: family, sizes, rotary scaling, tensor names, chat template, end tokens. The one
+owner of each of these facts; FAMILIES is all that tells one architecture from another."""
 
 import math
 import re

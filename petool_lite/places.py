@@ -1,8 +1,5 @@
-"""Folders that petool-lite writes to without being told, where some of them may be missing, read-only or of nobody.
-
-A place that cannot be written costs speed or memory between calls, never the answer: then a folder of this user's in
-the machine's temporary directory takes its part.
-"""
+"""Folders that petool-lite writes to without being told. One that is missing or read-only costs speed or memory between
+calls, never the answer: a folder of this user's in the machine's temporary directory takes its part."""
 
 import atexit
 import getpass
@@ -40,20 +37,16 @@ def cache_place(*parts: str) -> Path:
     return there if there and there.exists() else cache_root().joinpath(*parts)
 
 
-def own_folder(name: str, root: Path | None = None) -> Path | None:
-    """A folder in `root`, the cache if None, that nobody else can write to, for what is trusted as it is read. None
-    where there is none."""
+def own_folder(name: str, root: Path | None = None, rights: int = 0o022) -> Path | None:
+    """A folder in `root`, the cache if None, that is this user's, no link, and in which nobody else has any of these
+    rights, for what is trusted as it is read. None where there is none."""
     with suppress(OSError, PetoolError):
         folder = (root or cache_root()) / name
         folder.mkdir(mode=0o700, exist_ok=True)
-        return folder if _is_own(folder, 0o022) else None
+        facts = folder.lstat()
+        own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & rights
+        return folder if own else None
     return None
-
-
-def _is_own(folder: Path, rights: int) -> bool:
-    """Whether it is this user's, no link, and nobody else has any of these rights."""
-    facts = folder.lstat()
-    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & rights
 
 
 def data_root() -> Path:
@@ -78,10 +71,9 @@ def library_places() -> None:
 
 
 def _home_cache() -> Path | None:
-    try:
+    with suppress(RuntimeError):
         return Path.home() / ".cache"
-    except RuntimeError:
-        return None
+    return None
 
 
 def _wanted() -> Path | None:
@@ -90,21 +82,19 @@ def _wanted() -> Path | None:
 
 
 def _writable(folder: Path | None) -> bool:
-    try:
+    with suppress(OSError):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return folder is not None and os.access(folder, os.W_OK | os.X_OK)
+            return os.access(folder, os.W_OK | os.X_OK)
+    return False
 
 
 @lru_cache(maxsize=4)
 def _substitute(wanted: Path | None) -> Path:
     """This user's own folder in the temporary directory, or, where that name is taken, one for this process alone."""
+    folder = own_folder(f"petool-lite-{os.getuid()}", Path(tempfile.gettempdir()), 0o077)
     try:
-        folder = Path(tempfile.gettempdir()) / f"petool-lite-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if not _is_own(folder, 0o077):
+        if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="petool-lite-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
     except OSError as error:

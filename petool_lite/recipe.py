@@ -1,13 +1,11 @@
-"""Recipes: one frozen dataclass tree owns every setting, its default and its one-line meaning.
-
-A recipe is strict TOML: unknown keys, wrong types and values out of range are reported together.
-Order of precedence: --set on the command line, then the recipe file, then the defaults here.
-"""
+"""Recipes: one frozen dataclass tree owns every setting, its default and its one-line meaning. A recipe is strict TOML,
+whose problems are reported together; --set on the command line goes before it, and it before the defaults here."""
 
 import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -162,12 +160,12 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
     sections = {name: content for name, content in table.items() if isinstance(content, dict)}
     values = {f"{name}.{key}": value for name, content in sections.items() for key, value in content.items()}
     for override in overrides:
-        key, equals, raw = override.partition("=")
+        key, equals, raw = (part.strip() for part in override.partition("="))
         if not equals:
             raise PetoolError(f"--set {override}: expected key=value", "such as --set train.epochs=2", USAGE)
         if not is_unicode(override):
             raise PetoolError("--set: a value is not UTF-8 text", "recipes are UTF-8", USAGE)
-        values[key.strip()] = _override_value(key.strip(), raw.strip())
+        values[key] = _override_value(key, raw)
     return name, _build(values, problems, source)
 
 
@@ -185,10 +183,9 @@ def _recipe_text(source: str) -> tuple[str, str]:
 def _override_value(key: str, raw: str) -> Any:
     if any(name == key and kind is str for name, kind, _, _ in settings()):
         return raw.strip("\"'")
-    try:
+    with suppress(ValueError, RecursionError):
         return tomllib.loads(f"value = {raw}")["value"]
-    except (ValueError, RecursionError):
-        return raw
+    return raw
 
 
 def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:

@@ -65,8 +65,7 @@ def write_json(target: Path, value: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other commands that write to it, see `sole_writer`; under torchrun the first process
-    holds it for all."""
+    """Hold `folder` against other commands that write to it; under torchrun the first process holds it for all."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return

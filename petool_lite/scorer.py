@@ -1,10 +1,7 @@
-"""The published scorer: pure functions over one reply.
-
-It looks in the reply, on one line, for an opening brace, anything, the key "tool_name" with a quoted string, a comma,
-the key "parameters" and an object that ends at the first two closing braces. It parses the whole match as JSON; no
-match or bad JSON is wrong on both counts. Its quirks (nested objects at the end, swapped keys, two braces inside a
-string) are kept, so that figures compare with published ones.
-"""
+"""The published scorer: pure functions over one reply. It looks, on one line, for an opening brace, anything, the key
+"tool_name" with a quoted string, a comma, the key "parameters" and an object that ends at the first two closing braces,
+and parses the match as JSON; no match or bad JSON is wrong on both counts. Its quirks (nested objects at the end,
+swapped keys, two braces inside a string) are kept, so that figures compare with published ones."""
 
 import json
 import math
@@ -35,8 +32,8 @@ def published_form(reply: str) -> str:
 
 
 def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
-    """The call that the published scorer sees in a reply, or None. With `spanning` the match may span lines, as in the
-    scorer of the published 3B result."""
+    """The call that the published scorer sees in a reply, or None; with `spanning` that of the published 3B
+    result's."""
     # A reply that runs in circles must not take seconds: skip one without the parts in their order, and try the first
     # brace of each line only, because a match from a later brace of the line is one from the first as well.
     name = reply.find('"tool_name":')

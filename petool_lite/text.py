@@ -1,7 +1,5 @@
-"""The one reader of text that users give: UTF-8 with or without a byte order mark, and JSON in it.
-
-Lines end at \\n alone: other separators, such as U+2028, may stand within a text.
-"""
+"""The one reader of text that users give: UTF-8 with or without a byte order mark, and JSON in it. Lines end at a line
+feed alone: other separators, such as U+2028, may stand within a text."""
 
 import json
 from pathlib import Path

@@ -62,10 +62,10 @@ def bench(context: click.Context, /, **options: Any) -> None:
     with progress() as report:
         document = verb.bench(*_work(options, report), report)
     if document is not None:
-        _show_report(document, options["out"] or "", options["as_json"])
+        _show_report(document, options["out"], options["as_json"])
 
 
-def _show_report(document: dict[str, Any], where: str, as_json: bool) -> None:
+def _show_report(document: dict[str, Any], where: object, as_json: bool) -> None:
     print_json(document) if as_json else print_report(document)
     say(f"replies and report: {where}")
 
@@ -135,7 +135,7 @@ def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | Non
     places = [results_folder(folder) for folder in folders]
     target = Path(out).expanduser() if out else places[0]
     document = write_report(*places, target=target)
-    _show_report(document, str(target), as_json)
+    _show_report(document, target, as_json)
     if calibrate:
         _calibrate(places[0].parent, calibrate, document)
 

@@ -44,8 +44,7 @@ def call(**options: Any) -> None:
         document = answer(chosen_model(options["model"]), options["n_ctx"], asked)
     except PetoolError as failure:
         if options["as_json"] and (kind := getattr(failure, "kind", "")):
-            reply = getattr(failure, "reply", "")
-            print(json.dumps({"failure": kind, "error": failure.message, "reply": reply}))
+            print_json({"failure": kind, "error": failure.message, "reply": getattr(failure, "reply", "")})
         raise
     _show_call(document, options)
     if servers and options["run"] and document["status"] == "call":
@@ -123,14 +122,10 @@ def _read_json(name: str, option: str) -> Any:
 
 def _show_call(document: dict[str, Any], options: dict[str, Any]) -> None:
     """Tell about a reply, and print it, unless for --json."""
-    for text in (document["warning"], *document["notes"]):
-        if text:
-            say(text)
-    if options["explain"]:
-        for line in explanation(document["candidates"]):
-            say(line)
-    if document["id"]:
-        say(f"kept as {document['id']}; what did you think of it? petool-lite rate last liked")
+    why = explanation(document["candidates"]) if options["explain"] else []
+    kept = f"kept as {document['id']}; what did you think of it? petool-lite rate last liked" if document["id"] else ""
+    for text in filter(None, (document["warning"], *document["notes"], *why, kept)):
+        say(text)
     if not options["as_json"]:
         call = document["call"]
         click.echo(json.dumps(call, ensure_ascii=False) if call else document["text"])

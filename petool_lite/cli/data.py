@@ -74,10 +74,8 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     lines = odd + [f"leak, {kind.replace('_', ' ')}: {len(values)} in both, such as {', '.join(values[:3])}"
                    for kind, values in found.items()]  # fmt: skip
     counts, names = [len(dataset.entries) for dataset in sets], inspect.named_by(sets[0])
-    good = [
-        f"{sum(counts)} entries, no faults" + (", no leaks" if other else ""),
-        "providers of tools, by " + "; ".join(f"{form}: {count}" for form, count in names.items()),
-    ]
+    forms = "; ".join(f"{form}: {count}" for form, count in names.items())
+    good = [f"{sum(counts)} entries, no faults{', no leaks' if other else ''}", f"providers of tools, by {forms}"]
     emit({"entries": counts, "faults": odd, "leaks": leaked, "providers": names}, as_json, lines=lines or good)
     if lines:
         raise PetoolError(f"{len(lines)} problems in {sum(counts)} entries", "they are listed on stdout")
@@ -132,10 +130,8 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, as_json: bool)
     if number >= len(entries):
         raise PetoolError(f"{chosen.data.train} has {len(entries)} entries, --entry counts from 0")
     layout = Layout(chosen.data.style, chosen.model.max_tokens, chosen.data.overlength)
-    row = example(chat, entries[number], layout)
-    if row is None:
-        what = f"entry {entries[number].id} is too long and would be left out"
-        raise PetoolError(what, "raise model.max_tokens")
+    if (row := example(chat, entries[number], layout)) is None:
+        raise PetoolError(f"entry {entries[number].id} is too long and would be left out", "raise model.max_tokens")
     found = inspect.preview(chat, row)
     print_json(found) if as_json else print_loss_mask(found)
 

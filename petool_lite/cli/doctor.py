@@ -35,10 +35,5 @@ def doctor(tune: bool, model: str | None, as_json: bool) -> None:
 def _row(trial: dict[str, Any]) -> dict[str, Any]:
     """A trial in few enough columns for a terminal of 80: what it changes, and its figures."""
     changed = plain({name: trial[name] for name, usual in asdict(EngineSettings()).items() if trial[name] != usual})
-    names = {
-        "prefill/s": "prefill_tokens_per_s",
-        "decode/s": "decode_tokens_per_s",
-        "load s": "load_s",
-        "call s": "call_s",
-    }
-    return {"settings": changed or "as they are"} | {short: trial[name] for short, name in names.items()}
+    speed = {f"{kind}/s": trial[f"{kind}_tokens_per_s"] for kind in ("prefill", "decode")}
+    return {"settings": changed or "as they are", **speed, "load s": trial["load_s"], "call s": trial["call_s"]}

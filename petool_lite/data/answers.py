@@ -36,8 +36,7 @@ def schema_faults(entry: Entry) -> list[str]:
 
 
 def function_words(tool_name: str) -> str:
-    """Words that stand for a tool's function where the data does not number functions: its category, where it has one,
-    and what it is called beside its provider."""
+    """Words that stand for a tool's function where none is numbered: its category, if any, and its name's words."""
     category = f"{tool_name.split('>.<')[0].lstrip('<')}: " if tool_name.startswith("<") and ">.<" in tool_name else ""
     return f"{category}{' '.join(sorted(name_words(tool_name)))}"
 

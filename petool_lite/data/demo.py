@@ -1,11 +1,8 @@
-"""A deterministic generator of short conversations, for a CPU that trains in minutes.
-
-Each entry has the native form (OpenAI's `messages` and `tools`): what the user asked before with a verdict on every
-call, what the user asks now, and the right call. Several providers offer the function that is asked for, or one does,
-or none; the other tools are there to be passed over. The request tells the function, in other words than the tools do,
-and the history tells the provider, so that neither alone is enough. Functions, tool names and providers of the two
-splits are disjoint.
-"""
+"""A deterministic generator of short conversations, for a CPU that trains in minutes. Each entry (OpenAI's `messages`
+and `tools`) is what the user asked before with a verdict on every call, what the user asks now, and the right call.
+Several providers offer the function that is asked for, or one does, or none. The request tells the function, in other
+words than the tools do, and the history the provider, so that neither alone is enough. Functions, names and providers
+of the two splits are disjoint."""
 
 import json
 import random

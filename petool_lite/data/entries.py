@@ -1,8 +1,5 @@
-"""The types that everything speaks: tools with JSON Schema, calls, what a user thought of them, and entries.
-
-PEToolBench, OpenAI conversations and every other form are read into these (`petoolbench`, `openai`); nothing here
-touches a file.
-"""
+"""The types that everything speaks: tools with JSON Schema, calls, what a user thought of them, and entries. Every form
+is read into these (`petoolbench`, `openai`); nothing here touches a file."""
 
 import json
 import re
@@ -79,12 +76,10 @@ class Published:
 @dataclass(frozen=True)
 class Entry:
     """One request of a user: the query, the offered tools, earlier calls, and the right answer where it is known.
-
-    `turns` are messages of the conversation before the query that are no earlier calls with a verdict. `equal_tools`
-    names the other tools that do what the right one does; None where the data does not tell. `rejected` is the wrong
-    answer of a preference row. `published` and `setting` are known for entries of PEToolBench only. `accepted` is of
-    tests that accept several calls, `kind` is a test's own word for what an entry is about.
-    """
+    `turns` are messages before the query that are no earlier calls with a verdict. `equal_tools` names the other tools
+    that do what the right one does; None where the data does not tell. `rejected` is the wrong answer of a preference
+    row. `published` and `setting` are of PEToolBench, `accepted` of tests that accept several calls; `kind` is a test's
+    own word."""
 
     id: str
     query: str
@@ -120,9 +115,9 @@ def required(tool: Tool) -> tuple[str, ...]:
 
 
 def namespace(name: str, shared: Iterable[str] = ()) -> str:
-    """Who offers a tool, by its name; the name itself where it does not tell. `<category>.<provider>.<api>`,
-    `mcp__server__tool`, `server__tool`, `server.tool`, `server/tool`, and `server_tool` for the prefixes in `shared`.
-    The prompt's template, petool.jinja, reads names in the same way."""
+    """Who offers a tool, by its name, as petool.jinja reads it; the name itself where it does not tell. Known are
+    `<category>.<provider>.<api>`, `mcp__server__tool`, `server__tool`, `server.tool`, `server/tool`, and `server_tool`
+    for the prefixes in `shared`."""
     if name.startswith("<") and name.count(">.<") >= 2:
         return name.split(">.<")[1]
     if name.startswith("mcp__"):

@@ -61,8 +61,7 @@ def source_sha256(source: str) -> str:
 
 def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -> Dataset:
     """Read and parse `source` (see FORMS), whose rows are of a form in KNOWN; `setting` is for PEToolBench's. A broken
-    row raises PetoolError that names the file, the row and the field; with `skip_bad` it is left out and its message
-    kept in `bad`."""
+    row raises PetoolError that names file, row and field; with `skip_bad` it goes, and its message into `bad`."""
     check_setting(setting)
     if _mixed(source):
         return _mixture(source, setting, skip_bad)
@@ -156,8 +155,7 @@ def _parse(row: Any, setting: str, index: int) -> Entry:
 
 
 def load_tools(source: str) -> tuple[Tool, ...]:
-    """Tools from a file, packed or not: OpenAI's, MCP's or PEToolBench's form, a list, one a line, or an MCP
-    `tools/list` result."""
+    """Tools from a file, packed or not, in any form, as a list, one a line, or an MCP `tools/list` result."""
     try:
         return openai.read_tools(_value(_text(source)[0], source))
     except Fault as fault:

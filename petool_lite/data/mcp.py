@@ -1,8 +1,6 @@
-"""Tools of running MCP servers, through the official package `mcp`: listed, named by their server, and run.
-
-A server is a command that talks over stdin and stdout, or an address of Streamable HTTP. It is opened for one question
-and closed again, within a time limit, so that one that dies, hangs or floods costs one line.
-"""
+"""Tools of running MCP servers, through the official package `mcp`: listed, named by their server, and run. A server, a
+command that talks over stdin and stdout or an address of Streamable HTTP, is opened for one question, within a time
+limit, so that one that dies, hangs or floods costs one line."""
 
 import asyncio
 import logging
@@ -53,10 +51,8 @@ class Servers:
         self._owners: dict[str, tuple[_Server, str]] = {}  # by the full name: the server, and what it calls the tool
 
     def tools(self) -> list[dict[str, Any]]:
-        """The tools of all servers in OpenAI's form, named `server__tool`; all are asked at once.
-
-        Raises PetoolError where a server does not answer, or two servers have the same name.
-        """
+        """The tools of all servers in OpenAI's form, named `server__tool`; all are asked at once. Raises PetoolError
+        where a server does not answer, or two have the same name."""
 
         async def every() -> list[Any]:
             return list(await asyncio.gather(*(server.listed() for server in self._servers), return_exceptions=True))

@@ -1,9 +1,7 @@
 """Conversations and tool lists as everybody writes them: OpenAI messages, MCP lists, Hermes, ShareGPT and xLAM lines.
-
-History is ordinary turns: user, assistant with the tool call, then a `tool` message. A content of `liked` or `disliked`
-there is the verdict, `used` says that the call was used and not rated. All other turns are the conversation so far; of
-these, training learns the answers that carry OpenAI's `"weight": 1`, beside the last one.
-"""
+History is user, assistant with the tool call, then a `tool` message: `liked` or `disliked` there is the verdict, `used`
+none. All other turns are the conversation so far, of which training learns the answers that carry OpenAI's `"weight":
+1`."""
 
 import json
 import re

@@ -1,9 +1,6 @@
-"""PEToolBench's published forms: prompts with two JSON arrays in them, read into entries and written back.
-
-A prompt is kept as its own text, cut around the arrays. These are found by decoding, not by matching sentences, so a
-reworded prompt parses just as well, and joining the pieces gives back the text byte for byte. A published type such
-as STRING or NUMBER becomes JSON Schema; what the schema cannot say stays beside it under `x-published`.
-"""
+"""PEToolBench's published forms: prompts with two JSON arrays in them, read into entries and written back. The arrays
+are found by decoding, so a reworded prompt parses as well, and the pieces around them are kept byte for byte. A
+published type such as STRING becomes JSON Schema; what that cannot say stays beside it under `x-published`."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

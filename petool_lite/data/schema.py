@@ -1,8 +1,6 @@
-"""JSON Schema as it is found in the wild, made into what validators and grammar compilers read.
-
-Type names of other languages (`dict`, `float`, `STRING`) become JSON's, OpenAPI's `nullable` becomes a type, and shapes
-that say nothing (`properties: []`, `required: true`) go. What cannot be understood is told with its path.
-"""
+"""JSON Schema as it is found in the wild, made into what validators and grammar compilers read: type names of other
+languages (`dict`, `float`, `STRING`), OpenAPI's `nullable`, shapes that say nothing (`properties: []`, `required:
+true`). What cannot be understood is told with its path."""
 
 import difflib
 import json

@@ -1,10 +1,7 @@
-"""Simulated users over any corpus of calls: entries whose right provider follows from what the user did before.
-
-A call of the corpus is offered by one to four made-up providers under names of their own, among other tools. What the
-user thought of the providers is drawn first and written into the history; so the answer follows from what is written,
-by likes and dislikes, by the latest use where nothing was rated, or because one provider alone does it. In a tenth of
-the entries nobody does.
-"""
+"""Simulated users over any corpus of calls: entries whose right provider follows from what the user did before. A call
+is offered by one to four made-up providers under names of their own, among other tools. What the user thought of them
+is drawn first and written into the history; so the answer follows from it, by likes and dislikes, by the latest use
+where nothing was rated, or because one provider alone does it. In a tenth of the entries nobody does."""
 
 import json
 import re
@@ -53,11 +50,9 @@ class Example:
 
 
 def examples_of(entries: Sequence[Entry]) -> list[Example]:
-    """The entries' calls, and earlier ones of tools that any of the entries offers, each once.
-
-    Those without a call, with a very long request, disliked, or against their own declaration are no examples. Where
-    nothing tells a value (see `_told`) it is left out, and so is the call where its tool needs that value.
-    """
+    """The entries' calls, and earlier ones of tools that any of them offers, each once: not those with a very long
+    request, disliked, or against their declaration. A value that nothing tells (see `_told`) is left out, and a call
+    that needs it."""
     offers = {tool.name: entry for entry in reversed(entries) for tool in entry.tools}
     found: dict[str, Example] = {}
     for entry in entries:
@@ -80,10 +75,8 @@ def examples_of(entries: Sequence[Entry]) -> list[Example]:
 
 
 def _told(name: str, call: Call, query: str, tool: Tool) -> bool:
-    """Whether the request or the parameter's declaration tells what a call gives for it; true and false are choices.
-
-    In half of some public corpora it does not, and who learns from them invents values.
-    """
+    """Whether the request or the declaration tells what a call gives for a parameter; true and false are choices. In
+    half of some public corpora neither does, and who learns from them invents values."""
     said = f"{query} {json.dumps(properties(tool).get(name), ensure_ascii=False)}"
     plain, digits = f" {_plain(said)} ", said.replace(",", "")
 
@@ -179,13 +172,11 @@ class _Corpus:
 def simulate(
     examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without: float = 0.1, requests: int = 6
 ) -> Iterator[Entry]:
-    """`count` entries, one at a time. The same seed gives the same. A pass over the corpus takes every tool, and of the
-    calls of one at most 12, others each time: seven tools with 200 calls each would else drown 200 with seven.
-
-    An entry asks for up to `requests` things of the same tools, one after the other; the answers to all but the last
-    are among its `turns`, marked to be learned, too. `pool` are more tools to offer beside; `without` is the share of
-    requests for which no tool fits. Raises PetoolError where the corpus has fewer than two functions.
-    """
+    """`count` entries, one at a time, the same for a seed. A pass over the corpus takes every tool, and of the calls of
+    one at most 12, others each time, or a few tools would drown the rest. An entry asks for up to `requests` things of
+    the same tools; the answers to all but the last are among its `turns`, marked to be learned. `pool` are more tools
+    to offer beside; `without` is the share of requests for which no tool fits. Raises PetoolError for a corpus of fewer
+    than two functions."""
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
     beside = _once([*pool, *(tool for example in examples for tool in (example.tool, *example.others))])
@@ -320,9 +311,8 @@ def _values(examples: Sequence[Example]) -> dict[str, list[str]]:
 
 
 def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rng: Random) -> Example:
-    """The example with some of the values that its request states drawn anew, in the request and in the call: digits
-    for digits, and a text for a text that another request states for a parameter of the same last word. A value with
-    choices, or with a form of its own, stays."""
+    """The example with some of the values that its request states drawn anew, in both: digits for digits, a text for
+    one that another request states for a parameter of the same last word; none with choices or a form of its own."""
     query, arguments, declared = example.query, dict(example.arguments), properties(example.tool)
     for name, value in example.arguments.items():
         schema = declared.get(name)

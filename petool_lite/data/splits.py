@@ -1,8 +1,5 @@
-"""Splits by function: a test of preference is only fair on functions that training never asked for.
-
-The published entries repeat themselves: users differ, requests do not. A random split would put the same query on both
-sides, so whole groups of related entries are dealt out instead, and `leaks` says what two sides still share.
-"""
+"""Splits by function: a test of preference is only fair on functions that training never asked for. Users differ in the
+published entries, requests do not: so whole groups of related entries are dealt out."""
 
 import random
 from collections.abc import Sequence
@@ -34,9 +31,8 @@ def function_groups(entries: Sequence[Entry]) -> list[int]:
 
 
 def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
-    """Deal the groups of `function_groups` to `count` folds: ascending indices into `entries`, every index in one fold.
-    The largest group goes first, each to the smallest fold so far; `seed` breaks the ties. Raises PetoolError when
-    there are fewer groups than folds."""
+    """Deal the groups of `function_groups` to `count` folds: ascending indices into `entries`. The largest group goes
+    first, each to the smallest fold; `seed` breaks ties. Raises PetoolError where there are fewer groups than folds."""
     numbers = function_groups(entries)
     dealt = [[index for index, own in enumerate(numbers) if own == group] for group in range(len({*numbers}))]
     if not 1 <= count <= len(dealt):
@@ -53,9 +49,8 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
 
 
 def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> dict[str, list[str]]:
-    """What `test` shares with `train`, kind by kind: functions, tools that are a right answer in both, and queries.
-    Kinds that are not shared are left out. A function without a number is compared by its function words, queries apart
-    from space and case."""
+    """What `test` shares with `train`: functions (by their words where they have no number), tools that are a right
+    answer in both, and queries apart from space and case. Kinds that are not shared are left out."""
     both = [*train, *test]
     asked = [{key for keys in _function_keys(side, both) for key in keys} for side in (train, test)]
     right = [{name for entry in side for name in _called(entry)} for side in (train, test)]

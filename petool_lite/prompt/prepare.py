@@ -1,8 +1,5 @@
-"""From a recipe's data to token ids on disk, once: parsed, fitted, tokenized, cached by content.
-
-The cache is an Arrow file that the trainer maps into memory. Its key covers everything that decides an id: the
-data's bytes, tokenizer, template, layout and the code that renders.
-"""
+"""From a recipe's data to token ids on disk, once: parsed, fitted, tokenized, in an Arrow file that the trainer maps
+into memory. Its key covers all that decides an id: data, tokenizer, template, layout and the code that renders."""
 
 import hashlib
 import json

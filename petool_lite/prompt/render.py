@@ -1,8 +1,5 @@
-"""The one renderer: entry -> chat messages -> token ids and where the answer starts.
-
-Training, scoring and calling all take their ids from here. The answer's ids follow the prompt's ids, so
-the loss mask is a position, never a search for marker text, and inference sees exactly what training saw.
-"""
+"""The one renderer: entry -> chat messages -> token ids and where the answer starts, for training, scoring and calls.
+The answer's ids follow the prompt's, so the loss mask is a position, never a search for marker text."""
 
 import contextlib
 import hashlib
@@ -102,9 +99,8 @@ def chat_from_directory(directory: Path) -> Chat:
 
 
 def recorded_style(style: str | None, layout: object) -> str | None:
-    """The prompt style that a model names, None for none, after checking that it learned today's layout of it. Models
-    from before layouts were counted record none; only the published style is still the same as then. Raises PetoolError
-    for another style or layout."""
+    """The prompt style that a model names, None for none. Models from before layouts were counted record none; only the
+    published style is the same as then. Raises PetoolError for a style or layout that is not today's."""
     if not style or (style == "published" and layout is None) or str(LAYOUTS.get(style)) == str(layout):
         return style or None
     what = f"the model learned layout {layout or 'unknown'} of the {style} prompt, which this version does not write"
@@ -206,8 +202,7 @@ def _inert(value: Any, chat: Chat) -> Any:
 
 
 def entry_request(chat: Chat, entry: Entry, style: str) -> dict[str, Any]:
-    """What a server is asked for an entry: its messages, and its tools in the petool style. Control tokens that
-    somebody wrote into them are text."""
+    """What a server is asked for an entry: its messages, and its tools in the petool style, all `_inert`."""
     if style == "petool":
         tools = [tool_json(tool) for tool in entry.tools]
         messages = [{key: turn[key] for key in turn if key != "weight"} for turn in entry_messages(entry)]

@@ -1,8 +1,5 @@
 """Chat templates, which come with a model from somebody else: rendered in a sandbox that bounds what they may cost.
-
-Beyond jinja's sandbox, which keeps a template from Python's inner parts: each turn of a loop and each call is counted,
-numbers cannot grow without end, and the memory that the process may take is limited while a template runs.
-"""
+Beyond jinja's own: turns of loops and calls are counted, numbers cannot grow without end, memory is limited."""
 
 import contextlib
 import hashlib
