@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from petool_lite.errors import PetoolError
 from petool_lite.text import read_object
@@ -48,24 +47,17 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             raise ValueError(f"r {r}, lora_alpha {alpha:g}")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PetoolError(f"damaged adapter: {path} ({error!r})", _AGAIN) from error
-    _check_plain(folder, config)
-    scaling, base = alpha / (math.sqrt(r) if rslora else r), str(config.get("base_model_name_or_path") or "")
-    return AdapterConfig(r, alpha, rslora, scaling, _targets(folder), base)
-
-
-def _check_plain(folder: Path, config: dict[str, Any]) -> None:
-    """Raise for what is not LoRA, or more than LoRA."""
-    kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
+    if (kind := config.get("peft_type", "LORA")) != "LORA":
         raise PetoolError(f"the adapter {folder} is of the kind {kind}", "only LoRA can be trained on and merged")
     used = [key for key in _MORE if config.get(key)] + (["bias"] if config.get("bias") not in (None, "none") else [])
     if used:
         what = f"the adapter {folder} uses {used[0]} = {json.dumps(config[used[0]])[:80]}"
         raise PetoolError(what, "only plain LoRA matrices can be trained on and merged; train it without that setting")
-    begun = str(config.get("init_lora_weights") or "").lower()
-    if begun.startswith(_CHANGED_BASE):
+    if (begun := str(config.get("init_lora_weights") or "").lower()).startswith(_CHANGED_BASE):
         what = f"the adapter {folder} began with {begun}, which changes the base's own weights"
         raise PetoolError(what, "save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion)")
+    scaling, base = alpha / (math.sqrt(r) if rslora else r), str(config.get("base_model_name_or_path") or "")
+    return AdapterConfig(r, alpha, rslora, scaling, _targets(folder), base)
 
 
 def _targets(folder: Path) -> tuple[str, ...]:

@@ -109,8 +109,7 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The sizes in a config.json, with transformers' defaults. Raises PetoolError for another family, and for a size or
-    kind of attention that no model of it has."""
+    """The sizes in a config.json, with transformers' defaults. Raises PetoolError for what is of no known family."""
     family, size = family_of(config), partial(_number, config)
     width, heads = size("hidden_size"), size("num_attention_heads")
     groups = size("num_key_value_heads", heads)

@@ -51,8 +51,7 @@ def open_gguf(path: Path, checked: bool = False) -> Any:
 
 
 def gguf_fields(reader: Any) -> dict[str, Any]:
-    """All metadata of a gguf.GGUFReader as plain Python values, without the reader's own GGUF.* rows. Raises
-    PetoolError for a text that is not UTF-8."""
+    """All metadata of a gguf.GGUFReader, without its own GGUF.* rows. Raises PetoolError for text that is not UTF-8."""
     try:
         return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     except UnicodeDecodeError as error:

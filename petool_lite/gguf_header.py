@@ -163,17 +163,14 @@ def _check(cursor: _Cursor) -> _Head:
 def _value(cursor: _Cursor, key: str) -> Any:
     """The value of a key: a number, a text, or of an array its places, a range."""
     kind = cursor.number("I")
+    array = kind == _ARRAY
+    kind = cursor.number("I") if array else kind
     if kind == _STRING:
-        return cursor.text()
-    if kind in _SCALARS:
-        return cursor.number(_SCALARS[kind])
-    if kind != _ARRAY:
-        raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
-    kind = cursor.number("I")
-    if kind == _STRING:
-        return range(cursor.texts(key == "tokenizer.ggml.tokens"))
+        return range(cursor.texts(key == "tokenizer.ggml.tokens")) if array else cursor.text()
     if kind not in _SCALARS:
-        raise _Damage(f"{key[:60]!r} is an array of the type {kind}")
+        raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
+    if not array:
+        return cursor.number(_SCALARS[kind])
     size = struct.calcsize(_SCALARS[kind])
     count = cursor.count("numbers", size)
     cursor.skip(count * size)
@@ -182,8 +179,7 @@ def _value(cursor: _Cursor, key: str) -> Any:
 
 def _check_values(values: dict[str, Any]) -> None:
     """Refuse values that llama.cpp believes, and that would end the process there."""
-    architecture = values.get("general.architecture", b"")
-    if not isinstance(architecture, bytes):
+    if not isinstance(architecture := values.get("general.architecture", b""), bytes):
         raise _Damage("general.architecture is no text")
     for name, (kind, least, most) in _LIMITS.items():
         name = f"{architecture.decode('utf-8', 'replace')}.{name}"

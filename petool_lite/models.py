@@ -67,9 +67,8 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
     directory = path if is_folder else _download(name)
     _check_kind(directory / "config.json", str(directory))
     if (directory / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
-        raise PetoolError(
-            f"{directory} holds an adapter beside the model", "merge it, or take adapter_config.json away"
-        )
+        what = f"{directory} holds an adapter beside the model"
+        raise PetoolError(what, "merge it, or take adapter_config.json away")
     weight_files(directory)
     if not (directory / "tokenizer.json").is_file():
         raise PetoolError(f"no tokenizer.json in {directory}", "add the fast tokenizer of the model")

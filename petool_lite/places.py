@@ -24,8 +24,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def cache_root() -> Path:
-    """A folder for things that can be made again, made here and writable. $PETOOL_LITE_CACHE, else
-    ~/.cache/petool-lite, else one in the temporary directory, which is said once."""
+    """$PETOOL_LITE_CACHE, else ~/.cache/petool-lite, else a folder in the temporary directory, which is said once."""
     wanted = _wanted()
     return wanted if wanted and _writable(wanted) else _substitute(wanted)
 
@@ -50,8 +49,8 @@ def own_folder(name: str, root: Path | None = None, rights: int = 0o022) -> Path
 
 
 def data_root() -> Path:
-    """Where things lie that cannot be made again: petool-lite in $XDG_DATA_HOME, else in ~/.local/share. It may be
-    missing or read-only; without a home folder it is one that cannot be made."""
+    """petool-lite in $XDG_DATA_HOME, else ~/.local/share, for what cannot be made again; it may be missing or
+    read-only."""
     given = Path(os.environ.get("XDG_DATA_HOME", ""))  # one that is not absolute is to be ignored, says XDG
     home = (_home_cache() or Path(os.devnull, "no home")).parent
     return (given if given.is_absolute() else home / ".local" / "share") / "petool-lite"

@@ -147,8 +147,8 @@ def builtin_recipes() -> dict[str, str]:
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
-    """Read a recipe by path or shipped name and apply `key=value` overrides; return its name and the settings. Raises
-    PetoolError that lists every problem, each with the nearest known key."""
+    """Read a recipe by path or shipped name, with `key=value` overrides. Raises PetoolError that lists every
+    problem."""
     name, text = _recipe_text(source)
     try:
         table = tomllib.loads(text)

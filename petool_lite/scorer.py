@@ -21,8 +21,7 @@ _WRAPPED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 def published_form(reply: str) -> str:
-    """A reply of the petool style as the published scorers read one: its call as their JSON on one line. A reply
-    without a call that can be read stays as it is."""
+    """A reply of the petool style as the published scorers read one: its call, if it can be read, as their JSON."""
     wrapped = _WRAPPED.search(reply)
     try:
         call = published_call(read_answer(wrapped[1] if wrapped else reply))

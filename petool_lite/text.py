@@ -54,6 +54,5 @@ def read_object(path: Path, what: str, hint: str) -> dict[str, Any]:
 
 def parse_json_lines(text: str, name: str) -> list[Any]:
     """The values of JSON Lines, blank lines left out; raises PetoolError with the line's number."""
-    return [
-        parse_json(line, f"{name}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()
-    ]
+    lines = enumerate(text.split("\n"), 1)
+    return [parse_json(line, f"{name}, line {number}") for number, line in lines if line.strip()]

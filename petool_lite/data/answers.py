@@ -76,8 +76,8 @@ def wrong_providers(entry: Entry) -> list[Call]:
 
 
 def with_rejected(entries: Sequence[Entry], seed: int) -> list[Entry]:
-    """The entries that have a wrong answer to reject: their own, or one drawn from `wrong_providers`. Left out are
-    entries without one, and those whose own wrong answer is the right one."""
+    """The entries that have a wrong answer to reject, which is not the right one: their own, or one of
+    `wrong_providers`."""
     result = []
     for entry in entries:
         if entry.rejected is None and (wrong := wrong_providers(entry)):

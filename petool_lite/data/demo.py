@@ -49,9 +49,8 @@ def _words() -> dict[str, Any]:
 @cache
 def values(kind: str) -> Sequence[Any]:
     """What a parameter of this kind may be."""
-    if kind == "date":
-        return [f"{day} {month}" for day in range(2, 29, 3) for month in ("March", "May", "July", "October")]
-    made: dict[str, Sequence[Any]] = {"number": range(11, 99), "switch": (True, False)}
+    days = [f"{day} {month}" for day in range(2, 29, 3) for month in ("March", "May", "July", "October")]
+    made: dict[str, Sequence[Any]] = {"date": days, "number": range(11, 99), "switch": (True, False)}
     return made.get(kind) or list(_words()["values"][kind])
 
 
@@ -82,8 +81,7 @@ class _Provider:
     word: int
 
     def words(self, function: Function, variant: int) -> str:
-        verb, thing = function.verbs[variant % len(function.verbs)], self.thing(function)
-        return f"{verb.replace('_', ' ')} {thing}"
+        return f"{function.verbs[variant % len(function.verbs)].replace('_', ' ')} {self.thing(function)}"
 
     def thing(self, function: Function) -> str:
         return function.things[self.word % len(function.things)]
@@ -137,8 +135,7 @@ class _Scene:
     def __init__(self, split: str, rng: random.Random) -> None:
         self.rng, self.domains = rng, domains(split)
         names, form, first = _words()[split]["providers"], rng.choice(_FORMS), rng.randrange(9)
-        chosen = rng.sample(names, len(names))
-        word = rng.randrange(12)
+        chosen, word = rng.sample(names, len(names)), rng.randrange(12)
         self.providers = [_Provider(name, first + index, form, word) for index, name in enumerate(chosen)]
         self.tools: list[dict[str, Any]] = []
         self.calls: list[list[dict[str, Any]]] = []

@@ -19,8 +19,8 @@ _DEEPEST = 32  # nesting of arguments and schemas; the published ones have 3 lev
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool that may be called; `parameters` is a JSON Schema of type object. `provider` is who offers it, where the
-    declaration says so; otherwise its name tells, see `providers`."""
+    """A tool that may be called; `parameters` is a JSON Schema of type object, `provider` who offers it, where
+    declared."""
 
     name: str
     description: str

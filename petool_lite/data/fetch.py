@@ -40,7 +40,7 @@ def fetch(
     done, quiet = [], partial(tqdm, disable=True)  # the command draws its own progress
     for number, name in enumerate(names):
         report(f"fetch {repo}", number, len(names), name)
-        with _in_words(f"hub:{repo}/{name}", repo):
+        with _in_words(repo, name):
             path = Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, tqdm_class=quiet))
         snapshot = path.parents[len(PurePosixPath(name).parts) - 1]
         done.append(Fetched(name, path, snapshot.name))
@@ -53,19 +53,19 @@ def data_files(repo: str) -> list[str]:
     library_places()
     from huggingface_hub import HfApi
 
-    with _in_words(f"hub:{repo}", repo):
+    with _in_words(repo):
         found = [row.rfilename for row in HfApi().dataset_info(repo, timeout=30).siblings or []]
     return sorted(name for name in found if name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz", ".zip")))
 
 
 @contextmanager
-def _in_words(what: str, repo: str) -> Iterator[None]:
+def _in_words(*place: str) -> Iterator[None]:
     """Turn every failure of the Hub client or of the disk into one PetoolError."""
     try:
         yield
     except Exception as error:  # the hub client raises many kinds, some of them of the HTTP library under it
-        reason, hint = _explain(error, repo)
-        raise PetoolError(f"cannot download {what}: {reason}", hint) from error
+        reason, hint = _explain(error, place[0])
+        raise PetoolError(f"cannot download hub:{'/'.join(place)}: {reason}", hint) from error
 
 
 def _explain(error: BaseException, repo: str) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from petool_lite.data.entries import Call, nested_beyond
@@ -73,6 +74,16 @@ def json_text(value: str, where: str, expected: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise Fault(where, f"{expected} ({error})") from error
+
+
+def json_values(text: str, start: int = 0) -> Iterator[tuple[int, int, Any]]:
+    """JSON values one after the other, or as items of a list that is open at `start`: start and end of each, and the
+    value. Raises ValueError or RecursionError."""
+    decoder, rest = json.JSONDecoder(), re.compile(r"[\s,]*")
+    while (start := rest.match(text, start).end()) < len(text) and text[start] != "]":  # type: ignore[union-attr]
+        value, end = decoder.raw_decode(text, start)
+        yield start, end, value
+        start = end
 
 
 def arguments(value: Any, where: str) -> Mapping[str, Any]:

@@ -41,14 +41,12 @@ def named_by(dataset: Dataset) -> dict[str, int]:
 
 
 def _form(tool: Tool, owner: str) -> str:
-    name = tool.name
-    if tool.provider or owner == name:
+    if tool.provider or owner == tool.name:
         return "declared" if tool.provider else "unknown, the name alone"
-    if name.startswith("<"):
-        return "<category>.<provider>.<api>"
-    if name.startswith("mcp__"):
-        return "mcp__server__tool"
-    return next(f"server{joint}tool" for joint in ("__", ".", "/", "_") if joint in name)
+    for start, form in (("<", "<category>.<provider>.<api>"), ("mcp__", "mcp__server__tool")):
+        if tool.name.startswith(start):
+            return form
+    return next(f"server{joint}tool" for joint in ("__", ".", "/", "_") if joint in tool.name)
 
 
 def preview(chat: Chat, row: Example) -> dict[str, Any]:

@@ -5,13 +5,13 @@ none. All other turns are the conversation so far, of which training learns the 
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from petool_lite.data import petoolbench
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, USED, Accepted, Answer, Call, Entry, Interaction, Tool
-from petool_lite.data.fields import Fault, arguments, call, get, json_text, kind_of, sound, text
+from petool_lite.data.fields import Fault, arguments, call, get, json_text, json_values, kind_of, sound, text
 from petool_lite.data.schema import parameters_schema
 
 VERDICTS: dict[str, str | None] = {LIKED: LIKED, DISLIKED: DISLIKED, USED: None}
@@ -134,16 +134,14 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         calls = [{"function": value["function_call"]}]
     if calls:
         calls = get({"tool_calls": calls}, "tool_calls", list, where, "a list of calls")
-        found["tool_calls"] = [_tool_call(item, f"{where}.tool_calls[{i}]") for i, item in enumerate(calls)]
+        found["tool_calls"] = made = []
+        for index, item in enumerate(calls):
+            spot, wrapped = f"{where}.tool_calls[{index}]", isinstance(item, Mapping) and "function" in item
+            called = call(item["function"] if wrapped else item, f"{spot}.function" if wrapped else spot)
+            made.append(_call_json(called, item["id"] if isinstance(item.get("id"), str) else ""))
     identity, learned = value.get("tool_call_id"), role == "assistant" and value.get("weight") == 1
     found |= {"tool_call_id": identity} if isinstance(identity, str) else {}
     return found | ({"weight": 1} if learned else {})
-
-
-def _tool_call(value: Any, where: str) -> dict[str, Any]:
-    wrapped = isinstance(value, Mapping) and "function" in value
-    made = call(value["function"] if wrapped else value, f"{where}.function" if wrapped else where)
-    return _call_json(made, value.get("id") if isinstance(value.get("id"), str) else "")
 
 
 def content_text(value: Any, where: str) -> str:
@@ -204,8 +202,12 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     elif "conversations" in row:
         messages, listed = _spoken(row)
     else:
-        messages = [{"role": "user", "content": get(row, "query", str, "", "a text")}, _answers(row["answers"])]
-        listed = row["tools"]
+        made, listed = row["answers"], row["tools"]
+        made = json_text(made, "answers", "a list of calls as JSON") if isinstance(made, str) else made
+        if not isinstance(made, list) or not made:
+            raise Fault("answers", f"a list of one call, found {kind_of(made) if made else 'none'}")
+        answered = {"role": "assistant", "tool_calls": [{"function": item} for item in made]}
+        messages = [{"role": "user", "content": get(row, "query", str, "", "a text")}, answered]
     tools = read_tools([] if listed is None else listed)
     if not messages:
         raise Fault("messages", "a query and an answer, found none")
@@ -229,8 +231,8 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
 
 
 def _accepted(value: Any, tools: Sequence[Tool]) -> Accepted | None:
-    """The one right call of a line's `accept`, [{name: {parameter: [right values]}}]; None where no call is right. A
-    tool may be offered with underscores for the dots of its name, since some services take no dots. Raises Fault."""
+    """The one right call of a line's `accept`; None where no call is right. A tool may be offered with underscores for
+    the dots of its name, since some services take no dots. Raises Fault."""
     if value is None or value == []:
         return None
     if not isinstance(value, list) or len(value) != 1:
@@ -265,13 +267,6 @@ def _answer(message: Mapping[str, Any], where: str) -> Answer:
     return str(message["content"])
 
 
-def _answers(value: Any) -> dict[str, Any]:
-    found = json_text(value, "answers", "a list of calls as JSON") if isinstance(value, str) else value
-    if not isinstance(found, list) or not found:
-        raise Fault("answers", f"a list of one call, found {kind_of(found) if found else 'none'}")
-    return {"role": "assistant", "tool_calls": [{"function": item} for item in found]}
-
-
 def _spoken(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
     turns = get(row, "conversations", list, "", "a list of turns")
     listed: Any = row.get("tools")
@@ -284,7 +279,7 @@ def _spoken(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
         said = get(turn, "value" if "value" in turn else "content", str, where, "a text")
         role = _SPEAKERS[who]
         if role == "system" and (declared := _TOOLS.search(said)):
-            listed = listed or list(_values(declared[1], where))
+            listed = listed or _values(declared[1], where)
             continue
         blocks = [said] if role == "call" else _TAGGED.findall(said) if role == "assistant" else []
         calls = [{"function": made} for block in blocks for made in _values(block, where)]
@@ -293,14 +288,10 @@ def _spoken(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
     return messages, listed
 
 
-def _values(said: str, where: str) -> Iterator[Any]:
+def _values(said: str, where: str) -> list[Any]:
     """JSON values one after the other, those of lists one by one. Raises Fault."""
-    decoder, position = json.JSONDecoder(), 0
-    while position < len(said.rstrip()):
-        while said[position] in " \t\r\n,":
-            position += 1
-        try:
-            value, position = decoder.raw_decode(said, position)
-        except (ValueError, RecursionError) as error:
-            raise Fault(where, f"JSON ({error})") from error
-        yield from value if isinstance(value, list) else [value]
+    try:
+        found = [value for _, _, value in json_values(said)]
+    except (ValueError, RecursionError) as error:
+        raise Fault(where, f"JSON ({error})") from error
+    return [item for value in found for item in (value if isinstance(value, list) else [value])]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from petool_lite.data.entries import DISLIKED, LIKED, Call, Entry, Interaction, Published, Tool, properties, required
-from petool_lite.data.fields import Fault, call, get, json_text, sound, text
+from petool_lite.data.fields import Fault, call, get, json_text, json_values, sound, text
 
 PROMPT_FIELD = {
     "rating": "instruction_ratings", "preferred": "instruction_preferred", "chronological": "instruction_chronological",
@@ -164,17 +164,6 @@ def _arrays(prompt: str) -> Iterator[tuple[int, int, list[Any]]]:
         position = prompt.find("[", end)
 
 
-def _item_texts(array: str) -> Iterator[str]:
-    """The texts of the items of a JSON array, as they stand in it."""
-    position = 1
-    while array[position] != "]":
-        end = position + 1
-        if array[position] not in " \t\r\n,":
-            _, end = _DECODER.raw_decode(array, position)
-            yield array[position:end]
-        position = end
-
-
 def _parse_prompt(prompt: str, where: str, setting: str) -> tuple[tuple[Interaction, ...], tuple[Tool, ...], Published]:
     calls: tuple[int, int, list[Any]] | None = None
     for first, last, listed in _arrays(prompt):
@@ -187,7 +176,7 @@ def _parse_prompt(prompt: str, where: str, setting: str) -> tuple[tuple[Interact
     if calls is None:
         raise Fault(where, "a JSON array of earlier calls before the tools")
     start, end, made = calls
-    texts = (tuple(_item_texts(prompt[a:b])) for a, b in ((start, end), (first, last)))
+    texts = (tuple(prompt[a:b] for a, b, _ in json_values(prompt, array + 1)) for array in (start, first))
     pieces = Published(prompt[:start], next(texts), prompt[end:first], next(texts), prompt[last:])
     history = tuple(read_interaction(row, f"{where}.history[{index}]", setting) for index, row in enumerate(made))
     return history, tuple(read_tool(row, f"{where}.tools[{index}]") for index, row in enumerate(listed)), pieces

@@ -41,8 +41,8 @@ def parameters_schema(value: Any) -> dict[str, Any]:
 
 
 def normal_schema(schema: Any, path: str = "", odd: Odd = lambda *_: None) -> Any:
-    """A copy of a schema with JSON's type names and without shapes that say nothing. Values are not touched. `odd`
-    hears of what is not JSON Schema: where, what, and whether it is known what is meant by it."""
+    """A copy of a schema with JSON's type names and without shapes that say nothing. `odd` hears of what is not JSON
+    Schema: where, what, and whether it is known what is meant."""
     if not isinstance(schema, Mapping):
         if not isinstance(schema, bool | None):
             odd(path, f"expected a schema, an object, found {json.dumps(schema, ensure_ascii=False)[:60]}", False)

@@ -10,9 +10,8 @@ from petool_lite.errors import USAGE, PetoolError
 
 
 def function_groups(entries: Sequence[Entry]) -> list[int]:
-    """A group number for each entry; entries tied by any chain of ties have the same number, counted from 0. Tied are
-    entries with the same function, the same right tool or the same query (apart from space and case). An entry without
-    a function is tied to every entry whose right tool has its function words."""
+    """A group number for each entry, counted from 0: the same for entries tied by any chain of the same function, right
+    tool or query (apart from space and case). One without a function is tied by its right tool's function words."""
     keys = _function_keys(entries, entries)
     parent = list(range(len(entries)))
     first: dict[str, int] = {}
@@ -33,8 +32,10 @@ def function_groups(entries: Sequence[Entry]) -> list[int]:
 def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
     """Deal the groups of `function_groups` to `count` folds: ascending indices into `entries`. The largest group goes
     first, each to the smallest fold; `seed` breaks ties. Raises PetoolError where there are fewer groups than folds."""
-    numbers = function_groups(entries)
-    dealt = [[index for index, own in enumerate(numbers) if own == group] for group in range(len({*numbers}))]
+    groups: dict[int, list[int]] = {}
+    for index, group in enumerate(function_groups(entries)):
+        groups.setdefault(group, []).append(index)
+    dealt = list(groups.values())
     if not 1 <= count <= len(dealt):
         what = f"cannot make {count} folds of {len(dealt)} functions"
         raise PetoolError(what, "every fold needs a function of its own", USAGE)

@@ -10,7 +10,6 @@ from typing import Any
 
 from petool_lite.console import Report, silent
 from petool_lite.data.answers import with_rejected
-from petool_lite.data.entries import Entry
 from petool_lite.data.files import Dataset, load_dataset, raw_rows, source_sha256
 from petool_lite.data.petoolbench import PROMPT_FIELD, settings_of
 from petool_lite.errors import PetoolError
@@ -93,7 +92,10 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     sets = load_learned(data, data.train)
     layout = Layout(data.style, recipe.model.max_tokens, data.overlength)
     # one setting after the other, which is as good as any order: training draws its own
-    entries = [entry for dataset in sets for entry in _given(recipe, dataset)]
+    entries = [entry for dataset in sets for entry in dataset.entries]
+    entries = with_rejected(entries, recipe.train.seed) if pairs else entries
+    if data.setting == ALL:  # ids tell which
+        entries = [replace(entry, id=f"{entry.setting}:{entry.id}") for entry in entries]
     if not entries:
         hint = "dpo takes rows with chosen and rejected, or entries that offer the same function of another provider"
         raise PetoolError(f"{data.train} gives no pair of a right and a wrong answer", hint)
@@ -120,14 +122,6 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     summary |= {"tokens": sum(lengths), "answers": sum(answers), "loss_tokens": sum(losses)}
     summary |= ({"without_pair": count - len(entries)} if pairs else {}) | _wording(sets, data.style)
     write_json(folder / "summary.json", {"summary": summary, "left_out": left_out})
-
-
-def _given(recipe: Recipe, dataset: Dataset) -> Sequence[Entry]:
-    """The rows of one setting; for dpo those with a wrong answer. Where all settings are learned, ids tell which."""
-    rows: Sequence[Entry] = dataset.entries
-    if recipe.train.objective == "dpo":
-        rows = with_rejected(rows, recipe.train.seed)
-    return [replace(row, id=f"{row.setting}:{row.id}") for row in rows] if recipe.data.setting == ALL else rows
 
 
 def _wording(sets: Sequence[Dataset], style: str) -> dict[str, Any]:

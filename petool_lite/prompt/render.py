@@ -125,8 +125,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt's token ids; the first `shared` of them are the same for every query of this user with these tools.
-    `history_dropped` earlier calls were left out so that it fits."""
+    """A prompt's ids, of which the first `shared` are the same for every query, with `history_dropped` calls left
+    out."""
 
     ids: list[int]
     shared: int
@@ -226,8 +226,8 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def drop_order(entry: Entry, style: str) -> list[int]:
-    """Earlier calls in the order in which they may go, as indices, the oldest first. The petool prompt shows calls of
-    the candidates' providers only, the published one all: there others go first."""
+    """Earlier calls, as indices, in the order in which they may go: those that the petool prompt never shows, the
+    oldest."""
     shown = bearing(entry)
     return shown if style == "petool" else [*sorted(set(range(len(entry.history))) - set(shown)), *shown]
 

@@ -151,13 +151,10 @@ def test_several_calls_or_a_bad_answer_are_named_and_counted(tmp_path) -> None:
         assert wanted in said
 
 
-@pytest.mark.parametrize(
-    "shape", [None, [], {}, {"type": "object"}, {"type": "object", "properties": None}, {"properties": []}]
-)
-def test_a_tool_without_parameters_in_any_shape(shape) -> None:
-    (tool,) = read_tools([{"type": "function", "function": {"name": "now", "description": None, "parameters": shape}}])
-    assert tool.description == ""
-    assert value_faults(tool.parameters, {}) == []
+def test_a_tool_without_parameters_in_any_shape() -> None:
+    for shape in (None, [], {}, {"type": "object"}, {"type": "object", "properties": None}, {"properties": []}):
+        (tool,) = read_tools([{"function": {"name": "now", "description": None, "parameters": shape}}])
+        assert (tool.description, value_faults(tool.parameters, {})) == ("", [])
 
 
 def test_tool_lists_of_mcp_and_of_xlam() -> None:
@@ -190,16 +187,10 @@ def test_types_of_the_wild_are_understood(wild, valid, invalid) -> None:
     assert "cannot be read" in value_faults({"$ref": "#/$defs/nowhere"}, {})[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "owner"),
-    [
-        ("<Music>.<Birch>.<find a song>", "Birch"), ("mcp__slack__post", "slack"), ("slack__post", "slack"),
-        ("slack.post", "slack"), ("slack/post_it", "slack"), ("slack_post", "slack"),
-        ("get_time", "get_time"), ("now", "now"),
-    ],
-)  # fmt: skip
-def test_providers_are_read_from_names(name, owner) -> None:
-    assert namespace(name, {"slack"}) == owner
+def test_providers_are_read_from_names() -> None:
+    for name in ("mcp__slack__post", "slack__post", "slack.post", "slack/post_it", "slack_post", "<a>.<slack>.<a b>"):
+        assert namespace(name, {"slack"}) == "slack"
+    assert [namespace(name, {"slack"}) for name in ("get_time", "now")] == ["get_time", "now"]
 
 
 def test_who_shares_a_prefix_is_one_provider_and_a_declared_one_wins() -> None:

@@ -54,10 +54,8 @@ def test_every_published_entry_comes_back_byte_for_byte(open_entries) -> None:
 )
 def test_a_published_type_is_json_schema_and_comes_back(declared, schema) -> None:
     parameter = {"name": "x", "type": "", "description": "what it is", "default": ""} | declared
-    published = {
-        "tool_name": "<A>.<b>.<c>", "tool_description": "does", "required_parameters": [parameter],
-        "optional_parameters": [],
-    }  # fmt: skip
+    published = {"tool_name": "<A>.<b>.<c>", "tool_description": "does"}
+    published |= {"required_parameters": [parameter], "optional_parameters": []}
     tool = read_tool(published, "tool")
     found = {key: value for key, value in tool.parameters["properties"]["x"].items() if key != "x-published"}
     assert found == schema | {"description": "what it is"}
@@ -76,8 +74,7 @@ def test_null_is_nothing_and_never_a_word(kind, smollm2) -> None:
     for form in (ours, theirs):
         entry = Entry("0", "Which loaves?", read_tools([form]))
         row = published_tool(entry.tools[0])
-        texts = [row["tool_description"]] + [part["description"] for part in row["optional_parameters"]]
-        assert set(texts) == {""}
+        assert {row["tool_description"], *(part["description"] for part in row["optional_parameters"])} == {""}
         made = published_entry(entry, ["", "", ""], "rating")
         for style in ("petool", "published"):
             shown = prompt_text(chat, made, Layout(style, 4096))

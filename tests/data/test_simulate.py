@@ -41,13 +41,13 @@ def test_the_answer_follows_from_what_is_written(entries) -> None:
         right = next(item for item in entry.tools if item.name == entry.answer.name)
         rivals = [item for item in entry.tools if item.description == right.description and item is not right]
         known = providers(entry)
-        assert len({known[item.name] for item in (right, *rivals)}) == 1 + len(rivals)
-        calls = [(known[item.call.name], item.verdict) for item in entry.history]
-        if any(verdict for owner, verdict in calls if owner in {known[item.name] for item in (right, *rivals)}):
+        able = {known[item.name] for item in (right, *rivals)}
+        assert len(able) == 1 + len(rivals)
+        calls = [(known[item.call.name], item.verdict) for item in entry.history if known[item.call.name] in able]
+        if any(verdict for _, verdict in calls):
             assert all(balance_of(entry, right) > balance_of(entry, rival) for rival in rivals)
         elif rivals:
-            latest = [owner for owner, _ in calls if owner in {known[item.name] for item in (right, *rivals)}][-1]
-            assert latest == known[right.name]
+            assert calls[-1][0] == known[right.name]
         assert answer_faults(entry) == []
     assert all(item.provider == "" for entry in entries for item in entry.tools)
 

@@ -20,8 +20,7 @@ def demo(split: str = "train", count: int = 120) -> list[Entry]:
 def check_folds(entries, count: int) -> None:
     dealt = folds(entries, count, seed=3)
     assert sorted(index for fold in dealt for index in fold) == list(range(len(entries)))
-    assert dealt == folds(entries, count, seed=3)
-    assert dealt != folds(entries, count, seed=4)
+    assert dealt == folds(entries, count, seed=3) != folds(entries, count, seed=4)
     groups = function_groups(entries)
     largest = max(groups.count(group) for group in set(groups))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= largest
@@ -42,9 +41,7 @@ def test_folds_share_nothing_also_where_functions_have_no_number() -> None:
 
 
 def test_published_folds_share_nothing(open_entries) -> None:
-    entries = load_dataset(str(open_entries), "rating").entries
-    for count in (2, 5, 10):
-        check_folds(entries, count)
+    check_folds(load_dataset(str(open_entries), "rating").entries, 5)
 
 
 def test_a_chain_of_ties_is_one_group() -> None:
@@ -65,19 +62,17 @@ def test_a_chain_of_ties_is_one_group() -> None:
 def test_planted_leaks_are_found() -> None:
     train, test = demo("train"), demo("test")
     assert not leaks(train, test)
-    spy = test[0]
-    same_function = replace(train[0], function=spy.function)
-    assert leaks([*train, same_function], test)["functions"] == [f"function {spy.function}"]
-    same_answer = replace(train[0], answer=spy.answer)
-    assert leaks([*train, same_answer], test)["right_tools"] == [spy.answer.name]
-    same_query = replace(train[0], query=f"  {spy.query.upper()}")
-    assert leaks([*train, same_query], test)["queries"] == [spy.query]
-    unnumbered = replace(train[0], function=None, answer=Call(spy.answer.name.replace("_", "-"), {}))
-    assert len(leaks([*train, unnumbered], test)["functions"]) == 1
+    spy, unnumbered = test[0], Call(test[0].answer.name.replace("_", "-"), {})
+    for kind, planted, found in (
+        ("functions", {"function": spy.function}, [f"function {spy.function}"]),
+        ("right_tools", {"answer": spy.answer}, [spy.answer.name]),
+        ("queries", {"query": f"  {spy.query.upper()}"}, [spy.query]),
+        ("functions", {"function": None, "answer": unnumbered}, [function_words(unnumbered.name)]),
+    ):
+        assert leaks([*train, replace(train[0], **planted)], test)[kind] == found
 
 
 def test_every_fold_needs_a_function() -> None:
-    with pytest.raises(PetoolError, match="folds"):
-        folds(demo(count=3), 4, seed=0)
-    with pytest.raises(PetoolError, match="folds"):
-        folds([], 1, seed=0)
+    for entries, count in ((demo(count=3), 4), ([], 1)):
+        with pytest.raises(PetoolError, match="folds"):
+            folds(entries, count, seed=0)

@@ -17,20 +17,15 @@ from petool_lite.data.openai import entry_line, entry_messages, learned_turns, t
 from petool_lite.data.openai import parse as parse_line
 from petool_lite.data.petoolbench import parse
 from petool_lite.errors import PetoolError
+from petool_lite.prompt import render
 from petool_lite.prompt.render import (
     LAYOUTS,
     Layout,
     answer_text,
     chat_from_directory,
-    cut_descriptions,
-    entry_request,
     example,
-    exported_template,
-    petool_template,
     prompt_ids,
     prompt_text,
-    recorded_style,
-    render_messages,
 )
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -105,7 +100,7 @@ def test_the_petool_prompt_states_facts(smol) -> None:
     assert earlier.splitlines() == EARLIER
     assert text.endswith(f"<|im_start|>user\n{CHAT.query}<|im_end|>\n<|im_start|>assistant\n")
     assert "Which channels" not in text
-    assert cut_descriptions(CHAT) == 1
+    assert render.cut_descriptions(CHAT) == 1
 
 
 def test_an_answer_is_what_servers_read(smol) -> None:
@@ -166,10 +161,10 @@ def test_what_any_query_shares_is_known_from_one_rendering(smol) -> None:
 
 def test_a_model_of_another_layout_is_refused() -> None:
     known = {None: None, "published": None, "petool": str(LAYOUTS["petool"])}
-    assert [recorded_style(style, layout) for style, layout in known.items()] == list(known)
+    assert [render.recorded_style(style, layout) for style, layout in known.items()] == list(known)
     for style, layout in (("compact", 3), ("petool", None), ("petool", LAYOUTS["petool"] + 1), ("published", 9)):
         with pytest.raises(PetoolError, match="layout") as error:
-            recorded_style(style, layout)
+            render.recorded_style(style, layout)
         assert ("petool-lite 0.1" in error.value.hint) == (style == "compact")
 
 
@@ -180,10 +175,10 @@ def test_a_llama_3_prompt_has_one_bos_and_a_fixed_date_and_without_tools_the_bas
         (bos,) = chat.encode("<|begin_of_text|>")
         assert (ids.count(bos), ids[0], ids[-1]) == (1, bos, chat.eos_id)
     plain = [{"role": "user", "content": " hi "}]
-    assert "26 Jul 2024" in render_messages(chat, plain)
-    wrapped = replace(chat, template=petool_template(chat.template))
-    assert render_messages(wrapped, plain) == render_messages(chat, plain)
-    assert petool_template(wrapped.template) == wrapped.template
+    assert "26 Jul 2024" in render.render_messages(chat, plain)
+    wrapped = replace(chat, template=render.petool_template(chat.template))
+    assert render.render_messages(wrapped, plain) == render.render_messages(chat, plain)
+    assert render.petool_template(wrapped.template) == wrapped.template
 
 
 @pytest.mark.parametrize(("entry", "layout"), [(CHAT, PETOOL), (published(), PUBLISHED)])
@@ -229,7 +224,7 @@ def test_llama_cpp_and_transformers_render_the_template_alike(smollm2, smol, ope
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2.directory)
-    tokenizer.chat_template = petool_template(smol.template)
+    tokenizer.chat_template = render.petool_template(smol.template)
     server = OtherServer(smollm2.gguf, template=tokenizer.chat_template)
     entries = [CHAT, *load_dataset("demo:test:20").entries, *(published(n, "chronological") for n in range(4))]
     for setting in ("rating", "preferred", "chronological"):
@@ -240,10 +235,10 @@ def test_llama_cpp_and_transformers_render_the_template_alike(smollm2, smol, ope
     for entry in entries:
         wanted = prompt_text(smol, entry, PETOOL)
         assert server.text({"messages": entry_messages(entry), "tools": list(map(tool_json, entry.tools))}) == wanted
-        asked, more = entry_request(smol, entry, "petool"), {"tokenize": False, "add_generation_prompt": True}
+        asked, more = render.entry_request(smol, entry, "petool"), {"tokenize": False, "add_generation_prompt": True}
         assert tokenizer.apply_chat_template(asked["messages"], asked["tools"], **more) == wanted
     dated = replace(smol, template=LLAMA_DATE + smol.template)
     for entry, layout in ((CHAT, PETOOL), (published(), PUBLISHED)):
-        server = OtherServer(smollm2.gguf, template=exported_template(dated.template, layout.style))
+        server = OtherServer(smollm2.gguf, template=render.exported_template(dated.template, layout.style))
         assert "Today: 26 Jul 2024" in prompt_text(dated, entry, layout)
-        assert server.text(entry_request(dated, entry, layout.style)) == prompt_text(dated, entry, layout)
+        assert server.text(render.entry_request(dated, entry, layout.style)) == prompt_text(dated, entry, layout)
