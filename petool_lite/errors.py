@@ -26,5 +26,7 @@ def missing_package(error: ModuleNotFoundError | AttributeError) -> PetoolError:
         return PetoolError(f"this works on Linux and macOS only ({error})", "on Windows use it inside WSL", MACHINE)
     if name == "petool_lite" or isinstance(error, AttributeError):
         raise error  # a fault of our own, whose traceback is wanted
+    if name in ("mcp", "mcp_types"):
+        return PetoolError("MCP servers need the package mcp", 'pip install "petool-lite[mcp]"', MACHINE)
     hint = 'training and export need: pip install "petool-lite[train]"; where pip finds no versions that fit together: '
     return PetoolError(f"the package {name} is not installed", f"{hint}requirements/install.sh in a checkout", MACHINE)

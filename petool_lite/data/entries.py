@@ -129,16 +129,11 @@ def namespace(name: str, shared: Iterable[str] = ()) -> str:
     return head if found and head in shared else name
 
 
-def shared_prefixes(names: Iterable[str]) -> frozenset[str]:
-    """What two or more of the names have before their first `_`, where no other form tells the provider."""
-    plain = {name for name in names if "_" in name and namespace(name) == name}
-    counts = Counter(name.split("_")[0] for name in plain)
-    return frozenset(prefix for prefix, count in counts.items() if count > 1)
-
-
 def providers(entry: Entry) -> dict[str, str]:
-    """The provider of every name in an entry, offered tools and earlier calls."""
-    shared = shared_prefixes(tool.name for tool in entry.tools)
+    """The provider of every name in an entry, offered tools and earlier calls. What two or more tools have before their
+    first `_` is one, where no other form of name tells."""
+    plain = {tool.name for tool in entry.tools if "_" in tool.name and namespace(tool.name) == tool.name}
+    shared = {prefix for prefix, count in Counter(name.split("_")[0] for name in plain).items() if count > 1}
     found = {item.call.name: namespace(item.call.name, shared) for item in entry.history}
     return found | {tool.name: tool.provider or namespace(tool.name, shared) for tool in entry.tools}
 

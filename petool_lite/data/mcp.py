@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from petool_lite.data.entries import Tool
 from petool_lite.data.openai import tool_json
-from petool_lite.errors import MACHINE, USAGE, PetoolError, first_line
+from petool_lite.errors import USAGE, PetoolError, first_line
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ LIST_S, RUN_S = 30.0, 300.0  # seconds that a server may take to tell its tools,
 _MOST = 1000  # tools of one server
 _LONGEST = 1 << 16  # characters of a result
 _OURS = ("PETOOL_LITE_API_KEY", "PETOOL_LITE_ENDPOINT_KEY")  # keys that are no server's business
-_NAMED = re.compile(r"([a-z][a-z0-9-]*)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"(?:([a-z][a-z0-9-]*)=)?(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,8 @@ class Servers:
 
     def __init__(self, given: Sequence[str], list_s: float = LIST_S, run_s: float = RUN_S) -> None:
         """Nothing is started yet. `list_s` and `run_s` in seconds. Raises PetoolError for what is no command."""
-        try:
-            import mcp  # noqa: F401
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
-                raise
-            hint = 'pip install "petool-lite[mcp]"'
-            raise PetoolError("MCP servers need the package mcp, which is not installed", hint, MACHINE) from error
+        import mcp  # noqa: F401 - said now where it is not installed
+
         for name in ("mcp", "asyncio"):  # what goes wrong is raised and told in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._servers = [_Server(text, list_s, run_s) for text in given]
@@ -80,9 +75,9 @@ class _Server:
     """One server; opened for each question."""
 
     def __init__(self, text: str, list_s: float, run_s: float) -> None:
-        named = _NAMED.fullmatch(text.strip())
-        self._name: str | None = named[1] if named else None
-        self._where = named[2] if named else text.strip()
+        if (named := _NAMED.fullmatch(text.strip())) is None:
+            raise PetoolError("--mcp is empty", "expected a command, or an address with http://", USAGE)
+        self._name, self._where = named.groups()
         self.label = self._name or (self._where if len(self._where) < 60 else f"{self._where[:57]}...")
         self._list_s, self._run_s = list_s, run_s
         self._is_url = self._where.startswith(("http://", "https://"))
@@ -90,8 +85,6 @@ class _Server:
             self._words = [self._where] if self._is_url else shlex.split(self._where)
         except ValueError as error:
             raise PetoolError(f"--mcp {self.label}: {error}", "quote it as a shell would", USAGE) from error
-        if not self._words:
-            raise PetoolError("--mcp is empty", "expected a command, or an address with http://", USAGE)
 
     async def listed(self) -> tuple[str, list[Any]]:
         """The server's name, which has no `_`, and its tools as the package gives them."""

@@ -179,7 +179,9 @@ def simulate(
     than two functions."""
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
-    beside = _once([*pool, *(tool for example in examples for tool in (example.tool, *example.others))])
+    named = {tool.name: tool for tool in [*pool, *(tool for one in examples for tool in (one.tool, *one.others))]}
+    # each description once: some public lists have hundreds that say the same of themselves
+    beside = list({tool.description or tool.name: tool for tool in named.values()}.values())
     corpus = _Corpus(examples, beside, _values(examples), without)
     order: list[int] = []
     for number in range(count):
@@ -349,12 +351,6 @@ def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random
         described[new] = {**schema, "description": " ".join(_split(name))} if silent else schema
     needed = {"required": [renaming.get(name, name) for name in required(tool)]} if required(tool) else {}
     return Tool(owner.named(tool, rng), tool.description, {**tool.parameters, "properties": described, **needed})
-
-
-def _once(tools: Sequence[Tool]) -> list[Tool]:
-    """Each name and each description once: some public lists have hundreds that say the same of themselves."""
-    named = {tool.name: tool for tool in tools}.values()
-    return list({tool.description or tool.name: tool for tool in named}.values())
 
 
 def _distractors(

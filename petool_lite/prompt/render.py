@@ -226,7 +226,7 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def drop_order(entry: Entry, style: str) -> list[int]:
-    """Earlier calls, as indices, in the order in which they may go: those that the petool prompt never shows, the
+    """Earlier calls, as indices, in the order in which they may go: what the petool prompt does not show, then the
     oldest."""
     shown = bearing(entry)
     return shown if style == "petool" else [*sorted(set(range(len(entry.history))) - set(shown)), *shown]

@@ -28,14 +28,12 @@ def test_check_finds_planted_faults_and_leaks(command, files) -> None:
     assert "providers of tools, by <category>.<provider>.<api>: 160" in good.stdout
     train, test = published_rows("train", 1), published_rows("test", 20)
     (files / "leaky.json").write_text(json.dumps([*test, {**train[0], "entry_id": 99}]))
-    leaky = command("data", "check", "train.json", "leaky.json", cwd=files)
-    assert leaky.returncode == 1
-    assert "leak, functions" in leaky.stdout
     test[3]["api_call_ground_truth"]["parameters"] = {"colour": "red"}
     (files / "odd.json").write_text(json.dumps(test))
-    odd = command("data", "check", "odd.json", cwd=files)
-    assert odd.returncode == 1
-    assert "entry 3: it gives colour, which its tool does not declare" in odd.stdout
+    told = "entry 3: it gives colour, which its tool does not declare"
+    for line, said in ((["train.json", "leaky.json"], "leak, functions"), (["odd.json"], told)):
+        found = command("data", "check", *line, cwd=files)
+        assert (found.returncode, said in found.stdout) == (1, True)
 
 
 def test_split_writes_folds_without_leaks(found, files) -> None:
@@ -66,8 +64,7 @@ def test_convert_names_answers_that_are_not_of_their_schema(command, files) -> N
     rows[1]["api_call_ground_truth"]["parameters"]["limit"] = "ten"
     (files / "rows.json").write_text(json.dumps(rows))
     refused = command("data", "convert", "rows.json", "lines.jsonl", cwd=files)
-    assert refused.returncode == 1
-    assert "entry 1, limit: 'ten' is not of type 'number'" in refused.stderr
+    assert (refused.returncode, "entry 1, limit: 'ten' is not of type 'number'" in refused.stderr) == (1, True)
     result = command("data", "convert", "rows.json", "lines.jsonl", "--skip-bad", cwd=files)
     assert "left out: rows.json, entry 1, limit" in result.stderr
     assert command("data", "check", "lines.jsonl", cwd=files).returncode == 0
@@ -79,11 +76,8 @@ def test_preview_shows_the_loss_mask_of_a_training_row(command, files) -> None:
     shown = json.loads(command("data", "preview", "demo", *more, "--entry", "2", "--json", cwd=files).stdout)
     call = row["api_call_ground_truth"]
     wanted = json.dumps({"name": call["tool_name"], "arguments": call["parameters"]})
-    assert (
-        "".join(piece["text"] for piece in shown["pieces"] if piece["learned"])
-        == f"<tool_call>\n{wanted}\n</tool_call><|im_end|>"
-    )
+    learned = "".join(piece["text"] for piece in shown["pieces"] if piece["learned"])
+    assert learned == f"<tool_call>\n{wanted}\n</tool_call><|im_end|>"
     assert shown["pieces"][0]["text"].endswith(f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n")
     plain = command("data", "preview", "demo")
-    assert "with loss" in plain.stderr
-    assert "<|im_end|>" in plain.stdout
+    assert ("with loss" in plain.stderr, "<|im_end|>" in plain.stdout) == (True, True)

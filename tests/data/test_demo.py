@@ -126,11 +126,9 @@ def test_neither_the_request_nor_the_history_alone_is_enough() -> None:
 
 def test_every_kind_of_request_and_every_form_of_name_is_there() -> None:
     rows = read("train", 1000)
-    assert all(4 <= len(row.entry.tools) <= 8 and len(row.entry.history) <= 6 for row in rows)
     assert {len(row.able) for row in rows} == {0, 1, 2, 3}
     assert 70 <= sum(not row.able for row in rows) <= 130
-    rated_before = sum(any(item.call.name == row.answer for item in row.entry.history) for row in rows)
-    assert 100 < rated_before < 400
+    assert 100 < sum(any(item.call.name == row.answer for item in row.entry.history) for row in rows) < 400
     assert sum(len(row.able) == 1 and balance(row.entry, row.answer) < 0 for row in rows) > 30
     names = [row.entry.tools[0].name for row in rows]
     for form in (r"\w+\.\w+", r"[a-z]+__\w+", r"[a-z]+_\w+", r"\w+/\w+", r"<\w+>\.<\w+>\.<\w+>", r"mcp__\w+__\w+"):

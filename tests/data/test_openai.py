@@ -75,18 +75,6 @@ def test_all_corpora_load_and_come_back() -> None:
             assert parse(entry_line(entry), entry.id) == entry
 
 
-def test_verdicts_are_turns() -> None:
-    history = (
-        Interaction("Rain in Rome?", Call("sun.forecast", {"city": "Rome"}), LIKED),
-        Interaction("", Call("rain.now", {}), DISLIKED),
-        Interaction("Rain in Oslo?", Call("rain.now", {}), None),
-    )
-    entry = Entry("0", "Rain in Bern?", WANTED.tools, history)
-    messages = entry_messages(entry)
-    assert [turn["content"] for turn in messages if turn["role"] == "tool"] == ["liked", "disliked", "used"]
-    assert conversation(messages, WANTED.tools, "0") == entry
-
-
 def test_two_calls_of_one_turn_get_their_own_verdicts_and_thanks_go_with_them() -> None:
     both = {"role": "assistant", "tool_calls": [*message(CALL, "x")["tool_calls"], *message(CALL, "y")["tool_calls"]]}
     both["tool_calls"][1]["function"] = {"name": "rain.now", "arguments": "{}"}
@@ -97,11 +85,14 @@ def test_two_calls_of_one_turn_get_their_own_verdicts_and_thanks_go_with_them() 
         {"role": "user", "content": "And what is 2 + 2?"}, {"role": "assistant", "content": "4"},
         {"role": "user", "content": "Rain in Rome?"},
     ]  # fmt: skip
+    turns[-1:-1] = [message({"name": "rain.now", "arguments": {}}), {"role": "tool", "content": "used"}]
     entry = conversation(turns, WANTED.tools)
-    found = [(item.call.name, item.verdict) for item in entry.history]
-    assert found == [("rain.now", DISLIKED), ("sun.forecast", LIKED)]
+    found = [(item.query, item.call.name, item.verdict) for item in entry.history]
+    asked = "Rain in Bern?"
+    assert found == [(asked, "rain.now", DISLIKED), (asked, "sun.forecast", LIKED), ("", "rain.now", None)]
     assert [turn["content"] for turn in entry.turns] == ["Be kind.", "And what is 2 + 2?", "4"]
     assert entry.query == "Rain in Rome?"
+    assert conversation(entry_messages(entry), WANTED.tools) == entry
 
 
 def test_a_result_that_is_no_verdict_stays_in_the_conversation() -> None:
