@@ -8,7 +8,7 @@ import struct
 from functools import lru_cache
 from glob import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from petool_lite.errors import PetoolError
 
@@ -17,7 +17,7 @@ _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 _KEPT = 1 << 10  # bytes of a text value that is looked at
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split file
-_SPLIT = (99_999, 99_999, 1 << 31)  # the highest part, number of parts and of tensors in all of them
+_MOST_PARTS = 99_999
 # Numbers that end the process in llama.cpp where they are beyond this, or not of this type.
 _LIMITS: dict[str, tuple[Any, float, float]] = {
     "block_count": (int, 1, 512),
@@ -31,39 +31,29 @@ class _Damage(Exception):
     """What of the header cannot be."""
 
 
-class _Head(NamedTuple):
-    """How many tensors a file has, and which part of a split file it is."""
-
-    tensors: int
-    part: int
-    parts: int
-    all_tensors: int
-
-
 def check_gguf(path: Path) -> list[Path]:
     """The checked files of a GGUF model: itself, or all parts of a split one. Raises PetoolError for what is no GGUF
     file or a damaged one, and for a part that is not the first or has not all others beside it."""
-    head = _sound_head(path)
-    if head.parts <= 1:
+    part, parts = _part(path)
+    if parts <= 1:
         return [path]
-    what = f"{path} is part {head.part + 1} of {head.parts} of a split model"
+    what = f"{path} is part {part + 1} of {parts} of a split model"
     named = _PART.fullmatch(path.name)
-    if named is None or (int(named[2]), int(named[3])) != (head.part + 1, head.parts):
-        right = f"NAME-{head.part + 1:05}-of-{head.parts:05}.gguf"
+    if named is None or (int(named[2]), int(named[3])) != (part + 1, parts):
+        right = f"NAME-{part + 1:05}-of-{parts:05}.gguf"
         raise PetoolError(f"{what}, but not called so", f"call it {right}, and the others accordingly")
-    files = [path.with_name(f"{named[1]}-{number:05}-of-{head.parts:05}.gguf") for number in range(1, head.parts + 1)]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
+    files = [path.with_name(f"{named[1]}-{number:05}-of-{parts:05}.gguf") for number in range(1, parts + 1)]
+    if missing := [file.name for file in files if not file.is_file()]:
         raise PetoolError(f"{what}, and {missing[0]} is not beside it", "put all parts into one folder")
-    if head.part:
+    if part:
         raise PetoolError(what, f"give the first one: {files[0]}")
-    heads = [_sound_head(file) for file in files]
-    if [item.part for item in heads] != [*range(head.parts)] or sum(item.tensors for item in heads) != head.all_tensors:
+    if [_part(file) for file in files] != [(number, parts) for number in range(parts)]:
         raise PetoolError(f"{what}, and the others are not of the same model", "get all parts again")
     return files
 
 
-def _sound_head(path: Path) -> _Head:
+def _part(path: Path) -> tuple[int, int]:
+    """Which part the file is, from 0, and of how many; checked."""
     try:
         if not path.is_file():
             raise _no_file(path)
@@ -87,8 +77,8 @@ def _no_file(path: Path) -> PetoolError:
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, state: tuple[int, int, int]) -> _Head:
-    """The file's head; read once for each state of it."""
+def _read(path: Path, state: tuple[int, int, int]) -> tuple[int, int]:
+    """`_part`, read once for each state of the file."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
@@ -142,11 +132,11 @@ class _Cursor:
         return count
 
 
-def _check(cursor: _Cursor) -> _Head:
+def _check(cursor: _Cursor) -> tuple[int, int]:
     version = cursor.number("I")
     if version not in (2, 3):
         raise _Damage(f"version {version}; 2 and 3 are known, in little-endian order")
-    tensors = cursor.count("tensors", 8 + 4 + 8 + 4 + 8)
+    cursor.count("tensors", 8 + 4 + 8 + 4 + 8)
     values: dict[str, Any] = {}
     for _ in range(cursor.count("keys", 8 + 4 + 1)):
         key = cursor.text().decode("utf-8", "replace")
@@ -154,10 +144,10 @@ def _check(cursor: _Cursor) -> _Head:
             raise _Damage(f"the key {key[:60]!r} occurs twice")
         values[key] = _value(cursor, key)
     _check_values(values)
-    split = [values.get(f"split.{name}", default) for name, default in (("no", 0), ("count", 1), ("tensors.count", 0))]
-    if not all(isinstance(number, int) and 0 <= number <= most for number, most in zip(split, _SPLIT, strict=True)):
-        raise _Damage(f"it says of its parts {split}")
-    return _Head(tensors, *split)
+    part, parts = values.get("split.no", 0), values.get("split.count", 1)
+    if not all(isinstance(number, int) and 0 <= number <= _MOST_PARTS for number in (part, parts)):
+        raise _Damage(f"it says of its parts {part!r} of {parts!r}")
+    return part, parts
 
 
 def _value(cursor: _Cursor, key: str) -> Any:

@@ -129,18 +129,11 @@ def test_what_cannot_be_is_refused_in_words(tmp_path, after, form, number, said)
         check_gguf(path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"tokens": ["a", "a"], "token_type": [1, 1]}, "token occurs twice"),
-        ({"token_type": None}, "lacks the key tokenizer.ggml.token_type"),
-        ({"token_type": [1]}, "258 tokens, but 1 of their token_type"),
-    ],
-)
-def test_a_vocabulary_that_cannot_be(tmp_path, changes, said) -> None:
-    path = write_gguf(tmp_path / "m.gguf", **{f"tokenizer__ggml__{name}": value for name, value in changes.items()})
-    with pytest.raises(PetoolError, match=said):
-        check_gguf(path)
+def test_a_vocabulary_that_cannot_be(tmp_path) -> None:
+    twice = write_gguf(tmp_path / "m.gguf", tokenizer__ggml__tokens=["a", "a"], tokenizer__ggml__token_type=[1, 1])
+    assert "token occurs twice" in refused(twice)
+    few = write_gguf(tmp_path / "n.gguf", tokenizer__ggml__token_type=[1])
+    assert "258 tokens, but 1 of their token_type" in refused(few)
 
 
 def test_a_whole_file_passes_and_a_cut_one_is_refused_by_what_reads_it(tmp_path) -> None:

@@ -242,11 +242,14 @@ def without_history(entry: Entry, gone: Collection[int]) -> Entry:
     return replace(entry, history=kept(entry.history), published=pieces)
 
 
-def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int) -> tuple[list[int], Entry] | None:
+_Fitted = tuple[str, list[int], Entry]  # a prompt, its ids, and the entry as it is shown
+
+
+def _fit(chat: Chat, entry: Entry, layout: Layout, text: str, ids: list[int], reserve: int) -> _Fitted | None:
     """Apply the policy for long rows to a prompt's `ids`; see `prompt_ids`."""
     room = layout.max_tokens - reserve
     if len(ids) <= room:
-        return ids, entry
+        return text, ids, entry
     if layout.overlength == "drop":
         return None
     if layout.overlength == "error":
@@ -257,9 +260,10 @@ def _fit(chat: Chat, entry: Entry, layout: Layout, ids: list[int], reserve: int)
     while low <= high:  # the fewest earlier calls to drop so that the rest fits
         count = (low + high) // 2
         shorter = without_history(entry, set(order[:count]))
-        ids = chat.encode(prompt_text(chat, shorter, layout))
+        text = prompt_text(chat, shorter, layout)
+        ids = chat.encode(text)
         if len(ids) <= room:
-            best, high = (ids, shorter), count - 1
+            best, high = (text, ids, shorter), count - 1
         else:
             low = count + 1
     return best
@@ -270,11 +274,9 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Re
     the entry is too long: under "drop" as it stands, under "trim-history" even without any history, since tools, query
     and answer are never cut. Callers count and name such entries. "error" raises PetoolError."""
     text = prompt_text(chat, entry, layout)
-    fitted = _fit(chat, entry, layout, chat.encode(text), reserve)
-    if fitted is None:
+    if (fitted := _fit(chat, entry, layout, text, chat.encode(text), reserve)) is None:
         return None
-    ids, shown = fitted
-    text = text if shown is entry else prompt_text(chat, shown, layout)
+    text, ids, shown = fitted
     start = text.rfind(str(_inert(entry.query, chat))) if entry.query else -1
     shared = common_length(chat.encode(text[:start]), ids) if start > 0 else 0  # a token may span the query's start
     return Rendered(ids, shared, len(entry.history) - len(shown.history))
@@ -329,13 +331,12 @@ def _rendered(batch: Sequence[Entry], *work: Any) -> list[Example | None]:
     rejected = [answer_text(entry.rejected or "", layout.style) for entry in batch]
     wrong = chat.follow(rejected) if pairs else [[]] * len(batch)
     for entry, text, ids, answer, other in zip(batch, texts, encoded, chat.follow(answers), wrong, strict=True):
-        fitted = _fit(chat, entry, layout, ids, reserve=max(len(answer), len(other)) + 1)
+        fitted = _fit(chat, entry, layout, text, ids, reserve=max(len(answer), len(other)) + 1)
         if fitted is None:
             rows.append(None)
             continue
-        (kept, shown), earlier = fitted, list[int]()
+        (text, kept, shown), earlier = fitted, list[int]()
         if layout.style == "petool" and not pairs and any(turn.get("weight") for turn in entry.turns):
-            text = text if shown is entry else prompt_text(chat, shown, layout)
             kept, earlier = _with_earlier(chat, shown, text, kept)
         dropped, worse = len(entry.history) - len(shown.history), (*other, chat.eos_id) if pairs else ()
         rows.append(Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, worse, tuple(earlier)))
