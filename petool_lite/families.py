@@ -39,10 +39,10 @@ _END_TEXTS = (
 @dataclass(frozen=True)
 class Family:
     """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`). `blocks` maps
-    GGUF's names of a block's tensors to modules; those of `biases` have a bias, too. `interleaved`: llama.cpp has the
-    rows of q and k otherwise. `activation` and `head_size` are what config.json says, or leaves out. `shift` is what
-    the norms add to their weights, which llama.cpp wants added. `scaled`: embeddings are multiplied by the root of the
-    width. `local`: of every so many layers all but the last attend to a window of tokens only."""
+    GGUF's names of a block's tensors to modules; those of `biases` have a bias. `interleaved`: llama.cpp orders the
+    rows of q and k otherwise. `activation` and `head_size` are config.json's, or its default. `shift` is what the norms
+    add to their weights. `scaled`: embeddings are multiplied by the root of the width. `local`: of every so many layers
+    all but the last see a window only."""
 
     name: str
     architecture: str
@@ -216,8 +216,7 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
 
 def rope_divisors(rope: Rope, head_size: int) -> Any:
     """Llama 3's divisor of each rotary frequency: a float32 torch tensor of shape (head_size / 2,); None for others.
-    Wavelengths below context / high stay, those above context / low are divided by `factor`, and those between are
-    blended (the rule published with Llama 3.1). Computed in float32 as llama.cpp's converter does, to the bit."""
+    The rule published with Llama 3.1, computed in float32 as llama.cpp's converter does, to the bit."""
     import torch
 
     if rope.kind != "llama3":
@@ -309,9 +308,9 @@ def special_token(directory: Path, role: str) -> str:
 
 
 def end_tokens(directory: Path, tokenizer: Any = None) -> dict[str, int]:
-    """Text -> ID of every token that ends a reply: the end token first, then those that llama.cpp takes for an end
-    by their text, then those that the model's generation_config.json adds, which may be null, a number or a list.
-    Raises PetoolError where the end token is not named, or not known to the tokenizer."""
+    """Text -> ID of every token that ends a reply: the end token first, those that llama.cpp takes for one by their
+    text, those of generation_config.json. Raises PetoolError where the end token is not named, or not known to the
+    tokenizer."""
     tokenizer, file = tokenizer or load_tokenizer(directory), directory / "generation_config.json"
     named = read_json(file).get("eos_token_id") if file.is_file() else None
     ids = [index for index in (named if isinstance(named, list) else [named]) if type(index) is int]

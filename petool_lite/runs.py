@@ -75,8 +75,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def sole_writer(target: Path, lock: Path) -> Iterator[None]:
-    """Hold the file or folder `target` by its lock file; raises PetoolError that names the process that holds it. The
-    kernel holds the lock and lets go when this process ends, however it ends; the file's text only says who to name."""
+    """Hold the file or folder `target` by its lock file; raises PetoolError that names who holds it. The kernel lets go
+    when this process ends, however it ends; the file's text only says who to name."""
     from filelock import FileLock, Timeout
 
     try:

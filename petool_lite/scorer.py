@@ -53,9 +53,9 @@ def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
 def score_reply(
     reply: str, gold: Mapping[str, Any], spanning: bool = False, request: str | None = None
 ) -> tuple[bool, bool]:
-    """Published scorer: (tool right, parameters right); parameters count whether or not the tool is right. Values are
-    compared as Python does: 1, 1.0 and true are equal. Where `gold` is {"no_call": ...}, any text without a call is
-    right on both counts. With `request`, parameters are compared by `as_asked`."""
+    """Published scorer: (tool right, parameters right), each by itself; 1, 1.0 and true are equal. Where `gold` is
+    {"no_call": ...}, any text without a call is right on both. With `request`, parameters are compared by
+    `as_asked`."""
     call = read_published(reply, spanning)
     try:
         if "no_call" in gold:

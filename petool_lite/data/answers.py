@@ -55,9 +55,9 @@ def equal_tools(entry: Entry) -> tuple[str, ...] | None:
 
 
 def wrong_providers(entry: Entry) -> list[Call]:
-    """The right call made of each equal tool of another provider that the user likes less: sure to be wrong. Where the
-    entry does not list its equal tools, only those of a disliked provider count. The parameters must be declared alike.
-    In the chronological setting, where ratings are not told, only listed tools are taken."""
+    """The right call made of each equal tool, declared alike, of another provider that the user likes less: sure to be
+    wrong. Of tools that are not listed as equal only a disliked provider's count, and none in the chronological
+    setting."""
     answer = entry.answer
     right = next((tool for tool in entry.tools if isinstance(answer, Call) and tool.name == answer.name), None)
     if not isinstance(answer, Call) or right is None:

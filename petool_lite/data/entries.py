@@ -77,9 +77,8 @@ class Published:
 class Entry:
     """One request of a user: the query, the offered tools, earlier calls, and the right answer where it is known.
     `turns` are messages before the query that are no earlier calls with a verdict. `equal_tools` names the other tools
-    that do what the right one does; None where the data does not tell. `rejected` is the wrong answer of a preference
-    row. `published` and `setting` are of PEToolBench, `accepted` of tests that accept several calls; `kind` is a test's
-    own word."""
+    that do what the right one does; None where the data does not tell. `rejected` is a preference row's wrong answer.
+    `published` and `setting` are of PEToolBench, `accepted` and `kind` (a word of its own) of tests."""
 
     id: str
     query: str

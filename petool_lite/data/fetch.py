@@ -28,9 +28,8 @@ class Fetched:
 def fetch(
     repo: str = REPO, names: Sequence[str] = FILES, revision: str | None = None, report: Report = silent
 ) -> list[Fetched]:
-    """Download the files `names` of the Hub data set `repo` where they are not there, and return them in that order.
-    `revision` is a commit, branch or tag; None is the newest commit, or without a network the newest one that is there.
-    Raises PetoolError if the Hub cannot be reached or refuses, or if a name is not there."""
+    """Download the files `names` of the Hub data set `repo` where they are not there. `revision` is a commit, branch or
+    tag; None the newest commit, without a network the newest that is there. Raises PetoolError."""
     library_places()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import tqdm

@@ -73,8 +73,7 @@ def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
 
 def load_learned(data: DataSettings, source: str) -> tuple[Dataset, ...]:
     """The entries of `source` in each setting that the recipe learns: its own, or with "all" each that they have.
-    Raises PetoolError for an entry that lacks one of them (with `skip_bad` it is left out), and where "all" finds but
-    one: a training row does not say which setting its prompt is of."""
+    Raises PetoolError for an entry that lacks one (with `skip_bad` it is left out), and where "all" finds but one."""
     if data.setting != ALL:
         return (load_dataset(source, data.setting, skip_bad=data.skip_bad),)
     settings = tuple(dict.fromkeys(name for row in raw_rows(source) for name in settings_of(row)))

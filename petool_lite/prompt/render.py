@@ -69,8 +69,8 @@ class Chat:
 @dataclass(frozen=True)
 class Example:
     """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token. `earlier` are
-    start and end of each answer in the prompt that is learned, too, one after the other. `rejected`: in rows that were
-    asked for as pairs, the ids of the wrong answer with its end token."""
+    start and end of each answer in the prompt that is learned, too; `rejected` is the wrong answer of a row asked for
+    as pair."""
 
     entry_id: str
     ids: list[int]
@@ -186,10 +186,9 @@ def _filled(template: str, messages: Sequence[Any], tools: Sequence[Any] | None,
 
 
 def _inert(value: Any, chat: Chat) -> Any:
-    """A JSON value for a template: control tokens that somebody wrote into it are broken up, so that they are text. A
-    query or a tool's description could otherwise end its own message and begin another one. A word joiner (U+2060)
-    behind the first character does it for every tokenizer; text without such tokens stays as it is. Numbers get six
-    decimals, as many as llama.cpp's templates write."""
+    """A JSON value for a template: control tokens that somebody wrote into it, which could end a message and begin
+    another one, are broken up by a word joiner (U+2060) behind the first character, so that every tokenizer reads text.
+    Numbers get six decimals, as many as llama.cpp's templates write."""
     if isinstance(value, str):
         for token in {chat.bos_token, chat.eos_token, *_CONTROL.findall(value)} - {""}:
             value = value.replace(token, f"{token[0]}\u2060{token[1:]}")
@@ -270,9 +269,9 @@ def _fit(chat: Chat, entry: Entry, layout: Layout, text: str, ids: list[int], re
 
 
 def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Rendered | None:
-    """An entry's prompt, rendered once, with as little history left out as lets prompt + `reserve` fit. None means that
-    the entry is too long: under "drop" as it stands, under "trim-history" even without any history, since tools, query
-    and answer are never cut. Callers count and name such entries. "error" raises PetoolError."""
+    """An entry's prompt, with as little history left out as lets prompt + `reserve` fit. None for an entry that is too
+    long: under "drop" as it stands, under "trim-history" even without history; tools, query and answer are never cut.
+    "error" raises PetoolError."""
     text = prompt_text(chat, entry, layout)
     if (fitted := _fit(chat, entry, layout, text, chat.encode(text), reserve)) is None:
         return None
@@ -284,8 +283,7 @@ def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Re
 
 def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool = False) -> Iterator[Example | None]:
     """Training rows of at most `layout.max_tokens` ids, in order; None for an entry that is too long. With `pairs` each
-    entry needs a `rejected` answer, and the prompt fits with either answer. Many entries are rendered by as many
-    processes as there are cores. Raises PetoolError for an entry without an answer."""
+    has a `rejected` answer, too. Raises PetoolError for an entry without an answer."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool

@@ -30,29 +30,17 @@ def message(call: dict, identity: str = "a") -> dict:
 
 LINES = {
     "openai": {"messages": [{"role": "user", "content": "Rain in Bern?"}, message(CALL)], "tools": [FORECAST]},
-    "functions": {
-        "messages": [
-            {"role": "user", "content": [{"type": "text", "text": None}, {"type": "input_text", "text": WANTED.query}]},
-            {"role": "assistant", "function_call": {**CALL, "arguments": json.dumps(CALL["arguments"])}},
-        ],
-        "functions": [FORECAST["function"]],
-    },
-    "hermes": {
-        "conversations": [
-            {"from": "system", "value": f"Tools: <tools> {json.dumps([FORECAST])} </tools>"},
-            {"from": "human", "value": "Rain in Bern?"},
-            {"from": "gpt", "value": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>"},
-        ]
-    },
-    "sharegpt": {
-        "conversations": [
-            {"from": "human", "value": "Rain in Bern?"},
-            {"from": "function_call", "value": json.dumps(CALL)},
-        ],
-        "tools": json.dumps([FORECAST["function"]]),
-    },
+    "functions": {"functions": [FORECAST["function"]], "messages": [
+        {"role": "user", "content": [{"type": "text", "text": None}, {"type": "input_text", "text": WANTED.query}]},
+        {"role": "assistant", "function_call": {**CALL, "arguments": json.dumps(CALL["arguments"])}}]},
+    "hermes": {"conversations": [
+        {"from": "system", "value": f"Tools: <tools> {json.dumps([FORECAST])} </tools>"},
+        {"from": "human", "value": "Rain in Bern?"},
+        {"from": "gpt", "value": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>"}]},
+    "sharegpt": {"tools": json.dumps([FORECAST["function"]]), "conversations": [
+        {"from": "human", "value": "Rain in Bern?"}, {"from": "function_call", "value": json.dumps(CALL)}]},
     "xlam": {"query": WANTED.query, "tools": json.dumps([FORECAST["function"]]), "answers": json.dumps([CALL])},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("form", LINES)
