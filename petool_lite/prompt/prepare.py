@@ -125,12 +125,8 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
 
 def _wording(sets: Sequence[Dataset], style: str) -> dict[str, Any]:
     """The published prompt's text around its arrays, by setting, for calls that do not come with it."""
-    found = {
-        entry.setting: [entry.published.head, entry.published.middle, entry.published.tail]
-        for dataset in sets
-        for entry in dataset.entries[:1]
-        if style == "published" and entry.published is not None
-    }
+    first = [entry for dataset in sets for entry in dataset.entries[:1] if style == "published"]
+    found = {e.setting: [e.published.head, e.published.middle, e.published.tail] for e in first if e.published}
     return {"wording": found} if found else {}
 
 

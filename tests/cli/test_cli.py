@@ -54,25 +54,20 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(command, tmp_path, argum
 
 
 def test_without_arguments_it_says_what_to_do_next(command, tmp_path) -> None:
-    runs = tmp_path / "runs"
-
-    def said() -> str:
+    run = tmp_path / "runs" / "demo-1"
+    for made, wanted in (
+        (None, "petool-lite train demo"),
+        (run / "recipe.toml", f"petool-lite train --resume {run}"),
+        (run / "manifest.json", "trained, not exported"),
+        (run / "export" / "model.q4_k_m.gguf", "petool-lite call"),
+    ):
+        assert made or not run.parent.exists()
+        if made:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.touch()
         result = command(env=own_runs(tmp_path), cwd=tmp_path, inline=True)
-        assert result.returncode == 0, result.stderr
-        assert len(result.stdout.splitlines()) == 5
-        assert "petool-lite --help" in result.stdout
-        return result.stdout
-
-    assert "petool-lite train demo" in said()
-    assert not runs.exists()
-    run = runs / "demo-1"
-    (run / "export").mkdir(parents=True)
-    (run / "recipe.toml").touch()
-    assert f"petool-lite train --resume {run}" in said()
-    (run / "manifest.json").touch()
-    assert "trained, not exported" in said()
-    (run / "export" / "model.q4_k_m.gguf").touch()
-    assert "petool-lite call" in said()
+        assert (result.returncode, len(result.stdout.splitlines())) == (0, 5), result.stderr
+        assert not [text for text in (wanted, "petool-lite --help") if text not in result.stdout]
 
 
 def test_a_module_of_our_own_that_is_missing_is_a_fault_with_a_traceback(monkeypatch) -> None:
@@ -93,7 +88,6 @@ def test_recipes_can_be_listed_shown_and_copied(command, found, tmp_path) -> Non
     assert (tmp_path / "mine.toml").read_text() == command("recipes", "show", "demo").stdout
     again = command("recipes", "copy", "demo", "mine.toml", cwd=tmp_path)
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
-    assert "demo:train:320" in command("recipes", "keys").stdout
     assert found("recipes", "keys")["data.train"]["default"] == "demo:train:320"
 
 

@@ -115,9 +115,10 @@ def test_earlier_answers_that_are_marked_are_learned_too(smollm2, llama3_tokeniz
     chat = chat_from_directory({"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[model])
     asked = [("Which channels?", Call("slack.channels", {})), ("Sing.", NO_TOOL), ("Sing again.", NO_TOOL)]
     marked = [turn for query, answer in asked for turn in learned_turns(replace(CHAT, query=query, answer=answer))]
-    marked[3] = {key: value for key, value in marked[3].items() if key != "weight"}
+    bare = [{key: value for key, value in turn.items() if key != "weight"} for turn in marked]
+    marked[3] = bare[3]
     entry = replace(CHAT, turns=tuple(marked))
-    row, plain = example(chat, entry, PETOOL), example(chat, replace(entry, turns=tuple(unmarked(marked))), PETOOL)
+    row, plain = example(chat, entry, PETOOL), example(chat, replace(entry, turns=tuple(bare)), PETOOL)
     assert (row.ids, row.answer_start) == (plain.ids, plain.answer_start), "the same conversation"
     spans = [*zip(row.earlier[::2], row.earlier[1::2], strict=True), (row.answer_start, len(row.ids))]
     learned = [answer_text(answer, "petool") + chat.eos_token for answer in (asked[0][1], asked[2][1], CHAT.answer)]
@@ -129,10 +130,6 @@ def test_earlier_answers_that_are_marked_are_learned_too(smollm2, llama3_tokeniz
     assert "".join(piece["text"] for piece in shown) == chat.decode(row.ids)
     again = parse_line(entry_line(entry), entry.id)
     assert example(chat, again, PETOOL).earlier == row.earlier
-
-
-def unmarked(turns):
-    return [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]
 
 
 def test_a_conversation_goes_on_with_calls_and_results_as_text(smol) -> None:
