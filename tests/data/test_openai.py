@@ -18,9 +18,8 @@ KINDS = {"city": {"type": "string"}, "days": {"type": "integer"}}
 SCHEMA = {"type": "object", "properties": KINDS, "required": ["city"]}
 FORECAST = {"type": "function", "function": {"name": "sun.forecast", "description": "Weather", "parameters": SCHEMA}}
 CALL = {"name": "sun.forecast", "arguments": {"city": "Bern", "days": 2}}
-WANTED = Entry(
-    "0", "Rain in Bern?", (Tool("sun.forecast", "Weather", SCHEMA),), answer=Call("sun.forecast", CALL["arguments"])
-)
+ANSWER = Call("sun.forecast", CALL["arguments"])
+WANTED = Entry("0", "Rain in Bern?", (Tool("sun.forecast", "Weather", SCHEMA),), answer=ANSWER)
 
 
 def message(call: dict, identity: str = "a") -> dict:

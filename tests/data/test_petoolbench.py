@@ -8,21 +8,12 @@ from dataclasses import replace
 import pytest
 from support_published import published_rows, training_row
 
-from petool_lite.data import SETTINGS
+from petool_lite.data import SETTINGS, petoolbench
 from petool_lite.data.entries import DISLIKED, LIKED, Entry
 from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import read_tools
-from petool_lite.data.petoolbench import (
-    PROMPT_FIELD,
-    interaction_row,
-    parse,
-    prompt_of,
-    published_call,
-    published_entry,
-    published_tool,
-    read_tool,
-)
+from petool_lite.data.petoolbench import PROMPT_FIELD, interaction_row, parse, prompt_of, published_call
 from petool_lite.prompt.render import Layout, chat_from_directory, prompt_text
 
 
@@ -36,7 +27,7 @@ def test_every_published_entry_comes_back_byte_for_byte(open_entries) -> None:
             assert prompt_of(entry.published) == row[PROMPT_FIELD[setting]]
             assert published_call(entry.answer) == row["api_call_ground_truth"]
             for tool, text in zip(entry.tools, entry.published.tools, strict=True):
-                assert json.dumps(published_tool(tool)) == json.dumps(json.loads(text))
+                assert json.dumps(petoolbench.published_tool(tool)) == json.dumps(json.loads(text))
             for item, text in zip(entry.history, entry.published.history, strict=True):
                 assert interaction_row(item, rated=setting == "rating") == json.loads(text)
 
@@ -56,10 +47,10 @@ def test_a_published_type_is_json_schema_and_comes_back(declared, schema) -> Non
     parameter = {"name": "x", "type": "", "description": "what it is", "default": ""} | declared
     published = {"tool_name": "<A>.<b>.<c>", "tool_description": "does"}
     published |= {"required_parameters": [parameter], "optional_parameters": []}
-    tool = read_tool(published, "tool")
+    tool = petoolbench.read_tool(published, "tool")
     found = {key: value for key, value in tool.parameters["properties"]["x"].items() if key != "x-published"}
     assert found == schema | {"description": "what it is"}
-    assert json.dumps(published_tool(tool)) == json.dumps(published)
+    assert json.dumps(petoolbench.published_tool(tool)) == json.dumps(published)
 
 
 @pytest.mark.parametrize("kind", ["integer", "boolean", "string", None, ["integer", "null"]])
@@ -73,9 +64,9 @@ def test_null_is_nothing_and_never_a_word(kind, smollm2) -> None:
     chat = chat_from_directory(smollm2.directory)
     for form in (ours, theirs):
         entry = Entry("0", "Which loaves?", read_tools([form]))
-        row = published_tool(entry.tools[0])
+        row = petoolbench.published_tool(entry.tools[0])
         assert {row["tool_description"], *(part["description"] for part in row["optional_parameters"])} == {""}
-        made = published_entry(entry, ["", "", ""], "rating")
+        made = petoolbench.published_entry(entry, ["", "", ""], "rating")
         for style in ("petool", "published"):
             shown = prompt_text(chat, made, Layout(style, 4096))
             assert not [word for word in ("None", '"null"') if word in shown]
@@ -102,7 +93,9 @@ def test_rewording_a_prompt_does_not_break_it() -> None:
     assert prompt_of(entry.published) == text
     assert len(entry.tools) == 4
     pieces = entry.published  # any entry gets a published prompt by its wording
-    made = published_entry(replace(entry, published=None), [pieces.head, pieces.middle, pieces.tail], "rating")
+    made = petoolbench.published_entry(
+        replace(entry, published=None), [pieces.head, pieces.middle, pieces.tail], "rating"
+    )
     assert prompt_of(made.published) == text
 
 

@@ -61,9 +61,7 @@ ALTERNATE = (
     "{{ raise_exception('roles must alternate') }}{% endif %}{{ '[INST]' ~ m.content ~ '[/INST]' }}{% endfor %}"
 )
 NO_SYSTEM = "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' ~ m.content }}{% endif %}{% endfor %}"
-THINKING = (
-    "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is false %}<think></think>{% endif %}"
-)
+THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think></think>' if enable_thinking is false }}"
 
 
 @pytest.mark.parametrize("base", [ALTERNATE, NO_SYSTEM])
