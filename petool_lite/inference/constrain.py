@@ -103,12 +103,10 @@ def heated(share: float, temperature: float) -> float:
 
 class Constraint:
     """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either. Once the
-    end token is accepted it is `finished`.
-
-    `confidence` is the probability of the tool that was chosen, or of no tool, among what could have been: the product
-    of the chosen ids' probabilities, renormalised over the allowed ones, up to the end of the tool's name. `choosing`
-    tells whether that is still to come; `call_share` is the probability of a call of any tool.
-    """
+    end token is accepted it is `finished`. `confidence` is the probability of the tool that was chosen, or of no tool,
+    among what could have been: the product of the chosen ids' probabilities, renormalised over the allowed ones, up to
+    the end of the tool's name. `choosing` tells whether that is still to come; `call_share` is the probability of a
+    call of any tool."""
 
     def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool | str = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""
