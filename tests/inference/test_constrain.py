@@ -66,21 +66,19 @@ WEATHER = tool(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        '{"city": "Köln", "days": 3}',
-        '{"days": 3, "city": ""}',  # any order
-        '{"city": "a \\"quoted\\" \\\\ \\n tab\\t \\u0001 {}}} 👋", "days": -2.5}',
-        '{"city": "x", "days": 1e-05, "metric": false}',
-        '{"tags": ["a", 1, [true], {"b": null}], "city": "x", "days": 1}',
-    ],
-)
-def test_calls_by_the_schema_pass_in_either_form(constrainer, chat, arguments) -> None:
-    call = Call("<Weather>.<Sky>.<now>", json.loads(arguments))
-    for style in ("petool", "published"):
-        assert arguments in answer_text(call, style)
-        assert accepts(constrainer, chat, [WEATHER], answer_text(call, style))
+ARGUMENTS = [
+    '{"days": 3, "city": ""}',  # any order
+    '{"city": "Köln \\"quoted\\" \\\\ \\n tab\\t \\u0001 {}}} 👋", "days": -2.5}',
+    '{"tags": ["a", 1, [true], {"b": null}], "city": "x", "days": 1e-05, "metric": false}',
+]
+
+
+def test_calls_by_the_schema_pass_in_either_form(constrainer, chat) -> None:
+    for arguments in ARGUMENTS:
+        call = Call("<Weather>.<Sky>.<now>", json.loads(arguments))
+        for style in ("petool", "published"):
+            assert arguments in answer_text(call, style)
+            assert accepts(constrainer, chat, [WEATHER], answer_text(call, style))
 
 
 CALL = '<tool_call>\n{"name": "<Weather>.<Sky>.<now>", "arguments": {"city": "x", "days": 3}}\n</tool_call>'
@@ -91,11 +89,11 @@ BROKEN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("part", "other"), BROKEN)
-def test_everything_else_is_refused(constrainer, chat, part, other) -> None:
+def test_everything_else_is_refused(constrainer, chat) -> None:
     assert accepts(constrainer, chat, [WEATHER], CALL)
-    assert not accepts(constrainer, chat, [WEATHER], CALL.replace(part, other))
-    assert part == CALL or not accepts(constrainer, chat, [WEATHER], CALL.replace(part, other), text=True)
+    for part, other in BROKEN:
+        assert not accepts(constrainer, chat, [WEATHER], CALL.replace(part, other)), (part, other)
+        assert part == CALL or not accepts(constrainer, chat, [WEATHER], CALL.replace(part, other), text=True)
 
 
 def test_a_text_is_let_through_where_it_may_be_one(constrainer, chat) -> None:
@@ -104,16 +102,15 @@ def test_a_text_is_let_through_where_it_may_be_one(constrainer, chat) -> None:
     assert found == [False, True, True, False], "a sentence lets through itself only"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ['say "hi"', "a/b\\c", "{}}{", "👋🏽 naïve 日本", "tab\there", "%if a::_ | b", "'; #//", "\x01\x7f", " ", "<[7]>"],
-)
-def test_names_with_any_character_are_safe(constrainer, chat, name) -> None:
-    odd = tool(name, name + " key", **{name + " key": {"type": "string"}, "plain": {"type": "string"}})
-    call = Call(name, {name + " key": name.replace("\x7f", "")})
-    ids = [*chat.encode(answer_text(call, "petool")), chat.eos_id]
-    assert walk(constrainer.start([odd, WEATHER], "petool"), ids) is None
-    assert not accepts(constrainer, chat, [odd], answer_text(Call(name + "!", call.arguments), "petool"))
+ODD = ['say "hi"', "a/b\\c", "{}}{", "👋🏽 naïve 日本", "tab\there", "%if a::_ | b", "'; #//", "\x01\x7f", " ", "<[7]>"]
+
+
+def test_names_with_any_character_are_safe(constrainer, chat) -> None:
+    for name in ODD:
+        odd = tool(name, name + " key", **{name + " key": {"type": "string"}, "plain": {"type": "string"}})
+        call = Call(name, {name + " key": name.replace("\x7f", "")})
+        assert accepts(constrainer, chat, [odd, WEATHER], answer_text(call, "petool"))
+        assert not accepts(constrainer, chat, [odd], answer_text(Call(name + "!", call.arguments), "petool"))
 
 
 def test_a_name_that_spells_a_special_token_is_written_as_plain_text(constrainer, chat) -> None:

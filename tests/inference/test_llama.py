@@ -5,7 +5,6 @@ import pytest
 from petool_lite.data.entries import Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.writing import repeated
 from petool_lite.models import embedded_gguf
 
 
@@ -22,21 +21,6 @@ def test_greedy_replies_are_sensible_and_a_prompt_of_two_batches_does_not_crash(
     assert ("Paris" in reply.text, reply.finish, "<|im_end|>" in reply.text) == (True, "stop", False)
     long = model.generate(model.encode("The capital of France is Paris. " * 90)[:600], 8)
     assert (long.prompt_tokens, len(long.ids), long.prefill_s > 0, long.decode_s > 0) == (600, 8, True, True)
-
-
-def test_a_read_prompt_is_not_read_again_and_a_state_brings_it_back(model) -> None:
-    ids = model.encode("The capital of France is Paris. " * 20 + "The capital of Italy is")
-    fresh = model.generate(ids, 4)
-    again = model.generate(ids, 4, reuse=True)
-    assert (fresh.reused_tokens, again.reused_tokens) == (0, len(ids) - 1)
-    assert again.ids == fresh.ids
-    state = bytes(model.state(100))
-    model.generate(model.encode("Something else."), 2)
-    assert model.restore(ids[:100], memoryview(state))
-    restored = model.generate(ids, 4, reuse=True)
-    assert (restored.reused_tokens, restored.ids) == (100, fresh.ids)
-    assert not model.restore(ids[:100], memoryview(state[:-8]))
-    assert model.generate(ids, 4, reuse=True).ids == fresh.ids
 
 
 def test_guesses_and_batches_change_no_reply(model) -> None:
@@ -60,13 +44,6 @@ def test_guesses_and_batches_change_no_reply(model) -> None:
     assert [*reply.ids, plain[-1]] == plain
     assert '"19 45 74 94 22 21"' in reply.text
     assert len(batches) < 0.7 * (len(reply.ids) - reply.forced_tokens)
-
-
-def test_what_followed_the_same_words_in_the_prompt_is_guessed() -> None:
-    prompt = [1, 5, 6, 7, 8, 9, 10, 2, 6, 7, 3]
-    assert repeated([*prompt, 5, 6, 7], len(prompt), 3) == [8, 9, 10, 2, 6, 7, 3]
-    assert repeated([*prompt, 4, 6, 7], len(prompt), 2) == [3], "the latest place"
-    assert repeated([*prompt, 4, 6, 7], len(prompt), 1) == [], "a single id tells too little"
 
 
 @pytest.mark.slow

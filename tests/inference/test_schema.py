@@ -105,58 +105,56 @@ def test_whatever_chance_writes_is_valid(chance, name) -> None:
         assert "additionalProperties" in schema or set(found) <= declared
 
 
-@pytest.mark.parametrize(
-    ("word", "kinds"),
-    [("dict", dict), ("float", (int, float)), ("STRING", str), ("int", int), ("date", str), ("List[str]", list),
-     ("bool", bool), ("Optional[int]", int), ("string|null", (str, type(None)))],
-)  # fmt: skip
-def test_type_names_of_other_languages_are_understood_and_said(chance, word, kinds) -> None:
-    schema = of("a", a={"type": word})
-    (note,) = buildable(Tool("t", "", schema)).notes
-    assert note.startswith(f'the tool t: parameters.properties.a.type: "{word}" is read as')
-    assert isinstance(chance.arguments(schema)["a"], kinds)
+WORDS = {
+    "dict": dict, "float": (int, float), "STRING": str, "int": int, "date": str, "List[str]": list, "bool": bool,
+    "Optional[int]": int, "string|null": (str, type(None)),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [
-        ({"type": "array", "uniqueItems": True, "items": {"type": "integer"}}, "properties.a: uniqueItems is not held"),
-        ({"type": "string", "pattern": "^(?!x)"}, "properties.a.pattern: not held"),
-        ({"not": {"const": 3}, "type": "integer"}, "properties.a: not is not held"),
-        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "properties.a: oneOf is read as anyOf"),
-        ({"type": "integer", "minimum": "three"}, "properties.a.minimum: not held: no number"),
-        ({"type": "string", "enum": [1, 2]}, "properties.a: no value of enum is of the declared type"),
-    ],
-)
-def test_what_is_not_held_is_said_with_tool_and_place(chance, place, said) -> None:
-    schema = of("a", a=place)
-    (note,) = buildable(Tool("t", "", schema)).notes
-    assert note.startswith(f"the tool t: parameters.{said}")
-    assert set(chance.arguments(schema)) == {"a"}
+def test_type_names_of_other_languages_are_understood_and_said(chance) -> None:
+    for word, kinds in WORDS.items():
+        schema = of("a", a={"type": word})
+        (note,) = buildable(Tool("t", "", schema)).notes
+        assert note.startswith(f'the tool t: parameters.properties.a.type: "{word}" is read as')
+        assert isinstance(chance.arguments(schema)["a"], kinds)
 
 
-@pytest.mark.parametrize(
-    ("schema", "said"),
-    [
-        (of(a={"type": "inetger"}), 'parameters.properties.a.type: unknown type "inetger"'),
-        (of(a={"items": {"type": 7}}), "parameters.properties.a.items.type: unknown type 7"),
-        (of(a={"$ref": "#/$defs/Gone"}), "parameters.properties.a: the reference #/$defs/Gone points to nothing"),
-        (of(a={"$ref": "http://x/y"}), "leads out of the schema"),
-        (of(a=[1]), "parameters.properties.a: expected a schema, an object"),
-        (of(a={"anyOf": 3}), "parameters.properties.a.anyOf: expected a list"),
-        (of("a", a=False), "no arguments fit"),
-        ({"type": "string"}, "parameters: expected the schema of an object"),
-        (
-            of("a", a={"type": "integer", "minimum": 9, "maximum": 3}),
-            "parameters.properties.a: no grammar can be built",
-        ),
-    ],
-)
-def test_what_makes_no_sense_is_refused_with_tool_and_place(schema, said) -> None:
-    with pytest.raises(PetoolError) as caught:
-        buildable(Tool("a tool", "", schema))
-    assert caught.value.message.startswith("the tool a tool: parameters")
-    assert said in caught.value.message
+UNHELD = [
+    ({"type": "array", "uniqueItems": True, "items": {"type": "integer"}}, "properties.a: uniqueItems is not held"),
+    ({"type": "string", "pattern": "^(?!x)"}, "properties.a.pattern: not held"),
+    ({"not": {"const": 3}, "type": "integer"}, "properties.a: not is not held"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "properties.a: oneOf is read as anyOf"),
+    ({"type": "integer", "minimum": "three"}, "properties.a.minimum: not held: no number"),
+    ({"type": "string", "enum": [1, 2]}, "properties.a: no value of enum is of the declared type"),
+]
+
+
+def test_what_is_not_held_is_said_with_tool_and_place(chance) -> None:
+    for place, said in UNHELD:
+        (note,) = buildable(Tool("t", "", of("a", a=place))).notes
+        assert note.startswith(f"the tool t: parameters.{said}")
+        assert set(chance.arguments(of("a", a=place))) == {"a"}
+
+
+UNBUILDABLE = [
+    (of(a={"type": "inetger"}), 'parameters.properties.a.type: unknown type "inetger"'),
+    (of(a={"items": {"type": 7}}), "parameters.properties.a.items.type: unknown type 7"),
+    (of(a={"$ref": "#/$defs/Gone"}), "parameters.properties.a: the reference #/$defs/Gone points to nothing"),
+    (of(a={"$ref": "http://x/y"}), "leads out of the schema"),
+    (of(a=[1]), "parameters.properties.a: expected a schema, an object"),
+    (of(a={"anyOf": 3}), "parameters.properties.a.anyOf: expected a list"),
+    (of("a", a=False), "no arguments fit"),
+    ({"type": "string"}, "parameters: expected the schema of an object"),
+    (of("a", a={"type": "integer", "minimum": 9, "maximum": 3}), "properties.a: no grammar can be built"),
+]
+
+
+def test_what_makes_no_sense_is_refused_with_tool_and_place() -> None:
+    for schema, said in UNBUILDABLE:
+        with pytest.raises(PetoolError) as caught:
+            buildable(Tool("a tool", "", schema))
+        assert caught.value.message.startswith("the tool a tool: parameters")
+        assert said in caught.value.message
 
 
 FORMATS = jsonschema.FormatChecker(("date",))

@@ -9,8 +9,8 @@ from petool_lite.inference.states import StateKey, StateStore
 from petool_lite.models import embedded_gguf
 
 KEY = StateKey("0" * 64, "f16", True, "1")
-IDS = np.random.default_rng(0).integers(1000, 20000, 340).tolist()
-SHARED = 300
+IDS = np.random.default_rng(0).integers(1000, 20000, 150).tolist()
+SHARED = 120
 
 
 def logits(store: StateStore | None, prefix: int, exact: bool) -> Any:

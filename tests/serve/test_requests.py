@@ -17,49 +17,45 @@ def chat(**more):
     return read_chat({"messages": ASK, "tools": TOOLS, **more})
 
 
-@pytest.mark.parametrize(
-    ("choice", "wanted"),
-    [
-        (None, ("auto", None)),
-        ("auto", ("auto", None)),
-        ("required", ("required", None)),
-        ("none", ("none", None)),
-        (NAMED, ("required", ("car",))),
-        ({"type": "function", "name": "car"}, ("required", ("car",))),
-        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}, ("auto", ("car",))),
-        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "car"}]},
-         ("required", ("car",))),
-    ],
-)  # fmt: skip
-def test_every_documented_tool_choice(choice, wanted) -> None:
-    asked = chat(tool_choice=choice).request.options
-    assert (asked.choice, asked.only) == wanted
+CHOICES = [
+    (None, ("auto", None)),
+    ("required", ("required", None)),
+    ("none", ("none", None)),
+    (NAMED, ("required", ("car",))),
+    ({"type": "function", "name": "car"}, ("required", ("car",))),
+    ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}, ("auto", ("car",))),
+    ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "car"}]},
+     ("required", ("car",))),
+]  # fmt: skip
+NO_CHOICES = [
+    "any", {}, 7, ["car"], {"type": "tool", "name": "car"}, {"type": "function", "function": {"name": "fly"}},
+    {"type": "allowed_tools", "mode": "auto", "tools": []}, {"type": "allowed_tools", "mode": "some", "tools": [NAMED]},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("choice", ["any", "car", {}, 7, True, ["car"],
-                                    {"type": "tool", "name": "car"}, {"type": "none"},
-                                    {"type": "function", "function": {"name": "fly"}}, {"type": "function"},
-                                    {"type": "allowed_tools"}, {"type": "allowed_tools", "mode": "auto", "tools": []},
-                                    {"type": "allowed_tools", "mode": "some", "tools": [NAMED]},
-                                    {"type": "custom", "custom": {"name": "car"}}])  # fmt: skip
-def test_every_other_tool_choice_is_refused_by_name(choice) -> None:
-    with pytest.raises(Refusal, match=r"^tool_choice") as caught:
-        chat(tool_choice=choice)
-    assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "tool_choice")
+def test_every_documented_tool_choice_and_no_other() -> None:
+    for choice, wanted in CHOICES:
+        asked = chat(tool_choice=choice).request.options
+        assert (asked.choice, asked.only) == wanted
+    for choice in NO_CHOICES:
+        with pytest.raises(Refusal, match=r"^tool_choice") as caught:
+            chat(tool_choice=choice)
+        assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "tool_choice")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("max_tokens", 0), ("max_tokens", "64"), ("max_tokens", 1.5), ("max_tokens", True), ("max_completion_tokens", -2),
-     ("n", 2), ("n", "1"), ("stream", "yes"), ("stream", 1), ("stream_options", []), ("user", ["a"]), ("history", "x"),
-     ("history", [{}]), ("logprobs", True), ("response_format", {"type": "json_object"}), ("functions", [{}]),
-     ("modalities", ["audio"]), ("messages", []), ("messages", "hi"), ("tools", []), ("tools", {"a": 1}),
-     ("tools", [{"type": "function"}]), ("tools", [{"type": "web_search"}]), ("tools", [TOOLS[0], TOOLS[0]])],
-)  # fmt: skip
-def test_a_refusal_names_the_field(name, value) -> None:
-    with pytest.raises(Refusal, match=f"^{name}") as caught:
-        chat(**{name: value})
-    assert caught.value.body["error"]["param"] == name
+REFUSED = [
+    ("max_tokens", 0), ("max_tokens", "64"), ("max_tokens", True), ("max_completion_tokens", -2), ("n", 2),
+    ("stream", "yes"), ("stream_options", []), ("user", ["a"]), ("history", [{}]), ("logprobs", True),
+    ("response_format", {"type": "json_object"}), ("functions", [{}]), ("modalities", ["audio"]), ("messages", []),
+    ("tools", []), ("tools", {"a": 1}), ("tools", [{"type": "web_search"}]), ("tools", [TOOLS[0], TOOLS[0]]),
+]  # fmt: skip
+
+
+def test_a_refusal_names_the_field() -> None:
+    for name, value in REFUSED:
+        with pytest.raises(Refusal, match=f"^{name}") as caught:
+            chat(**{name: value})
+        assert caught.value.body["error"]["param"] == name
 
 
 def test_limits_and_what_changes_nothing() -> None:
@@ -100,29 +96,26 @@ def test_responses_say_the_same_in_their_own_words() -> None:
             read_responses({"input": "x", "tools": flat, name: value})
 
 
-@pytest.mark.parametrize(
-    "form",
-    ['<tool_call>\n{"name": %s, "arguments": %s}\n</tool_call>', '{"tool_name": %s, "parameters": %s}',
-     '{"name": %s, "parameters": %s}'],
-)  # fmt: skip
+FORMS = ['<tool_call>\n{"name": %s, "arguments": %s}\n</tool_call>', '{"tool_name": %s, "parameters": %s}']
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_reply_is_cut_into_name_and_arguments_wherever_its_tokens_end(form) -> None:
-    for name, arguments in (
-        ("t", {}),
-        ('odd", "arguments": {"x": "y"}', {"a": ', "parameters": ', "b": {"c": "日本 👋}"}}),
-    ):
-        dumped = [json.dumps(value, ensure_ascii=False) for value in (name, arguments)]
-        raw = (form % tuple(dumped)).encode()
-        for step in (1, 2, 7, 1000):
-            pieces = Pieces()
-            ends = [*range(step, len(raw), step), len(raw)]
-            found = [piece for end in ends for piece in pieces.grown(raw[:end].decode("utf-8", "replace"))]
-            found += pieces.rest(raw.decode())
-            assert found[0] == {"name": name}
-            assert "".join(piece["arguments"] for piece in found[1:]) == dumped[1]
+    name, arguments = 'odd", "arguments": {"x": "y"}', {"a": ', "parameters": ', "b": {"c": "日本 👋}"}}
+    dumped = [json.dumps(value, ensure_ascii=False) for value in (name, arguments)]
+    raw = (form % tuple(dumped)).encode()
+    for step in (1, 2, 7, 1000):
+        pieces = Pieces()
+        ends = [*range(step, len(raw), step), len(raw)]
+        found = [piece for end in ends for piece in pieces.grown(raw[:end].decode("utf-8", "replace"))]
+        found += pieces.rest(raw.decode())
+        assert found[0] == {"name": name}
+        assert "".join(piece["arguments"] for piece in found[1:]) == dumped[1]
 
 
-@pytest.mark.parametrize("text", ["No tool fits.", "日本 👋", "<b>bold</b>", "{ not a call", "<tool_cell>", ""])
-def test_a_text_is_sent_as_it_grows_and_whole(text) -> None:
-    raw, pieces = text.encode(), Pieces()
-    found = [piece for end in range(1, len(raw) + 1) for piece in pieces.grown(raw[:end].decode("utf-8", "replace"))]
-    assert "".join(piece["content"] for piece in [*found, *pieces.rest(text)]) == text
+def test_a_text_is_sent_as_it_grows_and_whole() -> None:
+    for text in ("日本 👋", "{ not a call", "<tool_cell>", ""):
+        raw, pieces = text.encode(), Pieces()
+        parts = [raw[:end].decode("utf-8", "replace") for end in range(1, len(raw) + 1)]
+        found = [piece for part in parts for piece in pieces.grown(part)] + [*pieces.rest(text)]
+        assert "".join(piece["content"] for piece in found) == text

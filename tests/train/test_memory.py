@@ -36,13 +36,6 @@ def test_predicted_memory_is_within_a_tenth_of_the_measured() -> None:
         assert found / GIB == pytest.approx(gib, rel=0.1)
 
 
-def test_full_fine_tuning_takes_twenty_bytes_a_weight_or_eighteen_and_what_the_rows_take() -> None:
-    for model, weights in ((SMOLLM2, 134.5e6), (LLAMA_3B, 3.21e9)):
-        recipe = rating("train.method=full", "model.precision=bf16")
-        found = peak_bytes(model, recipe, ("bf16", True), 0, Load((1,), 0.0))
-        assert found / weights == pytest.approx(20, rel=0.12)
-
-
 def test_lean_fits_eight_gigabytes_and_keeps_the_published_numerics() -> None:
     for settings in ([], ["lora.dropout=0.1"]):
         for free in (140 * GIB, 7.6 * GIB):
@@ -91,11 +84,11 @@ def test_too_little_memory_is_refused_with_what_would_fit() -> None:
 def test_the_dry_run_counts_and_on_a_cpu_predicts_nothing(tiny, command, found, tmp_path) -> None:
     settings = [f"model.base={tiny}", "data.train=demo:train:20", "data.style=petool"]
     line = ["train", "rating", *(part for pair in settings for part in ("--set", pair)), "--dry-run"]
-    plan = found(*line, cwd=tmp_path)
+    plan = found(*line, cwd=tmp_path, inline=True)
     assert (plan["kept"], plan["ways"], plan["gpu"], plan["trains_here"]) == (20, [], None, False)
     assert not list(tmp_path.iterdir()), "nothing is written"
-    assert "needs a GPU: not here" in command(*line, cwd=tmp_path).stderr
-    refused = command("train", "rating", cwd=tmp_path)
+    assert "needs a GPU: not here" in command(*line, cwd=tmp_path, inline=True).stderr
+    refused = command("train", "rating", cwd=tmp_path, inline=True)
     assert (refused.returncode, "petool-lite train demo" in refused.stderr) == (3, True), refused.stderr
 
 
@@ -125,14 +118,12 @@ def test_a_base_that_cannot_fit_a_cpus_memory_is_refused_with_what_would(smollm2
             return f"{error.message} | {error.hint}"
         return ""
 
-    assert memory.free_memory() > 2**27
-    for width in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(memory, "arithmetic", lambda width=width: width)
-        assert not any(refusal(2.5, *settings) for settings in ([], ["model.precision=nf4"], ["train.method=full"]))
-    told = "it needs at least {} GiB of memory on a CPU, {} GiB are free | {}"
-    lora = "would fit: --set train.method=lora --set model.precision="
-    assert refusal(1.9, "train.method=full") == told.format("2.0", "1.9", f"{lora}bf16")
-    assert refusal(0.5) == told.format("0.6", "0.5", f"{lora}nf4")
+    monkeypatch.setattr(memory, "arithmetic", lambda: torch.float32)
+    assert not any(refusal(2.5, *settings) for settings in ([], ["model.precision=nf4"], ["train.method=full"]))
+    assert refusal(1.9, "train.method=full") == (
+        "it needs at least 2.0 GiB of memory on a CPU, 1.9 GiB are free"
+        " | would fit: --set train.method=lora --set model.precision=bf16"
+    )
     assert "take a smaller base" in refusal(0.1, "model.precision=nf4")
     monkeypatch.setenv("WORLD_SIZE", "2")  # each process has its own
     assert "at least 1.3 GiB" in refusal(1.0)
