@@ -1,10 +1,8 @@
 """The documentation keeps up with the program: reference pages, quoted commands, settings, messages, paths, links."""
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -112,11 +110,3 @@ def test_the_tree_names_paths_that_are_there_and_every_room_and_figures_fill_a_p
     assert not [path for path in paths if not (REPOSITORY / path).exists()]
     inits = [*REPOSITORY.glob("*/__init__.py"), *REPOSITORY.glob("petool_lite/*/__init__.py")]
     assert {f"{path.parent.relative_to(REPOSITORY)}/" for path in inits} <= paths
-
-
-def test_shells_complete_commands() -> None:
-    script = Path(sys.executable).parent / "petool-lite"
-    asked = {"_PETOOL_LITE_COMPLETE": "bash_complete", "COMP_WORDS": "petool-lite exp", "COMP_CWORD": "1"}
-    found = subprocess.run([script], env=os.environ | asked, capture_output=True, text=True)
-    assert found.stdout == "plain,export\n"
-    assert "_PETOOL_LITE_COMPLETE=bash_source petool-lite" in (DOCS / "index.md").read_text()

@@ -16,10 +16,6 @@ from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import embedded_gguf, resolve_base
 
 
-def config(path: Path) -> dict:
-    return json.loads((resolve_base(str(path)).directory / "config.json").read_text())
-
-
 def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
     from safetensors.torch import load_file
 
@@ -52,55 +48,46 @@ def test_a_part_is_refused_by_name(tmp_path) -> None:
     assert f"{third.name} is not beside it" in refused(first)
 
 
-@pytest.mark.parametrize("name", ["MODEL.GGUF", "sha256-aa11"])
-def test_it_is_known_by_its_first_bytes(tmp_path, name) -> None:
-    whole = write_gguf(tmp_path / "m.gguf")
-    (tmp_path / name).symlink_to(whole)
-    found = resolve_base(str(tmp_path / name))
-    assert found.gguf == tmp_path / name
-    assert (found.directory / "model.safetensors").is_file()
+def test_it_is_known_by_its_first_bytes(tmp_path) -> None:
+    blob = tmp_path / "sha256-aa11"
+    blob.symlink_to(write_gguf(tmp_path / "m.gguf"))
+    found = resolve_base(str(blob))
+    assert (found.gguf, (found.directory / "model.safetensors").is_file()) == (blob, True)
     (tmp_path / "text").write_text("hello")
     assert "not a GGUF file" in refused(tmp_path / "text")
     for odd in ("x" * 5000, "a\0b", "owner/" + "y" * 300):  # names that no file can have
         assert refused(odd)
 
 
-def test_a_missing_key_is_named(tmp_path) -> None:
-    for key in ("tokenizer.chat_template", "tokenizer.ggml.merges", "tokenizer.ggml.token_type", "llama.context_length",
-                "tokenizer.ggml.eos_token_id", "llama.attention.head_count", "llama.block_count"):  # fmt: skip
-        assert f"lacks the key {key}" in refused(write_gguf(tmp_path / "m.gguf", **{key.replace(".", "__"): None}))
-
-
-@pytest.mark.parametrize("beyond", [258, 2**32 - 1])
-def test_a_special_token_beyond_the_vocabulary_counts_as_unset(tmp_path, beyond) -> None:
+def test_a_special_token_beyond_the_vocabulary_counts_as_unset(tmp_path) -> None:
     names = ("bos", "unknown", "padding", "seperator", "mask", "eot")
-    path = write_gguf(tmp_path / "m.gguf", **{f"tokenizer__ggml__{name}_token_id": beyond for name in names})
-    assert (config(path)["bos_token_id"], config(path)["eos_token_id"], config(path)["pad_token_id"]) == (None, 257, 0)
-    with LlamaModel(path, vocab_only=True) as model:
-        assert (model.chat().bos_token, model.chat().eos_token) == ("", "<|end|>")
-    path = write_gguf(tmp_path / "n.gguf", tokenizer__ggml__eos_token_id=beyond)
+    path = write_gguf(tmp_path / "m.gguf", **{f"tokenizer__ggml__{name}_token_id": 258 for name in names})
+    config = json.loads((resolve_base(str(path)).directory / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (None, 257, 0)
+    path = write_gguf(tmp_path / "n.gguf", tokenizer__ggml__eos_token_id=2**32 - 1)
     assert "lacks the key tokenizer.ggml.eos_token_id" in refused(path)
     with LlamaModel(path, vocab_only=True) as model:
         assert model.chat().eos_token == "<|end|>"  # llama.cpp knows it by its text
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"llama__rope__scaling__type": "yarn"}, "scales rotary positions by yarn"),
-        ({"llama__rope__scaling__type": "linear"}, "lacks the key llama.rope.scaling.factor"),
-        ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, a head has 16"),
-        ({"extra": "rope_freqs.weight"}, "has other tensors than a plain Llama, such as rope_freqs.weight"),
-        ({"extra": "blk.0.attn_q.bias"}, "such as blk.0.attn_q.bias"),
-        ({"tokenizer__ggml__pre": "qwen2"}, "tokenizer gpt2/qwen2 cannot be read"),
-        ({"llama__attention__head_count_kv": 3}, "do not go together"),
-    ],
-)
-def test_what_training_would_drop_is_refused(tmp_path, changes, told) -> None:
-    assert told in refused(write_gguf(tmp_path / "m.gguf", **changes))
+REFUSED = [
+    *(({f"{name}": None}, f"lacks the key {name.replace('__', '.')}")
+      for name in ("tokenizer__chat_template", "tokenizer__ggml__merges", "llama__attention__head_count")),
+    ({"llama__rope__scaling__type": "yarn"}, "scales rotary positions by yarn"),
+    ({"llama__rope__scaling__type": "linear"}, "lacks the key llama.rope.scaling.factor"),
+    ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, a head has 16"),
+    ({"extra": "rope_freqs.weight"}, "has other tensors than a plain Llama, such as rope_freqs.weight"),
+    ({"extra": "blk.0.attn_q.bias"}, "such as blk.0.attn_q.bias"),
+    ({"tokenizer__ggml__pre": "qwen2"}, "tokenizer gpt2/qwen2 cannot be read"),
+    ({"llama__attention__head_count_kv": 3}, "do not go together"),
+    ({"tokenizer__ggml__tokens": ["a", "a"], "tokenizer__ggml__token_type": [1, 1]}, "token occurs twice"),
+    ({"tokenizer__ggml__token_type": [1]}, "258 tokens, but 1 of their token_type"),
+]  # fmt: skip
 
 
-HUGE = 2**63 + 5
+def test_what_lacks_something_or_what_training_would_drop_is_refused(tmp_path) -> None:
+    for number, (changes, told) in enumerate(REFUSED):
+        assert told in refused(write_gguf(tmp_path / f"{number}.gguf", **changes)), changes
 
 
 @pytest.mark.parametrize(
@@ -108,12 +95,8 @@ HUGE = 2**63 + 5
     [
         (b"", "4s", b"GGML", "not a GGUF file"),
         (b"GGUF", "I", 3 << 24, "little-endian"),
-        (b"GGUF", "IQ", (3, HUGE), "tensors do not fit"),
-        (b"GGUF", "IQQ", (3, 12, HUGE), "keys do not fit"),
-        (b"GGUF", "IQQQ", (3, 12, 20, HUGE), "ends inside its header"),
+        (b"GGUF", "IQQ", (3, 12, 2**63 + 5), "keys do not fit"),
         (b"any", "s", b"1", "the key 'any1' occurs twice"),
-        (b"any1", "I", 99, "unknown type 99"),
-        (b"ggml.tokens", "IIQ", (9, 8, HUGE), "texts do not fit"),
         (b"block_count", "II", (4, 10**9), "block_count is 1000000000"),
         (b"split.count", "II", (4, 10**6), "of its parts"),
     ],
@@ -127,13 +110,6 @@ def test_what_cannot_be_is_refused_in_words(tmp_path, after, form, number, said)
     path.write_bytes(raw)
     with pytest.raises(PetoolError, match=said):
         check_gguf(path)
-
-
-def test_a_vocabulary_that_cannot_be(tmp_path) -> None:
-    twice = write_gguf(tmp_path / "m.gguf", tokenizer__ggml__tokens=["a", "a"], tokenizer__ggml__token_type=[1, 1])
-    assert "token occurs twice" in refused(twice)
-    few = write_gguf(tmp_path / "n.gguf", tokenizer__ggml__token_type=[1])
-    assert "258 tokens, but 1 of their token_type" in refused(few)
 
 
 def test_a_whole_file_passes_and_a_cut_one_is_refused_by_what_reads_it(tmp_path) -> None:

@@ -19,18 +19,15 @@ def root(tmp_path, monkeypatch):
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft_and_a_folder_is_replaced_whole(tmp_path) -> None:
-    target = tmp_path / "file.txt"
-    write_text(target, "old")
-    with pytest.raises(RuntimeError, match="stop"), draft(target) as path:
-        path.write_text("half")
-        raise RuntimeError("stop")
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
     for content in ("one", "two"):
         with draft(tmp_path / "adapter") as folder:
             folder.mkdir()
             (folder / content).write_text(content)
+    with pytest.raises(RuntimeError, match="stop"), draft(tmp_path / "adapter") as folder:
+        folder.mkdir()
+        raise RuntimeError("stop")
     assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["two"]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_the_newest_complete_run_is_found_and_what_is_not_there_is_said(root) -> None:
@@ -74,7 +71,6 @@ def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_
     with pytest.raises(PetoolError) as error, locked(tmp_path / "run"):
         pass
     assert error.value.message.startswith(f"process {holder.pid} (")
-    assert str(tmp_path / "run") in error.value.message
     assert state(tmp_path / "run") == "running"
     with pytest.raises(PetoolError, match="is training the run"):
         find_run(str(tmp_path / "run"))
@@ -89,9 +85,6 @@ def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text().startswith(f"{os.getpid()} ")
     assert list((tmp_path / "run").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(PetoolError, match="cannot write to"), locked(tmp_path / "file" / "run"):
-        pass
 
 
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])
@@ -106,5 +99,5 @@ def test_each_verb_refuses_a_run_that_another_process_writes_to(holder, tmp_path
         (other / name).symlink_to(run)
     bench = ["--run", other, "--variants", "tuned", "--data", "demo:test:2"]
     line = {"train": ["--resume", run], "export": ["--run", other], "bench": bench}[verb]
-    result = command(verb, *line, cwd=tmp_path)
+    result = command(verb, *line, cwd=tmp_path, inline=True)
     assert (result.returncode, f"process {holder.pid} (" in result.stderr) == (1, True), result.stderr
