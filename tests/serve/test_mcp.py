@@ -111,22 +111,19 @@ def test_a_call_is_run_when_the_user_says_so_and_its_result_remembered(program, 
     line = ["call", "Say oak.", "--model", embedded_gguf(), "--context", "2048", "--required", "--user", "ann"]
     with program.http() as url:
         line += ["--mcp", f"web={url}", "--run"]
-        said, refused, silent = (command(*line, input=answer, **own) for answer in ("y\n", "n\n", ""))
+        said, silent = (command(*line, input=answer, **own) for answer in ("y\n", ""))
         whole = json.loads(command(*line, "--mcp", program.command, "--yes", "--json", **own).stdout)
     made, result = said.stdout.splitlines()
     word = json.loads(made)["arguments"]["word"]
     assert json.loads(made)["name"] == "web__echo"
     assert (said.returncode, result) == (0, f"heard {word}"), said.stderr
     assert f"run {json.loads(made)['name']} " in said.stderr
-    assert (refused.returncode, refused.stdout.count("\n"), "not run" in refused.stderr) == (0, 1, True)
     assert (silent.returncode, "nobody said" in silent.stderr) == (2, True)
     assert whole["result"] == {"text": f"heard {whole['call']['arguments']['word']}", "failed": False}
     kept = json.loads(command("history", "list", "--json", **own).stdout)
-    assert [item["result"] for item in kept] == [result, None, None, whole["result"]["text"]]
+    assert [item["result"] for item in kept] == [result, None, whole["result"]["text"]]
     shown = json.loads(command("history", "show", whole["id"], "--json", **own).stdout)
     assert [tool["function"]["name"] for tool in shown["tools"]] == ["web__echo", "my-files__echo"]
-    for words in (["call", "x", "--tools", "t.json", "--run"], ["call", "x", "--mcp", "true", "--yes"]):
-        assert command(*words, "--model", embedded_gguf(), inline=True).returncode == 2
 
 
 def test_what_a_tool_may_do(place) -> None:
@@ -136,7 +133,6 @@ def test_what_a_tool_may_do(place) -> None:
     assert servers.run("my-files__echo", {"word": "oak"}).text == "heard oak"
     wrong = servers.run("my-files__fail", {"word": "oak"})
     assert (wrong.failed, "Error executing tool fail" in wrong.text) == (True, True)
-    assert servers.run("my-files__echo", {"wort": 1}).failed
     flood = servers.run("my-files__flood", {"word": ""}).text
     assert (len(flood) < 70_000, flood[-22:]) == (True, "... [600,000 characters]"[-22:])
     with pytest.raises(PetoolError, match="did not answer within 3 s"):
@@ -163,16 +159,12 @@ def test_a_server_does_not_get_our_keys(monkeypatch) -> None:
     ("given", "said"),
     [
         (["no-such-program"], "No such file"),
-        (["false"], "Connection closed"),
         (["sh -c 'echo bad key >&2'"], "Connection closed"),
         (["sleep 60"], "within 2 s"),
-        pytest.param(["yes"], "within 2 s", marks=pytest.mark.slow),
         pytest.param(["cat /dev/zero"], "within 2 s", marks=pytest.mark.slow),
         (["http://127.0.0.1:9/mcp"], "connection"),
-        (["'"], "No closing quotation"),
         ([" "], "--mcp is empty"),
         (["echo", "echo"], "two MCP servers call themselves my-files"),
-        pytest.param(["echo", "sleep 60"], "within 2 s", marks=pytest.mark.slow),
         (["echo-1001"], "offers more than 1,000 tools"),
         ([""], "offers no tools"),
     ],

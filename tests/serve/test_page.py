@@ -2,12 +2,11 @@
 
 import json
 import re
-import time
 import urllib.request
 
 import pytest
 from support_memory import made
-from support_serve import ASK, SCHEMA, TOOLS, Server
+from support_serve import ASK, SCHEMA, SLOW, TOOLS, Server
 
 from petool_lite.memory.store import Store
 
@@ -56,7 +55,7 @@ def finished(page) -> None:
     page.locator("#go:not([disabled])").wait_for()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (375, "light")])
 def test_a_call_is_made_explained_and_rated_by_keyboard_alone(opened, server, width, scheme) -> None:
     page, user = opened(width, scheme), f"ann{width}{scheme}"
     page.focus("#user")
@@ -112,16 +111,13 @@ def test_what_others_wrote_is_text_and_what_is_wrong_is_said(opened, server) -> 
         page.keyboard.press("Control+Enter")
         page.locator("#answer.wrong", has_text=said).wait_for()
         page.fill("#tools", json.dumps([tool]))
-    long = {"function": {"name": "note", "parameters": {"properties": {f"t{n}": {"type": "string"} for n in range(12)},
-                                                        "required": [f"t{n}" for n in range(12)]}}}  # fmt: skip
-    page.fill("#tools", json.dumps([long]))
+    page.fill("#tools", json.dumps(SLOW["tools"][:1]))
     page.fill("#history", "")
     page.keyboard.press("Control+Enter")
     page.locator("#answer", has_text=re.compile(".{5}")).wait_for()
     assert page.is_enabled("#stop"), "it streams"
     page.keyboard.press("Escape")
     page.locator("#answer.wrong", has_text="stopped").wait_for()
-    page.locator("#go:not([disabled])").wait_for()
 
 
 def test_nobody_reads_what_is_remembered_without_the_servers_key(server) -> None:
@@ -147,13 +143,10 @@ def test_nobody_reads_what_is_remembered_without_the_servers_key(server) -> None
 def test_with_an_api_key_it_is_the_key(browser, opened) -> None:
     with Server(PETOOL_LITE_API_KEY="secret") as server:
         assert "#" not in server.page, "a key of the user's is not printed"
-        assert [server.get(path)[0] for path in ("/v1/tools", "/v1/history?user=x")] == [401, 401]
-        assert server.get("/v1/history?user=x", "secret")[0] == 200
+        assert [server.get("/v1/history?user=x", key)[0] for key in ("", "secret")] == [401, 200]
         page = opened(url=server.page)
         page.locator("#answer.wrong", has_text="API key").wait_for()
         page.fill("#key", "secret")
         page.keyboard.press("Tab")
         page.locator("#model", has_text="m").wait_for()
-        started = time.monotonic()
-        server.end()
-        assert time.monotonic() - started < 5
+        assert server.end() == 0, "an open page does not hold it"

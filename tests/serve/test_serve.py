@@ -44,16 +44,10 @@ def test_the_official_client_gets_a_tool_call_for_a_whole_conversation(client) -
     again = client.chat.completions.create(**ask)
     assert again.usage.prompt_tokens_details.cached_tokens > 0.7 * again.usage.prompt_tokens
     assert again.choices[0].message.tool_calls[0].function == call
-    rows = [{"instruction": "Rome?", "rating": 1,
-             "tool_call": {"tool_name": "get_weather", "parameters": {"city": "Rome"}}}]  # fmt: skip
-    plain = client.chat.completions.create(**ask | {"messages": ASK}, extra_body={"history": rows})
-    assert plain.usage.prompt_tokens == reply.usage.prompt_tokens, "both say the same history"
-    result = [*ASK, used[1], {"role": "tool", "tool_call_id": "1", "content": "It rains."}]
-    assert client.chat.completions.create(**ask | {"messages": result}).choices[0].finish_reason == "tool_calls"
 
 
-@pytest.mark.parametrize("name", ["get_weather", 'odd "name" {}'])
-def test_a_named_tool_choice_is_kept_and_streams_to_the_same_call(client, name) -> None:
+def test_a_named_tool_choice_is_kept_and_streams_to_the_same_call(client) -> None:
+    name = 'odd "name" {}'
     choice = {"type": "function", "function": {"name": name}}
     options = {"model": "any", "messages": ASK, "tools": TOOLS, "tool_choice": choice}
     whole = client.chat.completions.create(**options).choices[0].message.tool_calls[0].function
@@ -68,8 +62,6 @@ def test_a_named_tool_choice_is_kept_and_streams_to_the_same_call(client, name) 
                 pieces.append(part.function.arguments or "")
     assert (names, "".join(pieces), ends) == ([name], whole.arguments, ["tool_calls"])
     assert usage.completion_tokens > 5
-    if name == "get_weather":
-        assert set(json.loads(whole.arguments)) <= {"city", "days"}
 
 
 def test_responses_are_the_same_call_whole_and_streamed(client) -> None:
@@ -106,15 +98,11 @@ def test_an_unsure_call_is_a_question_whole_and_streamed(server, client) -> None
     pieces = [chunk.choices[0].delta for chunk in chunks]
     assert "".join(piece.content or "" for piece in pieces) == choice["message"]["content"]
     assert not any(piece.tool_calls for piece in pieces)
-    sure = server.post(body | {"at_least": 0.000001})[1]
-    assert sure["petool_lite"]["status"] == "call"
-    assert sure["choices"][0]["message"]["tool_calls"]
     assert server.post(body | {"at_least": 2})[1]["error"]["param"] == "at_least"
 
 
-@pytest.mark.parametrize("limit", [1, 6, 24])
-def test_a_stream_that_is_cut_ends_as_one_that_is_not(server, limit) -> None:
-    body = {"messages": ASK, "tools": TOOLS[:1], "stream": True, "max_tokens": limit}
+def test_a_stream_that_is_cut_ends_as_one_that_is_not(server) -> None:
+    body = {"messages": ASK, "tools": TOOLS[:1], "stream": True, "max_tokens": 6}
     lines = [line.removeprefix("data: ") for line in server.stream(body).split("\n\n") if line]
     chunks = [json.loads(line)["choices"][0] for line in lines[:-1]]
     assert (chunks[0]["delta"]["role"], chunks[-1]["finish_reason"], lines[-1]) == ("assistant", "length", "[DONE]")
@@ -126,14 +114,12 @@ def test_a_request_that_cannot_be_served_is_said_by_the_server(server) -> None:
     for body, status, said in (
         (b"{", 400, "not JSON"),
         ({"messages": ASK}, 400, "tools: expected at least one"),
-        ({"messages": ASK, "tools": TOOLS, "tool_choice": "none"}, 400, "tool_choice none"),
         ({"messages": ASK, "tools": [ODD]}, 400, "the tool t: parameters.properties.a.type"),
         ({"messages": [{"role": "user", "content": "x " * 9000}], "tools": TOOLS}, 400, "exceed the context of 2,048"),
         (b" " * (4 * 2**20 + 1), 413, "exceeds"),
     ):
         code, answer = server.post(body)
         assert (code, said in answer["error"]["message"]) == (status, True), answer
-
     assert server.post({}, **{"Content-Type": "text/plain"})[0] == 415, "pages of other sites get nothing"
     assert server.get("/v1/models", Host="evil.example")[0] == 400
 
@@ -187,24 +173,21 @@ def test_an_api_key_is_asked_for_and_a_slow_request_is_ended(command) -> None:
     with Server("--timeout", 1, PETOOL_LITE_API_KEY="secret") as server:
         body = {"messages": ASK, "tools": TOOLS}
         assert server.post(body)[0] == 401
-        assert server.post(body, key="wrong")[0] == 401
-        assert server.get("/v1/models")[0] == 401
-        assert server.get("/health")[0] == 200
+        assert [server.post(body, key="wrong")[0], server.get("/health")[0]] == [401, 200]
         os.kill(server.engine(), signal.SIGSTOP)
         code, answer = server.post(body, key="secret")
         assert (code, answer["error"]["type"]) == (504, "timeout")
         assert server.end() == 0  # Ctrl-C ends it cleanly
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_it_stops_at_once_while_a_request_runs(how, code) -> None:
+def test_it_stops_at_once_while_a_request_runs() -> None:
     server = Server("--slots", 2)
     pid = server.engine()
     with asking(server, *[SLOW | {"stream": False}] * 3) as answers:
         server.has(3)  # two run and one waits
-        server.process.send_signal(how)
+        server.process.send_signal(signal.SIGTERM)
         started = time.monotonic()
-        assert server.process.wait(30) == code
+        assert server.process.wait(30) == 143
         assert time.monotonic() - started < 2
     assert {code for code, _ in answers} <= {500, 503}
     assert "Traceback" not in server.said

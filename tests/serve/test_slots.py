@@ -18,7 +18,6 @@ from petool_lite.data.files import load_dataset
 from petool_lite.inference.call import CallOptions
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import CallFailure
-from petool_lite.models import embedded_gguf
 from petool_lite.serve.queue import Turns
 
 ENTRIES = load_dataset("demo:test:12").entries
@@ -55,29 +54,11 @@ def test_logits_are_those_of_one_alone_and_a_prompt_is_taken_from_another_slot(e
     with LlamaModel(exact) as alone:
         wanted = [after(alone, ids) for ids in prompts]
         assert np.abs(wanted[0] - wanted[1]).max() > 0.01
-        kept, ids = bytes(alone.state(50)), list(alone.held[:50])
     with LlamaModel(exact, 2048) as base:
         slots = base.slots(count)
-        first = slots[0]
         for _ in range(2):  # the second time from what is held
             found = together(*(lambda n=n: after(slots[n], prompts[n]) for n in range(count)))
             assert max(np.abs(ours - theirs).max() for ours, theirs in zip(found, wanted, strict=True)) < 1e-4
-        first._keep(0)
-        first.adopt(prompts[3])
-        assert first.held == prompts[3]
-        assert first.read([*prompts[3], 1]) == len(prompts[3])
-        assert first.restore(ids, memoryview(kept))
-        assert first.read(prompts[3]) == 50
-        assert np.abs(first._logits(-1) - wanted[3][0]).max() < 1e-4
-
-
-def test_a_prompt_that_all_ask_for_at_once_is_read_once(exact) -> None:
-    with LlamaModel(exact, 2048) as base:
-        slots, ids = base.slots(4), [(7 * place) % 256 for place in range(900)]
-        together(*(lambda n=n: slots[n].read([*ids, n, n]) for n in range(4)))
-        assert [list(model.held) for model in slots] == [[*ids, n, n] for n in range(4)]
-        tokens = base.context._lib.llama_perf_context(base.context.pointer)
-        assert 900 <= tokens.n_p_eval + tokens.n_eval < 1000
 
 
 def test_replies_are_those_of_one_alone(exact) -> None:
@@ -98,25 +79,6 @@ def test_replies_are_those_of_one_alone(exact) -> None:
         mine = together(*(lambda n=n, one=one: answers(one, range(n, 12, 4)) for n, one in enumerate(caller.slots(4))))
     assert [mine[number % 4][number // 4] for number in range(12)] == alone
     assert len(set(map(str, alone))) > 6
-
-
-def test_one_that_is_not_wanted_any_more_leaves_the_others_as_they_are() -> None:
-    with LlamaModel(embedded_gguf(), 1024) as base:
-        slots, ids = base.slots(3), list(range(1000, 1200))
-        started = time.monotonic()
-
-        def unwanted() -> None:
-            if time.monotonic() > started + 0.05:
-                raise KeyError("gone")
-
-        slots[0].check = unwanted
-        gone, *held = together(*(lambda n=n: slots[n].read([n, *ids]) for n in range(3)))
-        assert isinstance(gone, KeyError)
-        assert held == [0, 0]
-        assert [list(model.held) for model in slots[1:]] == [[1, *ids], [2, *ids]]
-        slots[0].check = None
-        slots[0].read([0, *ids])
-        assert list(slots[0].held) == [0, *ids]
 
 
 def test_who_was_served_least_goes_next() -> None:
