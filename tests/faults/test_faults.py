@@ -1,4 +1,4 @@
-"""kill -9 and Ctrl-C at random moments, full disks, read-only folders, clocks that jump: what has a final name is
+"""kill -9 and Ctrl-C at random moments, full disks, read-only folders: what has a final name is
 whole, what fails says so in a line, and the next command finishes the work."""
 
 import json
@@ -22,7 +22,6 @@ from support_serve import ASK, TOOLS, Server, asking
 from petool_lite.inference.states import StateStore
 
 SEED = int(os.environ.get("PETOOL_LITE_SEED", "1"))
-CLOCK = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), os.environ.get("FAKETIME_LIB"))
 LINES = {
     "train": ["train", "demo", "--set", "data.train=demo:train:8", "--set", "train.save_every=1"],
     "call": ["call", "Rain?", "--tools", "tools.json", "--user", "ann"],
@@ -188,15 +187,3 @@ def test_each_verb_on_a_read_only_run(whole, tmp_path, verb) -> None:
         assert "Read-only file system" in refused(
             tmp_path, *(LINES[verb] if verb != "train" else ["train", "--resume", run])
         )
-
-
-@faults
-@pytest.mark.skipif(not CLOCK, reason="libfaketime is not installed")
-@pytest.mark.parametrize("jump", ["-400d", "+400d"])
-def test_a_clock_that_jumps(whole, tmp_path, jump) -> None:
-    """A run is stopped, the clock jumps, and everything goes on: resume, export, bench."""
-    run = copied(whole, tmp_path, "export", "manifest.json", "checkpoint-10")
-    clock = {"LD_PRELOAD": CLOCK, "FAKETIME": jump, "DONT_FAKE_MONOTONIC": "1"}
-    for line in (["train", "--resume", "one"], LINES["export"], LINES["bench"]):
-        done(tmp_path, *line, extra=clock)
-    assert json.loads((run / "manifest.json").read_text())["seconds"]["train"] >= 0

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from support_published import published_rows
 
@@ -106,22 +105,6 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_or_trimmed
     reply = caller.call("a word " * 40, TOOLS, calls, options=replace(short, trim_history=True))
     assert 0 < reply.history_dropped < 20
     assert reply.reply.prompt_tokens <= 512 - 64
-
-
-def test_shares_are_those_of_reading_each_name_alone(caller) -> None:
-    """The shared reading of names against reading each one's tokens singly: with other batches some processors round
-    otherwise, by 0.03 of 27 nats."""
-    model = caller._model
-    ids = model.encode("Call: ")
-    choices = [model.encode(text) for text in ("tool one.", "tool two.", "tool.", "other.")]
-    for choice, share in zip(choices, model.shares(ids, choices), strict=True):
-        total = 1.0
-        for place, token in enumerate(choice):
-            model.read([*ids, *choice[:place]], reuse=False)
-            logits = model._logits(-1).astype(np.float64)
-            others = {other[place] for other in choices if other[:place] == choice[:place]}
-            total *= np.exp(logits[token]) / np.exp(logits[list(others)]).sum()
-        assert share == pytest.approx(total, abs=0.02)
 
 
 def test_an_unsure_call_becomes_a_question_that_names_the_candidates(caller) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from petool_lite.data.entries import Tool
-from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.gpu import GpuModel, Job, batches, greedy_ids, stop_ids
 from petool_lite.inference.parse import parse_call
@@ -107,15 +106,3 @@ def test_batches_keep_to_the_tokens_that_there_is_room_for() -> None:
     assert list(batches([700, 300, 20, 10, 15], 700)) == [[0], [1, 2], [4, 3]]
     assert list(batches([7, 7, 7], 100, most=2)) == [[0, 1], [2]]
     assert list(batches([900], 700)) == [[0]], "one goes alone, whatever it takes"
-
-
-def test_a_full_memory_is_told_in_words(tiny, monkeypatch) -> None:
-    import torch
-
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    engine = GpuModel(tiny, None, device="cpu")
-    monkeypatch.setattr(engine.model, "generate", full)
-    with pytest.raises(PetoolError, match="memory is full"):
-        list(engine.generate(prompts_of(9), job_of(tiny, 4)))

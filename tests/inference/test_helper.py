@@ -4,13 +4,10 @@ import json
 import re
 import socket
 import stat
-import subprocess
-import sys
-import urllib.error
 import urllib.request
-from contextlib import ExitStack
 
 import pytest
+from support_serve import Server
 
 from petool_lite.inference.helper import _place
 from petool_lite.models import embedded_gguf
@@ -40,23 +37,18 @@ def ask(command, tmp_path):
     return run
 
 
-def test_the_reply_is_the_same_with_and_without_a_helper(place, ask, command) -> None:
+def test_the_reply_is_the_same_with_and_without_a_helper(place, ask) -> None:
     queries = ("How is the weather in Oslo?", "Where is Lima, and its harbour?")
     alone = [ask(query) for query in queries]
-    line = [sys.executable, "-m", "petool_lite", "serve", *MODEL, "--port", "0"]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as server, ExitStack() as ending:
-        ending.callback(server.terminate)
-        url = re.search(r"http://\S+/v1", server.stderr.readline()).group()
+    with Server() as server:
         assert [stat.S_IMODE(path.stat().st_mode) for path in (place, place.parent)] == [0o600, 0o700]
         helped = [ask(query) for query in queries]
         assert [answer["timings"]["reused_tokens"] > 0 for answer in helped] == [False, True], (
             "one process answers both"
         )
-        refused = command("call", *MODEL, "--request", "-", input='{"tools": 1}')
-        assert (refused.returncode, "the request has no query" in refused.stderr) == (1, True)
-        asked = urllib.request.Request(f"{url[:-3]}/helper", b"{}", {"Content-Type": "application/json"})
-        with pytest.raises(urllib.error.HTTPError, match="404"):  # over a port nobody is helped
-            urllib.request.urlopen(asked, timeout=100)
+        asked = urllib.request.Request(f"{server.url[:-3]}/helper", b"{}", {"Content-Type": "application/json"})
+        assert server.send(asked)[0] == 404, "over a port nobody is helped"
+        assert server.end() == 0
     assert not place.exists()
     for one, other in zip(alone, helped, strict=True):
         assert [one[key] for key in ("status", "call", "told")] == [other[key] for key in ("status", "call", "told")]

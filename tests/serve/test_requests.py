@@ -66,30 +66,11 @@ def test_limits_and_what_changes_nothing() -> None:
     assert chat(user=7).request.user == "7"
 
 
-def test_turns_are_history_or_conversation() -> None:
-    call = {"id": "1", "function": {"name": "car", "arguments": "{}"}}
-    asked, told = {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1"}
-    liked = [*ASK, asked, told | {"content": "liked"}]
-    entry = chat(messages=liked + ASK).request.entry
-    assert ([item.verdict for item in entry.history], entry.turns, entry.query) == (["liked"], (), ASK[0]["content"])
-    entry = chat(messages=[*ASK, asked, told | {"content": "a red one"}]).request.entry
-    assert (entry.history, [turn["role"] for turn in entry.turns]) == ((), ["user", "assistant", "tool"])
-    with pytest.raises(Refusal, match=r"^messages"):
-        chat(messages=liked)
-
-
 def test_responses_say_the_same_in_their_own_words() -> None:
     flat = [{"type": "function", **tool["function"]} for tool in TOOLS]
     plain = read_responses({"input": ASK[0]["content"], "tools": flat, "max_output_tokens": 9, "store": True})
     assert plain.request.entry == chat().request.entry
     assert (plain.request.options.reply_tokens, plain.unused) == (9, ("store",))
-    items = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Rome?"}]},
-             {"type": "reasoning", "id": "r", "summary": []},
-             {"type": "function_call", "call_id": "c", "name": "car", "arguments": "{}"},
-             {"type": "function_call_output", "call_id": "c", "output": "used"}, ASK[0]]  # fmt: skip
-    entry = read_responses({"input": items, "tools": flat, "instructions": "Be brief."}).request.entry
-    assert [(item.query, item.verdict) for item in entry.history] == [("Rome?", None)]
-    assert entry.turns == ({"role": "system", "content": "Be brief."},)
     for name, value in (("input", None), ("input", [{"type": "computer_call"}]), ("previous_response_id", "resp_1"),
                         ("text", {"format": {"type": "json_schema"}}), ("instructions", 3)):  # fmt: skip
         with pytest.raises(Refusal, match=f"^{name}"):

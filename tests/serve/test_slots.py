@@ -16,7 +16,6 @@ from support_serve import ASK, SLOW, TOOLS, Server
 from petool_lite import ToolCaller
 from petool_lite.data.files import load_dataset
 from petool_lite.inference.call import CallOptions
-from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import CallFailure
 from petool_lite.serve.queue import Turns
 
@@ -34,31 +33,6 @@ def together(*work: Callable[[], Any]) -> list[Any]:
 def exact(tmp_path) -> Path:
     """A Llama in float32, where rounding moves no choice: products of few rows round otherwise than those of many."""
     return write_gguf(tmp_path / "exact.gguf", llama__context_length=4096)
-
-
-def test_logits_are_those_of_one_alone_and_a_prompt_is_taken_from_another_slot(exact) -> None:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    shared, count = rng.integers(0, 256, 200).tolist(), 4
-    prompts = [[*shared, *rng.integers(0, 256, 10 + 300 * number).tolist()] for number in range(count)]
-
-    def after(model: LlamaModel, ids: list[int]) -> Any:
-        model.adopt(ids)
-        found = []
-        for more in ([], [15], [15, 25], [35]):
-            model.read([*ids, *more])
-            found.append(model._logits(-1).copy())
-        return np.array(found)
-
-    with LlamaModel(exact) as alone:
-        wanted = [after(alone, ids) for ids in prompts]
-        assert np.abs(wanted[0] - wanted[1]).max() > 0.01
-    with LlamaModel(exact, 2048) as base:
-        slots = base.slots(count)
-        for _ in range(2):  # the second time from what is held
-            found = together(*(lambda n=n: after(slots[n], prompts[n]) for n in range(count)))
-            assert max(np.abs(ours - theirs).max() for ours, theirs in zip(found, wanted, strict=True)) < 1e-4
 
 
 def test_replies_are_those_of_one_alone(exact) -> None:
@@ -117,7 +91,7 @@ def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anythin
     def client(number: int) -> None:
         if number % 5 == 0:  # leaves
             try:
-                assert server.stream(SLOW, 10)
+                assert server.stream(SLOW | {"tools": SLOW["tools"][:1]}, 10)
             except urllib.error.HTTPError as error:
                 assert error.code == 429
             return

@@ -93,20 +93,6 @@ def test_the_evaluated_steps_are_recorded_once(interrupted) -> None:
     assert not (run / "best").exists()
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_names_the_rows_of_its_step(tiny, command, tmp_path) -> None:
-    wild = options("train.learning_rate=1", "lora.alpha=9000000000000000000", "lora.r=1", "train.rows=4")
-    result = command("train", "demo", *tiny_settings(tiny), *wild, cwd=tmp_path, env=own_runs(tmp_path))
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    message = next(line for line in result.stderr.splitlines() if line.startswith("error: not finite in step"))
-    names = message.rpartition("entries ")[2].split(", ")
-    assert len(names) == len(set(names)) in (2, 4)  # the micro-batches of the update, or those whose loss it was
-    assert {int(name) for name in names} <= set(range(20))
-    run = next(tmp_path.glob("runs/*"))
-    assert len(rows_of(run)) == int(message.split("step ")[1].split(":")[0]) - 1, "the step was not taken"
-
-
 def test_ctrl_c_before_the_first_step_leaves_nothing(tiny, tmp_path) -> None:
     process = start(tmp_path, "-m", "petool_lite", "train", "demo", *tiny_settings(tiny))
     wait_until(lambda: any(tmp_path.glob("runs/*/resume.json")) or process.poll() is not None, "the run begins")
@@ -152,6 +138,7 @@ def test_a_run_goes_on_with_what_it_was_started_with_alone(tiny, tmp_path, monke
 
 def test_only_the_rows_of_the_bad_micro_batch_are_named() -> None:
     import torch
+    from transformers import Trainer
 
     from petool_lite.train.checkpoints import Guarded
 
@@ -161,6 +148,7 @@ def test_only_the_rows_of_the_bad_micro_batch_are_named() -> None:
         def _get_grad_norm(self, model, grad_norm=None):
             return torch.tensor(float("nan"))
 
+    assert hasattr(Trainer, "_get_grad_norm"), "what it calls between the losses and the update"
     trainer, rows = type("Trainer", (Guarded, Norms), {})(), (("a", "b"), ("c", "d"), ("e",))
     infinite = float("inf")
     for losses, reached, named in (
