@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import click
@@ -21,17 +20,12 @@ FILES = "jsonl?|md|log|gguf|safetensors"
 SETTING = re.compile(rf"\b(?:{SECTIONS})\.(?!(?:{FILES})\b)[a-z_]+\b(?!\.)")
 
 
-def test_reference_pages_are_those_of_the_program(tmp_path, monkeypatch, capsys) -> None:
+def test_reference_pages_are_those_of_the_program() -> None:
     spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
     for name, text in reference.pages().items():
         assert (DOCS / "reference" / name).read_text() == text, f"{name} is stale: make reference"
-        (tmp_path / name).write_text(text.replace("rank of the adapter", "its rank"))
-    monkeypatch.setattr(reference, "TARGET", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["make_reference.py", "--check"])
-    assert reference.main() == 1
-    assert "recipe.md is stale" in capsys.readouterr().err
 
 
 def quoted_commands() -> list[tuple[str, str]]:

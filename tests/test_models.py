@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,28 +59,6 @@ def test_pickled_weights(model, name) -> None:
     (model / "model.safetensors").rename(model / name)
     shutil.copy(model / name, model / "other.safetensors")  # no name that is loaded
     assert f"only the pickled {name}" in refused(model)
-
-
-LOAD = """
-import sys
-from pathlib import Path
-from petool_lite.models import Base
-from petool_lite.recipe import load_recipe
-from petool_lite.train.load import load_model
-load_model(load_recipe("demo", [f"train.method={sys.argv[1]}"])[1], Base("it", Path(sys.argv[2]), None), False)
-"""
-
-
-@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "full"])
-def test_pickled_weights_are_not_loaded_past_the_check_either(model, method) -> None:
-    """In a process of its own: Unsloth changes transformers for all that comes after it."""
-    import torch
-    from safetensors.torch import load_file
-
-    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
-    (model / "model.safetensors").rename(model / "other.safetensors")
-    result = subprocess.run([sys.executable, "-c", LOAD, method, model], capture_output=True, text=True)
-    assert "PetoolError: the base it does not load: Error no file named model.safetensors" in result.stderr
 
 
 def shard(model: Path, *names: object) -> None:

@@ -7,10 +7,7 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,13 +49,6 @@ def done(root: Path, *line: object, **options) -> float:
     assert code == 0, said
     assert incomplete(root, running=False) == []
     return time.monotonic() - started
-
-
-def refused(root: Path, *line: object, **options) -> str:
-    code, said = finish(root, *line, **options)
-    assert code == 1, said
-    assert incomplete(root) == []
-    return one_line(said)
 
 
 @pytest.mark.parametrize(
@@ -161,29 +151,3 @@ def test_a_full_disk(whole, tiny, tmp_path, verb, size) -> None:
         one_line(said)
         left = unfinished(tmp_path)
         done(tmp_path, *(["train", "--resume", left[0]] if left else line))
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A disk of its own with little room; skips where nothing may be mounted."""
-    folder.mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
-    if os.getuid() != 0 or subprocess.run(line, capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-@faults
-@pytest.mark.parametrize("verb", ["train", "export", "bench"])
-def test_each_verb_on_a_read_only_run(whole, tmp_path, verb) -> None:
-    with small_disk(tmp_path / "runs", "300m") as disk:
-        run = shutil.copytree(whole, disk / "one")
-        if verb == "train":
-            (run / "manifest.json").unlink()
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        assert "Read-only file system" in refused(
-            tmp_path, *(LINES[verb] if verb != "train" else ["train", "--resume", run])
-        )

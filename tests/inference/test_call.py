@@ -138,20 +138,6 @@ def test_an_engine_that_fails_is_no_answer(caller, monkeypatch) -> None:
     assert engine.value.kind == "engine_error"
 
 
-@pytest.mark.parametrize(
-    ("tools", "history", "said"),
-    [
-        ("x", [], "tools: expected"),
-        ([{"x": 1}], [], r"tools\[0\].*name"),
-        (TOOLS, [{"rating": 1}], r"history\[0\].tool_call"),
-        (TOOLS, [{"role": "wizard", "content": ""}], r"messages\[0\].role"),
-    ],
-)
-def test_a_request_that_is_not_as_expected_names_the_field(caller, tools, history, said) -> None:
-    with pytest.raises(PetoolError, match=said):
-        caller.call(QUERY, tools, history)
-
-
 def test_a_model_of_the_published_style_gets_its_prompt_from_the_wording_in_its_file(fresh, recorded) -> None:
     pieces = ENTRY.published
     recorded(prompt_style="published", setting="rating")

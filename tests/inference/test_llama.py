@@ -3,7 +3,6 @@
 import pytest
 
 from petool_lite.data.entries import Tool
-from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import embedded_gguf
 
@@ -44,16 +43,3 @@ def test_guesses_and_batches_change_no_reply(model) -> None:
     assert [*reply.ids, plain[-1]] == plain
     assert '"19 45 74 94 22 21"' in reply.text
     assert len(batches) < 0.7 * (len(reply.ids) - reply.forced_tokens)
-
-
-@pytest.mark.slow
-def test_a_context_grows_with_what_is_read_and_keeps_it(model) -> None:
-    with LlamaModel(embedded_gguf(), n_ctx=1024) as small:
-        ids = small.encode("The capital of France is Paris. " * 90)[:700]
-        small.read(ids[:200])
-        assert small.context.size == 256
-        assert small.read(ids) == 200
-        assert small.context.size == 768
-        assert small.generate(ids, 4, reuse=True).ids == model.generate(ids, 4).ids
-        with pytest.raises(PetoolError, match="exceed the context of 1024"):
-            small.generate(ids * 2, 4)

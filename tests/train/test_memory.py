@@ -36,25 +36,16 @@ def test_predicted_memory_is_within_a_tenth_of_the_measured() -> None:
         assert found / GIB == pytest.approx(gib, rel=0.1)
 
 
-def test_lean_fits_eight_gigabytes_and_keeps_the_published_numerics() -> None:
-    for settings in ([], ["lora.dropout=0.1"]):
-        for free in (140 * GIB, 7.6 * GIB):
-            lean = choose(LLAMA_3B, rating(*settings), ROWS, free)
-            assert 16384 <= lean.token_budget <= 65536
-            assert lean.peak_gb <= 0.9 * min(7.4, free / GIB)
-            assert (lean.precision, lean.checkpointing) == ("nf4", True)
-    given = choose(LLAMA_3B, rating("train.token_budget=8192"), ROWS, 140 * GIB)
-    assert (given.token_budget, given.peak_gb < 4.6) == (8192, True)
-
-
-def test_auto_keeps_all_where_it_can() -> None:
-    recipe = rating("train.memory=auto")
-    ways = {gib: choose(LLAMA_3B, recipe, ROWS, gib * GIB) for gib in (140, 80, 24, 8)}
-    assert [(way.precision, way.checkpointing) for way in ways.values()] == [
-        ("bf16", False), ("bf16", False), ("nf4", False), ("nf4", True),
-    ]  # fmt: skip
+def test_lean_fits_eight_gigabytes_and_auto_keeps_all_where_it_can() -> None:
+    for settings, free in (([], 140), (["lora.dropout=0.1"], 7.6)):
+        lean = choose(LLAMA_3B, rating(*settings), ROWS, free * GIB)
+        assert 16384 <= lean.token_budget <= 65536
+        assert lean.peak_gb <= 0.9 * min(7.4, free)
+        assert (lean.precision, lean.checkpointing) == ("nf4", True), "the published numerics"
+    ways = {gib: choose(LLAMA_3B, rating("train.memory=auto"), ROWS, gib * GIB) for gib in (140, 80, 24, 8)}
+    found = [(way.precision, way.checkpointing) for way in ways.values()]
+    assert found == [("bf16", False), ("bf16", False), ("nf4", False), ("nf4", True)]
     assert all(way.peak_gb <= 0.9 * gib for gib, way in ways.items())
-    assert ways[140].token_budget > 49152
 
 
 def test_the_published_8b_recipe_fits_24_48_and_80_gigabytes() -> None:
@@ -73,8 +64,6 @@ def test_too_little_memory_is_refused_with_what_would_fit() -> None:
     assert (error.value.exit_code, "12.0 GiB are free" in error.value.message) == (3, True)
     fitting = [part.removeprefix("--set ") for part in error.value.hint.removeprefix("would fit: ").split(" --set ")]
     assert choose(LLAMA_3B, rating(*fitting), ROWS, 12 * GIB).peak_gb < 12
-    with pytest.raises(PetoolError, match="GiB of GPU memory"):
-        choose(LLAMA_3B, rating(), ROWS, 2 * GIB)
     full = rating("train.method=full", "model.precision=bf16")
     with pytest.raises(PetoolError, match=r"needs about \d\d\.\d GiB of GPU memory, 24\.0 GiB") as error:
         choose(LLAMA_3B, full, ROWS, 24 * GIB)
