@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from petool_lite.export import load_source, write_targets
@@ -39,8 +38,6 @@ def test_a_part_is_refused_by_name(tmp_path) -> None:
     assert f"{second} is part 2 of 3 of a split model | give the first one: {first}" in refused(second)
     lost = f"no such file: {tmp_path}/s.gguf | give the first part of the split model: {first}"
     assert lost in refused(tmp_path / "s.gguf")
-    renamed = Path(shutil.copy(first, tmp_path / "first.gguf"))
-    assert "but not called so | call it NAME-00001-of-00003.gguf" in refused(renamed)
     shutil.copy(second, third)
     assert "the others are not of the same model" in refused(first)
     third.unlink()

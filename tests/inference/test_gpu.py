@@ -1,6 +1,5 @@
 """transformers' generate on a CPU: batches answer as each prompt alone, free or constrained."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,15 +46,6 @@ def test_replies_are_those_of_a_plain_loop_in_any_batch(model, tiny) -> None:
         assert {reply.finish for reply in found.values()} == {"length"}
         assert (found[3].prompt_tokens, found[3].prefill_s > 0, found[3].decode_s > 0) == (300, True, True)
     assert list(model.generate([], job)) == []
-
-
-def test_a_reply_ends_at_any_of_the_stop_ids_and_the_others_go_on(model, tiny) -> None:
-    prompts, job = prompts_of(20, 50, 30), job_of(tiny, 12)
-    free = dict(model.generate(prompts, job, 3))
-    stop = free[1].ids[4]
-    found = dict(model.generate(prompts, replace(job, stops=frozenset({stop, 3})), 3))
-    assert (found[1].ids, found[1].finish) == (free[1].ids[: free[1].ids.index(stop)], "stop")
-    assert found[0].ids == (*free[0].ids, stop)[: (*free[0].ids, stop).index(stop)]
 
 
 def tool(name: str, *required: str) -> Tool:

@@ -40,8 +40,6 @@ def hang(word: str) -> str:
     time.sleep(60)
 
 def die(word: str) -> str:
-    sys.stderr.write("out of coffee\\n\\n")
-    sys.stderr.flush()
     os._exit(3)
 
 def flood(word: str) -> str:
@@ -95,17 +93,6 @@ def program(tmp_path) -> Program:
     return Program(tmp_path)
 
 
-@pytest.fixture(params=[pytest.param("stdio", marks=pytest.mark.slow), "http"])
-def place(program, request):
-    """A server with every tool, over either transport."""
-    program.offer("echo fail hang die flood forget")
-    if request.param == "stdio":
-        yield program.command
-        return
-    with program.http() as url:
-        yield url
-
-
 def test_a_call_is_run_when_the_user_says_so_and_its_result_remembered(program, tmp_path, command) -> None:
     own = {"env": os.environ | {"XDG_DATA_HOME": str(tmp_path)}, "inline": True}
     line = ["call", "Say oak.", "--model", embedded_gguf(), "--context", "2048", "--required", "--user", "ann"]
@@ -126,24 +113,25 @@ def test_a_call_is_run_when_the_user_says_so_and_its_result_remembered(program, 
     assert [tool["function"]["name"] for tool in shown["tools"]] == ["web__echo", "my-files__echo"]
 
 
-def test_what_a_tool_may_do(place) -> None:
-    servers = Servers([place], run_s=3)
-    named = [tool["function"]["name"].removeprefix("my-files__") for tool in servers.tools()]
-    assert named == ["echo", "fail", "hang", "die", "flood", "forget"]
-    assert servers.run("my-files__echo", {"word": "oak"}).text == "heard oak"
-    wrong = servers.run("my-files__fail", {"word": "oak"})
-    assert (wrong.failed, "Error executing tool fail" in wrong.text) == (True, True)
-    flood = servers.run("my-files__flood", {"word": ""}).text
-    assert (len(flood) < 70_000, flood[-22:]) == (True, "... [600,000 characters]"[-22:])
-    with pytest.raises(PetoolError, match="did not answer within 3 s"):
-        servers.run("my-files__hang", {"word": ""})
-    if place.startswith("http"):
+def test_what_a_tool_may_do(program) -> None:
+    """Over HTTP, where it can change its tools amid; what stdio shows is below."""
+    program.offer("echo fail hang die flood forget")
+    with program.http() as url:
+        servers = Servers([url], run_s=3)
+        named = [tool["function"]["name"].removeprefix("my-files__") for tool in servers.tools()]
+        assert named == ["echo", "fail", "hang", "die", "flood", "forget"]
+        assert servers.run("my-files__echo", {"word": "oak"}).text == "heard oak"
+        wrong = servers.run("my-files__fail", {"word": "oak"})
+        assert (wrong.failed, "Error executing tool fail" in wrong.text) == (True, True)
+        flood = servers.run("my-files__flood", {"word": ""}).text
+        assert (len(flood) < 70_000, flood[-22:]) == (True, "... [600,000 characters]"[-22:])
+        with pytest.raises(PetoolError, match="did not answer within 3 s"):
+            servers.run("my-files__hang", {"word": ""})
         servers.run("my-files__forget", {"word": ""})
         assert servers.run("my-files__echo", {"word": "oak"}).failed, "the tool is gone"
-    with pytest.raises(PetoolError) as died:
-        servers.run("my-files__die", {"word": ""})
-    assert died.value.message.count("\n") == 0
-    assert place.startswith("http") or died.value.hint == "it said last: out of coffee"
+        with pytest.raises(PetoolError) as died:
+            servers.run("my-files__die", {"word": ""})
+        assert "\n" not in died.value.message
 
 
 def test_a_server_does_not_get_our_keys(monkeypatch) -> None:
