@@ -3,15 +3,12 @@
 import json
 import shutil
 
-import pytest
 from petool_lite.export import load_source, write_targets
 from support_gguf import refused, write_gguf
 
-from petool_lite.errors import PetoolError
-from petool_lite.gguf_base import open_gguf
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.models import embedded_gguf, resolve_base
+from petool_lite.models import resolve_base
 
 
 def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
@@ -84,13 +81,3 @@ REFUSED = [
 def test_what_lacks_something_or_what_training_would_drop_is_refused(tmp_path) -> None:
     for number, (changes, told) in enumerate(REFUSED):
         assert told in refused(write_gguf(tmp_path / f"{number}.gguf", **changes)), changes
-
-
-def test_a_whole_file_passes_and_a_cut_one_is_refused_by_what_reads_it(tmp_path) -> None:
-    path = tmp_path / "any.gguf"
-    check_gguf(embedded_gguf())
-    path.write_bytes(embedded_gguf().read_bytes()[:-1])
-    with pytest.raises(PetoolError, match="damaged GGUF file"):
-        open_gguf(path)
-    with pytest.raises(PetoolError, match="not within the file bounds"):
-        LlamaModel(path, vocab_only=True)

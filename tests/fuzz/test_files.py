@@ -1,8 +1,6 @@
 """GGUF, safetensors and state files of any content: read, or refused by a PetoolError before C code sees them."""
 
-import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -11,16 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from petool_lite.export import check_exportable
 from petool_lite.export.weights import find_tensors
-from support_fuzz import FACTOR, cases, text, value
+from support_fuzz import FACTOR, cases
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
 from petool_lite.families import shape_of
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.inference.states import StateKey, StateStore
-from petool_lite.models import resolve_base
 
 LOAD = """
 import sys
@@ -141,34 +137,6 @@ def test_any_safetensors_file_is_read_or_refused(folder, weights, changes, cut) 
         tensors = find_tensors(place, shape_of(config))
         for tensor in tensors:
             tensor.read()
-    except PetoolError:
-        return
-
-
-names = st.dictionaries(text, st.one_of(text, st.just("shard.safetensors")), max_size=2)
-kinds = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-configs = {key: st.one_of(value, st.just(right)) for key, right in kinds.items()}
-configs |= dict.fromkeys(("quantization_config", "num_hidden_layers", "auto_map"), value)
-
-
-@cases(150)
-@given(
-    config=st.one_of(value, st.fixed_dictionaries({}, optional=configs)),
-    index=st.one_of(value, st.fixed_dictionaries({"weight_map": names})),
-    single=st.booleans(),
-)
-def test_any_model_directory_is_read_or_refused(folder, weights, config, index, single) -> None:
-    place = folder / "directory"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    (place / ("model.safetensors" if single else "shard.safetensors")).write_bytes(weights[0])
-    (place / "config.json").write_text(json.dumps(config))
-    (place / "model.safetensors.index.json").write_text(json.dumps(index))
-    (place / "tokenizer.json").write_text("{}")
-    (place / "tokenizer_config.json").write_text(json.dumps(index))
-    try:
-        resolve_base(str(place))
-        check_exportable(place)
     except PetoolError:
         return
 

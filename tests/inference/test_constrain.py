@@ -146,13 +146,6 @@ def test_a_vocabulary_whose_marks_are_one_token_each_writes_them_so(smollm2, tmp
         assert (constraint.call_share, constraint.choosing) == (pytest.approx(0.75, abs=1e-4), first != no)
 
 
-def test_what_cannot_be_built_is_an_error_and_never_a_free_reply(constrainer) -> None:
-    twice = [tool("t"), tool("u"), tool("t")]
-    for tools, said in (([], "no tool is"), (twice, "two tools have the name t"), ([tool("\ud83d")], "valid Unicode")):
-        with pytest.raises(PetoolError, match=said):
-            constrainer.start(tools, "petool")
-
-
 def test_confidence_is_the_share_of_what_was_chosen_up_to_the_end_of_the_name(constrainer, chat) -> None:
     """By hand: of a call 3, of a text 1 + 1; of the names 4 to 1, of the first letters of both the same."""
 

@@ -92,11 +92,3 @@ def test_a_reply_is_cut_into_name_and_arguments_wherever_its_tokens_end(form) ->
         found += pieces.rest(raw.decode())
         assert found[0] == {"name": name}
         assert "".join(piece["arguments"] for piece in found[1:]) == dumped[1]
-
-
-def test_a_text_is_sent_as_it_grows_and_whole() -> None:
-    for text in ("日本 👋", "{ not a call", "<tool_cell>", ""):
-        raw, pieces = text.encode(), Pieces()
-        parts = [raw[:end].decode("utf-8", "replace") for end in range(1, len(raw) + 1)]
-        found = [piece for part in parts for piece in pieces.grown(part)] + [*pieces.rest(text)]
-        assert "".join(piece["content"] for piece in found) == text

@@ -47,18 +47,13 @@ def test_the_prompts_are_those_of_bench(smollm2) -> None:
     assert (len(short.prompts), short.too_long) == (0, 5), "too long is wrong, not left out"
 
 
-@pytest.mark.parametrize(
-    ("reply", "right", "wanted"),
-    [
-        ('{"tool_name": "b", "parameters": {"q": 1}}', Call("a", {"q": 1}), (False, True)),
-        ('{"name": "a", "arguments": {}}', Call("a", {"q": 1}), (True, False)),
-        ('{"name": "a", "argum', Call("a", {}), (False, False)),
-        ("None of them.", "No tool fits.", (True, True)),
-        ('{"name": "a", "arguments": {}}', "No tool fits.", (False, False)),
-    ],
-)
-def test_a_reply_is_scored_by_its_tool_and_its_arguments(reply, right, wanted) -> None:
-    assert evaluate.score_answer(reply, right) == wanted
+def test_a_reply_is_scored_by_its_tool_and_its_arguments() -> None:
+    right, said = Call("a", {"q": 1}), '{"name": "%s", "arguments": {"q": %s}}'
+    found = [evaluate.score_answer(said % given, right) for given in (("a", 1), ("b", 1), ("a", 2))]
+    assert found == [(True, True), (False, True), (True, False)]
+    assert evaluate.score_answer('{"name": "a", "argum', right) == (False, False)
+    answers = [evaluate.score_answer(text, "No tool fits.") for text in ("None of them.", said % ("a", 1))]
+    assert answers == [(True, True), (False, False)]
 
 
 def test_the_best_is_the_highest_joint_then_tool_then_latest_and_patience_counts_from_it(tmp_path) -> None:
