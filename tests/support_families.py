@@ -78,9 +78,8 @@ def write_pieces(folder: Path) -> Path:
         kind, score = (2 if text == "<unk>" else kind), (0.0 if score == -1000.0 else score)
         piece = b"\x0a" + number(len(encoded)) + encoded + b"\x15" + struct.pack("<f", score) + b"\x18" + number(kind)
         raw += b"\x0a" + number(len(piece)) + piece
-    (folder / "tokenizer.model").write_bytes(
-        raw + b"\x12\x05\x18\x02\x98\x02\x01"
-    )  # trained as BPE, with byte_fallback
+    # trained as BPE, with byte_fallback
+    (folder / "tokenizer.model").write_bytes(raw + b"\x12\x05\x18\x02\x98\x02\x01")
     return folder
 
 

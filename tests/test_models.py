@@ -68,14 +68,6 @@ def shard(model: Path, *names: object) -> None:
     (model / "model.safetensors.index.json").write_text(json.dumps(weights))
 
 
-def test_shards_are_all_there(model) -> None:
-    shutil.copy(model / "model.safetensors", model / "model-1.safetensors")
-    shard(model, "model-1.safetensors", "model-1.safetensors")
-    assert resolve_base(str(model)).directory == model
-    shard(model, "model-1.safetensors", "model-3.safetensors", "model-2.safetensors")
-    assert f"incomplete weights: {model / 'model-2.safetensors'} is missing" in refused(model)
-
-
 def test_an_index_of_anything_but_safetensors_files_beside_it(model) -> None:
     (model / "pytorch_model.bin").write_bytes(b"")
     shutil.copy(model / "model.safetensors", model.parent / "model.safetensors")
@@ -84,3 +76,8 @@ def test_an_index_of_anything_but_safetensors_files_beside_it(model) -> None:
         assert b"damaged index" in refused(model).encode()  # no half of a surrogate pair
     shard(model)
     assert "it names no file" in refused(model)
+    shutil.copy(model.parent / "model.safetensors", model / "model-1.safetensors")
+    shard(model, "model-1.safetensors", "model-1.safetensors")
+    assert resolve_base(str(model)).directory == model
+    shard(model, "model-1.safetensors", "model-2.safetensors")
+    assert f"incomplete weights: {model / 'model-2.safetensors'} is missing" in refused(model)

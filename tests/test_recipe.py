@@ -52,9 +52,10 @@ def test_all_problems_are_reported_together_and_an_empty_file_is_no_recipe(tmp_p
         with pytest.raises(PetoolError) as error:
             load_recipe(name, given)
         assert not [part for part in parts if part not in error.value.message]
-    path.write_text("# nothing yet\n")
-    with pytest.raises(PetoolError, match=r"bad\.toml is empty"):
-        load_recipe(str(path))
+    for raw, said in ((b"# nothing yet\n", "is empty"), (b"\xff\xfe", "bad.toml"), (b"a = " + b"[" * 5000, "bad.toml")):
+        path.write_bytes(raw)
+        with pytest.raises(PetoolError, match=said):
+            load_recipe(str(path))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The whole road through the real command line with a tiny model, and the loss itself."""
 
 import json
-from pathlib import Path
 
 from PIL import Image
 from support import rows_of
@@ -49,22 +48,3 @@ def test_peft_loads_the_adapter_which_brings_the_template_that_it_was_trained_on
     tools = [tool_json(tool) for tool in entry.tools]
     text = tokenizer.apply_chat_template(entry_messages(entry), tools=tools, tokenize=False, add_generation_prompt=True)
     assert text == prompt_text(chat_from_directory(tiny), entry, Layout("petool", 8192, "trim-history"))
-
-
-def test_export_then_bench_through_the_command_line(trained, command, found) -> None:
-    root = trained.parent.parent
-    document = found("export", "--run", trained, "--gguf", "q4_k_m,f16", "--verify", "quick", cwd=root)
-    assert document["changed_tensors"] == 14
-    assert document["checks"]["q4_k_m"]["prompts_with_equal_ids"] == 50
-    assert [Path(path).name for path in document["paths"]] == ["model.q4_k_m.gguf", "model.f16.gguf"]
-    left = {path.name for path in (trained / "export").iterdir()}
-    assert left == {"model.q4_k_m.gguf", "model.f16.gguf", "export.json", "Modelfile", "README.md"}
-
-    report = found("bench", "--run", trained, "--variants", "base,tuned", "--limit", "2", cwd=root)
-    assert report["partial"] is True
-    for variant, name in zip(report["variants"], ("base-q4_k_m", "tuned-q4_k_m"), strict=True):
-        assert [variant[key] for key in ("name", "n", "style", "engine_errors")] == [name, 2, "petool", 0]
-    gpu = command("bench", "--run", trained, "--variants", "tuned-gpu", cwd=root)
-    assert (gpu.returncode, "needs a GPU" in gpu.stderr) == (3, True) or gpu.returncode == 0, gpu.stderr
-    scored = found("bench", "score", trained / "bench" / report["variants"][1]["results"])
-    assert scored["variants"] == report["variants"][1:]

@@ -17,43 +17,10 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.parse import CallFailure, parse_call
 from petool_lite.prompt.render import Chat, Layout, prompt_ids, render_messages
-from petool_lite.recipe import load_recipe, settings, to_toml
 from petool_lite.scorer import read_published, score_reply
 
-KEYS = [name for name, _, _, _ in settings()]
 PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CHAT = Chat(lambda texts: [[ord(letter) for letter in item] for item in texts], PLAIN, "<s>", "</s>", 2)
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("recipe") / "any.toml"
-
-
-def toml_text(draw_value: object) -> str:
-    return json.dumps(draw_value) if not isinstance(draw_value, float) else repr(draw_value)
-
-
-lines = st.one_of(
-    st.builds(lambda key, item: f"{key} = {toml_text(item)}", st.sampled_from([k.split(".")[1] for k in KEYS]), scalar),
-    st.sampled_from(["[model]", "[data]", "[train]", "[lora]", "[bench]", "[odd]", "[[train]]"]),
-    text,
-)
-recipes = st.lists(lines, max_size=8).map(lambda found: "\n".join(found).encode("utf-8", "surrogatepass"))
-
-
-@cases(300)
-@given(raw=st.one_of(recipes, st.binary(max_size=200)))
-@example(raw=b"a = " + b"[" * 5000)
-@example(raw=b"\xff\xfe")
-def test_any_recipe_is_read_or_refused(recipe_file, raw) -> None:
-    recipe_file.write_bytes(raw)
-    try:
-        _, recipe = load_recipe(str(recipe_file))
-    except PetoolError:
-        return
-    recipe_file.write_text(to_toml(recipe))
-    assert load_recipe(str(recipe_file))[1] == recipe, "what is written into the run reads back as it was"
 
 
 def some(**optional) -> st.SearchStrategy[dict]:

@@ -69,6 +69,7 @@ def test_the_first_signal_waits_and_the_second_ends_at_once() -> None:
         assert process.wait(100) == -number
 
 
+@pytest.mark.slow
 def test_one_process_that_stops_stops_all(tmp_path) -> None:
     lines = [[sys.executable, "-c", AGREE, rank, tmp_path / "meeting"] for rank in ("0", "1")]
     both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for line in lines]

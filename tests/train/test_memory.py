@@ -81,18 +81,15 @@ def test_the_dry_run_counts_and_on_a_cpu_predicts_nothing(tiny, command, found, 
     assert (refused.returncode, "petool-lite train demo" in refused.stderr) == (3, True), refused.stderr
 
 
-@pytest.mark.parametrize(("capability", "fits"), [((7, 5), False), ((8, 0), True)])
-def test_a_gpu_without_bfloat16_is_refused_before_anything_is_read(monkeypatch, capability, fits) -> None:
+def test_a_gpu_without_bfloat16_is_refused_before_anything_is_read(monkeypatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(PetoolError) as error:
-        plan(load_recipe("rating", ["model.base=/gone", "train.eval_every=1", "train.eval_data=/gone"])[1])
-    told = "Tesla T4 has the compute capability 7.5, training needs 8.0"
-    assert (error.value.message == told, error.value.exit_code) == ((False, 1) if fits else (True, 3))
-    assert fits or "CUDA_VISIBLE_DEVICES= petool-lite train demo" in error.value.hint
+    with pytest.raises(PetoolError, match=r"Tesla T4 has the compute capability 7\.5, training needs 8\.0") as error:
+        plan(load_recipe("rating", ["model.base=/gone"])[1])
+    assert (error.value.exit_code, "CUDA_VISIBLE_DEVICES= petool-lite train demo" in error.value.hint) == (3, True)
 
 
 def test_a_base_that_cannot_fit_a_cpus_memory_is_refused_with_what_would(smollm2, monkeypatch) -> None:
