@@ -1,6 +1,10 @@
 """Small models, rows and updates for tests of training."""
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,15 +52,18 @@ def rows() -> list[dict[str, Any]]:
 
 
 def gradients(model: Any) -> dict[str, Any]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    found = {name: p.grad.float().clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
 
 
-def an_update(model: Any, budget: int, between: Callable[[], None] = lambda: None) -> tuple[float, dict[str, Any]]:
-    """Loss and gradients of all rows, in micro-batches of `budget` tokens; `between` is called after each of them."""
+def an_update(
+    model: Any, budget: int, between: Callable[[], None] = lambda: None, given: Sequence[dict[str, Any]] = ()
+) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients of all rows, or of those `given`, in micro-batches of `budget` tokens; `between` is called
+    after each of them."""
     total = 0.0
-    for batch in micro_batches(rows(), budget):
+    for batch in micro_batches([*given] or rows(), budget):
         loss = answer_loss(model, batch)
         loss.backward()
         total += loss.item()
@@ -68,3 +75,41 @@ def apart(found: dict[str, Any], wanted: dict[str, Any]) -> float:
     """The largest distance between two gradients of the same parameter, relative to the wanted one."""
     assert found.keys() == wanted.keys()
     return max(float((found[name] - wanted[name]).norm() / (wanted[name].norm() + 1e-9)) for name in wanted)
+
+
+UPDATES = """
+import json, sys
+import torch
+from petool_lite.models import resolve_base
+from petool_lite.recipe import load_recipe
+from petool_lite.train.load import load_model
+from support_train import an_update, apart
+
+places, sizes, again = json.loads(sys.argv[1])
+for place in places:
+    for precision in ("bf16", "nf4"):
+        recipe = load_recipe("demo", [f"model.base={place}", f"model.precision={precision}", "lora.dropout=0.0"])[1]
+        model, _ = load_model(recipe, resolve_base(place), again)
+        torch.manual_seed(1)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        rows = [{"input_ids": torch.randint(3, 300, (n,)).tolist(), "answer_start": start} for n, start in sizes]
+        (one, single), (two, packed) = (an_update(model, budget, given=rows) for budget in (1, 5000))
+        norm = sum(float(gradient.norm()) for gradient in packed.values())
+        small = sum(module.weight.numel() for module in model.modules() if type(module).__name__ == "Linear4bit")
+        found = [precision, [one, two], apart(packed, single), norm, len(packed), small > 0]
+        print("UPDATE", json.dumps(found), file=sys.__stdout__)
+"""
+
+
+def updates(places: Sequence[Path], sizes: Sequence[tuple[int, int]], again: bool = True) -> list[Any]:
+    """Updates through Unsloth, which changes transformers: in a process of its own. For each model and precision: its
+    name, the losses of rows alone and packed, the largest relative distance of their gradients, the sum of the packed
+    ones' norms and their number, and whether weights are in 4 bits; `again`: with checkpointing."""
+    given = json.dumps([[str(place) for place in places], sizes, again])
+    result = subprocess.run(
+        [sys.executable, "-c", UPDATES, given], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(line[7:]) for line in result.stdout.splitlines() if line.startswith("UPDATE ")]

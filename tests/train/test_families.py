@@ -2,7 +2,7 @@
 
 import pytest
 from support_families import CHANGES, family_model, small_tokenizer
-from support_updates import updates
+from support_train import updates
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from support import loss_row_by_row
 from support_train import ROWS, an_update, apart, gradients, made, pack, rows
 
 from petool_lite.train import step
-from petool_lite.train.attention import PACKED, bounds_of
+from petool_lite.train.attention import PACKED
 from petool_lite.train.load import generating
-from petool_lite.train.step import answer_loss, answer_trainer, group, micro_batches, shares
+from petool_lite.train.step import answer_loss, answer_trainer, micro_batches
 
 FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3Text", "Gemma3Text with a window"]
 
@@ -23,8 +23,7 @@ def float32(monkeypatch) -> None:
     monkeypatch.setattr(step, "computing", lambda model: nullcontext())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize(("adapter", "checkpointing"), [(False, False), (True, True)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_rows_are_exact(float32, family, adapter, checkpointing) -> None:
     """Against transformers' own attention and loss, a row at a time; no difference but float32's rounding."""
@@ -42,15 +41,6 @@ def test_packed_rows_are_exact(float32, family, adapter, checkpointing) -> None:
         loss, found = an_update(model, budget)
         assert loss == pytest.approx(wanted.item(), rel=1e-5), budget
         assert apart(found, exact) < 2e-4, budget
-
-
-def test_packed_rows_agree_in_bfloat16(monkeypatch) -> None:
-    """What GPUs and CPUs with instructions for it do."""
-    monkeypatch.setattr(step, "computing", lambda model: torch.autocast("cpu", dtype=torch.bfloat16))
-    model = made()
-    single, packed = an_update(model, 1), an_update(model, 1000)
-    assert packed[0] == pytest.approx(single[0], rel=2e-3)
-    assert apart(packed[1], single[1]) < 3e-2
 
 
 def an_update_of_the_trainer(model: Any, batch: Any, budget: int, devices: int) -> tuple[float, dict[str, Any]]:
@@ -83,29 +73,8 @@ def test_the_loss_of_an_update_is_the_mean_over_answers_however_it_is_parted(flo
         assert apart(found, exact) < 1e-4, (budget, devices)
 
 
-def test_a_row_does_not_see_its_neighbours() -> None:
-    model = made()
-    one, *others = rows()
-    changed = [{**row, "input_ids": [7] * len(row["input_ids"])} for row in others]
-    states = []
-    for batch in ([one, *others], [one, *changed]):
-        (packed,) = micro_batches([*batch], 1000)
-        bounds = bounds_of(packed.lengths, "cpu")
-        hidden = model.model(packed.ids[None], position_ids=packed.positions[None], bounds=bounds, use_cache=False)
-        start = sum(packed.lengths[: packed.lengths.index(19)])
-        states.append(hidden[0][0, start : start + 19])
-    assert torch.equal(*states)
-
-
-def test_what_would_not_be_exact_is_not_computed() -> None:
-    """Rows that would see each other in silence are impossible: the attention wants to be told where they end."""
-    with pytest.raises(TypeError, match="bounds"):
-        made().model(torch.tensor([[1, 2, 3]]))
-
-
-@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
-def test_generating_is_as_plain_and_leaves_training_as_it_was(family) -> None:
-    model, plain = made(family), made(family, packed=False).eval()
+def test_generating_is_as_plain_and_leaves_training_as_it_was() -> None:
+    model, plain = made(), made(packed=False).eval()
     ids = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
     options = {"attention_mask": (ids > 0).long(), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     with generating(model), torch.no_grad():
@@ -117,23 +86,10 @@ def test_generating_is_as_plain_and_leaves_training_as_it_was(family) -> None:
 
 def test_a_micro_batch_holds_what_its_rows_are_predicted_from() -> None:
     batch = [
-        {"input_ids": [5, 6, 7, 8, 9, 10], "answer_start": 4, "entry_id": "a"},
-        {"input_ids": [11, 12, 13, 14], "answer_start": 1, "entry_id": "b"},
+        {"input_ids": [5, 6, 7, 8, 9, 10], "answer_start": 4, "entry_id": "a", "earlier": [1, 3]},
+        {"input_ids": [11, 12, 13, 14], "answer_start": 1, "entry_id": "b", "earlier": []},
     ]
     (packed,) = micro_batches(batch, budget=10)
     assert packed.ids.tolist() == [5, 6, 7, 8, 9, 11, 12, 13], "a row's last token predicts nothing"
-    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    assert (packed.where.tolist(), packed.answers.tolist()) == ([3, 4, 5, 6, 7], [9, 10, 12, 13, 14])
-    assert (packed.lengths, packed.entries) == ((5, 3), ("a", "b"))
-    (packed,) = micro_batches([{**batch[0], "earlier": [1, 3]}, {**batch[1], "earlier": []}], budget=10)
     assert (packed.where.tolist(), packed.answers.tolist()) == ([0, 1, 3, 4, 5, 6, 7], [6, 7, 9, 10, 12, 13, 14])
-
-
-def test_rows_share_micro_batches_up_to_the_budget_and_devices_get_about_the_same_tokens() -> None:
-    assert group([3, 9, 5, 12, 4, 1], 10) == [[3], [1, 5], [2, 4], [0]]  # 12 alone exceeds the budget; 9 + 1, 5 + 4, 3
-    lengths = [3000, 2500, 7000, 900, 3100, 2800, 8000, 2900]
-    found = shares(lengths, 2)
-    assert sorted(index for share in found for index in share) == list(range(8))
-    tokens = [sum(lengths[index] for index in share) for share in found]
-    assert max(tokens) < 1.1 * min(tokens)
-    assert shares([5], 2) == [[0], []]
+    assert (packed.lengths, packed.entries) == ((5, 3), ("a", "b"))
