@@ -85,6 +85,9 @@ def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text().startswith(f"{os.getpid()} ")
     assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PetoolError, match="cannot write to"), locked(tmp_path / "file" / "run"):
+        pass
 
 
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])

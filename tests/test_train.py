@@ -1,4 +1,4 @@
-"""The whole road through the real command line with a tiny model, and the loss itself."""
+"""What a run of the real command line leaves, with a tiny model."""
 
 import json
 

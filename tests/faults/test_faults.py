@@ -1,5 +1,5 @@
-"""kill -9 and Ctrl-C at random moments, full disks, read-only folders: what has a final name is
-whole, what fails says so in a line, and the next command finishes the work."""
+"""kill -9 and Ctrl-C at random moments, full disks: what has a final name is whole, what fails says so in a line, and
+the next command finishes the work."""
 
 import json
 import os

@@ -17,10 +17,33 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.parse import CallFailure, parse_call
 from petool_lite.prompt.render import Chat, Layout, prompt_ids, render_messages
+from petool_lite.recipe import load_recipe, settings, to_toml
 from petool_lite.scorer import read_published, score_reply
 
 PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CHAT = Chat(lambda texts: [[ord(letter) for letter in item] for item in texts], PLAIN, "<s>", "</s>", 2)
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data") / "any.json"
+
+
+KEYS = st.sampled_from([name for name, *_ in settings()])
+recipes = st.lists(st.one_of(text, st.builds("{} = {}".format, KEYS, scalar.map(json.dumps))), max_size=6)
+
+
+@cases(300)
+@given(raw=st.one_of(st.binary(max_size=200), recipes.map(lambda lines: "\n".join(lines).encode("utf-8", "replace"))))
+@example(raw=b"a = " + b"[" * 5000)
+def test_any_recipe_is_read_or_refused(data_file, raw) -> None:
+    data_file.write_bytes(raw)
+    try:
+        recipe = load_recipe(str(data_file))[1]
+    except PetoolError:
+        return
+    data_file.write_text(to_toml(recipe))
+    assert load_recipe(str(data_file))[1] == recipe, "what is written into the run reads back as it was"
 
 
 def some(**optional) -> st.SearchStrategy[dict]:
@@ -87,11 +110,6 @@ def use(found: Entry) -> None:
             prompt_ids(CHAT, found, Layout(style, 4096))
     if found.answer is not None and found.published is None:
         assert parse(json.loads(json.dumps(entry_line(found))), found.id) == replace(found, function=None)
-
-
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("data") / "any.json"
 
 
 @cases(800)

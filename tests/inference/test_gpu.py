@@ -6,7 +6,7 @@ import pytest
 
 from petool_lite.data.entries import Tool
 from petool_lite.inference.constrain import Constrainer
-from petool_lite.inference.gpu import GpuModel, Job, batches, greedy_ids, stop_ids
+from petool_lite.inference.gpu import GpuModel, Job, greedy_ids, stop_ids
 from petool_lite.inference.parse import parse_call
 from petool_lite.prompt.render import chat_from_directory
 
@@ -90,9 +90,3 @@ def test_an_adapter_counts_merged_or_on_a_4_bit_base(tiny, tmp_path, precision) 
     near, far = (found - wanted).abs().max(), (found - bare).abs().max()
     assert near < (0.02 if precision == "bf16" else 0.5) * wanted.abs().max() < far
     assert len(greedy_ids(engine.model, prompts_of(9, 5), {0}, 3)) == 2
-
-
-def test_batches_keep_to_the_tokens_that_there_is_room_for() -> None:
-    assert list(batches([700, 300, 20, 10, 15], 700)) == [[0], [1, 2], [4, 3]]
-    assert list(batches([7, 7, 7], 100, most=2)) == [[0, 1], [2]]
-    assert list(batches([900], 700)) == [[0]], "one goes alone, whatever it takes"

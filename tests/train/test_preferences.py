@@ -91,9 +91,3 @@ def test_a_start_that_cannot_be_right_is_refused_before_loading(trained, tiny, o
     settings = [*tiny_settings(tiny)[1::2], *DPO, f"model.adapter={trained}", override]
     with pytest.raises(PetoolError, match=message):
         dry_run(load_recipe("demo", settings)[1])
-
-
-def test_what_it_does_not_read_is_refused() -> None:
-    with pytest.raises(PetoolError) as error:
-        load_recipe("dpo", ["train.token_budget=4096", "train.memory=auto"])
-    assert all(f"train.{key}: dpo takes one pair" in str(error.value) for key in ("token_budget", "memory"))

@@ -36,13 +36,16 @@ def adapter(tmp_path) -> Any:
     return make
 
 
-def test_a_plain_adapter_and_its_scale(adapter) -> None:
+def test_a_plain_adapter_and_its_scale_and_no_pickled_one(adapter, tmp_path) -> None:
     plain = read_adapter_config(adapter(base_model_name_or_path="some/base"))
     assert (plain.r, plain.alpha, plain.scaling, plain.base) == (4, 8, 2, "some/base")
     rooted = read_adapter_config(adapter(use_rslora=True))
     assert (rooted.rslora, rooted.scaling) == (True, 4)
     for text in (".*layers.*(q_proj|v_proj)", None):
         assert read_adapter_config(adapter(target_modules=text)).targets == tuple(LINEARS), "the weights tell"
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(PetoolError, match=r"no adapter_model\.safetensors"):
+        read_adapter_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +59,6 @@ def test_a_plain_adapter_and_its_scale(adapter) -> None:
 def test_an_adapter_that_is_more_than_two_matrices_is_refused(adapter, changes) -> None:
     with pytest.raises(PetoolError):
         read_adapter_config(adapter(**changes))
-
-
-def test_pickled_weights_are_refused(adapter) -> None:
-    folder = adapter()
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(PetoolError, match=r"no adapter_model\.safetensors"):
-        read_adapter_config(folder)
 
 
 def test_the_hint_for_another_shape_can_be_pasted(adapter, tiny) -> None:
