@@ -64,7 +64,7 @@ def test_a_special_token_beyond_the_vocabulary_counts_as_unset(tmp_path) -> None
 
 
 REFUSED = [
-    *(({f"{name}": None}, f"lacks the key {name.replace('__', '.')}")
+    *(({name: None}, f"lacks the key {name.replace('__', '.')}")
       for name in ("tokenizer__chat_template", "tokenizer__ggml__merges", "llama__attention__head_count")),
     ({"llama__rope__scaling__type": "yarn"}, "scales rotary positions by yarn"),
     ({"llama__rope__scaling__type": "linear"}, "lacks the key llama.rope.scaling.factor"),
