@@ -141,7 +141,7 @@ def test_nobody_reads_what_is_remembered_without_the_servers_key(server) -> None
 
 
 def test_with_an_api_key_it_is_the_key(browser, opened) -> None:
-    with Server(PETOOL_LITE_API_KEY="secret") as server:
+    with Server(PETOOL_LITE_API_KEY="secret") as server:  # pragma: allowlist secret
         assert "#" not in server.page, "a key of the user's is not printed"
         assert [server.get("/v1/history?user=x", key)[0] for key in ("", "secret")] == [401, 200]
         page = opened(url=server.page)

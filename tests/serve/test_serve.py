@@ -169,7 +169,7 @@ def test_a_client_that_leaves_costs_nobody_time(server) -> None:
 def test_an_api_key_is_asked_for_and_a_slow_request_is_ended(command) -> None:
     refused = command("serve", "--model", embedded_gguf(), "--host", "0.0.0.0", "--port", "0")
     assert (refused.returncode, "no API key is set" in refused.stderr) == (2, True)
-    with Server("--timeout", 1, PETOOL_LITE_API_KEY="secret") as server:
+    with Server("--timeout", 1, PETOOL_LITE_API_KEY="secret") as server:  # pragma: allowlist secret
         body = {"messages": ASK, "tools": TOOLS}
         assert server.post(body)[0] == 401
         assert [server.post(body, key="wrong")[0], server.get("/health")[0]] == [401, 200]
