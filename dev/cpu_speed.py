@@ -109,7 +109,9 @@ def timed(line: list[str], folder: Path) -> tuple[Row, Any]:
 
 
 def step(way: str, told: Row, folder: Path, **more: Any) -> tuple[Row, Any]:
-    """One way of `cpu_steps` over a scene."""
+    """One way of `cpu_steps` over a scene, with nothing kept of an earlier one."""
+    for state in folder.glob("cache/users/*"):
+        state.unlink()
     (folder / "scene.json").write_text(json.dumps(told | more))
     return timed([sys.executable, str(STEPS), way, str(folder / "scene.json")], folder)
 
@@ -147,8 +149,6 @@ def rows_of(told: Row, folder: Path) -> Iterator[tuple[str, list[Row]]]:
         for way, first, second in (
             ("ours_in_one_process", cold, warm), ("server_warm", peer, peer_warm), ("python_peer", python, python_warm)
         ):  # fmt: skip
-            for state in folder.glob("cache/users/*"):
-                state.unlink()
             used, found = step(way, alone, folder)
             first.append(found[0] | {"mib": used["mib"]})
             second.append(found[1] | {"mib": used["mib"]})
