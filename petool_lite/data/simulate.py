@@ -92,7 +92,7 @@ def _told(name: str, call: Call, query: str, tool: Tool) -> bool:
         number = str(value).removesuffix(".0")
         if number in list("0123456789") and f" {_COUNTED[int(number)]} " in plain:
             return True
-        return f"{value * 100:g}%" in digits or bool(re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", digits))
+        return re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", digits) is not None
 
     return told(call.arguments[name])
 

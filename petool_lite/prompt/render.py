@@ -335,15 +335,17 @@ def _rendered(batch: Sequence[Entry], *work: Any) -> list[Example | None]:
             continue
         (text, kept, shown), earlier = fitted, list[int]()
         if layout.style == "petool" and not pairs and any(turn.get("weight") for turn in entry.turns):
-            kept, earlier = _with_earlier(chat, shown, text, kept)
+            room = layout.max_tokens - len(answer) - 1
+            kept, earlier = _with_earlier(chat, shown, text, kept, room)
         dropped, worse = len(entry.history) - len(shown.history), (*other, chat.eos_id) if pairs else ()
         rows.append(Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, worse, tuple(earlier)))
     return rows
 
 
-def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int]) -> tuple[list[int], list[int]]:
+def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int], room: int) -> tuple[list[int], list[int]]:
     """A prompt's ids with the answers of earlier turns that are to be learned cut as new ones are, and start and end
-    of each. Where the model's template writes an earlier answer otherwise than a new one, that one is not learned."""
+    of each. Where the model's template writes an earlier answer otherwise than a new one, that one is not learned, and
+    none where the cuts make more ids than there is `room` for."""
     query = str(_inert(entry.query, chat))
     at = text.rfind(query) if query else -1
     opening = text[at + len(query) :] if at > 0 else "\0"  # what stands between a request and its answer
@@ -357,7 +359,7 @@ def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int]) -> tuple[
     first, *rest = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     pieces = [chat.encode(first), *chat.follow(rest)]
     whole = [one for piece in pieces for one in piece]
-    if len(whole) > len(ids) + len(rest):
+    if len(whole) > room:
         return ids, []
     bounds = [sum(map(len, pieces[: number + 1])) for number in range(len(rest))]
     return whole, bounds

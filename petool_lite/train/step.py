@@ -60,7 +60,7 @@ def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
 
     batches = []
     whole = [numpy.asarray(row["input_ids"]) for row in rows]
-    learned = [learned_places(row) for row in rows]
+    learned = [numpy.concatenate([numpy.arange(*span) for span in learned_spans(row)]) for row in rows]
     for members in group([len(ids) for ids in whole], budget):
         lengths = [len(whole[index]) - 1 for index in members]
         offsets = numpy.cumsum((0, *lengths))
@@ -80,13 +80,10 @@ def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
     return batches
 
 
-def learned_places(row: Row) -> Any:
-    """Which of a row's ids are learned, as an array of indices: its answer, and the earlier ones that it marks."""
-    import numpy
-
+def learned_spans(row: Row) -> list[tuple[int, int]]:
+    """Start and end of what is learned among a row's ids: the earlier answers that it marks, then its own."""
     bounds = [int(bound) for bound in row.get("earlier", ())]
-    spans = [*zip(bounds[::2], bounds[1::2], strict=True), (row["answer_start"], len(row["input_ids"]))]
-    return numpy.concatenate([numpy.arange(*span) for span in spans])
+    return [*zip(bounds[::2], bounds[1::2], strict=True), (int(row["answer_start"]), len(row["input_ids"]))]
 
 
 def shares(lengths: Sequence[int], devices: int) -> list[list[int]]:
@@ -187,7 +184,7 @@ def answer_trainer() -> Any:
                 "batches": micro_batches([rows[index] for index in own or [0]], self.token_budget),
                 "spare": not own,  # fewer rows than devices: this one computes along, for nothing
                 "tokens": sum(lengths),
-                "answers": sum(len(learned_places(row)) for row in rows),
+                "answers": sum(end - start for row in rows for start, end in learned_spans(row)),
             }
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
