@@ -62,20 +62,26 @@ def stop_ids(directory: Path, chat: Chat) -> frozenset[int]:
     return frozenset({chat.eos_id, *end_tokens(directory).values()})
 
 
+def four_bits(**more: Any) -> Any:
+    """NF4 with double quantization and arithmetic in bfloat16, as transformers takes it."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16, **more,
+    )  # fmt: skip
+
+
 def load_causal_model(directory: Path, adapter: Path | None, precision: str, device: str) -> Any:
     """A transformers model in bfloat16 with its adapter merged ("bf16"), or in 4 bits with the adapter on it ("nf4").
     The 4-bit form is the one that training sees: NF4 with double quantization, adapter and arithmetic in bfloat16."""
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": {"": device}, "use_safetensors": True}
     if precision == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
+        options["quantization_config"] = four_bits()
     model: Any = AutoModelForCausalLM.from_pretrained(directory, **options)
     model.generation_config = GenerationConfig()  # the files' own is for sampling
     if adapter is not None:

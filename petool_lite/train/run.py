@@ -18,7 +18,7 @@ from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
 from petool_lite.train import checkpoints, devices, evaluate, records
 from petool_lite.train.evaluate import EvaluationSet
-from petool_lite.train.load import compile_layers, load_model, save_tokenizer, save_trained
+from petool_lite.train.load import compile_layers, gathered, load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
@@ -100,11 +100,12 @@ def _train_into(job: Job) -> None:
     log_file = job.run / "train.log" if devices.is_first() else Path(os.devnull)
     with log_to(log_file) as log, _memory_errors(job.planned.recipe):
         with redirect_stderr(log):
-            model, tokenizer = load_model(job.planned.recipe, job.planned.base, twice)
+            plain = job.planned.compiled or devices.sharded()
+            model, tokenizer = load_model(job.planned.recipe, job.planned.base, twice, plain)
             if job.planned.compiled:
                 compile_layers(model)
             trainer = _trainer(job, model, tokenizer)
-        if job.planned.way is not None:
+        if job.planned.way is not None and not devices.sharded():  # a parted model is on the GPUs when it trains
             job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
         with job.stop.between_steps():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,18 +115,19 @@ def _train_into(job: Job) -> None:
     if stop.caught and not job.progress.stopped_early and state.global_step < state.max_steps:
         what = f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved"
         raise PetoolError(what, f"continue: petool-lite train --resume {job.run}", stop.exit_code)
+    tuned = gathered(trainer.model) if devices.sharded() else None
     if devices.is_first():
-        _complete(job, model, state.global_step)
+        _complete(job, model, state.global_step, tuned)
 
 
-def _complete(job: Job, model: Any, step: int) -> None:
+def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> None:
     """Write what was trained, the best evaluated weights or the last ones, then the manifest."""
     planned, progress, method = job.planned, job.progress, job.planned.recipe.train.method
     base, data, name = planned.base, planned.recipe.data, TRAINED[method]
     best = evaluate.best_score(job.run) if job.held_out else None
     with checkpoints.disk_errors(job.run, name), draft(job.run / name) as folder:
         if best is None:
-            save_trained(model, folder, base)
+            save_trained(model, folder, base, tuned)
         else:
             kept = job.run / "best" / f"step-{best.step}"
             shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("eval.json"))
@@ -190,7 +192,8 @@ def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
         "output_dir": str(run / "checkpoints"),
         "max_steps": total,  # the one count; epochs follow from it
         **optimizer_arguments(settings, fused=compiled),
-        "bf16": devices.arithmetic() == torch.bfloat16,
+        # of a parted model accelerate would make float32 copies; answer_loss computes in bfloat16 anyway
+        "bf16": devices.arithmetic() == torch.bfloat16 and not devices.sharded(),
         "seed": settings.seed, "data_seed": settings.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide such a loss; Guarded looks once an update
