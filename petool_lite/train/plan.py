@@ -60,7 +60,7 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
         way = choose(shape, recipe, load_of(prepared), gpu["free_gb"] * 2**30)
         precision, budget = way.precision, way.token_budget
     rows = recipe.train.rows * (prepared.summary["steps"] - done)
-    compiled = pays_to_compile(recipe, way, rows * prepared.summary["tokens"] / prepared.summary["kept"])
+    compiled = pays_to_compile(recipe, shape, way, rows * prepared.summary["tokens"] / prepared.summary["kept"])
     if way:
         again = "checkpointing" if way.checkpointing else "all kept"
         chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch{', compiled layers' * compiled}"
@@ -70,11 +70,12 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
     return Plan(recipe, base, shape, chat, prepared, way, compiled)
 
 
-def pays_to_compile(recipe: Recipe, way: Way | None, tokens: float) -> bool:
-    """Whether decoder layers are compiled, with `tokens` to go: on one GPU that keeps all, where all weights learn or
-    an adapter on 16 bits without dropout, and triton finds a compiler of C."""
-    able = count() == 1 and way is not None and (way.precision, way.checkpointing) == ("bf16", False)
-    able = able and (recipe.train.method == "full" or not recipe.lora.dropout)
+def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float) -> bool:
+    """Whether decoder layers are compiled, with `tokens` to go: where all weights learn on one GPU that keeps all, and
+    triton finds a compiler of C. Layers with windows of their own would be compiled apart, for longer than a minute, as
+    layers with an adapter are."""
+    able = recipe.train.method == "full" and count() == 1 and not shape.family.local
+    able = able and way is not None and not way.checkpointing
     return able and tokens >= _COMPILED_FROM and any(map(shutil.which, ("gcc", "clang")))
 
 

@@ -224,10 +224,12 @@ def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
     """The trainer of a job, which records its updates, evaluates after some, and ends after a signal."""
     recipe, total = job.planned.recipe, job.planned.prepared.summary["steps"]
     kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer()
+    arguments = _arguments(recipe, job.run, total, job.planned.compiled)
+    arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one, whatever else the machine has
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
     trainer: Any = type("Trainer", (checkpoints.Guarded, kind), {})(
         model=model, processing_class=tokenizer, train_dataset=job.planned.prepared.table,
-        args=_arguments(recipe, job.run, total, job.planned.compiled),
+        args=arguments,
     )  # fmt: skip
     trainer.token_budget, trainer.compiled = recipe.train.token_budget, job.planned.compiled
     trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total

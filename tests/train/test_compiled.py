@@ -136,15 +136,15 @@ def test_layers_that_do_not_compile_run_as_they_are_and_it_is_told(float32, monk
 def test_it_is_compiled_only_where_it_was_measured_and_pays(monkeypatch) -> None:
     kept = Way("bf16", False, 65536, 54.1)
 
-    def decided(method: str = "full", way: Way | None = kept, tokens: float = 2e7, dropout: float = 0.1) -> bool:
-        recipe = load_recipe("demo", [f"train.method={method}", f"lora.dropout={dropout}"])[1]
-        return PLAN.pays_to_compile(recipe, way, tokens)
+    def decided(method: str = "full", way: Way | None = kept, tokens: float = 2e7, local: int = 0) -> bool:
+        recipe = load_recipe("demo", [f"train.method={method}"])[1]
+        return PLAN.pays_to_compile(recipe, SimpleNamespace(family=SimpleNamespace(local=local)), way, tokens)
 
     monkeypatch.setattr(PLAN.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
     assert decided()
-    assert decided("lora", dropout=0.0)
-    ways = (None, replace(kept, checkpointing=True), replace(kept, precision="nf4"))
-    assert not any((decided("lora"), *(decided(way=way) for way in ways)))
+    assert not any(
+        (decided("lora"), decided(way=None), decided(way=replace(kept, checkpointing=True)), decided(local=6))
+    )
     assert not decided(tokens=9.9e6)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not decided()
@@ -165,7 +165,7 @@ def test_a_compiled_run_is_evaluated_and_resumed_as_a_plain_one(own_process, tin
     plain = train("plain", recipe)
 
     asked: list[float] = []
-    monkeypatch.setattr(PLAN, "pays_to_compile", lambda recipe, way, tokens: bool(asked.append(tokens) or True))
+    monkeypatch.setattr(PLAN, "pays_to_compile", lambda recipe, shape, way, tokens: bool(asked.append(tokens) or True))
     monkeypatch.setattr(RUN, "compile_layers", partial(compile_layers, backend="aot_eager"))
     run = train("compiled", recipe)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -102,7 +102,8 @@ def test_a_model_parted_among_two_gpus_learns_what_one_learns_and_goes_on(tmp_pa
         if more != ["--resume"]:
             for name in ("checkpoints/checkpoint-4", "adapter", "manifest.json"):
                 (run / name).rename(tmp_path / Path(name).name)
-    assert all(torch.equal(adapters[0][name], again) for name, again in adapters[1].items())
+    for name, first in adapters[0].items():  # sums of a backward pass come in any order
+        assert (adapters[1][name] - first).norm() < 2e-2 * first.norm() + 1e-3
 
     monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path / "alone"))
     monkeypatch.setattr(sys.modules["petool_lite.train.plan"], "pays_to_compile", lambda *_: True)
