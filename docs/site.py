@@ -1,4 +1,4 @@
-"""What `make docs` does beyond the site generator: links into the repository, the promise to load nothing, search in a folder."""
+"""What `make docs` does beyond the site generator: links into the repository, nothing from elsewhere, local search."""
 
 import json
 import re
@@ -29,12 +29,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Refuse a page that would fetch something from elsewhere when it is read; read from a folder, it takes worker.js."""
+    """Refuse a page that would fetch something from elsewhere when it is read; one of a folder takes worker.js."""
     found = _LOADED.search(output)
     if found:
         raise SystemExit(f"{page.file.src_uri} loads something from the network: {found[0]}")
     up = "../" * page.file.dest_uri.count("/")
-    own = f"""<script>location.protocol === "file:" && document.write('<script src="{up}search/worker.js"><\\/script>')</script>"""
+    write = f"""document.write('<script src="{up}search/worker.js"><\\/script>')"""
+    own = f'<script>location.protocol === "file:" && {write}</script>'
     return re.sub(r"(?=<script src=\"[^\"]*/bundle\.)", lambda _: own, output, count=1)
 
 

@@ -156,6 +156,9 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
         raise PetoolError(f"{source} is not valid TOML: {error}", "see `petool-lite recipes show demo`") from error
     if not table:
         raise PetoolError(f"{source} is empty", "a recipe names at least its base; see `petool-lite recipes show demo`")
+    if 'style = "compact"' in text or "\naccumulate = " in text:
+        what = f"{source} is of petool-lite 0.1, whose prompt and settings this version does not read"
+        raise PetoolError(what, "train again with a recipe of this version (CHANGELOG.md), or use petool-lite 0.1")
     problems = [f"{key} stands outside a section such as [train]" for key in table if not isinstance(table[key], dict)]
     sections = {name: content for name, content in table.items() if isinstance(content, dict)}
     values = {f"{name}.{key}": value for name, content in sections.items() for key, value in content.items()}

@@ -1,4 +1,4 @@
-"""A list in a text file, as an MCP server to try petool-lite with: python items.py FILE"""
+"""A shopping list in a text file, as an MCP server to try petool-lite with: python items.py FILE"""
 
 import sys
 from pathlib import Path
@@ -10,16 +10,16 @@ server = MCPServer("items")
 
 
 @server.tool()
-def add_item(text: str) -> str:
-    """Add an item to the list"""
+def add_item(item: str) -> str:
+    """Put an item on the shopping list"""
     with file.open("a") as stream:
-        stream.write(f"{text}\n")
+        stream.write(f"{item}\n")
     return f"{file.name} has {len(file.read_text().splitlines())} items"
 
 
 @server.tool()
-def open_items() -> str:
-    """Items of the list"""
+def show_list() -> str:
+    """Show the shopping list"""
     return file.read_text() if file.exists() else "nothing"
 
 
