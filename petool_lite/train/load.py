@@ -100,10 +100,10 @@ def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
 
 def _lora(recipe: Recipe) -> dict[str, Any]:
     """The adapter's shape, as arguments of PEFT."""
-    start, lora = start_adapter(recipe), recipe.lora
+    start = start_adapter(recipe)
     return {
-        "r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets,
-        "use_rslora": start is not None and read_adapter_config(start).rslora,
+        "r": recipe.lora.r, "lora_alpha": recipe.lora.alpha, "lora_dropout": recipe.lora.dropout,
+        "target_modules": recipe.lora.targets, "use_rslora": start is not None and read_adapter_config(start).rslora,
     }  # fmt: skip
 
 
