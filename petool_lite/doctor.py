@@ -94,8 +94,7 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
 
 
 def _trial(model: Path, settings: Any) -> tuple[dict[str, Any], Sequence[int]]:
-    """The settings with their figures, and the reply's ids: of two runs the faster one, as others' work only adds
-    time."""
+    """The settings with their figures, of two runs the faster one, as others' work only adds time; the reply's ids."""
     written, runs = _PROMPT + _QUERY + _BATCHES * _TOKENS, []
     started = time.perf_counter()
     with LlamaModel(model, n_ctx=written + _REPLY, settings=settings) as loaded:

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from petool_lite.data import SETTINGS
 from petool_lite.data.fields import is_unicode
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.errors import USAGE, PetoolError, in_words
 from petool_lite.prompt.render import OVERLENGTH, STYLES
 from petool_lite.text import read_text
 
@@ -147,13 +147,11 @@ def builtin_recipes() -> dict[str, str]:
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
-    """Read a recipe by path or shipped name, with `key=value` overrides. Raises PetoolError that lists every
-    problem."""
+    """Read a recipe by path or shipped name, with `key=value` overrides. Raises PetoolError with every problem."""
     name, text = _recipe_text(source)
-    try:
+    # tomllib's own error, a number of too many digits, too deep nesting
+    with in_words(f"{source} is not valid TOML", "see `petool-lite recipes show demo`", ValueError, RecursionError):
         table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # tomllib's own error, a number of too many digits, too deep nesting
-        raise PetoolError(f"{source} is not valid TOML: {error}", "see `petool-lite recipes show demo`") from error
     if not table:
         raise PetoolError(f"{source} is empty", "a recipe names at least its base; see `petool-lite recipes show demo`")
     if 'style = "compact"' in text or "\naccumulate = " in text:
@@ -162,13 +160,16 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
     problems = [f"{key} stands outside a section such as [train]" for key in table if not isinstance(table[key], dict)]
     sections = {name: content for name, content in table.items() if isinstance(content, dict)}
     values = {f"{name}.{key}": value for name, content in sections.items() for key, value in content.items()}
+    texts = {key for key, kind, _, _ in settings() if kind is str}
     for override in overrides:
         key, equals, raw = (part.strip() for part in override.partition("="))
         if not equals:
             raise PetoolError(f"--set {override}: expected key=value", "such as --set train.epochs=2", USAGE)
         if not is_unicode(override):
             raise PetoolError("--set: a value is not UTF-8 text", "recipes are UTF-8", USAGE)
-        values[key] = _override_value(key, raw)
+        values[key] = raw.strip("\"'") if key in texts else raw
+        with suppress(ValueError, RecursionError):
+            values[key] = values[key] if key in texts else tomllib.loads(f"value = {raw}")["value"]
     return name, _build(values, problems, source)
 
 
@@ -183,30 +184,20 @@ def _recipe_text(source: str) -> tuple[str, str]:
     raise PetoolError(f"no such recipe: {source}", f"give a file, or one of: {', '.join(shipped)}")
 
 
-def _override_value(key: str, raw: str) -> Any:
-    if any(name == key and kind is str for name, kind, _, _ in settings()):
-        return raw.strip("\"'")
-    with suppress(ValueError, RecursionError):
-        return tomllib.loads(f"value = {raw}")["value"]
-    return raw
-
-
 def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
     known = {name: (kind, metadata) for name, kind, metadata, _ in settings()}
+    initials = {"".join(word[0] for word in name.split(".")[1].split("_")): name for name in known}
     chosen: dict[str, dict[str, Any]] = {section.name: {} for section in fields(Recipe)}
     for key, value in values.items():
-        if key not in known:
-            initials = {"".join(word[0] for word in name.split(".")[1].split("_")): name for name in known}
-            short = [initials[key.split(".")[-1]]] if key.split(".")[-1] in initials else []  # lr is learning_rate
-            near = short or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            problems.append(f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
-            continue
-        kind, metadata = known[key]
         section, _, item = key.partition(".")
-        if problem := _problem(value, kind, metadata):
+        if key not in known:
+            short = initials.get(key.split(".")[-1])  # lr is learning_rate
+            near = [short] if short else difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            problems.append(f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        elif problem := _problem(value, *known[key]):
             problems.append(f"{key}: {problem}")
         else:
-            chosen[section][item] = kind(value) if kind in (int, float) else value
+            chosen[section][item] = known[key][0](value) if known[key][0] in (int, float) else value
     problems += _conflicts({name: default for name, _, _, default in settings()} | values)
     if problems:
         raise PetoolError(f"{source}: " + "; ".join(problems), "`petool-lite recipes keys` lists all settings")

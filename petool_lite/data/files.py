@@ -7,7 +7,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -22,7 +22,7 @@ from petool_lite.data.fields import Fault, is_unicode
 from petool_lite.data.openai import entry_line
 from petool_lite.data.simulate import Example, examples_of, simulate
 from petool_lite.data.splits import folds
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.runs import draft
 from petool_lite.text import decode_text, parse_json, parse_json_lines
 
@@ -33,6 +33,7 @@ FORMS = (
 )
 KNOWN = "OpenAI messages with tools, Hermes or ShareGPT conversations, xLAM query/tools/answers, PEToolBench entries"
 
+_Part = tuple[int, str, list[Any], str]  # of a source: how often it is taken, its own source, rows and SHA-256
 _UNPACKED, _RATIO = 64 << 20, 100  # bytes, and times its packed size, beyond which a packed file is not believed
 
 
@@ -49,40 +50,52 @@ class Dataset:
 
 def source_sha256(source: str) -> str:
     """SHA-256 of a source's bytes, without parsing them."""
-    if parts := _mixed(source):
-        return _joint(f"{times} * {source_sha256(part)}" for times, part in parts)
-    if source.startswith("simulated:"):
-        count, paths = _corpus(source)
-        return _joint([count, *(source_sha256(path) for path in paths)])
-    if source.startswith("history:"):
-        return _read(source)[1]
-    return hashlib.sha256(_bytes(source)[0]).hexdigest()
+    return _joint([(times, _part_sha256(part)) for times, part in _parts(source)])
 
 
 def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -> Dataset:
     """Read and parse `source` (see FORMS), whose rows are of a form in KNOWN; `setting` is for PEToolBench's. A broken
     row raises PetoolError that names file, row and field; with `skip_bad` it goes, and its message into `bad`."""
     check_setting(setting)
-    if _mixed(source):
-        return _mixture(source, setting, skip_bad)
-    rows, digest = _read(source)
-    if not rows:
-        raise PetoolError(f"{source} is empty: no entries in it", f"expected {KNOWN}")
-    entries: dict[str, Entry] = {}
-    bad: list[str] = []
-    for index, row in enumerate(rows):
-        try:
-            entry = _parse(row, setting, index)
-            if entries.setdefault(entry.id, entry) is not entry:
-                raise Fault("entry_id", f"an id of its own, found {entry.id} again")
-        except Fault as fault:
-            known = isinstance(row, Mapping) and row.get("entry_id") is not None
-            named = f" (entry_id {str(row['entry_id'])[:40]!a})" if known else ""
-            bad.append(f"{source}, entry {index}{named}, {fault}")
-            if not skip_bad:
-                hint = "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
-                raise PetoolError(bad[0], hint) from fault
-    return Dataset(source, digest, tuple(entries.values()), len(rows), tuple(bad))
+    parts = ((times, part, *_read(part)) for times, part in _parts(source))
+    return _parsed(source, parts, setting, skip_bad)
+
+
+def load_settings(source: str, skip_bad: bool = False) -> list[Dataset]:
+    """`load_dataset` in each setting that the entries have prompts for, read once. What is no entry of PEToolBench has
+    no setting and is in the first alone."""
+    parts = [(times, part, *_read(part)) for times, part in _parts(source)]
+    settings = dict.fromkeys(name for _, _, rows, _ in parts for row in rows for name in petoolbench.settings_of(row))
+    return [_parsed(source, parts, name, skip_bad, others=not number) for number, name in enumerate(settings)]
+
+
+def _parsed(source: str, parts: Iterable[_Part], setting: str, skip_bad: bool, others: bool = True) -> Dataset:
+    """The entries of each part, as often as it is taken; ids tell part and copy where a source has several. `others`:
+    with those that are not PEToolBench's."""
+    entries, total, bad, digests = list[Entry](), 0, list[str](), list[tuple[int, str]]()
+    for number, (times, part, rows, digest) in enumerate(parts):
+        if not rows:
+            raise PetoolError(f"{part} is empty: no entries in it", f"expected {KNOWN}")
+        own: dict[str, Entry] = {}
+        chosen = [(index, row) for index, row in enumerate(rows) if others or _reader(row) is petoolbench]
+        for index, row in chosen:
+            try:
+                entry = _parse(row, setting, index)
+                if own.setdefault(entry.id, entry) is not entry:
+                    raise Fault("entry_id", f"an id of its own, found {entry.id} again")
+            except Fault as fault:
+                known = isinstance(row, Mapping) and row.get("entry_id") is not None
+                named = f" (entry_id {str(row['entry_id'])[:40]!a})" if known else ""
+                bad.append(f"{part}, entry {index}{named}, {fault}")
+                if not skip_bad:
+                    hint = "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
+                    raise PetoolError(bad[-1], hint) from fault
+        total += times * len(chosen)
+        digests.append((times, digest))
+        for copy in range(times):
+            taken = own.values()
+            entries += taken if part == source else (replace(one, id=f"{number}-{copy}:{one.id}") for one in taken)
+    return Dataset(source, _joint(digests), tuple(entries), total, tuple(bad))
 
 
 def _parts(source: str) -> list[tuple[int, str]]:
@@ -91,28 +104,18 @@ def _parts(source: str) -> list[tuple[int, str]]:
     return [(int(match[1] or 1), match[2]) for match in found if match]
 
 
-def _mixed(source: str) -> list[tuple[int, str]]:
-    parts = _parts(source)
-    return parts if len(parts) > 1 or parts[0][0] > 1 else []
+def _joint(digests: Sequence[tuple[int, str]]) -> str:
+    """The digest of a source by its parts': that of the part, where there is one, taken once."""
+    (times, digest), *more = digests
+    return _hashed([f"{count} * {one}" for count, one in digests]) if more or times > 1 else digest
 
 
-def _joint(digests: Iterable[Any]) -> str:
-    return hashlib.sha256("\n".join(map(str, digests)).encode()).hexdigest()
-
-
-def _mixture(source: str, setting: str, skip_bad: bool) -> Dataset:
-    """The entries of several sources, each as often as it says; ids tell source and copy."""
-    entries, total, bad, digests = list[Entry](), 0, list[str](), list[str]()
-    for number, (times, part) in enumerate(_parts(source)):
-        one = load_dataset(part, setting, skip_bad)
-        digests.append(f"{times} * {one.sha256}")
-        total, bad = total + times * one.total, [*bad, *one.bad]
-        for copy in range(times):
-            entries += (replace(entry, id=f"{number}-{copy}:{entry.id}") for entry in one.entries)
-    return Dataset(source, _joint(digests), tuple(entries), total, tuple(bad))
+def _hashed(lines: Iterable[Any]) -> str:
+    return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()
 
 
 def _corpus(source: str) -> tuple[int, list[str]]:
+    """How many entries `simulated:COUNT:FILES` has, and its files."""
     count, _, names = source.removeprefix("simulated:").partition(":")
     paths: list[str] = []
     for name in map(str.strip, names.split(",")):
@@ -129,7 +132,7 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
     for path in map(str, paths):
         value = None if path.startswith("history:") else _value(_text(path)[0], path)
         first = value[0] if isinstance(value, list) and value else value
-        keys = set(first) if isinstance(first, Mapping) and not _is_entry(first) else set()
+        keys = set(first) if isinstance(first, Mapping) and not _reader(first) else set()
         if keys & {"name", "function", "tool_name", "tools", "result"}:
             tools += load_tools(path)
         else:
@@ -137,19 +140,20 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
     return calls, tools
 
 
-def _is_entry(row: Mapping[str, Any]) -> bool:
-    return openai.is_row(row) or petoolbench.is_row(row)
+def _reader(row: Any) -> Any:
+    """The module that reads rows of this form, `openai` or `petoolbench`; None for an unknown one."""
+    return next((form for form in (openai, petoolbench) if isinstance(row, Mapping) and form.is_row(row)), None)
 
 
 def _parse(row: Any, setting: str, index: int) -> Entry:
     if not isinstance(row, Mapping):
         raise Fault("", "an object")
-    if openai.is_row(row):
+    if _reader(row) is openai:
         entry = openai.parse(row, str(index))
         if wrong := answer_faults(entry):
             raise Fault("", f"a sound answer, but {'; '.join(wrong)}")
         return entry
-    if petoolbench.is_row(row) or "query" in row or "input" in row:
+    if _reader(row) or "query" in row or "input" in row:
         return petoolbench.parse(row, setting, str(index))
     raise Fault("", KNOWN)
 
@@ -201,24 +205,29 @@ def _bytes(source: str) -> tuple[bytes, Path]:
     if not path.is_file():
         told = f"{source} is a folder, not a data file" if path.is_dir() else f"no such data file: {source}"
         raise PetoolError(told, f"give {FORMS}")
-    try:
+    with in_words(f"cannot read {path}", "check its rights", OSError):
         return path.read_bytes(), path
-    except OSError as error:
-        raise PetoolError(f"cannot read {path}: {error.strerror or error}", "check its rights") from error
+
+
+def _part_sha256(source: str) -> str:
+    if source.startswith("simulated:"):
+        count, paths = _corpus(source)
+        return _hashed([count, *map(source_sha256, paths)])
+    return _read(source)[1] if source.startswith("history:") else hashlib.sha256(_bytes(source)[0]).hexdigest()
 
 
 def _read(source: str) -> tuple[list[Any], str]:
+    """The rows of one part of a source, and its SHA-256."""
     if source.startswith("simulated:"):
         count, paths = _corpus(source)
-        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
+        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], _part_sha256(source)
     if source.startswith("history:"):
         from petool_lite.memory.lines import training_rows
 
-        rows = training_rows(source)
-        return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return (rows := training_rows(source)), _hashed([json.dumps(rows)])
     text, digest = _text(source)
     value = _value(text, source) if text.strip() else []
-    if isinstance(value, dict) and (_is_entry(value) or "query" in value):
+    if _reader(value) or (isinstance(value, dict) and "query" in value):
         value = [value]  # a .jsonl file of one line
     if not isinstance(value, list):
         raise PetoolError(f"{source} is not a list of entries", f"expected {KNOWN}")
@@ -261,25 +270,20 @@ def _hub_file(source: str) -> Path:
 
 def _unpacked(raw: bytes, path: Path) -> bytes:
     """The bytes of a file that may be zipped or gzipped, both known by their content."""
-    try:
+    damage = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+    packed, found = len(raw), raw
+    with in_words(f"cannot unpack {path}", "get the file again", *damage):
         if raw[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-                found = file.read(max(_UNPACKED, _RATIO * len(raw)) + 1)
-            _check_size(len(raw), len(found), path)
-            return found
-        if not zipfile.is_zipfile(io.BytesIO(raw)):
-            return raw
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
-            if len(names) != 1:
-                raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
-            facts = archive.getinfo(names[0])
-            _check_size(facts.compress_size, facts.file_size, path)
-            return archive.read(names[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise PetoolError(f"cannot unpack {path}: {error}", "get the file again") from error
-
-
-def _check_size(packed: int, unpacked: int, path: Path) -> None:
-    if unpacked > _UNPACKED and unpacked > _RATIO * packed:
-        raise PetoolError(f"{path} unpacks {packed:,} bytes to {unpacked:,}", "no text packs that well")
+                found = file.read(max(_UNPACKED, _RATIO * packed) + 1)
+        elif zipfile.is_zipfile(io.BytesIO(raw)):
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+                names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
+                if len(names) != 1:
+                    raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
+                packed = archive.getinfo(names[0]).compress_size
+                with archive.open(names[0]) as file:
+                    found = file.read(max(_UNPACKED, _RATIO * packed) + 1)
+    if len(found) > max(_UNPACKED, _RATIO * packed):
+        raise PetoolError(f"{path} unpacks {packed:,} bytes to {len(found):,} or more", "no text packs that well")
+    return found

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from petool_lite.data.entries import Tool
 from petool_lite.data.openai import tool_json
-from petool_lite.errors import USAGE, PetoolError, first_line
+from petool_lite.errors import USAGE, PetoolError, first_line, in_words
 
 T = TypeVar("T")
 
@@ -81,10 +81,8 @@ class _Server:
         self.label = self._name or (self._where if len(self._where) < 60 else f"{self._where[:57]}...")
         self._list_s, self._run_s = list_s, run_s
         self._is_url = self._where.startswith(("http://", "https://"))
-        try:
+        with in_words(f"--mcp {self.label}", "quote it as a shell would", ValueError, exit_code=USAGE):
             self._words = [self._where] if self._is_url else shlex.split(self._where)
-        except ValueError as error:
-            raise PetoolError(f"--mcp {self.label}: {error}", "quote it as a shell would", USAGE) from error
 
     async def listed(self) -> tuple[str, list[Any]]:
         """The server's name, which has no `_`, and its tools as the package gives them."""

@@ -6,10 +6,11 @@ where nothing was rated, or because one provider alone does it. In a tenth of th
 import json
 import re
 import tomllib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count as counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -81,14 +82,12 @@ def _told(name: str, call: Call, query: str, tool: Tool) -> bool:
     plain, digits = f" {_plain(said)} ", said.replace(",", "")
 
     def told(value: Any) -> bool:
-        if isinstance(value, Mapping):
-            return all(map(told, value.values()))
-        if isinstance(value, list):
-            return all(map(told, value))
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            return True
+        if isinstance(value, Mapping | list):
+            return all(map(told, value.values() if isinstance(value, Mapping) else value))
         if isinstance(value, str):
-            return f" {_plain(value)} " in plain if _plain(value) else True
+            return not _plain(value) or f" {_plain(value)} " in plain
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
         number = str(value).removesuffix(".0")
         if number in list("0123456789") and f" {_COUNTED[int(number)]} " in plain:
             return True
@@ -199,16 +198,10 @@ def simulate(
 
 
 def _pass(examples: Sequence[Example], rng: Random) -> list[int]:
-    """Indices of one pass over the examples in random order."""
-    order = list(range(len(examples)))
+    """Indices of one pass over the examples in random order, at most `_A_PASS` of a tool."""
+    order, calls = list(range(len(examples))), defaultdict[str, Iterator[int]](counter)
     rng.shuffle(order)
-    taken = Counter[str]()
-    found = []
-    for index in order:
-        taken[examples[index].tool.name] += 1
-        if taken[examples[index].tool.name] <= _A_PASS:
-            found.append(index)
-    return found
+    return [index for index in order if next(calls[examples[index].tool.name]) < _A_PASS]
 
 
 _Asked = tuple[str, Call | str, Sequence[str]]  # a request, its answer, and the names of all tools that do it
@@ -273,11 +266,10 @@ def _rivals(owners: Sequence[_Owner], events: Sequence[tuple[_Owner, str | None]
 def _standings(events: Sequence[tuple[Any, str | None]], shown: Sequence[Any]) -> dict[Any, tuple[int, int]]:
     """For each provider shown: likes minus dislikes, and where none of them was rated, when it was last used."""
     rated = any(verdict for owner, verdict in events if owner in shown)
-    found = {}
-    for one in shown:
-        own = [(at, verdict) for at, (owner, verdict) in enumerate(events, 1) if owner == one]
-        likes = sum({LIKED: 1, DISLIKED: -1}.get(verdict or "", 0) for _, verdict in own)
-        found[one] = (likes, 0 if rated or not own else own[-1][0])
+    found = dict.fromkeys(shown, (0, 0))
+    for at, (owner, verdict) in enumerate(events, 1):
+        if owner in found:
+            found[owner] = found[owner][0] + {LIKED: 1, DISLIKED: -1}.get(verdict or "", 0), 0 if rated else at
     return found
 
 
@@ -287,11 +279,10 @@ def follows(entry: Entry, equal: Sequence[str]) -> bool:
     if len(equal) == 1:
         return True
     known = entries.providers(entry)
-    shown = [known[name] for name in equal]
-    standing = _standings([(known[item.call.name], item.verdict) for item in entry.history], shown)
-    best = max(shown, key=lambda owner: standing[owner])
-    alone = [standing[owner] for owner in shown].count(standing[best]) == 1
-    return isinstance(entry.answer, Call) and alone and len({*shown}) == len(shown) and known[entry.answer.name] == best
+    standing = _standings([(known[item.call.name], item.verdict) for item in entry.history], [known[n] for n in equal])
+    right = known[entry.answer.name] if isinstance(entry.answer, Call) else ""
+    apart = right in standing and len(standing) == len(equal)  # of a provider each
+    return apart and all(standing[right] > other for owner, other in standing.items() if owner != right)
 
 
 def _stated(value: Any, query: str) -> bool:
@@ -304,11 +295,11 @@ def _stated(value: Any, query: str) -> bool:
 
 def _values(examples: Sequence[Example]) -> dict[str, list[str]]:
     """The texts that the corpus's requests state, by the parameter's last word: cities, names, titles."""
-    found: dict[str, dict[str, None]] = {}
+    found = defaultdict[str, dict[str, None]](dict)
     for example in examples:
         for name, value in example.arguments.items():
             if isinstance(value, str) and 0 < len(value) <= 40 and _stated(value, example.query):
-                found.setdefault(_split(name)[-1], {})[value] = None
+                found[_split(name)[-1]][value] = None
     return {word: list(values) for word, values in found.items()}
 
 
@@ -318,7 +309,7 @@ def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rn
     query, arguments, declared = example.query, dict(example.arguments), properties(example.tool)
     for name, value in example.arguments.items():
         schema = declared.get(name)
-        free = isinstance(schema, Mapping) and not _NOT_FREE & set(schema)
+        free = isinstance(schema, Mapping) and not _NOT_FREE & schema.keys()
         if not free or rng.random() < 0.5 or not _stated(value, query):
             continue
         if isinstance(value, str):
@@ -371,10 +362,10 @@ def _distractors(
 
 def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
     """All items, each part in its own order."""
-    turns = [index for index, part in enumerate(parts) for _ in part]
-    rng.shuffle(turns)
     queues = [iter(part) for part in parts]
-    return [next(queues[index]) for index in turns]
+    turns = [queue for queue, part in zip(queues, parts, strict=True) for _ in part]
+    rng.shuffle(turns)
+    return [next(queue) for queue in turns]
 
 
 def _earlier(owner: _Owner, verdict: str | None, own: Sequence[Tool], other: Example, rng: Random) -> Interaction:

@@ -1,7 +1,5 @@
-"""The file behind the store: SQLite in WAL mode, which many processes share and which a kill -9 leaves whole.
-
-A file of a newer version is refused, a damaged one kept aside and begun anew. Only its owner may read it.
-"""
+"""The file behind the store: SQLite in WAL mode, which many processes share and which a kill -9 leaves whole. A file of
+a newer version is refused, a damaged one kept aside and begun anew. Only its owner may read it."""
 
 import contextlib
 import fcntl
@@ -53,8 +51,7 @@ class Unwritable(PetoolError):
 
 def run(path: Path, work: Callable[[sqlite3.Connection], T], write: bool = False) -> T:
     """What `work` returns, given a connection to the file; where it writes, all of it is done or nothing. A damaged
-    file is set aside, which is said, and the work done on a fresh one. Raises Unwritable, and PetoolError for a file of
-    a newer version."""
+    file is set aside, which is said, and a new one begun. Raises Unwritable, and PetoolError for a newer version's."""
     try:
         try:
             return _once(path, work, write)

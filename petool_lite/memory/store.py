@@ -6,13 +6,12 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from petool_lite.console import say
-from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Interaction, Tool, namespace, providers
-from petool_lite.data.openai import read_tools, tool_json
+from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Interaction, bearing, namespace, providers
+from petool_lite.data.openai import tool_json
 from petool_lite.errors import PetoolError
 from petool_lite.memory.database import Unwritable, run, shrink
 from petool_lite.places import data_root
@@ -29,8 +28,7 @@ _LONGEST = 1 << 16  # characters of a conversation before the query; a longer on
 class Record:
     """One answer that a user got. `time` is in seconds since 1970; `turns` (the conversation before the query, None
     where it was too long to keep), `tools` and `answer` are JSON. `confidence` is the calibrated probability of the
-    chosen tool, or of none; None where it is not known. `result` is what the tool answered, None where it was not
-    run."""
+    chosen tool, or of none, where it is known; `result` what the tool answered where it was run."""
 
     id: str
     user: str
@@ -42,11 +40,6 @@ class Record:
     verdict: str | None = None
     confidence: float | None = None
     result: str | None = None
-
-    @property
-    def offered(self) -> tuple[Tool, ...]:
-        """The offered tools."""
-        return _offered(self.tools)
 
     @property
     def made(self) -> Answer:
@@ -84,22 +77,21 @@ class Store:
 
     def add(self, records: Sequence[Record]) -> int:
         """Keep interactions, all or none; those whose id is there are left out. Returns how many were new."""
+        older = (
+            "DELETE FROM interactions WHERE number IN (SELECT number FROM interactions WHERE user = "
+            "(SELECT id FROM users WHERE name = ?) ORDER BY time DESC, number DESC LIMIT -1 OFFSET ?)"
+        )
 
         def work(db: sqlite3.Connection) -> int:
             added = sum(_insert(db, item) for item in records)
-            for user in {item.user for item in records}:
-                db.execute(
-                    "DELETE FROM interactions WHERE number IN (SELECT number FROM interactions WHERE user = "
-                    "(SELECT id FROM users WHERE name = ?) ORDER BY time DESC, number DESC LIMIT -1 OFFSET ?)",
-                    (user, self._newest),
-                )
+            db.executemany(older, [(user, self._newest) for user in {item.user for item in records}])
             return added
 
         return run(self.path, work, write=True)
 
     def recalled(self, user: str, entry: Entry) -> Entry:
-        """The entry with what the user did earlier with these providers before its own history, the newest last. An
-        entry that comes with a published prompt stays as it is."""
+        """The entry with what the user did earlier with these providers before its own history, the newest last; one
+        with a published prompt as it is."""
         if entry.published is not None:
             return entry
         known = providers(entry)
@@ -140,10 +132,10 @@ class Store:
 
     def forget(self, user: str) -> int:
         """Remove a user with all interactions, and what the file held of them; returns how many these were."""
+        own = "DELETE FROM interactions WHERE user = (SELECT id FROM users WHERE name = ?)"
 
         def work(db: sqlite3.Connection) -> int:
-            own = "WHERE user = (SELECT id FROM users WHERE name = ?)"
-            gone = db.execute(f"DELETE FROM interactions {own}", (user,)).rowcount
+            gone = db.execute(own, (user,)).rowcount
             db.execute("DELETE FROM users WHERE name = ?", (user,))
             return gone
 
@@ -162,8 +154,7 @@ class Memory:
 
     def use(self, work: Callable[[Store], T]) -> T | None:
         """What `work` returns of the store; None where it cannot be used."""
-        store = self.store
-        return None if store is None else self._tried(lambda: work(store))
+        return self._tried(lambda: work(self.store)) if self.store else None
 
     def recalled(self, user: str, entry: Entry) -> Entry:
         """See Store; the entry as it is where the store cannot be used."""
@@ -180,15 +171,12 @@ class Memory:
 
 
 def with_earlier(entry: Entry, earlier: Sequence[Interaction]) -> Entry:
-    """The entry with the last of the `earlier` calls that bear on its tools before its history. A call that the request
-    itself tells, as history or as a turn, is left out."""
+    """The entry with the last of the `earlier` calls that bear on its tools, and that it does not tell itself."""
     turned = [item["function"] for turn in entry.turns for item in turn.get("tool_calls") or ()]
     calls = [Call(made["name"], json.loads(made["arguments"] or "{}")) for made in turned]
     told = {_key(made) for made in [*calls, *(item.call for item in entry.history)]}
-    known = providers(replace(entry, history=tuple(earlier)))
-    offered = {known[tool.name] for tool in entry.tools}
-    bearing = [item for item in earlier if known[item.call.name] in offered]
-    new = [item for item in bearing if _key(item.call) not in told]
+    known = [earlier[index] for index in bearing(replace(entry, history=tuple(earlier)))]
+    new = [item for item in known if _key(item.call) not in told]
     return replace(entry, history=(*new[-RECALLED:], *entry.history))
 
 
@@ -228,11 +216,6 @@ def _select(db: sqlite3.Connection, identity: str | None, user: str | None, limi
 def _made(answer: str) -> Answer:
     value = json.loads(answer)
     return value if isinstance(value, str) else Call(value["name"], value["arguments"])
-
-
-@lru_cache(maxsize=1024)
-def _offered(tools: str) -> tuple[Tool, ...]:
-    return read_tools(tools)
 
 
 def _key(call: Call) -> str:

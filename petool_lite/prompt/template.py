@@ -107,11 +107,9 @@ def _compiled(template: str) -> Any:
 def _bounded_memory() -> Iterator[None]:
     """Let the process take _MEMORY more and not more, where the system can say what it has (Linux)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = soft
     with contextlib.suppress(OSError):
-        has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        wanted = has + _MEMORY if soft == resource.RLIM_INFINITY else min(soft, has + _MEMORY)
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+        wanted = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
     try:
         yield
     finally:
