@@ -41,8 +41,7 @@ class Family:
     """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`). `blocks` maps
     GGUF's names of a block's tensors to modules; those of `biases` have a bias. `interleaved`: llama.cpp orders the
     rows of q and k otherwise. `activation` and `head_size` are config.json's, or its default. `shift` is added to the
-    norms' weights. `scaled`: embeddings times the root of the width. `local`: of so many layers all but the last see a
-    window only."""
+    norms. `scaled`: embeddings times the root of the width. `local`: of so many layers only the last sees all."""
 
     name: str
     architecture: str

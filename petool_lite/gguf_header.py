@@ -83,7 +83,11 @@ def _read(path: Path, state: tuple[int, int, int]) -> tuple[int, int]:
         if file.read(len(MAGIC)) != MAGIC:
             raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _check(_Cursor(data))
+            values = _checked_values(_Cursor(data))
+    part, parts = values.get("split.no", 0), values.get("split.count", 1)
+    if not all(isinstance(number, int) and 0 <= number <= _MOST_PARTS for number in (part, parts)):
+        raise _Damage(f"it says of its parts {part!r} of {parts!r}")
+    return part, parts
 
 
 class _Cursor:
@@ -130,9 +134,9 @@ class _Cursor:
         return count
 
 
-def _check(cursor: _Cursor) -> tuple[int, int]:
-    version = cursor.number("I")
-    if version not in (2, 3):
+def _checked_values(cursor: _Cursor) -> dict[str, Any]:
+    """The values of all keys, none of which llama.cpp would believe to its end."""
+    if (version := cursor.number("I")) not in (2, 3):
         raise _Damage(f"version {version}; 2 and 3 are known, in little-endian order")
     cursor.count("tensors", 8 + 4 + 8 + 4 + 8)
     values: dict[str, Any] = {}
@@ -142,10 +146,7 @@ def _check(cursor: _Cursor) -> tuple[int, int]:
             raise _Damage(f"the key {key[:60]!r} occurs twice")
         values[key] = _value(cursor, key)
     _check_values(values)
-    part, parts = values.get("split.no", 0), values.get("split.count", 1)
-    if not all(isinstance(number, int) and 0 <= number <= _MOST_PARTS for number in (part, parts)):
-        raise _Damage(f"it says of its parts {part!r} of {parts!r}")
-    return part, parts
+    return values
 
 
 def _value(cursor: _Cursor, key: str) -> Any:

@@ -148,7 +148,11 @@ def builtin_recipes() -> dict[str, str]:
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
     """Read a recipe by path or shipped name, with `key=value` overrides. Raises PetoolError with every problem."""
-    name, text = _recipe_text(source)
+    path, shipped = Path(source).expanduser(), builtin_recipes()
+    # "recipes/rating.toml" means the shipped one when no such file lies in the current folder
+    if not path.is_file() and (path.stem not in shipped or str(path) not in (path.stem, f"recipes/{path.stem}.toml")):
+        raise PetoolError(f"no such recipe: {source}", f"give a file, or one of: {', '.join(shipped)}")
+    text = read_text(path, _LONGEST) if path.is_file() else shipped[path.stem]
     # tomllib's own error, a number of too many digits, too deep nesting
     with in_words(f"{source} is not valid TOML", "see `petool-lite recipes show demo`", ValueError, RecursionError):
         table = tomllib.loads(text)
@@ -170,18 +174,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
         values[key] = raw.strip("\"'") if key in texts else raw
         with suppress(ValueError, RecursionError):
             values[key] = values[key] if key in texts else tomllib.loads(f"value = {raw}")["value"]
-    return name, _build(values, problems, source)
-
-
-def _recipe_text(source: str) -> tuple[str, str]:
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path.stem, read_text(path, _LONGEST)
-    shipped = builtin_recipes()
-    # "recipes/rating.toml" means the shipped one when no such file lies in the current folder
-    if path.stem in shipped and str(path) in (path.stem, f"recipes/{path.stem}.toml"):
-        return path.stem, shipped[path.stem]
-    raise PetoolError(f"no such recipe: {source}", f"give a file, or one of: {', '.join(shipped)}")
+    return path.stem, _build(values, problems, source)
 
 
 def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:

@@ -65,27 +65,22 @@ def write_json(target: Path, value: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other commands that write to it; under torchrun the first process holds it for all."""
+    """Hold `folder` against other commands that write to it; under torchrun the first process holds it for all. Raises
+    PetoolError that names who holds it. The kernel lets go when this process ends, however it ends; the lock file's
+    text only says who to name."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    with sole_writer(folder, folder / ".lock"):
-        yield
-
-
-@contextmanager
-def sole_writer(target: Path, lock: Path) -> Iterator[None]:
-    """Hold the file or folder `target` by its lock file; raises PetoolError that names who holds it. The kernel lets go
-    when this process ends, however it ends; the file's text only says who to name."""
     from filelock import FileLock, Timeout
 
+    lock = folder / ".lock"
     with in_words(f"cannot write to {lock.parent}", "check its permissions and disk", OSError):
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(lock, blocking=False).acquire()
         except Timeout as error:  # an OSError, too
             other = writer(lock) or "another process"
-            raise PetoolError(f"{other} is writing to {target}", "wait for it to end, or stop it") from error
+            raise PetoolError(f"{other} is writing to {folder}", "wait for it to end, or stop it") from error
     with held:
         name = Path(sys.argv[0]).name
         line = shlex.join(["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]])

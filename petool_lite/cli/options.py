@@ -1,6 +1,6 @@
 """Options that several verbs have."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ model_option = click.option(
 )
 
 
-def decoding_option(*more: str) -> Callable[[Any], Any]:
-    """--decoding, with `more` choices than the two ways."""
-    choices = click.Choice(["constrained", "free", *more])
-    told = "Only calls of the offered tools, by their schemas; or anything."
-    return click.option("--decoding", type=choices, default="constrained", help=told)
+DECODINGS = ("constrained", "free")
+decoding_option = partial(
+    click.option,
+    "--decoding",
+    default="constrained",
+    help="Only calls of the offered tools, by their schemas; or anything.",
+)
 
 
 def engine_options(command: Any) -> Any:
@@ -40,7 +42,7 @@ def engine_options(command: Any) -> Any:
         click.option("--context", "n_ctx", default=0, type=click.IntRange(min=0),
                      help="Tokens of prompt and reply together; 0 has room for 8192."),
         click.option("--trim-history", is_flag=True, help="Let old history go where the prompt is too long."),
-        decoding_option(),
+        decoding_option(type=click.Choice(DECODINGS)),
         model_option,
     ):  # fmt: skip
         command = option(command)

@@ -8,10 +8,7 @@ from petool_lite.errors import USAGE, PetoolError
 from petool_lite.recipe import builtin_recipes, settings
 from petool_lite.runs import write_text
 
-
-@click.group()
-def recipes() -> None:
-    """Shipped recipes."""
+recipes = click.Group("recipes", help="Shipped recipes.")
 
 
 @recipes.command("list")

@@ -116,14 +116,14 @@ def _hashed(lines: Iterable[Any]) -> str:
 
 def _corpus(source: str) -> tuple[int, list[str]]:
     """How many entries `simulated:COUNT:FILES` has, and its files."""
-    count, _, names = source.removeprefix("simulated:").partition(":")
+    found = re.fullmatch(r"simulated:([1-9][0-9]{0,6}):(.+)", source, re.DOTALL)
     paths: list[str] = []
-    for name in map(str.strip, names.split(",")):
+    for name in map(str.strip, found[2].split(",") if found else ()):
         paths += [name] if name.startswith(("history:", "demo:")) else sorted(glob(str(Path(name).expanduser())))
-    if not 0 < _count(count) < 10**7 or not paths:
-        what = f"no file matches {names}" if _count(count) and names else f"unknown simulated data: {source}"
+    if not found or not paths:
+        what = f"no file matches {found[2]}" if found else f"unknown simulated data: {source}"
         raise PetoolError(what, "write simulated:COUNT:FILES, such as logs/*.jsonl")
-    return _count(count), paths
+    return int(found[1]), paths
 
 
 def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[list[Example], list[Tool]]:
@@ -148,14 +148,14 @@ def _reader(row: Any) -> Any:
 def _parse(row: Any, setting: str, index: int) -> Entry:
     if not isinstance(row, Mapping):
         raise Fault("", "an object")
-    if _reader(row) is openai:
-        entry = openai.parse(row, str(index))
-        if wrong := answer_faults(entry):
-            raise Fault("", f"a sound answer, but {'; '.join(wrong)}")
-        return entry
-    if _reader(row) or "query" in row or "input" in row:
+    if not (reader := _reader(row)) and not {"query", "input"} & row.keys():
+        raise Fault("", KNOWN)
+    if reader is not openai:
         return petoolbench.parse(row, setting, str(index))
-    raise Fault("", KNOWN)
+    entry = openai.parse(row, str(index))
+    if wrong := answer_faults(entry):
+        raise Fault("", f"a sound answer, but {'; '.join(wrong)}")
+    return entry
 
 
 def load_tools(source: str) -> tuple[Tool, ...]:
@@ -181,8 +181,8 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
-    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`). Returns the number of
-    entries in each file; they stand there as in the source."""
+    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`), its rows as they are.
+    Returns the number of entries in each file."""
     parts = folds(load_dataset(source, setting).entries, count, seed)
     rows, written = raw_rows(source), {}
     for number, part in enumerate(parts):
@@ -197,10 +197,9 @@ def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) 
 def _bytes(source: str) -> tuple[bytes, Path]:
     """What a source holds, packed as it is, and its path."""
     if source.startswith("demo:"):
-        split, _, count = source.removeprefix("demo:").partition(":")
-        if split not in ("train", "test") or not 0 < (number := _count(count)) < 10**6:
+        if not (found := re.fullmatch(r"demo:(train|test):([1-9][0-9]{0,5})", source)):
             raise PetoolError(f"unknown demo data: {source}", "write demo:train:COUNT or demo:test:COUNT")
-        return json.dumps(generate(split, number)).encode(), Path(source)
+        return json.dumps(generate(found[1], int(found[2]))).encode(), Path(source)
     path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
     if not path.is_file():
         told = f"{source} is a folder, not a data file" if path.is_dir() else f"no such data file: {source}"
@@ -250,18 +249,11 @@ def _value(text: str, source: str) -> Any:
         return parse_json_lines(text, source)
 
 
-def _count(text: str) -> int:
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
-
-
 def _hub_file(source: str) -> Path:
-    parts = source.removeprefix("hub:").split("/", 2)
-    if len(parts) < 2 or not all(parts):
+    found = re.fullmatch(r"hub:([^/]+/[^/]+)(?:/(.+))?", source, re.DOTALL)
+    if not found:
         raise PetoolError(f"unknown hub file: {source}", "write hub:OWNER/NAME or hub:OWNER/NAME/FILE")
-    repo = "/".join(parts[:2])
-    if len(parts) == 3:
-        return fetch(repo, [parts[2]])[0].path
-    names = data_files(repo)
+    repo, names = found[1], [found[2]] if found[2] else data_files(found[1])
     if len(names) != 1:
         held = ", ".join(names[:12]) or "no .json or .jsonl file"
         raise PetoolError(f"{source} does not say which file", f"write hub:{repo}/FILE; it holds {held}")

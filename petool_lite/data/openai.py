@@ -1,7 +1,6 @@
 """Conversations and tool lists as everybody writes them: OpenAI messages, MCP lists, Hermes, ShareGPT and xLAM lines.
 History is user, assistant with the tool call, then a `tool` message: `liked` or `disliked` there is the verdict, `used`
-none. All other turns are the conversation so far, of which training learns the answers that carry OpenAI's `"weight":
-1`."""
+none. All other turns are the conversation so far; training learns its answers that carry OpenAI's `"weight": 1`."""
 
 import json
 import re
@@ -139,9 +138,9 @@ def _message(value: Any, where: str) -> dict[str, Any]:
             spot, wrapped = f"{where}.tool_calls[{index}]", isinstance(item, Mapping) and "function" in item
             called = call(item["function"] if wrapped else item, f"{spot}.function" if wrapped else spot)
             made.append(_call_json(called, item["id"] if isinstance(item.get("id"), str) else ""))
-    identity, learned = value.get("tool_call_id"), role == "assistant" and value.get("weight") == 1
-    found |= {"tool_call_id": identity} if isinstance(identity, str) else {}
-    return found | ({"weight": 1} if learned else {})
+    if isinstance(identity := value.get("tool_call_id"), str):
+        found["tool_call_id"] = identity
+    return found | ({"weight": 1} if role == "assistant" and value.get("weight") == 1 else {})
 
 
 def content_text(value: Any, where: str) -> str:
@@ -214,8 +213,7 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     *before, last = messages
     accepted = _accepted(row.get("accept"), tools)
     if isinstance(last, Mapping) and last.get("role") == "assistant":
-        where = f"messages[{len(before)}]"
-        answer = _answer(_message(last, where), where)
+        answer = _answer(last, f"messages[{len(before)}]")
     elif "accept" in row:  # a test that lists what may be answered
         # the first of the right values, without what may be left out
         before, answer = messages, Call(accepted.name, _first(accepted.values)) if accepted else NO_TOOL
@@ -224,8 +222,7 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     entry = conversation(before, tools, identity)
     if not entry.query and not entry.turns:
         raise Fault("messages", "a user's message before the answer")
-    wrong = row.get("rejected")  # an assistant's message, as the answer is
-    rejected = None if wrong is None else _answer(_message(wrong, "rejected"), "rejected")
+    rejected = None if row.get("rejected") is None else _answer(row["rejected"], "rejected")
     kind = row.get("kind") if isinstance(row.get("kind"), str) else None
     return replace(entry, answer=answer, rejected=rejected, accepted=accepted, kind=kind)
 
@@ -255,7 +252,9 @@ def _first(value: Any) -> Any:
     return [_first(item) for item in value] if isinstance(value, list) else value
 
 
-def _answer(message: Mapping[str, Any], where: str) -> Answer:
+def _answer(value: Any, where: str) -> Answer:
+    """The answer in an assistant's message. Raises Fault."""
+    message = _message(value, where)
     calls = message.get("tool_calls") or []
     if len(calls) > 1:
         raise Fault(f"{where}.tool_calls", f"one call, found {len(calls)}")

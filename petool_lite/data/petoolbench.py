@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from petool_lite.data.entries import DISLIKED, LIKED, Call, Entry, Interaction, Published, Tool, properties, required
@@ -14,7 +15,7 @@ from petool_lite.data.fields import Fault, call, get, json_text, json_values, so
 PROMPT_FIELD = {
     "rating": "instruction_ratings", "preferred": "instruction_preferred", "chronological": "instruction_chronological",
 }  # fmt: skip
-_DECODER = json.JSONDecoder()
+_DECODER, _line = json.JSONDecoder(), partial(json.dumps, ensure_ascii=False)
 _STRAY = 200  # brackets in a prompt that open no JSON array, before it is given up: each costs a reading of the rest
 _TYPES = {"STRING": "string", "NUMBER": "number", "BOOLEAN": "boolean", "OBJECT": "object", "ARRAY": "array"}
 _WORDS = {kind: word for word, kind in _TYPES.items()}
@@ -66,10 +67,6 @@ def published_entry(entry: Entry, wording: Sequence[str], setting: str) -> Entry
     return replace(entry, published=pieces, setting=setting)
 
 
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 def published_call(answer: Call | str | None) -> dict[str, Any] | None:
     """A call in the form that the published scorers compare; None for an answer without a call."""
     return {"tool_name": answer.name, "parameters": dict(answer.arguments)} if isinstance(answer, Call) else None
@@ -118,23 +115,17 @@ def _schema(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": _TYPES.get(word.upper(), "string")}
     if about := text(row, "description", where):
         schema["description"] = about
-    default = row.get("default", "")
-    if default not in ("", None):
-        schema["default"] = _value(default, schema["type"])
+    if (default := row.get("default", "")) not in ("", None):
+        schema["default"] = default
+        if isinstance(default, str) and schema["type"] in ("number", "boolean"):  # declared as text, called as a value
+            with suppress(ValueError, RecursionError):
+                value = json.loads(default.lower())
+                schema["default"] = value if isinstance(value, bool | int | float) and value == value else default
     back = _published_parameter("", schema)
     beside = {key: row[key] for key in ("type", "default") if key in row and _line(back[key]) != _line(row[key])}
     if schema["type"] in ("number", "boolean") and isinstance(schema.get("default", default), str):
         beside["default"] = default  # answers write it as it stands, though it is of another type
     return schema | ({_BESIDE: beside} if beside else {})
-
-
-def _value(default: Any, kind: str) -> Any:
-    """A default as a call writes it: the data declares those of numbers and booleans as text, too."""
-    if isinstance(default, str) and kind in ("number", "boolean"):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(default.lower())
-            return value if isinstance(value, bool | int | float) and value == value else default
-    return default
 
 
 def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
@@ -143,7 +134,7 @@ def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
     default = "" if default is None else default  # null is no default
     about = str(schema.get("description") or "")
     if choices := schema.get("enum"):
-        about = f"{about} One of {json.dumps(choices, ensure_ascii=False)}.".strip()
+        about = f"{about} One of {_line(choices)}.".strip()
     told = kind in ("number", "boolean", "integer") and not isinstance(default, str)
     word = (_WORDS | {"integer": "NUMBER"}).get(kind, "STRING") if isinstance(kind, str) else "STRING"
     row = {"name": name, "type": word, "description": about, "default": json.dumps(default) if told else default}

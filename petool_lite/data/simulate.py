@@ -51,14 +51,12 @@ class Example:
 
 
 def examples_of(entries: Sequence[Entry]) -> list[Example]:
-    """The entries' calls, and earlier ones of tools that any of them offers, each once: not those with a very long
-    request, disliked, or against their declaration. A value that nothing tells (see `_told`) is left out, and a call
-    that needs it."""
+    """The entries' calls, and earlier ones of tools that any of them offers, each once: none with a very long request,
+    disliked or against its declaration. A value that nothing tells (see `_told`) goes, and a call that needs it."""
     offers = {tool.name: entry for entry in reversed(entries) for tool in entry.tools}
     found: dict[str, Example] = {}
     for entry in entries:
-        answer: Any = entry.answer
-        calls = [(entry.query, answer, entry)] if isinstance(answer, Call) else []
+        calls = [(entry.query, entry.answer, entry)] if isinstance(entry.answer, Call) else []
         calls += [(one.query, one.call, offers[one.call.name]) for one in entry.history
                   if one.verdict != DISLIKED and one.call.name in offers]  # fmt: skip
         for query, call, offer in calls:
@@ -67,11 +65,9 @@ def examples_of(entries: Sequence[Entry]) -> list[Example]:
                 continue
             given = {name: call.arguments[name] for name in call.arguments if _told(name, call, query, tools[0])}
             call = Call(call.name, given)
-            known = f"{query}\n{call.to_json()}"
-            if known in found or answer_faults(Entry("", query, (tools[0],), (), call)):
-                continue
-            others = tuple(tool for tool in offer.tools if tool is not tools[0])
-            found[known] = Example(query, tools[0], given, others)
+            if not answer_faults(Entry("", query, (tools[0],), (), call)):
+                others = tuple(tool for tool in offer.tools if tool is not tools[0])
+                found.setdefault(f"{query}\n{call.to_json()}", Example(query, tools[0], given, others))
     return list(found.values())
 
 
@@ -173,9 +169,8 @@ def simulate(
 ) -> Iterator[Entry]:
     """`count` entries, one at a time, the same for a seed. A pass over the corpus takes every tool, and of the calls of
     one at most 12, others each time, or a few tools would drown the rest. An entry asks for up to `requests` things of
-    the same tools; the answers to all but the last are among its `turns`, marked to be learned. `pool` are more tools
-    to offer beside; `without` is the share of requests for which no tool fits. Raises PetoolError for a corpus of fewer
-    than two functions."""
+    the same tools; all but the last are among its `turns`, their answers marked to be learned. `pool` are more tools to
+    offer; for the share `without` of requests no tool fits. Raises PetoolError for fewer than two functions."""
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
     named = {tool.name: tool for tool in [*pool, *(tool for one in examples for tool in (one.tool, *one.others))]}
@@ -211,7 +206,7 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     """One draw; None where names clash or no answer would follow from what is written."""
     owners = _owners(rng.randint(4, 8), rng)
     thought = _RATED if rng.random() < 0.75 else _PLAIN
-    opinions = [[(owner, verdict) for verdict in rng.choice(thought)] for owner in owners]
+    opinions = {owner: rng.choice(thought) for owner in owners}
     events = _merged(opinions, rng) if rng.random() < 0.92 else []
     tools, offers, asked = list[Tool](), list[tuple[_Owner, Tool]](), list[_Asked]()
     taken, near = list[frozenset[str]](), list[Tool]()
@@ -249,6 +244,14 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     good = [entry for entry, (_, _, equal) in zip(made, asked, strict=True) if not equal or follows(entry, equal)]
     turns = tuple(turn for entry in good[:-1] for turn in learned_turns(entry))
     return replace(good[-1], turns=turns) if good else None
+
+
+def _merged(opinions: Mapping[_Owner, _Verdicts], rng: Random) -> list[tuple[_Owner, str | None]]:
+    """All verdicts with whom they are of, those of each in their own order."""
+    turns = [owner for owner, verdicts in opinions.items() for _ in verdicts]
+    rng.shuffle(turns)
+    queues = {owner: iter(verdicts) for owner, verdicts in opinions.items()}
+    return [(owner, next(queues[owner])) for owner in turns]
 
 
 def _rivals(owners: Sequence[_Owner], events: Sequence[tuple[_Owner, str | None]], rng: Random) -> list[_Owner]:
@@ -358,14 +361,6 @@ def _distractors(
         if not words & entries.name_words(tool.name):
             found.setdefault(tool.name, tool)
     return list(found.values())[:count]
-
-
-def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
-    """All items, each part in its own order."""
-    queues = [iter(part) for part in parts]
-    turns = [queue for queue, part in zip(queues, parts, strict=True) for _ in part]
-    rng.shuffle(turns)
-    return [next(queue) for queue in turns]
 
 
 def _earlier(owner: _Owner, verdict: str | None, own: Sequence[Tool], other: Example, rng: Random) -> Interaction:

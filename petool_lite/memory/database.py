@@ -82,7 +82,13 @@ def _once(path: Path, work: Callable[[sqlite3.Connection], T], write: bool) -> T
         path.chmod(0o600)  # SQLite gives its log and its index of the log the same mode
         db = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
     with contextlib.closing(db):
-        _migrate(path, db)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            hint = "update petool-lite, or do without: --no-store"
+            raise PetoolError(f"{path} is of version {version}, this program knows {len(_MIGRATIONS)}", hint)
+        db.executescript("PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;")
+        if version < len(_MIGRATIONS):
+            _migrate(path, db)
         if not write:
             return work(db)
         db.execute("BEGIN IMMEDIATE")
@@ -92,17 +98,11 @@ def _once(path: Path, work: Callable[[sqlite3.Connection], T], write: bool) -> T
 
 
 def _migrate(path: Path, db: sqlite3.Connection) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(_MIGRATIONS):
-        hint = "update petool-lite, or do without: --no-store"
-        raise PetoolError(f"{path} is of version {version}, this program knows {len(_MIGRATIONS)}", hint)
-    db.executescript("PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;")
-    if version < len(_MIGRATIONS):
-        with _alone(path):
-            db.execute("PRAGMA journal_mode = WAL")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            for number, script in enumerate(_MIGRATIONS[version:], version + 1):
-                db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+    with _alone(path):
+        db.execute("PRAGMA journal_mode = WAL")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+            db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
 
 
 def _set_aside(path: Path) -> None:

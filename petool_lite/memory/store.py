@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ NEWEST = 1000  # interactions of a user that are kept
 RECALLED = 50  # of them that a request gets at most
 VERDICTS = (LIKED, DISLIKED)
 _LONGEST = 1 << 16  # characters of a conversation before the query; a longer one is not kept
+_json = partial(json.dumps, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Store:
         return with_earlier(entry, [Interaction(*item) for item in calls])  # type: ignore[arg-type]  # no texts
 
     def find(self, identity: str | None, user: str | None = None, verdict: str | None = None) -> Record:
-        """One interaction, the newest where `identity` is None; it gets the verdict, if any, one of VERDICTS. Raises
+        """One interaction, the newest where `identity` is None, with the verdict, if any, that it gets. Raises
         PetoolError where it is unknown or another user's."""
         plain = identity and identity.removeprefix("chatcmpl-").removeprefix("resp_")
 
@@ -220,7 +222,3 @@ def _made(answer: str) -> Answer:
 
 def _key(call: Call) -> str:
     return json.dumps([call.name, dict(call.arguments)], sort_keys=True)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

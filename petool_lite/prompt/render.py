@@ -333,8 +333,7 @@ def _rendered(batch: Sequence[Entry], *work: Any) -> list[Example | None]:
 
 def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int], room: int) -> tuple[list[int], list[int]]:
     """A prompt's ids with the answers of earlier turns that are to be learned cut as new ones are, and start and end of
-    each. Not learned is one that the model's template writes otherwise than a new one; none if the cuts leave no
-    `room`."""
+    each. Not learned are those that the model's template writes otherwise, and none if the cuts need more `room`."""
     query = str(_inert(entry.query, chat))
     at = text.rfind(query) if query else -1
     opening = text[at + len(query) :] if at > 0 else "\0"  # what stands between a request and its answer
