@@ -127,7 +127,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if role not in _ROLES:
         raise Fault(f"{where}.role", f"one of {', '.join(_ROLES)}, found {role}")
     role = {"developer": "system", "function": "tool"}.get(role, role)
-    found: dict[str, Any] = {"role": role, "content": content_text(value.get("content"), f"{where}.content")}
+    found: dict[str, Any] = {"role": role, "content": _content(value, where)}
     calls = value.get("tool_calls")
     if calls is None and value.get("function_call"):
         calls = [{"function": value["function_call"]}]
@@ -143,17 +143,13 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     return found | ({"weight": 1} if role == "assistant" and value.get("weight") == 1 else {})
 
 
-def content_text(value: Any, where: str) -> str:
+def _content(message: Mapping[str, Any], where: str) -> str:
     """The text of a message's content: a text, null, or a list of text parts. Raises Fault for other parts."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return str(sound(value, where))
-    if not isinstance(value, list):
-        raise Fault(where, f"a text or a list of parts, found {kind_of(value)}")
+    if not isinstance(value := message.get("content"), list):
+        return "" if value is None else str(get(message, "content", str, where, "a text or a list of parts"))
     texts = []
     for index, part in enumerate(value):
-        spot, part = f"{where}[{index}]", {"type": "text", "text": part} if isinstance(part, str) else part
+        spot, part = f"{where}.content[{index}]", {"type": "text", "text": part} if isinstance(part, str) else part
         kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
         if kind not in ("text", "input_text", "output_text", "refusal"):
             raise Fault(spot, f"a part of type text, found {kind}")

@@ -18,7 +18,7 @@ PROMPT_FIELD = {
 _DECODER, _line = json.JSONDecoder(), partial(json.dumps, ensure_ascii=False)
 _STRAY = 200  # brackets in a prompt that open no JSON array, before it is given up: each costs a reading of the rest
 _TYPES = {"STRING": "string", "NUMBER": "number", "BOOLEAN": "boolean", "OBJECT": "object", "ARRAY": "array"}
-_WORDS = {kind: word for word, kind in _TYPES.items()}
+_WORDS = {kind: word for word, kind in _TYPES.items()} | {"integer": "NUMBER"}
 _BESIDE = "x-published"  # what a published parameter says that its schema does not: {"type", "default"}
 
 
@@ -136,9 +136,8 @@ def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
     if choices := schema.get("enum"):
         about = f"{about} One of {_line(choices)}.".strip()
     told = kind in ("number", "boolean", "integer") and not isinstance(default, str)
-    word = (_WORDS | {"integer": "NUMBER"}).get(kind, "STRING") if isinstance(kind, str) else "STRING"
-    row = {"name": name, "type": word, "description": about, "default": json.dumps(default) if told else default}
-    return row | dict(schema.get(_BESIDE) or {})
+    shown = {"type": _WORDS.get(str(kind), "STRING"), "description": about}
+    return {"name": name, **shown, "default": _line(default) if told else default} | dict(schema.get(_BESIDE) or {})
 
 
 def _arrays(prompt: str) -> Iterator[tuple[int, int, list[Any]]]:
@@ -156,19 +155,18 @@ def _arrays(prompt: str) -> Iterator[tuple[int, int, list[Any]]]:
 
 
 def _parse_prompt(prompt: str, where: str, setting: str) -> tuple[tuple[Interaction, ...], tuple[Tool, ...], Published]:
-    calls: tuple[int, int, list[Any]] | None = None
+    calls = list[tuple[int, int, list[Any]]]()
     for first, last, listed in _arrays(prompt):
         if listed and all("required_parameters" in item for item in listed):
             break
-        if calls is None and all("tool_call" in item for item in listed):
-            calls = first, last, listed
+        calls += [(first, last, listed)] if all("tool_call" in item for item in listed) else []
     else:
         raise Fault(where, "a JSON array of tools after the earlier calls")
-    if calls is None:
+    if not calls:
         raise Fault(where, "a JSON array of earlier calls before the tools")
-    start, end, made = calls
-    texts = (tuple(prompt[a:b] for a, b, _ in json_values(prompt, array + 1)) for array in (start, first))
-    pieces = Published(prompt[:start], next(texts), prompt[end:first], next(texts), prompt[last:])
+    start, end, made = calls[0]
+    shown, tools = (tuple(prompt[a:b] for a, b, _ in json_values(prompt, array + 1)) for array in (start, first))
+    pieces = Published(prompt[:start], shown, prompt[end:first], tools, prompt[last:])
     history = tuple(read_interaction(row, f"{where}.history[{index}]", setting) for index, row in enumerate(made))
     return history, tuple(read_tool(row, f"{where}.tools[{index}]") for index, row in enumerate(listed)), pieces
 
@@ -197,19 +195,18 @@ def _rejected(row: Mapping[str, Any]) -> Call | str | None:
     if "rejected" not in row:
         return None
     wrong = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip()
-    try:
+    with suppress(Fault):
         return call(json_text(wrong, "rejected", ""), "rejected", "tool_name", "parameters")
-    except Fault:
-        return wrong
+    return wrong
 
 
 def _equal_tools(row: Mapping[str, Any], tools: Sequence[Tool], answer: Call | str | None) -> tuple[str, ...] | None:
     """The tools among `apis_same_func`; None where that extra field is absent or has another form."""
-    listed = row.get("apis_same_func")
-    if not isinstance(answer, Call) or not isinstance(listed, list):
+    if not isinstance(answer, Call):
         return None
-    try:
-        same = {f"<{item['category_name']}>.<{item['tool_name']}>.<{item['api_name']}>" for item in listed}
-    except (KeyError, TypeError):
-        return None
-    return tuple(tool.name for tool in tools if tool.name in same - {answer.name})
+    with suppress(KeyError, TypeError):
+        same = {
+            f"<{item['category_name']}>.<{item['tool_name']}>.<{item['api_name']}>" for item in row["apis_same_func"]
+        }
+        return tuple(tool.name for tool in tools if tool.name in same - {answer.name})
+    return None

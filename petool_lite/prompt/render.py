@@ -18,7 +18,6 @@ from petool_lite.data.entries import Answer, Call, Entry, bearing, properties
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.data.petoolbench import prompt_of, published_call
 from petool_lite.errors import PetoolError
-from petool_lite.prompt.template import render_template
 
 # Llama-3.x templates print today's date unless told otherwise; a fixed one keeps prompts the same every day.
 _DATE = "26 Jul 2024"
@@ -180,6 +179,8 @@ def render_messages(chat: Chat, messages: Sequence[Mapping[str, Any]], tools: Se
 
 def _filled(template: str, messages: Sequence[Any], tools: Sequence[Any] | None, bos: str, eos: str) -> str:
     """The prompt that a template makes: always on the same day, and without a part for thoughts."""
+    from petool_lite.prompt.template import render_template
+
     fixed = {"add_generation_prompt": True, "date_string": _DATE, "enable_thinking": False, "bos_token": bos}
     return render_template(template, lambda form: _DATE, messages=messages, tools=tools, eos_token=eos, **fixed)
 
