@@ -145,7 +145,16 @@ def _checked_values(cursor: _Cursor) -> dict[str, Any]:
         if key in values:
             raise _Damage(f"the key {key[:60]!r} occurs twice")
         values[key] = _value(cursor, key)
-    _check_values(values)
+    if not isinstance(architecture := values.get("general.architecture", b""), bytes):
+        raise _Damage("general.architecture is no text")
+    for name, (kind, least, most) in _LIMITS.items():
+        name = f"{architecture.decode('utf-8', 'replace')}.{name}"
+        found: Any = values.get(name, kind(most))
+        if not isinstance(found, kind) or not least <= found <= most:
+            raise _Damage(f"{name} is {found!r}")
+    _check_tokenizer(
+        {k.removeprefix("tokenizer.ggml."): v for k, v in values.items() if k.startswith("tokenizer.ggml.")}
+    )
     return values
 
 
@@ -164,23 +173,15 @@ def _value(cursor: _Cursor, key: str) -> Any:
     return range(count)
 
 
-def _check_values(values: dict[str, Any]) -> None:
-    """Refuse values that llama.cpp believes, and that would end the process there."""
-    if not isinstance(architecture := values.get("general.architecture", b""), bytes):
-        raise _Damage("general.architecture is no text")
-    for name, (kind, least, most) in _LIMITS.items():
-        name = f"{architecture.decode('utf-8', 'replace')}.{name}"
-        found: Any = values.get(name, kind(most))
-        if not isinstance(found, kind) or not least <= found <= most:
-            raise _Damage(f"{name} is {found!r}")
-    lengths = {key.removeprefix("tokenizer.ggml."): len(v) for key, v in values.items() if isinstance(v, range)}
+def _check_tokenizer(values: dict[str, Any]) -> None:
+    lengths = {name: len(value) for name, value in values.items() if isinstance(value, range)}
     for name in ("scores", "token_type"):
         if "tokens" in lengths and lengths.get(name, lengths["tokens"]) != lengths["tokens"]:
             raise _Damage(f"{lengths['tokens']:,} tokens, but {lengths[name]:,} of their {name}")
-    for key, value in values.items():  # one beyond the vocabulary counts as unset, in llama.cpp as here
-        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and not isinstance(value, int):
-            raise _Damage(f"{key} is {value!r}")
-    if values.get("tokenizer.ggml.model") == b"gpt2":
-        for name in ("tokens", "token_type", "merges"):  # without types, control tokens would be read as plain text
-            if name not in lengths:
-                raise _Damage(f"it lacks the key tokenizer.ggml.{name}")
+    for name, value in values.items():  # one beyond the vocabulary counts as unset, in llama.cpp as here
+        if name.endswith("_token_id") and not isinstance(value, int):
+            raise _Damage(f"tokenizer.ggml.{name} is {value!r}")
+    # without types, control tokens would be read as plain text
+    lacks = [name for name in ("tokens", "token_type", "merges") if name not in lengths]
+    if values.get("model") == b"gpt2" and lacks:
+        raise _Damage(f"it lacks the key tokenizer.ggml.{lacks[0]}")

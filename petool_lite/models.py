@@ -61,17 +61,24 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
     if not is_folder and not is_hub_id(name):
         hint = f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
         raise PetoolError(f"base model not found: {name}", hint)
-    directory = path if is_folder else _download(name)
-    _check_kind(directory / "config.json", str(directory))
-    if (directory / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
-        what = f"{directory} holds an adapter beside the model"
-        raise PetoolError(what, "merge it, or take adapter_config.json away")
-    weight_files(directory)
-    if not (directory / "tokenizer.json").is_file():
-        raise PetoolError(f"no tokenizer.json in {directory}", "add the fast tokenizer of the model")
-    _own_json(directory / "tokenizer_config.json", str(directory))
-    shape_of(read_json(directory / "config.json"))
-    return Base(name, directory.resolve() if is_folder else directory, None)
+    if not is_folder:
+        library_places()
+        from huggingface_hub import hf_hub_download, snapshot_download
+
+        hint = "check the name and the network; for a gated model accept its licence and run `hf auth login`"
+        with in_words(f"base model not available: {name}", hint, Exception):  # the hub client raises many kinds
+            _check_kind(Path(hf_hub_download(name, "config.json")), name)  # first: a wrong kind costs no download
+            patterns = ["*.safetensors", "*.json", "*.jinja"]
+            path = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["original/*"]))
+    _check_kind(path / "config.json", str(path))
+    if (path / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
+        raise PetoolError(f"{path} holds an adapter beside the model", "merge it, or take adapter_config.json away")
+    weight_files(path)
+    if not (path / "tokenizer.json").is_file():
+        raise PetoolError(f"no tokenizer.json in {path}", "add the fast tokenizer of the model")
+    _own_json(path / "tokenizer_config.json", str(path))
+    shape_of(read_json(path / "config.json"))
+    return Base(name, path.resolve() if is_folder else path, None)
 
 
 def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda text: None) -> Base:
@@ -87,18 +94,6 @@ def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda
         if not place or name == EMBEDDED:
             raise
         raise PetoolError(f"{error.message}; the run's base lay in {place}", error.hint) from error
-
-
-def _download(name: str) -> Path:
-    """The snapshot of a hub model; its config comes first, so that a wrong kind costs no download of weights."""
-    library_places()
-    from huggingface_hub import hf_hub_download, snapshot_download
-
-    hint = "check the name and the network; for a gated model accept its licence and run `hf auth login`"
-    with in_words(f"base model not available: {name}", hint, Exception):  # the hub client raises many kinds
-        _check_kind(Path(hf_hub_download(name, "config.json")), name)
-        patterns = ["*.safetensors", "*.json", "*.jinja"]
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["original/*"]))
 
 
 def weight_files(path: Path) -> list[Path]:

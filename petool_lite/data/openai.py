@@ -176,11 +176,10 @@ def _parted(messages: Sequence[dict[str, Any]]) -> tuple[list[Interaction], list
         elif role == "assistant" and message.get("tool_calls"):
             asked = index - 1 if index and messages[index - 1]["role"] == "user" else -1
             made, answered = index, 0
-        else:
-            # a word of thanks for the verdict goes with it
-            if role == "assistant" and index - 1 in gone:
+        elif role != "tool":
+            made = -1
+            if role == "assistant" and index - 1 in gone:  # a word of thanks for the verdict goes with it
                 gone.add(index)
-            made = made if role == "tool" else -1
     return history, [message for index, message in enumerate(messages) if index not in gone]
 
 

@@ -192,11 +192,9 @@ def _answer(row: Mapping[str, Any], trains: bool) -> Call | None:
 
 
 def _rejected(row: Mapping[str, Any]) -> Call | str | None:
-    if "rejected" not in row:
-        return None
-    wrong = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip()
+    wrong = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip() if "rejected" in row else None
     with suppress(Fault):
-        return call(json_text(wrong, "rejected", ""), "rejected", "tool_name", "parameters")
+        return wrong and call(json_text(wrong, "rejected", ""), "rejected", "tool_name", "parameters")
     return wrong
 
 

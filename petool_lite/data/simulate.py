@@ -168,7 +168,7 @@ def simulate(
     examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without: float = 0.1, requests: int = 6
 ) -> Iterator[Entry]:
     """`count` entries, one at a time, the same for a seed. A pass over the corpus takes every tool, and of the calls of
-    one at most 12, others each time, or a few tools would drown the rest. An entry asks for up to `requests` things of
+    one at most `_A_PASS`, others each time, or a few would drown the rest. An entry asks for up to `requests` things of
     the same tools; all but the last are among its `turns`, their answers marked to be learned. `pool` are more tools to
     offer; for the share `without` of requests no tool fits. Raises PetoolError for fewer than two functions."""
     if len({example.tool.name for example in examples}) < 2:
@@ -182,7 +182,9 @@ def simulate(
         wanted = list[Example]()
         for _ in range(Random(f"{seed} {number}").randint(1, requests)):
             if not order:
-                order = _pass(examples, Random(f"{seed} order {number}"))
+                order, calls = list(range(len(examples))), defaultdict[str, Iterator[int]](counter)
+                Random(f"{seed} order {number}").shuffle(order)
+                order = [index for index in order if next(calls[examples[index].tool.name]) < _A_PASS]
             wanted.append(examples[order.pop()])
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
         made = (_entry(f"{seed}-{number}", wanted, corpus, rng) for rng in draws)
@@ -190,13 +192,6 @@ def simulate(
         if entry is None:
             raise PetoolError(f"no user can be simulated for a call of {wanted[0].tool.name}", "leave that call out")
         yield entry
-
-
-def _pass(examples: Sequence[Example], rng: Random) -> list[int]:
-    """Indices of one pass over the examples in random order, at most `_A_PASS` of a tool."""
-    order, calls = list(range(len(examples))), defaultdict[str, Iterator[int]](counter)
-    rng.shuffle(order)
-    return [index for index in order if next(calls[examples[index].tool.name]) < _A_PASS]
 
 
 _Asked = tuple[str, Call | str, Sequence[str]]  # a request, its answer, and the names of all tools that do it
