@@ -29,7 +29,9 @@ def in_words(what: str, hint: str, *kinds: type[Exception], exit_code: int = FAI
     except PetoolError:
         raise
     except kinds as error:
-        raise PetoolError(f"{what} ({first_line(error)})", hint, exit_code) from error
+        raise PetoolError(
+            f"{what} ({getattr(error, 'strerror', None) or first_line(error)})", hint, exit_code
+        ) from error
 
 
 def missing_package(error: ModuleNotFoundError | AttributeError) -> PetoolError:

@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 
 MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -54,15 +54,14 @@ def check_gguf(path: Path) -> list[Path]:
 
 def _part(path: Path) -> tuple[int, int]:
     """Which part the file is, from 0, and of how many; checked."""
-    try:
+    with (
+        in_words(f"cannot read {str(path)[:200]}", "check its permissions", OSError),
+        in_words(f"damaged GGUF file: {path}", "get or export the file again", _Damage),
+    ):
         if not path.is_file():
             raise _no_file(path)
         facts = path.stat()
         return _read(path.absolute(), (facts.st_size, facts.st_mtime_ns, facts.st_ino))
-    except OSError as error:
-        raise PetoolError(f"cannot read {str(path)[:200]}: {error.strerror}", "check its permissions") from error
-    except _Damage as damage:
-        raise PetoolError(f"damaged GGUF file: {path} ({damage})", "get or export the file again") from damage
 
 
 def _no_file(path: Path) -> PetoolError:
@@ -133,6 +132,20 @@ class _Cursor:
         self.skip(place - self.place)
         return count
 
+    def value(self, key: str) -> Any:
+        """The value of a key: a number, a text, or of an array its places, a range."""
+        if array := (kind := self.number("I")) == _ARRAY:
+            kind = self.number("I")
+        if kind == _STRING:
+            return range(self.texts(key == "tokenizer.ggml.tokens")) if array else self.text()
+        if kind not in _SCALARS:
+            raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
+        if not array:
+            return self.number(_SCALARS[kind])
+        count = self.count("numbers", size := struct.calcsize(_SCALARS[kind]))
+        self.skip(count * size)
+        return range(count)
+
 
 def _checked_values(cursor: _Cursor) -> dict[str, Any]:
     """The values of all keys, none of which llama.cpp would believe to its end."""
@@ -144,7 +157,7 @@ def _checked_values(cursor: _Cursor) -> dict[str, Any]:
         key = cursor.text().decode("utf-8", "replace")
         if key in values:
             raise _Damage(f"the key {key[:60]!r} occurs twice")
-        values[key] = _value(cursor, key)
+        values[key] = cursor.value(key)
     if not isinstance(architecture := values.get("general.architecture", b""), bytes):
         raise _Damage("general.architecture is no text")
     for name, (kind, least, most) in _LIMITS.items():
@@ -152,36 +165,16 @@ def _checked_values(cursor: _Cursor) -> dict[str, Any]:
         found: Any = values.get(name, kind(most))
         if not isinstance(found, kind) or not least <= found <= most:
             raise _Damage(f"{name} is {found!r}")
-    _check_tokenizer(
-        {k.removeprefix("tokenizer.ggml."): v for k, v in values.items() if k.startswith("tokenizer.ggml.")}
-    )
-    return values
-
-
-def _value(cursor: _Cursor, key: str) -> Any:
-    """The value of a key: a number, a text, or of an array its places, a range."""
-    if array := (kind := cursor.number("I")) == _ARRAY:
-        kind = cursor.number("I")
-    if kind == _STRING:
-        return range(cursor.texts(key == "tokenizer.ggml.tokens")) if array else cursor.text()
-    if kind not in _SCALARS:
-        raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
-    if not array:
-        return cursor.number(_SCALARS[kind])
-    count = cursor.count("numbers", size := struct.calcsize(_SCALARS[kind]))
-    cursor.skip(count * size)
-    return range(count)
-
-
-def _check_tokenizer(values: dict[str, Any]) -> None:
-    lengths = {name: len(value) for name, value in values.items() if isinstance(value, range)}
+    own = {key.removeprefix("tokenizer.ggml."): value for key, value in values.items() if "tokenizer.ggml." in key}
+    lengths = {name: len(value) for name, value in own.items() if isinstance(value, range)}
     for name in ("scores", "token_type"):
         if "tokens" in lengths and lengths.get(name, lengths["tokens"]) != lengths["tokens"]:
             raise _Damage(f"{lengths['tokens']:,} tokens, but {lengths[name]:,} of their {name}")
-    for name, value in values.items():  # one beyond the vocabulary counts as unset, in llama.cpp as here
+    for name, value in own.items():  # one beyond the vocabulary counts as unset, in llama.cpp as here
         if name.endswith("_token_id") and not isinstance(value, int):
             raise _Damage(f"tokenizer.ggml.{name} is {value!r}")
     # without types, control tokens would be read as plain text
     lacks = [name for name in ("tokens", "token_type", "merges") if name not in lengths]
-    if values.get("model") == b"gpt2" and lacks:
+    if own.get("model") == b"gpt2" and lacks:
         raise _Damage(f"it lacks the key tokenizer.ggml.{lacks[0]}")
+    return values

@@ -84,15 +84,14 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
 def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda text: None) -> Base:
     """The base that a run's manifest describes (name, directory, gguf). The recorded place goes first: the name may be
     relative to where training was started. Raises PetoolError if neither is there."""
-    name = str(found["name"])
-    place = found.get("gguf") or found.get("directory")
-    if name != EMBEDDED and place and Path(place).exists():
+    name, place = str(found["name"]), found.get("gguf") or found.get("directory")
+    if name == EMBEDDED or not place:
+        return resolve_base(name, report)
+    if Path(place).exists():
         return replace(resolve_base(str(place), report), name=name)
     try:
         return resolve_base(name, report)
     except PetoolError as error:
-        if not place or name == EMBEDDED:
-            raise
         raise PetoolError(f"{error.message}; the run's base lay in {place}", error.hint) from error
 
 

@@ -29,9 +29,8 @@ def cache_root() -> Path:
 
 def cache_place(*parts: str) -> Path:
     """Where a thing that can be made again lies, or is to be written: a cache may be complete and read-only."""
-    wanted = _wanted()
-    there = wanted and wanted.joinpath(*parts)
-    return there if there and there.exists() else cache_root().joinpath(*parts)
+    there = (_wanted() or cache_root()).joinpath(*parts)
+    return there if there.exists() else cache_root().joinpath(*parts)
 
 
 def own_folder(name: str, root: Path | None = None, rights: int = 0o022) -> Path | None:

@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -132,11 +132,10 @@ class Recipe:
 
 def settings() -> Iterator[tuple[str, type, dict[str, Any], Any]]:
     """Every setting as (section.key, type, metadata, default)."""
-    for section in fields(Recipe):
-        defaults = getattr(Recipe(), section.name)
+    for section, defaults in vars(Recipe()).items():
         hints = get_type_hints(type(defaults))
         for item in fields(defaults):
-            yield f"{section.name}.{item.name}", hints[item.name], dict(item.metadata), getattr(defaults, item.name)
+            yield f"{section}.{item.name}", hints[item.name], dict(item.metadata), getattr(defaults, item.name)
 
 
 def builtin_recipes() -> dict[str, str]:
@@ -180,7 +179,8 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe
 def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
     known = {name: (kind, metadata) for name, kind, metadata, _ in settings()}
     initials = {"".join(word[0] for word in name.split(".")[1].split("_")): name for name in known}
-    chosen: dict[str, dict[str, Any]] = {section.name: {} for section in fields(Recipe)}
+    recipe = Recipe()
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in vars(recipe)}
     for key, value in values.items():
         section, _, item = key.partition(".")
         if key not in known:
@@ -194,8 +194,7 @@ def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
     problems += _conflicts({name: default for name, _, _, default in settings()} | values)
     if problems:
         raise PetoolError(f"{source}: " + "; ".join(problems), "`petool-lite recipes keys` lists all settings")
-    kinds = get_type_hints(Recipe)
-    return Recipe(**{section: kinds[section](**content) for section, content in chosen.items()})
+    return Recipe(**{section: replace(default, **chosen[section]) for section, default in vars(recipe).items()})
 
 
 def _problem(value: Any, kind: Any, about: dict[str, Any]) -> str:
@@ -240,11 +239,10 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML, every setting written out with its meaning."""
     lines = []
-    for section in fields(recipe):
-        content = getattr(recipe, section.name)
-        lines.append(f"[{section.name}]")
-        for item in fields(content):
-            value = json.dumps(getattr(content, item.name), ensure_ascii=False)  # as TOML writes it, but for DEL
+    for name, section in vars(recipe).items():
+        lines.append(f"[{name}]")
+        for item in fields(section):
+            value = json.dumps(getattr(section, item.name), ensure_ascii=False)  # as TOML writes it, but for DEL
             lines += [f"# {item.metadata['doc']}", f"{item.name} = {value}".replace("\x7f", "\\u007f")]
         lines.append("")
     return "\n".join(lines)

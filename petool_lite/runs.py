@@ -66,8 +66,7 @@ def write_json(target: Path, value: Any) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` against other commands that write to it; under torchrun the first process holds it for all. Raises
-    PetoolError that names who holds it. The kernel lets go when this process ends, however it ends; the lock file's
-    text only says who to name."""
+    PetoolError that names the holder by the lock file's text; the kernel lets go when a process ends, in any way."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return

@@ -1,7 +1,6 @@
 """The published scorer: pure functions over one reply. It looks, on one line, for an opening brace, anything, the key
 "tool_name" with a quoted string, a comma, the key "parameters" and an object that ends at the first two closing braces,
-and parses the match as JSON; no match or bad JSON is wrong on both counts. Its quirks (nested objects at the end,
-swapped keys, two braces inside a string) are kept, so that figures compare with published ones."""
+and parses the match as JSON; else both are wrong. Its quirks are kept, so that figures compare with published ones."""
 
 import json
 import math
@@ -68,8 +67,7 @@ def score_reply(
 
 
 def as_asked(found: Any, right: Any, request: str) -> bool:
-    """Whether a value is right, or the number of the request that the data cut or rounded to a whole one: PEToolBench
-    has 46 where 46.046 was asked for."""
+    """Whether a value is right, or the request's number that the data cut to a whole one, as PEToolBench cut 46.046."""
     if isinstance(found, dict) and isinstance(right, dict):
         return found.keys() == right.keys() and all(as_asked(found[key], right[key], request) for key in right)
     if isinstance(found, list) and isinstance(right, list):

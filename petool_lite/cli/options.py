@@ -8,6 +8,7 @@ import click
 
 from petool_lite.data import SETTINGS
 from petool_lite.errors import PetoolError
+from petool_lite.places import user_path
 
 as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")
 SETTING = click.Choice(SETTINGS)
@@ -22,15 +23,9 @@ run_option = click.option("--run", metavar="RUN", help="A run's folder or name; 
 model_option = click.option(
     "--model", metavar="FILE", help="A GGUF file; if not given the newest run's smallest export."
 )
-
-
 DECODINGS = ("constrained", "free")
-decoding_option = partial(
-    click.option,
-    "--decoding",
-    default="constrained",
-    help="Only calls of the offered tools, by their schemas; or anything.",
-)
+_DECODING = "Only calls of the offered tools, by their schemas; or anything."
+decoding_option = partial(click.option, "--decoding", default=DECODINGS[0], help=_DECODING)
 
 
 def engine_options(command: Any) -> Any:
@@ -51,8 +46,6 @@ def engine_options(command: Any) -> Any:
 
 def chosen_model(name: str | None) -> Path:
     """The named GGUF file, or the newest complete run's smallest export."""
-    from petool_lite.places import user_path
-
     if name is not None:
         return user_path(name)
     from petool_lite.bench.variants import tuned_file

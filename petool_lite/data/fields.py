@@ -76,8 +76,7 @@ def json_text(value: str, where: str, expected: str) -> Any:
 
 
 def json_values(text: str, start: int = 0) -> Iterator[tuple[int, int, Any]]:
-    """Start, end and value of JSON values one after the other, or the items of a list that is open at `start`. Raises
-    ValueError or RecursionError."""
+    """Start, end and value of JSON values in a row, or in a list open at `start`. Raises ValueError, RecursionError."""
     decoder, rest = json.JSONDecoder(), re.compile(r"[\s,]*")
     while (start := rest.match(text, start).end()) < len(text) and text[start] != "]":  # type: ignore[union-attr]
         value, end = decoder.raw_decode(text, start)

@@ -62,16 +62,14 @@ def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -
 
 
 def load_settings(source: str, skip_bad: bool = False) -> list[Dataset]:
-    """`load_dataset` in each setting that the entries have prompts for, read once. What is no entry of PEToolBench has
-    no setting and is in the first alone."""
+    """`load_dataset` in each setting that entries have prompts for, read once; entries without one are in the first."""
     parts = [(times, part, *_read(part)) for times, part in _parts(source)]
     settings = dict.fromkeys(name for _, _, rows, _ in parts for row in rows for name in petoolbench.settings_of(row))
     return [_parsed(source, parts, name, skip_bad, others=not number) for number, name in enumerate(settings)]
 
 
 def _parsed(source: str, parts: Iterable[_Part], setting: str, skip_bad: bool, others: bool = True) -> Dataset:
-    """The entries of each part, as often as it is taken; ids tell part and copy where a source has several. `others`:
-    with those that are not PEToolBench's."""
+    """The entries of each part, as often as it is taken, with `others` than PEToolBench's; ids tell part and copy."""
     entries, total, bad, digests = list[Entry](), 0, list[str](), list[tuple[int, str]]()
     for number, (times, part, rows, digest) in enumerate(parts):
         if not rows:
@@ -234,9 +232,25 @@ def _read(source: str) -> tuple[list[Any], str]:
 
 
 def _text(source: str) -> tuple[str, str]:
-    """The unpacked text of a source, and the SHA-256 of its bytes."""
+    """The text of a source, and the SHA-256 of its bytes, which may be zipped or gzipped: both known by content."""
     raw, path = _bytes(source)
-    return decode_text(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
+    damage = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+    packed, found = len(raw), raw
+    with in_words(f"cannot unpack {path}", "get the file again", *damage):
+        if raw[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+                found = file.read(max(_UNPACKED, _RATIO * packed) + 1)
+        elif zipfile.is_zipfile(io.BytesIO(raw)):
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+                names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
+                if len(names) != 1:
+                    raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
+                packed = archive.getinfo(names[0]).compress_size
+                with archive.open(names[0]) as member:
+                    found = member.read(max(_UNPACKED, _RATIO * packed) + 1)
+    if len(found) > max(_UNPACKED, _RATIO * packed):
+        raise PetoolError(f"{path} unpacks {packed:,} bytes to {len(found):,} or more", "no text packs that well")
+    return decode_text(found, str(path)), hashlib.sha256(raw).hexdigest()
 
 
 def _value(text: str, source: str) -> Any:
@@ -258,24 +272,3 @@ def _hub_file(source: str) -> Path:
         held = ", ".join(names[:12]) or "no .json or .jsonl file"
         raise PetoolError(f"{source} does not say which file", f"write hub:{repo}/FILE; it holds {held}")
     return fetch(repo, names)[0].path
-
-
-def _unpacked(raw: bytes, path: Path) -> bytes:
-    """The bytes of a file that may be zipped or gzipped, both known by their content."""
-    damage = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
-    packed, found = len(raw), raw
-    with in_words(f"cannot unpack {path}", "get the file again", *damage):
-        if raw[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-                found = file.read(max(_UNPACKED, _RATIO * packed) + 1)
-        elif zipfile.is_zipfile(io.BytesIO(raw)):
-            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-                names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
-                if len(names) != 1:
-                    raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
-                packed = archive.getinfo(names[0]).compress_size
-                with archive.open(names[0]) as file:
-                    found = file.read(max(_UNPACKED, _RATIO * packed) + 1)
-    if len(found) > max(_UNPACKED, _RATIO * packed):
-        raise PetoolError(f"{path} unpacks {packed:,} bytes to {len(found):,} or more", "no text packs that well")
-    return found

@@ -1,6 +1,5 @@
 """Tools of running MCP servers, through the official package `mcp`: listed, named by their server, and run. A server, a
-command that talks over stdin and stdout or an address of Streamable HTTP, is opened for one question, within a time
-limit, so that one that dies, hangs or floods costs one line."""
+command or an address, is opened for one question within a time limit: one that dies, hangs or floods costs one line."""
 
 import asyncio
 import logging

@@ -114,9 +114,31 @@ def entry_line(entry: Entry) -> dict[str, Any]:
 
 
 def conversation(messages: Sequence[Any], tools: Sequence[Tool], identity: str = "") -> Entry:
-    """The entry that messages ask for: the last one is the query where it is the user's. Raises Fault."""
+    """The entry that messages ask for: earlier calls with their verdicts, turns, and last the query where it is the
+    user's. petool.jinja parts them in the same way. Raises Fault."""
     plain = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    history, turns = _parted(plain)
+    history: list[Interaction] = []
+    gone: set[int] = set()
+    asked, made, answered = -1, -1, 0
+    for index, message in enumerate(plain):
+        role = message["role"]
+        if role == "tool" and message["content"] in VERDICTS and made >= 0:
+            calls = plain[made]["tool_calls"]
+            named = [item for item in calls if item["id"] and item["id"] == message.get("tool_call_id")]
+            chosen = (named or calls[answered : answered + 1] or calls[-1:])[0]["function"]
+            done = Call(chosen["name"], arguments(chosen["arguments"], f"messages[{made}].tool_calls"))
+            said = plain[asked]["content"] if asked >= 0 else ""
+            history.append(Interaction(said, done, VERDICTS[message["content"]]))
+            gone |= {index, made, asked}
+            answered += 1
+        elif role == "assistant" and message.get("tool_calls"):
+            asked = index - 1 if index and plain[index - 1]["role"] == "user" else -1
+            made, answered = index, 0
+        elif role != "tool":
+            made = -1
+            if role == "assistant" and index - 1 in gone:  # a word of thanks for the verdict goes with it
+                gone.add(index)
+    turns = [message for index, message in enumerate(plain) if index not in gone]
     query = turns.pop()["content"] if turns and turns[-1]["role"] == "user" else ""
     return Entry(identity, query, tuple(tools), tuple(history), turns=tuple(turns))
 
@@ -155,32 +177,6 @@ def _content(message: Mapping[str, Any], where: str) -> str:
             raise Fault(spot, f"a part of type text, found {kind}")
         texts.append(text(part, "refusal" if kind == "refusal" else "text", spot))
     return "\n".join(texts).lstrip("\n")  # as llama.cpp's server joins them
-
-
-def _parted(messages: Sequence[dict[str, Any]]) -> tuple[list[Interaction], list[dict[str, Any]]]:
-    """Earlier calls with their verdicts, and the other messages. petool.jinja parts them in the same way."""
-    history: list[Interaction] = []
-    gone: set[int] = set()
-    asked, made, answered = -1, -1, 0
-    for index, message in enumerate(messages):
-        role = message["role"]
-        if role == "tool" and message["content"] in VERDICTS and made >= 0:
-            calls = messages[made]["tool_calls"]
-            named = [item for item in calls if item["id"] and item["id"] == message.get("tool_call_id")]
-            chosen = (named or calls[answered : answered + 1] or calls[-1:])[0]["function"]
-            query = messages[asked]["content"] if asked >= 0 else ""
-            done = Call(chosen["name"], arguments(chosen["arguments"], f"messages[{made}].tool_calls"))
-            history.append(Interaction(query, done, VERDICTS[message["content"]]))
-            gone |= {index, made, asked}
-            answered += 1
-        elif role == "assistant" and message.get("tool_calls"):
-            asked = index - 1 if index and messages[index - 1]["role"] == "user" else -1
-            made, answered = index, 0
-        elif role != "tool":
-            made = -1
-            if role == "assistant" and index - 1 in gone:  # a word of thanks for the verdict goes with it
-                gone.add(index)
-    return history, [message for index, message in enumerate(messages) if index not in gone]
 
 
 def is_row(row: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
-"""PEToolBench's published forms: prompts with two JSON arrays in them, read into entries and written back. The arrays
-are found by decoding, so a reworded prompt parses as well, and the pieces around them are kept byte for byte. A
-published type such as STRING becomes JSON Schema; what that cannot say stays beside it under `x-published`."""
+"""PEToolBench's published forms: prompts with two JSON arrays in them, found by decoding, so that a reworded one parses
+as well; all bytes around them are kept. A published type such as STRING becomes JSON Schema; what that cannot say stays
+beside it under `x-published`."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,8 +37,25 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
     trains = "input" in row  # a training row (output) or a preference row (chosen, rejected)
     field, asked = ("instruction", "input") if trains else (PROMPT_FIELD[setting], "query")
     prompt = get(row, field, str, "", "the system prompt")
-    history, tools, pieces = _parse_prompt(prompt, field, setting)
+    calls = list[tuple[int, int, list[Any]]]()
+    for first, last, listed in _arrays(prompt):
+        if listed and all("required_parameters" in item for item in listed):
+            break
+        calls += [(first, last, listed)] if all("tool_call" in item for item in listed) else []
+    else:
+        raise Fault(field, "a JSON array of tools after the earlier calls")
+    if not calls:
+        raise Fault(field, "a JSON array of earlier calls before the tools")
+    start, end, made = calls[0]
+    texts = [tuple(prompt[a:b] for a, b, _ in json_values(prompt, array + 1)) for array in (start, first)]
+    history = tuple(read_interaction(item, f"{field}.history[{index}]", setting) for index, item in enumerate(made))
+    tools = tuple(read_tool(item, f"{field}.tools[{index}]") for index, item in enumerate(listed))
     answer, function = _answer(row, trains), row.get("func")
+    rejected: Call | str | None = None
+    if "rejected" in row:
+        rejected = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip()
+        with suppress(Fault):  # a text that is no call
+            rejected = call(json_text(rejected, "rejected", ""), "rejected", "tool_name", "parameters")
     return Entry(
         id=str(sound(row.get("entry_id", identity), "entry_id")),
         query=get(row, asked, str, "", "a text"),
@@ -47,8 +64,8 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
         answer=answer,
         function=None if function is None else str(sound(function, "func")),
         equal_tools=_equal_tools(row, tools, answer),
-        rejected=_rejected(row),
-        published=pieces,
+        rejected=rejected,
+        published=Published(prompt[:start], texts[0], prompt[end:first], texts[1], prompt[last:]),
         setting=setting,
     )
 
@@ -80,13 +97,17 @@ def interaction_row(item: Interaction, rated: bool) -> dict[str, Any]:
 
 def read_tool(value: Any, where: str) -> Tool:
     """A tool in the published form. Raises Fault."""
-    needed = list(_parameters(value, "required_parameters", where))
-    both = needed + list(_parameters(value, "optional_parameters", where))
-    schemas: dict[str, Any] = {}
-    again = [(name, schema) for name, schema in both if schemas.setdefault(name, schema) is not schema]
+    schemas, needed, again = dict[str, Any](), dict[str, None](), list[tuple[str, Any]]()
+    for key in ("required_parameters", "optional_parameters"):
+        for index, row in enumerate(get(value, key, list, where, "a list of parameters")):
+            spot = f"{where}.{key}[{index}]"
+            name = get(row, "name", str, spot, "a parameter name")
+            schema = _schema(sound(row, spot), spot)
+            again += [] if schemas.setdefault(name, schema) is schema else [(name, schema)]
+            needed |= {name: None} if key == "required_parameters" else {}
     name, about = get(value, "tool_name", str, where, "a tool name"), text(value, "tool_description", where)
-    schema = {"type": "object", "properties": schemas, "required": list(dict.fromkeys(name for name, _ in needed))}
-    return Tool(name, about, schema | ({_BESIDE: again} if again else {}))
+    declared = {"type": "object", "properties": schemas, "required": list(needed)}
+    return Tool(name, about, declared | ({_BESIDE: again} if again else {}))
 
 
 def published_tool(tool: Tool) -> dict[str, Any]:
@@ -100,13 +121,6 @@ def published_tool(tool: Tool) -> dict[str, Any]:
         "optional_parameters": [row for name, row in rows.items() if name not in needed]
         + [_published_parameter(*declared) for declared in tool.parameters.get(_BESIDE, ())],
     }
-
-
-def _parameters(value: Any, key: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for index, row in enumerate(get(value, key, list, where, "a list of parameters")):
-        spot = f"{where}.{key}[{index}]"
-        name = get(row, "name", str, spot, "a parameter name")
-        yield name, _schema(sound(row, spot), spot)
 
 
 def _schema(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -154,23 +168,6 @@ def _arrays(prompt: str) -> Iterator[tuple[int, int, list[Any]]]:
         position = prompt.find("[", end)
 
 
-def _parse_prompt(prompt: str, where: str, setting: str) -> tuple[tuple[Interaction, ...], tuple[Tool, ...], Published]:
-    calls = list[tuple[int, int, list[Any]]]()
-    for first, last, listed in _arrays(prompt):
-        if listed and all("required_parameters" in item for item in listed):
-            break
-        calls += [(first, last, listed)] if all("tool_call" in item for item in listed) else []
-    else:
-        raise Fault(where, "a JSON array of tools after the earlier calls")
-    if not calls:
-        raise Fault(where, "a JSON array of earlier calls before the tools")
-    start, end, made = calls[0]
-    shown, tools = (tuple(prompt[a:b] for a, b, _ in json_values(prompt, array + 1)) for array in (start, first))
-    pieces = Published(prompt[:start], shown, prompt[end:first], tools, prompt[last:])
-    history = tuple(read_interaction(row, f"{where}.history[{index}]", setting) for index, row in enumerate(made))
-    return history, tuple(read_tool(row, f"{where}.tools[{index}]") for index, row in enumerate(listed)), pieces
-
-
 def read_interaction(row: Any, where: str, setting: str = "rating") -> Interaction:
     """An earlier call in the published form; in the preferred setting each was liked. Raises Fault."""
     made = call(get(row, "tool_call", dict, where, "an object"), f"{where}.tool_call", "tool_name", "parameters")
@@ -191,20 +188,11 @@ def _answer(row: Mapping[str, Any], trains: bool) -> Call | None:
     return call(value, key, "tool_name", "parameters")
 
 
-def _rejected(row: Mapping[str, Any]) -> Call | str | None:
-    wrong = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip() if "rejected" in row else None
-    with suppress(Fault):
-        return wrong and call(json_text(wrong, "rejected", ""), "rejected", "tool_name", "parameters")
-    return wrong
-
-
 def _equal_tools(row: Mapping[str, Any], tools: Sequence[Tool], answer: Call | str | None) -> tuple[str, ...] | None:
     """The tools among `apis_same_func`; None where that extra field is absent or has another form."""
-    if not isinstance(answer, Call):
-        return None
     with suppress(KeyError, TypeError):
-        same = {
-            f"<{item['category_name']}>.<{item['tool_name']}>.<{item['api_name']}>" for item in row["apis_same_func"]
-        }
-        return tuple(tool.name for tool in tools if tool.name in same - {answer.name})
+        listed = [(one["category_name"], one["tool_name"], one["api_name"]) for one in row["apis_same_func"]]
+        same = {f"<{category}>.<{provider}>.<{api}>" for category, provider, api in listed}
+        others = (tool.name for tool in tools if tool.name in same)
+        return tuple(name for name in others if name != answer.name) if isinstance(answer, Call) else None
     return None

@@ -128,8 +128,7 @@ class Store:
         return _run(self.path, work, write=True)
 
     def recalled(self, user: str, entry: Entry) -> Entry:
-        """The entry with what the user did earlier with these providers before its own history, the newest last; one
-        with a published prompt as it is."""
+        """The entry, unless published, with what the user did earlier with these providers before its own history."""
         if entry.published is not None:
             return entry
         known = providers(entry)

@@ -26,9 +26,8 @@ _CHUNK = 512  # rows in memory at once
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped, and in
-    `earlier` (int32) start and end of each learned answer before that one. For DPO also
-    rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse."""
+    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped, and in `earlier`
+    start and end of each learned answer before that one; for DPO rejected_ids, worse than input_ids[answer_start:]."""
 
     table: Any
     summary: dict[str, Any]

@@ -186,9 +186,8 @@ def _filled(template: str, messages: Sequence[Any], tools: Sequence[Any] | None,
 
 
 def _inert(value: Any, chat: Chat) -> Any:
-    """A JSON value for a template: control tokens that somebody wrote into it, which could end a message and begin
-    another one, are broken up by a word joiner (U+2060) behind the first character, so that every tokenizer reads text.
-    Numbers get six decimals, as many as llama.cpp's templates write."""
+    """A JSON value for a template: control tokens that somebody wrote into it, which could end a message, are broken up
+    by a word joiner (U+2060) behind the first character. Numbers get six decimals, as llama.cpp's templates do."""
     if isinstance(value, str):
         for token in {chat.bos_token, chat.eos_token, *_CONTROL.findall(value)} - {""}:
             value = value.replace(token, f"{token[0]}\u2060{token[1:]}")
@@ -340,7 +339,11 @@ def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int], room: int
     opening = text[at + len(query) :] if at > 0 else "\0"  # what stands between a request and its answer
     cuts: list[int] = []
     for turn in reversed(_inert(entry.turns, chat)):
-        written = _written(turn) if turn["role"] == "assistant" else turn["content"]
+        texts = [turn["content"]] if turn["content"] or turn["role"] != "assistant" else []
+        for made in (made["function"] for made in turn.get("tool_calls") or ()):
+            name = json.dumps(made["name"], ensure_ascii=False)
+            texts.append(f'{CALL_START}{{"name": {name}, "arguments": {made["arguments"]}}}{CALL_END}')
+        written = "\n".join(texts)  # as petool.jinja writes it
         at = text.rfind(written, 0, max(at, 0))
         end = at + len(written) + len(chat.eos_token)
         if at > 0 and turn.get("weight") and text[:at].endswith(opening) and text[:end].endswith(chat.eos_token):
@@ -352,15 +355,6 @@ def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int], room: int
         return ids, []
     bounds = [sum(map(len, pieces[: number + 1])) for number in range(len(rest))]
     return whole, bounds
-
-
-def _written(turn: Mapping[str, Any]) -> str:
-    """An earlier answer as petool.jinja writes it."""
-    texts = [turn["content"]] if turn["content"] else []
-    for made in (made["function"] for made in turn.get("tool_calls") or ()):
-        name = json.dumps(made["name"], ensure_ascii=False)
-        texts.append(f'{CALL_START}{{"name": {name}, "arguments": {made["arguments"]}}}{CALL_END}')
-    return "\n".join(texts)
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:

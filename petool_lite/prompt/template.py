@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import json
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from time import thread_time
@@ -19,7 +19,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, first_line
 from petool_lite.places import own_folder
 
 _LONGEST = 1 << 18  # characters of a template; Llama 3's has 3,800
@@ -104,19 +104,6 @@ def _compiled(template: str) -> Any:
     return environment, environment.get_template(name)
 
 
-@contextlib.contextmanager
-def _bounded_memory() -> Iterator[None]:
-    """Let the process take _MEMORY more and not more, where the system can say what it has (Linux)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(OSError):
-        wanted = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 def render_template(template: str, date: Callable[[str], str], **values: Any) -> str:
     """The text that `template` makes of `values`; `date` is its strftime_now. Not for two threads at once. Raises
     PetoolError for a template that is faulty, refuses the messages, or takes more time or memory than any needs."""
@@ -124,14 +111,18 @@ def render_template(template: str, date: Callable[[str], str], **values: Any) ->
     def refuse(message: str) -> None:
         raise PetoolError(f"the chat template refuses these messages: {message}")
 
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(OSError):  # where the system says what the process has (Linux), it may take this more
+        most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
     try:
-        with _bounded_memory():
+        try:
             environment, compiled = _compiled(template)
             environment.steps, environment.end = 0, thread_time() + _SECONDS
-            text: str = compiled.render(**values, raise_exception=refuse, strftime_now=date)
+            return str(compiled.render(**values, raise_exception=refuse, strftime_now=date))
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     except (MemoryError, OverflowError) as error:
         raise PetoolError("the chat template takes too much memory", _TRUST) from error
     except (*_FAULTS, TemplateError) as error:
-        lines = str(error).splitlines()
-        raise PetoolError(f"the model's chat template does not work: {lines[0] if lines else error!r}") from error
-    return text
+        raise PetoolError(f"the model's chat template does not work: {first_line(error)}") from error
