@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report, silent
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.families import COMPUTED, Shape, gguf_name, tensor_shapes
-from petool_lite.models import sound_weight_files
+from petool_lite.models import weight_files
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
     """Every tensor of a model directory, one file or shards, without a tied output head. Raises PetoolError if a file
     is damaged or cut, or a tensor is missing, double, or of a name, type or shape that a model of this `shape` does not
     have. What every program computes anew is left out and told."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     expected, found, computed = tensor_shapes(shape), dict[str, Tensor](), 0
-    for file in sound_weight_files(directory):
-        with safe_open(file, "pt") as opened:
+    for file in weight_files(directory):
+        # the library checks the header, the offsets and the file's length
+        damage = in_words(f"damaged weights: {file}", "get the base model again", SafetensorError, OSError)
+        with damage, safe_open(file, "pt") as opened:
             parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
         for name, part in parts.items():
             tensor = Tensor(name, tuple(part.get_shape()), part.get_dtype(), file)

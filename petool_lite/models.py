@@ -118,17 +118,6 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def sound_weight_files(path: Path) -> list[Path]:
-    """`weight_files`, none of them damaged or cut short, which raises PetoolError; reads their headers alone."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in (files := weight_files(path)):
-        # the library checks the header, the offsets and the file's length
-        with in_words(f"damaged weights: {file}", _AGAIN, SafetensorError, OSError), safe_open(file, "np"):
-            pass
-    return files
-
-
 def _check_kind(file: Path, name: str) -> None:
     """Refuse a config.json of code of its own, another architecture, or another quantization than bitsandbytes'."""
     config = _own_json(file, name)

@@ -24,7 +24,7 @@ from petool_lite.data.simulate import Example, examples_of, simulate
 from petool_lite.data.splits import folds
 from petool_lite.errors import PetoolError, in_words
 from petool_lite.runs import draft
-from petool_lite.text import decode_text, parse_json, parse_json_lines
+from petool_lite.text import decode_text, parse_json
 
 FORMS = (
     "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, hub:OWNER/NAME[/FILE], "
@@ -260,7 +260,8 @@ def _value(text: str, source: str) -> Any:
     except PetoolError:
         if not (text.lstrip().startswith("{") and "\n" in text.strip()):
             raise
-        return parse_json_lines(text, source)
+        lines = enumerate(text.split("\n"), 1)  # a line feed alone: U+2028 may stand within a text
+        return [parse_json(line, f"{source}, line {number}") for number, line in lines if line.strip()]
 
 
 def _hub_file(source: str) -> Path:

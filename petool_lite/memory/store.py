@@ -197,7 +197,7 @@ class Memory:
 
     def use(self, work: Callable[[Store], T]) -> T | None:
         """What `work` returns of the store; None where it cannot be used."""
-        return self._tried(lambda: work(self.store)) if self.store else None
+        return self._tried(partial(work, self.store)) if self.store else None
 
     def recalled(self, user: str, entry: Entry) -> Entry:
         """See Store; the entry as it is where the store cannot be used."""

@@ -111,7 +111,7 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     _write_rows(folder / "rows.arrow", rows(), pairs)
     lengths, answers, losses, trimmed, cut = zip(*facts, strict=True) if facts else ((),) * 5
     count = sum(len(dataset.entries) for dataset in sets)
-    summary = {"entries": len(sets[0].entries), "bad_entries": sum(len(dataset.bad) for dataset in sets)}
+    summary: dict[str, Any] = {"entries": len(sets[0].entries), "bad_entries": sum(len(one.bad) for one in sets)}
     summary |= {"rows": count, "kept": len(facts), "trimmed": sum(trimmed), "descriptions_cut": sum(cut)}
     summary |= {"left_out": len(left_out), **{f"tokens_{name}": value for name, value in spread(lengths).items()}}
     summary |= {"tokens": sum(lengths), "answers": sum(answers), "loss_tokens": sum(losses)}
