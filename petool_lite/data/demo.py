@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import NO_TOOL
+from petool_lite.data.entries import NO_TOOL, Tool
+from petool_lite.data.openai import tool_json
 
 _TYPES = {"number": "integer", "switch": "boolean"}  # of a parameter; any other kind of value is a string
 _FORMS = (
@@ -93,8 +94,7 @@ class _Provider:
         types = {name: {"type": _TYPES.get(kind, "string")} for name, kind in function.parameters.items()}
         schema = {"type": "object", "properties": types, "required": list(function.parameters)}
         description = self.words(function, self.variant + 1).capitalize()
-        declared = {"name": self.tool_name(function), "description": description, "parameters": schema}
-        return {"type": "function", "function": declared}
+        return tool_json(Tool(self.tool_name(function), description, schema))
 
 
 def _request(function: Function, thing: str, rng: random.Random) -> tuple[str, dict[str, Any]]:

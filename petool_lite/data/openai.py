@@ -149,7 +149,18 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if role not in _ROLES:
         raise Fault(f"{where}.role", f"one of {', '.join(_ROLES)}, found {role}")
     role = {"developer": "system", "function": "tool"}.get(role, role)
-    found: dict[str, Any] = {"role": role, "content": _content(value, where)}
+    if isinstance(content := value.get("content"), list):
+        texts = []
+        for index, part in enumerate(content):
+            spot, part = f"{where}.content[{index}]", {"type": "text", "text": part} if isinstance(part, str) else part
+            kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
+            if kind not in ("text", "input_text", "output_text", "refusal"):
+                raise Fault(spot, f"a part of type text, found {kind}")
+            texts.append(text(part, "refusal" if kind == "refusal" else "text", spot))
+        content = "\n".join(texts).lstrip("\n")  # as llama.cpp's server joins them
+    elif content is not None:
+        content = get(value, "content", str, where, "a text or a list of parts")
+    found: dict[str, Any] = {"role": role, "content": content or ""}
     calls = value.get("tool_calls")
     if calls is None and value.get("function_call"):
         calls = [{"function": value["function_call"]}]
@@ -163,20 +174,6 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if isinstance(identity := value.get("tool_call_id"), str):
         found["tool_call_id"] = identity
     return found | ({"weight": 1} if role == "assistant" and value.get("weight") == 1 else {})
-
-
-def _content(message: Mapping[str, Any], where: str) -> str:
-    """The text of a message's content: a text, null, or a list of text parts. Raises Fault for other parts."""
-    if not isinstance(value := message.get("content"), list):
-        return "" if value is None else str(get(message, "content", str, where, "a text or a list of parts"))
-    texts = []
-    for index, part in enumerate(value):
-        spot, part = f"{where}.content[{index}]", {"type": "text", "text": part} if isinstance(part, str) else part
-        kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
-        if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise Fault(spot, f"a part of type text, found {kind}")
-        texts.append(text(part, "refusal" if kind == "refusal" else "text", spot))
-    return "\n".join(texts).lstrip("\n")  # as llama.cpp's server joins them
 
 
 def is_row(row: Mapping[str, Any]) -> bool:

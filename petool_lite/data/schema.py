@@ -93,20 +93,16 @@ def _tidied(found: dict[str, Any], path: str, odd: Odd) -> dict[str, Any]:
         if not isinstance(found.get(key, ""), str):
             del found[key]
     for key in [key for key in _NUMBERS if key in found]:
-        number = _number(value := found.pop(key))
-        if number is not None:
+        value = number = found.pop(key)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                number = float(value)
+        # one that is too large cannot be held either
+        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1 << 62:
             found[key] = int(number) if number == int(number) else number
         elif value is not None:
             odd(f"{path}.{key}", "not held: no number", True)
     return found
-
-
-def _number(value: Any) -> float | None:
-    """A number that is not too large for a schema, also where it stands as text; None for anything else."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = float(value)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 62 else None
 
 
 def _type(word: Any, schema: Mapping[str, Any], path: str, odd: Odd) -> dict[str, Any]:
