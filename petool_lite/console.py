@@ -142,9 +142,10 @@ def progress() -> Iterator[Report]:
         if total == 0:
             bars.console.print(stage, style="dim", soft_wrap=True)
             return
-        lines = [] if stage in tasks else [f"{total - done} to do"]
-        if lines:
+        lines = list[str]()
+        if stage not in tasks:
             tasks[stage], told[stage] = bars.add_task(stage, total=total, note=note), monotonic()
+            lines += [f"{total - (done if done > 1 else 0)} to do"] * (done < total)
         bars.update(tasks[stage], completed=done, total=total, note=note)
         if done == total:
             lines.append(f"done {note}")

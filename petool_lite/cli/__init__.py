@@ -1,7 +1,9 @@
 """The command line: parses, calls one function a verb, prints. A verb's module is imported when it is called."""
 
 import errno
+import signal
 import sys
+import threading
 from importlib import import_module
 from typing import Any
 
@@ -44,7 +46,10 @@ class Main(click.Group):
             formatter.write_dl(list(_VERBS.items()))
 
     def invoke(self, context: click.Context) -> Any:
-        """Run the chosen command."""
+        """Run the chosen command; SIGTERM ends it as Ctrl-C does, so what is half written goes away."""
+        ended = list[int]()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda number, _: ended.append(number) or signal.raise_signal(signal.SIGINT))
         try:
             return super().invoke(context)
         except PetoolError as error:
@@ -55,7 +60,7 @@ class Main(click.Group):
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
-            sys.exit(130)
+            sys.exit(143 if ended else 130)
         except OSError as error:
             if error.errno not in _DISK and error.filename is None:
                 raise

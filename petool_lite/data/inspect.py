@@ -7,6 +7,7 @@ from typing import Any
 
 from petool_lite.data.entries import DISLIKED, LIKED, Tool, bearing, providers
 from petool_lite.data.files import Dataset
+from petool_lite.data.splits import function_keys
 from petool_lite.prompt.render import STYLES, Chat, Example, Layout, prompt_text, spread
 
 
@@ -21,7 +22,7 @@ def stats(dataset: Dataset, chat: Chat) -> dict[str, Any]:
         "bad": len(dataset.bad),
         "with_answer": sum(entry.answer is not None for entry in entries),
         "without_call": sum(isinstance(entry.answer, str) for entry in entries),
-        "functions": len({entry.function for entry in entries if entry.function is not None}),
+        "functions": len({key for keys in function_keys(entries, entries) for key in keys}),
         "tools": spread([len(entry.tools) for entry in entries]),
         "history": spread([len(entry.history) for entry in entries]),
         "liked_percent": round(100 * verdicts[LIKED] / rated, 1) if rated else None,
@@ -29,8 +30,8 @@ def stats(dataset: Dataset, chat: Chat) -> dict[str, Any]:
     }
     for style in STYLES:
         layout = Layout(style, sys.maxsize)
-        fit = [entry for entry in entries if style == "petool" or entry.published is not None]
-        found[f"tokens_{style}"] = spread([len(chat.encode(prompt_text(chat, entry, layout))) for entry in fit])
+        if fit := [entry for entry in entries if style == "petool" or entry.published is not None]:
+            found[f"tokens_{style}"] = spread([len(chat.encode(prompt_text(chat, entry, layout))) for entry in fit])
     return found
 
 

@@ -12,7 +12,7 @@ from petool_lite.errors import USAGE, PetoolError
 def function_groups(entries: Sequence[Entry]) -> list[int]:
     """A group number for each entry, counted from 0: the same for entries tied by any chain of the same function, right
     tool or query (apart from space and case). One without a function is tied by its right tool's function words."""
-    keys = _function_keys(entries, entries)
+    keys = function_keys(entries, entries)
     parent = list(range(len(entries)))
     first: dict[str, int] = {}
 
@@ -52,7 +52,7 @@ def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> dict[str, list[str]]
     """What `test` shares with `train`: functions (by their words where they have no number), tools that are a right
     answer in both, and queries apart from space and case. Kinds that are not shared are left out."""
     both = [*train, *test]
-    asked = [{key for keys in _function_keys(side, both) for key in keys} for side in (train, test)]
+    asked = [{key for keys in function_keys(side, both) for key in keys} for side in (train, test)]
     right = [{name for entry in side for name in _called(entry)} for side in (train, test)]
     queries = {_plain(entry.query) for entry in train}
     again = {entry.query for entry in test if _plain(entry.query) in queries}
@@ -60,7 +60,7 @@ def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> dict[str, list[str]]
     return {kind: sorted(values) for kind, values in shared.items() if values}
 
 
-def _function_keys(entries: Sequence[Entry], scope: Sequence[Entry]) -> list[list[str]]:
+def function_keys(entries: Sequence[Entry], scope: Sequence[Entry]) -> list[list[str]]:
     """The functions of each entry; words count only where some entry of `scope` has nothing but words."""
     loose = {function_words(name) for entry in scope if entry.function is None for name in _called(entry)}
     return [
