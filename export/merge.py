@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.weights import Tensor
-
 from petool_lite.adapters import WEIGHTS, read_adapter_config
 from petool_lite.errors import PetoolError
 
@@ -47,18 +45,6 @@ def load_adapter(folder: Path) -> Adapter:
             raise PetoolError(f"the adapter does not change {module}", "the adapter is untrained; train the run again")
     modules = {f"{module}.weight": (pair["A"], pair["B"]) for module, pair in pairs.items()}
     return Adapter(modules, config.scaling, config.r, config.base)
-
-
-def check_fit(adapter: Adapter, tensors: list[Tensor], base_name: str) -> None:
-    """Raise PetoolError unless every matrix of the adapter has its tensor in the base, of the right shape."""
-    known = {tensor.name: tensor.shape for tensor in tensors}
-    for name, (low, high) in adapter.modules.items():
-        if name not in known:
-            what = f"the adapter changes {name}, which the base {base_name} does not have"
-            raise PetoolError(what, "the adapter belongs to another base model")
-        if (high.shape[0], low.shape[1]) != known[name] or low.shape[0] != high.shape[1]:
-            what = f"{name} has the shape {known[name]}, its adapter {(high.shape[0], low.shape[1])}"
-            raise PetoolError(what, "the adapter belongs to another base model")
 
 
 def nf4_round_trip(weight: Any) -> Any:

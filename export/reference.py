@@ -2,8 +2,9 @@
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -56,19 +57,16 @@ class Reference:
 
     def answer_logits(self, rows: Sequence[Example], report: Report) -> list[Any]:
         """Logits that predict each answer token of `rows`: float32 numpy arrays (answer tokens, vocabulary)."""
-        found = []
-        for number, row in enumerate(rows, 1):
-            found.append(self._head(self._states(row.ids)[row.answer_start - 1 : -1]))
-            report("running the merged model", number, len(rows), "")
-        return found
-
-    def _head(self, states: Any) -> Any:
         import torch
 
         head = self._tensors.get("lm_head.weight", self._tensors["model.embed_tokens.weight"])
-        ends = [*range(0, head.rows, _HEAD_ROWS), head.rows]
-        parts = [states.float().cpu() @ head.read(first, last).T for first, last in pairwise(ends)]
-        return torch.cat(parts, dim=1).numpy()
+        ends, found = [*range(0, head.rows, _HEAD_ROWS), head.rows], []
+        for number, row in enumerate(rows, 1):
+            states = self._states(row.ids)[row.answer_start - 1 : -1].float().cpu()
+            parts = [states @ head.read(first, last).T for first, last in pairwise(ends)]
+            found.append(torch.cat(parts, dim=1).numpy())
+            report("running the merged model", number, len(rows), "")
+        return found
 
     def mean_squares(self, rows: Sequence[Sequence[int]], report: Report) -> dict[str, Any]:
         """GGUF name of each layer matrix -> mean over all tokens of its squared inputs, a float32 numpy array of length
@@ -77,15 +75,12 @@ class Reference:
 
         sums: dict[str, Any] = {}
 
-        def watch(name: str) -> Callable[..., None]:
-            def add(_: Any, inputs: tuple[Any, ...]) -> None:
-                sums[name] = sums.get(name, 0.0) + inputs[0][0].double().square().sum(dim=0).cpu()
-
-            return add
+        def add(name: str, _: Any, inputs: tuple[Any, ...]) -> None:
+            sums[name] = sums.get(name, 0.0) + inputs[0][0].double().square().sum(dim=0).cpu()
 
         for name, module in self._model.layers.named_modules():
             if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(watch(self._source.gguf_name(f"model.layers.{name}.weight")))
+                module.register_forward_pre_hook(partial(add, self._source.gguf_name(f"model.layers.{name}.weight")))
         for number, row in enumerate(rows, 1):
             self._states(row)
             report("measuring importance", number, len(rows), "")

@@ -57,8 +57,8 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     started, folder, manifest = time.time(), run / "export", read_manifest(run)
     recipe = load_recipe(str(run / "recipe.toml"))[1]
     base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
-    merge_base = _merge_base(options, recipe)
-    source = _trained_source(run, base, recipe, merge_base, report)
+    source = _trained_source(run, base, recipe, options, report)
+    merge_base = None if source.adapter is None else "nf4" if source.nf4 else "bf16"
     source = replace(source, template=exported_template(chat_template(base.directory), manifest["prompt_style"]))
     if options.imatrix:
         source = replace(source, importance=importance(source, recipe, report))
@@ -97,27 +97,21 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     return document
 
 
-def _merge_base(options: Options, recipe: Recipe) -> str | None:
-    """The base weights to merge an adapter into: those it learned beside, if not told; None where there is none."""
-    if recipe.train.method != "full":
-        return options.merge_base or ("nf4" if recipe.model.precision == "nf4" else "bf16")
-    if options.lora or options.merge_base:
-        what = "--lora-gguf" if options.lora else "--merge-base"
-        told = f"{what} needs an adapter, and in this run all weights learned"
-        raise PetoolError(told, f"leave {what} out: the model is exported as it is")
-    return None
-
-
-def _trained_source(run: Path, base: Base, recipe: Recipe, merge_base: str | None, report: Report) -> Source:
-    """What the run trained: its adapter on the base, or its own model; raises PetoolError if that is not whole."""
+def _trained_source(run: Path, base: Base, recipe: Recipe, options: Options, report: Report) -> Source:
+    """What the run trained: its own model, or its adapter on the base weights that it learned beside, if not told
+    otherwise; raises PetoolError if that is not whole."""
     folder = run / TRAINED[recipe.train.method]
-    if merge_base is None:
+    if recipe.train.method == "full":
+        if options.lora or options.merge_base:
+            what = "--lora-gguf" if options.lora else "--merge-base"
+            told = f"{what} needs an adapter, and in this run all weights learned"
+            raise PetoolError(told, f"leave {what} out: the model is exported as it is")
         return load_whole(base, folder)
     adapter = load_adapter(folder)
     if adapter.base_name and adapter.base_name != base.name:
         what = f"the adapter was trained on {adapter.base_name}, the run names {base.name}"
         raise PetoolError(what, "the adapter belongs to another base model")
-    return load_source(base, adapter, merge_base == "nf4", report)
+    return load_source(base, adapter, (options.merge_base or recipe.model.precision) == "nf4", report)
 
 
 def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, str]:

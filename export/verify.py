@@ -105,32 +105,29 @@ def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
         if (exported.template, exported.eos_id) != (template, trained.eos_id):
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
         for text in texts:
-            ids = exported.encode(text)
+            ids, decode = exported.encode(text), exported.decode or model.decode
             others = trained.encode(text), list(tokenizer(text, add_special_tokens=False)["input_ids"])
             for name, other in zip(("training", "transformers"), others, strict=True):
-                if ids != other:
-                    where = _first_difference(ids, other, exported.decode or model.decode)
-                    raise PetoolError(f"{path.name}: llama.cpp and {name} disagree on a prompt: {where}")
+                _check_equal(ids, other, decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
     return len(texts)
 
 
 def check_rendering(path: Path, requests: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> int:
     """How many requests llama.cpp's own engine renders to training's ids; raises PetoolError if not all."""
-    server = OtherServer(path)
+    server, what = OtherServer(path), f"{path.name}: llama.cpp's server and training make other prompts"
     with LlamaModel(path, vocab_only=True) as model:
         for request, text in zip(requests, texts, strict=True):
-            found, ids = server.ids(request), model.encode(text)
-            if found != ids:
-                where = _first_difference(found, ids, model.decode)
-                raise PetoolError(f"{path.name}: llama.cpp's server and training make other prompts: {where}")
+            _check_equal(server.ids(request), model.encode(text), model.decode, what)
     return len(texts)
 
 
-def _first_difference(ids: Sequence[int], other: Sequence[int], decode: Any) -> str:
-    """The first differing token on both sides, with its text."""
+def _check_equal(ids: Sequence[int], other: Sequence[int], decode: Any, what: str) -> None:
+    """Raise PetoolError that says `what`, and the first differing token on both sides with its text."""
+    if ids == other:
+        return
     place = common_length(ids, other)
     shown = [f"{side[place]} {decode([side[place]])!r}" if place < len(side) else "nothing" for side in (ids, other)]
-    return f"token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}"
+    raise PetoolError(f"{what}: token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}")
 
 
 class Evaluator(LlamaModel):

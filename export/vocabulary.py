@@ -96,14 +96,12 @@ def _added(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
 
 
 def _kind(text: str, special: bool) -> tuple[str, int]:
-    return (text, _CONTROL) if special or _looks_special(text) else (text.replace(_SPACE, " "), _USER_DEFINED)
-
-
-def _looks_special(token: str) -> bool:
-    """What llama.cpp's converter takes for a control token, whatever the tokenizer says."""
+    """A token's text and kind. What llama.cpp's converter takes for a control token is one, whatever is declared."""
     pairs = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
-    marked = any(token.startswith(first) and token.endswith(last) for first, last in pairs)
-    return marked or token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+    marked = any(text.startswith(first) and text.endswith(last) for first, last in pairs)
+    if special or marked or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]"):
+        return text, _CONTROL
+    return text.replace(_SPACE, " "), _USER_DEFINED
 
 
 def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> Vocabulary:
@@ -120,16 +118,13 @@ def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> 
     rows = [(f"[PAD{index}]", -10000.0, _UNUSED) for index in range(size)]
     rows[: len(pieces)] = pieces[:size]
     plain = {index: token for index, token in added.items() if index < size and rows[index][2] in (_NORMAL, _UNUSED)}
-    for index, (text, kind) in sorted((plain | _declared(directory)).items()):
+    listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    for index, token in listed.items():  # which go before all others in llama.cpp's converter
+        plain[int(index)] = _kind(str(token["content"]), bool(token.get("special")))
+    for index, (text, kind) in sorted(plain.items()):
         if index < size:
             rows[index] = (text, -1000.0, kind)
     return Vocabulary("llama", "default", [(text, kind) for text, _, kind in rows], [row[1] for row in rows], space)
-
-
-def _declared(directory: Path) -> dict[int, tuple[str, int]]:
-    """Tokens of tokenizer_config.json, which go before all others in llama.cpp's converter."""
-    listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    return {int(index): _kind(str(token["content"]), bool(token.get("special"))) for index, token in listed.items()}
 
 
 def _spaces(tokenizer: Mapping[str, Any]) -> bool | None:
