@@ -63,6 +63,12 @@ class Task:
         texts |= {NO_TOOL} if any(entry.accepted for entry in self.dataset.entries) else set()
         return texts.pop() if len(texts) == 1 else bool(texts)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Where the entries came from, as results record it."""
+        data = {key: getattr(self.dataset, key) for key in ("source", "sha256", "total")}
+        return {"setting": self.setting, "data": data}
+
     def entries(self) -> dict[int, Entry]:
         """This task's entries by their place in the data; raises PetoolError where one has no right answer."""
         first, step = self.shard or (0, 1)
@@ -166,13 +172,11 @@ def _llama_rows(work: Work, report: Report) -> Rows:
                 constraint = work.start(constrainer, index) if constrainer else None
                 reply = model.generate(prompt.ids, longest_reply, constraint, reuse=True)
             except PetoolError as error:
-                facts = {"status": "engine_error", "error": error.message}
-                seconds = round(time.perf_counter() - started, 4)
-                yield index, UNREAD | facts | work.asked(index) | {"seconds": seconds}
+                facts = {"error": error.message, "seconds": round(time.perf_counter() - started, 4)}
+                yield index, UNREAD | work.asked(index) | {"status": "engine_error"} | facts
                 continue
-            row = work.answered(index, reply)
-            row["cached_tokens"] = min(held, reply.reused_tokens)
-            yield index, row | {"cold": row["cached_tokens"] == 0, "batch": 1}
+            cached = min(held, reply.reused_tokens)
+            yield index, work.answered(index, reply) | {"cached_tokens": cached, "cold": cached == 0, "batch": 1}
 
 
 def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:

@@ -167,13 +167,11 @@ class Store:
 
 @contextmanager
 def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) -> Iterator[Store]:
-    """Open the results file for more rows under `meta`, what it holds included; with `fresh` it starts over. A cut last
-    line and failures of the engine are taken out, to be generated again. Raises PetoolError where the file was made
-    from other data, another model and so on. The caller holds the folder."""
+    """Open the results file for more rows under `meta` (see `continued`); with `fresh` it starts over. A cut last line
+    and failures of the engine are taken out, to be generated again. The caller holds the folder."""
     if fresh:
         path.unlink(missing_ok=True)
         meta_path(path).unlink(missing_ok=True)
-    meta = continued(path, meta)
     store = Store(path, meta, _held(path, report) if _begun(path) else {})
     with store.file:
         store.save_meta()
@@ -189,10 +187,10 @@ def _begun(path: Path) -> bool:
     return path.is_file() and (path.stat().st_size > 0 or meta_path(path).is_file())
 
 
-def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """The meta of a results file that goes on under this command's `meta`; raises PetoolError if it is of other work. A
-    file that was begun for more entries than this command asks for stays one for all of them."""
-    if not _begun(path):
+def continued(path: Path, meta: dict[str, Any], fresh: bool) -> dict[str, Any]:
+    """The meta of a results file that goes on under this command's `meta`; raises PetoolError if it is of other work,
+    and is not to start `fresh`. A file begun for more entries than this command asks for stays one for all of them."""
+    if fresh or not _begun(path):
         return meta
     hint, place = "start over with --fresh, or give another --out", meta_path(path)
     try:

@@ -137,10 +137,7 @@ def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report
     recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
     found = {}
     for name in _expanded(names, run, recipe.model.precision):
-        if name in RULES:
-            variant = rule_variant(name)
-        else:
-            variant = _gpu_variant(name, run, recipe) if name in _ON_GPU else _file(name, run, recipe, report)
+        variant = rule_variant(name) if name in RULES else _of_run(name, run, recipe, report)
         found[variant.name] = variant
     return list(found.values())
 
@@ -153,7 +150,7 @@ def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[st
     cpu = [f"{side}-{kind}" for kind in (_exported(run) if run else ()) for side in _SIDES]
     gpu = _ON_GPU if "all" not in names or (run and gpu_available()) else ()
     spelled = {"rules": RULES, "cpu": cpu, "gpu": _ON_GPU, "all": (*RULES, *cpu, *gpu)}
-    spelled |= {f"{side}-gpu": [f"{side}-{precision or 'bf16'}-gpu"] for side in _SIDES}
+    spelled |= {f"{side}-gpu": [f"{side}-{precision}-gpu"] for side in _SIDES}
     for name in names:
         if name not in spelled and name not in single:
             raise PetoolError(f"unknown variant in {','.join(names)}: {name}", f"known: {KNOWN}", USAGE)
@@ -165,29 +162,27 @@ def _exported(run: Path) -> list[str]:
     return sorted(path.name.split(".")[1] for path in (run / "export").glob("model.*.gguf"))
 
 
-def _gpu_variant(name: str, run: Path, recipe: Recipe) -> Variant:
-    from petool_lite.models import resolve_base
-
-    if not gpu_available():
-        raise PetoolError(f"{name} needs a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
-    side, precision, _ = name.split("-")
-    about = f"{_SIDES[side]}, in {precision} on the GPU"
-    model, adapter = run / TRAINED[recipe.train.method], None
-    if side == "base" or recipe.train.method != "full":
-        adapter = model if side == "tuned" else None
-        model = resolve_base(recipe.model.base).directory
-    return Variant(name, model, recipe.data.style, GPU, adapter, precision=precision, about=about)
-
-
-def _file(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
+def _of_run(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
+    """A side of a run in a GGUF type, its smallest if none is named, or in a precision on the GPU."""
     from petool_lite.export import export_base
 
-    side, _, kind = name.partition("-")
-    kind = kind or tuned_file(run).name.split(".")[1]
-    about = f"{_SIDES[side]}, as a {kind} GGUF file on the CPU"
-    if side == "tuned":
-        return Variant(f"tuned-{kind}", tuned_file(run, kind), about=about)
-    return Variant(f"base-{kind}", export_base(recipe.model.base, kind, report), recipe.data.style, about=about)
+    from petool_lite.models import resolve_base
+
+    side, *rest = name.split("-")
+    style, trained = recipe.data.style, run / TRAINED[recipe.train.method]
+    if name not in _ON_GPU:
+        kind = rest[0] if rest else tuned_file(run).name.split(".")[1]
+        about = f"{_SIDES[side]}, as a {kind} GGUF file on the CPU"
+        if side == "tuned":
+            return Variant(f"tuned-{kind}", tuned_file(run, kind), about=about)
+        return Variant(f"base-{kind}", export_base(recipe.model.base, kind, report), style, about=about)
+    if not gpu_available():
+        raise PetoolError(f"{name} needs a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
+    about = f"{_SIDES[side]}, in {rest[0]} on the GPU"
+    whole = side == "tuned" and recipe.train.method == "full"
+    model = trained if whole else resolve_base(recipe.model.base).directory
+    adapter = trained if side == "tuned" and not whole else None
+    return Variant(name, model, style, GPU, adapter, precision=rest[0], about=about)
 
 
 def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
