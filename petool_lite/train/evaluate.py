@@ -3,8 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,19 @@ def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
 def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
     """Greedy replies of `model` as it stands, scored; losses are the same as without: the model, its
     modes and all random numbers stay as they were."""
-    started, total = time.perf_counter(), len(held_out.prompts)
+    import torch
+
+    started, total, decode = time.perf_counter(), len(held_out.prompts), held_out.chat.decode
+    assert decode is not None  # a chat from a directory has one
     report("evaluating", 0, total, f"step {step}")
     scores: list[tuple[bool, bool, bool]] = []  # tool, parameters, both
-    with same_randomness(), generating(model):
+    # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
+    with same_randomness(), generating(model), torch.no_grad(), computing(model):
         for batch in batches([len(prompt) for prompt in held_out.prompts], held_out.batch_tokens):
-            replies = _replies(model, [held_out.prompts[index] for index in batch], held_out)
-            for index, reply in zip(batch, replies, strict=True):
-                tool, parameters = score_answer(reply, held_out.answers[index])
+            prompts = [held_out.prompts[index] for index in batch]
+            replies = greedy_ids(model, prompts, {held_out.chat.eos_id}, held_out.reply_tokens)
+            for index, ids in zip(batch, replies, strict=True):
+                tool, parameters = score_answer(decode(ids), held_out.answers[index])
                 scores.append((tool, parameters, tool and parameters))
             joint = 100 * sum(both for *_, both in scores) / len(scores)
             report("evaluating", len(scores), total, f"step {step}, joint {joint:.1f} %")
@@ -115,23 +120,12 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
     return Score(step, n, tools, arguments, joints, round(time.perf_counter() - started, 2))
 
 
-def _replies(model: Any, prompts: Sequence[Sequence[int]], held_out: EvaluationSet) -> list[str]:
-    import torch
-
-    # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
-    with torch.no_grad(), computing(model):
-        replies = greedy_ids(model, prompts, {held_out.chat.eos_id}, held_out.reply_tokens)
-    assert held_out.chat.decode is not None  # a chat from a directory has one
-    return [held_out.chat.decode(ids) for ids in replies]
-
-
-@contextmanager
-def same_randomness() -> Iterator[None]:
+def same_randomness() -> AbstractContextManager[None]:
     """Put torch's random numbers back as they were; nothing here draws others."""
     import torch
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
+    kept: AbstractContextManager[None] = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    return kept
 
 
 def best_score(run: Path) -> Score | None:

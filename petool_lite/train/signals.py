@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from petool_lite.console import say_at_once
+from petool_lite.errors import PetoolError
 from petool_lite.train.devices import is_first
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -22,10 +23,9 @@ class Stop:
         """The signal as a user calls it."""
         return "Ctrl-C" if self.caught == signal.SIGINT else "SIGTERM"
 
-    @property
-    def exit_code(self) -> int:
-        """What shells report for a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + (self.caught or signal.SIGINT)
+    def error(self, when: str, hint: str) -> PetoolError:
+        """What ends a run that was stopped `when`; exits as shells report it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return PetoolError(f"stopped by {self.name} {when}", hint, 128 + (self.caught or signal.SIGINT))
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
