@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,19 @@ _TOKENIZER = (
 
 
 def load_model(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
-    """The recipe's base with an adapter on it, or as it is for train.method = full, and its tokenizer. With
-    `checkpointing` layers keep their inputs only, and compute the rest again in the backward pass. Raises PetoolError
-    if the base does not load."""
+    """The recipe's base, with an adapter on it unless all of it learns, and its tokenizer. With `checkpointing` layers
+    keep their inputs only, and compute the rest again. Raises PetoolError if the base does not load."""
+    import torch
+    from safetensors import SafetensorError
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     load = _load_whole if recipe.train.method == "full" else _load_adapted
-    model, tokenizer = load(recipe, base, checkpointing)
+    try:
+        model, tokenizer = load(recipe, base, checkpointing)
+    except torch.OutOfMemoryError:  # of which `run` tells
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise PetoolError(f"the base {base.name} does not load: {first_line(error)}", "get the model again") from error
     return model.train(), tokenizer
 
 
@@ -49,11 +56,10 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     from unsloth import FastLanguageModel  # must come before transformers and trl
 
     start = start_adapter(recipe)
-    with _loading(base):
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            str(base.directory), max_seq_length=recipe.model.max_tokens, dtype=arithmetic(),
-            load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
-        )  # fmt: skip
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(base.directory), max_seq_length=recipe.model.max_tokens, dtype=arithmetic(),
+        load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
+    )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
         model, r=recipe.lora.r, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout,
         target_modules=recipe.lora.targets, random_state=recipe.train.seed,
@@ -77,11 +83,10 @@ def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # every checkpoint would draw one
-    with _loading(base):
-        model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(base.directory)
-        attend_packed(model)
-        model.to(own_gpu() if gpu_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(base.directory)
+    attend_packed(model)
+    model.to(own_gpu() if gpu_available() else "cpu")
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
@@ -106,20 +111,6 @@ def exchange_compiled(model: Any, given: Sequence[Any] = ()) -> list[Any]:
     return had
 
 
-@contextmanager
-def _loading(base: Base) -> Iterator[None]:
-    """Turn a failure to load into a PetoolError, but for memory that is too little, which `run` does."""
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise PetoolError(f"the base {base.name} does not load: {first_line(error)}", "get the model again") from error
-
-
 def _load_adapter(model: Any, folder: Path) -> None:
     """Put the weights of a saved adapter in place of the fresh ones; every tensor on either side must have its pair."""
     from peft import set_peft_model_state_dict
@@ -136,8 +127,7 @@ def _load_adapter(model: Any, folder: Path) -> None:
 
 
 def check_start(recipe: Recipe, report: Report) -> None:
-    """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd, such as
-    prompts laid out otherwise, of which a run tells."""
+    """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd."""
     if recipe.train.objective == "dpo":
         if not recipe.model.adapter:
             what = "dpo is the second stage: it needs the adapter of a first one"
@@ -195,35 +185,25 @@ def is_whole(model: Any) -> bool:
     return not hasattr(model, "peft_config")
 
 
-def computing(model: Any) -> AbstractContextManager[Any]:
+def computing(model: Any) -> Any:
     """The arithmetic of forward passes: bfloat16 where the machine has it, the loss and norms in float32 anyway."""
     import torch
 
     kind = next(model.parameters()).device.type
-    found: AbstractContextManager[Any] = torch.autocast(kind, torch.bfloat16, arithmetic() == torch.bfloat16)
-    return found
+    return torch.autocast(kind, torch.bfloat16, arithmetic() == torch.bfloat16)
 
 
 def save_trained(model: Any, folder: Path, base: Base) -> None:
-    """Write what was trained to the new `folder`: an adapter in PEFT's format, or a whole model in transformers'."""
-    if is_whole(model):
-        return _save_whole(model, folder, base)
-    model.save_pretrained(str(folder), selected_adapters=["default"])
-    config = json.loads((folder / CONFIG).read_text())
-    config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there
-    (folder / CONFIG).write_text(json.dumps(config, indent=2))
-
-
-def save_tokenizer(folder: Path, base: Base, style: str) -> None:
-    """Write the base's tokenizer to an adapter's `folder`, with the chat template of the prompts it was trained on."""
-    _copy_tokenizer(folder, base)
-    (folder / "chat_template.jinja").write_text(exported_template(chat_template(base.directory), style))
-
-
-def _save_whole(model: Any, folder: Path, base: Base) -> None:
-    """Weights in bfloat16, beside the base's own configuration and tokenizer files."""
+    """Write what was trained to the new `folder`: an adapter in PEFT's format, or a whole model in transformers', with
+    weights in bfloat16 beside the base's own configuration and tokenizer files."""
     import torch
 
+    if not is_whole(model):
+        model.save_pretrained(str(folder), selected_adapters=["default"])
+        config = json.loads((folder / CONFIG).read_text())
+        config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there
+        (folder / CONFIG).write_text(json.dumps(config, indent=2))
+        return
     weights = {name: weight.to("cpu", torch.bfloat16) for name, weight in model.state_dict().items()}
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del weights["lm_head.weight"]
@@ -232,6 +212,12 @@ def _save_whole(model: Any, folder: Path, base: Base) -> None:
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     _copy_tokenizer(folder, base)
+
+
+def save_tokenizer(folder: Path, base: Base, style: str) -> None:
+    """Write the base's tokenizer to an adapter's `folder`, with the chat template of the prompts it was trained on."""
+    _copy_tokenizer(folder, base)
+    (folder / "chat_template.jinja").write_text(exported_template(chat_template(base.directory), style))
 
 
 def _copy_tokenizer(folder: Path, base: Base) -> None:
