@@ -45,8 +45,8 @@ def packed_attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, scaling: float, bounds: Bounds, **more: Any
 ) -> tuple[Any, None]:
     """Attention of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens, heads, size).
-    Whoever calls the model gives the `bounds`; without them it cannot run. With a `sliding_window` a token sees so many
-    tokens of its row at most, itself included. Raises ValueError for attention that is more than causal."""
+    Whoever calls the model gives the `bounds`. With a `sliding_window` a token sees so many tokens of its row at most,
+    itself included. Raises ValueError for attention that is more than causal."""
     import torch
 
     if other := [name for name in _UNKNOWN if more.get(name) is not None]:

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,14 +90,12 @@ def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> Evaluatio
 
 
 def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
-    """Whether a reply calls the right tool, and gives the right arguments, whatever tool it calls, by the published
-    scorer; where no tool is right, both mean a reply without a call."""
+    """Tool right, and arguments right whatever the tool, by the published scorer; for a text both mean: no call."""
     return score_reply(published_form(reply), published_call(right) or {"no_call": right})
 
 
 def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
-    """Greedy replies of `model` as it stands, scored; losses are the same as without: the model, its
-    modes and all random numbers stay as they were."""
+    """Greedy replies of `model`, scored; the model, its modes and all random numbers stay as they were."""
     import torch
 
     started, total, decode = time.perf_counter(), len(held_out.prompts), held_out.chat.decode
@@ -120,12 +117,11 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
     return Score(step, n, tools, arguments, joints, round(time.perf_counter() - started, 2))
 
 
-def same_randomness() -> AbstractContextManager[None]:
+def same_randomness() -> Any:
     """Put torch's random numbers back as they were; nothing here draws others."""
     import torch
 
-    kept: AbstractContextManager[None] = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
-    return kept
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 def best_score(run: Path) -> Score | None:
@@ -137,8 +133,7 @@ def best_score(run: Path) -> Score | None:
 def evaluate_and_keep(
     run: Path, base: Base, held_out: EvaluationSet, model: Any, step: int, report: Report
 ) -> dict[str, Any]:
-    """Evaluate `model`, keep its weights in `run`/best/step-N if none were better, and tell; returns the row added to
-    eval.jsonl."""
+    """Evaluate `model`, keep its weights in `run`/best/step-N if none were better; returns the row of eval.jsonl."""
     score = evaluate(held_out, model, step, report)
     append_row(run / "eval.jsonl", asdict(score))
     best, told = best_score(run), "the best so far"

@@ -16,13 +16,13 @@ from petool_lite.prompt.render import LAYOUTS
 from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
 from petool_lite.train import checkpoints, devices, evaluate, records
+from petool_lite.train.devices import Stop, stop_signals
 from petool_lite.train.evaluate import EvaluationSet
 from petool_lite.train.load import compile_layers, load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import Progress, check_reporters, log_to
-from petool_lite.train.signals import Stop, stop_signals
 from petool_lite.train.step import answer_trainer
 
 
