@@ -164,12 +164,12 @@ def answer_trainer() -> Any:
             update of 100,000 tokens. Compiled layers would wait for collating, too, so a thread does that ahead."""
             rows = self.train_dataset.with_format("numpy", columns=["input_ids"], output_all_columns=True)
             options = {"batch_size": self._train_batch_size, "sampler": self._get_train_sampler(self.train_dataset)}
-            pool = ThreadPoolExecutor(1)
+            submit = ThreadPoolExecutor(1).submit if self.compiled else None
 
             def now(places: Sequence[int]) -> dict[str, Any]:
                 return self.collate(rows.__getitems__(list(places)))
 
-            collate = (lambda places: {"later": pool.submit(now, places)}) if self.compiled else now
+            collate = (lambda places: {"later": submit(now, places)}) if submit else now
             loader = torch.utils.data.DataLoader(range(len(rows)), collate_fn=collate, **options)
             seeded = {"use_seedable_sampler": True, "data_seed": self.args.data_seed}
             return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False, **seeded)
