@@ -19,17 +19,8 @@ from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.parse import failure
-from petool_lite.prompt.render import (
-    Chat,
-    Layout,
-    Rendered,
-    answer_text,
-    chat_from_directory,
-    common_length,
-    prompt_ids,
-    recorded_style,
-    spread,
-)
+from petool_lite.prompt import render
+from petool_lite.prompt.render import Chat, Layout, Rendered, prompt_ids
 
 UNREAD: dict[str, Any] = {
     **dict.fromkeys(("prompt_tokens", "reply_tokens", "cached_tokens", "history_dropped"), 0),
@@ -99,7 +90,7 @@ class Work:
         found = {index: prompt_ids(chat, entry, layout) for index, entry in self.entries.items()}
         self.prompts = {index: prompt for index, prompt in found.items() if prompt}
         trimmed = sum(prompt.history_dropped > 0 for prompt in self.prompts.values())
-        lengths = spread([len(prompt.ids) for prompt in self.prompts.values()])
+        lengths = render.spread([len(prompt.ids) for prompt in self.prompts.values()])
         told = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
         lost = f"{trimmed:,} trimmed, {len(found) - len(self.prompts):,} too long"
         report(f"{len(found):,} prompts, {lost}; tokens {told}", 0, 0, "")
@@ -135,7 +126,7 @@ def model_style(model: Path) -> str | None:
     """The prompt style that a GGUF file names, if it does; raises PetoolError if it does not load."""
     with LlamaModel(model, vocab_only=True) as vocabulary:
         style, layout = (vocabulary.metadata.get(f"petool_lite.prompt_{name}") for name in ("style", "layout"))
-        return recorded_style(style, layout)
+        return render.recorded_style(style, layout)
 
 
 def work_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
@@ -152,7 +143,7 @@ def work_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
 def _rule_rows(work: Work) -> Rows:
     """What a rule answers; it reads no tokens and takes no time worth counting."""
     for index, entry in work.entries.items():
-        call = answer_text(rule_call(work.variant.name, entry), "published")
+        call = render.answer_text(rule_call(work.variant.name, entry), "published")
         yield index, UNREAD | {"status": "ok", "reply": call}
 
 
@@ -166,7 +157,7 @@ def _llama_rows(work: Work, report: Report) -> Rows:
         model.exact_reuse = True  # a reply must not depend on which entry came before
         constrainer = model.constrainer() if work.variant.decoding == "constrained" else None
         for index, prompt in sorted(work.prompts.items(), key=lambda item: item[1].ids):
-            held = common_length(model.held, prompt.ids)
+            held = render.common_length(model.held, prompt.ids)
             started = time.perf_counter()
             try:
                 constraint = work.start(constrainer, index) if constrainer else None
@@ -185,7 +176,7 @@ def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
     from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
     variant, folder = work.variant, work.variant.model
-    chat = chat_from_directory(folder)
+    chat = render.chat_from_directory(folder)
     config = json.loads((folder / "config.json").read_text())
     yield from work.render(chat, config["max_position_embeddings"], report)
     indices = list(work.prompts)

@@ -131,8 +131,7 @@ def is_published_data(meta: Mapping[str, Any]) -> bool:
 
 def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds a call (median and 95th percentile, cold and warm apart), tokens/s, GB and bytes; None where unknown. A
-    call is cold if nothing of its prompt was in the engine's memory. Prefill counts the tokens that were read, not
-    those that were reused. A batch on a GPU shares its time among its rows. Variants without an engine cost nothing."""
+    call is cold if nothing of its prompt was in the engine's memory; what was reused is not counted as read."""
     gpu = meta.get("gpu") or {}
     runs = [row for row in rows if row["status"] == "ok"] if meta["engine"] != "none" else []
 

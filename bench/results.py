@@ -85,9 +85,8 @@ def meta_path(results: Path) -> Path:
 
 
 def load_results(path: Path) -> Results:
-    """A results file with its meta file, its rows in the order of the data. A last line without an end was cut while it
-    was written and is left out. Anything else that is wrong raises PetoolError with the line: another schema, no right
-    answer, an entry twice, a row of another variant."""
+    """A results file with its meta file, its rows in the order of the data. A last line that was cut while it was
+    written is left out; anything else that is wrong raises PetoolError with the line."""
     place, rows = meta_path(path), dict[str, dict[str, Any]]()
     try:
         *lines, last = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
@@ -238,8 +237,7 @@ def _write_rows(path: Path, rows: Any) -> None:
 
 def merge_shards(folders: Sequence[Path], target: Path) -> None:
     """Write each results file of the shards in `folders` as one into `target`. Raises PetoolError, and writes nothing,
-    for a shard that is absent, double or unfinished, and for shards that were made from other data, another model,
-    other settings or other versions."""
+    for a shard that is absent, double, unfinished or of other work."""
     if target.resolve() in [folder.resolve() for folder in folders]:
         raise PetoolError(f"{target} is one of the shards", "give another --out", USAGE)
     names = sorted({path.name for folder in folders for path in folder.glob("results-*.jsonl")})

@@ -24,10 +24,9 @@ from petool_lite.runs import locked, versions
 
 
 def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> dict[str, Any] | None:
-    """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report. A shard
-    has a folder of its own under `folder` and no report (None): `merge_shards` makes one of all. Rows that an earlier
-    run left are kept. Raises PetoolError for entries without right answers, results of other work in the folder, or a
-    model that does not load."""
+    """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report, or None
+    for a shard, which has a folder of its own under `folder`. Rows of an earlier run are kept. Raises PetoolError for
+    entries without right answers, results of other work in the folder, or a model that does not load."""
     for variant in variants:
         if variant.engine == LLAMA:
             check_gguf(variant.model)  # before the folder is made
@@ -47,8 +46,7 @@ def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report 
 
 def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> None:
     """Write results-<variant>.jsonl in `folder` for each variant, going on where an earlier run stopped. Raises
-    PetoolError before the first reply where one of the files is of other work. Ctrl-C ends it with what is done kept,
-    as a PetoolError with exit code 130."""
+    PetoolError for a file of other work, before any reply, and for Ctrl-C (exit code 130), with all rows kept."""
     entries = task.entries()
     work = []
     for variant in variants:
@@ -73,8 +71,7 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
 
 
 def _fill(work: Work, store: results.Store, report: Report) -> None:
-    """Write the rows that are left, as docs/bench.md describes them. An entry longer than the model's context loses old
-    history, counted in the row; one that is too long even then has the status "too_long" and scores as wrong. A failure
+    """Write the rows that are left (docs/bench.md). A prompt too long even without history scores as wrong; a failure
     of the engine is "engine_error", never a wrong answer, and is tried again by the next run."""
     stage, total = f"bench {work.variant.name}", len(store.rows) + len(work.entries)
     if store.rows:
@@ -97,9 +94,8 @@ def _fill(work: Work, store: results.Store, report: Report) -> None:
 
 def entry_row(index: int, entry: Entry) -> dict[str, Any]:
     """What a row says of the entry itself. `gold` is the right call in the published scorers' form, or {"no_call":
-    text} where no tool fits. The fact `same_job` lists the offered tools that do the right one's job, itself included;
-    it is empty where nothing tells. `accept` is there for a test that lists what it accepts, `kind` where the data
-    tells kinds apart."""
+    text}. `same_job` lists the offered tools that do the right one's job, itself included, and is empty where nothing
+    tells. `accept` and `kind` are there where the data has them."""
     answer, accepted = entry.answer, entry.accepted
     function = entry.function or (function_words(answer.name) if isinstance(answer, Call) else entry.id)
     row: dict[str, Any] = {

@@ -28,10 +28,9 @@ KNOWN = (
 @dataclass(frozen=True)
 class Variant:
     """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, a rule, which has no file, or the
-    model of an endpoint at `url`, asked at most `requests` times (0: about three times an entry). `style` overrides the
-    prompt style in a GGUF file's metadata (None: as recorded there). `decoding` is "constrained" to calls of the
-    offered tools or "free", "none" for a rule. `precision` ("bf16" with the adapter merged, "nf4" with it on top) and
-    `batch`, the most replies made side by side, are of GPU and endpoint; `device` is for tests."""
+    model of an endpoint at `url`, asked at most `requests` times (0: about three an entry). `style` overrides that of a
+    GGUF file's metadata (None: as there). `decoding` is "constrained" to calls of the offered tools, "free", or "none"
+    for a rule. `precision` is "bf16" or "nf4", `batch` the most replies made side by side; `device` is for tests."""
 
     name: str
     model: Path

@@ -100,9 +100,8 @@ def tensor_bytes(type_name: str, rows: int, columns: int) -> int:
 
 
 def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:
-    """Float32 `weights` (rows, columns; contiguous torch tensor) as the bytes of `type_name`, a numpy uint8 array.
-    `importance` is a float32 numpy array of length columns, or None. The C code releases Python's lock, so threads run
-    side by side. Raises PetoolError if the result is not valid by llama.cpp's own check."""
+    """Float32 `weights` (rows, columns; contiguous torch tensor) as the bytes of `type_name`, numpy uint8; `importance`
+    is float32 numpy (columns,), or None. Releases Python's lock. Raises PetoolError for damaged blocks."""
     import numpy as np
     from gguf import GGMLQuantizationType
 

@@ -43,9 +43,8 @@ class Options:
 
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
-    """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
-    With `options.lora` also lora.gguf. export.json goes first and comes last: while it is there, it tells of the files
-    beside it. A check that fails raises PetoolError; no new file is left then."""
+    """Write the export folder: model.<type>.gguf, Modelfile, README.md, perhaps lora.gguf, and export.json, which goes
+    first and comes last; return its content. A check that fails raises PetoolError; no new file is left then."""
     check_types(options.types)
     library_places()
     quiet_threads()  # before torch loads OpenMP
@@ -151,9 +150,8 @@ def check_types(types: Sequence[str]) -> None:
 def written(
     source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report
 ) -> Iterator[tuple[dict[str, Path], dict[str, Change]]]:
-    """Write a GGUF file for each type in `targets`, all in one folder; yield where they lie, by type, and how each
-    trained tensor changed. They get their own names where the block ends, and are removed if it raises; the caller
-    holds the folder. Raises PetoolError where training changed nothing."""
+    """Write a GGUF file for each type in `targets`, all in one folder that the caller holds; yield where they lie, and
+    how each trained tensor changed. They get their names where the block ends. Raises PetoolError if none changed."""
     with ExitStack() as drafts:
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
         changes = write_files(source, paths, extra, default_threads(), report)

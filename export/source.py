@@ -80,9 +80,8 @@ class Source:
 
 
 def check_exportable(directory: Path, report: Report = silent) -> None:
-    """Raise PetoolError for whatever `export` could not write of a model in `directory`, or of what is trained on it.
-    That is: sizes, activation, rotary scaling, tensors and their types, the tokenizer's kind, its tokens beyond the
-    vocabulary, the chat template and the end token. Reads headers only; `report` gets what is left out of a file."""
+    """Raise PetoolError for whatever `export` could not write of a model in `directory`, or of what is trained on it:
+    sizes, rotary scaling, tensors, tokenizer, template. Reads headers only; `report` gets what is left out."""
     _, tensors = _checked(directory, report)
     rows = next(tensor.rows for tensor in tensors if tensor.name == "model.embed_tokens.weight")
     read_vocabulary(directory, rows)
@@ -126,9 +125,8 @@ def _checked(directory: Path, report: Report = silent) -> tuple[dict[str, Any], 
 
 
 def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
-    """Every tensor of a model directory, one file or shards, without a tied output head. Raises PetoolError if a file
-    is damaged or cut, or a tensor is missing, double, or of a name, type or shape that a model of this `shape` does not
-    have. What every program computes anew is left out and told."""
+    """Every tensor of a model directory, one file or shards, without a tied output head and what every program
+    computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than `shape` has it."""
     from safetensors import safe_open
 
     expected, found, computed = families.tensor_shapes(shape), dict[str, Tensor](), 0

@@ -15,15 +15,8 @@ from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import Base
-from petool_lite.prompt.render import (
-    Example,
-    Layout,
-    chat_from_directory,
-    common_length,
-    entry_request,
-    examples,
-    render_messages,
-)
+from petool_lite.prompt import render
+from petool_lite.prompt.render import Example, Layout, chat_from_directory
 from petool_lite.recipe import Recipe
 
 Trial = tuple[list[dict[str, Any]], list[str], list[Example], str]
@@ -36,9 +29,8 @@ _LOW_BITS = (0.9, 0.15)
 
 
 def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report) -> Trial:
-    """Requests and their texts for token ids, rows with answers, the shortest held-out ones, and the data's name:
-    prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing. `wording` is what
-    the run learned around the arrays of the published prompt, by setting."""
+    """Requests and their texts for token ids, the shortest rows with answers, and the data's name: of the recipe's own
+    held-out entries, filled up with generated ones. `wording` is that of the run's published prompts, by setting."""
     chat = chat_from_directory(base.directory)
     data, name, setting = recipe.data, recipe.bench.data, recipe.data.one_setting
     made: Sequence[Entry] = load_dataset(f"demo:test:{PROMPTS}").entries
@@ -54,10 +46,10 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
             for group in (entries, made)
         )
     layout = Layout(data.style, recipe.model.max_tokens)
-    requests = [entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
-    texts = [render_messages(chat, **request) for request in requests]
+    requests = [render.entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
+    texts = [render.render_messages(chat, **request) for request in requests]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
-    rows = [row for row in examples(chat, usable, layout) if row is not None]
+    rows = [row for row in render.examples(chat, usable, layout) if row is not None]
     return requests, texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
 
 
@@ -125,7 +117,7 @@ def _check_equal(ids: Sequence[int], other: Sequence[int], decode: Any, what: st
     """Raise PetoolError that says `what`, and the first differing token on both sides with its text."""
     if ids == other:
         return
-    place = common_length(ids, other)
+    place = render.common_length(ids, other)
     shown = [f"{side[place]} {decode([side[place]])!r}" if place < len(side) else "nothing" for side in (ids, other)]
     raise PetoolError(f"{what}: token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}")
 
