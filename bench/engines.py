@@ -137,14 +137,11 @@ def work_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
         from petool_lite.bench.endpoint import endpoint_rows
 
         return endpoint_rows(work, report)
-    return _llama_rows(work, report) if work.variant.engine == LLAMA else _rule_rows(work)
-
-
-def _rule_rows(work: Work) -> Rows:
-    """What a rule answers; it reads no tokens and takes no time worth counting."""
-    for index, entry in work.entries.items():
-        call = render.answer_text(rule_call(work.variant.name, entry), "published")
-        yield index, UNREAD | {"status": "ok", "reply": call}
+    if work.variant.engine == LLAMA:
+        return _llama_rows(work, report)
+    # a rule reads no tokens and takes no time worth counting
+    calls = ((index, rule_call(work.variant.name, entry)) for index, entry in work.entries.items())
+    return ((index, UNREAD | {"status": "ok", "reply": render.answer_text(call, "published")}) for index, call in calls)
 
 
 def _llama_rows(work: Work, report: Report) -> Rows:

@@ -243,7 +243,7 @@ def merge_shards(folders: Sequence[Path], target: Path) -> None:
     names = sorted({path.name for folder in folders for path in folder.glob("results-*.jsonl")})
     if not names:
         raise PetoolError(f"no results-<variant>.jsonl in {folders[0]}", "give the folders of finished shards")
-    for name, parts in {name: _parts(name, folders) for name in names}.items():
+    for name, parts in {name: _shards(name, folders) for name in names}.items():
         metas = [part.meta for part in parts]
         meta = metas[0] | {key: round(sum(meta[key] for meta in metas), 2) for key in ("entries", "seconds")}
         meta |= {"shard": None, "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas)}
@@ -251,7 +251,7 @@ def merge_shards(folders: Sequence[Path], target: Path) -> None:
         write_json(meta_path(target / name), meta)
 
 
-def _parts(name: str, folders: Sequence[Path]) -> list[Results]:
+def _shards(name: str, folders: Sequence[Path]) -> list[Results]:
     """One variant's results of every shard; raises PetoolError where they do not make a whole."""
     parts = [load_results(folder / name) for folder in folders]
     shards = [part.meta.get("shard") or [0, 0] for part in parts]

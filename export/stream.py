@@ -148,7 +148,11 @@ class _Bands:
         """The rows as they are exported, in float32, and how training moved them."""
         adapter, name = self.source.adapter, self.tensor.name
         if adapter is not None and name in adapter.modules:
-            before, delta = self._as_trained(first, last), adapter.delta(name, first, last)
+            with self._lock:  # the 4-bit round trip is made by the thread that needs it first
+                if self.source.nf4 and self._nf4 is None:
+                    self._nf4 = nf4_round_trip(self.tensor.read())
+            before = self.tensor.read(first, last) if self._nf4 is None else self._nf4[first:last].float()
+            delta = adapter.delta(name, first, last)
             weight = before + delta
             return weight, Change(_square(delta), _square(before), not weight.equal(before))
         weight = self.tensor.read(first, last)
@@ -156,15 +160,6 @@ class _Bands:
             return weight, Change()
         before = self.source.before[name].read(first, last)
         return weight, Change(_square(weight - before), _square(before), not weight.equal(before))
-
-    def _as_trained(self, first: int, last: int) -> Any:
-        """The base's rows as training had them; the 4-bit round trip is made by the thread that needs it first."""
-        if not self.source.nf4:
-            return self.tensor.read(first, last)
-        with self._lock:
-            if self._nf4 is None:
-                self._nf4 = nf4_round_trip(self.tensor.read())
-        return self._nf4[first:last].float()
 
 
 def _square(part: Any) -> float:

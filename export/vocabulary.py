@@ -41,7 +41,8 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
         if tokenizer["model"]["type"] == "BPE" and tokenizer["model"].get("byte_fallback"):
             found = _sentencepiece(directory, tokenizer, size)
         else:
-            splitter, by_id = _pre_tokenizer(tokenizer), _tokens(tokenizer)
+            splitter, vocabulary = _pre_tokenizer(tokenizer), tokenizer["model"]["vocab"]
+            by_id = {int(index): (str(token), _NORMAL) for token, index in vocabulary.items()} | _added(tokenizer)
             _check_rows(by_id, size)
             rows = [by_id.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(size)]
             found = Vocabulary("gpt2", splitter, rows)
@@ -83,12 +84,6 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
     return found
 
 
-def _tokens(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
-    """ID -> text and kind of every token."""
-    by_id = {int(index): (str(token), _NORMAL) for token, index in tokenizer["model"]["vocab"].items()}
-    return by_id | _added(tokenizer)
-
-
 def _added(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
     """ID -> text and kind of the tokens that are found before text is split."""
     listed = tokenizer.get("added_tokens") or []
@@ -110,7 +105,8 @@ def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> 
     ids = {int(index): str(token) for token, index in tokenizer["model"]["vocab"].items()}
     pieces = list(_pieces(model)) if model.is_file() else list(_by_merges(tokenizer, ids))
     added = _added(tokenizer)
-    _check_rows({place: token for place, token in _tokens(tokenizer).items() if token[0] != _IMAGE}, size)
+    known = {index: (text, _NORMAL) for index, text in ids.items()} | added
+    _check_rows({index: token for index, token in known.items() if token[0] != _IMAGE}, size)
     odd = [index for index, (text, *_) in enumerate(pieces) if index not in added and ids.get(index) != text]
     if odd or len(pieces) > max(ids | added) + 1:
         place = odd[0] if odd else len(pieces)
