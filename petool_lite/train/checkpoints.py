@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from petool_lite.adapters import WEIGHTS
+from petool_lite.adapters import WEIGHTS, start_adapter
 from petool_lite.console import Report
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError, first_line
@@ -19,7 +19,6 @@ from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe, flat
 from petool_lite.runs import versions, write_json
 from petool_lite.train.devices import arithmetic_name, count, together
-from petool_lite.train.load import start_adapter
 
 START = "resume.json"  # of a run
 _KEPT = 2
