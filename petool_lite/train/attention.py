@@ -140,15 +140,13 @@ def teach(dispatch: Any) -> str:
     if dispatch.HAS_XFORMERS:
         return "xformers"
 
-    import torch
-
     def packed(query: Any, key: Any, value: Any, info: Any, *, sliding_window: int | None, scale: Any, **_: Any) -> Any:
         _, ends, longest = info
         if sliding_window and sliding_window < longest:
             raise ValueError("packed rows know no window shorter than a row")
         q, k, v = (item.squeeze(0).transpose(0, 1).contiguous() for item in (query, key, value))
         scale = scale or query.shape[-1] ** -0.5
-        return kernels()[0].apply(q, k, v, ends, torch.tensor(longest, dtype=torch.int32), scale, 0)[None]
+        return kernels()[0].apply(q, k, v, ends, ends.new_tensor(longest, device="cpu"), scale, 0)[None]
 
     def together(query: Any, key: Any, lengths: Sequence[int], *_: Any) -> bool:
         rows = [length for length in lengths if length >= 8] or lengths  # the others fill up the last eight tokens
