@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.adapters import WEIGHTS, start_adapter
-from petool_lite.console import Report
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError, first_line
 from petool_lite.models import Base, file_sha256, weight_files
@@ -38,13 +37,6 @@ def steps_at(checkpoint: Path | None) -> int:
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the most steps, or None. A half-written one has another name: see `Guarded`."""
     return next(reversed(_checkpoints(run / "checkpoints")), None)
-
-
-def remove_drafts(run: Path, report: Report) -> None:
-    """Delete what a killed run left half written, and say so."""
-    for path in [*run.glob("checkpoints/.*.draft"), *run.glob(".*.draft"), *run.glob("best/.*.draft")]:
-        report(f"removing the half-written {path.name.removeprefix('.').split('.')[0]}", 0, 0, "")
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

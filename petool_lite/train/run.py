@@ -155,7 +155,9 @@ def _complete(job: Job, model: Any, step: int) -> None:
 
 def _continued(job: Job) -> Path | None:
     """The checkpoint to go on from; what metrics.jsonl and eval.jsonl hold up to there is kept and taken in."""
-    checkpoints.remove_drafts(job.run, job.report)
+    for path in (path for place in ("checkpoints/", "", "best/") for path in job.run.glob(f"{place}.*.draft")):
+        job.report(f"removing the half-written {path.name.removeprefix('.').split('.')[0]}", 0, 0, "")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     checkpoint = checkpoints.newest_checkpoint(job.run)
     step = checkpoints.steps_at(checkpoint)
     job.report(f"continuing {job.run} after step {step}", 0, 0, "")
