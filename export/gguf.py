@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.merge import Adapter
 from petool_lite.export.quantize import FILE_TYPES, tensor_bytes
-from petool_lite.export.source import Source
+from petool_lite.export.source import Adapter, Source
 from petool_lite.export.vocabulary import read_vocabulary
 
 from petool_lite.families import read_json, reordered_heads

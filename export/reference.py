@@ -8,8 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from petool_lite.export.merge import nf4_round_trip
-from petool_lite.export.source import Source
+from petool_lite.export.source import Source, nf4_round_trip
 
 from petool_lite.console import Report
 from petool_lite.prompt.prepare import prepare

@@ -13,9 +13,8 @@ from threading import Lock
 from typing import Any
 
 from petool_lite.export.gguf import ROPE, file_order, permute, write_header
-from petool_lite.export.merge import nf4_round_trip
 from petool_lite.export.quantize import choose_types, quantize_rows, tensor_bytes
-from petool_lite.export.source import Source, Tensor
+from petool_lite.export.source import Source, Tensor, nf4_round_trip
 
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
