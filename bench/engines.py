@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.baselines import rule_call
-from petool_lite.bench.variants import ENDPOINT, GPU, LLAMA, Variant
+from petool_lite.bench.variants import ENDPOINT, GPU, LLAMA, Variant, rule_call
 
 from petool_lite.console import Report
 from petool_lite.data.entries import NO_TOOL, Entry

@@ -1,27 +1,53 @@
-"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model."""
+"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model.
+
+Rules say what an accuracy means: what chance, the first place or the likes alone reach. They call a candidate with its
+required parameters, each with its declared default, so their parameter accuracy says how often that is the answer.
+"""
 
 import hashlib
+import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from petool_lite.bench.baselines import RULES
-
 from petool_lite.console import Report
+from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required, words
 from petool_lite.errors import MACHINE, USAGE, PetoolError
 from petool_lite.inference.gpu import BATCH, gpu_available
 from petool_lite.prompt.render import recorded_style
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, read_manifest
 
+
+def _random(entry: Entry) -> Tool:
+    """A candidate drawn by the entry's id, so that every shard and every run draws the same."""
+    return random.Random(hashlib.sha256(entry.id.encode()).hexdigest()).choice(entry.tools)
+
+
+def _words(entry: Entry) -> Tool:
+    asked = words(entry.query)
+    shared = {tool.name: len(asked & words(f"{tool.name} {tool.description}")) for tool in entry.tools}
+    return max(entry.tools, key=lambda tool: (shared[tool.name], balance(entry, tool.name)))
+
+
+_RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
+    "rule-random": (_random, "a tool drawn by lot"),
+    "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
+    "rule-liked": (
+        lambda entry: max(entry.tools, key=lambda tool: balance(entry, tool.name)),
+        "the first tool of the provider with the most likes",
+    ),
+    "rule-words": (_words, "the tool that shares most words with the request, of equals the better-liked provider's"),
+}
+RULES = {name: f"no model: {about}" for name, (_, about) in _RULES.items()}  # with what each one is
+
 LLAMA, GPU, ENDPOINT, NONE = "llama.cpp", "transformers", "endpoint", "none"
-GROUPS = ("rules", "cpu", "gpu", "all")
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
 _ON_GPU = tuple(f"{side}-{precision}-gpu" for side in _SIDES for precision in ("nf4", "bf16"))
 KNOWN = (
     "base, tuned (the smallest exported type), base-TYPE, tuned-TYPE (a GGUF type), base-gpu, tuned-gpu "
-    f"(in the precision of training), {', '.join(_ON_GPU)}, {', '.join(RULES)}, or the groups {', '.join(GROUPS)}"
+    f"(in the precision of training), {', '.join(_ON_GPU)}, {', '.join(RULES)}, or the groups rules, cpu, gpu, all"
 )
 
 
@@ -117,6 +143,13 @@ def check_names(names: Sequence[str]) -> list[str]:
 def rule_variant(name: str) -> Variant:
     """A rule as a variant."""
     return Variant(name, Path(name), engine=NONE, style="none", decoding="none", about=RULES[name])
+
+
+def rule_call(name: str, entry: Entry) -> Call:
+    """What the baseline of that name answers."""
+    tool = _RULES[name][0](entry)
+    schemas = properties(tool)
+    return Call(tool.name, {key: schemas[key].get("default", "") for key in required(tool) if key in schemas})
 
 
 def default_names(run: Path, report: Report) -> list[str]:
