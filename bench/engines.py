@@ -110,10 +110,7 @@ class Work:
         """What a row says of a model's reply to an entry."""
         sure, prefill, decode = reply.confidence, reply.prefill_s, reply.decode_s
         return self.asked(index) | {
-            "status": "ok",
-            "reply": reply.text,
-            "reply_tokens": len(reply.ids),
-            "finish": reply.finish,
+            **{"status": "ok", "reply": reply.text, "reply_tokens": len(reply.ids), "finish": reply.finish},
             "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.task.text)),
             "confidence": sure if sure is None else round(sure, 6),
             "cached_tokens": min(reply.reused_tokens, len(self.prompts[index].ids)),

@@ -172,20 +172,16 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
     for row, score in good:
         for case in ["a tool fits" if score.fits else "none fits", *([row["kind"]] if "kind" in row else [])]:
             cases.setdefault(case, []).append(score)
+
+    def case(found: Sequence[Score]) -> dict[str, Any]:
+        called = _share("called", [score.call is not None for score in found], found)
+        return {"n": len(found), **accuracies(found), **called}
+
     return {
-        "n": len(good),
-        "functions": len({score.function for score in scored}),
-        "scorer": scorer,
+        **{"n": len(good), "functions": len({score.function for score in scored}), "scorer": scorer},
         **accuracies(scored),
         **{name: accuracies(scored, name) for name in others},
-        "cases": {
-            name: {
-                "n": len(found),
-                **accuracies(found),
-                **_share("called", [score.call is not None for score in found], found),
-            }
-            for name, found in cases.items()
-        },
+        "cases": {name: case(found) for name, found in cases.items()},
         "calibration": calibration(scored),
         "no_call": sum(score.call is None for score in scored),
         "cut_off": sum(row["status"] == "ok" and row["finish"] == "length" for row in rows),

@@ -43,8 +43,7 @@ def choose_types(columns: Mapping[str, int], file_type: str, model: Shape, has_i
 def _wanted(name: str, width: int, file_type: str, default: str, model: Shape, has_imatrix: bool) -> str:
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if block is None:
-        is_output = name == "output.weight" or (name == "token_embd.weight" and model.tied)
-        if not is_output:
+        if name != "output.weight" and not (name == "token_embd.weight" and model.tied):
             return default
         return "Q8_0" if default == "Q8_0" or width % _sizes(default)[0] else "Q6_K"
     layer, kind = int(block[1]), block[2]

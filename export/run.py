@@ -127,10 +127,8 @@ def export_base(base: Base | str, type_name: str, report: Report = silent) -> Pa
     quiet_threads()
     base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
     # names, sizes and times of the files: hashing gigabytes would cost a minute
-    facts = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for file in sorted(base.directory.glob("*.safetensors"))
-    ]
+    files = [(file.name, file.stat()) for file in sorted(base.directory.glob("*.safetensors"))]
+    facts = [(name, known.st_size, known.st_mtime_ns) for name, known in files]
     identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
     target = cache_place("exports", f"{base.directory.name}-{identity[:16]}.{type_name}.gguf")
     if not target.is_file():
@@ -158,11 +156,9 @@ def written(
         if source.before and len(still) == len(changes):
             raise PetoolError("training changed no weight of the base", "the model is untrained; train the run again")
         if source.adapter is not None and still:
-            raise PetoolError(
-                f"{len(changes) - len(still)} tensors changed, but the adapter has {len(changes)} modules: "
-                f"{still[0]} did not",
-                "the adapter is untrained, or belongs to another base",
-            )
+            moved = len(changes) - len(still)
+            what = f"{moved} tensors changed, but the adapter has {len(changes)} modules: {still[0]} did not"
+            raise PetoolError(what, "the adapter is untrained, or belongs to another base")
         yield paths, changes
 
 

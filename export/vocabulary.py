@@ -58,10 +58,8 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
 def _check_rows(by_id: Mapping[int, tuple[str, int]], size: int) -> None:
     beyond = [repr(by_id[index][0]) for index in sorted(by_id) if index >= size]
     if beyond:
-        raise PetoolError(
-            f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}",
-            "take them out of tokenizer.json, or give the model rows for them",
-        )
+        what = f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}"
+        raise PetoolError(what, "take them out of tokenizer.json, or give the model rows for them")
 
 
 def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
