@@ -12,10 +12,9 @@ from typing import Any
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.hub import card, modelfile
 from petool_lite.export.quantize import TYPES
-from petool_lite.export.reference import importance
 from petool_lite.export.source import Source, load_adapter, load_source, load_whole
 from petool_lite.export.stream import Change, write_files
-from petool_lite.export.verify import check_files, trial
+from petool_lite.export.verify import check_files, importance, trial
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
