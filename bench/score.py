@@ -173,7 +173,7 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
         for case in ["a tool fits" if score.fits else "none fits", *([row["kind"]] if "kind" in row else [])]:
             cases.setdefault(case, []).append(score)
 
-    def case(found: Sequence[Score]) -> dict[str, Any]:
+    def counted(found: Sequence[Score]) -> dict[str, Any]:
         called = _share("called", [score.call is not None for score in found], found)
         return {"n": len(found), **accuracies(found), **called}
 
@@ -181,7 +181,7 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
         **{"n": len(good), "functions": len({score.function for score in scored}), "scorer": scorer},
         **accuracies(scored),
         **{name: accuracies(scored, name) for name in others},
-        "cases": {name: case(found) for name, found in cases.items()},
+        "cases": {name: counted(found) for name, found in cases.items()},
         "calibration": calibration(scored),
         "no_call": sum(score.call is None for score in scored),
         "cut_off": sum(row["status"] == "ok" and row["finish"] == "length" for row in rows),
