@@ -1,7 +1,9 @@
 """A base model with its adapter through transformers' generate: token ids in, greedy replies out, in batches.
 
-Prompts of like lengths are decoded together. Every family that transformers loads runs as its own code has it;
-in 16 bits a reply may differ with its batch, since products of other shapes round otherwise.
+Prompts of like lengths are decoded together. Every family that transformers loads runs as its own code has it, but
+for how prompts are read (a few at a time, without a mask) and how one token attends (heads that share keys at once):
+generate alone needed four times as long. In 16 bits a reply may differ with its batch, since products of other shapes
+round otherwise.
 """
 
 import os
@@ -9,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from petool_lite.inference.llama import Reply
 from petool_lite.prompt.render import Chat
 
 BATCH = 64  # replies decoded together, at most
-_BATCH_TOKENS = 131_072  # prompt and reply tokens of a batch, at most
+_BATCH_TOKENS = 262_144  # prompt and reply tokens of a batch, at most
+_READ_TOKENS = 16_384  # read at once: more keeps a GPU no busier
 
 
 def gpu_available() -> bool:
@@ -58,20 +62,26 @@ def stop_ids(directory: Path, chat: Chat) -> frozenset[int]:
     return frozenset({chat.eos_id, *end_tokens(directory).values()})
 
 
+def four_bits(**more: Any) -> Any:
+    """NF4 with double quantization and arithmetic in bfloat16, as transformers takes it."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16, **more,
+    )  # fmt: skip
+
+
 def load_causal_model(directory: Path, adapter: Path | None, precision: str, device: str) -> Any:
     """A transformers model in bfloat16 with its adapter merged ("bf16"), or in 4 bits with the adapter on it ("nf4").
     The 4-bit form is the one that training sees: NF4 with double quantization, adapter and arithmetic in bfloat16."""
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": {"": device}, "use_safetensors": True}
     if precision == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
+        options["quantization_config"] = four_bits()
     model: Any = AutoModelForCausalLM.from_pretrained(directory, **options)
     model.generation_config = GenerationConfig()  # the files' own is for sampling
     if adapter is not None:
@@ -100,11 +110,16 @@ def batches(lengths: Sequence[int], tokens: int, most: int = BATCH) -> Iterator[
 
 
 def greedy_ids(
-    model: Any, prompts: Sequence[Sequence[int]], stops: Collection[int], max_tokens: int, steps: Any = None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stops: Collection[int],
+    max_tokens: int,
+    steps: Any = None,
+    read_first: bool = False,
 ) -> list[list[int]]:
     """The likeliest ids after each prompt, one batch of them, up to one of `stops` or `max_tokens` new ones. `steps` is
     a logits processor. Prompts are padded on the left. A reply of less than `max_tokens` ids has met one of `stops`,
-    which is left out."""
+    which is left out. With `read_first` prompts are read by `_read`, for a model of transformers' own layers."""
     import torch
 
     longest = max(map(len, prompts))
@@ -114,6 +129,7 @@ def greedy_ids(
     output = model.generate(
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
+        past_key_values=_read(model, prompts) if read_first and longest > 1 else None,
         max_new_tokens=max_tokens,
         do_sample=False,
         repetition_penalty=1.0,  # some bases' own settings have one, which a greedy choice would obey
@@ -122,6 +138,56 @@ def greedy_ids(
         logits_processor=[steps] if steps else [],
     )
     return [list(takewhile(lambda token: token not in stops, reply)) for reply in output[:, longest:].tolist()]
+
+
+def _read(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
+    """Keys and values of all ids of each prompt but the last, as a cache padded on the left. Prompts are read some at a
+    time and padded behind, where nothing that counts sees it: so no mask of every token with every token is needed."""
+    import torch
+    from transformers import DynamicCache
+
+    lengths = [len(prompt) - 1 for prompt in prompts]
+    longest, layers = max(lengths), list[tuple[Any, Any]]()
+    for part in batches([max(1, length) for length in lengths], _READ_TOKENS):
+        size = max(1, *(lengths[row] for row in part))
+        ids = [[*prompts[row][:-1], *[0] * (size - lengths[row])] for row in part]
+        found = DynamicCache()
+        with torch.inference_mode():
+            model.get_decoder()(torch.tensor(ids, device=model.device), past_key_values=found, use_cache=True)
+        for number, layer in enumerate(found.layers):
+            if number == len(layers):
+                shape = len(prompts), layer.keys.shape[1], longest, layer.keys.shape[3]
+                layers.append((layer.keys.new_zeros(shape), layer.values.new_zeros(shape)))
+            for place, row in enumerate(part):
+                for target, source in zip(layers[number], (layer.keys, layer.values), strict=True):
+                    target[row, :, longest - lengths[row] :] = source[place, :, : lengths[row]]
+    filled = DynamicCache()
+    for number, (keys, values) in enumerate(layers):
+        filled.update(keys, values, number)
+    return filled
+
+
+@cache
+def _grouped() -> str:
+    """Name of an attention for transformers' layers in which one token's heads that share keys are rows of one product:
+    transformers repeats the keys of all tokens for each of them, wherever prompts are padded."""
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **more: Any) -> Any:
+        batch, heads, length, size = query.shape
+        if length > 1:
+            return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
+        rows = query.view(batch, key.shape[1], heads // key.shape[1], size)
+        found = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+        return found.view(batch, 1, heads, size), None
+
+    name = "petool_lite_grouped"
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    return name
 
 
 class _Steps:
@@ -148,23 +214,24 @@ class _Steps:
                     self._forced[row] = self._forced[row][1:]
         if not self._constraints:
             return logits
-        allowed = np.stack([self._allowed(row, own) for row, own in enumerate(logits)])
+        allowed = np.zeros(tuple(logits.shape), dtype=bool)
+        for row, own in enumerate(logits):
+            self._allow(row, own, allowed[row])
         return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
 
-    def _allowed(self, row: int, logits: Any) -> Any:
-        """Which ids may come next in a row, numpy bool of shape (vocabulary,)."""
-        import numpy as np
-
-        constraint, size = self._constraints[row], len(logits)
+    def _allow(self, row: int, logits: Any, found: Any) -> None:
+        """Set in `found`, bool of shape (vocabulary,), which ids may come next in a row."""
+        constraint = self._constraints[row]
         if constraint.finished:
-            return np.ones(size, dtype=bool)
+            found[:] = True
+            return
         self._forced[row] = self._forced[row] or constraint.forced()
         if self._forced[row]:
-            return np.arange(size) == self._forced[row][0]
-        allowed = constraint.allowed(size)  # none beyond the tokenizer's ids
+            found[self._forced[row][0]] = True
+            return
+        found[:] = constraint.allowed(len(found))  # none beyond the tokenizer's ids
         if constraint.choosing:
-            constraint.weigh(logits.float().cpu().numpy(), allowed)
-        return allowed
+            constraint.weigh(logits.float().cpu().numpy(), found)
 
 
 @dataclass(frozen=True)
@@ -194,6 +261,7 @@ class GpuModel:
         try:
             self.model = load_causal_model(directory, adapter, precision, device)
             _with_exact_logits(self.model)
+            self.model.set_attn_implementation(_grouped())
         except torch.OutOfMemoryError as error:
             raise PetoolError(f"{directory} does not fit the GPU's memory", "bench the NF4 variant", MACHINE) from error
 
@@ -221,7 +289,7 @@ class GpuModel:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
-        greedy_ids(self.model, [longest], job.stops, 1)
+        greedy_ids(self.model, [longest], job.stops, 1, read_first=True)
         taken = torch.cuda.max_memory_allocated() - held
         return min(_BATCH_TOKENS, int(free / 2 / taken * len(longest)))
 
@@ -229,7 +297,7 @@ class GpuModel:
         started = time.perf_counter()
         constraints = [job.constrain(index) for index in group] if job.constrain else []
         steps = _Steps(constraints)
-        replies = greedy_ids(self.model, [prompts[index] for index in group], job.stops, job.max_tokens, steps)
+        replies = greedy_ids(self.model, [prompts[index] for index in group], job.stops, job.max_tokens, steps, True)
         prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
         read, written = sum(len(prompts[index]) for index in group), sum(len(ids) + 1 for ids in replies)
         sure: list[float | None] = [one.confidence for one in constraints]

@@ -125,6 +125,7 @@ class Guarded(_Trainer):
         import torch
 
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a parted model
         parts = [figure.float() for _, loss, reached in self._update for figure in (loss, reached)]
         *figures, norm = torch.stack([*parts, torch.as_tensor(norm, device=parts[0].device)]).tolist()
         losses, faults = figures[::2], [[not math.isfinite(value) for value in figures[at::2]] for at in (0, 1)]

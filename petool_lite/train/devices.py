@@ -50,6 +50,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def sharded() -> bool:
+    """Whether the model itself is parted among the processes, as `accelerate launch --use_fsdp` has it."""
+    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
 def is_first() -> bool:
     """Whether this process writes and reports."""
     return int(os.environ.get("RANK", "0")) == 0

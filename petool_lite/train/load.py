@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config, start_adapter
 from petool_lite.errors import PetoolError, first_line
 from petool_lite.families import chat_template
-from petool_lite.inference.gpu import gpu_available, own_gpu
+from petool_lite.inference.gpu import four_bits, gpu_available, own_gpu
 from petool_lite.models import Base
 from petool_lite.prompt.render import exported_template
 from petool_lite.recipe import Recipe
 from petool_lite.train.attention import PACKED, attend_packed, teach
-from petool_lite.train.devices import arithmetic
+from petool_lite.train.devices import arithmetic, sharded
 
 # What a model's folder holds besides its configuration and weights.
 _TOKENIZER = (
@@ -30,14 +30,15 @@ _TOKENIZER = (
 )  # fmt: skip
 
 
-def load_model(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
+def load_model(recipe: Recipe, base: Base, checkpointing: bool, plain: bool = False) -> tuple[Any, Any]:
     """The recipe's base, with an adapter on it unless all of it learns, and its tokenizer. With `checkpointing` layers
-    keep their inputs only, and compute the rest again. Raises PetoolError if the base does not load."""
+    keep their inputs only, and compute the rest again. An adapter is Unsloth's, or where `plain` PEFT's, on layers that
+    can be compiled or parted among GPUs. Raises PetoolError if the base does not load."""
     import torch
     from safetensors import SafetensorError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    load = _load_whole if recipe.train.method == "full" else _load_adapted
+    load = _load_plain if recipe.train.method == "full" or plain else _load_adapted
     try:
         model, tokenizer = load(recipe, base, checkpointing)
     except torch.OutOfMemoryError:  # of which `run` tells
@@ -59,9 +60,7 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
         load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
     )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
-        model, r=recipe.lora.r, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout,
-        target_modules=recipe.lora.targets, random_state=recipe.train.seed,
-        use_rslora=start is not None and read_adapter_config(start).rslora,
+        model, **_lora(recipe), random_state=recipe.train.seed,
         use_gradient_checkpointing="unsloth" if checkpointing else False,
     )  # fmt: skip
     if start is not None:
@@ -74,20 +73,41 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     return model, tokenizer
 
 
-def _load_whole(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
-    """Weights in float32, of which forward and backward passes make bfloat16 copies: see `computing`."""
+def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
+    """Weights that learn are in float32, of which forward and backward passes make bfloat16 copies: see `computing`. A
+    model that is to be parted waits on the CPU."""
     import torch
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # every checkpoint would draw one
-    model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32, use_safetensors=True)
+    options: dict[str, Any] = {"dtype": torch.float32 if recipe.train.method == "full" else arithmetic()}
+    if recipe.train.method == "lora" and recipe.model.precision == "nf4":  # in numbers that can be parted
+        four = four_bits(bnb_4bit_quant_storage=torch.bfloat16)
+        options |= {"device_map": {"": own_gpu()}, "quantization_config": four}
+    model: Any = AutoModelForCausalLM.from_pretrained(base.directory, use_safetensors=True, **options)
     tokenizer = AutoTokenizer.from_pretrained(base.directory)
     attend_packed(model)
-    model.to(own_gpu() if gpu_available() else "cpu")
+    if not sharded():
+        model.to(own_gpu() if gpu_available() else "cpu")
+    if recipe.train.method == "lora":
+        torch.manual_seed(recipe.train.seed)
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(recipe)))
+        if start := start_adapter(recipe):
+            _load_adapter(model, start)
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
+
+
+def _lora(recipe: Recipe) -> dict[str, Any]:
+    """The adapter's shape, as arguments of PEFT."""
+    start, lora = start_adapter(recipe), recipe.lora
+    return {
+        "r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets,
+        "use_rslora": start is not None and read_adapter_config(start).rslora,
+    }  # fmt: skip
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:
@@ -142,13 +162,18 @@ def computing(model: Any) -> Any:
     return torch.autocast(kind, torch.bfloat16, arithmetic() == torch.bfloat16)
 
 
-def save_trained(model: Any, folder: Path, base: Base) -> None:
-    """Write what was trained to the new `folder`: an adapter in PEFT's format, or a whole model in transformers', with
-    weights in bfloat16 beside the base's own configuration and tokenizer files."""
+def gathered(model: Any) -> dict[str, Any]:
+    """The adapter's weights of a model that is parted; every process has to ask for them."""
+    return {name: weight.full_tensor() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def save_trained(model: Any, folder: Path, base: Base, tuned: Mapping[str, Any] | None = None) -> None:
+    """Write what was trained to the new `folder`: an adapter in PEFT's format, its weights `tuned` if they were
+    gathered, or a whole model in transformers', in bfloat16 beside the base's own configuration and tokenizer files."""
     import torch
 
     if not is_whole(model):
-        model.save_pretrained(str(folder), selected_adapters=["default"])
+        model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=tuned)
         config = json.loads((folder / CONFIG).read_text())
         config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there
         (folder / CONFIG).write_text(json.dumps(config, indent=2))
@@ -178,26 +203,24 @@ def _copy_tokenizer(folder: Path, base: Base) -> None:
 def generating(model: Any) -> Iterator[None]:
     """Switch a model in training over to generating and back; every mode and flag of its modules is put back, and its
     layers compute as they were written meanwhile: a cache grows with every token."""
-    causal, whole, cached = causal_of(model), is_whole(model), model.config.use_cache
+    causal, unsloths, cached = causal_of(model), hasattr(model, "for_inference"), model.config.use_cache
     attending = causal.config._attn_implementation
     flags = ("training", "gradient_checkpointing")
     kept = [(part, name, getattr(part, name)) for part in model.modules() for name in flags if hasattr(part, name)]
     compiled = exchange_compiled(model)
     try:
-        if whole:
-            model.eval().config.use_cache = True
+        if unsloths:
+            model.for_inference()
         else:
-            from unsloth import FastLanguageModel
-
-            FastLanguageModel.for_inference(model)
+            model.eval().config.use_cache = True
         if attending == PACKED:
             causal.set_attn_implementation("sdpa")  # with a cache and padding, which packed rows have not
         yield
     finally:
         if attending == PACKED:
             causal.set_attn_implementation(PACKED)
-        if not whole:
-            FastLanguageModel.for_training(model)
+        if unsloths:
+            model.for_training()
         exchange_compiled(model, compiled)
         model.config.use_cache = cached
         for part, name, value in kept:

@@ -16,7 +16,7 @@ from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.prepare import Prepared, prepare
 from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
-from petool_lite.train.devices import count
+from petool_lite.train.devices import count, sharded
 from petool_lite.train.evaluate import check_evaluation
 from petool_lite.train.memory import CPU_BUDGET, Way, check_cpu_memory, choose, load_of
 from petool_lite.train.records import check_reporters
@@ -43,6 +43,12 @@ class Plan:
 def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
     """Check and count a recipe's rows and choose how to train on from `done` updates; no model is loaded."""
     check_machine(recipe)
+    settings = recipe.train
+    odd = settings.method == "full" or settings.objective == "dpo" or settings.optimizer != "adamw_torch"
+    if sharded() and (odd or settings.eval_every):
+        what = "a model that FSDP parts learns an adapter with plain AdamW, and is not evaluated meanwhile"
+        plain = "train.method=lora train.objective=sft train.optimizer=adamw_torch train.eval_every=0"
+        raise PetoolError(what, " ".join(f"--set {pair}" for pair in plain.split()))
     counted = _counted(recipe, report)
     shape, prepared, gpu = counted.shape, counted.prepared, gpu_facts()
     if not gpu:
@@ -66,7 +72,8 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
 
 def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float) -> bool:
     """Whether decoder layers are compiled, with `tokens` to go: where all weights learn on one GPU that keeps all, and
-    triton finds a compiler of C. Layers with windows of their own would be compiled apart, and were not measured."""
+    triton finds a compiler of C. Layers with windows of their own would be compiled apart, for longer than a minute, as
+    layers with an adapter are."""
     able = recipe.train.method == "full" and count() == 1 and not shape.family.local
     able = able and way is not None and not way.checkpointing
     return able and tokens >= _COMPILED_FROM and any(map(shutil.which, ("gcc", "clang")))

@@ -18,7 +18,7 @@ from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, ve
 from petool_lite.train import checkpoints, devices, evaluate, records
 from petool_lite.train.devices import Stop, stop_signals
 from petool_lite.train.evaluate import EvaluationSet
-from petool_lite.train.load import compile_layers, load_model, save_tokenizer, save_trained
+from petool_lite.train.load import compile_layers, gathered, load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
@@ -95,14 +95,15 @@ def _train_into(job: Job) -> None:
     # on a GPU dpo computes layers' inner values twice, too; its memory is not predicted
     twice = job.planned.way.checkpointing if job.planned.way else gpu_available()
     log_file = job.run / "train.log" if devices.is_first() else Path(os.devnull)
+    plain = job.planned.compiled or devices.sharded()
     try:
         with log_to(log_file) as log:
             with redirect_stderr(log):
-                model, tokenizer = load_model(recipe, job.planned.base, twice)
+                model, tokenizer = load_model(recipe, job.planned.base, twice, plain)
                 if job.planned.compiled:
                     compile_layers(model)
                 trainer = _trainer(job, model, tokenizer)
-            if job.planned.way is not None:
+            if job.planned.way is not None and not devices.sharded():  # a parted model is on the GPUs when it trains
                 job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
             with job.stop.between_steps():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -116,18 +117,19 @@ def _train_into(job: Job) -> None:
     if stop.caught and not job.progress.stopped_early and state.global_step < state.max_steps:
         when = f"after step {state.global_step} of {state.max_steps}, all of it saved"
         raise stop.error(when, f"continue: petool-lite train --resume {job.run}")
+    tuned = gathered(trainer.model) if devices.sharded() else None
     if devices.is_first():
-        _complete(job, model, state.global_step)
+        _complete(job, model, state.global_step, tuned)
 
 
-def _complete(job: Job, model: Any, step: int) -> None:
+def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> None:
     """Write what was trained, the best evaluated weights or the last ones, then the manifest."""
     planned, progress, method = job.planned, job.progress, job.planned.recipe.train.method
     base, data, name = planned.base, planned.recipe.data, TRAINED[method]
     best = evaluate.best_score(job.run) if job.held_out else None
     with checkpoints.disk_errors(job.run, name), draft(job.run / name) as folder:
         if best is None:
-            save_trained(model, folder, base)
+            save_trained(model, folder, base, tuned)
         else:
             kept = job.run / "best" / f"step-{best.step}"
             shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("eval.json"))
@@ -181,7 +183,8 @@ def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
         "output_dir": str(run / "checkpoints"),
         "max_steps": total,  # the one count; epochs follow from it
         **optimizer_arguments(settings, fused=compiled),
-        "bf16": devices.arithmetic_name() == "bfloat16",
+        # of a parted model accelerate would make float32 copies; answer_loss computes in bfloat16 anyway
+        "bf16": devices.arithmetic_name() == "bfloat16" and not devices.sharded(),
         "seed": settings.seed, "data_seed": settings.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide such a loss; Guarded looks once an update
@@ -212,10 +215,12 @@ def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
     """The trainer of a job, which records its updates, evaluates after some, and ends after a signal."""
     recipe, total = job.planned.recipe, job.planned.prepared.summary["steps"]
     kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer()
+    arguments = _arguments(recipe, job.run, total, job.planned.compiled)
+    arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one, whatever else the machine has
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
     trainer: Any = type("Trainer", (checkpoints.Guarded, kind), {})(
         model=model, processing_class=tokenizer, train_dataset=job.planned.prepared.table,
-        args=_arguments(recipe, job.run, total, job.planned.compiled),
+        args=arguments,
     )  # fmt: skip
     trainer.token_budget, trainer.compiled = recipe.train.token_budget, job.planned.compiled
     trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total

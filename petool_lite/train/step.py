@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petool_lite.train.attention import PACKED, bounds_of
+from petool_lite.train.devices import sharded, together
 from petool_lite.train.load import causal_of, computing
 
 Row = Mapping[str, Any]
@@ -114,6 +115,11 @@ def answer_loss(model: Any, batch: MicroBatch) -> Any:
     return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
 
 
+def _own(gradient: Any) -> Any:
+    """This process's part of the gradient of a parted weight, or a gradient as it is."""
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
+
+
 def answer_trainer() -> Any:
     """The class AnswerTrainer; made in a function, for trl is slow to import."""
     import torch
@@ -187,19 +193,23 @@ def answer_trainer() -> Any:
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             """Forward and backward of every micro-batch; returns this device's share of the update's mean loss."""
             inputs = inputs["later"].result() if "later" in inputs else inputs
+            if sharded() and not self.tokens_seen:  # which made parameters anew
+                self.tuned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             if not model.training:  # it walks through every module
                 model.train()
             self.keep_checkpointing()
             batches, accelerator = inputs["batches"], self.accelerator
+            # a parted model's layers are put together for every micro-batch, by all devices at once: all take as many
+            spare = max(together([len(batches)])) - len(batches) if sharded() else 0
             # gradients are averaged over the devices, and answers are counted over all of them
             scale = 0.0 if inputs["spare"] else accelerator.num_processes / inputs["answers"]
             parts = []
-            for number, batch in enumerate(batches, 1):
+            for number, batch in enumerate([*batches, *batches[:1] * spare], 1):
                 # several devices exchange their gradients once an update, after the last micro-batch
-                with nullcontext() if number == len(batches) else accelerator.no_sync(model):
-                    loss = model(micro_batch=batch) * scale
+                with nullcontext() if sharded() or number == len(batches) else accelerator.no_sync(model):
+                    loss = model(micro_batch=batch) * (scale if number <= len(batches) else 0.0)
                     accelerator.backward(loss)
-                norms = torch._foreach_norm([parameter.grad for parameter in self.tuned])
+                norms = torch._foreach_norm([_own(parameter.grad) for parameter in self.tuned])
                 parts.append((batch.entries, loss.detach(), torch.stack(norms).sum()))
             self.parts = tuple(parts)
             self.tokens_seen += inputs["tokens"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support_families import family_model
 
 from petool_lite.data.entries import Tool
 from petool_lite.inference.constrain import Constrainer
@@ -90,3 +91,15 @@ def test_an_adapter_counts_merged_or_on_a_4_bit_base(tiny, tmp_path, precision) 
     near, far = (found - wanted).abs().max(), (found - bare).abs().max()
     assert near < (0.02 if precision == "bf16" else 0.5) * wanted.abs().max() < far
     assert len(greedy_ids(engine.model, prompts_of(9, 5), {0}, 3)) == 2
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Gemma 3"])
+def test_every_family_reads_prompts_as_its_own_generate_does(family, tiny, tmp_path) -> None:
+    """Prompts longer and shorter than Gemma's window of 48 tokens, padded on the left by generate and behind by us."""
+    place = family_model(family, tiny, tmp_path)
+    engine = GpuModel(place, None, device="cpu")
+    engine.model.float()
+    prompts = prompts_of(5, 90, 33, 300, 41)
+    plain = [greedy_ids(engine.model, [prompt], {0}, 10) for prompt in prompts]
+    found = dict(engine.generate(prompts, Job(10, frozenset({0}), str)))
+    assert [[list(found[index].ids)] for index in range(5)] == plain

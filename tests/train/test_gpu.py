@@ -1,11 +1,13 @@
 """What only a GPU shows: its attention kernel, Unsloth's layers whose inputs wait in host memory, compiled layers."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from support import rows_of
+from support import own_runs, rows_of
 from support_families import LLAMA3, family_model
 from support_train import an_update, apart, made, updates
 
@@ -77,3 +79,35 @@ def test_a_run_with_compiled_layers_says_so_is_evaluated_and_learns_the_same(tmp
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
     assert "compiling the layers, about half a minute" in said
     assert any("compiled layers; predicted peak" in text for text in said)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+def test_a_model_parted_among_two_gpus_learns_what_one_learns_and_goes_on(tmp_path, monkeypatch) -> None:
+    from safetensors.torch import load_file
+
+    place = family_model("Llama", LLAMA3, tmp_path / "model")
+    pairs = {"model.base": place, "data.train": "demo:train:40", "lora.dropout": 0.0, "train.rows": 6}
+    pairs |= {"train.max_steps": 4, "train.save_every": 2, "train.token_budget": 700, "train.optimizer": "adamw_torch"}
+    settings = [f"{key}={value}" for key, value in pairs.items()]
+    launch = "accelerate.commands.launch --num_processes 2 --use_fsdp --fsdp_version 2 --mixed_precision no"
+    launch += " --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_state_dict_type SHARDED_STATE_DICT"
+    launch += " --fsdp_cpu_ram_efficient_loading false -m petool_lite train"
+    adapters = []
+    for more in (["demo", *(part for pair in settings for part in ("--set", pair))], ["--resume"]):
+        line = [sys.executable, "-m", *launch.split(), *more, *map(str, (tmp_path / "runs").glob("demo-*"))]
+        result = subprocess.run(line, env=own_runs(tmp_path), capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        (run,) = (tmp_path / "runs").glob("demo-*")
+        adapters.append(load_file(run / "adapter" / "adapter_model.safetensors"))
+        if more != ["--resume"]:
+            for name in ("checkpoints/checkpoint-4", "adapter", "manifest.json"):
+                (run / name).rename(tmp_path / Path(name).name)
+    for name, first in adapters[0].items():  # sums of a backward pass come in any order
+        assert (adapters[1][name] - first).norm() < 2e-2 * first.norm() + 1e-3
+
+    monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path / "alone"))
+    monkeypatch.setattr(sys.modules["petool_lite.train.plan"], "pays_to_compile", lambda *_: True)
+    monkeypatch.setattr(sys.modules["petool_lite.train.run"], "compile_layers", lambda model: None)
+    alone = train("alone", load_recipe("demo", settings)[1])
+    losses = [[row["loss"] for row in rows_of(place)] for place in (run, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
