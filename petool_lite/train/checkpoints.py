@@ -176,7 +176,7 @@ def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dic
         with path.open("rb") as file:
             return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
-    adapter, held_out = start_adapter(recipe), recipe.train.eval_data if recipe.train.eval_every else ""
+    adapter, held_out = start_adapter(recipe.model.adapter), recipe.train.eval_data if recipe.train.eval_every else ""
     return {
         "recipe": flat(recipe),
         "data": {

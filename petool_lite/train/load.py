@@ -9,17 +9,19 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config, start_adapter
+from petool_lite.console import Report
 from petool_lite.errors import PetoolError, first_line
 from petool_lite.families import chat_template
 from petool_lite.inference.gpu import four_bits, gpu_available, own_gpu
-from petool_lite.models import Base
+from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.render import exported_template
 from petool_lite.recipe import Recipe
+from petool_lite.runs import read_manifest
 from petool_lite.train.attention import PACKED, attend_packed, teach
 from petool_lite.train.devices import arithmetic, sharded
 
@@ -54,7 +56,7 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
     from unsloth import FastLanguageModel  # must come before transformers and trl
 
-    start = start_adapter(recipe)
+    start = start_adapter(recipe.model.adapter)
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(base.directory), max_seq_length=recipe.model.max_tokens, dtype=arithmetic(),
         load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
@@ -94,7 +96,7 @@ def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
     if recipe.train.method == "lora":
         torch.manual_seed(recipe.train.seed)
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(recipe)))
-        if start := start_adapter(recipe):
+        if start := start_adapter(recipe.model.adapter):
             _load_adapter(model, start)
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -103,7 +105,7 @@ def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
 
 def _lora(recipe: Recipe) -> dict[str, Any]:
     """The adapter's shape, as arguments of PEFT."""
-    start, lora = start_adapter(recipe), recipe.lora
+    start, lora = start_adapter(recipe.model.adapter), recipe.lora
     return {
         "r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets,
         "use_rslora": start is not None and read_adapter_config(start).rslora,
@@ -142,6 +144,38 @@ def _load_adapter(model: Any, folder: Path) -> None:
     except (RuntimeError, SafetensorError, OSError) as error:
         what = f"the adapter {folder} does not fit the base: {first_line(error)}"
         raise PetoolError(what, "give the base it was trained on") from error
+
+
+def check_start(recipe: Recipe, report: Report) -> None:
+    """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd."""
+    if recipe.train.objective == "dpo":
+        if not recipe.model.adapter:
+            what = "dpo is the second stage: it needs the adapter of a first one"
+            raise PetoolError(what, "--set model.adapter=RUN_OR_FOLDER")
+        if recipe.lora.dropout:
+            raise PetoolError("dpo compares two models, both without dropout", "--set lora.dropout=0.0")
+    folder = start_adapter(recipe.model.adapter)
+    if folder is None:
+        return
+    found, mine = read_adapter_config(folder), recipe.lora
+    alpha = int(found.alpha) if found.alpha == int(found.alpha) else found.alpha  # as recipes have it
+    pairs = {"r": (mine.r, found.r), "alpha": (mine.alpha, alpha), "targets": (sorted(mine.targets), [*found.targets])}
+    wrong = [f"--set 'lora.{key}={json.dumps(theirs)}'" for key, (wanted, theirs) in pairs.items() if theirs != wanted]
+    if wrong:
+        raise PetoolError(f"the adapter {folder} has another shape than the recipe", " ".join(wrong))
+    if found.rslora:
+        report(f"the adapter {folder.name} scales by alpha / sqrt(r) (rslora), as what is trained on", 0, 0, "")
+    same = found.base == recipe.model.base
+    with suppress(PetoolError):  # a name that is not to be found is another base
+        same = same or resolve_base(found.base).directory == resolve_base(recipe.model.base).directory
+    if not same:
+        what = f"the adapter {folder} was trained on {found.base or 'a base that it does not name'}"
+        raise PetoolError(f"{what}, the recipe says {recipe.model.base}", f"--set model.base={found.base}")
+    if (folder.parent / "manifest.json").is_file():
+        manifest = read_manifest(folder.parent)
+        for key, now in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
+            if manifest.get(key) != now:
+                report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {now}", 0, 0, "")
 
 
 def causal_of(model: Any) -> Any:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from petool_lite.adapters import check_start
 from petool_lite.console import Report, plain, silent
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.export import check_exportable
@@ -18,6 +17,7 @@ from petool_lite.prompt.render import Chat, chat_from_directory
 from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
 from petool_lite.train.devices import count, sharded
 from petool_lite.train.evaluate import check_evaluation
+from petool_lite.train.load import check_start
 from petool_lite.train.memory import CPU_BUDGET, Way, check_cpu_memory, choose, load_of
 from petool_lite.train.records import check_reporters
 
