@@ -72,7 +72,7 @@ check: .venv/ready audit lines
 docs: .venv-docs/ready
 	@# not --quiet: that would silence the warnings that --strict turns into a failure
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --clean
-	@echo "open site/index.html, or with search: python3 -m http.server -d site" >&2
+	@echo "open site/index.html" >&2
 
 .venv-docs/ready: requirements/docs.txt
 	@python3 -m venv .venv-docs

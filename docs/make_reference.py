@@ -71,12 +71,12 @@ def models_page() -> str:
         if missing:
             raise SystemExit(f"no test shows of {family.name}: {', '.join(missing)}")
         cells = [f"[yes](#{name.lower().replace(' ', '-')})" for name in _SHOWN]
-        rows.append((family.name, f"`{family.architecture}`", f"`{family.gguf}`", *cells))
+        rows.append((f"{family.name}: `{family.architecture}`, in llama.cpp `{family.gguf}`", *cells))
     parts = [
         "# Models\n",
         "Text models of these families, from a directory or the Hub, can be trained, exported and run; everything else",
         "is refused in one line. A GGUF file of any architecture that llama.cpp opens can be called, served, scored.\n",
-        _table(("family", "transformers", "llama.cpp", *_SHOWN), rows),
+        _table(("family", *_SHOWN), rows),
     ]
     for name, test in _SHOWN.items():
         parts.append(f"## {name}\n\n`tests/{test}`\n")

@@ -1,17 +1,17 @@
-"""Twenty ratings through a running server, and what they change; see docs/tutorial.md.
+"""Twenty ratings through a running server, and what they change; see docs/own-tools.md.
 
-python docs/ratings.py http://127.0.0.1:8080 [USER]
+python docs/ratings.py http://127.0.0.1:8080 PROVIDER [USER]
 
-Two providers offer the same eight functions. The user likes the calls that go to one of them, and says so twenty times.
-Counted is where twelve other requests go, without the memory and, after the ratings, with it. Without a USER only the
-first is done.
+Two providers, orchard and quillpad, offer the same eight functions. The user likes the calls that go to PROVIDER, and
+says so twenty times. Counted is how many of twelve other requests go there, without the memory and, after the ratings,
+with it. Without a USER only the first is done.
 """
 
 import json
 import sys
 import urllib.request
 
-LIKED, OTHER = "orchard", "quillpad"
+PROVIDERS = "orchard", "quillpad"
 FUNCTIONS = {
     "find_recipe": (
         "Recipes with an ingredient",
@@ -45,7 +45,7 @@ def tools(name: str) -> list[dict]:
     schema = {"type": "object", "properties": {parameter: {"type": "string"}}, "required": [parameter]}
     return [
         {"type": "function", "function": {"name": f"{provider}.{name}", "description": text, "parameters": schema}}
-        for provider in sorted((OTHER, LIKED), reverse=list(FUNCTIONS).index(name) % 2 == 0)
+        for provider in sorted(PROVIDERS, reverse=list(FUNCTIONS).index(name) % 2 == 0)
     ]
 
 
@@ -64,26 +64,26 @@ def chosen(url: str, name: str, word: str, **more: object) -> tuple[str, str]:
     return answer["id"], answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"].partition(".")[0]
 
 
-def count(url: str, **more: object) -> str:
+def count(url: str, liked: str, **more: object) -> str:
     """How many of twelve requests that nobody rates go to the liked provider."""
     asked = [(name, word) for name in list(FUNCTIONS)[:6] for word in FUNCTIONS[name][3].split()[3:]]
-    went = sum(chosen(url, name, word, **more)[1] == LIKED for name, word in asked)
+    went = sum(chosen(url, name, word, **more)[1] == liked for name, word in asked)
     return f"{went} of {len(asked)}"
 
 
-def main(url: str, user: str = "") -> None:
+def main(url: str, liked: str, user: str = "") -> None:
     """Rate, and count."""
-    print(f"to {LIKED} without the memory: {count(url)}", flush=True)
+    print(f"to {liked} without the memory: {count(url, liked)}", flush=True)
     if not user:
         return
     asked = [(name, FUNCTIONS[name][3].split()[number]) for number in range(3) for name in FUNCTIONS]
     verdicts = []
     for name, word in asked[:20]:
         identity, provider = chosen(url, name, word, user=user)
-        verdicts.append("liked" if provider == LIKED else "disliked")
+        verdicts.append("liked" if provider == liked else "disliked")
         post(url, "/v1/feedback", {"id": identity, "verdict": verdicts[-1], "user": user})
     print(f"rated: {verdicts.count('liked')} liked, {verdicts.count('disliked')} disliked", flush=True)
-    print(f"to {LIKED} with it: {count(url, user=user)}")
+    print(f"to {liked} with it: {count(url, liked, user=user)}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from petool_lite.export.vocabulary import read_vocabulary
 from petool_lite import families
 from petool_lite.adapters import WEIGHTS, read_adapter_config
 from petool_lite.console import Report, silent
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.families import Rope, Shape, read_json
-from petool_lite.models import Base, sound_weight_files
+from petool_lite.models import Base, weight_files
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,13 @@ def _checked(directory: Path, report: Report = silent) -> tuple[dict[str, Any], 
 def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
     """Every tensor of a model directory, one file or shards, without a tied output head and what every program
     computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than `shape` has it."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     expected, found, computed = families.tensor_shapes(shape), dict[str, Tensor](), 0
-    for file in sound_weight_files(directory):
-        with safe_open(file, "pt") as opened:
+    for file in weight_files(directory):
+        # the library checks the header, the offsets and the file's length
+        damage = in_words(f"damaged weights: {file}", "get the base model again", SafetensorError, OSError)
+        with damage, safe_open(file, "pt") as opened:
             parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
         for name, part in parts.items():
             if name.endswith(families.COMPUTED):

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.runs import TRAINED, find_run, runs_root
 from petool_lite.text import read_object
 
@@ -42,12 +42,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if not path.is_file():
         raise PetoolError(f"adapter file missing: {path}", "give the folder that PEFT or petool-lite saved")
     config = read_object(path, f"damaged adapter: {path}", _AGAIN)
-    try:
+    with in_words(f"damaged adapter: {path}", _AGAIN, LookupError, TypeError, ValueError, OverflowError):
         r, alpha, rslora = int(config["r"]), float(config["lora_alpha"]), bool(config.get("use_rslora"))
         if r < 1 or not math.isfinite(alpha) or alpha == 0:
             raise ValueError(f"r {r}, lora_alpha {alpha:g}")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise PetoolError(f"damaged adapter: {path} ({error!r})", _AGAIN) from error
     if (kind := config.get("peft_type", "LORA")) != "LORA":
         raise PetoolError(f"the adapter {folder} is of the kind {kind}", "only LoRA can be trained on and merged")
     used = [key for key in _MORE if config.get(key)] + (["bias"] if config.get("bias") not in (None, "none") else [])
@@ -65,14 +63,10 @@ def _targets(folder: Path) -> tuple[str, ...]:
     """Last names of the linears that the weights are of; `target_modules` may be a pattern, or not say it."""
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path := folder / WEIGHTS, framework="np") as file:
-            names = list(file.keys())
-    except FileNotFoundError as error:
-        what = f"no {WEIGHTS} in {folder}"
-        raise PetoolError(what, "pickled weights (.bin) are not read; save it as safetensors") from error
-    except (SafetensorError, OSError) as error:
-        raise PetoolError(f"damaged adapter: {path} ({error})", _AGAIN) from error
+    if not (path := folder / WEIGHTS).exists():
+        raise PetoolError(f"no {WEIGHTS} in {folder}", "pickled weights (.bin) are not read; save it as safetensors")
+    with in_words(f"damaged adapter: {path}", _AGAIN, SafetensorError, OSError), safe_open(path, "np") as file:
+        names = list(file.keys())
     odd = [name for name in names if not name.endswith(_SIDES) or "embed_tokens" in name or "lm_head" in name]
     if odd or not names:
         what = f"the adapter {folder} holds {odd[0] if odd else 'no matrices'}"

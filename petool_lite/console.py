@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import cycle
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -100,11 +101,9 @@ def print_loss_mask(row: Mapping[str, Any]) -> None:
     """A training row: what is read plain, each token with loss on green, in two shades to show their borders."""
     from rich.text import Text
 
-    text = Text()
-    for number, piece in enumerate(row["pieces"]):
-        shade = "black on green" if number % 2 else "black on bright_green"
-        text.append(piece["text"], style=shade if piece["learned"] else "dim")
-    terminal().print(text, soft_wrap=True)
+    shades = cycle(("black on bright_green", "black on green"))
+    pieces = ((piece["text"], next(shades) if piece["learned"] else "dim") for piece in row["pieces"])
+    terminal().print(Text.assemble(*pieces), soft_wrap=True)
     dropped = f", {row['history_dropped']} earlier calls left out" if row["history_dropped"] else ""
     say(f"entry {row['entry_id']}: {row['tokens']:,} tokens, {row['loss_tokens']} with loss{dropped}")
 
@@ -143,18 +142,17 @@ def progress() -> Iterator[Report]:
         if total == 0:
             bars.console.print(stage, style="dim", soft_wrap=True)
             return
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total, note=note)
-            if not stderr.is_terminal:
-                stderr.print(f"{stage}: {total - done} to do")
+        lines = [] if stage in tasks else [f"{total - done} to do"]
+        if lines:
+            tasks[stage], told[stage] = bars.add_task(stage, total=total, note=note), monotonic()
         bars.update(tasks[stage], completed=done, total=total, note=note)
-        if not stderr.is_terminal and done == total:
-            stderr.print(f"{stage}: done {note}")
-        elif not stderr.is_terminal and monotonic() - told.setdefault(stage, monotonic()) > _LOG_SECONDS:
-            told[stage] = monotonic()
-            left = bars.tasks[tasks[stage]].time_remaining
-            when = f"{left / 60:.0f} min left, " if left is not None else ""
-            stderr.print(f"{stage}: {done} of {total}, {when}{note}", soft_wrap=True)
+        if done == total:
+            lines.append(f"done {note}")
+        elif monotonic() - told[stage] > _LOG_SECONDS:
+            told[stage], left = monotonic(), bars.tasks[tasks[stage]].time_remaining
+            lines.append(f"{done} of {total}, {'' if left is None else f'{left / 60:.0f} min left, '}{note}")
+        for line in () if stderr.is_terminal else lines:
+            stderr.print(f"{stage}: {line}", soft_wrap=True)
 
     with bars:
         yield report

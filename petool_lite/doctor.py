@@ -25,27 +25,24 @@ def examine() -> dict[str, Any]:
     flags = info.read_text().partition("flags")[2].partition("\n")[0].split() if info.is_file() else []
     cpu = {"cores": default_threads(), "avx512": "avx512f" in flags, "amx": "amx_tile" in flags}
     tried = {"amx_kernels_work": kernels_work(embedded_gguf())} if cpu["amx"] else {}
+    try:
+        with LlamaModel(embedded_gguf(), n_ctx=512) as model:
+            ids = model.encode("The quick brown fox jumps over the lazy dog. " * 30)[:256]
+            reply = model.generate(ids, 16)
+        decode = round(len(reply.ids) / reply.decode_s) if reply.decode_s and reply.ids else 0
+        speed = {"prefill_tokens_per_s": round(reply.prompt_tokens / reply.prefill_s), "decode_tokens_per_s": decode}
+        decoded: dict[str, Any] = {"works": True, **speed}
+    except (PetoolError, ImportError, OSError) as error:
+        decoded = {"works": False, "why": str(error)}
     return {
         "python": sys.version.split()[0],
         "machine": platform.machine(),
         "cpu": cpu | tried,
         "gpu": gpu_facts(),
-        "llama_cpp": _llama_cpp(),
+        "llama_cpp": decoded,
         "disk_free_gb": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         "versions": versions(),
     }
-
-
-def _llama_cpp() -> dict[str, Any]:
-    try:
-        with LlamaModel(embedded_gguf(), n_ctx=512) as model:
-            ids = model.encode("The quick brown fox jumps over the lazy dog. " * 30)[:256]
-            reply = model.generate(ids, 16)
-    except (PetoolError, ImportError, OSError) as error:
-        return {"works": False, "why": str(error)}
-    decode = round(len(reply.ids) / reply.decode_s) if reply.decode_s and reply.ids else 0
-    prefill = round(reply.prompt_tokens / reply.prefill_s)
-    return {"works": True, "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
 
 
 _PROMPT, _QUERY, _REPLY = 768, 40, 24  # tokens of the probe
@@ -94,8 +91,7 @@ def tune(model: Path, report: Report = silent) -> dict[str, Any]:
 
 
 def _trial(model: Path, settings: Any) -> tuple[dict[str, Any], Sequence[int]]:
-    """The settings with their figures, and the reply's ids: of two runs the faster one, as others' work only adds
-    time."""
+    """The settings with their figures, of two runs the faster one, as others' work only adds time; the reply's ids."""
     written, runs = _PROMPT + _QUERY + _BATCHES * _TOKENS, []
     started = time.perf_counter()
     with LlamaModel(model, n_ctx=written + _REPLY, settings=settings) as loaded:

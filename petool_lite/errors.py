@@ -1,6 +1,8 @@
-"""The one error type that commands turn into a red line, a hint and an exit code; nothing is caught here."""
+"""The one error type that commands turn into a red line, a hint and an exit code."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 FAILED, USAGE, MACHINE = 1, 2, 3
 
@@ -17,6 +19,19 @@ class PetoolError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of what a library says, or what kind of error it is."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def in_words(what: str, hint: str, *kinds: type[Exception], exit_code: int = FAILED) -> Iterator[None]:
+    """Turn an error of these kinds, but no PetoolError, into one: `what` that means, and why. Raises PetoolError."""
+    try:
+        yield
+    except PetoolError:
+        raise
+    except kinds as error:
+        raise PetoolError(
+            f"{what} ({getattr(error, 'strerror', None) or first_line(error)})", hint, exit_code
+        ) from error
 
 
 def missing_package(error: ModuleNotFoundError | AttributeError) -> PetoolError:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.text import read_object
 
 # GGUF's name of a block's tensor -> the Hugging Face module
@@ -40,9 +40,8 @@ _END_TEXTS = (
 class Family:
     """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`). `blocks` maps
     GGUF's names of a block's tensors to modules; those of `biases` have a bias. `interleaved`: llama.cpp orders the
-    rows of q and k otherwise. `activation` and `head_size` are config.json's, or its default. `shift` is what the norms
-    add to their weights. `scaled`: embeddings are multiplied by the root of the width. `local`: of every so many layers
-    all but the last see a window only."""
+    rows of q and k otherwise. `activation` and `head_size` are config.json's, or its default. `shift` is added to the
+    norms. `scaled`: embeddings times the root of the width. `local`: of so many layers only the last sees all."""
 
     name: str
     architecture: str
@@ -273,8 +272,9 @@ def chat_template(directory: Path) -> str:
     if file.is_file():
         found = file.read_text(encoding="utf-8")
     elif isinstance(found, list):
-        found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-    if isinstance(found, dict):
+        named = (item for item in found if isinstance(item, dict) and item.get("name") == "default")
+        found = next(named, {}).get("template")
+    elif isinstance(found, dict):
         found = found.get("default")
     if found is None and (config := directory / "config.json").is_file():
         found = known_template(directory.name, str(read_json(config).get("_name_or_path")))
@@ -294,10 +294,9 @@ def load_tokenizer(directory: Path) -> Any:
     """The tokenizers.Tokenizer of a model directory; raises PetoolError where its file is damaged."""
     from tokenizers import Tokenizer
 
-    try:
+    # the library raises nothing narrower than Exception
+    with in_words(f"damaged tokenizer: {directory}/tokenizer.json", "get the model again", Exception):
         return Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing narrower
-        raise PetoolError(f"damaged tokenizer: {directory}/tokenizer.json ({error})", "get the model again") from error
 
 
 def special_token(directory: Path, role: str) -> str:
@@ -309,8 +308,7 @@ def special_token(directory: Path, role: str) -> str:
 
 def end_tokens(directory: Path, tokenizer: Any = None) -> dict[str, int]:
     """Text -> ID of every token that ends a reply: the end token first, those that llama.cpp takes for one by their
-    text, those of generation_config.json. Raises PetoolError where the end token is not named, or not known to the
-    tokenizer."""
+    text, those of generation_config.json. Raises PetoolError where no end token is named or known to the tokenizer."""
     tokenizer, file = tokenizer or load_tokenizer(directory), directory / "generation_config.json"
     named = read_json(file).get("eos_token_id") if file.is_file() else None
     ids = [index for index in (named if isinstance(named, list) else [named]) if type(index) is int]

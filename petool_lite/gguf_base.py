@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.families import FAMILIES, gguf_name, reordered_heads, shape_of, tensor_shapes
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import cache_place
@@ -13,7 +13,7 @@ from petool_lite.runs import draft
 
 # The layout of the written directory; part of the cache key, so that a changed writer never reads an old copy.
 _VERSION = 3
-_ELSEWHERE = "train from the model's own directory"
+_ELSEWHERE, _AGAIN = "train from the model's own directory", "get or export the file again"
 
 
 def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
@@ -44,19 +44,15 @@ def open_gguf(path: Path, checked: bool = False) -> Any:
 
     if not checked:
         check_gguf(path)
-    try:
+    damage = (ValueError, LookupError, OverflowError, OSError, MemoryError)
+    with in_words(f"damaged GGUF file: {path}", _AGAIN, *damage):
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, OSError, MemoryError, UnicodeDecodeError) as error:
-        raise PetoolError(f"damaged GGUF file: {path} ({error})", "get or export the file again") from error
 
 
 def gguf_fields(reader: Any) -> dict[str, Any]:
     """All metadata of a gguf.GGUFReader, without its own GGUF.* rows. Raises PetoolError for text that is not UTF-8."""
-    try:
+    with in_words("damaged GGUF file: a text is not UTF-8", _AGAIN, UnicodeDecodeError):
         return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    except UnicodeDecodeError as error:
-        what = f"damaged GGUF file: a text is not UTF-8 ({error})"
-        raise PetoolError(what, "get or export the file again") from error
 
 
 class _Fields(dict[str, Any]):
@@ -103,10 +99,8 @@ def _write_directory(gguf: Path, target: Path) -> None:
         raise PetoolError(f"it has other tensors than a plain Llama, such as {min(odd)}", _ELSEWHERE)
     for tensor in found.values():
         name = names[tensor.name]
-        try:
+        with in_words(f"{tensor.name} is of a type that is not read", _ELSEWHERE, NotImplementedError):
             weight = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise PetoolError(f"{tensor.name} is of a type that is not read ({error})", _ELSEWHERE) from error
         if heads := reordered_heads(name, shape):  # llama.cpp interleaves their rotary pairs
             weight = weight.reshape(heads, len(weight) // heads // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
         tensors[name] = torch.from_numpy(weight.copy()).to(torch.bfloat16)

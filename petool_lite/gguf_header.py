@@ -1,6 +1,6 @@
-"""Can a GGUF file's keys be those of a model? Checked before any C code sees them: some llama.cpp believes too much.
-Layout (GGUF versions 2 and 3, little-endian): magic, version, tensor count, key count; keys with typed values; then
-tensors, which llama.cpp and the package gguf check. A split file is several, of which the first has the keys."""
+"""Can a GGUF file's keys be those of a model? Checked before any C code sees them, as some llama.cpp believes too much,
+and in a tenth of a second; the package gguf takes some. Layout (GGUF versions 2 and 3, little-endian): magic, version,
+tensor count, key count; keys with typed values; then tensors. A split file is several; the first has the keys."""
 
 import mmap
 import re
@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 
 MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -54,15 +54,14 @@ def check_gguf(path: Path) -> list[Path]:
 
 def _part(path: Path) -> tuple[int, int]:
     """Which part the file is, from 0, and of how many; checked."""
-    try:
+    with (
+        in_words(f"cannot read {str(path)[:200]}", "check its permissions", OSError),
+        in_words(f"damaged GGUF file: {path}", "get or export the file again", _Damage),
+    ):
         if not path.is_file():
             raise _no_file(path)
         facts = path.stat()
         return _read(path.absolute(), (facts.st_size, facts.st_mtime_ns, facts.st_ino))
-    except OSError as error:
-        raise PetoolError(f"cannot read {str(path)[:200]}: {error.strerror}", "check its permissions") from error
-    except _Damage as damage:
-        raise PetoolError(f"damaged GGUF file: {path} ({damage})", "get or export the file again") from damage
 
 
 def _no_file(path: Path) -> PetoolError:
@@ -83,30 +82,32 @@ def _read(path: Path, state: tuple[int, int, int]) -> tuple[int, int]:
         if file.read(len(MAGIC)) != MAGIC:
             raise PetoolError(f"not a GGUF file: {path}", "it does not start with the letters GGUF")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _check(_Cursor(data))
+            values = _checked_values(_Cursor(data))
+    part, parts = values.get("split.no", 0), values.get("split.count", 1)
+    if not all(isinstance(number, int) and 0 <= number <= _MOST_PARTS for number in (part, parts)):
+        raise _Damage(f"it says of its parts {part!r} of {parts!r}")
+    return part, parts
 
 
 class _Cursor:
     """A place in the file that cannot leave it."""
 
     def __init__(self, data: Any) -> None:
-        self.data, self.size, self.place = data, len(data), 4
+        self.data, self.size, self.place = data, len(data), len(MAGIC)
 
     def skip(self, count: int) -> int:
         """Move on by `count` bytes; where they start."""
-        start = self.place
-        if count > self.size - start:
+        start, self.place = self.place, self.place + count
+        if self.place > self.size:
             raise _Damage(f"it ends inside its header, at byte {self.size:,}")
-        self.place = start + count
         return start
 
     def number(self, letter: str) -> Any:
         return struct.unpack_from(f"<{letter}", self.data, self.skip(struct.calcsize(letter)))[0]
 
     def text(self) -> bytes:
-        length = self.number("Q")
-        start = self.skip(length)
-        return bytes(self.data[start : start + min(length, _KEPT)])
+        start = self.skip(self.number("Q"))
+        return bytes(self.data[start : min(self.place, start + _KEPT)])
 
     def count(self, what: str, least: int) -> int:
         """A number of items of at least `least` bytes each, which the rest of the file must have room for."""
@@ -131,10 +132,24 @@ class _Cursor:
         self.skip(place - self.place)
         return count
 
+    def value(self, key: str) -> Any:
+        """The value of a key: a number, a text, or of an array its places, a range."""
+        if array := (kind := self.number("I")) == _ARRAY:
+            kind = self.number("I")
+        if kind == _STRING:
+            return range(self.texts(key == "tokenizer.ggml.tokens")) if array else self.text()
+        if kind not in _SCALARS:
+            raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
+        if not array:
+            return self.number(_SCALARS[kind])
+        count = self.count("numbers", size := struct.calcsize(_SCALARS[kind]))
+        self.skip(count * size)
+        return range(count)
 
-def _check(cursor: _Cursor) -> tuple[int, int]:
-    version = cursor.number("I")
-    if version not in (2, 3):
+
+def _checked_values(cursor: _Cursor) -> dict[str, Any]:
+    """The values of all keys, none of which llama.cpp would believe to its end."""
+    if (version := cursor.number("I")) not in (2, 3):
         raise _Damage(f"version {version}; 2 and 3 are known, in little-endian order")
     cursor.count("tensors", 8 + 4 + 8 + 4 + 8)
     values: dict[str, Any] = {}
@@ -142,33 +157,7 @@ def _check(cursor: _Cursor) -> tuple[int, int]:
         key = cursor.text().decode("utf-8", "replace")
         if key in values:
             raise _Damage(f"the key {key[:60]!r} occurs twice")
-        values[key] = _value(cursor, key)
-    _check_values(values)
-    part, parts = values.get("split.no", 0), values.get("split.count", 1)
-    if not all(isinstance(number, int) and 0 <= number <= _MOST_PARTS for number in (part, parts)):
-        raise _Damage(f"it says of its parts {part!r} of {parts!r}")
-    return part, parts
-
-
-def _value(cursor: _Cursor, key: str) -> Any:
-    """The value of a key: a number, a text, or of an array its places, a range."""
-    kind = cursor.number("I")
-    array = kind == _ARRAY
-    kind = cursor.number("I") if array else kind
-    if kind == _STRING:
-        return range(cursor.texts(key == "tokenizer.ggml.tokens")) if array else cursor.text()
-    if kind not in _SCALARS:
-        raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
-    if not array:
-        return cursor.number(_SCALARS[kind])
-    size = struct.calcsize(_SCALARS[kind])
-    count = cursor.count("numbers", size)
-    cursor.skip(count * size)
-    return range(count)
-
-
-def _check_values(values: dict[str, Any]) -> None:
-    """Refuse values that llama.cpp believes, and that would end the process there."""
+        values[key] = cursor.value(key)
     if not isinstance(architecture := values.get("general.architecture", b""), bytes):
         raise _Damage("general.architecture is no text")
     for name, (kind, least, most) in _LIMITS.items():
@@ -176,14 +165,16 @@ def _check_values(values: dict[str, Any]) -> None:
         found: Any = values.get(name, kind(most))
         if not isinstance(found, kind) or not least <= found <= most:
             raise _Damage(f"{name} is {found!r}")
-    lengths = {key.removeprefix("tokenizer.ggml."): len(v) for key, v in values.items() if isinstance(v, range)}
+    own = {key.removeprefix("tokenizer.ggml."): value for key, value in values.items() if "tokenizer.ggml." in key}
+    lengths = {name: len(value) for name, value in own.items() if isinstance(value, range)}
     for name in ("scores", "token_type"):
         if "tokens" in lengths and lengths.get(name, lengths["tokens"]) != lengths["tokens"]:
             raise _Damage(f"{lengths['tokens']:,} tokens, but {lengths[name]:,} of their {name}")
-    for key, value in values.items():  # one beyond the vocabulary counts as unset, in llama.cpp as here
-        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and not isinstance(value, int):
-            raise _Damage(f"{key} is {value!r}")
-    if values.get("tokenizer.ggml.model") == b"gpt2":
-        for name in ("tokens", "token_type", "merges"):  # without types, control tokens would be read as plain text
-            if name not in lengths:
-                raise _Damage(f"it lacks the key tokenizer.ggml.{name}")
+    for name, value in own.items():  # one beyond the vocabulary counts as unset, in llama.cpp as here
+        if name.endswith("_token_id") and not isinstance(value, int):
+            raise _Damage(f"tokenizer.ggml.{name} is {value!r}")
+    # without types, control tokens would be read as plain text
+    lacks = [name for name in ("tokens", "token_type", "merges") if name not in lengths]
+    if own.get("model") == b"gpt2" and lacks:
+        raise _Damage(f"it lacks the key tokenizer.ggml.{lacks[0]}")
+    return values

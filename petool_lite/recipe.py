@@ -6,14 +6,14 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from petool_lite.data import SETTINGS
 from petool_lite.data.fields import is_unicode
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.errors import USAGE, PetoolError, in_words
 from petool_lite.prompt.render import OVERLENGTH, STYLES
 from petool_lite.text import read_text
 
@@ -132,11 +132,10 @@ class Recipe:
 
 def settings() -> Iterator[tuple[str, type, dict[str, Any], Any]]:
     """Every setting as (section.key, type, metadata, default)."""
-    for section in fields(Recipe):
-        defaults = getattr(Recipe(), section.name)
+    for section, defaults in vars(Recipe()).items():
         hints = get_type_hints(type(defaults))
         for item in fields(defaults):
-            yield f"{section.name}.{item.name}", hints[item.name], dict(item.metadata), getattr(defaults, item.name)
+            yield f"{section}.{item.name}", hints[item.name], dict(item.metadata), getattr(defaults, item.name)
 
 
 def builtin_recipes() -> dict[str, str]:
@@ -147,68 +146,55 @@ def builtin_recipes() -> dict[str, str]:
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
-    """Read a recipe by path or shipped name, with `key=value` overrides. Raises PetoolError that lists every
-    problem."""
-    name, text = _recipe_text(source)
-    try:
+    """Read a recipe by path or shipped name, with `key=value` overrides. Raises PetoolError with every problem."""
+    path, shipped = Path(source).expanduser(), builtin_recipes()
+    # "recipes/rating.toml" means the shipped one when no such file lies in the current folder
+    if not path.is_file() and (path.stem not in shipped or str(path) not in (path.stem, f"recipes/{path.stem}.toml")):
+        raise PetoolError(f"no such recipe: {source}", f"give a file, or one of: {', '.join(shipped)}")
+    text = read_text(path, _LONGEST) if path.is_file() else shipped[path.stem]
+    # tomllib's own error, a number of too many digits, too deep nesting
+    with in_words(f"{source} is not valid TOML", "see `petool-lite recipes show demo`", ValueError, RecursionError):
         table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # tomllib's own error, a number of too many digits, too deep nesting
-        raise PetoolError(f"{source} is not valid TOML: {error}", "see `petool-lite recipes show demo`") from error
     if not table:
         raise PetoolError(f"{source} is empty", "a recipe names at least its base; see `petool-lite recipes show demo`")
+    if 'style = "compact"' in text or "\naccumulate = " in text:
+        what = f"{source} is of petool-lite 0.1, whose prompt and settings this version does not read"
+        raise PetoolError(what, "train again with a recipe of this version (CHANGELOG.md), or use petool-lite 0.1")
     problems = [f"{key} stands outside a section such as [train]" for key in table if not isinstance(table[key], dict)]
     sections = {name: content for name, content in table.items() if isinstance(content, dict)}
     values = {f"{name}.{key}": value for name, content in sections.items() for key, value in content.items()}
+    texts = {key for key, kind, _, _ in settings() if kind is str}
     for override in overrides:
         key, equals, raw = (part.strip() for part in override.partition("="))
         if not equals:
             raise PetoolError(f"--set {override}: expected key=value", "such as --set train.epochs=2", USAGE)
         if not is_unicode(override):
             raise PetoolError("--set: a value is not UTF-8 text", "recipes are UTF-8", USAGE)
-        values[key] = _override_value(key, raw)
-    return name, _build(values, problems, source)
-
-
-def _recipe_text(source: str) -> tuple[str, str]:
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path.stem, read_text(path, _LONGEST)
-    shipped = builtin_recipes()
-    # "recipes/rating.toml" means the shipped one when no such file lies in the current folder
-    if path.stem in shipped and str(path) in (path.stem, f"recipes/{path.stem}.toml"):
-        return path.stem, shipped[path.stem]
-    raise PetoolError(f"no such recipe: {source}", f"give a file, or one of: {', '.join(shipped)}")
-
-
-def _override_value(key: str, raw: str) -> Any:
-    if any(name == key and kind is str for name, kind, _, _ in settings()):
-        return raw.strip("\"'")
-    with suppress(ValueError, RecursionError):
-        return tomllib.loads(f"value = {raw}")["value"]
-    return raw
+        values[key] = raw.strip("\"'") if key in texts else raw
+        with suppress(ValueError, RecursionError):
+            values[key] = values[key] if key in texts else tomllib.loads(f"value = {raw}")["value"]
+    return path.stem, _build(values, problems, source)
 
 
 def _build(values: dict[str, Any], problems: list[str], source: str) -> Recipe:
     known = {name: (kind, metadata) for name, kind, metadata, _ in settings()}
-    chosen: dict[str, dict[str, Any]] = {section.name: {} for section in fields(Recipe)}
+    initials = {"".join(word[0] for word in name.split(".")[1].split("_")): name for name in known}
+    recipe = Recipe()
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in vars(recipe)}
     for key, value in values.items():
-        if key not in known:
-            initials = {"".join(word[0] for word in name.split(".")[1].split("_")): name for name in known}
-            short = [initials[key.split(".")[-1]]] if key.split(".")[-1] in initials else []  # lr is learning_rate
-            near = short or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            problems.append(f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
-            continue
-        kind, metadata = known[key]
         section, _, item = key.partition(".")
-        if problem := _problem(value, kind, metadata):
+        if key not in known:
+            short = initials.get(key.split(".")[-1])  # lr is learning_rate
+            near = [short] if short else difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            problems.append(f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        elif problem := _problem(value, *known[key]):
             problems.append(f"{key}: {problem}")
         else:
-            chosen[section][item] = kind(value) if kind in (int, float) else value
+            chosen[section][item] = known[key][0](value) if known[key][0] in (int, float) else value
     problems += _conflicts({name: default for name, _, _, default in settings()} | values)
     if problems:
         raise PetoolError(f"{source}: " + "; ".join(problems), "`petool-lite recipes keys` lists all settings")
-    kinds = get_type_hints(Recipe)
-    return Recipe(**{section: kinds[section](**content) for section, content in chosen.items()})
+    return Recipe(**{section: replace(default, **chosen[section]) for section, default in vars(recipe).items()})
 
 
 def _problem(value: Any, kind: Any, about: dict[str, Any]) -> str:
@@ -253,11 +239,10 @@ def _conflicts(values: dict[str, Any]) -> list[str]:
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML, every setting written out with its meaning."""
     lines = []
-    for section in fields(recipe):
-        content = getattr(recipe, section.name)
-        lines.append(f"[{section.name}]")
-        for item in fields(content):
-            value = json.dumps(getattr(content, item.name), ensure_ascii=False)  # as TOML writes it, but for DEL
+    for name, section in vars(recipe).items():
+        lines.append(f"[{name}]")
+        for item in fields(section):
+            value = json.dumps(getattr(section, item.name), ensure_ascii=False)  # as TOML writes it, but for DEL
             lines += [f"# {item.metadata['doc']}", f"{item.name} = {value}".replace("\x7f", "\\u007f")]
         lines.append("")
     return "\n".join(lines)

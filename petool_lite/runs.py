@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.text import read_object
 
 # What a run trained lies in a folder of its own: train.method -> its name.
@@ -65,29 +65,21 @@ def write_json(target: Path, value: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other commands that write to it; under torchrun the first process holds it for all."""
+    """Hold `folder` against other commands that write to it; under torchrun the first process holds it for all. Raises
+    PetoolError that names the holder by the lock file's text; the kernel lets go when a process ends, in any way."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    with sole_writer(folder, folder / ".lock"):
-        yield
-
-
-@contextmanager
-def sole_writer(target: Path, lock: Path) -> Iterator[None]:
-    """Hold the file or folder `target` by its lock file; raises PetoolError that names who holds it. The kernel lets go
-    when this process ends, however it ends; the file's text only says who to name."""
     from filelock import FileLock, Timeout
 
-    try:
+    lock = folder / ".lock"
+    with in_words(f"cannot write to {lock.parent}", "check its permissions and disk", OSError):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock, blocking=False).acquire()
-    except Timeout as error:
-        other = writer(lock) or "another process"
-        raise PetoolError(f"{other} is writing to {target}", "wait for it to end, or stop it") from error
-    except OSError as error:
-        what = f"cannot write to {lock.parent}: {error.strerror}"
-        raise PetoolError(what, "check its permissions and disk") from error
+        try:
+            held = FileLock(lock, blocking=False).acquire()
+        except Timeout as error:  # an OSError, too
+            other = writer(lock) or "another process"
+            raise PetoolError(f"{other} is writing to {folder}", "wait for it to end, or stop it") from error
     with held:
         name = Path(sys.argv[0]).name
         line = shlex.join(["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]])
@@ -111,15 +103,12 @@ def writer(lock: Path) -> str:
 def create_run(name: str) -> Path:
     """Make a new run directory, `<name>-<date>-<time>`; a number is added where that is taken."""
     first = path = runs_root() / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in count(2):
-        try:
-            path.mkdir(parents=True)
-            break
-        except FileExistsError:
+    with in_words(f"cannot write to {first.parent}", "set PETOOL_LITE_RUNS to another folder", OSError):
+        for number in count(2):
+            with suppress(FileExistsError):
+                path.mkdir(parents=True)
+                break
             path = first.with_name(f"{first.name}-{number}")
-        except OSError as error:
-            what = f"cannot write to {first.parent}: {error.strerror}"
-            raise PetoolError(what, "set PETOOL_LITE_RUNS to another folder") from error
     return path
 
 
@@ -155,8 +144,8 @@ def find_run(name: str | None) -> Path:
 
 def named_run(name: str) -> Path:
     """A run, complete or not, by path, name or the beginning of one name; raises PetoolError for none or several."""
-    path = next((path for path in (Path(name).expanduser(), runs_root() / name) if path.is_dir()), None)
-    begun = [path] if path else [run for run in list_runs() if name and run.name.startswith(name)]
+    named = [path for path in (Path(name).expanduser(), runs_root() / name) if path.is_dir()]
+    begun = named[:1] or [run for run in list_runs() if name and run.name.startswith(name)]
     if len(begun) != 1:
         several = f"; {len(begun)} begin so, such as {begun[0].name}" if begun else ""
         raise PetoolError(f"no such run: {name}{several}", "`petool-lite runs list` shows them")

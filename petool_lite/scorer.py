@@ -1,7 +1,6 @@
 """The published scorer: pure functions over one reply. It looks, on one line, for an opening brace, anything, the key
 "tool_name" with a quoted string, a comma, the key "parameters" and an object that ends at the first two closing braces,
-and parses the match as JSON; no match or bad JSON is wrong on both counts. Its quirks (nested objects at the end,
-swapped keys, two braces inside a string) are kept, so that figures compare with published ones."""
+and parses the match as JSON; else both are wrong. Its quirks are kept, so that figures compare with published ones."""
 
 import json
 import math
@@ -31,8 +30,7 @@ def published_form(reply: str) -> str:
 
 
 def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
-    """The call that the published scorer sees in a reply, or None; with `spanning` that of the published 3B
-    result's."""
+    """The call that the published scorer sees in a reply, or None; with `spanning` the one of the 3B result."""
     # A reply that runs in circles must not take seconds: skip one without the parts in their order, and try the first
     # brace of each line only, because a match from a later brace of the line is one from the first as well.
     name = reply.find('"tool_name":')
@@ -54,8 +52,7 @@ def score_reply(
     reply: str, gold: Mapping[str, Any], spanning: bool = False, request: str | None = None
 ) -> tuple[bool, bool]:
     """Published scorer: (tool right, parameters right), each by itself; 1, 1.0 and true are equal. Where `gold` is
-    {"no_call": ...}, any text without a call is right on both. With `request`, parameters are compared by
-    `as_asked`."""
+    {"no_call": ...}, any text without a call is right on both. `as_asked` compares where there is a `request`."""
     call = read_published(reply, spanning)
     try:
         if "no_call" in gold:
@@ -70,8 +67,7 @@ def score_reply(
 
 
 def as_asked(found: Any, right: Any, request: str) -> bool:
-    """Whether a value is right, or the number of the request that the data cut or rounded to a whole one. PEToolBench
-    has 46 where the request says 46.046; a reply of 46.046 is what was asked for."""
+    """Whether a value is right, or the request's number that the data cut to a whole one, as PEToolBench cut 46.046."""
     if isinstance(found, dict) and isinstance(right, dict):
         return found.keys() == right.keys() and all(as_asked(found[key], right[key], request) for key in right)
     if isinstance(found, list) and isinstance(right, list):

@@ -1,5 +1,4 @@
-"""The one reader of text that users give: UTF-8 with or without a byte order mark, and JSON in it. Lines end at a line
-feed alone: other separators, such as U+2028, may stand within a text."""
+"""The one reader of text that users give: UTF-8 with or without a byte order mark, and JSON in it."""
 
 import json
 from pathlib import Path
@@ -50,9 +49,3 @@ def read_object(path: Path, what: str, hint: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise PetoolError(f"{what} ({path.name} is no JSON object)", hint)
     return found
-
-
-def parse_json_lines(text: str, name: str) -> list[Any]:
-    """The values of JSON Lines, blank lines left out; raises PetoolError with the line's number."""
-    lines = enumerate(text.split("\n"), 1)
-    return [parse_json(line, f"{name}, line {number}") for number, line in lines if line.strip()]

@@ -57,9 +57,11 @@ def test_all_problems_are_reported_together_and_an_empty_file_is_no_recipe(tmp_p
         with pytest.raises(PetoolError) as error:
             load_recipe(name, given)
         assert not [part for part in parts if part not in error.value.message]
-    path.write_text("# nothing yet\n")
-    with pytest.raises(PetoolError, match=r"bad\.toml is empty"):
-        load_recipe(str(path))
+    old = '[data]\nstyle = "compact"\n'
+    for text, said in (("# nothing yet\n", r"bad\.toml is empty"), (old, r"bad\.toml is of petool-lite 0\.1")):
+        path.write_text(text)
+        with pytest.raises(PetoolError, match=said):
+            load_recipe(str(path))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`petool-lite bench`: generate replies and score them; `bench score | report | compare | merge` read results again."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from petool_lite.bench.compare import compare_folders, print_comparison
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import build_report, print_report, write_report
 from petool_lite.bench.results import load_folder, load_results, merge_shards, results_folder
-from petool_lite.cli.options import SETTING, as_json, decoding_option, run_option
+from petool_lite.cli.options import DECODINGS, SETTING, as_json, decoding_option, run_option
 from petool_lite.console import print_json, progress, say
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import USAGE, PetoolError
@@ -23,12 +24,10 @@ from petool_lite.runs import find_run, read_manifest, runs_root, write_json
 
 def _shard(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """The two numbers of I/N, counted from 0."""
-    first, slash, second = (value or "").partition("/")
-    if value is None:
-        return None
-    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise click.BadParameter(f"{value!r} is no shard, such as 0/4 to 3/4")
-    return int(first), int(second)
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value or "")
+    if value is None or (found and int(found[1]) < int(found[2])):
+        return (int(found[1]), int(found[2])) if found else None
+    raise click.BadParameter(f"{value!r} is no shard, such as 0/4 to 3/4")
 
 
 @click.group(invoke_without_command=True)
@@ -44,7 +43,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option("--data", metavar="SOURCE", help="Entries to score; the recipe's own if not given.")
 @click.option("--setting", type=SETTING, help="PEToolBench's prompt; the recipe's own, or rating.")
 @click.option("--style", type=click.Choice(["published", "petool"]), help="Override the file's prompt style.")
-@decoding_option("both")
+@decoding_option(type=click.Choice([*DECODINGS, "both"]))
 @click.option("--limit", type=click.IntRange(min=1), help="Score the first N entries only.")
 @click.option("--batch", type=click.IntRange(1, 512), help="Replies made side by side.")
 @click.option("--shard", metavar="I/N", callback=_shard, help="Only part I of N (from 0); see `bench merge`.")
@@ -136,18 +135,14 @@ def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | Non
     target = Path(out).expanduser() if out else places[0]
     document = write_report(*places, target=target)
     _show_report(document, target, as_json)
-    if calibrate:
-        _calibrate(places[0].parent, calibrate, document)
-
-
-def _calibrate(run: Path, name: str, document: dict[str, Any]) -> None:
-    """Keep a variant's temperature in its run's manifest, from where export copies it into the GGUF file."""
-    found = next((item["calibration"] for item in document["variants"] if item["name"] == name), None)
+    if not calibrate:
+        return
+    found = next((item["calibration"] for item in document["variants"] if item["name"] == calibrate), None)
     if found is None:
-        what = f"no replies of {name} with probabilities"
+        what = f"no replies of {calibrate} with probabilities"
         raise PetoolError(what, "name a variant of the report, constrained", USAGE)
-    manifest = read_manifest(find_run(str(run)))  # which refuses what is no run
-    write_json(run / "manifest.json", manifest | {"temperature": found["temperature"]})
+    run = find_run(str(places[0].parent))  # which refuses what is no run
+    write_json(run / "manifest.json", read_manifest(run) | {"temperature": found["temperature"]})
     say(f"temperature {found['temperature']:.2f} is kept in {run}; petool-lite export writes it into the GGUF file")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from typing import Any
 
 import click
@@ -38,7 +39,9 @@ def call(**options: Any) -> None:
     """
     from petool_lite.inference.helper import OPTIONS, answer
 
-    servers = _servers(options)
+    if (options["run"] and not options["mcp"]) or (options["yes"] and not options["run"]):
+        raise PetoolError("--run is for the tools of --mcp, and --yes for --run", "`petool-lite call --help`", USAGE)
+    servers = import_module("petool_lite.data.mcp").Servers(options["mcp"]) if options["mcp"] else None
     asked = {"request": _request(options, servers)} | {name: options[name] for name in OPTIONS}
     try:
         document = answer(chosen_model(options["model"]), options["n_ctx"], asked)
@@ -46,22 +49,16 @@ def call(**options: Any) -> None:
         if options["as_json"] and (kind := getattr(failure, "kind", "")):
             print_json({"failure": kind, "error": failure.message, "reply": getattr(failure, "reply", "")})
         raise
-    _show_call(document, options)
+    why = explanation(document["candidates"]) if options["explain"] else []
+    kept = f"kept as {document['id']}; what did you think of it? petool-lite rate last liked" if document["id"] else ""
+    for text in filter(None, (document["warning"], *document["notes"], *why, kept)):
+        say(text)
+    if not options["as_json"]:
+        click.echo(json.dumps(document["call"], ensure_ascii=False) if document["call"] else document["text"])
     if servers and options["run"] and document["status"] == "call":
         _run(servers, options, document)
     elif options["as_json"]:
         print_json(document)
-
-
-def _servers(options: dict[str, Any]) -> Any:
-    """The MCP servers that were given, not yet asked; None for none."""
-    if (options["run"] and not options["mcp"]) or (options["yes"] and not options["run"]):
-        raise PetoolError("--run is for the tools of --mcp, and --yes for --run", "`petool-lite call --help`", USAGE)
-    if not options["mcp"]:
-        return None
-    from petool_lite.data.mcp import Servers
-
-    return Servers(options["mcp"])
 
 
 def _run(servers: Any, options: dict[str, Any], document: dict[str, Any]) -> None:
@@ -118,17 +115,6 @@ def _read_json(name: str, option: str) -> Any:
     if not text.strip():
         raise PetoolError(f"{option}: {place} is empty", "expected JSON, see the README")
     return parse_json(text, f"{option}: {place}")
-
-
-def _show_call(document: dict[str, Any], options: dict[str, Any]) -> None:
-    """Tell about a reply, and print it, unless for --json."""
-    why = explanation(document["candidates"]) if options["explain"] else []
-    kept = f"kept as {document['id']}; what did you think of it? petool-lite rate last liked" if document["id"] else ""
-    for text in filter(None, (document["warning"], *document["notes"], *why, kept)):
-        say(text)
-    if not options["as_json"]:
-        call = document["call"]
-        click.echo(json.dumps(call, ensure_ascii=False) if call else document["text"])
 
 
 def explanation(candidates: list[dict[str, Any]]) -> list[str]:

@@ -20,10 +20,7 @@ from petool_lite.models import resolve_base
 from petool_lite.prompt.render import Layout, chat_from_directory, example
 from petool_lite.recipe import load_recipe
 
-
-@click.group()
-def data() -> None:
-    """Fetch, look at, check, convert and split entries."""
+data = click.Group("data", help="Fetch, look at, check, convert and split entries.")
 
 
 @data.command()
@@ -69,7 +66,7 @@ def check(source: str, other: str | None, setting: str, strict: bool, as_json: b
     sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name is not None]
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e)]
     odd += [message for dataset in sets for message in dataset.bad]
-    found = leaks(sets[0].entries, sets[1].entries) if len(sets) == 2 else {}
+    found = leaks(*(dataset.entries for dataset in sets)) if other is not None else {}
     leaked = {kind: {"count": len(values), "examples": values[:3]} for kind, values in found.items()}
     lines = odd + [f"leak, {kind.replace('_', ' ')}: {len(values)} in both, such as {', '.join(values[:3])}"
                    for kind, values in found.items()]  # fmt: skip
@@ -110,10 +107,9 @@ def convert(source: str, target: str, setting: str, strict: bool, as_json: bool)
     if loose and strict:
         raise PetoolError(f"{len(loose)} answers are not of their schema: {loose[0]}", "leave them out: --skip-bad")
     sound, bad = [entry for entry in dataset.entries if not faults[entry.id]], [*dataset.bad, *loose]
-    write_lines(path, [entry_line(entry) for entry in sound])
-    for message in bad:
-        say(f"left out: {message}")
-    say(f"{len(sound)} entries, {len(bad)} left out")
+    write_lines(path, map(entry_line, sound))
+    for message in [*(f"left out: {one}" for one in bad), f"{len(sound)} entries, {len(bad)} left out"]:
+        say(message)
     emit({"file": str(path), "entries": len(sound), "left_out": bad}, as_json, lines=[path])
 
 

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import asdict
-from typing import Any
 
 import click
 
@@ -28,12 +27,12 @@ def doctor(tune: bool, model: str | None, as_json: bool) -> None:
         say(f"note: a load of {load:.1f}: other programs may decide what is fastest; tune while nothing else runs")
     with progress() as report:
         found = verb.tune(chosen_model(model), report)
-    emit(found if as_json else list(map(_row, found["trials"])), as_json, f"trials with {found['model']}")
+    rows = []  # in few enough columns for a terminal of 80: what each changes, and its figures
+    for trial in found["trials"]:
+        changed = plain({name: trial[name] for name, usual in asdict(EngineSettings()).items() if trial[name] != usual})
+        speed = {f"{kind}/s": trial[f"{kind}_tokens_per_s"] for kind in ("prefill", "decode")}
+        rows.append(
+            {"settings": changed or "as they are", **speed, "load s": trial["load_s"], "call s": trial["call_s"]}
+        )
+    emit(found if as_json else rows, as_json, f"trials with {found['model']}")
     say("best: " + plain(found["settings"]))
-
-
-def _row(trial: dict[str, Any]) -> dict[str, Any]:
-    """A trial in few enough columns for a terminal of 80: what it changes, and its figures."""
-    changed = plain({name: trial[name] for name, usual in asdict(EngineSettings()).items() if trial[name] != usual})
-    speed = {f"{kind}/s": trial[f"{kind}_tokens_per_s"] for kind in ("prefill", "decode")}
-    return {"settings": changed or "as they are", **speed, "load s": trial["load_s"], "call s": trial["call_s"]}

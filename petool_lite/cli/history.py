@@ -14,12 +14,8 @@ from petool_lite.inference.states import StateStore
 from petool_lite.memory.lines import openai_line, read_line, training_rows
 from petool_lite.memory.store import Store
 
+history = click.Group("history", help="What users did with their tools, and their verdicts.")
 user_option = click.option("--user", metavar="NAME", help="Of this user only.")
-
-
-@click.group()
-def history() -> None:
-    """What users did with their tools, and their verdicts."""
 
 
 @history.command("list")

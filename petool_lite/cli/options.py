@@ -1,6 +1,6 @@
 """Options that several verbs have."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import click
 
 from petool_lite.data import SETTINGS
 from petool_lite.errors import PetoolError
+from petool_lite.places import user_path
 
 as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")
 SETTING = click.Choice(SETTINGS)
@@ -22,13 +23,9 @@ run_option = click.option("--run", metavar="RUN", help="A run's folder or name; 
 model_option = click.option(
     "--model", metavar="FILE", help="A GGUF file; if not given the newest run's smallest export."
 )
-
-
-def decoding_option(*more: str) -> Callable[[Any], Any]:
-    """--decoding, with `more` choices than the two ways."""
-    choices = click.Choice(["constrained", "free", *more])
-    told = "Only calls of the offered tools, by their schemas; or anything."
-    return click.option("--decoding", type=choices, default="constrained", help=told)
+DECODINGS = ("constrained", "free")
+_DECODING = "Only calls of the offered tools, by their schemas; or anything."
+decoding_option = partial(click.option, "--decoding", default=DECODINGS[0], help=_DECODING)
 
 
 def engine_options(command: Any) -> Any:
@@ -40,7 +37,7 @@ def engine_options(command: Any) -> Any:
         click.option("--context", "n_ctx", default=0, type=click.IntRange(min=0),
                      help="Tokens of prompt and reply together; 0 has room for 8192."),
         click.option("--trim-history", is_flag=True, help="Let old history go where the prompt is too long."),
-        decoding_option(),
+        decoding_option(type=click.Choice(DECODINGS)),
         model_option,
     ):  # fmt: skip
         command = option(command)
@@ -49,8 +46,6 @@ def engine_options(command: Any) -> Any:
 
 def chosen_model(name: str | None) -> Path:
     """The named GGUF file, or the newest complete run's smallest export."""
-    from petool_lite.places import user_path
-
     if name is not None:
         return user_path(name)
     from petool_lite.bench.variants import tuned_file

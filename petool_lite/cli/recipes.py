@@ -4,14 +4,11 @@ import click
 
 from petool_lite.cli.options import as_json, new_file
 from petool_lite.console import emit
-from petool_lite.errors import USAGE, PetoolError
 from petool_lite.recipe import builtin_recipes, settings
 from petool_lite.runs import write_text
 
-
-@click.group()
-def recipes() -> None:
-    """Shipped recipes."""
+recipes = click.Group("recipes", help="Shipped recipes.")
+name_argument = click.argument("name", type=click.Choice(list(builtin_recipes())), metavar="NAME")
 
 
 @recipes.command("list")
@@ -22,19 +19,19 @@ def recipes_list(as_json: bool) -> None:
 
 
 @recipes.command("show")
-@click.argument("name")
+@name_argument
 def recipes_show(name: str) -> None:
     """Print a shipped recipe."""
-    click.echo(_shipped(name), nl=False)
+    click.echo(builtin_recipes()[name], nl=False)
 
 
 @recipes.command("copy")
-@click.argument("name")
+@name_argument
 @click.argument("target", required=False)
 def recipes_copy(name: str, target: str | None) -> None:
     """Copy a shipped recipe to TARGET (NAME.toml if not given), to change it."""
     path = new_file(target or f"{name}.toml", "TARGET")
-    write_text(path, _shipped(name))
+    write_text(path, builtin_recipes()[name])
     click.echo(path)
 
 
@@ -45,10 +42,3 @@ def recipes_keys(as_json: bool) -> None:
     found = {key: {"default": default, "doc": about["doc"]} for key, _, about, default in settings()}
     rows = [{"key": key, "default": str(item["default"]), "meaning": item["doc"]} for key, item in found.items()]
     emit(found if as_json else rows, as_json, "settings")
-
-
-def _shipped(name: str) -> str:
-    found = builtin_recipes()
-    if name not in found:
-        raise PetoolError(f"no such recipe: {name}", f"one of: {', '.join(found)}", USAGE)
-    return found[name]

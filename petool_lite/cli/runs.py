@@ -14,10 +14,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.runs import find_run, list_runs, read_manifest, state
 from petool_lite.text import read_object
 
-
-@click.group()
-def runs() -> None:
-    """Training runs on this machine."""
+runs = click.Group("runs", help="Training runs on this machine.")
 
 
 @runs.command("list")

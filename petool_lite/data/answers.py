@@ -56,42 +56,36 @@ def equal_tools(entry: Entry) -> tuple[str, ...] | None:
 
 def wrong_providers(entry: Entry) -> list[Call]:
     """The right call made of each equal tool, declared alike, of another provider that the user likes less: sure to be
-    wrong. Of tools that are not listed as equal only a disliked provider's count, and none in the chronological
-    setting."""
-    answer = entry.answer
-    right = next((tool for tool in entry.tools if isinstance(answer, Call) and tool.name == answer.name), None)
+    wrong. Unless they are listed as equal, only those of disliked providers, and none in the chronological setting."""
+    answer, equal = entry.answer, equal_tools(entry) or ()
+    right = next((tool for tool in entry.tools if tool.name in equal[:1]), None)
     if not isinstance(answer, Call) or right is None:
         return []
-    listed, likes, known = entry.equal_tools is not None, balance(entry, right.name), providers(entry)
+    given, known = answer.arguments, providers(entry)
+    listed, likes = entry.equal_tools is not None, balance(entry, right.name)
     ceiling = likes if listed else min(likes, 0)
-    equal = equal_tools(entry) or ()
+
+    def types(tool: Tool) -> dict[str, Any]:
+        declared = ((name, item) for name, item in properties(tool).items() if name in given)
+        return {name: item.get("type") if isinstance(item, Mapping) else item for name, item in declared}
+
     return [
-        Call(tool.name, answer.arguments)
+        Call(tool.name, given)
         for tool in entry.tools
         if tool.name in equal
         and known[tool.name] != known[right.name]
-        and _declared_alike(answer.arguments, right, tool)
+        and types(right) == types(tool)  # each argument is declared alike, and no other is required
+        and {*required(tool)} <= given.keys() == types(tool).keys()
         and (balance(entry, tool.name) < ceiling if entry.setting != "chronological" else listed)
     ]
 
 
 def with_rejected(entries: Sequence[Entry], seed: int) -> list[Entry]:
-    """The entries that have a wrong answer to reject, which is not the right one: their own, or one of
-    `wrong_providers`."""
+    """The entries with an answer and a wrong one to reject: their own, or one of `wrong_providers`."""
     result = []
     for entry in entries:
         if entry.rejected is None and (wrong := wrong_providers(entry)):
             entry = replace(entry, rejected=Random(f"{seed} {entry.id} rejected").choice(wrong))
-        if entry.rejected is not None and entry.answer is not None and entry.rejected != entry.answer:
+        if entry.rejected not in (None, entry.answer) and entry.answer is not None:
             result.append(entry)
     return result
-
-
-def _declared_alike(arguments: Mapping[str, object], old: Tool, new: Tool) -> bool:
-    """Whether both tools declare each argument with the same type and `new` requires no other."""
-
-    def types(tool: Tool) -> dict[str, Any]:
-        declared = ((name, item) for name, item in properties(tool).items() if name in arguments)
-        return {name: item.get("type") if isinstance(item, Mapping) else item for name, item in declared}
-
-    return types(old) == types(new) and {*required(new)} <= arguments.keys() == types(new).keys()

@@ -1,8 +1,7 @@
 """A deterministic generator of short conversations, for a CPU that trains in minutes. Each entry (OpenAI's `messages`
 and `tools`) is what the user asked before with a verdict on every call, what the user asks now, and the right call.
-Several providers offer the function that is asked for, or one does, or none. The request tells the function, in other
-words than the tools do, and the history the provider, so that neither alone is enough. Functions, names and providers
-of the two splits are disjoint."""
+Several providers offer the asked function, or one, or none. The request tells the function, in other words than the
+tools do, and the history the provider: neither alone is enough. The two splits share no function, name or provider."""
 
 import json
 import random
@@ -14,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from petool_lite.data.entries import NO_TOOL
+from petool_lite.data.entries import NO_TOOL, Tool
+from petool_lite.data.openai import tool_json
 
 _TYPES = {"number": "integer", "switch": "boolean"}  # of a parameter; any other kind of value is a string
 _FORMS = (
@@ -94,8 +94,7 @@ class _Provider:
         types = {name: {"type": _TYPES.get(kind, "string")} for name, kind in function.parameters.items()}
         schema = {"type": "object", "properties": types, "required": list(function.parameters)}
         description = self.words(function, self.variant + 1).capitalize()
-        declared = {"name": self.tool_name(function), "description": description, "parameters": schema}
-        return {"type": "function", "function": declared}
+        return tool_json(Tool(self.tool_name(function), description, schema))
 
 
 def _request(function: Function, thing: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
@@ -140,11 +139,10 @@ class _Scene:
         self.tools: list[dict[str, Any]] = []
         self.calls: list[list[dict[str, Any]]] = []
 
-    def offer(self, provider: _Provider, functions: Sequence[Function]) -> None:
-        self.tools += [provider.tool(function) for function in functions]
-
-    def remember(self, provider: _Provider, verdicts: Sequence[str], functions: Sequence[Function]) -> None:
-        self.calls += [_turns(provider, self.rng.choice(functions), verdict, self.rng) for verdict in verdicts]
+    def add(self, provider: _Provider, offered: Sequence[Function], asked: Sequence[Function], said: list[str]) -> None:
+        """A provider with the functions that it offers, and earlier calls of some that were `asked`, by verdict."""
+        self.tools += [provider.tool(function) for function in offered]
+        self.calls += [_turns(provider, self.rng.choice(asked), verdict, self.rng) for verdict in said]
 
     def distract(self, names: Sequence[str]) -> None:
         """Fill the list with tools of other domains, by providers that the user likes, dislikes or does not know."""
@@ -154,10 +152,9 @@ class _Scene:
             offered = rng.sample(self.domains[name], rng.choice([1, 2]))
             for _ in range(rng.choice([1, 2])):
                 if len(self.tools) + len(offered) <= most:
-                    provider = self.providers.pop()
-                    self.offer(provider, offered)
                     opinion = rng.choice([["liked"], ["disliked"], ["disliked"], [], [], [], []])
-                    self.remember(provider, opinion[: _MOST_CALLS - len(self.calls)], self.domains[name])
+                    said = opinion[: _MOST_CALLS - len(self.calls)]
+                    self.add(self.providers.pop(), offered, self.domains[name], said)
 
 
 def _entry(split: str, rng: random.Random) -> dict[str, Any]:
@@ -170,15 +167,14 @@ def _entry(split: str, rng: random.Random) -> dict[str, Any]:
     beside = rng.choice([other, strange])
     rivals = [scene.providers.pop() for _ in range(1 if kind == "alone" else rng.choice([2, 2, 2, 3]))]
     for provider, verdicts in zip(rivals, _verdicts(kind, len(rivals), rng), strict=True):
-        scene.offer(provider, [asked, beside])  # `acorn_track_parcel` tells its provider only beside another one of it
-        scene.remember(provider, verdicts, [asked] if kind == "known" else [other, strange])
+        # two, as `acorn_track_parcel` tells its provider only beside another one of it
+        scene.add(provider, [asked, beside], [asked] if kind == "known" else [other, strange], verdicts)
     scene.distract(names)
     rng.shuffle(scene.tools)
     rng.shuffle(scene.calls)
     last = _turns(rivals[0], asked, None, rng)
     if kind == "none":
-        small_talk = rng.choice(_words()[split]["small_talk"])
-        unknown = rng.choice(absent)
+        small_talk, unknown = rng.choice(_words()[split]["small_talk"]), rng.choice(absent)
         query = small_talk if rng.random() < 0.5 else _request(unknown, rng.choice(unknown.things), rng)[0]
         last = [{"role": "user", "content": query}, {"role": "assistant", "content": NO_TOOL}]
     return {"messages": [turn for call in scene.calls for turn in call] + last, "tools": scene.tools}

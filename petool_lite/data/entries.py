@@ -19,8 +19,7 @@ _DEEPEST = 32  # nesting of arguments and schemas; the published ones have 3 lev
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool that may be called; `parameters` is a JSON Schema of type object, `provider` who offers it, where
-    declared."""
+    """A tool that may be called; `parameters` is a JSON Schema of an object, `provider` who offers it, if declared."""
 
     name: str
     description: str
@@ -114,23 +113,20 @@ def required(tool: Tool) -> tuple[str, ...]:
 
 
 def namespace(name: str, shared: Iterable[str] = ()) -> str:
-    """Who offers a tool, by its name, as petool.jinja reads it; the name itself where it does not tell. Known are
-    `<category>.<provider>.<api>`, `mcp__server__tool`, `server__tool`, `server.tool`, `server/tool`, and `server_tool`
-    for the prefixes in `shared`."""
+    """Who offers a tool, by its name, as petool.jinja reads it: `<category>.<provider>.<api>`, `mcp__server__tool`,
+    `server__tool`, `server.tool`, `server/tool`, and `server_tool` for prefixes in `shared`; else the name itself."""
     if name.startswith("<") and name.count(">.<") >= 2:
         return name.split(">.<")[1]
     if name.startswith("mcp__"):
         return name.split("__")[1]
-    for joint in ("__", ".", "/"):
-        if joint in name:
-            return name.split(joint)[0]
-    head, found, _ = name.partition("_")
-    return head if found and head in shared else name
+    head = name.partition("_")[0]
+    joints = ("__", ".", "/", *(["_"] if head in shared else []))
+    return next((name.split(joint)[0] for joint in joints if joint in name), name)
 
 
 def providers(entry: Entry) -> dict[str, str]:
-    """The provider of every name in an entry, offered tools and earlier calls. What two or more tools have before their
-    first `_` is one, where no other form of name tells."""
+    """The provider of every tool in an entry, offered or called. What two or more offered ones have before their first
+    `_` is one, where no other form of name tells."""
     plain = {tool.name for tool in entry.tools if "_" in tool.name and namespace(tool.name) == tool.name}
     shared = {prefix for prefix, count in Counter(name.split("_")[0] for name in plain).items() if count > 1}
     found = {item.call.name: namespace(item.call.name, shared) for item in entry.history}

@@ -41,8 +41,7 @@ def fetch(
         report(f"fetch {repo}", number, len(names), name)
         with _in_words(repo, name):
             path = Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, tqdm_class=quiet))
-        snapshot = path.parents[len(PurePosixPath(name).parts) - 1]
-        done.append(Fetched(name, path, snapshot.name))
+        done.append(Fetched(name, path, path.parents[len(PurePosixPath(name).parts) - 1].name))
     report(f"fetch {repo}", len(names), len(names), f"commit {done[-1].revision[:12]}")
     return done
 

@@ -60,9 +60,8 @@ def _check_leaves(value: Any, where: str) -> None:
         raise Fault(where, "a finite number")
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            path = f"{where}.{key}" if where else str(key)
             _check_leaves(key, f"a name in {where}" if where else "a name of a field")
-            _check_leaves(item, path)
+            _check_leaves(item, f"{where}.{key}" if where else str(key))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check_leaves(item, f"{where}[{index}]")
@@ -77,8 +76,7 @@ def json_text(value: str, where: str, expected: str) -> Any:
 
 
 def json_values(text: str, start: int = 0) -> Iterator[tuple[int, int, Any]]:
-    """JSON values one after the other, or as items of a list that is open at `start`: start and end of each, and the
-    value. Raises ValueError or RecursionError."""
+    """Start, end and value of JSON values in a row, or in a list open at `start`. Raises ValueError, RecursionError."""
     decoder, rest = json.JSONDecoder(), re.compile(r"[\s,]*")
     while (start := rest.match(text, start).end()) < len(text) and text[start] != "]":  # type: ignore[union-attr]
         value, end = decoder.raw_decode(text, start)

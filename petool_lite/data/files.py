@@ -7,7 +7,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -22,9 +22,9 @@ from petool_lite.data.fields import Fault, is_unicode
 from petool_lite.data.openai import entry_line
 from petool_lite.data.simulate import Example, examples_of, simulate
 from petool_lite.data.splits import folds
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.runs import draft
-from petool_lite.text import decode_text, parse_json, parse_json_lines
+from petool_lite.text import decode_text, parse_json
 
 FORMS = (
     "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, hub:OWNER/NAME[/FILE], "
@@ -33,6 +33,7 @@ FORMS = (
 )
 KNOWN = "OpenAI messages with tools, Hermes or ShareGPT conversations, xLAM query/tools/answers, PEToolBench entries"
 
+_Part = tuple[int, str, list[Any], str]  # of a source: how often it is taken, its own source, rows and SHA-256
 _UNPACKED, _RATIO = 64 << 20, 100  # bytes, and times its packed size, beyond which a packed file is not believed
 
 
@@ -49,40 +50,50 @@ class Dataset:
 
 def source_sha256(source: str) -> str:
     """SHA-256 of a source's bytes, without parsing them."""
-    if parts := _mixed(source):
-        return _joint(f"{times} * {source_sha256(part)}" for times, part in parts)
-    if source.startswith("simulated:"):
-        count, paths = _corpus(source)
-        return _joint([count, *(source_sha256(path) for path in paths)])
-    if source.startswith("history:"):
-        return _read(source)[1]
-    return hashlib.sha256(_bytes(source)[0]).hexdigest()
+    return _joint([(times, _part_sha256(part)) for times, part in _parts(source)])
 
 
 def load_dataset(source: str, setting: str = "rating", skip_bad: bool = False) -> Dataset:
     """Read and parse `source` (see FORMS), whose rows are of a form in KNOWN; `setting` is for PEToolBench's. A broken
     row raises PetoolError that names file, row and field; with `skip_bad` it goes, and its message into `bad`."""
     check_setting(setting)
-    if _mixed(source):
-        return _mixture(source, setting, skip_bad)
-    rows, digest = _read(source)
-    if not rows:
-        raise PetoolError(f"{source} is empty: no entries in it", f"expected {KNOWN}")
-    entries: dict[str, Entry] = {}
-    bad: list[str] = []
-    for index, row in enumerate(rows):
-        try:
-            entry = _parse(row, setting, index)
-            if entries.setdefault(entry.id, entry) is not entry:
-                raise Fault("entry_id", f"an id of its own, found {entry.id} again")
-        except Fault as fault:
-            known = isinstance(row, Mapping) and row.get("entry_id") is not None
-            named = f" (entry_id {str(row['entry_id'])[:40]!a})" if known else ""
-            bad.append(f"{source}, entry {index}{named}, {fault}")
-            if not skip_bad:
-                hint = "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
-                raise PetoolError(bad[0], hint) from fault
-    return Dataset(source, digest, tuple(entries.values()), len(rows), tuple(bad))
+    parts = ((times, part, *_read(part)) for times, part in _parts(source))
+    return _parsed(source, parts, setting, skip_bad)
+
+
+def load_settings(source: str, skip_bad: bool = False) -> list[Dataset]:
+    """`load_dataset` in each setting that entries have prompts for, read once; entries without one are in the first."""
+    parts = [(times, part, *_read(part)) for times, part in _parts(source)]
+    settings = dict.fromkeys(name for _, _, rows, _ in parts for row in rows for name in petoolbench.settings_of(row))
+    return [_parsed(source, parts, name, skip_bad, others=not number) for number, name in enumerate(settings)]
+
+
+def _parsed(source: str, parts: Iterable[_Part], setting: str, skip_bad: bool, others: bool = True) -> Dataset:
+    """The entries of each part, as often as it is taken, with `others` than PEToolBench's; ids tell part and copy."""
+    entries, total, bad, digests = list[Entry](), 0, list[str](), list[tuple[int, str]]()
+    for number, (times, part, rows, digest) in enumerate(parts):
+        if not rows:
+            raise PetoolError(f"{part} is empty: no entries in it", f"expected {KNOWN}")
+        own: dict[str, Entry] = {}
+        chosen = [(index, row) for index, row in enumerate(rows) if others or _reader(row) is petoolbench]
+        for index, row in chosen:
+            try:
+                entry = _parse(row, setting, index)
+                if own.setdefault(entry.id, entry) is not entry:
+                    raise Fault("entry_id", f"an id of its own, found {entry.id} again")
+            except Fault as fault:
+                known = isinstance(row, Mapping) and row.get("entry_id") is not None
+                named = f" (entry_id {str(row['entry_id'])[:40]!a})" if known else ""
+                bad.append(f"{part}, entry {index}{named}, {fault}")
+                if not skip_bad:
+                    hint = "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
+                    raise PetoolError(bad[-1], hint) from fault
+        total += times * len(chosen)
+        digests.append((times, digest))
+        for copy in range(times):
+            taken = own.values()
+            entries += taken if part == source else (replace(one, id=f"{number}-{copy}:{one.id}") for one in taken)
+    return Dataset(source, _joint(digests), tuple(entries), total, tuple(bad))
 
 
 def _parts(source: str) -> list[tuple[int, str]]:
@@ -91,36 +102,26 @@ def _parts(source: str) -> list[tuple[int, str]]:
     return [(int(match[1] or 1), match[2]) for match in found if match]
 
 
-def _mixed(source: str) -> list[tuple[int, str]]:
-    parts = _parts(source)
-    return parts if len(parts) > 1 or parts[0][0] > 1 else []
+def _joint(digests: Sequence[tuple[int, str]]) -> str:
+    """The digest of a source by its parts': that of the part, where there is one, taken once."""
+    (times, digest), *more = digests
+    return _hashed([f"{count} * {one}" for count, one in digests]) if more or times > 1 else digest
 
 
-def _joint(digests: Iterable[Any]) -> str:
-    return hashlib.sha256("\n".join(map(str, digests)).encode()).hexdigest()
-
-
-def _mixture(source: str, setting: str, skip_bad: bool) -> Dataset:
-    """The entries of several sources, each as often as it says; ids tell source and copy."""
-    entries, total, bad, digests = list[Entry](), 0, list[str](), list[str]()
-    for number, (times, part) in enumerate(_parts(source)):
-        one = load_dataset(part, setting, skip_bad)
-        digests.append(f"{times} * {one.sha256}")
-        total, bad = total + times * one.total, [*bad, *one.bad]
-        for copy in range(times):
-            entries += (replace(entry, id=f"{number}-{copy}:{entry.id}") for entry in one.entries)
-    return Dataset(source, _joint(digests), tuple(entries), total, tuple(bad))
+def _hashed(lines: Iterable[Any]) -> str:
+    return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()
 
 
 def _corpus(source: str) -> tuple[int, list[str]]:
-    count, _, names = source.removeprefix("simulated:").partition(":")
+    """How many entries `simulated:COUNT:FILES` has, and its files."""
+    found = re.fullmatch(r"simulated:([1-9][0-9]{0,6}):(.+)", source, re.DOTALL)
     paths: list[str] = []
-    for name in map(str.strip, names.split(",")):
+    for name in map(str.strip, found[2].split(",") if found else ()):
         paths += [name] if name.startswith(("history:", "demo:")) else sorted(glob(str(Path(name).expanduser())))
-    if not 0 < _count(count) < 10**7 or not paths:
-        what = f"no file matches {names}" if _count(count) and names else f"unknown simulated data: {source}"
+    if not found or not paths:
+        what = f"no file matches {found[2]}" if found else f"unknown simulated data: {source}"
         raise PetoolError(what, "write simulated:COUNT:FILES, such as logs/*.jsonl")
-    return _count(count), paths
+    return int(found[1]), paths
 
 
 def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[list[Example], list[Tool]]:
@@ -129,7 +130,7 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
     for path in map(str, paths):
         value = None if path.startswith("history:") else _value(_text(path)[0], path)
         first = value[0] if isinstance(value, list) and value else value
-        keys = set(first) if isinstance(first, Mapping) and not _is_entry(first) else set()
+        keys = set(first) if isinstance(first, Mapping) and not _reader(first) else set()
         if keys & {"name", "function", "tool_name", "tools", "result"}:
             tools += load_tools(path)
         else:
@@ -137,21 +138,22 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
     return calls, tools
 
 
-def _is_entry(row: Mapping[str, Any]) -> bool:
-    return openai.is_row(row) or petoolbench.is_row(row)
+def _reader(row: Any) -> Any:
+    """The module that reads rows of this form, `openai` or `petoolbench`; None for an unknown one."""
+    return next((form for form in (openai, petoolbench) if isinstance(row, Mapping) and form.is_row(row)), None)
 
 
 def _parse(row: Any, setting: str, index: int) -> Entry:
     if not isinstance(row, Mapping):
         raise Fault("", "an object")
-    if openai.is_row(row):
-        entry = openai.parse(row, str(index))
-        if wrong := answer_faults(entry):
-            raise Fault("", f"a sound answer, but {'; '.join(wrong)}")
-        return entry
-    if petoolbench.is_row(row) or "query" in row or "input" in row:
+    if not (reader := _reader(row)) and not {"query", "input"} & row.keys():
+        raise Fault("", KNOWN)
+    if reader is not openai:
         return petoolbench.parse(row, setting, str(index))
-    raise Fault("", KNOWN)
+    entry = openai.parse(row, str(index))
+    if wrong := answer_faults(entry):
+        raise Fault("", f"a sound answer, but {'; '.join(wrong)}")
+    return entry
 
 
 def load_tools(source: str) -> tuple[Tool, ...]:
@@ -177,8 +179,8 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
-    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`). Returns the number of
-    entries in each file; they stand there as in the source."""
+    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`), its rows as they are.
+    Returns the number of entries in each file."""
     parts = folds(load_dataset(source, setting).entries, count, seed)
     rows, written = raw_rows(source), {}
     for number, part in enumerate(parts):
@@ -193,32 +195,36 @@ def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) 
 def _bytes(source: str) -> tuple[bytes, Path]:
     """What a source holds, packed as it is, and its path."""
     if source.startswith("demo:"):
-        split, _, count = source.removeprefix("demo:").partition(":")
-        if split not in ("train", "test") or not 0 < (number := _count(count)) < 10**6:
+        if not (found := re.fullmatch(r"demo:(train|test):([1-9][0-9]{0,5})", source)):
             raise PetoolError(f"unknown demo data: {source}", "write demo:train:COUNT or demo:test:COUNT")
-        return json.dumps(generate(split, number)).encode(), Path(source)
+        return json.dumps(generate(found[1], int(found[2]))).encode(), Path(source)
     path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
     if not path.is_file():
         told = f"{source} is a folder, not a data file" if path.is_dir() else f"no such data file: {source}"
         raise PetoolError(told, f"give {FORMS}")
-    try:
+    with in_words(f"cannot read {path}", "check its rights", OSError):
         return path.read_bytes(), path
-    except OSError as error:
-        raise PetoolError(f"cannot read {path}: {error.strerror or error}", "check its rights") from error
+
+
+def _part_sha256(source: str) -> str:
+    if source.startswith("simulated:"):
+        count, paths = _corpus(source)
+        return _hashed([count, *map(source_sha256, paths)])
+    return _read(source)[1] if source.startswith("history:") else hashlib.sha256(_bytes(source)[0]).hexdigest()
 
 
 def _read(source: str) -> tuple[list[Any], str]:
+    """The rows of one part of a source, and its SHA-256."""
     if source.startswith("simulated:"):
         count, paths = _corpus(source)
-        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], source_sha256(source)
+        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, 0)], _part_sha256(source)
     if source.startswith("history:"):
         from petool_lite.memory.lines import training_rows
 
-        rows = training_rows(source)
-        return rows, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return (rows := training_rows(source)), _hashed([json.dumps(rows)])
     text, digest = _text(source)
     value = _value(text, source) if text.strip() else []
-    if isinstance(value, dict) and (_is_entry(value) or "query" in value):
+    if _reader(value) or (isinstance(value, dict) and "query" in value):
         value = [value]  # a .jsonl file of one line
     if not isinstance(value, list):
         raise PetoolError(f"{source} is not a list of entries", f"expected {KNOWN}")
@@ -226,9 +232,25 @@ def _read(source: str) -> tuple[list[Any], str]:
 
 
 def _text(source: str) -> tuple[str, str]:
-    """The unpacked text of a source, and the SHA-256 of its bytes."""
+    """The text of a source, and the SHA-256 of its bytes, which may be zipped or gzipped: both known by content."""
     raw, path = _bytes(source)
-    return decode_text(_unpacked(raw, path), str(path)), hashlib.sha256(raw).hexdigest()
+    damage = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+    packed, found = len(raw), raw
+    with in_words(f"cannot unpack {path}", "get the file again", *damage):
+        if raw[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+                found = file.read(max(_UNPACKED, _RATIO * packed) + 1)
+        elif zipfile.is_zipfile(io.BytesIO(raw)):
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+                names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
+                if len(names) != 1:
+                    raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
+                packed = archive.getinfo(names[0]).compress_size
+                with archive.open(names[0]) as member:
+                    found = member.read(max(_UNPACKED, _RATIO * packed) + 1)
+    if len(found) > max(_UNPACKED, _RATIO * packed):
+        raise PetoolError(f"{path} unpacks {packed:,} bytes to {len(found):,} or more", "no text packs that well")
+    return decode_text(found, str(path)), hashlib.sha256(raw).hexdigest()
 
 
 def _value(text: str, source: str) -> Any:
@@ -238,48 +260,16 @@ def _value(text: str, source: str) -> Any:
     except PetoolError:
         if not (text.lstrip().startswith("{") and "\n" in text.strip()):
             raise
-        return parse_json_lines(text, source)
-
-
-def _count(text: str) -> int:
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+        lines = enumerate(text.split("\n"), 1)  # a line feed alone: U+2028 may stand within a text
+        return [parse_json(line, f"{source}, line {number}") for number, line in lines if line.strip()]
 
 
 def _hub_file(source: str) -> Path:
-    parts = source.removeprefix("hub:").split("/", 2)
-    if len(parts) < 2 or not all(parts):
+    found = re.fullmatch(r"hub:([^/]+/[^/]+)(?:/(.+))?", source, re.DOTALL)
+    if not found:
         raise PetoolError(f"unknown hub file: {source}", "write hub:OWNER/NAME or hub:OWNER/NAME/FILE")
-    repo = "/".join(parts[:2])
-    if len(parts) == 3:
-        return fetch(repo, [parts[2]])[0].path
-    names = data_files(repo)
+    repo, names = found[1], [found[2]] if found[2] else data_files(found[1])
     if len(names) != 1:
         held = ", ".join(names[:12]) or "no .json or .jsonl file"
         raise PetoolError(f"{source} does not say which file", f"write hub:{repo}/FILE; it holds {held}")
     return fetch(repo, names)[0].path
-
-
-def _unpacked(raw: bytes, path: Path) -> bytes:
-    """The bytes of a file that may be zipped or gzipped, both known by their content."""
-    try:
-        if raw[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-                found = file.read(max(_UNPACKED, _RATIO * len(raw)) + 1)
-            _check_size(len(raw), len(found), path)
-            return found
-        if not zipfile.is_zipfile(io.BytesIO(raw)):
-            return raw
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
-            if len(names) != 1:
-                raise PetoolError(f"{path} holds {len(names)} JSON files", "expected exactly one")
-            facts = archive.getinfo(names[0])
-            _check_size(facts.compress_size, facts.file_size, path)
-            return archive.read(names[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise PetoolError(f"cannot unpack {path}: {error}", "get the file again") from error
-
-
-def _check_size(packed: int, unpacked: int, path: Path) -> None:
-    if unpacked > _UNPACKED and unpacked > _RATIO * packed:
-        raise PetoolError(f"{path} unpacks {packed:,} bytes to {unpacked:,}", "no text packs that well")

@@ -51,13 +51,11 @@ def _form(tool: Tool, owner: str) -> str:
 
 def preview(chat: Chat, row: Example) -> dict[str, Any]:
     """The pieces that a coloured view needs: stretches that are read, as one text, and learned tokens one by one."""
-    decode = chat.decode
-    assert decode is not None  # a chat from a directory has one
-    bounds = [0, *row.earlier, row.answer_start, len(row.ids)]
+    assert chat.decode is not None  # a chat from a directory has one
     pieces: list[dict[str, Any]] = []
-    for number, (start, end) in enumerate(pairwise(bounds)):
+    for number, (start, end) in enumerate(pairwise([0, *row.earlier, row.answer_start, len(row.ids)])):
         learned = number % 2 == 1
         parts = [[token] for token in row.ids[start:end]] if learned else [row.ids[start:end]]
-        pieces += [{"text": decode(part), "learned": learned} for part in parts]
+        pieces += [{"text": chat.decode(part), "learned": learned} for part in parts]
     counts = {"tokens": len(row.ids), "loss_tokens": row.learned, "history_dropped": row.history_dropped}
     return {"entry_id": row.entry_id, **counts, "pieces": pieces}

@@ -1,6 +1,5 @@
 """Tools of running MCP servers, through the official package `mcp`: listed, named by their server, and run. A server, a
-command that talks over stdin and stdout or an address of Streamable HTTP, is opened for one question, within a time
-limit, so that one that dies, hangs or floods costs one line."""
+command or an address, is opened for one question within a time limit: one that dies, hangs or floods costs one line."""
 
 import asyncio
 import logging
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 from petool_lite.data.entries import Tool
 from petool_lite.data.openai import tool_json
-from petool_lite.errors import USAGE, PetoolError, first_line
+from petool_lite.errors import USAGE, PetoolError, first_line, in_words
 
 T = TypeVar("T")
 
@@ -46,8 +45,8 @@ class Servers:
         self._owners: dict[str, tuple[_Server, str]] = {}  # by the full name: the server, and what it calls the tool
 
     def tools(self) -> list[dict[str, Any]]:
-        """The tools of all servers in OpenAI's form, named `server__tool`; all are asked at once. Raises PetoolError
-        where a server does not answer, or two have the same name."""
+        """The tools of all servers, asked at once, in OpenAI's form and named `server__tool`. Raises PetoolError where
+        a server does not answer, or two have the same name."""
 
         async def every() -> list[Any]:
             return list(await asyncio.gather(*(server.listed() for server in self._servers), return_exceptions=True))
@@ -58,12 +57,12 @@ class Servers:
         names = [name for name, _ in found]
         if double := next((name for name in names if names.count(name) > 1), None):
             raise PetoolError(f"two MCP servers call themselves {double}", "name one of them: --mcp NAME=COMMAND")
-        pairs = zip(self._servers, found, strict=True)
-        offered = [(f"{name}__{tool.name}", server, tool) for server, (name, tools) in pairs for tool in tools]
+        offered = {f"{name}__{tool.name}": (server, tool)
+                   for server, (name, tools) in zip(self._servers, found, strict=True) for tool in tools}  # fmt: skip
         if not offered:
             raise PetoolError("the MCP server offers no tools" if len(names) == 1 else "no MCP server offers any tool")
-        self._owners = {full: (server, tool.name) for full, server, tool in offered}
-        return [tool_json(Tool(full, tool.description or "", tool.input_schema)) for full, _, tool in offered]
+        self._owners = {full: (server, tool.name) for full, (server, tool) in offered.items()}
+        return [tool_json(Tool(full, tool.description or "", tool.input_schema)) for full, (_, tool) in offered.items()]
 
     def run(self, name: str, arguments: Mapping[str, Any]) -> Result:
         """Run a tool that `tools` has told, by its full name. Raises PetoolError where the server does not answer."""
@@ -81,10 +80,8 @@ class _Server:
         self.label = self._name or (self._where if len(self._where) < 60 else f"{self._where[:57]}...")
         self._list_s, self._run_s = list_s, run_s
         self._is_url = self._where.startswith(("http://", "https://"))
-        try:
+        with in_words(f"--mcp {self.label}", "quote it as a shell would", ValueError, exit_code=USAGE):
             self._words = [self._where] if self._is_url else shlex.split(self._where)
-        except ValueError as error:
-            raise PetoolError(f"--mcp {self.label}: {error}", "quote it as a shell would", USAGE) from error
 
     async def listed(self) -> tuple[str, list[Any]]:
         """The server's name, which has no `_`, and its tools as the package gives them."""
@@ -131,21 +128,17 @@ class _Server:
                     async with Client(transport) as client:
                         return await work(client)
             except Exception as error:  # whatever it does and the package raises, alone or in a group
-                raise self._told(error, seconds, _last_line(said)) from error
+                raise self._told(error, seconds, said.fileno()) from error
 
-    def _told(self, error: BaseException, seconds: float, last: str) -> PetoolError:
+    def _told(self, error: BaseException, seconds: float, said: int) -> PetoolError:
+        """What went wrong, and the last line that the server wrote to its stderr, the file `said`."""
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         if isinstance(error, PetoolError):
             return error
         what = f"did not answer within {seconds:g} s" if isinstance(error, TimeoutError) else first_line(error)[:200]
+        raw = os.pread(said, 2000, max(0, os.fstat(said).st_size - 2000)).decode("utf-8", "replace")
+        shown = "".join(letter if letter.isprintable() else "\n" for letter in raw).strip()
+        last = shown.rpartition("\n")[2].strip()[:200]
         hint = f"it said last: {last}" if last else "" if self._is_url else "run the command by itself to see why"
         return PetoolError(f"the MCP server {self.label}: {what}", hint)
-
-
-def _last_line(file: Any) -> str:
-    """The last line that a server wrote to its stderr, cut."""
-    size = os.fstat(file.fileno()).st_size
-    raw = os.pread(file.fileno(), 2000, max(0, size - 2000)).decode("utf-8", "replace")
-    shown = "".join(letter if letter.isprintable() else "\n" for letter in raw)
-    return shown.strip().rpartition("\n")[2].strip()[:200]

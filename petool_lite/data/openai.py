@@ -1,7 +1,6 @@
 """Conversations and tool lists as everybody writes them: OpenAI messages, MCP lists, Hermes, ShareGPT and xLAM lines.
 History is user, assistant with the tool call, then a `tool` message: `liked` or `disliked` there is the verdict, `used`
-none. All other turns are the conversation so far, of which training learns the answers that carry OpenAI's `"weight":
-1`."""
+none. All other turns are the conversation so far; training learns its answers that carry OpenAI's `"weight": 1`."""
 
 import json
 import re
@@ -115,9 +114,31 @@ def entry_line(entry: Entry) -> dict[str, Any]:
 
 
 def conversation(messages: Sequence[Any], tools: Sequence[Tool], identity: str = "") -> Entry:
-    """The entry that messages ask for: the last one is the query where it is the user's. Raises Fault."""
+    """The entry that messages ask for: earlier calls with their verdicts, turns, and last the query where it is the
+    user's. petool.jinja parts them in the same way. Raises Fault."""
     plain = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    history, turns = _parted(plain)
+    history: list[Interaction] = []
+    gone: set[int] = set()
+    asked, made, answered = -1, -1, 0
+    for index, message in enumerate(plain):
+        role = message["role"]
+        if role == "tool" and message["content"] in VERDICTS and made >= 0:
+            calls = plain[made]["tool_calls"]
+            named = [item for item in calls if item["id"] and item["id"] == message.get("tool_call_id")]
+            chosen = (named or calls[answered : answered + 1] or calls[-1:])[0]["function"]
+            done = Call(chosen["name"], arguments(chosen["arguments"], f"messages[{made}].tool_calls"))
+            said = plain[asked]["content"] if asked >= 0 else ""
+            history.append(Interaction(said, done, VERDICTS[message["content"]]))
+            gone |= {index, made, asked}
+            answered += 1
+        elif role == "assistant" and message.get("tool_calls"):
+            asked = index - 1 if index and plain[index - 1]["role"] == "user" else -1
+            made, answered = index, 0
+        elif role != "tool":
+            made = -1
+            if role == "assistant" and index - 1 in gone:  # a word of thanks for the verdict goes with it
+                gone.add(index)
+    turns = [message for index, message in enumerate(plain) if index not in gone]
     query = turns.pop()["content"] if turns and turns[-1]["role"] == "user" else ""
     return Entry(identity, query, tuple(tools), tuple(history), turns=tuple(turns))
 
@@ -128,7 +149,18 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if role not in _ROLES:
         raise Fault(f"{where}.role", f"one of {', '.join(_ROLES)}, found {role}")
     role = {"developer": "system", "function": "tool"}.get(role, role)
-    found: dict[str, Any] = {"role": role, "content": content_text(value.get("content"), f"{where}.content")}
+    if isinstance(content := value.get("content"), list):
+        texts = []
+        for index, part in enumerate(content):
+            spot, part = f"{where}.content[{index}]", {"type": "text", "text": part} if isinstance(part, str) else part
+            kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
+            if kind not in ("text", "input_text", "output_text", "refusal"):
+                raise Fault(spot, f"a part of type text, found {kind}")
+            texts.append(text(part, "refusal" if kind == "refusal" else "text", spot))
+        content = "\n".join(texts).lstrip("\n")  # as llama.cpp's server joins them
+    elif content is not None:
+        content = get(value, "content", str, where, "a text or a list of parts")
+    found: dict[str, Any] = {"role": role, "content": content or ""}
     calls = value.get("tool_calls")
     if calls is None and value.get("function_call"):
         calls = [{"function": value["function_call"]}]
@@ -139,54 +171,9 @@ def _message(value: Any, where: str) -> dict[str, Any]:
             spot, wrapped = f"{where}.tool_calls[{index}]", isinstance(item, Mapping) and "function" in item
             called = call(item["function"] if wrapped else item, f"{spot}.function" if wrapped else spot)
             made.append(_call_json(called, item["id"] if isinstance(item.get("id"), str) else ""))
-    identity, learned = value.get("tool_call_id"), role == "assistant" and value.get("weight") == 1
-    found |= {"tool_call_id": identity} if isinstance(identity, str) else {}
-    return found | ({"weight": 1} if learned else {})
-
-
-def content_text(value: Any, where: str) -> str:
-    """The text of a message's content: a text, null, or a list of text parts. Raises Fault for other parts."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return str(sound(value, where))
-    if not isinstance(value, list):
-        raise Fault(where, f"a text or a list of parts, found {kind_of(value)}")
-    texts = []
-    for index, part in enumerate(value):
-        spot, part = f"{where}[{index}]", {"type": "text", "text": part} if isinstance(part, str) else part
-        kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
-        if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise Fault(spot, f"a part of type text, found {kind}")
-        texts.append(text(part, "refusal" if kind == "refusal" else "text", spot))
-    return "\n".join(texts).lstrip("\n")  # as llama.cpp's server joins them
-
-
-def _parted(messages: Sequence[dict[str, Any]]) -> tuple[list[Interaction], list[dict[str, Any]]]:
-    """Earlier calls with their verdicts, and the other messages. petool.jinja parts them in the same way."""
-    history: list[Interaction] = []
-    gone: set[int] = set()
-    asked, made, answered = -1, -1, 0
-    for index, message in enumerate(messages):
-        role = message["role"]
-        if role == "tool" and message["content"] in VERDICTS and made >= 0:
-            calls = messages[made]["tool_calls"]
-            named = [item for item in calls if item["id"] and item["id"] == message.get("tool_call_id")]
-            chosen = (named or calls[answered : answered + 1] or calls[-1:])[0]["function"]
-            query = messages[asked]["content"] if asked >= 0 else ""
-            done = Call(chosen["name"], arguments(chosen["arguments"], f"messages[{made}].tool_calls"))
-            history.append(Interaction(query, done, VERDICTS[message["content"]]))
-            gone |= {index, made, asked}
-            answered += 1
-        elif role == "assistant" and message.get("tool_calls"):
-            asked = index - 1 if index and messages[index - 1]["role"] == "user" else -1
-            made, answered = index, 0
-        else:
-            # a word of thanks for the verdict goes with it
-            if role == "assistant" and index - 1 in gone:
-                gone.add(index)
-            made = made if role == "tool" else -1
-    return history, [message for index, message in enumerate(messages) if index not in gone]
+    if isinstance(identity := value.get("tool_call_id"), str):
+        found["tool_call_id"] = identity
+    return found | ({"weight": 1} if role == "assistant" and value.get("weight") == 1 else {})
 
 
 def is_row(row: Mapping[str, Any]) -> bool:
@@ -214,8 +201,7 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     *before, last = messages
     accepted = _accepted(row.get("accept"), tools)
     if isinstance(last, Mapping) and last.get("role") == "assistant":
-        where = f"messages[{len(before)}]"
-        answer = _answer(_message(last, where), where)
+        answer = _answer(last, f"messages[{len(before)}]")
     elif "accept" in row:  # a test that lists what may be answered
         # the first of the right values, without what may be left out
         before, answer = messages, Call(accepted.name, _first(accepted.values)) if accepted else NO_TOOL
@@ -224,8 +210,7 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     entry = conversation(before, tools, identity)
     if not entry.query and not entry.turns:
         raise Fault("messages", "a user's message before the answer")
-    wrong = row.get("rejected")  # an assistant's message, as the answer is
-    rejected = None if wrong is None else _answer(_message(wrong, "rejected"), "rejected")
+    rejected = None if row.get("rejected") is None else _answer(row["rejected"], "rejected")
     kind = row.get("kind") if isinstance(row.get("kind"), str) else None
     return replace(entry, answer=answer, rejected=rejected, accepted=accepted, kind=kind)
 
@@ -255,7 +240,9 @@ def _first(value: Any) -> Any:
     return [_first(item) for item in value] if isinstance(value, list) else value
 
 
-def _answer(message: Mapping[str, Any], where: str) -> Answer:
+def _answer(value: Any, where: str) -> Answer:
+    """The answer in an assistant's message. Raises Fault."""
+    message = _message(value, where)
     calls = message.get("tool_calls") or []
     if len(calls) > 1:
         raise Fault(f"{where}.tool_calls", f"one call, found {len(calls)}")

@@ -1,11 +1,12 @@
-"""PEToolBench's published forms: prompts with two JSON arrays in them, read into entries and written back. The arrays
-are found by decoding, so a reworded prompt parses as well, and the pieces around them are kept byte for byte. A
-published type such as STRING becomes JSON Schema; what that cannot say stays beside it under `x-published`."""
+"""PEToolBench's published forms: prompts with two JSON arrays in them, found by decoding, so that a reworded one parses
+as well; all bytes around them are kept. A published type such as STRING becomes JSON Schema; what that cannot say stays
+beside it under `x-published`."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from petool_lite.data.entries import DISLIKED, LIKED, Call, Entry, Interaction, Published, Tool, properties, required
@@ -14,10 +15,10 @@ from petool_lite.data.fields import Fault, call, get, json_text, json_values, so
 PROMPT_FIELD = {
     "rating": "instruction_ratings", "preferred": "instruction_preferred", "chronological": "instruction_chronological",
 }  # fmt: skip
-_DECODER = json.JSONDecoder()
+_DECODER, _line = json.JSONDecoder(), partial(json.dumps, ensure_ascii=False)
 _STRAY = 200  # brackets in a prompt that open no JSON array, before it is given up: each costs a reading of the rest
 _TYPES = {"STRING": "string", "NUMBER": "number", "BOOLEAN": "boolean", "OBJECT": "object", "ARRAY": "array"}
-_WORDS = {kind: word for word, kind in _TYPES.items()}
+_WORDS = {kind: word for word, kind in _TYPES.items()} | {"integer": "NUMBER"}
 _BESIDE = "x-published"  # what a published parameter says that its schema does not: {"type", "default"}
 
 
@@ -36,8 +37,25 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
     trains = "input" in row  # a training row (output) or a preference row (chosen, rejected)
     field, asked = ("instruction", "input") if trains else (PROMPT_FIELD[setting], "query")
     prompt = get(row, field, str, "", "the system prompt")
-    history, tools, pieces = _parse_prompt(prompt, field, setting)
+    calls = list[tuple[int, int, list[Any]]]()
+    for first, last, listed in _arrays(prompt):
+        if listed and all("required_parameters" in item for item in listed):
+            break
+        calls += [(first, last, listed)] if all("tool_call" in item for item in listed) else []
+    else:
+        raise Fault(field, "a JSON array of tools after the earlier calls")
+    if not calls:
+        raise Fault(field, "a JSON array of earlier calls before the tools")
+    start, end, made = calls[0]
+    texts = [tuple(prompt[a:b] for a, b, _ in json_values(prompt, array + 1)) for array in (start, first)]
+    history = tuple(read_interaction(item, f"{field}.history[{index}]", setting) for index, item in enumerate(made))
+    tools = tuple(read_tool(item, f"{field}.tools[{index}]") for index, item in enumerate(listed))
     answer, function = _answer(row, trains), row.get("func")
+    rejected: Call | str | None = None
+    if "rejected" in row:
+        rejected = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip()
+        with suppress(Fault):  # a text that is no call
+            rejected = call(json_text(rejected, "rejected", ""), "rejected", "tool_name", "parameters")
     return Entry(
         id=str(sound(row.get("entry_id", identity), "entry_id")),
         query=get(row, asked, str, "", "a text"),
@@ -46,8 +64,8 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
         answer=answer,
         function=None if function is None else str(sound(function, "func")),
         equal_tools=_equal_tools(row, tools, answer),
-        rejected=_rejected(row),
-        published=pieces,
+        rejected=rejected,
+        published=Published(prompt[:start], texts[0], prompt[end:first], texts[1], prompt[last:]),
         setting=setting,
     )
 
@@ -66,10 +84,6 @@ def published_entry(entry: Entry, wording: Sequence[str], setting: str) -> Entry
     return replace(entry, published=pieces, setting=setting)
 
 
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 def published_call(answer: Call | str | None) -> dict[str, Any] | None:
     """A call in the form that the published scorers compare; None for an answer without a call."""
     return {"tool_name": answer.name, "parameters": dict(answer.arguments)} if isinstance(answer, Call) else None
@@ -83,13 +97,17 @@ def interaction_row(item: Interaction, rated: bool) -> dict[str, Any]:
 
 def read_tool(value: Any, where: str) -> Tool:
     """A tool in the published form. Raises Fault."""
-    needed = list(_parameters(value, "required_parameters", where))
-    both = needed + list(_parameters(value, "optional_parameters", where))
-    schemas: dict[str, Any] = {}
-    again = [(name, schema) for name, schema in both if schemas.setdefault(name, schema) is not schema]
+    schemas, needed, again = dict[str, Any](), dict[str, None](), list[tuple[str, Any]]()
+    for key in ("required_parameters", "optional_parameters"):
+        for index, row in enumerate(get(value, key, list, where, "a list of parameters")):
+            spot = f"{where}.{key}[{index}]"
+            name = get(row, "name", str, spot, "a parameter name")
+            schema = _schema(sound(row, spot), spot)
+            again += [] if schemas.setdefault(name, schema) is schema else [(name, schema)]
+            needed |= {name: None} if key == "required_parameters" else {}
     name, about = get(value, "tool_name", str, where, "a tool name"), text(value, "tool_description", where)
-    schema = {"type": "object", "properties": schemas, "required": list(dict.fromkeys(name for name, _ in needed))}
-    return Tool(name, about, schema | ({_BESIDE: again} if again else {}))
+    declared = {"type": "object", "properties": schemas, "required": list(needed)}
+    return Tool(name, about, declared | ({_BESIDE: again} if again else {}))
 
 
 def published_tool(tool: Tool) -> dict[str, Any]:
@@ -105,36 +123,23 @@ def published_tool(tool: Tool) -> dict[str, Any]:
     }
 
 
-def _parameters(value: Any, key: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for index, row in enumerate(get(value, key, list, where, "a list of parameters")):
-        spot = f"{where}.{key}[{index}]"
-        name = get(row, "name", str, spot, "a parameter name")
-        yield name, _schema(sound(row, spot), spot)
-
-
 def _schema(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A published parameter as JSON Schema. A default declared as text becomes the value that a call would have."""
     word = text(row, "type", where) or "STRING"
     schema: dict[str, Any] = {"type": _TYPES.get(word.upper(), "string")}
     if about := text(row, "description", where):
         schema["description"] = about
-    default = row.get("default", "")
-    if default not in ("", None):
-        schema["default"] = _value(default, schema["type"])
+    if (default := row.get("default", "")) not in ("", None):
+        schema["default"] = default
+        if isinstance(default, str) and schema["type"] in ("number", "boolean"):  # declared as text, called as a value
+            with suppress(ValueError, RecursionError):
+                value = json.loads(default.lower())
+                schema["default"] = value if isinstance(value, bool | int | float) and value == value else default
     back = _published_parameter("", schema)
     beside = {key: row[key] for key in ("type", "default") if key in row and _line(back[key]) != _line(row[key])}
     if schema["type"] in ("number", "boolean") and isinstance(schema.get("default", default), str):
         beside["default"] = default  # answers write it as it stands, though it is of another type
     return schema | ({_BESIDE: beside} if beside else {})
-
-
-def _value(default: Any, kind: str) -> Any:
-    """A default as a call writes it: the data declares those of numbers and booleans as text, too."""
-    if isinstance(default, str) and kind in ("number", "boolean"):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(default.lower())
-            return value if isinstance(value, bool | int | float) and value == value else default
-    return default
 
 
 def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
@@ -143,11 +148,10 @@ def _published_parameter(name: str, schema: Any) -> dict[str, Any]:
     default = "" if default is None else default  # null is no default
     about = str(schema.get("description") or "")
     if choices := schema.get("enum"):
-        about = f"{about} One of {json.dumps(choices, ensure_ascii=False)}.".strip()
+        about = f"{about} One of {_line(choices)}.".strip()
     told = kind in ("number", "boolean", "integer") and not isinstance(default, str)
-    word = (_WORDS | {"integer": "NUMBER"}).get(kind, "STRING") if isinstance(kind, str) else "STRING"
-    row = {"name": name, "type": word, "description": about, "default": json.dumps(default) if told else default}
-    return row | dict(schema.get(_BESIDE) or {})
+    shown = {"type": _WORDS.get(str(kind), "STRING"), "description": about}
+    return {"name": name, **shown, "default": _line(default) if told else default} | dict(schema.get(_BESIDE) or {})
 
 
 def _arrays(prompt: str) -> Iterator[tuple[int, int, list[Any]]]:
@@ -162,24 +166,6 @@ def _arrays(prompt: str) -> Iterator[tuple[int, int, list[Any]]]:
             if isinstance(value, list) and all(isinstance(item, dict) for item in value):
                 yield position, end, value
         position = prompt.find("[", end)
-
-
-def _parse_prompt(prompt: str, where: str, setting: str) -> tuple[tuple[Interaction, ...], tuple[Tool, ...], Published]:
-    calls: tuple[int, int, list[Any]] | None = None
-    for first, last, listed in _arrays(prompt):
-        if listed and all("required_parameters" in item for item in listed):
-            break
-        if calls is None and all("tool_call" in item for item in listed):
-            calls = first, last, listed
-    else:
-        raise Fault(where, "a JSON array of tools after the earlier calls")
-    if calls is None:
-        raise Fault(where, "a JSON array of earlier calls before the tools")
-    start, end, made = calls
-    texts = (tuple(prompt[a:b] for a, b, _ in json_values(prompt, array + 1)) for array in (start, first))
-    pieces = Published(prompt[:start], next(texts), prompt[end:first], next(texts), prompt[last:])
-    history = tuple(read_interaction(row, f"{where}.history[{index}]", setting) for index, row in enumerate(made))
-    return history, tuple(read_tool(row, f"{where}.tools[{index}]") for index, row in enumerate(listed)), pieces
 
 
 def read_interaction(row: Any, where: str, setting: str = "rating") -> Interaction:
@@ -202,23 +188,11 @@ def _answer(row: Mapping[str, Any], trains: bool) -> Call | None:
     return call(value, key, "tool_name", "parameters")
 
 
-def _rejected(row: Mapping[str, Any]) -> Call | str | None:
-    if "rejected" not in row:
-        return None
-    wrong = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip()
-    try:
-        return call(json_text(wrong, "rejected", ""), "rejected", "tool_name", "parameters")
-    except Fault:
-        return wrong
-
-
 def _equal_tools(row: Mapping[str, Any], tools: Sequence[Tool], answer: Call | str | None) -> tuple[str, ...] | None:
     """The tools among `apis_same_func`; None where that extra field is absent or has another form."""
-    listed = row.get("apis_same_func")
-    if not isinstance(answer, Call) or not isinstance(listed, list):
-        return None
-    try:
-        same = {f"<{item['category_name']}>.<{item['tool_name']}>.<{item['api_name']}>" for item in listed}
-    except (KeyError, TypeError):
-        return None
-    return tuple(tool.name for tool in tools if tool.name in same - {answer.name})
+    with suppress(KeyError, TypeError):
+        listed = [(one["category_name"], one["tool_name"], one["api_name"]) for one in row["apis_same_func"]]
+        same = {f"<{category}>.<{provider}>.<{api}>" for category, provider, api in listed}
+        others = (tool.name for tool in tools if tool.name in same)
+        return tuple(name for name in others if name != answer.name) if isinstance(answer, Call) else None
+    return None

@@ -1,10 +1,10 @@
-"""JSON Schema as it is found in the wild, made into what validators and grammar compilers read: type names of other
-languages (`dict`, `float`, `STRING`), OpenAPI's `nullable`, shapes that say nothing (`properties: []`, `required:
-true`). What cannot be understood is told with its path."""
+"""JSON Schema as it is found in the wild, made into what validators and grammar compilers read: other languages' types
+(`dict`, `STRING`), OpenAPI's `nullable`, shapes that say nothing (`properties: []`). The rest is told with its path."""
 
 import difflib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -90,27 +90,19 @@ def _tidied(found: dict[str, Any], path: str, odd: Odd) -> dict[str, Any]:
     if not isinstance(found.get("enum", []), list) or found.get("enum") == []:
         del found["enum"]
     for key in ("description", "title", "format", "pattern"):
-        if key in found and not isinstance(found[key], str):
+        if not isinstance(found.get(key, ""), str):
             del found[key]
     for key in [key for key in _NUMBERS if key in found]:
-        number = _number(value := found.pop(key))
-        if number is not None:
+        value = number = found.pop(key)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                number = float(value)
+        # one that is too large cannot be held either
+        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1 << 62:
             found[key] = int(number) if number == int(number) else number
         elif value is not None:
             odd(f"{path}.{key}", "not held: no number", True)
     return found
-
-
-def _number(value: Any) -> float | None:
-    """A number that is not too large for a schema, also where it stands as text; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 62:
-        return None
-    return value
 
 
 def _type(word: Any, schema: Mapping[str, Any], path: str, odd: Odd) -> dict[str, Any]:
@@ -121,12 +113,11 @@ def _type(word: Any, schema: Mapping[str, Any], path: str, odd: Odd) -> dict[str
         found = _type_names(item)
         if not found and isinstance(item, str) and (inner := _item_type(item)) is not None:
             found = ["array"]
-        if not found and (str(item).lower() in _ANYTHING or item is None):
-            return {}
         said = json.dumps(item, ensure_ascii=False)
         if not found:
-            near = difflib.get_close_matches(str(item).lower(), _TYPES, 1)
-            odd(path, f"unknown type {said}" + (f", did you mean {_TYPES[near[0]]}?" if near else ""), False)
+            if item is not None and str(item).lower() not in _ANYTHING:
+                near = difflib.get_close_matches(str(item).lower(), _TYPES, 1)
+                odd(path, f"unknown type {said}" + (f", did you mean {_TYPES[near[0]]}?" if near else ""), False)
             return {}
         if found != [item]:
             odd(path, f"{said} is read as {' or '.join(found)}", True)
@@ -170,9 +161,7 @@ def value_faults(schema: Mapping[str, Any], value: Any) -> list[str]:
 
     validator = _validator(json.dumps(schema, sort_keys=True))
     try:
-        found = sorted(
-            (list(map(str, error.absolute_path)), error.message[:200]) for error in validator.iter_errors(value)
-        )
+        found = sorted(([*map(str, e.absolute_path)], e.message[:200]) for e in validator.iter_errors(value))
         return [f"{'.'.join(path) or 'it'}: {message}" for path, message in found]
     except (SchemaError, Unresolvable, RecursionError, ValueError, TypeError, AttributeError) as error:
         return [f"its schema cannot be read: {str(error).splitlines()[0][:200]}"]

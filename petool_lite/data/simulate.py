@@ -6,10 +6,11 @@ where nothing was rated, or because one provider alone does it. In a tenth of th
 import json
 import re
 import tomllib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count as counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -50,14 +51,12 @@ class Example:
 
 
 def examples_of(entries: Sequence[Entry]) -> list[Example]:
-    """The entries' calls, and earlier ones of tools that any of them offers, each once: not those with a very long
-    request, disliked, or against their declaration. A value that nothing tells (see `_told`) is left out, and a call
-    that needs it."""
+    """The entries' calls, and earlier ones of tools that any of them offers, each once: none with a very long request,
+    disliked or against its declaration. A value that nothing tells (see `_told`) goes, and a call that needs it."""
     offers = {tool.name: entry for entry in reversed(entries) for tool in entry.tools}
     found: dict[str, Example] = {}
     for entry in entries:
-        answer: Any = entry.answer
-        calls = [(entry.query, answer, entry)] if isinstance(answer, Call) else []
+        calls = [(entry.query, entry.answer, entry)] if isinstance(entry.answer, Call) else []
         calls += [(one.query, one.call, offers[one.call.name]) for one in entry.history
                   if one.verdict != DISLIKED and one.call.name in offers]  # fmt: skip
         for query, call, offer in calls:
@@ -66,11 +65,9 @@ def examples_of(entries: Sequence[Entry]) -> list[Example]:
                 continue
             given = {name: call.arguments[name] for name in call.arguments if _told(name, call, query, tools[0])}
             call = Call(call.name, given)
-            known = f"{query}\n{call.to_json()}"
-            if known in found or answer_faults(Entry("", query, (tools[0],), (), call)):
-                continue
-            others = tuple(tool for tool in offer.tools if tool is not tools[0])
-            found[known] = Example(query, tools[0], given, others)
+            if not answer_faults(Entry("", query, (tools[0],), (), call)):
+                others = tuple(tool for tool in offer.tools if tool is not tools[0])
+                found.setdefault(f"{query}\n{call.to_json()}", Example(query, tools[0], given, others))
     return list(found.values())
 
 
@@ -81,14 +78,12 @@ def _told(name: str, call: Call, query: str, tool: Tool) -> bool:
     plain, digits = f" {_plain(said)} ", said.replace(",", "")
 
     def told(value: Any) -> bool:
-        if isinstance(value, Mapping):
-            return all(map(told, value.values()))
-        if isinstance(value, list):
-            return all(map(told, value))
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            return True
+        if isinstance(value, Mapping | list):
+            return all(map(told, value.values() if isinstance(value, Mapping) else value))
         if isinstance(value, str):
-            return f" {_plain(value)} " in plain if _plain(value) else True
+            return not _plain(value) or f" {_plain(value)} " in plain
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
         number = str(value).removesuffix(".0")
         if number in list("0123456789") and f" {_COUNTED[int(number)]} " in plain:
             return True
@@ -173,10 +168,9 @@ def simulate(
     examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without: float = 0.1, requests: int = 6
 ) -> Iterator[Entry]:
     """`count` entries, one at a time, the same for a seed. A pass over the corpus takes every tool, and of the calls of
-    one at most 12, others each time, or a few tools would drown the rest. An entry asks for up to `requests` things of
-    the same tools; the answers to all but the last are among its `turns`, marked to be learned. `pool` are more tools
-    to offer beside; `without` is the share of requests for which no tool fits. Raises PetoolError for a corpus of fewer
-    than two functions."""
+    one at most `_A_PASS`, others each time, or a few would drown the rest. An entry asks for up to `requests` things of
+    the same tools; all but the last are among its `turns`, their answers marked to be learned. `pool` are more tools to
+    offer; for the share `without` of requests no tool fits. Raises PetoolError for fewer than two functions."""
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
     named = {tool.name: tool for tool in [*pool, *(tool for one in examples for tool in (one.tool, *one.others))]}
@@ -188,7 +182,9 @@ def simulate(
         wanted = list[Example]()
         for _ in range(Random(f"{seed} {number}").randint(1, requests)):
             if not order:
-                order = _pass(examples, Random(f"{seed} order {number}"))
+                order, calls = list(range(len(examples))), defaultdict[str, Iterator[int]](counter)
+                Random(f"{seed} order {number}").shuffle(order)
+                order = [index for index in order if next(calls[examples[index].tool.name]) < _A_PASS]
             wanted.append(examples[order.pop()])
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
         made = (_entry(f"{seed}-{number}", wanted, corpus, rng) for rng in draws)
@@ -198,19 +194,6 @@ def simulate(
         yield entry
 
 
-def _pass(examples: Sequence[Example], rng: Random) -> list[int]:
-    """Indices of one pass over the examples in random order."""
-    order = list(range(len(examples)))
-    rng.shuffle(order)
-    taken = Counter[str]()
-    found = []
-    for index in order:
-        taken[examples[index].tool.name] += 1
-        if taken[examples[index].tool.name] <= _A_PASS:
-            found.append(index)
-    return found
-
-
 _Asked = tuple[str, Call | str, Sequence[str]]  # a request, its answer, and the names of all tools that do it
 
 
@@ -218,7 +201,7 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     """One draw; None where names clash or no answer would follow from what is written."""
     owners = _owners(rng.randint(4, 8), rng)
     thought = _RATED if rng.random() < 0.75 else _PLAIN
-    opinions = [[(owner, verdict) for verdict in rng.choice(thought)] for owner in owners]
+    opinions = {owner: rng.choice(thought) for owner in owners}
     events = _merged(opinions, rng) if rng.random() < 0.92 else []
     tools, offers, asked = list[Tool](), list[tuple[_Owner, Tool]](), list[_Asked]()
     taken, near = list[frozenset[str]](), list[Tool]()
@@ -258,6 +241,14 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     return replace(good[-1], turns=turns) if good else None
 
 
+def _merged(opinions: Mapping[_Owner, _Verdicts], rng: Random) -> list[tuple[_Owner, str | None]]:
+    """All verdicts with whom they are of, those of each in their own order."""
+    turns = [owner for owner, verdicts in opinions.items() for _ in verdicts]
+    rng.shuffle(turns)
+    queues = {owner: iter(verdicts) for owner, verdicts in opinions.items()}
+    return [(owner, next(queues[owner])) for owner in turns]
+
+
 def _rivals(owners: Sequence[_Owner], events: Sequence[tuple[_Owner, str | None]], rng: Random) -> list[_Owner]:
     """One to four providers whom the user does not like alike, the preferred first."""
     chosen: list[_Owner] = []
@@ -273,11 +264,10 @@ def _rivals(owners: Sequence[_Owner], events: Sequence[tuple[_Owner, str | None]
 def _standings(events: Sequence[tuple[Any, str | None]], shown: Sequence[Any]) -> dict[Any, tuple[int, int]]:
     """For each provider shown: likes minus dislikes, and where none of them was rated, when it was last used."""
     rated = any(verdict for owner, verdict in events if owner in shown)
-    found = {}
-    for one in shown:
-        own = [(at, verdict) for at, (owner, verdict) in enumerate(events, 1) if owner == one]
-        likes = sum({LIKED: 1, DISLIKED: -1}.get(verdict or "", 0) for _, verdict in own)
-        found[one] = (likes, 0 if rated or not own else own[-1][0])
+    found = dict.fromkeys(shown, (0, 0))
+    for at, (owner, verdict) in enumerate(events, 1):
+        if owner in found:
+            found[owner] = found[owner][0] + {LIKED: 1, DISLIKED: -1}.get(verdict or "", 0), 0 if rated else at
     return found
 
 
@@ -287,11 +277,10 @@ def follows(entry: Entry, equal: Sequence[str]) -> bool:
     if len(equal) == 1:
         return True
     known = entries.providers(entry)
-    shown = [known[name] for name in equal]
-    standing = _standings([(known[item.call.name], item.verdict) for item in entry.history], shown)
-    best = max(shown, key=lambda owner: standing[owner])
-    alone = [standing[owner] for owner in shown].count(standing[best]) == 1
-    return isinstance(entry.answer, Call) and alone and len({*shown}) == len(shown) and known[entry.answer.name] == best
+    standing = _standings([(known[item.call.name], item.verdict) for item in entry.history], [known[n] for n in equal])
+    right = known[entry.answer.name] if isinstance(entry.answer, Call) else ""
+    apart = right in standing and len(standing) == len(equal)  # of a provider each
+    return apart and all(standing[right] > other for owner, other in standing.items() if owner != right)
 
 
 def _stated(value: Any, query: str) -> bool:
@@ -304,11 +293,11 @@ def _stated(value: Any, query: str) -> bool:
 
 def _values(examples: Sequence[Example]) -> dict[str, list[str]]:
     """The texts that the corpus's requests state, by the parameter's last word: cities, names, titles."""
-    found: dict[str, dict[str, None]] = {}
+    found = defaultdict[str, dict[str, None]](dict)
     for example in examples:
         for name, value in example.arguments.items():
             if isinstance(value, str) and 0 < len(value) <= 40 and _stated(value, example.query):
-                found.setdefault(_split(name)[-1], {})[value] = None
+                found[_split(name)[-1]][value] = None
     return {word: list(values) for word, values in found.items()}
 
 
@@ -318,7 +307,7 @@ def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rn
     query, arguments, declared = example.query, dict(example.arguments), properties(example.tool)
     for name, value in example.arguments.items():
         schema = declared.get(name)
-        free = isinstance(schema, Mapping) and not _NOT_FREE & set(schema)
+        free = isinstance(schema, Mapping) and not _NOT_FREE & schema.keys()
         if not free or rng.random() < 0.5 or not _stated(value, query):
             continue
         if isinstance(value, str):
@@ -367,14 +356,6 @@ def _distractors(
         if not words & entries.name_words(tool.name):
             found.setdefault(tool.name, tool)
     return list(found.values())[:count]
-
-
-def _merged(parts: Sequence[Sequence[Any]], rng: Random) -> list[Any]:
-    """All items, each part in its own order."""
-    turns = [index for index, part in enumerate(parts) for _ in part]
-    rng.shuffle(turns)
-    queues = [iter(part) for part in parts]
-    return [next(queues[index]) for index in turns]
 
 
 def _earlier(owner: _Owner, verdict: str | None, own: Sequence[Tool], other: Example, rng: Random) -> Interaction:

@@ -18,8 +18,7 @@ def function_groups(entries: Sequence[Entry]) -> list[int]:
 
     def root(index: int) -> int:
         while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
+            parent[index] = index = parent[parent[index]]
         return index
 
     for index, entry in enumerate(entries):
@@ -32,10 +31,10 @@ def function_groups(entries: Sequence[Entry]) -> list[int]:
 def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
     """Deal the groups of `function_groups` to `count` folds: ascending indices into `entries`. The largest group goes
     first, each to the smallest fold; `seed` breaks ties. Raises PetoolError where there are fewer groups than folds."""
-    groups: dict[int, list[int]] = {}
-    for index, group in enumerate(function_groups(entries)):
-        groups.setdefault(group, []).append(index)
-    dealt = list(groups.values())
+    numbers = function_groups(entries)
+    dealt: list[list[int]] = [[] for _ in {*numbers}]
+    for index, number in enumerate(numbers):
+        dealt[number].append(index)
     if not 1 <= count <= len(dealt):
         what = f"cannot make {count} folds of {len(dealt)} functions"
         raise PetoolError(what, "every fold needs a function of its own", USAGE)

@@ -20,7 +20,7 @@ def named_faults() -> Iterator[None]:
     try:
         yield
     except Fault as fault:
-        raise PetoolError(f"{fault}", "the README shows the forms of tools and history") from None
+        raise PetoolError(f"{fault}", "docs/data.md shows the forms of tools and history") from None
 
 
 def request_entry(query: str, tools: Any, history: Any = None) -> Entry:

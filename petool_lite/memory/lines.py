@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from petool_lite.data.answers import answer_faults
@@ -18,8 +20,7 @@ ENOUGH = 10  # liked calls that training takes: fewer are learned by heart
 
 def openai_line(item: Record) -> dict[str, Any]:
     """An interaction as a conversation in OpenAI's form, which ends with the verdict where a tool was called. Beside it
-    stands what OpenAI has no field for: `id`, `user`, `time` (seconds since 1970), `verdict`, `confidence`, and
-    `result` (what the tool answered)."""
+    stands what OpenAI has no field for: `id`, `user`, `time`, `verdict`, `confidence` and `result` (see Record)."""
     if isinstance(item.made, Call):
         told = Entry("", "", (), (Interaction(item.query, item.made, item.verdict),))
         messages = entry_messages(told)[:-1]  # without the query that would follow
@@ -31,9 +32,8 @@ def openai_line(item: Record) -> dict[str, Any]:
 
 
 def read_line(row: Any, number: int, user: str | None = None) -> list[Record]:
-    """The interactions of a line in OpenAI's form: every call with a verdict (`used` for none), and an answer at its
-    end. `user` is whose they are where the line does not say; `number`, the line's, is part of ids that it lacks.
-    Raises Fault."""
+    """The interactions of a line in OpenAI's form: every call with a verdict (`used` for none), and the answer at its
+    end. They are `user`'s where it does not say; its `number` is part of ids that it lacks. Raises Fault."""
     messages = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(messages, list) or not messages:
         raise Fault("messages", "a list of messages")
@@ -79,11 +79,13 @@ def training_rows(source: str, store: Store | None = None) -> list[dict[str, Any
 def _entries(kept: Sequence[Record]) -> Iterator[Entry]:
     """Entries to train on, each with its user's earlier calls; `kept` is in the order of time."""
     wrong = {_asked(item): item.made for item in kept if item.verdict == DISLIKED}
-    earlier: dict[str, list[tuple[set[str], Interaction]]] = {}
+    offered = cache(read_tools)
+    earlier = defaultdict[str, list[tuple[set[str], Interaction]]](list)
     for item in kept:
-        before = earlier.setdefault(item.user, [])
+        before = earlier[item.user]
         if item.verdict == LIKED and item.turns is not None:
-            entry = Entry(item.id, item.query, item.offered, answer=item.made, turns=tuple(json.loads(item.turns)))
+            tools, turns = offered(item.tools), tuple(json.loads(item.turns))
+            entry = Entry(item.id, item.query, tools, answer=item.made, turns=turns)
             names = set().union(*(names_of_provider(tool.name) | {tool.provider} for tool in entry.tools))
             if not answer_faults(entry):
                 bearing = [made for known, made in before if known & names]

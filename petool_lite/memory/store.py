@@ -1,20 +1,23 @@
-"""What users did with their tools, and their verdicts: added by `call` and `serve`, read for the next request."""
+"""What users did with their tools, and their verdicts: added by `call` and `serve`, read for the next request. The file
+is SQLite's in WAL mode, which many processes share, a kill -9 leaves whole, and only its owner may read."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from petool_lite.console import say
-from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Interaction, Tool, namespace, providers
-from petool_lite.data.openai import read_tools, tool_json
-from petool_lite.errors import PetoolError
-from petool_lite.memory.database import Unwritable, run, shrink
+from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Interaction, bearing, namespace, providers
+from petool_lite.data.openai import tool_json
+from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.places import data_root
 
 T = TypeVar("T")
@@ -23,14 +26,47 @@ NEWEST = 1000  # interactions of a user that are kept
 RECALLED = 50  # of them that a request gets at most
 VERDICTS = (LIKED, DISLIKED)
 _LONGEST = 1 << 16  # characters of a conversation before the query; a longer one is not kept
+_json = partial(json.dumps, ensure_ascii=False)
+
+_WAIT_S = 5.0  # for another process that is writing
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+# Each brings the file from the version before to its own; user_version counts them.
+_MIGRATIONS = (
+    """
+    CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+    CREATE TABLE toolsets (sha256 TEXT PRIMARY KEY, tools TEXT NOT NULL);
+    CREATE TABLE interactions (
+        number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, user INTEGER NOT NULL, time REAL NOT NULL,
+        query TEXT NOT NULL, turns TEXT, tools TEXT NOT NULL, answer TEXT NOT NULL,
+        verdict TEXT CHECK (verdict IN ('liked', 'disliked')), confidence REAL
+    );
+    CREATE INDEX interactions_by_user ON interactions (user, time, number);
+    CREATE INDEX interactions_by_time ON interactions (time, number);
+    CREATE INDEX interactions_by_tools ON interactions (tools);
+    -- for every name that a later request may know the called tool's provider by
+    CREATE TABLE bearings (
+        user INTEGER, provider TEXT, time REAL, number INTEGER, PRIMARY KEY (user, provider, time, number)
+    ) WITHOUT ROWID;
+    CREATE TRIGGER interactions_gone AFTER DELETE ON interactions BEGIN
+        DELETE FROM bearings WHERE user = OLD.user AND number = OLD.number;
+        DELETE FROM toolsets WHERE sha256 = OLD.tools AND NOT EXISTS
+            (SELECT 1 FROM interactions WHERE tools = OLD.tools);
+    END;
+    """,
+    "ALTER TABLE interactions ADD COLUMN result TEXT;",  # what the tool answered where it was run
+)
+
+
+class Unwritable(PetoolError):
+    """The place of the store cannot be written."""
 
 
 @dataclass(frozen=True)
 class Record:
     """One answer that a user got. `time` is in seconds since 1970; `turns` (the conversation before the query, None
     where it was too long to keep), `tools` and `answer` are JSON. `confidence` is the calibrated probability of the
-    chosen tool, or of none; None where it is not known. `result` is what the tool answered, None where it was not
-    run."""
+    chosen tool, or of none, where it is known; `result` what the tool answered where it was run."""
 
     id: str
     user: str
@@ -42,11 +78,6 @@ class Record:
     verdict: str | None = None
     confidence: float | None = None
     result: str | None = None
-
-    @property
-    def offered(self) -> tuple[Tool, ...]:
-        """The offered tools."""
-        return _offered(self.tools)
 
     @property
     def made(self) -> Answer:
@@ -80,26 +111,24 @@ class Store:
         where it cannot be written, as every method does, and PetoolError for a newer version's."""
         self.path = path or data_root() / "memory.sqlite"
         self._newest = newest
-        run(self.path, lambda db: None)
+        _run(self.path, lambda db: None)
 
     def add(self, records: Sequence[Record]) -> int:
         """Keep interactions, all or none; those whose id is there are left out. Returns how many were new."""
+        older = (
+            "DELETE FROM interactions WHERE number IN (SELECT number FROM interactions WHERE user = "
+            "(SELECT id FROM users WHERE name = ?) ORDER BY time DESC, number DESC LIMIT -1 OFFSET ?)"
+        )
 
         def work(db: sqlite3.Connection) -> int:
             added = sum(_insert(db, item) for item in records)
-            for user in {item.user for item in records}:
-                db.execute(
-                    "DELETE FROM interactions WHERE number IN (SELECT number FROM interactions WHERE user = "
-                    "(SELECT id FROM users WHERE name = ?) ORDER BY time DESC, number DESC LIMIT -1 OFFSET ?)",
-                    (user, self._newest),
-                )
+            db.executemany(older, [(user, self._newest) for user in {item.user for item in records}])
             return added
 
-        return run(self.path, work, write=True)
+        return _run(self.path, work, write=True)
 
     def recalled(self, user: str, entry: Entry) -> Entry:
-        """The entry with what the user did earlier with these providers before its own history, the newest last. An
-        entry that comes with a published prompt stays as it is."""
+        """The entry, unless published, with what the user did earlier with these providers before its own history."""
         if entry.published is not None:
             return entry
         known = providers(entry)
@@ -110,12 +139,12 @@ class Store:
             f"AND b.provider IN ({', '.join('?' * len(names))}) ORDER BY b.time DESC, b.number DESC LIMIT ?)) "
             "ORDER BY time, number"
         )
-        rows = run(self.path, lambda db: db.execute(query, (user, *names, RECALLED)).fetchall())
+        rows = _run(self.path, lambda db: db.execute(query, (user, *names, RECALLED)).fetchall())
         calls = [(text, _made(answer), verdict) for text, answer, verdict in rows]
         return with_earlier(entry, [Interaction(*item) for item in calls])  # type: ignore[arg-type]  # no texts
 
     def find(self, identity: str | None, user: str | None = None, verdict: str | None = None) -> Record:
-        """One interaction, the newest where `identity` is None; it gets the verdict, if any, one of VERDICTS. Raises
+        """One interaction, the newest where `identity` is None, with the verdict, if any, that it gets. Raises
         PetoolError where it is unknown or another user's."""
         plain = identity and identity.removeprefix("chatcmpl-").removeprefix("resp_")
 
@@ -127,28 +156,34 @@ class Store:
                 db.execute("UPDATE interactions SET verdict = ? WHERE id = ?", (verdict, found[0].id))
             return replace(found[0], verdict=verdict or found[0].verdict)
 
-        return run(self.path, work, write=verdict is not None)
+        return _run(self.path, work, write=verdict is not None)
 
     def add_result(self, identity: str, result: str) -> None:
         """Keep what the tool of a kept call answered."""
         query = "UPDATE interactions SET result = ? WHERE id = ?"
-        run(self.path, lambda db: db.execute(query, (result, identity)), write=True)
+        _run(self.path, lambda db: db.execute(query, (result, identity)), write=True)
 
     def records(self, user: str | None = None, limit: int = -1) -> list[Record]:
         """The newest `limit` interactions of a user, or of all, the newest last."""
-        return run(self.path, lambda db: _select(db, None, user, limit))[::-1]
+        return _run(self.path, lambda db: _select(db, None, user, limit))[::-1]
 
     def forget(self, user: str) -> int:
-        """Remove a user with all interactions, and what the file held of them; returns how many these were."""
+        """Remove a user with all interactions; returns how many these were. Nothing of them is left in the file or its
+        log; raises PetoolError where another process reads that."""
+        own = "DELETE FROM interactions WHERE user = (SELECT id FROM users WHERE name = ?)"
 
         def work(db: sqlite3.Connection) -> int:
-            own = "WHERE user = (SELECT id FROM users WHERE name = ?)"
-            gone = db.execute(f"DELETE FROM interactions {own}", (user,)).rowcount
+            gone = db.execute(own, (user,)).rowcount
             db.execute("DELETE FROM users WHERE name = ?", (user,))
             return gone
 
-        count = run(self.path, work, write=True)
-        shrink(self.path)
+        def still_read(db: sqlite3.Connection) -> bool:
+            db.execute("VACUUM")
+            return bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+
+        count = _run(self.path, work, write=True)
+        if _run(self.path, still_read):
+            raise PetoolError(f"another program is reading {self.path}: its log still holds the texts", "try again")
         return count
 
 
@@ -162,8 +197,7 @@ class Memory:
 
     def use(self, work: Callable[[Store], T]) -> T | None:
         """What `work` returns of the store; None where it cannot be used."""
-        store = self.store
-        return None if store is None else self._tried(lambda: work(store))
+        return self._tried(partial(work, self.store)) if self.store else None
 
     def recalled(self, user: str, entry: Entry) -> Entry:
         """See Store; the entry as it is where the store cannot be used."""
@@ -180,15 +214,12 @@ class Memory:
 
 
 def with_earlier(entry: Entry, earlier: Sequence[Interaction]) -> Entry:
-    """The entry with the last of the `earlier` calls that bear on its tools before its history. A call that the request
-    itself tells, as history or as a turn, is left out."""
+    """The entry with the last of the `earlier` calls that bear on its tools, and that it does not tell itself."""
     turned = [item["function"] for turn in entry.turns for item in turn.get("tool_calls") or ()]
     calls = [Call(made["name"], json.loads(made["arguments"] or "{}")) for made in turned]
     told = {_key(made) for made in [*calls, *(item.call for item in entry.history)]}
-    known = providers(replace(entry, history=tuple(earlier)))
-    offered = {known[tool.name] for tool in entry.tools}
-    bearing = [item for item in earlier if known[item.call.name] in offered]
-    new = [item for item in bearing if _key(item.call) not in told]
+    known = [earlier[index] for index in bearing(replace(entry, history=tuple(earlier)))]
+    new = [item for item in known if _key(item.call) not in told]
     return replace(entry, history=(*new[-RECALLED:], *entry.history))
 
 
@@ -230,14 +261,68 @@ def _made(answer: str) -> Answer:
     return value if isinstance(value, str) else Call(value["name"], value["arguments"])
 
 
-@lru_cache(maxsize=1024)
-def _offered(tools: str) -> tuple[Tool, ...]:
-    return read_tools(tools)
-
-
 def _key(call: Call) -> str:
     return json.dumps([call.name, dict(call.arguments)], sort_keys=True)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _run(path: Path, work: Callable[[sqlite3.Connection], T], write: bool = False) -> T:
+    """What `work` returns, given a connection to the file; where it writes, all of it is done or nothing. A damaged
+    file is set aside, which is said, and a new one begun. Raises Unwritable, and PetoolError for a newer version's."""
+    try:
+        try:
+            return _once(path, work, write)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF not in _DAMAGE:
+                raise
+            _set_aside(path)
+            return _once(path, work, write)
+    except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
+        hint = "make room, or give a place that can be written: XDG_DATA_HOME"
+        raise Unwritable(f"cannot use {path}: {error}", hint, MACHINE) from error
+
+
+def _once(path: Path, work: Callable[[sqlite3.Connection], T], write: bool) -> T:
+    with _alone(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        path.chmod(0o600)  # SQLite gives its log and its index of the log the same mode
+        db = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
+    with contextlib.closing(db):
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            hint = "update petool-lite, or do without: --no-store"
+            raise PetoolError(f"{path} is of version {version}, this program knows {len(_MIGRATIONS)}", hint)
+        db.executescript("PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;")
+        if version < len(_MIGRATIONS):
+            with _alone(path):
+                db.execute("PRAGMA journal_mode = WAL")
+                version = db.execute("PRAGMA user_version").fetchone()[0]
+                for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+                    db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+        if not write:
+            return work(db)
+        db.execute("BEGIN IMMEDIATE")
+        found = work(db)
+        db.execute("COMMIT")  # without it, closing takes all back
+        return found
+
+
+def _set_aside(path: Path) -> None:
+    """Rename the damaged file and its log, unless another process has done so."""
+    with _alone(path):
+        with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(sqlite3.connect(path)) as db:
+            if db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
+                return
+        aside = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        for ending in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{path}{ending}", f"{aside}{ending}")
+    say(f"note: {path} is damaged; it is kept as {aside}, and a new one is started")
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes and threads from making, changing or renaming the file meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

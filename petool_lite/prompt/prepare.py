@@ -3,15 +3,15 @@ into memory. Its key covers all that decides an id: data, tokenizer, template, l
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report, silent
 from petool_lite.data.answers import with_rejected
-from petool_lite.data.files import Dataset, load_dataset, raw_rows, source_sha256
-from petool_lite.data.petoolbench import PROMPT_FIELD, settings_of
+from petool_lite.data.files import Dataset, load_dataset, load_settings, source_sha256
+from petool_lite.data.petoolbench import PROMPT_FIELD
 from petool_lite.errors import PetoolError
 from petool_lite.models import Base, file_sha256
 from petool_lite.places import cache_place
@@ -26,9 +26,8 @@ _CHUNK = 512  # rows in memory at once
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped, and in
-    `earlier` (int32) start and end of each learned answer before that one. For DPO also
-    rejected_ids (int32): what may stand in place of input_ids[answer_start:], and is worse."""
+    """Rows ready for training: `table` has entry_id, input_ids (int32), answer_start, history_dropped, and in `earlier`
+    start and end of each learned answer before that one; for DPO rejected_ids, worse than input_ids[answer_start:]."""
 
     table: Any
     summary: dict[str, Any]
@@ -71,18 +70,15 @@ def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def load_learned(data: DataSettings, source: str) -> tuple[Dataset, ...]:
+def load_learned(data: DataSettings, source: str) -> list[Dataset]:
     """The entries of `source` in each setting that the recipe learns: its own, or with "all" each that they have.
     Raises PetoolError for an entry that lacks one (with `skip_bad` it is left out), and where "all" finds but one."""
     if data.setting != ALL:
-        return (load_dataset(source, data.setting, skip_bad=data.skip_bad),)
-    settings = tuple(dict.fromkeys(name for row in raw_rows(source) for name in settings_of(row)))
-    if len(settings) < 2:
+        return [load_dataset(source, data.setting, data.skip_bad)]
+    if len(sets := load_settings(source, data.skip_bad)) < 2:
         what = f"{source} does not hold the prompts of several settings, which data.setting = all learns from"
         raise PetoolError(what, f"entries with {', '.join(PROMPT_FIELD.values())}, or --set data.setting=rating")
-    first, *others = (load_dataset(source, setting, skip_bad=data.skip_bad) for setting in settings)
-    # what is no entry of PEToolBench has no setting, and is learned once
-    return first, *(replace(one, entries=tuple(e for e in one.entries if e.setting)) for one in others)
+    return sets
 
 
 def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
@@ -115,19 +111,16 @@ def _write(recipe: Recipe, chat: Chat, folder: Path, report: Report) -> None:
     _write_rows(folder / "rows.arrow", rows(), pairs)
     lengths, answers, losses, trimmed, cut = zip(*facts, strict=True) if facts else ((),) * 5
     count = sum(len(dataset.entries) for dataset in sets)
-    summary = {"entries": len(sets[0].entries), "bad_entries": sum(len(dataset.bad) for dataset in sets)}
+    summary: dict[str, Any] = {"entries": len(sets[0].entries), "bad_entries": sum(len(one.bad) for one in sets)}
     summary |= {"rows": count, "kept": len(facts), "trimmed": sum(trimmed), "descriptions_cut": sum(cut)}
     summary |= {"left_out": len(left_out), **{f"tokens_{name}": value for name, value in spread(lengths).items()}}
     summary |= {"tokens": sum(lengths), "answers": sum(answers), "loss_tokens": sum(losses)}
-    summary |= ({"without_pair": count - len(entries)} if pairs else {}) | _wording(sets, data.style)
+    summary |= {"without_pair": count - len(entries)} if pairs else {}
+    # the published prompt's text around its arrays, by setting, for calls that do not come with it
+    first = [entry for dataset in sets for entry in dataset.entries[:1] if data.style == "published"]
+    wording = {e.setting: [e.published.head, e.published.middle, e.published.tail] for e in first if e.published}
+    summary |= {"wording": wording} if wording else {}
     write_json(folder / "summary.json", {"summary": summary, "left_out": left_out})
-
-
-def _wording(sets: Sequence[Dataset], style: str) -> dict[str, Any]:
-    """The published prompt's text around its arrays, by setting, for calls that do not come with it."""
-    first = [entry for dataset in sets for entry in dataset.entries[:1] if style == "published"]
-    found = {e.setting: [e.published.head, e.published.middle, e.published.tail] for e in first if e.published}
-    return {"wording": found} if found else {}
 
 
 def _write_rows(path: Path, rows: Iterable[Example], pairs: bool) -> None:

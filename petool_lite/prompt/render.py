@@ -7,9 +7,10 @@ import json
 import os
 import re
 import signal
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from petool_lite.data.entries import Answer, Call, Entry, bearing, properties
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.data.petoolbench import prompt_of, published_call
 from petool_lite.errors import PetoolError
-from petool_lite.prompt.template import render_template
 
 # Llama-3.x templates print today's date unless told otherwise; a fixed one keeps prompts the same every day.
 _DATE = "26 Jul 2024"
@@ -68,9 +68,8 @@ class Chat:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token. `earlier` are
-    start and end of each answer in the prompt that is learned, too; `rejected` is the wrong answer of a row asked for
-    as pair."""
+    """Token ids of one row: `ids[:answer_start]` is the prompt, the rest the answer with its end token. `earlier` has
+    start and end of each answer in the prompt that is learned, too; `rejected` is the wrong answer of a pair."""
 
     entry_id: str
     ids: list[int]
@@ -125,8 +124,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt's ids, of which the first `shared` are the same for every query, with `history_dropped` calls left
-    out."""
+    """A prompt's ids, the first `shared` of them the same for every query; `history_dropped` calls are left out."""
 
     ids: list[int]
     shared: int
@@ -181,14 +179,15 @@ def render_messages(chat: Chat, messages: Sequence[Mapping[str, Any]], tools: Se
 
 def _filled(template: str, messages: Sequence[Any], tools: Sequence[Any] | None, bos: str, eos: str) -> str:
     """The prompt that a template makes: always on the same day, and without a part for thoughts."""
+    from petool_lite.prompt.template import render_template
+
     fixed = {"add_generation_prompt": True, "date_string": _DATE, "enable_thinking": False, "bos_token": bos}
     return render_template(template, lambda form: _DATE, messages=messages, tools=tools, eos_token=eos, **fixed)
 
 
 def _inert(value: Any, chat: Chat) -> Any:
-    """A JSON value for a template: control tokens that somebody wrote into it, which could end a message and begin
-    another one, are broken up by a word joiner (U+2060) behind the first character, so that every tokenizer reads text.
-    Numbers get six decimals, as many as llama.cpp's templates write."""
+    """A JSON value for a template: control tokens that somebody wrote into it, which could end a message, are broken up
+    by a word joiner (U+2060) behind the first character. Numbers get six decimals, as llama.cpp's templates do."""
     if isinstance(value, str):
         for token in {chat.bos_token, chat.eos_token, *_CONTROL.findall(value)} - {""}:
             value = value.replace(token, f"{token[0]}\u2060{token[1:]}")
@@ -225,20 +224,16 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def drop_order(entry: Entry, style: str) -> list[int]:
-    """Earlier calls, as indices, in the order in which they may go: what the petool prompt does not show, then the
-    oldest."""
+    """Indices of earlier calls in the order in which they may go: what no petool prompt shows, then the oldest."""
     shown = bearing(entry)
     return shown if style == "petool" else [*sorted(set(range(len(entry.history))) - set(shown)), *shown]
 
 
 def without_history(entry: Entry, gone: Collection[int]) -> Entry:
     """The entry without the earlier calls at these indices."""
-
-    def kept(rows: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(row for index, row in enumerate(rows) if index not in gone)
-
-    pieces = entry.published and replace(entry.published, history=kept(entry.published.history))
-    return replace(entry, history=kept(entry.history), published=pieces)
+    stays = [index for index in range(len(entry.history)) if index not in gone]
+    pieces = entry.published and replace(entry.published, history=tuple(entry.published.history[i] for i in stays))
+    return replace(entry, history=tuple(entry.history[index] for index in stays), published=pieces)
 
 
 _Fitted = tuple[str, list[int], Entry]  # a prompt, its ids, and the entry as it is shown
@@ -255,25 +250,23 @@ def _fit(chat: Chat, entry: Entry, layout: Layout, text: str, ids: list[int], re
         what = f"entry {entry.id} has {len(ids) + reserve} tokens, more than {layout.max_tokens}"
         raise PetoolError(what, 'raise model.max_tokens, or set data.overlength = "trim-history"')
     order = drop_order(entry, layout.style)
-    low, high, best = 1, len(order), None
-    while low <= high:  # the fewest earlier calls to drop so that the rest fits
-        count = (low + high) // 2
-        shorter = without_history(entry, set(order[:count]))
+
+    @cache
+    def without(count: int) -> _Fitted:
+        shorter = without_history(entry, order[:count])
         text = prompt_text(chat, shorter, layout)
-        ids = chat.encode(text)
-        if len(ids) <= room:
-            best, high = (text, ids, shorter), count - 1
-        else:
-            low = count + 1
-    return best
+        return text, chat.encode(text), shorter
+
+    # the fewest earlier calls to drop so that the rest fits
+    count = 1 + bisect_left(range(1, len(order) + 1), True, key=lambda count: len(without(count)[1]) <= room)
+    return without(count) if count <= len(order) else None
 
 
 def prompt_ids(chat: Chat, entry: Entry, layout: Layout, reserve: int = 0) -> Rendered | None:
-    """An entry's prompt, with as little history left out as lets prompt + `reserve` fit. None for an entry that is too
-    long: under "drop" as it stands, under "trim-history" even without history; tools, query and answer are never cut.
-    "error" raises PetoolError."""
+    """An entry's prompt, with as little history left out as lets prompt + `reserve` fit; nothing else is cut. None if
+    it is too long: under "drop" as it stands, under "trim-history" without history. "error" raises PetoolError."""
     text = prompt_text(chat, entry, layout)
-    if (fitted := _fit(chat, entry, layout, text, chat.encode(text), reserve)) is None:
+    if not (fitted := _fit(chat, entry, layout, text, chat.encode(text), reserve)):
         return None
     text, ids, shown = fitted
     start = text.rfind(str(_inert(entry.query, chat))) if entry.query else -1
@@ -319,39 +312,38 @@ def _as_worker(*work: Any) -> None:
 
 def _rendered(batch: Sequence[Entry], *work: Any) -> list[Example | None]:
     chat, layout, pairs = work or _work
-    answers, rows = [], list[Example | None]()
-    for entry in batch:
-        if entry.answer is None:
-            raise PetoolError(f"entry {entry.id} has no answer to learn", "training needs the right calls")
-        answers.append(answer_text(entry.answer, layout.style))
+    rows = list[Example | None]()
+    if lost := next((entry for entry in batch if entry.answer is None), None):
+        raise PetoolError(f"entry {lost.id} has no answer to learn", "training needs the right calls")
     texts = [prompt_text(chat, entry, layout) for entry in batch]
-    encoded = chat.encode_batch(texts)
+    right = chat.follow([answer_text(entry.answer or "", layout.style) for entry in batch])
     rejected = [answer_text(entry.rejected or "", layout.style) for entry in batch]
     wrong = chat.follow(rejected) if pairs else [[]] * len(batch)
-    for entry, text, ids, answer, other in zip(batch, texts, encoded, chat.follow(answers), wrong, strict=True):
-        fitted = _fit(chat, entry, layout, text, ids, reserve=max(len(answer), len(other)) + 1)
-        if fitted is None:
+    for entry, text, ids, answer, other in zip(batch, texts, chat.encode_batch(texts), right, wrong, strict=True):
+        if not (fitted := _fit(chat, entry, layout, text, ids, reserve=max(len(answer), len(other)) + 1)):
             rows.append(None)
             continue
         (text, kept, shown), earlier = fitted, list[int]()
         if layout.style == "petool" and not pairs and any(turn.get("weight") for turn in entry.turns):
-            room = layout.max_tokens - len(answer) - 1
-            kept, earlier = _with_earlier(chat, shown, text, kept, room)
+            kept, earlier = _with_earlier(chat, shown, text, kept, room=layout.max_tokens - len(answer) - 1)
         dropped, worse = len(entry.history) - len(shown.history), (*other, chat.eos_id) if pairs else ()
         rows.append(Example(entry.id, [*kept, *answer, chat.eos_id], len(kept), dropped, worse, tuple(earlier)))
     return rows
 
 
 def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int], room: int) -> tuple[list[int], list[int]]:
-    """A prompt's ids with the answers of earlier turns that are to be learned cut as new ones are, and start and end
-    of each. Where the model's template writes an earlier answer otherwise than a new one, that one is not learned, and
-    none where the cuts make more ids than there is `room` for."""
+    """A prompt's ids with the answers of earlier turns that are to be learned cut as new ones are, and start and end of
+    each. Not learned are those that the model's template writes otherwise, and none if the cuts need more `room`."""
     query = str(_inert(entry.query, chat))
     at = text.rfind(query) if query else -1
     opening = text[at + len(query) :] if at > 0 else "\0"  # what stands between a request and its answer
     cuts: list[int] = []
     for turn in reversed(_inert(entry.turns, chat)):
-        written = _written(turn) if turn["role"] == "assistant" else turn["content"]
+        texts = [turn["content"]] if turn["content"] or turn["role"] != "assistant" else []
+        for made in (made["function"] for made in turn.get("tool_calls") or ()):
+            name = json.dumps(made["name"], ensure_ascii=False)
+            texts.append(f'{CALL_START}{{"name": {name}, "arguments": {made["arguments"]}}}{CALL_END}')
+        written = "\n".join(texts)  # as petool.jinja writes it
         at = text.rfind(written, 0, max(at, 0))
         end = at + len(written) + len(chat.eos_token)
         if at > 0 and turn.get("weight") and text[:at].endswith(opening) and text[:end].endswith(chat.eos_token):
@@ -363,15 +355,6 @@ def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int], room: int
         return ids, []
     bounds = [sum(map(len, pieces[: number + 1])) for number in range(len(rest))]
     return whole, bounds
-
-
-def _written(turn: Mapping[str, Any]) -> str:
-    """An earlier answer as petool.jinja writes it."""
-    texts = [turn["content"]] if turn["content"] else []
-    for made in (made["function"] for made in turn.get("tool_calls") or ()):
-        name = json.dumps(made["name"], ensure_ascii=False)
-        texts.append(f'{CALL_START}{{"name": {name}, "arguments": {made["arguments"]}}}{CALL_END}')
-    return "\n".join(texts)
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:

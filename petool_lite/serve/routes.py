@@ -24,8 +24,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.helper import ROUTE
 from petool_lite.inference.worker import Event, Helped
 from petool_lite.inference.worker import Request as EngineRequest
-from petool_lite.memory.database import Unwritable
-from petool_lite.memory.store import VERDICTS, Memory, record_of
+from petool_lite.memory.store import VERDICTS, Memory, Unwritable, record_of
 from petool_lite.serve.offered import OfferedTools
 from petool_lite.serve.queue import RequestQueue
 from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses

@@ -19,7 +19,7 @@ from petool_lite.errors import PetoolError, first_line
 from petool_lite.families import chat_template
 from petool_lite.inference.gpu import four_bits, gpu_available, own_gpu
 from petool_lite.models import Base, resolve_base
-from petool_lite.prompt.render import exported_template
+from petool_lite.prompt.render import exported_template, recorded_style
 from petool_lite.recipe import Recipe
 from petool_lite.runs import read_manifest
 from petool_lite.train.attention import PACKED, attend_packed, teach
@@ -105,10 +105,10 @@ def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
 
 def _lora(recipe: Recipe) -> dict[str, Any]:
     """The adapter's shape, as arguments of PEFT."""
-    start, lora = start_adapter(recipe.model.adapter), recipe.lora
+    start = start_adapter(recipe.model.adapter)
     return {
-        "r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets,
-        "use_rslora": start is not None and read_adapter_config(start).rslora,
+        "r": recipe.lora.r, "lora_alpha": recipe.lora.alpha, "lora_dropout": recipe.lora.dropout,
+        "target_modules": recipe.lora.targets, "use_rslora": start is not None and read_adapter_config(start).rslora,
     }  # fmt: skip
 
 
@@ -173,6 +173,7 @@ def check_start(recipe: Recipe, report: Report) -> None:
         raise PetoolError(f"{what}, the recipe says {recipe.model.base}", f"--set model.base={found.base}")
     if (folder.parent / "manifest.json").is_file():
         manifest = read_manifest(folder.parent)
+        recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
         for key, now in (("prompt_style", recipe.data.style), ("setting", recipe.data.setting)):
             if manifest.get(key) != now:
                 report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {now}", 0, 0, "")

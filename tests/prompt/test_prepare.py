@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support_published import published_rows, training_row
 
-from petool_lite.data import SETTINGS
+from petool_lite.data import SETTINGS, files
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import PROMPT_FIELD
 from petool_lite.errors import PetoolError
@@ -94,12 +94,15 @@ def test_all_settings_are_the_rows_of_each(smollm2, tmp_path, objective) -> None
         assert every.summary[key] == sum(found.summary[key] for found in single.values())
 
 
-def test_all_settings_are_those_that_the_entries_hold(smollm2, tmp_path) -> None:
+def test_all_settings_are_those_that_the_entries_hold(smollm2, tmp_path, monkeypatch) -> None:
     rows = [{key: row[key] for key in row if key != "instruction_ratings"} for row in published_rows("train", 4)]
     found = prepared(smollm2, written(tmp_path / "two.json", rows), "data.setting=all")
     assert {name.split(":")[0] for name in found.table["entry_id"]} == {"preferred", "chronological"}
+    once, read = [], files._read
+    monkeypatch.setattr(files, "_read", lambda part: once.append(part) or read(part))
     both = prepared(smollm2, f"data.train={tmp_path}/two.json + demo:train:3", "data.setting=all")
     assert both.summary["rows"] == 4 + 4 + 3, "what has no setting is learned once"
+    assert once == [f"{tmp_path}/two.json", "demo:train:3"], "each part is read once, whatever it costs"
     lone = [training_row(row) for row in published_rows("train", 4)]
     del rows[2][PROMPT_FIELD["preferred"]]
     for bad, said in ((lone, "does not hold the prompts of several settings"), (rows, "entry 2")):
