@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.report import METRIC_WORDS, Table, accuracies_cells, p_text, show
+from petool_lite.bench.report import WORDS, Table, accuracies_cells, p_text, show
 from petool_lite.bench.results import Results, check_same_data, load_folder
 from petool_lite.bench.score import METRICS, accuracies, paired
 
 from petool_lite.errors import USAGE, PetoolError
-
-_WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))
-_WORDS |= {f"{metric}_as_asked": f"{_WORDS[metric]} as asked" for metric in METRICS[1:]}
 
 
 def compare_folders(
@@ -50,9 +47,7 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
         "other_prompts": sum(was != now for was, now in zip(*prompts, strict=True)),
         "scores": [accuracies([scores[key] for key in common]) for scores in (before, after)],
         **paired(before, after),
-        "flipped": [
-            key for key in common if before[key].pairs[before[key].scorer] != after[key].pairs[after[key].scorer]
-        ],
+        "flipped": [key for key in common if any(before[key].right(one) != after[key].right(one) for one in METRICS)],
     }
 
 
@@ -66,10 +61,12 @@ def _comparison(item: Mapping[str, Any]) -> Table:
     before, after = item["scores"]
     asked = "param_as_asked" in item and any(one["param_as_asked_acc"] != one["param_acc"] for one in (before, after))
     rows = []
-    for metric, words in list(_WORDS.items())[: None if asked else len(METRICS)]:
+    for metric in WORDS if asked else METRICS:
         test, figures = item[metric], (accuracies_cells(scores, metric)[0] for scores in (before, after))
         change = f"{test['difference']:+.1f} ({test['ci'][0]:+.1f} to {test['ci'][1]:+.1f})"
-        rows.append((words, *figures, change, f"+{test['second_only']} -{test['first_only']}", p_text(test["p"])))
+        rows.append(
+            (WORDS[metric], *figures, change, f"+{test['second_only']} -{test['first_only']}", p_text(test["p"]))
+        )
     notes = [
         f"n {item['n']:,} of {item['entries'][0]:,} and {item['entries'][1]:,}, "
         f"the same call in {item['agreement']:.1f} %, another prompt in {item['other_prompts']:,}",

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.baselines import rule_call
-from petool_lite.bench.variants import ENDPOINT, GPU, LLAMA, Variant
+from petool_lite.bench.variants import ENDPOINT, GPU, LLAMA, Variant, rule_call
 
 from petool_lite.console import Report
 from petool_lite.data.entries import NO_TOOL, Entry
@@ -19,17 +18,8 @@ from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.parse import failure
-from petool_lite.prompt.render import (
-    Chat,
-    Layout,
-    Rendered,
-    answer_text,
-    chat_from_directory,
-    common_length,
-    prompt_ids,
-    recorded_style,
-    spread,
-)
+from petool_lite.prompt import render
+from petool_lite.prompt.render import Chat, Layout, Rendered, prompt_ids
 
 UNREAD: dict[str, Any] = {
     **dict.fromkeys(("prompt_tokens", "reply_tokens", "cached_tokens", "history_dropped"), 0),
@@ -63,6 +53,12 @@ class Task:
         texts |= {NO_TOOL} if any(entry.accepted for entry in self.dataset.entries) else set()
         return texts.pop() if len(texts) == 1 else bool(texts)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Where the entries came from, as results record it."""
+        data = {key: getattr(self.dataset, key) for key in ("source", "sha256", "total")}
+        return {"setting": self.setting, "data": data}
+
     def entries(self) -> dict[int, Entry]:
         """This task's entries by their place in the data; raises PetoolError where one has no right answer."""
         first, step = self.shard or (0, 1)
@@ -93,7 +89,7 @@ class Work:
         found = {index: prompt_ids(chat, entry, layout) for index, entry in self.entries.items()}
         self.prompts = {index: prompt for index, prompt in found.items() if prompt}
         trimmed = sum(prompt.history_dropped > 0 for prompt in self.prompts.values())
-        lengths = spread([len(prompt.ids) for prompt in self.prompts.values()])
+        lengths = render.spread([len(prompt.ids) for prompt in self.prompts.values()])
         told = ", ".join(f"{name} {value:,}" for name, value in lengths.items())
         lost = f"{trimmed:,} trimmed, {len(found) - len(self.prompts):,} too long"
         report(f"{len(found):,} prompts, {lost}; tokens {told}", 0, 0, "")
@@ -114,10 +110,7 @@ class Work:
         """What a row says of a model's reply to an entry."""
         sure, prefill, decode = reply.confidence, reply.prefill_s, reply.decode_s
         return self.asked(index) | {
-            "status": "ok",
-            "reply": reply.text,
-            "reply_tokens": len(reply.ids),
-            "finish": reply.finish,
+            **{"status": "ok", "reply": reply.text, "reply_tokens": len(reply.ids), "finish": reply.finish},
             "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.task.text)),
             "confidence": sure if sure is None else round(sure, 6),
             "cached_tokens": min(reply.reused_tokens, len(self.prompts[index].ids)),
@@ -129,7 +122,7 @@ def model_style(model: Path) -> str | None:
     """The prompt style that a GGUF file names, if it does; raises PetoolError if it does not load."""
     with LlamaModel(model, vocab_only=True) as vocabulary:
         style, layout = (vocabulary.metadata.get(f"petool_lite.prompt_{name}") for name in ("style", "layout"))
-        return recorded_style(style, layout)
+        return render.recorded_style(style, layout)
 
 
 def work_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
@@ -140,14 +133,11 @@ def work_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
         from petool_lite.bench.endpoint import endpoint_rows
 
         return endpoint_rows(work, report)
-    return _llama_rows(work, report) if work.variant.engine == LLAMA else _rule_rows(work)
-
-
-def _rule_rows(work: Work) -> Rows:
-    """What a rule answers; it reads no tokens and takes no time worth counting."""
-    for index, entry in work.entries.items():
-        call = answer_text(rule_call(work.variant.name, entry), "published")
-        yield index, UNREAD | {"status": "ok", "reply": call}
+    if work.variant.engine == LLAMA:
+        return _llama_rows(work, report)
+    # a rule reads no tokens and takes no time worth counting
+    calls = ((index, rule_call(work.variant.name, entry)) for index, entry in work.entries.items())
+    return ((index, UNREAD | {"status": "ok", "reply": render.answer_text(call, "published")}) for index, call in calls)
 
 
 def _llama_rows(work: Work, report: Report) -> Rows:
@@ -160,19 +150,17 @@ def _llama_rows(work: Work, report: Report) -> Rows:
         model.exact_reuse = True  # a reply must not depend on which entry came before
         constrainer = model.constrainer() if work.variant.decoding == "constrained" else None
         for index, prompt in sorted(work.prompts.items(), key=lambda item: item[1].ids):
-            held = common_length(model.held, prompt.ids)
+            held = render.common_length(model.held, prompt.ids)
             started = time.perf_counter()
             try:
                 constraint = work.start(constrainer, index) if constrainer else None
                 reply = model.generate(prompt.ids, longest_reply, constraint, reuse=True)
             except PetoolError as error:
-                facts = {"status": "engine_error", "error": error.message}
-                seconds = round(time.perf_counter() - started, 4)
-                yield index, UNREAD | facts | work.asked(index) | {"seconds": seconds}
+                facts = {"error": error.message, "seconds": round(time.perf_counter() - started, 4)}
+                yield index, UNREAD | work.asked(index) | {"status": "engine_error"} | facts
                 continue
-            row = work.answered(index, reply)
-            row["cached_tokens"] = min(held, reply.reused_tokens)
-            yield index, row | {"cold": row["cached_tokens"] == 0, "batch": 1}
+            cached = min(held, reply.reused_tokens)
+            yield index, work.answered(index, reply) | {"cached_tokens": cached, "cold": cached == 0, "batch": 1}
 
 
 def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
@@ -181,7 +169,7 @@ def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
     from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
     variant, folder = work.variant, work.variant.model
-    chat = chat_from_directory(folder)
+    chat = render.chat_from_directory(folder)
     config = json.loads((folder / "config.json").read_text())
     yield from work.render(chat, config["max_position_embeddings"], report)
     indices = list(work.prompts)

@@ -24,12 +24,13 @@ from petool_lite.runs import write_json, write_text
 SCHEMA = 4
 _PUBLISHED = ("user_entries_test.json", "user_entries_test_r.json")
 METRIC_WORDS = ("tool", "parameters", "both")
+WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))  # of every figure, those as asked last
+WORDS |= {f"{metric}_as_asked": f"{WORDS[metric]} as asked" for metric in METRICS[1:]}
 _SCORER_WORDS = {
     "published": "the published scorer",
     "ast": "BFCL's AST scorer",
     "no_call": "whether no tool is called",
 }
-_ASKED = ("param_as_asked", "joint_as_asked")
 _COUNTED = {
     "history_trimmed": "prompts without their oldest history",
     "too_long": "prompts beyond its context, which count as wrong",
@@ -90,33 +91,23 @@ def build_report(scored: Sequence[Results]) -> dict[str, Any]:
         for one, two in combinations(scored, 2)
         if one.meta["setting"] == two.meta["setting"]
     ]
-    return {
-        "schema": SCHEMA,
-        "rows_schema": ROWS_SCHEMA,
-        "partial": any(item["partial"] for item in variants),
-        "data": list(reversed(data.values())),
-        "variants": variants,
-        "pairs": pairs,
-    }
+    partial = any(item["partial"] for item in variants)
+    own = {"schema": SCHEMA, "rows_schema": ROWS_SCHEMA, "partial": partial}
+    return {**own, "data": list(reversed(data.values())), "variants": variants, "pairs": pairs}
 
 
 def _variant(item: Results) -> dict[str, Any]:
     meta = item.meta
     rows, scores, kinds = zip(*item.triples.values(), strict=True)
-    same = ("engine", "decoding", "style", "setting", "model", "machine", "versions")
-    more = ("model_sha256", "commit", "started", "limit", "shard", "max_reply_tokens")
+    keys = ("engine", "decoding", "style", "setting", "model", "machine", "versions", "model_sha256", "commit")
     return {
         **{"name": item.name, "about": str(meta.get("about") or "")},
-        **{key: meta[key] for key in same},
-        **{key: meta.get(key) for key in more},
+        **{key: meta.get(key) for key in (*keys, "started", "limit", "shard", "max_reply_tokens")},
         "data": {key: meta["data"][key] for key in ("source", "sha256", "total")},
         **{"results": item.path.name, "results_sha256": file_sha256(item.path), "cut_line": item.cut_line},
-        "partial": partial_reasons(rows, meta),
-        "published_data": is_published_data(meta),
-        "rows": len(rows),
+        **{"partial": partial_reasons(rows, meta), "published_data": is_published_data(meta), "rows": len(rows)},
         **summary(rows, scores),
-        "classes": {name: kinds.count(name) for name in CLASSES},
-        "cost": cost(rows, meta),
+        **{"classes": {name: kinds.count(name) for name in CLASSES}, "cost": cost(rows, meta)},
     }
 
 
@@ -140,8 +131,7 @@ def is_published_data(meta: Mapping[str, Any]) -> bool:
 
 def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds a call (median and 95th percentile, cold and warm apart), tokens/s, GB and bytes; None where unknown. A
-    call is cold if nothing of its prompt was in the engine's memory. Prefill counts the tokens that were read, not
-    those that were reused. A batch on a GPU shares its time among its rows. Variants without an engine cost nothing."""
+    call is cold if nothing of its prompt was in the engine's memory; what was reused is not counted as read."""
     gpu = meta.get("gpu") or {}
     runs = [row for row in rows if row["status"] == "ok"] if meta["engine"] != "none" else []
 
@@ -155,13 +145,11 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
 
     read = sum(max(0, row["prompt_tokens"] - row.get("cached_tokens", 0)) for row in runs)
     return {
-        "cold": times(cold=True),
-        "warm": times(cold=False),
+        **{"cold": times(cold=True), "warm": times(cold=False)},
         "prefill_tokens_per_s": rate(read, "prefill_s"),
         "decode_tokens_per_s": rate(sum(row["reply_tokens"] for row in runs), "decode_s"),
         "peak_memory_gb": meta.get("peak_memory_gb") if runs else None,
-        "model_bytes": meta.get("model_bytes") or None,
-        "wall_seconds": meta.get("seconds"),
+        **{"model_bytes": meta.get("model_bytes") or None, "wall_seconds": meta.get("seconds")},
         "gpu": {key: gpu.get(key) for key in ("batch", "memory_gb")},
     }
 
@@ -175,9 +163,9 @@ def tables(document: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def accuracies_cells(scores: Mapping[str, Any], *metrics: str) -> list[str]:
-    """`78.7 (76–81)` of each metric: percent and its 95 % interval."""
-    text = "{:.1f} ({:.0f}–{:.0f})"
-    return [text.format(scores[f"{name}_acc"], *scores[f"{name}_ci"]) for name in metrics or METRICS]
+    """`78.7 (76–81)` of each metric: percent and its 95 % interval; a dash where it was not scored."""
+    found = [(scores.get(f"{name}_acc"), scores.get(f"{name}_ci", ())) for name in metrics or METRICS]
+    return ["–" if share is None else "{:.1f} ({:.0f}–{:.0f})".format(share, *ends) for share, ends in found]
 
 
 def p_text(value: float) -> str:
@@ -197,14 +185,9 @@ def label(variant: Mapping[str, Any]) -> str:
 def _scores_table(document: Mapping[str, Any]) -> Table:
     variants = document["variants"]
     asked = any(item.get("param_as_asked_acc", item["param_acc"]) != item["param_acc"] for item in variants)
-    columns: tuple[str, ...] = ("variant", "what it is", "n", *METRIC_WORDS)
-    columns += ("parameters as asked", "both as asked") if asked else ()
-    rows = []
-    for item in variants:
-        figures = accuracies_cells(item)
-        if asked:
-            figures += accuracies_cells(item, *_ASKED) if "param_as_asked_acc" in item else ["–", "–"]
-        rows.append((label(item), item["about"], f"{item['n']:,}", *figures))
+    names = tuple(WORDS) if asked else METRICS
+    columns = ("variant", "what it is", "n", *(WORDS[name] for name in names))
+    rows = [(label(item), item["about"], f"{item['n']:,}", *accuracies_cells(item, *names)) for item in variants]
     notes = ["in percent, with 95 % intervals by function; decoded greedily"]
     if asked:
         notes.append("as asked: a number that the data cut to a whole one may stand as the request says it")
@@ -340,6 +323,10 @@ def html_report(document: Mapping[str, Any], scored: Sequence[Results]) -> str:
 
     page = resources.files("petool_lite.bench").joinpath("report.html").read_text(encoding="utf-8")
     script = page.partition("<script>")[2].partition("</script>")[0]
+    entries: dict[tuple[str, str], list[tuple[str, dict[str, Any], str]]] = {}
+    for item in scored:  # for every entry the replies to it: variant, row and class of each
+        for row, _, kind in item.triples.values():
+            entries.setdefault((row["setting"], row["entry_id"]), []).append((item.name, row, kind))
     first = document["variants"][0]
     version = f"petool-lite {first['versions'].get('petool-lite', '')} {first['commit'] or ''}".strip()
     return Environment(autoescape=True).from_string(page).render(
@@ -349,15 +336,6 @@ def html_report(document: Mapping[str, Any], scored: Sequence[Results]) -> str:
         tables=list(tables(document)),
         variants=document["variants"],
         metrics=dict(zip(METRICS, METRIC_WORDS, strict=True)),
-        entries=_entries(scored),
+        entries=list(entries.values()),
         classes=CLASSES,
     )  # fmt: skip
-
-
-def _entries(scored: Sequence[Results]) -> list[list[tuple[str, dict[str, Any], str]]]:
-    """For every entry the replies to it: variant, row and class of each."""
-    found: dict[tuple[str, str], list[tuple[str, dict[str, Any], str]]] = {}
-    for item in scored:
-        for row, _, kind in item.triples.values():
-            found.setdefault((row["setting"], row["entry_id"]), []).append((item.name, row, kind))
-    return list(found.values())

@@ -85,9 +85,8 @@ def meta_path(results: Path) -> Path:
 
 
 def load_results(path: Path) -> Results:
-    """A results file with its meta file, its rows in the order of the data. A last line without an end was cut while it
-    was written and is left out. Anything else that is wrong raises PetoolError with the line: another schema, no right
-    answer, an entry twice, a row of another variant."""
+    """A results file with its meta file, its rows in the order of the data. A last line that was cut while it was
+    written is left out; anything else that is wrong raises PetoolError with the line."""
     place, rows = meta_path(path), dict[str, dict[str, Any]]()
     try:
         *lines, last = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
@@ -167,13 +166,11 @@ class Store:
 
 @contextmanager
 def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) -> Iterator[Store]:
-    """Open the results file for more rows under `meta`, what it holds included; with `fresh` it starts over. A cut last
-    line and failures of the engine are taken out, to be generated again. Raises PetoolError where the file was made
-    from other data, another model and so on. The caller holds the folder."""
+    """Open the results file for more rows under `meta` (see `continued`); with `fresh` it starts over. A cut last line
+    and failures of the engine are taken out, to be generated again. The caller holds the folder."""
     if fresh:
         path.unlink(missing_ok=True)
         meta_path(path).unlink(missing_ok=True)
-    meta = continued(path, meta)
     store = Store(path, meta, _held(path, report) if _begun(path) else {})
     with store.file:
         store.save_meta()
@@ -189,10 +186,10 @@ def _begun(path: Path) -> bool:
     return path.is_file() and (path.stat().st_size > 0 or meta_path(path).is_file())
 
 
-def continued(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """The meta of a results file that goes on under this command's `meta`; raises PetoolError if it is of other work. A
-    file that was begun for more entries than this command asks for stays one for all of them."""
-    if not _begun(path):
+def continued(path: Path, meta: dict[str, Any], fresh: bool) -> dict[str, Any]:
+    """The meta of a results file that goes on under this command's `meta`; raises PetoolError if it is of other work,
+    and is not to start `fresh`. A file begun for more entries than this command asks for stays one for all of them."""
+    if fresh or not _begun(path):
         return meta
     hint, place = "start over with --fresh, or give another --out", meta_path(path)
     try:
@@ -240,14 +237,13 @@ def _write_rows(path: Path, rows: Any) -> None:
 
 def merge_shards(folders: Sequence[Path], target: Path) -> None:
     """Write each results file of the shards in `folders` as one into `target`. Raises PetoolError, and writes nothing,
-    for a shard that is absent, double or unfinished, and for shards that were made from other data, another model,
-    other settings or other versions."""
+    for a shard that is absent, double, unfinished or of other work."""
     if target.resolve() in [folder.resolve() for folder in folders]:
         raise PetoolError(f"{target} is one of the shards", "give another --out", USAGE)
     names = sorted({path.name for folder in folders for path in folder.glob("results-*.jsonl")})
     if not names:
         raise PetoolError(f"no results-<variant>.jsonl in {folders[0]}", "give the folders of finished shards")
-    for name, parts in {name: _parts(name, folders) for name in names}.items():
+    for name, parts in {name: _shards(name, folders) for name in names}.items():
         metas = [part.meta for part in parts]
         meta = metas[0] | {key: round(sum(meta[key] for meta in metas), 2) for key in ("entries", "seconds")}
         meta |= {"shard": None, "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas)}
@@ -255,7 +251,7 @@ def merge_shards(folders: Sequence[Path], target: Path) -> None:
         write_json(meta_path(target / name), meta)
 
 
-def _parts(name: str, folders: Sequence[Path]) -> list[Results]:
+def _shards(name: str, folders: Sequence[Path]) -> list[Results]:
     """One variant's results of every shard; raises PetoolError where they do not make a whole."""
     parts = [load_results(folder / name) for folder in folders]
     shards = [part.meta.get("shard") or [0, 0] for part in parts]

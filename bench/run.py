@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from petool_lite.bench import results
 from petool_lite.bench.engines import Task, Work, model_style, work_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.report import write_report
-from petool_lite.bench.results import SCHEMA, Store, check_same_data, continued, load_results, open_store, results_files
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 
 from petool_lite.console import Report, silent
@@ -24,18 +24,18 @@ from petool_lite.runs import locked, versions
 
 
 def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> dict[str, Any] | None:
-    """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report. A shard
-    has a folder of its own under `folder` and no report (None): `merge_shards` makes one of all. Rows that an earlier
-    run left are kept. Raises PetoolError for entries without right answers, results of other work in the folder, or a
-    model that does not load."""
+    """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report, or None
+    for a shard, which has a folder of its own under `folder`. Rows of an earlier run are kept. Raises PetoolError for
+    entries without right answers, results of other work in the folder, or a model that does not load."""
     for variant in variants:
         if variant.engine == LLAMA:
             check_gguf(variant.model)  # before the folder is made
     task.entries()
     if task.shard is not None:
         folder /= "shard-{}-of-{}".format(*task.shard)
-    new = {folder / f"results-{item.name}.jsonl": _meta(item, task, len(task.entries())) for item in variants}
-    check_same_data(new | {path: load_results(path).meta for path in results_files(folder) if path not in new})
+    new = {folder / f"results-{variant.name}.jsonl": task.facts for variant in variants}
+    others = [path for path in results.results_files(folder) if path not in new]
+    results.check_same_data(new | {path: results.load_results(path).meta for path in others})
     with locked(folder):
         generate(variants, task, folder, report)
         if task.shard is None:
@@ -46,8 +46,7 @@ def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report 
 
 def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> None:
     """Write results-<variant>.jsonl in `folder` for each variant, going on where an earlier run stopped. Raises
-    PetoolError before the first reply where one of the files is of other work. Ctrl-C ends it with what is done kept,
-    as a PetoolError with exit code 130."""
+    PetoolError for a file of other work, before any reply, and for Ctrl-C (exit code 130), with all rows kept."""
     entries = task.entries()
     work = []
     for variant in variants:
@@ -55,13 +54,11 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
             known = "published" if task.dataset.entries[0].published else "petool"
             recorded = model_style(variant.model) if variant.engine == LLAMA else None
             variant = replace(variant, style=recorded or known)
-        path, meta = folder / f"results-{variant.name}.jsonl", _meta(variant, task, len(entries))
-        if not task.fresh:
-            continued(path, meta)
-        work.append((variant, path, meta))
+        path = folder / f"results-{variant.name}.jsonl"
+        work.append((variant, path, results.continued(path, _meta(variant, task, len(entries)), task.fresh)))
     try:
         for variant, path, meta in work:
-            with open_store(path, meta, task.fresh, report) as store:
+            with results.open_store(path, meta, task.fresh, report) as store:
                 left = {index: entry for index, entry in entries.items() if index not in store.rows}
                 if left:
                     _fill(Work(variant, task, left), store, report)
@@ -73,9 +70,8 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
         raise PetoolError(where, hint, 128 + signal.SIGINT) from None
 
 
-def _fill(work: Work, store: Store, report: Report) -> None:
-    """Write the rows that are left, as docs/bench.md describes them. An entry longer than the model's context loses old
-    history, counted in the row; one that is too long even then has the status "too_long" and scores as wrong. A failure
+def _fill(work: Work, store: results.Store, report: Report) -> None:
+    """Write the rows that are left (docs/bench.md). A prompt too long even without history scores as wrong; a failure
     of the engine is "engine_error", never a wrong answer, and is tried again by the next run."""
     stage, total = f"bench {work.variant.name}", len(store.rows) + len(work.entries)
     if store.rows:
@@ -98,21 +94,17 @@ def _fill(work: Work, store: Store, report: Report) -> None:
 
 def entry_row(index: int, entry: Entry) -> dict[str, Any]:
     """What a row says of the entry itself. `gold` is the right call in the published scorers' form, or {"no_call":
-    text} where no tool fits. The fact `same_job` lists the offered tools that do the right one's job, itself included;
-    it is empty where nothing tells. `accept` is there for a test that lists what it accepts, `kind` where the data
-    tells kinds apart."""
+    text}. `same_job` lists the offered tools that do the right one's job, itself included, and is empty where nothing
+    tells. `accept` and `kind` are there where the data has them."""
     answer, accepted = entry.answer, entry.accepted
+    function = entry.function or (function_words(answer.name) if isinstance(answer, Call) else entry.id)
     row: dict[str, Any] = {
-        "schema": SCHEMA,
-        "index": index,
-        "entry_id": entry.id,
-        "query": entry.query,
+        **{"schema": results.SCHEMA, "index": index, "entry_id": entry.id, "query": entry.query},
         "gold": published_call(answer) or {"no_call": str(answer)},
         "facts": {
             "offered": [tool.name for tool in entry.tools],
             "same_job": list(equal_tools(entry) or ()),
-            "history_length": len(entry.history),
-            "function": entry.function or (function_words(answer.name) if isinstance(answer, Call) else entry.id),
+            **{"history_length": len(entry.history), "function": function},
         },
     }
     if accepted is not None:
@@ -123,15 +115,11 @@ def entry_row(index: int, entry: Entry) -> dict[str, Any]:
 
 def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
     """The meta before the first row: what is asked of which model, where and with which versions."""
-    data = task.dataset
     return {
-        "schema": SCHEMA,
-        "setting": task.setting,
-        "variant": variant.name,
+        **{"schema": results.SCHEMA, "variant": variant.name, **task.facts},
         **{key: getattr(variant, key) for key in ("engine", "decoding", "style", "about")},
         **{"model": variant.place, "model_sha256": variant.sha256(), "model_bytes": variant.bytes},
-        "data": {"source": data.source, "sha256": data.sha256, "total": data.total},
-        "limit": task.limit if task.limit and task.limit < len(data.entries) else None,
+        "limit": task.limit if task.limit and task.limit < len(task.dataset.entries) else None,
         "shard": list(task.shard) if task.shard else None,
         **{"entries": count, "complete": False, "max_reply_tokens": task.max_reply_tokens},
         **{"machine": machine(variant.engine == GPU), "versions": versions(), "commit": commit()},

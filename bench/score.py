@@ -52,9 +52,8 @@ Pair = tuple[bool, bool]  # tool right, parameters right
 @dataclass(frozen=True)
 class Score:
     """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts. `call` is
-    the call that was read, strictly or else by the spanning scorer (None without one), `call_text` its canonical text.
-    `function` groups entries that stand or fall together; `fits` says whether a tool does. `confidence` is the
-    probability of the chosen tool, or of none, where the engine told it."""
+    the call that was read, if any, `call_text` its canonical text. `function` groups entries that stand or fall
+    together; `fits` says whether a tool does; `confidence` is the probability of what was chosen."""
 
     pairs: Mapping[str, Pair]
     scorer: str
@@ -162,9 +161,8 @@ def _percent(count: int, n: int) -> float:
 
 
 def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[str, Any]:
-    """What is to be said of one variant: n, the figures that count, those of the other scorers, and counts. Rows whose
-    engine failed are counted apart and left out of n; prompts that do not fit count as wrong. `cases` are the entries
-    where a tool fits, those where none does, and those of each kind that the data tells apart."""
+    """What is to be said of one variant: n, the figures that count, those of the other scorers, and counts; failures of
+    the engine are left out of n. `cases`: where a tool fits, where none does, and each kind that the data knows."""
     good = [pair for pair in zip(rows, scores, strict=True) if pair[0]["status"] != "engine_error"]
     scored = [score for _, score in good]
     counts = {score.scorer for score in scored}
@@ -174,20 +172,16 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
     for row, score in good:
         for case in ["a tool fits" if score.fits else "none fits", *([row["kind"]] if "kind" in row else [])]:
             cases.setdefault(case, []).append(score)
+
+    def counted(found: Sequence[Score]) -> dict[str, Any]:
+        called = _share("called", [score.call is not None for score in found], found)
+        return {"n": len(found), **accuracies(found), **called}
+
     return {
-        "n": len(good),
-        "functions": len({score.function for score in scored}),
-        "scorer": scorer,
+        **{"n": len(good), "functions": len({score.function for score in scored}), "scorer": scorer},
         **accuracies(scored),
         **{name: accuracies(scored, name) for name in others},
-        "cases": {
-            name: {
-                "n": len(found),
-                **accuracies(found),
-                **_share("called", [score.call is not None for score in found], found),
-            }
-            for name, found in cases.items()
-        },
+        "cases": {name: counted(found) for name, found in cases.items()},
         "calibration": calibration(scored),
         "no_call": sum(score.call is None for score in scored),
         "cut_off": sum(row["status"] == "ok" and row["finish"] == "length" for row in rows),
@@ -198,9 +192,8 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
 
 
 def calibration(scores: Sequence[Score]) -> dict[str, Any] | None:
-    """How well the chosen tools' probabilities say how often they are right; None where a score has none. `temperature`
-    is the likeliest one on every second function, see `heated`, and `ece_fitted` the error with it on the others; `ece`
-    is that of all, as it stands."""
+    """How well the chosen tools' probabilities say how often they are right; None where a score has none. `ece_fitted`
+    is the error on half of the functions with the `temperature` that is likeliest on the other half."""
     known = [(score.confidence, score) for score in scores if score.confidence is not None]
     if not known or len(known) < len(scores):
         return None
@@ -230,10 +223,9 @@ def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
 
 
 def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str, Any]:
-    """Paired tests of two variants on the entries that both scored. For each metric, and for parameters and both
-    `as_asked` where that is scored: entries that only the first or only the second has right, the difference second
-    minus first in points with its 95 % interval by function, and p of the exact McNemar test. `agreement` is the share
-    with the same call."""
+    """Paired tests of two variants on the entries that both scored. For each figure: entries that only the first or
+    only the second has right, the difference second minus first in points with its 95 % interval by function, and p of
+    the exact McNemar test. `agreement` is the share with the same call."""
     common = [key for key in first if key in second]
     same = sum(first[key].call_text == second[key].call_text for key in common)
     found: dict[str, Any] = {"n": len(common), "agreement": _percent(same, len(common))}
@@ -254,10 +246,9 @@ def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str,
 
 
 def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
-    """How many times fewer independent observations `values` are worth, as those of a group stand or fall together. The
-    variance of their mean with whole groups drawn, over that with single values drawn (Kish 1965), at least 1; an
-    interval of n observations is then that of n / effect (Korn & Graubard 1998). 1 for a single group or equal
-    values."""
+    """How many times fewer independent observations `values` are worth, as those of a group stand or fall together: the
+    variance of their mean with whole groups drawn, over that with single values drawn (Kish 1965), at least 1. An
+    interval of n observations is then that of n / effect (Korn & Graubard 1998)."""
     n, sums = len(values), dict.fromkeys(groups, 0.0)
     mean = sum(values) / n if n else 0.0
     for value, group in zip(values, groups, strict=True):

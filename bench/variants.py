@@ -1,37 +1,62 @@
-"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model."""
+"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model.
+
+Rules say what an accuracy means: what chance, the first place or the likes alone reach. They call a candidate with its
+required parameters, each with its declared default, so their parameter accuracy says how often that is the answer.
+"""
 
 import hashlib
+import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from petool_lite.bench.baselines import RULES
-
 from petool_lite.console import Report
+from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required, words
 from petool_lite.errors import MACHINE, USAGE, PetoolError
 from petool_lite.inference.gpu import BATCH, gpu_available
 from petool_lite.prompt.render import recorded_style
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, read_manifest
 
+
+def _random(entry: Entry) -> Tool:
+    """A candidate drawn by the entry's id, so that every shard and every run draws the same."""
+    return random.Random(hashlib.sha256(entry.id.encode()).hexdigest()).choice(entry.tools)
+
+
+def _words(entry: Entry) -> Tool:
+    asked = words(entry.query)
+    shared = {tool.name: len(asked & words(f"{tool.name} {tool.description}")) for tool in entry.tools}
+    return max(entry.tools, key=lambda tool: (shared[tool.name], balance(entry, tool.name)))
+
+
+_RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
+    "rule-random": (_random, "a tool drawn by lot"),
+    "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
+    "rule-liked": (
+        lambda entry: max(entry.tools, key=lambda tool: balance(entry, tool.name)),
+        "the first tool of the provider with the most likes",
+    ),
+    "rule-words": (_words, "the tool that shares most words with the request, of equals the better-liked provider's"),
+}
+RULES = {name: f"no model: {about}" for name, (_, about) in _RULES.items()}  # with what each one is
+
 LLAMA, GPU, ENDPOINT, NONE = "llama.cpp", "transformers", "endpoint", "none"
-GROUPS = ("rules", "cpu", "gpu", "all")
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
 _ON_GPU = tuple(f"{side}-{precision}-gpu" for side in _SIDES for precision in ("nf4", "bf16"))
 KNOWN = (
     "base, tuned (the smallest exported type), base-TYPE, tuned-TYPE (a GGUF type), base-gpu, tuned-gpu "
-    f"(in the precision of training), {', '.join(_ON_GPU)}, {', '.join(RULES)}, or the groups {', '.join(GROUPS)}"
+    f"(in the precision of training), {', '.join(_ON_GPU)}, {', '.join(RULES)}, or the groups rules, cpu, gpu, all"
 )
 
 
 @dataclass(frozen=True)
 class Variant:
     """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, a rule, which has no file, or the
-    model of an endpoint at `url`, asked at most `requests` times (0: about three times an entry). `style` overrides the
-    prompt style in a GGUF file's metadata (None: as recorded there). `decoding` is "constrained" to calls of the
-    offered tools or "free", "none" for a rule. `precision` ("bf16" with the adapter merged, "nf4" with it on top) and
-    `batch`, the most replies made side by side, are of GPU and endpoint; `device` is for tests."""
+    model of an endpoint at `url`, asked at most `requests` times (0: about three an entry). `style` overrides that of a
+    GGUF file's metadata (None: as there). `decoding` is "constrained" to calls of the offered tools, "free", or "none"
+    for a rule. `precision` is "bf16" or "nf4", `batch` the most replies made side by side; `device` is for tests."""
 
     name: str
     model: Path
@@ -120,6 +145,13 @@ def rule_variant(name: str) -> Variant:
     return Variant(name, Path(name), engine=NONE, style="none", decoding="none", about=RULES[name])
 
 
+def rule_call(name: str, entry: Entry) -> Call:
+    """What the baseline of that name answers."""
+    tool = _RULES[name][0](entry)
+    schemas = properties(tool)
+    return Call(tool.name, {key: schemas[key].get("default", "") for key in required(tool) if key in schemas})
+
+
 def default_names(run: Path, report: Report) -> list[str]:
     """What is benched unless told otherwise: base and tuned where the run was trained, and the rules. On this machine's
     GPU if one trained the run, else the smallest exported GGUF file; says what else there is."""
@@ -137,10 +169,7 @@ def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report
     recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
     found = {}
     for name in _expanded(names, run, recipe.model.precision):
-        if name in RULES:
-            variant = rule_variant(name)
-        else:
-            variant = _gpu_variant(name, run, recipe) if name in _ON_GPU else _file(name, run, recipe, report)
+        variant = rule_variant(name) if name in RULES else _of_run(name, run, recipe, report)
         found[variant.name] = variant
     return list(found.values())
 
@@ -153,7 +182,7 @@ def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[st
     cpu = [f"{side}-{kind}" for kind in (_exported(run) if run else ()) for side in _SIDES]
     gpu = _ON_GPU if "all" not in names or (run and gpu_available()) else ()
     spelled = {"rules": RULES, "cpu": cpu, "gpu": _ON_GPU, "all": (*RULES, *cpu, *gpu)}
-    spelled |= {f"{side}-gpu": [f"{side}-{precision or 'bf16'}-gpu"] for side in _SIDES}
+    spelled |= {f"{side}-gpu": [f"{side}-{precision}-gpu"] for side in _SIDES}
     for name in names:
         if name not in spelled and name not in single:
             raise PetoolError(f"unknown variant in {','.join(names)}: {name}", f"known: {KNOWN}", USAGE)
@@ -165,29 +194,27 @@ def _exported(run: Path) -> list[str]:
     return sorted(path.name.split(".")[1] for path in (run / "export").glob("model.*.gguf"))
 
 
-def _gpu_variant(name: str, run: Path, recipe: Recipe) -> Variant:
-    from petool_lite.models import resolve_base
-
-    if not gpu_available():
-        raise PetoolError(f"{name} needs a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
-    side, precision, _ = name.split("-")
-    about = f"{_SIDES[side]}, in {precision} on the GPU"
-    model, adapter = run / TRAINED[recipe.train.method], None
-    if side == "base" or recipe.train.method != "full":
-        adapter = model if side == "tuned" else None
-        model = resolve_base(recipe.model.base).directory
-    return Variant(name, model, recipe.data.style, GPU, adapter, precision=precision, about=about)
-
-
-def _file(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
+def _of_run(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
+    """A side of a run in a GGUF type, its smallest if none is named, or in a precision on the GPU."""
     from petool_lite.export import export_base
 
-    side, _, kind = name.partition("-")
-    kind = kind or tuned_file(run).name.split(".")[1]
-    about = f"{_SIDES[side]}, as a {kind} GGUF file on the CPU"
-    if side == "tuned":
-        return Variant(f"tuned-{kind}", tuned_file(run, kind), about=about)
-    return Variant(f"base-{kind}", export_base(recipe.model.base, kind, report), recipe.data.style, about=about)
+    from petool_lite.models import resolve_base
+
+    side, *rest = name.split("-")
+    style, trained = recipe.data.style, run / TRAINED[recipe.train.method]
+    if name not in _ON_GPU:
+        kind = rest[0] if rest else tuned_file(run).name.split(".")[1]
+        about = f"{_SIDES[side]}, as a {kind} GGUF file on the CPU"
+        if side == "tuned":
+            return Variant(f"tuned-{kind}", tuned_file(run, kind), about=about)
+        return Variant(f"base-{kind}", export_base(recipe.model.base, kind, report), style, about=about)
+    if not gpu_available():
+        raise PetoolError(f"{name} needs a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
+    about = f"{_SIDES[side]}, in {rest[0]} on the GPU"
+    whole = side == "tuned" and recipe.train.method == "full"
+    model = trained if whole else resolve_base(recipe.model.base).directory
+    adapter = trained if side == "tuned" and not whole else None
+    return Variant(name, model, style, GPU, adapter, precision=rest[0], about=about)
 
 
 def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:

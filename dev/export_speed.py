@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from petool_lite.models import resolve_base
 from petool_lite.export import load_source, write_targets
-from petool_lite.export.merge import load_adapter
+from petool_lite.export.source import load_adapter
 adapter = load_adapter(Path(sys.argv[2])) if sys.argv[2] else None
 write_targets(load_source(resolve_base(sys.argv[1]), adapter), {"q4_k_m": Path(sys.argv[3])}, {})
 """

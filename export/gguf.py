@@ -7,17 +7,14 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from petool_lite.export.merge import Adapter
 from petool_lite.export.quantize import FILE_TYPES, tensor_bytes
+from petool_lite.export.source import Adapter, Source
 from petool_lite.export.vocabulary import read_vocabulary
 
 from petool_lite.families import read_json, reordered_heads
 from petool_lite.gguf_base import gguf_fields, open_gguf
-
-if TYPE_CHECKING:
-    from petool_lite.export.source import Source
 
 Plan = Mapping[str, tuple[str, tuple[int, ...]]]  # GGUF tensor name -> (type, shape), in file order
 # Keys that describe the file's weights, not the model; the quantizer sets them last.
@@ -40,7 +37,7 @@ def permute(weight: Any, heads: int) -> Any:
 
 
 def write_header(
-    path: Path, source: "Source", file_type: str, tensors: Plan, extra: Mapping[str, str]
+    path: Path, source: Source, file_type: str, tensors: Plan, extra: Mapping[str, str]
 ) -> tuple[dict[str, int], int]:
     """Write everything but the tensors' data; return where each tensor starts and how long the whole file will be."""
     import gguf
@@ -89,7 +86,7 @@ def _copy_metadata(writer: Any, source: Path, template: str | None) -> None:
             writer.add_key_value(key, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
 
 
-def _add_metadata(writer: Any, source: "Source") -> None:
+def _add_metadata(writer: Any, source: Source) -> None:
     """The keys that llama.cpp's converter derives from the directory, in its order."""
     import gguf
 
@@ -124,7 +121,7 @@ def _add_metadata(writer: Any, source: "Source") -> None:
         writer.add_sliding_window(shape.window)
 
 
-def _add_tokenizer(writer: Any, source: "Source") -> None:
+def _add_tokenizer(writer: Any, source: Source) -> None:
     """Add tokens, types, merges or scores, special ids and the chat template, the directory's own or the source's."""
     import gguf
 
@@ -155,7 +152,7 @@ def _add_tokenizer(writer: Any, source: "Source") -> None:
         writer.add_add_bos_token(False)
 
 
-def write_lora(path: Path, adapter: Adapter, source: "Source", extra: Mapping[str, str]) -> None:
+def write_lora(path: Path, adapter: Adapter, source: Source, extra: Mapping[str, str]) -> None:
     """The adapter alone as a GGUF LoRA: A and B of every module in float32, B's rows in llama.cpp's order. llama.cpp
     scales by alpha / rank, so alpha is written such that this is the adapter's own scale."""
     import gguf

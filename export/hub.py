@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from petool_lite.places import library_places
 from petool_lite.recipe import ALL
 
 _DATA = "travisxu/PEToolBench"
+_UNSCORED = "## Scores\n\nNot scored yet: `petool-lite bench`, then export again.\n"
 _METRICS = {"tool_acc": "tool accuracy", "param_acc": "parameter accuracy", "joint_acc": "tool and parameters"}
 
 
@@ -96,60 +98,22 @@ def push(folder: Path, run: Path, repo: str, report: Report) -> str:
     return address
 
 
-_TEXT = """---
-{head}
----
-
-# {name}
-
-{base}, tuned by petool-lite {version} to answer with one call of the tool that its user prefers ({setting},
-prompt style `{style}`). It expects the prompts that petool-lite renders and is not meant for general chat.
-{licence}
-## Files
-
-| file | size | SHA-256 |
-| --- | ---: | --- |
-{files}
-
-## Checks
-
-{changed_tensors} of {tensors} trained tensors changed, by {relative_change:.2%} in norm.
-
-{checks}
-
-{scores}
-## Training
-
-{kept:,} rows from `{source}` (SHA-256 `{sha256}`), {tokens:,} tokens; {trained}. The recipe:
-
-```toml
-{recipe}
-```
-"""
-_UNSCORED = "## Scores\n\nNot scored yet: `petool-lite bench`, then export again.\n"
-
-
 def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, Any]) -> str:
     """The card's text, Markdown with a YAML head that the Hub reads. `document` is the content of export.json."""
+    from jinja2 import Environment
+
     known, report = licence(base), run / "bench" / "report.md"
-    trained = f"all weights learned, SHA-256 `{document.get('model_sha256')}`"
-    if document["method"] != "full":
-        stored = "dequantized NF4" if document["merge_base"] == "nf4" else "the base stores it"
-        trained = f"adapter SHA-256 `{document['adapter_sha256']}`, merged into the base as {stored}"
-    files = (f"| {item['file']} | {item['bytes'] / 1e6:,.0f} MB | `{item['sha256']}` |" for item in document["files"])
-    return _TEXT.format(
+    page = resources.files("petool_lite.export").joinpath("card.md").read_text(encoding="utf-8")
+    text = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(page).render(
         head=card_data(run, base.name, known).to_yaml(),
-        **{"name": run.name, "base": base.name, "style": manifest["prompt_style"], "trained": trained},
+        **{"name": run.name, "base": base.name, "licence": known, "figures": figures},
+        **{"manifest": manifest, "document": document},
         version=document["versions"].get("petool-lite", "unknown"),
         setting="all settings" if manifest["setting"] == ALL else f"{manifest['setting']} setting",
-        licence="" if known else "\nThe base names no licence; see where it came from.\n",
-        files="\n".join(files),
-        **{key: document[key] for key in ("changed_tensors", "tensors", "relative_change")},
-        checks="\n".join(f"- {name}: {', '.join(figures(found))}" for name, found in document["checks"].items()),
         scores=report.read_text().replace("# ", "## ") if report.is_file() else _UNSCORED,
         recipe=(run / "recipe.toml").read_text().strip(),
-        **{key: manifest["data"][key] for key in ("kept", "source", "sha256", "tokens")},
-    )
+    )  # fmt: skip
+    return str(text)
 
 
 def figures(checks: Mapping[str, Any]) -> list[str]:

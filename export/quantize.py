@@ -20,7 +20,6 @@ FILE_TYPES = {
     "f16": (1, "F16"), "bf16": (32, "BF16"),
 }  # fmt: skip
 TYPES = tuple(FILE_TYPES)
-PLAIN = ("f16", "bf16")  # nothing to choose: every matrix has the one type
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
@@ -32,22 +31,25 @@ def choose_types(columns: Mapping[str, int], file_type: str, model: Shape, has_i
     for name, width in columns.items():
         if "_norm" in name or name.endswith(".bias") or name == "rope_freqs.weight":
             types[name] = "F32"
-        elif file_type in PLAIN:
+        elif default in ("F16", "BF16"):  # nothing to choose
             types[name] = default
         else:
-            types[name] = _fallback(_wanted(name, width, file_type, default, model, has_imatrix), width)
+            wanted = _wanted(name, width, file_type, default, model, has_imatrix)
+            fitting = (kind for kind in (wanted, _FALLBACK.get(wanted, wanted)) if width % _sizes(kind)[0] == 0)
+            types[name] = next(fitting, "F16")
     return types
 
 
 def _wanted(name: str, width: int, file_type: str, default: str, model: Shape, has_imatrix: bool) -> str:
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if block is None:
-        is_output = name == "output.weight" or (name == "token_embd.weight" and model.tied)
-        if not is_output:
+        if name != "output.weight" and not (name == "token_embd.weight" and model.tied):
             return default
         return "Q8_0" if default == "Q8_0" or width % _sizes(default)[0] else "Q6_K"
     layer, kind = int(block[1]), block[2]
-    early, more = layer < model.layers // 8, _more_bits(layer, model.layers)
+    eighth = model.layers // 8
+    early = layer < eighth
+    more = early or layer >= 7 * model.layers // 8 or (layer - eighth) % 3 == 2  # first, last, every third between
     raised = {  # what gets more bits than the rest of its file, where it does, and how many
         ("attn_v", "q4_k_m"): (more, "Q6_K"),
         ("attn_v", "q5_k_m"): (more, "Q6_K"),
@@ -64,16 +66,6 @@ def _wanted(name: str, width: int, file_type: str, default: str, model: Shape, h
     if kind == "attn_v" and is_70b and not holds and default == "Q4_K":
         return "Q5_K"
     return better if holds else default
-
-
-def _more_bits(layer: int, layers: int) -> bool:
-    """The first and last eighth of the layers, and every third between."""
-    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
-
-
-def _fallback(wanted: str, width: int) -> str:
-    fitting = (name for name in (wanted, _FALLBACK.get(wanted, wanted)) if width % _sizes(name)[0] == 0)
-    return next(fitting, "F16")
 
 
 def _sizes(type_name: str) -> tuple[int, int]:
@@ -107,9 +99,8 @@ def tensor_bytes(type_name: str, rows: int, columns: int) -> int:
 
 
 def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:
-    """Float32 `weights` (rows, columns; contiguous torch tensor) as the bytes of `type_name`, a numpy uint8 array.
-    `importance` is a float32 numpy array of length columns, or None. The C code releases Python's lock, so threads run
-    side by side. Raises PetoolError if the result is not valid by llama.cpp's own check."""
+    """Float32 `weights` (rows, columns; contiguous torch tensor) as the bytes of `type_name`, numpy uint8; `importance`
+    is float32 numpy (columns,), or None. Releases Python's lock. Raises PetoolError for damaged blocks."""
     import numpy as np
     from gguf import GGMLQuantizationType
 

@@ -11,12 +11,10 @@ from typing import Any
 
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.hub import card, modelfile
-from petool_lite.export.merge import load_adapter
 from petool_lite.export.quantize import TYPES
-from petool_lite.export.reference import importance
-from petool_lite.export.source import Source, load_source, load_whole
+from petool_lite.export.source import Source, load_adapter, load_source, load_whole
 from petool_lite.export.stream import Change, write_files
-from petool_lite.export.verify import check_files, trial
+from petool_lite.export.verify import check_files, importance, trial
 
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
@@ -43,9 +41,8 @@ class Options:
 
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
-    """Write the export folder: model.<type>.gguf, Modelfile, README.md, export.json; return the content of the last.
-    With `options.lora` also lora.gguf. export.json goes first and comes last: while it is there, it tells of the files
-    beside it. A check that fails raises PetoolError; no new file is left then."""
+    """Write the export folder: model.<type>.gguf, Modelfile, README.md, perhaps lora.gguf, and export.json, which goes
+    first and comes last; return its content. A check that fails raises PetoolError; no new file is left then."""
     check_types(options.types)
     library_places()
     quiet_threads()  # before torch loads OpenMP
@@ -57,8 +54,8 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     started, folder, manifest = time.time(), run / "export", read_manifest(run)
     recipe = load_recipe(str(run / "recipe.toml"))[1]
     base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
-    merge_base = _merge_base(options, recipe)
-    source = _trained_source(run, base, recipe, merge_base, report)
+    source = _trained_source(run, base, recipe, options, report)
+    merge_base = None if source.adapter is None else "nf4" if source.nf4 else "bf16"
     source = replace(source, template=exported_template(chat_template(base.directory), manifest["prompt_style"]))
     if options.imatrix:
         source = replace(source, importance=importance(source, recipe, report))
@@ -97,27 +94,21 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     return document
 
 
-def _merge_base(options: Options, recipe: Recipe) -> str | None:
-    """The base weights to merge an adapter into: those it learned beside, if not told; None where there is none."""
-    if recipe.train.method != "full":
-        return options.merge_base or ("nf4" if recipe.model.precision == "nf4" else "bf16")
-    if options.lora or options.merge_base:
-        what = "--lora-gguf" if options.lora else "--merge-base"
-        told = f"{what} needs an adapter, and in this run all weights learned"
-        raise PetoolError(told, f"leave {what} out: the model is exported as it is")
-    return None
-
-
-def _trained_source(run: Path, base: Base, recipe: Recipe, merge_base: str | None, report: Report) -> Source:
-    """What the run trained: its adapter on the base, or its own model; raises PetoolError if that is not whole."""
+def _trained_source(run: Path, base: Base, recipe: Recipe, options: Options, report: Report) -> Source:
+    """What the run trained: its own model, or its adapter on the base weights that it learned beside, if not told
+    otherwise; raises PetoolError if that is not whole."""
     folder = run / TRAINED[recipe.train.method]
-    if merge_base is None:
+    if recipe.train.method == "full":
+        if options.lora or options.merge_base:
+            what = "--lora-gguf" if options.lora else "--merge-base"
+            told = f"{what} needs an adapter, and in this run all weights learned"
+            raise PetoolError(told, f"leave {what} out: the model is exported as it is")
         return load_whole(base, folder)
     adapter = load_adapter(folder)
     if adapter.base_name and adapter.base_name != base.name:
         what = f"the adapter was trained on {adapter.base_name}, the run names {base.name}"
         raise PetoolError(what, "the adapter belongs to another base model")
-    return load_source(base, adapter, merge_base == "nf4", report)
+    return load_source(base, adapter, (options.merge_base or recipe.model.precision) == "nf4", report)
 
 
 def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, str]:
@@ -135,10 +126,8 @@ def export_base(base: Base | str, type_name: str, report: Report = silent) -> Pa
     quiet_threads()
     base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
     # names, sizes and times of the files: hashing gigabytes would cost a minute
-    facts = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for file in sorted(base.directory.glob("*.safetensors"))
-    ]
+    files = [(file.name, file.stat()) for file in sorted(base.directory.glob("*.safetensors"))]
+    facts = [(name, known.st_size, known.st_mtime_ns) for name, known in files]
     identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
     target = cache_place("exports", f"{base.directory.name}-{identity[:16]}.{type_name}.gguf")
     if not target.is_file():
@@ -157,9 +146,8 @@ def check_types(types: Sequence[str]) -> None:
 def written(
     source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report
 ) -> Iterator[tuple[dict[str, Path], dict[str, Change]]]:
-    """Write a GGUF file for each type in `targets`, all in one folder; yield where they lie, by type, and how each
-    trained tensor changed. They get their own names where the block ends, and are removed if it raises; the caller
-    holds the folder. Raises PetoolError where training changed nothing."""
+    """Write a GGUF file for each type in `targets`, all in one folder that the caller holds; yield where they lie, and
+    how each trained tensor changed. They get their names where the block ends. Raises PetoolError if none changed."""
     with ExitStack() as drafts:
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
         changes = write_files(source, paths, extra, default_threads(), report)
@@ -167,11 +155,9 @@ def written(
         if source.before and len(still) == len(changes):
             raise PetoolError("training changed no weight of the base", "the model is untrained; train the run again")
         if source.adapter is not None and still:
-            raise PetoolError(
-                f"{len(changes) - len(still)} tensors changed, but the adapter has {len(changes)} modules: "
-                f"{still[0]} did not",
-                "the adapter is untrained, or belongs to another base",
-            )
+            moved = len(changes) - len(still)
+            what = f"{moved} tensors changed, but the adapter has {len(changes)} modules: {still[0]} did not"
+            raise PetoolError(what, "the adapter is untrained, or belongs to another base")
         yield paths, changes
 
 

@@ -1,4 +1,8 @@
-"""What is exported: a base with an adapter on it, or a model of its own; checked before anything is written."""
+"""What is exported: the tensors of a base with an adapter on it, or of a model of its own, all checked beforehand.
+
+Weights are read some rows at a time. A file is mapped for one read only, so that its pages never add up in this process
+and several threads read at once.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,14 +10,57 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.merge import Adapter, check_fit
 from petool_lite.export.vocabulary import read_vocabulary
-from petool_lite.export.weights import Tensor, find_tensors
 
+from petool_lite import families
+from petool_lite.adapters import WEIGHTS, read_adapter_config
 from petool_lite.console import Report, silent
-from petool_lite.errors import PetoolError
-from petool_lite.families import Rope, Shape, chat_template, end_tokens, gguf_name, read_json, rope_of, shape_of
-from petool_lite.models import Base
+from petool_lite.errors import PetoolError, in_words
+from petool_lite.families import Rope, Shape, read_json
+from petool_lite.models import Base, weight_files
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a model: `shape` (rows, columns) or (columns,)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+    @property
+    def rows(self) -> int:
+        """Rows of a matrix; 1 for a vector."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def columns(self) -> int:
+        """Length of one row."""
+        return self.shape[-1]
+
+    def read(self, first: int = 0, last: int | None = None) -> Any:
+        """Rows [first, last), or all, as a float32 torch tensor (rows, columns)."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, "pt") as opened:
+            part = opened.get_slice(self.name)[first:last] if len(self.shape) == 2 else opened.get_tensor(self.name)
+            return part.reshape(-1, self.columns).float()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: tensor name -> (A of shape (r, in), B of shape (out, r)), both float32, and the scale."""
+
+    modules: Mapping[str, tuple[Any, Any]]
+    scale: float
+    rank: int
+    base_name: str
+
+    def delta(self, name: str, first: int = 0, last: int | None = None) -> Any:
+        """Rows [first, last) of scale * B @ A for the tensor `name`, float32, computed as PEFT does."""
+        low, high = self.modules[name]
+        return (high[first:last] @ low) * self.scale
 
 
 @dataclass(frozen=True)
@@ -35,40 +82,39 @@ class Source:
     @cached_property
     def shape(self) -> Shape:
         """The model's sizes."""
-        return shape_of(self.config)
-
-    def gguf_name(self, name: str) -> str:
-        """What the tensor `name` is called in a GGUF file."""
-        return gguf_name(name, self.shape.family)
+        return families.shape_of(self.config)
 
     @cached_property
     def rope(self) -> Rope:
         """Its rotary positions."""
-        return rope_of(self.config)
+        return families.rope_of(self.config)
+
+    def gguf_name(self, name: str) -> str:
+        """What the tensor `name` is called in a GGUF file."""
+        return families.gguf_name(name, self.shape.family)
 
 
 def check_exportable(directory: Path, report: Report = silent) -> None:
-    """Raise PetoolError for whatever `export` could not write of a model in `directory`, or of what is trained on it.
-    That is: sizes, activation, rotary scaling, tensors and their types, the tokenizer's kind, its tokens beyond the
-    vocabulary, the chat template and the end token. Reads headers only; `report` gets what is left out of a file."""
+    """Raise PetoolError for whatever `export` could not write of a model in `directory`, or of what is trained on it:
+    sizes, rotary scaling, tensors, tokenizer, template. Reads headers only; `report` gets what is left out."""
     _, tensors = _checked(directory, report)
     rows = next(tensor.rows for tensor in tensors if tensor.name == "model.embed_tokens.weight")
     read_vocabulary(directory, rows)
-    chat_template(directory)
-    end_tokens(directory)
-
-
-def _checked(directory: Path, report: Report = silent) -> tuple[dict[str, Any], list[Tensor]]:
-    config = read_json(directory / "config.json")
-    rope_of(config)
-    return config, find_tensors(directory, shape_of(config), report)
+    families.chat_template(directory)
+    families.end_tokens(directory)
 
 
 def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False, report: Report = silent) -> Source:
-    """The base's tensors, checked to be whole and to fit the adapter."""
+    """The base's tensors, checked to be whole. Raises PetoolError unless every matrix of the adapter has its tensor
+    among them, of the right shape."""
     config, tensors = _checked(base.directory, report)
-    if adapter is not None:
-        check_fit(adapter, tensors, base.name)
+    shapes, hint = {tensor.name: tensor.shape for tensor in tensors}, "the adapter belongs to another base model"
+    for name, (low, high) in (adapter.modules if adapter else {}).items():
+        if name not in shapes:
+            raise PetoolError(f"the adapter changes {name}, which the base {base.name} does not have", hint)
+        own = (high.shape[0], low.shape[1])
+        if own != shapes[name] or low.shape[0] != high.shape[1]:
+            raise PetoolError(f"{name} has the shape {shapes[name]}, its adapter {own}", hint)
     return Source(base, config, tensors, adapter, nf4=nf4)
 
 
@@ -85,3 +131,87 @@ def load_whole(base: Base, folder: Path) -> Source:
     if odd:
         raise PetoolError(f"{folder} is not of the base {base.name}: {min(odd)} differs", "give the run its own base")
     return Source(base, config, tensors, before=before)
+
+
+def _checked(directory: Path, report: Report = silent) -> tuple[dict[str, Any], list[Tensor]]:
+    config = read_json(directory / "config.json")
+    families.rope_of(config)
+    return config, find_tensors(directory, families.shape_of(config), report)
+
+
+def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
+    """Every tensor of a model directory, one file or shards, without a tied output head and what every program
+    computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than `shape` has it."""
+    from safetensors import SafetensorError, safe_open
+
+    expected, found, computed = families.tensor_shapes(shape), dict[str, Tensor](), 0
+    for file in weight_files(directory):
+        # the library checks the header, the offsets and the file's length
+        damage = in_words(f"damaged weights: {file}", "get the base model again", SafetensorError, OSError)
+        with damage, safe_open(file, "pt") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+        for name, part in parts.items():
+            if name.endswith(families.COMPUTED):
+                computed += 1
+            elif name in found:
+                raise PetoolError(f"{directory} holds {name} twice", "remove the files of another format")
+            elif not (name == "lm_head.weight" and shape.tied):
+                found[name] = Tensor(name, tuple(part.get_shape()), part.get_dtype(), file)
+                _check_tensor(found[name], expected, shape)
+    missing = set(expected) - set(found)
+    if missing:
+        what = f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all"
+        raise PetoolError(what, "get the model again")
+    if computed:
+        kind = f"rotary angles ({families.COMPUTED[0]})"
+        report(f"left out: {computed} tensors of {kind}, which are computed anew", 0, 0, "")
+    return list(found.values())
+
+
+def _check_tensor(tensor: Tensor, expected: Mapping[str, tuple[int, ...]], shape: Shape) -> None:
+    if tensor.dtype not in ("BF16", "F16", "F32"):
+        hint = "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training"
+        raise PetoolError(f"{tensor.name} in {tensor.file} has the type {tensor.dtype}", hint)
+    if tensor.name not in expected:
+        families.gguf_name(tensor.name, shape.family)  # which has words for what no model of the family has
+        raise PetoolError(f"{tensor.name} is more than config.json says", "get the model again")
+    if tensor.shape != expected[tensor.name]:
+        found, wanted = list(tensor.shape), list(expected[tensor.name])
+        what = f"{tensor.name} in {tensor.file} has the shape {found}, by config.json it has {wanted}"
+        raise PetoolError(what, "get the model again")
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Read adapter_config.json and adapter_model.safetensors. Raises PetoolError if a file is missing or damaged, holds
+    more than plain LoRA matrices, or was never trained."""
+    from safetensors.torch import load_file
+
+    config = read_adapter_config(folder)
+    pairs: dict[str, dict[str, Any]] = {}
+    for name, matrix in load_file(folder / WEIGHTS).items():
+        # base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
+        module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        pairs.setdefault(module, {})[side] = matrix.float().contiguous()
+    broken = [module for module, pair in pairs.items() if set(pair) != {"A", "B"}]
+    if broken:
+        raise PetoolError(f"the adapter {folder} is incomplete: {', '.join(broken)}", "train the run again")
+    for module, pair in pairs.items():
+        if not all(bool(matrix.isfinite().all()) for matrix in pair.values()):
+            raise PetoolError(f"damaged adapter: {module} holds values that are not finite", "train the run again")
+        if not all(bool(matrix.any()) for matrix in pair.values()):
+            raise PetoolError(f"the adapter does not change {module}", "the adapter is untrained; train the run again")
+    modules = {f"{module}.weight": (pair["A"], pair["B"]) for module, pair in pairs.items()}
+    return Adapter(modules, config.scaling, config.r, config.base)
+
+
+def nf4_round_trip(weight: Any) -> Any:
+    """A float32 matrix (rows, columns) through NF4 and back, bfloat16 on the CPU: what 4-bit training saw. bitsandbytes
+    with the settings of training: blocks of 64, scales quantized again, bfloat16 weights and compute."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = quantize_4bit(
+        weight.to(device, torch.bfloat16), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    return dequantize_4bit(packed, state).to("cpu", torch.bfloat16)

@@ -6,17 +6,15 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from petool_lite.export.gguf import ROPE, Plan, file_order, permute, write_header
-from petool_lite.export.merge import nf4_round_trip
+from petool_lite.export.gguf import ROPE, file_order, permute, write_header
 from petool_lite.export.quantize import choose_types, quantize_rows, tensor_bytes
-from petool_lite.export.source import Source
-from petool_lite.export.weights import Tensor
+from petool_lite.export.source import Source, Tensor, nf4_round_trip
 
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
@@ -52,44 +50,38 @@ def write_files(
     """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name. Raises
     PetoolError if the disk is or gets full, the base cannot be read, or a weight is not finite."""
     try:
-        with _targets(source, paths, extra) as targets:
-            return _run(source, targets, threads, report)
+        with ExitStack() as held:
+            return _run(source, _targets(source, paths, extra, held), threads, report)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PetoolError("the disk is full; what was written is removed", "free some space") from error
         raise PetoolError(f"cannot write the export: {error}", "check the folder and the disk") from error
 
 
-@contextmanager
-def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]) -> Iterator[list[Target]]:
+def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], held: ExitStack) -> list[Target]:
     """Files with their header written, of their whole size; a disk that is too small shows before the work."""
-    targets, sizes = [], []
-    with ExitStack() as stack:
-        for name, path in paths.items():
-            plan = _plan(source, name)
-            starts, size = write_header(path, source, name, plan, extra)
-            handle = os.open(path, os.O_RDWR)
-            stack.callback(os.close, handle)
-            targets.append(Target(handle, {tensor: kind for tensor, (kind, _) in plan.items()}, starts))
-            sizes.append(size)
-        folder = next(iter(paths.values())).parent
-        free = shutil.disk_usage(folder).free
-        if free < sum(sizes):
-            what = f"{folder} has {free / 2**30:.2f} GiB free, the export needs {sum(sizes) / 2**30:.2f}"
-            raise PetoolError(what, "free some space, or move the run to a larger disk")
-        for target, size in zip(targets, sizes, strict=True):
-            os.ftruncate(target.handle, size)
-        yield targets
-
-
-def _plan(source: Source, file_type: str) -> Plan:
-    """The tensors of a file, with types and shapes, in their order."""
     shapes = {source.gguf_name(tensor.name): tensor.shape for tensor in source.tensors}
     if source.rope.kind == "llama3":
         shapes[ROPE] = (source.shape.head_size // 2,)
-    columns = {name: shapes[name][-1] for name in sorted(shapes, key=file_order)}
-    chosen = choose_types(columns, file_type, source.shape, source.importance is not None)
-    return {tensor: (kind, shapes[tensor]) for tensor, kind in chosen.items()}
+    shapes = {name: shapes[name] for name in sorted(shapes, key=file_order)}
+    targets, sizes = [], []
+    for name, path in paths.items():
+        columns = {tensor: shape[-1] for tensor, shape in shapes.items()}
+        types = choose_types(columns, name, source.shape, source.importance is not None)
+        plan = {tensor: (types[tensor], shape) for tensor, shape in shapes.items()}
+        starts, size = write_header(path, source, name, plan, extra)
+        handle = os.open(path, os.O_RDWR)
+        held.callback(os.close, handle)
+        targets.append(Target(handle, types, starts))
+        sizes.append(size)
+    folder = next(iter(paths.values())).parent
+    free = shutil.disk_usage(folder).free
+    if free < sum(sizes):
+        what = f"{folder} has {free / 2**30:.2f} GiB free, the export needs {sum(sizes) / 2**30:.2f}"
+        raise PetoolError(what, "free some space, or move the run to a larger disk")
+    for target, size in zip(targets, sizes, strict=True):
+        os.ftruncate(target.handle, size)
+    return targets
 
 
 def _run(source: Source, targets: list[Target], threads: int, report: Report) -> dict[str, Change]:
@@ -155,7 +147,11 @@ class _Bands:
         """The rows as they are exported, in float32, and how training moved them."""
         adapter, name = self.source.adapter, self.tensor.name
         if adapter is not None and name in adapter.modules:
-            before, delta = self._as_trained(first, last), adapter.delta(name, first, last)
+            with self._lock:  # the 4-bit round trip is made by the thread that needs it first
+                if self.source.nf4 and self._nf4 is None:
+                    self._nf4 = nf4_round_trip(self.tensor.read())
+            before = self.tensor.read(first, last) if self._nf4 is None else self._nf4[first:last].float()
+            delta = adapter.delta(name, first, last)
             weight = before + delta
             return weight, Change(_square(delta), _square(before), not weight.equal(before))
         weight = self.tensor.read(first, last)
@@ -163,15 +159,6 @@ class _Bands:
             return weight, Change()
         before = self.source.before[name].read(first, last)
         return weight, Change(_square(weight - before), _square(before), not weight.equal(before))
-
-    def _as_trained(self, first: int, last: int) -> Any:
-        """The base's rows as training had them; the 4-bit round trip is made by the thread that needs it first."""
-        if not self.source.nf4:
-            return self.tensor.read(first, last)
-        with self._lock:
-            if self._nf4 is None:
-                self._nf4 = nf4_round_trip(self.tensor.read())
-        return self._nf4[first:last].float()
 
 
 def _square(part: Any) -> float:

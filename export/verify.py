@@ -1,12 +1,19 @@
-"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end."""
+"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end.
 
+The merged model runs in transformers; an importance matrix is measured on it, too.
+"""
+
+import io
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from petool_lite.export.other_server import OtherServer
-from petool_lite.export.reference import Reference
-from petool_lite.export.source import Source
+from petool_lite.export.source import Source, nf4_round_trip
 
 from petool_lite.console import Report
 from petool_lite.data.entries import Call, Entry
@@ -15,15 +22,9 @@ from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import Base
-from petool_lite.prompt.render import (
-    Example,
-    Layout,
-    chat_from_directory,
-    common_length,
-    entry_request,
-    examples,
-    render_messages,
-)
+from petool_lite.prompt import render
+from petool_lite.prompt.prepare import prepare
+from petool_lite.prompt.render import Example, Layout, chat_from_directory
 from petool_lite.recipe import Recipe
 
 Trial = tuple[list[dict[str, Any]], list[str], list[Example], str]
@@ -33,12 +34,89 @@ STOPPED = 0.9  # share of greedy replies that must end by themselves
 # GGUF type -> least top-1 agreement and largest mean KL divergence (nats a token) on answer tokens
 _LIMITS = {"bf16": (0.98, 0.01), "f16": (0.98, 0.01), "q8_0": (0.97, 0.02), "q6_k": (0.96, 0.03)}
 _LOW_BITS = (0.9, 0.15)
+_LARGE = 1_000_000_000  # weights from which layers run in bfloat16 on a CPU: float32 would take minutes
+_HEAD_ROWS = 8192  # rows of the output head in float32 at once
+TOKENS = 32_768  # of training rows, prompts and answers
+
+
+class Reference:
+    """Base + adapter, or the model of its own, on the GPU if there is room, else in this process's memory."""
+
+    def __init__(self, source: Source) -> None:
+        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+        with redirect_stderr(io.StringIO()):  # these libraries print which optional parts they lack, and bars
+            import torch
+            from accelerate import cpu_offload
+            from transformers import AutoModelForCausalLM
+
+            self._source, self._tensors = source, {tensor.name: tensor for tensor in source.tensors}
+            size = sum(tensor.rows * tensor.columns for tensor in source.tensors)
+            gpu = torch.cuda.is_available()
+            dtype = torch.bfloat16 if gpu or size >= _LARGE else torch.float32
+            folder = source.tensors[0].file.parent
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
+            if source.adapter is not None:
+                for name in source.adapter.modules:
+                    weight = self._tensors[name].read()
+                    before = nf4_round_trip(weight).float() if source.nf4 else weight
+                    model.get_parameter(name).copy_(before + source.adapter.delta(name))
+            self._model = model.model
+            if gpu and 2.5 * size < torch.cuda.mem_get_info()[0]:
+                self._model.to("cuda")
+            elif gpu:  # matrices come from the CPU's memory, one at a time
+                cpu_offload(self._model, "cuda:0")
+
+    def _states(self, ids: Sequence[int]) -> Any:
+        """The last hidden states of a row, (tokens, width)."""
+        import torch
+
+        with torch.no_grad():
+            row = torch.tensor([list(ids)], device="cuda" if torch.cuda.is_available() else "cpu")
+            return self._model(row, use_cache=False).last_hidden_state[0]
+
+    def answer_logits(self, rows: Sequence[Example], report: Report) -> list[Any]:
+        """Logits that predict each answer token of `rows`: float32 numpy arrays (answer tokens, vocabulary)."""
+        import torch
+
+        head = self._tensors.get("lm_head.weight", self._tensors["model.embed_tokens.weight"])
+        ends, found = [*range(0, head.rows, _HEAD_ROWS), head.rows], []
+        for number, row in enumerate(rows, 1):
+            states = self._states(row.ids)[row.answer_start - 1 : -1].float().cpu()
+            parts = [states @ head.read(first, last).T for first, last in pairwise(ends)]
+            found.append(torch.cat(parts, dim=1).numpy())
+            report("running the merged model", number, len(rows), "")
+        return found
+
+    def mean_squares(self, rows: Sequence[Sequence[int]], report: Report) -> dict[str, Any]:
+        """GGUF name of each layer matrix -> mean over all tokens of its squared inputs, a float32 numpy array of length
+        columns: an importance matrix as llama.cpp defines it."""
+        import torch
+
+        sums: dict[str, Any] = {}
+
+        def add(name: str, _: Any, inputs: tuple[Any, ...]) -> None:
+            sums[name] = sums.get(name, 0.0) + inputs[0][0].double().square().sum(dim=0).cpu()
+
+        for name, module in self._model.layers.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(partial(add, self._source.gguf_name(f"model.layers.{name}.weight")))
+        for number, row in enumerate(rows, 1):
+            self._states(row)
+            report("measuring importance", number, len(rows), "")
+        total = sum(map(len, rows))
+        return {name: (values / total).float().numpy() for name, values in sums.items()}
+
+
+def importance(source: Source, recipe: Recipe, report: Report) -> dict[str, Any]:
+    """GGUF tensor name -> float32 array (columns,)."""
+    prepared = prepare(recipe, source.base, chat_from_directory(source.base.directory), report)
+    step = max(1, prepared.summary["tokens"] // TOKENS)
+    return Reference(source).mean_squares(prepared.table["input_ids"][::step], report)  # from all over the data
 
 
 def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report) -> Trial:
-    """Requests and their texts for token ids, rows with answers, the shortest held-out ones, and the data's name:
-    prompts of the recipe's held-out entries in its own style; generated ones fill up what is missing. `wording` is what
-    the run learned around the arrays of the published prompt, by setting."""
+    """Requests and their texts for token ids, the shortest rows with answers, and the data's name: of the recipe's own
+    held-out entries, filled up with generated ones. `wording` is that of the run's published prompts, by setting."""
     chat = chat_from_directory(base.directory)
     data, name, setting = recipe.data, recipe.bench.data, recipe.data.one_setting
     made: Sequence[Entry] = load_dataset(f"demo:test:{PROMPTS}").entries
@@ -54,10 +132,10 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
             for group in (entries, made)
         )
     layout = Layout(data.style, recipe.model.max_tokens)
-    requests = [entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
-    texts = [render_messages(chat, **request) for request in requests]
+    requests = [render.entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
+    texts = [render.render_messages(chat, **request) for request in requests]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
-    rows = [row for row in examples(chat, usable, layout) if row is not None]
+    rows = [row for row in render.examples(chat, usable, layout) if row is not None]
     return requests, texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
 
 
@@ -105,32 +183,29 @@ def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
         if (exported.template, exported.eos_id) != (template, trained.eos_id):
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
         for text in texts:
-            ids = exported.encode(text)
+            ids, decode = exported.encode(text), exported.decode or model.decode
             others = trained.encode(text), list(tokenizer(text, add_special_tokens=False)["input_ids"])
             for name, other in zip(("training", "transformers"), others, strict=True):
-                if ids != other:
-                    where = _first_difference(ids, other, exported.decode or model.decode)
-                    raise PetoolError(f"{path.name}: llama.cpp and {name} disagree on a prompt: {where}")
+                _check_equal(ids, other, decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
     return len(texts)
 
 
 def check_rendering(path: Path, requests: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> int:
     """How many requests llama.cpp's own engine renders to training's ids; raises PetoolError if not all."""
-    server = OtherServer(path)
+    server, what = OtherServer(path), f"{path.name}: llama.cpp's server and training make other prompts"
     with LlamaModel(path, vocab_only=True) as model:
         for request, text in zip(requests, texts, strict=True):
-            found, ids = server.ids(request), model.encode(text)
-            if found != ids:
-                where = _first_difference(found, ids, model.decode)
-                raise PetoolError(f"{path.name}: llama.cpp's server and training make other prompts: {where}")
+            _check_equal(server.ids(request), model.encode(text), model.decode, what)
     return len(texts)
 
 
-def _first_difference(ids: Sequence[int], other: Sequence[int], decode: Any) -> str:
-    """The first differing token on both sides, with its text."""
-    place = common_length(ids, other)
+def _check_equal(ids: Sequence[int], other: Sequence[int], decode: Any, what: str) -> None:
+    """Raise PetoolError that says `what`, and the first differing token on both sides with its text."""
+    if ids == other:
+        return
+    place = render.common_length(ids, other)
     shown = [f"{side[place]} {decode([side[place]])!r}" if place < len(side) else "nothing" for side in (ids, other)]
-    return f"token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}"
+    raise PetoolError(f"{what}: token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}")
 
 
 class Evaluator(LlamaModel):

@@ -41,7 +41,8 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
         if tokenizer["model"]["type"] == "BPE" and tokenizer["model"].get("byte_fallback"):
             found = _sentencepiece(directory, tokenizer, size)
         else:
-            splitter, by_id = _pre_tokenizer(tokenizer), _tokens(tokenizer)
+            splitter, vocabulary = _pre_tokenizer(tokenizer), tokenizer["model"]["vocab"]
+            by_id = {int(index): (str(token), _NORMAL) for token, index in vocabulary.items()} | _added(tokenizer)
             _check_rows(by_id, size)
             rows = [by_id.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(size)]
             found = Vocabulary("gpt2", splitter, rows)
@@ -57,10 +58,8 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
 def _check_rows(by_id: Mapping[int, tuple[str, int]], size: int) -> None:
     beyond = [repr(by_id[index][0]) for index in sorted(by_id) if index >= size]
     if beyond:
-        raise PetoolError(
-            f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}",
-            "take them out of tokenizer.json, or give the model rows for them",
-        )
+        what = f"the tokenizer has tokens beyond the {size:,} rows of the model: {', '.join(beyond)[:200]}"
+        raise PetoolError(what, "take them out of tokenizer.json, or give the model rows for them")
 
 
 def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
@@ -83,12 +82,6 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
     return found
 
 
-def _tokens(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
-    """ID -> text and kind of every token."""
-    by_id = {int(index): (str(token), _NORMAL) for token, index in tokenizer["model"]["vocab"].items()}
-    return by_id | _added(tokenizer)
-
-
 def _added(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
     """ID -> text and kind of the tokens that are found before text is split."""
     listed = tokenizer.get("added_tokens") or []
@@ -96,14 +89,12 @@ def _added(tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
 
 
 def _kind(text: str, special: bool) -> tuple[str, int]:
-    return (text, _CONTROL) if special or _looks_special(text) else (text.replace(_SPACE, " "), _USER_DEFINED)
-
-
-def _looks_special(token: str) -> bool:
-    """What llama.cpp's converter takes for a control token, whatever the tokenizer says."""
+    """A token's text and kind. What llama.cpp's converter takes for a control token is one, whatever is declared."""
     pairs = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
-    marked = any(token.startswith(first) and token.endswith(last) for first, last in pairs)
-    return marked or token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+    marked = any(text.startswith(first) and text.endswith(last) for first, last in pairs)
+    if special or marked or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]"):
+        return text, _CONTROL
+    return text.replace(_SPACE, " "), _USER_DEFINED
 
 
 def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> Vocabulary:
@@ -112,7 +103,8 @@ def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> 
     ids = {int(index): str(token) for token, index in tokenizer["model"]["vocab"].items()}
     pieces = list(_pieces(model)) if model.is_file() else list(_by_merges(tokenizer, ids))
     added = _added(tokenizer)
-    _check_rows({place: token for place, token in _tokens(tokenizer).items() if token[0] != _IMAGE}, size)
+    known = {index: (text, _NORMAL) for index, text in ids.items()} | added
+    _check_rows({index: token for index, token in known.items() if token[0] != _IMAGE}, size)
     odd = [index for index, (text, *_) in enumerate(pieces) if index not in added and ids.get(index) != text]
     if odd or len(pieces) > max(ids | added) + 1:
         place = odd[0] if odd else len(pieces)
@@ -120,16 +112,13 @@ def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> 
     rows = [(f"[PAD{index}]", -10000.0, _UNUSED) for index in range(size)]
     rows[: len(pieces)] = pieces[:size]
     plain = {index: token for index, token in added.items() if index < size and rows[index][2] in (_NORMAL, _UNUSED)}
-    for index, (text, kind) in sorted((plain | _declared(directory)).items()):
+    listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    for index, token in listed.items():  # which go before all others in llama.cpp's converter
+        plain[int(index)] = _kind(str(token["content"]), bool(token.get("special")))
+    for index, (text, kind) in sorted(plain.items()):
         if index < size:
             rows[index] = (text, -1000.0, kind)
     return Vocabulary("llama", "default", [(text, kind) for text, _, kind in rows], [row[1] for row in rows], space)
-
-
-def _declared(directory: Path) -> dict[int, tuple[str, int]]:
-    """Tokens of tokenizer_config.json, which go before all others in llama.cpp's converter."""
-    listed = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    return {int(index): _kind(str(token["content"]), bool(token.get("special"))) for index, token in listed.items()}
 
 
 def _spaces(tokenizer: Mapping[str, Any]) -> bool | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petool_lite.errors import PetoolError, in_words
+from petool_lite.runs import TRAINED, find_run, runs_root
 from petool_lite.text import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,3 +72,19 @@ def _targets(folder: Path) -> tuple[str, ...]:
         what = f"the adapter {folder} holds {odd[0] if odd else 'no matrices'}"
         raise PetoolError(what, "only LoRA matrices of the layers' linears can be trained on and merged")
     return tuple(sorted({name.rsplit(".", 3)[1] for name in names}))
+
+
+def start_adapter(name: str) -> Path | None:
+    """Folder of the adapter called `name`, a complete run's or one in PEFT's format; None for no name."""
+    if not name:
+        return None
+    path = Path(name).expanduser()
+    if not (path / CONFIG).is_file():
+        if not any((place / "recipe.toml").is_file() for place in (path, runs_root() / name)):
+            raise PetoolError(f"no adapter: {name}", "give a complete run, or a folder with adapter_config.json")
+        run = find_run(name)
+        path, whole = run / TRAINED["lora"], run / TRAINED["full"]
+        if whole.is_dir():
+            what = f"the run {run} has no adapter: all its weights learned"
+            raise PetoolError(what, f"--set model.adapter= --set model.base={whole}")
+    return path

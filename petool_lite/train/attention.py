@@ -38,15 +38,15 @@ def attend_packed(causal: Any) -> None:
 
     AttentionInterface.register(PACKED, packed_attention)
     causal.set_attn_implementation(PACKED)
-    operator()
+    kernels()
 
 
 def packed_attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, scaling: float, bounds: Bounds, **more: Any
 ) -> tuple[Any, None]:
     """Attention of packed rows inside a model of transformers: (1, heads, tokens, size) to (1, tokens, heads, size).
-    Whoever calls the model gives the `bounds`; without them it cannot run. With a `sliding_window` a token sees so many
-    tokens of its row at most, itself included. Raises ValueError for attention that is more than causal."""
+    Whoever calls the model gives the `bounds`. With a `sliding_window` a token sees so many tokens of its row at most,
+    itself included. Raises ValueError for attention that is more than causal."""
     import torch
 
     if other := [name for name in _UNKNOWN if more.get(name) is not None]:
@@ -59,11 +59,10 @@ def packed_attention(
         found = [_alone(q, k, v, scaling, window) for q, k, v in zip(*parts, strict=True)]
         return (found[0] if len(found) == 1 else torch.cat(found, 2)).transpose(1, 2), None
     q, k, v = (item.squeeze(0).transpose(0, 1).to(dtype).contiguous() for item in (query, key, value))
-    if not torch.compiler.is_compiling():
-        longest = max(bounds.lengths)
-        window = window if window < longest else 0
-        return _flash().apply(q, k, v, bounds.ends, longest, scaling, window)[None], None
-    return torch.ops.petool_lite.packed(q, k, v, bounds.ends, bounds.longest, scaling, window)[0][None], None
+    rows = (bounds.ends, bounds.longest, scaling, window)
+    if torch.compiler.is_compiling():
+        return torch.ops.petool_lite.packed(q, k, v, *rows)[0][None], None
+    return kernels()[0].apply(q, k, v, *rows)[None], None
 
 
 def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
@@ -78,43 +77,11 @@ def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
 
 
 @cache
-def _flash() -> Any:
-    """The flash kernel as one step of autograd: what layers run that are not compiled."""
-    import torch
-
-    class Flash(torch.autograd.Function):
-        """(tokens, heads, size), keys and values with fewer heads; rows end at `ends`, none longer than `longest`; a
-        token sees `window` tokens (0: all of its row)."""
-
-        @staticmethod
-        def forward(
-            ctx: Any, query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float, window: int = 0
-        ) -> Any:
-            seen = {"window_size_left": window - 1, "window_size_right": 0} if window else {}
-            out, sums, seed, unused, _ = torch.ops.aten._flash_attention_forward(
-                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale, **seen
-            )
-            ctx.longest, ctx.scale, ctx.seen = longest, scale, seen
-            ctx.save_for_backward(query, key, value, out, sums, ends, seed, unused)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
-            query, key, value, out, sums, ends, seed, unused = ctx.saved_tensors
-            found = torch.ops.aten._flash_attention_backward(
-                gradient.contiguous(), query, key, value, out, sums, ends, ends, ctx.longest, ctx.longest,
-                0.0, True, seed, unused, scale=ctx.scale, **ctx.seen,
-            )  # fmt: skip
-            return *found, None, None, None, None
-
-    return Flash
-
-
-@cache
-def operator() -> Any:
-    """The same as one operator, petool_lite::packed, which torch.compile takes as it is: of (tokens, heads,
-    size), keys and values with fewer heads, whose rows end at `ends`, none longer than `longest`; a token sees `window`
-    tokens (0: all of its row). Gives the result, and logarithms of the sums (heads, tokens) for its backward pass."""
+def kernels() -> tuple[Any, Any]:
+    """The flash kernel: once as a step of autograd, for layers that are not compiled, and once as the operator
+    petool_lite::packed, which torch.compile takes as it is. Queries are (tokens, heads, size), keys and values with
+    fewer heads; rows end at `ends`, none longer than `longest`; a token sees `window` tokens (0: all of its row). The
+    operator gives logarithms of the sums (heads, tokens) besides, for its backward pass."""
     import torch
 
     aten, make = torch.ops.aten, partial(torch.library.custom_op, mutates_args=())
@@ -139,6 +106,17 @@ def operator() -> Any:
         q, k, v, ends, longest, ctx.scale, ctx.window = inputs
         ctx.save_for_backward(q, k, v, *output, ends, longest)
 
+    class Flash(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = forward(*inputs)
+            keep(ctx, inputs, output)
+            return output[0]
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return *backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.window), None, None, None, None
+
     def step_back(ctx: Any, gradient: Any, _: Any) -> Any:
         return *packed_backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.window), None, None, None, None
 
@@ -148,7 +126,7 @@ def operator() -> Any:
     packed_backward = make("petool_lite::packed_backward", backward, schema=schema)
     packed_backward.register_fake(lambda gradient, *heads: tuple(map(torch.empty_like, heads[:3])))
     packed.register_autograd(step_back, setup_context=keep)
-    return packed
+    return Flash, packed
 
 
 def teach(dispatch: Any) -> str:
@@ -167,7 +145,8 @@ def teach(dispatch: Any) -> str:
         if sliding_window and sliding_window < longest:
             raise ValueError("packed rows know no window shorter than a row")
         q, k, v = (item.squeeze(0).transpose(0, 1).contiguous() for item in (query, key, value))
-        return _flash().apply(q, k, v, ends, longest, scale or query.shape[-1] ** -0.5)[None]
+        scale = scale or query.shape[-1] ** -0.5
+        return kernels()[0].apply(q, k, v, ends, ends.new_tensor(longest, device="cpu"), scale, 0)[None]
 
     def together(query: Any, key: Any, lengths: Sequence[int], *_: Any) -> bool:
         rows = [length for length in lengths if length >= 8] or lengths  # the others fill up the last eight tokens

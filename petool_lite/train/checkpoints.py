@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from petool_lite.adapters import WEIGHTS
-from petool_lite.console import Report
+from petool_lite.adapters import WEIGHTS, start_adapter
 from petool_lite.data.files import source_sha256
 from petool_lite.errors import PetoolError, first_line
 from petool_lite.models import Base, file_sha256, weight_files
@@ -19,13 +18,15 @@ from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import Recipe, flat
 from petool_lite.runs import versions, write_json
 from petool_lite.train.devices import arithmetic_name, count, together
-from petool_lite.train.load import start_adapter
 
 START = "resume.json"  # of a run
 _KEPT = 2
 # Settings that change nothing in what is trained, so they may differ when a run is continued, and such packages.
 _FREE = ("train.save_every", "train.report_to", "bench.")
 _OTHER_PACKAGES = ("llama-cpp-python", "gguf")
+
+
+_Trainer: Any = object  # the class that `Guarded` is mixed into
 
 
 def steps_at(checkpoint: Path | None) -> int:
@@ -38,16 +39,8 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next(reversed(_checkpoints(run / "checkpoints")), None)
 
 
-def remove_drafts(run: Path, report: Report) -> None:
-    """Delete what a killed run left half written, and say so."""
-    for path in [*run.glob("checkpoints/.*.draft"), *run.glob(".*.draft"), *run.glob("best/.*.draft")]:
-        report(f"removing the half-written {path.name.removeprefix('.').split('.')[0]}", 0, 0, "")
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def _checkpoints(folder: Path) -> list[Path]:
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return sorted(whole, key=steps_at)
+    return sorted((path.parent for path in folder.glob("checkpoint-*/trainer_state.json")), key=steps_at)
 
 
 def _sync(*paths: Path) -> None:
@@ -65,17 +58,15 @@ def disk_errors(run: Path, what: str) -> Iterator[None]:
 
     try:
         yield
-    except PetoolError:
-        raise
     except Exception as error:  # torch, safetensors and tokenizers wrap the disk's own error, the last in a plain one
-        if not isinstance(error, OSError | RuntimeError | SafetensorError) and "(os error " not in str(error):
+        wrapped = isinstance(error, OSError | RuntimeError | SafetensorError) or "(os error " in str(error)
+        if isinstance(error, PetoolError) or not wrapped:
             raise
-        kept = newest_checkpoint(run)
-        resume = f"make room, then: petool-lite train --resume {run} (continues from {kept and kept.name})"
-        raise PetoolError(
-            f"cannot write {run / what}: {first_line(error)}; {shutil.disk_usage(run).free / 1e9:.1f} GB are free",
-            resume if kept else "make room, or set PETOOL_LITE_RUNS to a larger disk, and train again",
-        ) from error
+        told = f"cannot write {run / what}: {first_line(error)}; {shutil.disk_usage(run).free / 1e9:.1f} GB are free"
+        hint = "make room, or set PETOOL_LITE_RUNS to a larger disk, and train again"
+        if kept := newest_checkpoint(run):
+            hint = f"make room, then: petool-lite train --resume {run} (continues from {kept.name})"
+        raise PetoolError(told, hint) from error
 
 
 def rate_at(done: int, shape: str, warmup: float, total: int) -> float:
@@ -90,23 +81,18 @@ def rate_at(done: int, shape: str, warmup: float, total: int) -> float:
     return 0.5 * (1 - math.cos(math.pi * left)) if shape == "cosine" else left
 
 
-class Guarded:
+class Guarded(_Trainer):
     """Mixin in front of a trainer class: checkpoints are whole or absent, and a loss that is not finite ends the run. A
     checkpoint is written as `.checkpoint-N.draft/checkpoint-N` and renamed when the disk has it all. `parts` are the
-    micro-batches of the trainer's last step: entry ids, loss, and a sum of the gradient's norms after it, on the
-    device: they name the rows that went wrong before the optimizer steps."""
+    last step's micro-batches (entry ids, loss, sum of gradient norms after it): they name the rows that went wrong."""
 
-    args: Any
-    state: Any
-    accelerator: Any
-    optimizer: Any
     parts: tuple[tuple[Sequence[str], Any, Any], ...]
+    _tr_loss: Any
     schedule: tuple[str, float, int]  # its shape, the share of updates that warm up, all updates
     compiled = False  # layers of the one device, which would wait for a second transfer an update, that of the loss
     before_update: Callable[[], None]  # called before every step
     after_update: Callable[[dict[str, Any]], None]  # called with what is logged of an update, before it is saved
     lr_scheduler: Any = None
-    _tr_loss: Any  # the trainer's sum of losses since it told the last
     _draft: Path | None = None
     _update: tuple[tuple[Sequence[str], Any, Any], ...] = ()
 
@@ -123,14 +109,14 @@ class Guarded:
         """One step of the trainer; remembers its micro-batches."""
         self.before_update()
         if self.compiled:
-            self._tr_loss = self._tr_loss.to(self.args.device)
-        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+            self._tr_loss = self._tr_loss.to(self.args.device)  # the sum of losses since the trainer told the last
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self._update += self.parts
         return loss
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Tell the trackers, then whoever waits for an update."""
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
         if "loss" in logs:
             self.after_update(logs)
 
@@ -138,37 +124,33 @@ class Guarded:
         # Called once an update, after the last backward and before the optimizer: one transfer for all figures.
         import torch
 
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a parted model
         parts = [figure.float() for _, loss, reached in self._update for figure in (loss, reached)]
         *figures, norm = torch.stack([*parts, torch.as_tensor(norm, device=parts[0].device)]).tolist()
         losses, faults = figures[::2], [[not math.isfinite(value) for value in figures[at::2]] for at in (0, 1)]
         if any(map(any, faults)) or not math.isfinite(norm):
-            self._not_finite(faults, sum(losses), norm)
+            # micro-batches whose loss is not finite, or else the first after which the gradient is not
+            bad, reached = ([number for number, fault in enumerate(found) if fault] for found in faults)
+            rows = [row for number in bad or reached[:1] for row in self._update[number][0]]
+            named = ", ".join(together(rows) or [row for names, _, _ in self._update for row in names])
+            step = f"step {self.state.global_step + 1}: loss {sum(losses):g}, gradient norm {norm:g}"
+            hint = "look at these entries (petool-lite data preview), or lower train.learning_rate"
+            raise PetoolError(f"not finite in {step}; entries {named}", f"{hint}; the step was not taken")
         self._update = ()
         if self.compiled:
             self._tr_loss = torch.tensor(sum(losses))
         return norm
 
-    def _not_finite(self, faults: list[list[bool]], loss: float, norm: float) -> None:
-        """Raise for micro-batches whose loss is not finite, or else for the first after which the gradient is not."""
-        losses, reached = ([number for number, bad in enumerate(found) if bad] for found in faults)
-        rows = [row for number in losses or reached[:1] for row in self._update[number][0]]
-        named = ", ".join(together(rows) or [row for names, _, _ in self._update for row in names])
-        raise PetoolError(
-            f"not finite in step {self.state.global_step + 1}: loss {loss:g}, gradient norm {norm:g}; entries {named}",
-            "look at these entries (petool-lite data preview), or lower train.learning_rate; the step was not taken",
-        )
-
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._draft) if self._draft else str(super()._get_output_dir(trial))  # type: ignore[misc]
+        return str(self._draft) if self._draft else str(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         self._draft = folder / f".{name}.draft"
         try:
             with disk_errors(folder.parent, f"checkpoints/{name}"):
-                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+                super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     draft = self._draft / name
@@ -194,7 +176,7 @@ def start_facts(recipe: Recipe, base: Base, prepared: Prepared) -> dict[str, dic
         with path.open("rb") as file:
             return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
-    adapter, held_out = start_adapter(recipe), recipe.train.eval_data if recipe.train.eval_every else ""
+    adapter, held_out = start_adapter(recipe.model.adapter), recipe.train.eval_data if recipe.train.eval_every else ""
     return {
         "recipe": flat(recipe),
         "data": {

@@ -1,16 +1,23 @@
 """What trains: the machine's arithmetic, and the processes of one run, one for each GPU, as torchrun starts them.
 
-The first process makes the run directory, reads the data first, writes and reports; the others follow it.
+The first process makes the run directory, reads the data first, writes and reports; the others follow it. After Ctrl-C
+or SIGTERM all finish their step and save; a second one ends a process at once.
 """
 
 import os
 import platform
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
+from petool_lite.console import say_at_once
+from petool_lite.errors import PetoolError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # since torch 2.10, and before
 
 
@@ -30,9 +37,8 @@ def arithmetic_name() -> str:
 
 
 def grow_in_place() -> None:
-    """Let torch's memory on a GPU grow where it lies, unless the user's environment says how torch is to keep it:
-    micro-batches differ in length, and in blocks of fixed sizes torch held 11 GiB for a run that used 6.3. Drivers of
-    WSL and of some ARM boards cannot do it."""
+    """Let torch's memory on a GPU grow where it lies, unless the user's environment says otherwise: in blocks of fixed
+    sizes torch held 11 GiB for a run that used 6.3. Drivers of WSL and of some ARM boards cannot do it."""
     here = platform.uname()
     plain = here.system == "Linux" and here.machine == "x86_64" and "microsoft" not in here.release.lower()
     if plain and not any(name in os.environ for name in _ALLOCATOR):
@@ -102,3 +108,56 @@ def from_first(value: Any) -> Any:
 def agreed(flag: bool) -> bool:
     """Whether any process of the run says so."""
     return any(together([flag]))
+
+
+class Stop:
+    """Which signal asked to stop, if any; `graceful` is set while a training loop looks at it after every step."""
+
+    caught: signal.Signals | None = None
+    graceful = False
+
+    @property
+    def name(self) -> str:
+        """The signal as a user calls it."""
+        return "Ctrl-C" if self.caught == signal.SIGINT else "SIGTERM"
+
+    def error(self, when: str, hint: str) -> PetoolError:
+        """What ends a run that was stopped `when`; exits as shells report it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return PetoolError(f"stopped by {self.name} {when}", hint, 128 + (self.caught or signal.SIGINT))
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """The graceful part. Raises KeyboardInterrupt for an earlier signal: a library may have swallowed its own."""
+        if self.caught:
+            raise KeyboardInterrupt
+        self.graceful = True
+        try:
+            yield
+        finally:
+            self.graceful = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Catch both signals until the block ends; outside a graceful part they raise KeyboardInterrupt. The system's own
+    handling of a second one ends the process. Does nothing in a thread, where Python takes no signals."""
+    stop = Stop()
+
+    def handle(number: int, frame: object) -> None:
+        stop.caught = signal.Signals(number)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        if not stop.graceful:
+            raise KeyboardInterrupt
+        if is_first():
+            say_at_once(f"{stop.name}: finishing this step, then saving; once more leaves at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

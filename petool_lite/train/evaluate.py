@@ -3,8 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,22 +90,25 @@ def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> Evaluatio
 
 
 def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
-    """Whether a reply calls the right tool, and gives the right arguments, whatever tool it calls, by the published
-    scorer; where no tool is right, both mean a reply without a call."""
+    """Tool right, and arguments right whatever the tool, by the published scorer; for a text both mean: no call."""
     return score_reply(published_form(reply), published_call(right) or {"no_call": right})
 
 
 def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
-    """Greedy replies of `model` as it stands, scored; losses are the same as without: the model, its
-    modes and all random numbers stay as they were."""
-    started, total = time.perf_counter(), len(held_out.prompts)
+    """Greedy replies of `model`, scored; the model, its modes and all random numbers stay as they were."""
+    import torch
+
+    started, total, decode = time.perf_counter(), len(held_out.prompts), held_out.chat.decode
+    assert decode is not None  # a chat from a directory has one
     report("evaluating", 0, total, f"step {step}")
     scores: list[tuple[bool, bool, bool]] = []  # tool, parameters, both
-    with same_randomness(), generating(model):
+    # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
+    with same_randomness(), generating(model), torch.no_grad(), computing(model):
         for batch in batches([len(prompt) for prompt in held_out.prompts], held_out.batch_tokens):
-            replies = _replies(model, [held_out.prompts[index] for index in batch], held_out)
-            for index, reply in zip(batch, replies, strict=True):
-                tool, parameters = score_answer(reply, held_out.answers[index])
+            prompts = [held_out.prompts[index] for index in batch]
+            replies = greedy_ids(model, prompts, {held_out.chat.eos_id}, held_out.reply_tokens)
+            for index, ids in zip(batch, replies, strict=True):
+                tool, parameters = score_answer(decode(ids), held_out.answers[index])
                 scores.append((tool, parameters, tool and parameters))
             joint = 100 * sum(both for *_, both in scores) / len(scores)
             report("evaluating", len(scores), total, f"step {step}, joint {joint:.1f} %")
@@ -115,23 +117,11 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
     return Score(step, n, tools, arguments, joints, round(time.perf_counter() - started, 2))
 
 
-def _replies(model: Any, prompts: Sequence[Sequence[int]], held_out: EvaluationSet) -> list[str]:
-    import torch
-
-    # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
-    with torch.no_grad(), computing(model):
-        replies = greedy_ids(model, prompts, {held_out.chat.eos_id}, held_out.reply_tokens)
-    assert held_out.chat.decode is not None  # a chat from a directory has one
-    return [held_out.chat.decode(ids) for ids in replies]
-
-
-@contextmanager
-def same_randomness() -> Iterator[None]:
+def same_randomness() -> Any:
     """Put torch's random numbers back as they were; nothing here draws others."""
     import torch
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 def best_score(run: Path) -> Score | None:
@@ -143,8 +133,7 @@ def best_score(run: Path) -> Score | None:
 def evaluate_and_keep(
     run: Path, base: Base, held_out: EvaluationSet, model: Any, step: int, report: Report
 ) -> dict[str, Any]:
-    """Evaluate `model`, keep its weights in `run`/best/step-N if none were better, and tell; returns the row added to
-    eval.jsonl."""
+    """Evaluate `model`, keep its weights in `run`/best/step-N if none were better; returns the row of eval.jsonl."""
     score = evaluate(held_out, model, step, report)
     append_row(run / "eval.jsonl", asdict(score))
     best, told = best_score(run), "the best so far"

@@ -9,11 +9,11 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config
+from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config, start_adapter
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError, first_line
 from petool_lite.families import chat_template
@@ -21,7 +21,7 @@ from petool_lite.inference.gpu import four_bits, gpu_available, own_gpu
 from petool_lite.models import Base, resolve_base
 from petool_lite.prompt.render import exported_template, recorded_style
 from petool_lite.recipe import Recipe
-from petool_lite.runs import TRAINED, find_run, read_manifest, runs_root
+from petool_lite.runs import read_manifest
 from petool_lite.train.attention import PACKED, attend_packed, teach
 from petool_lite.train.devices import arithmetic, sharded
 
@@ -33,13 +33,20 @@ _TOKENIZER = (
 
 
 def load_model(recipe: Recipe, base: Base, checkpointing: bool, plain: bool = False) -> tuple[Any, Any]:
-    """The recipe's base with an adapter on it, or as it is for train.method = full, and its tokenizer. With
-    `checkpointing` layers keep their inputs only, and compute the rest again in the backward pass. An adapter is
-    Unsloth's, or where `plain` PEFT's, on layers that can be compiled or parted among GPUs. Raises PetoolError if the
-    base does not load."""
+    """The recipe's base, with an adapter on it unless all of it learns, and its tokenizer. With `checkpointing` layers
+    keep their inputs only, and compute the rest again. An adapter is Unsloth's, or where `plain` PEFT's, on layers that
+    can be compiled or parted among GPUs. Raises PetoolError if the base does not load."""
+    import torch
+    from safetensors import SafetensorError
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     load = _load_plain if recipe.train.method == "full" or plain else _load_adapted
-    model, tokenizer = load(recipe, base, checkpointing)
+    try:
+        model, tokenizer = load(recipe, base, checkpointing)
+    except torch.OutOfMemoryError:  # of which `run` tells
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise PetoolError(f"the base {base.name} does not load: {first_line(error)}", "get the model again") from error
     return model.train(), tokenizer
 
 
@@ -49,12 +56,11 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
     from unsloth import FastLanguageModel  # must come before transformers and trl
 
-    start = start_adapter(recipe)
-    with _loading(base):
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            str(base.directory), max_seq_length=recipe.model.max_tokens, dtype=arithmetic(),
-            load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
-        )  # fmt: skip
+    start = start_adapter(recipe.model.adapter)
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(base.directory), max_seq_length=recipe.model.max_tokens, dtype=arithmetic(),
+        load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
+    )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
         model, **_lora(recipe), random_state=recipe.train.seed,
         use_gradient_checkpointing="unsloth" if checkpointing else False,
@@ -78,20 +84,19 @@ def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # every checkpoint would draw one
-    with _loading(base):
-        options: dict[str, Any] = {"dtype": torch.float32 if recipe.train.method == "full" else arithmetic()}
-        if recipe.train.method == "lora" and recipe.model.precision == "nf4":  # in numbers that can be parted
-            four = four_bits(bnb_4bit_quant_storage=torch.bfloat16)
-            options |= {"device_map": {"": own_gpu()}, "quantization_config": four}
-        model: Any = AutoModelForCausalLM.from_pretrained(base.directory, use_safetensors=True, **options)
-        tokenizer = AutoTokenizer.from_pretrained(base.directory)
-        attend_packed(model)
-        if not sharded():
-            model.to(own_gpu() if gpu_available() else "cpu")
+    options: dict[str, Any] = {"dtype": torch.float32 if recipe.train.method == "full" else arithmetic()}
+    if recipe.train.method == "lora" and recipe.model.precision == "nf4":  # in numbers that can be parted
+        four = four_bits(bnb_4bit_quant_storage=torch.bfloat16)
+        options |= {"device_map": {"": own_gpu()}, "quantization_config": four}
+    model: Any = AutoModelForCausalLM.from_pretrained(base.directory, use_safetensors=True, **options)
+    tokenizer = AutoTokenizer.from_pretrained(base.directory)
+    attend_packed(model)
+    if not sharded():
+        model.to(own_gpu() if gpu_available() else "cpu")
     if recipe.train.method == "lora":
         torch.manual_seed(recipe.train.seed)
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(recipe)))
-        if start := start_adapter(recipe):
+        if start := start_adapter(recipe.model.adapter):
             _load_adapter(model, start)
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -100,7 +105,7 @@ def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
 
 def _lora(recipe: Recipe) -> dict[str, Any]:
     """The adapter's shape, as arguments of PEFT."""
-    start = start_adapter(recipe)
+    start = start_adapter(recipe.model.adapter)
     return {
         "r": recipe.lora.r, "lora_alpha": recipe.lora.alpha, "lora_dropout": recipe.lora.dropout,
         "target_modules": recipe.lora.targets, "use_rslora": start is not None and read_adapter_config(start).rslora,
@@ -126,20 +131,6 @@ def exchange_compiled(model: Any, given: Sequence[Any] = ()) -> list[Any]:
     return had
 
 
-@contextmanager
-def _loading(base: Base) -> Iterator[None]:
-    """Turn a failure to load into a PetoolError, but for memory that is too little, which `run` does."""
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise PetoolError(f"the base {base.name} does not load: {first_line(error)}", "get the model again") from error
-
-
 def _load_adapter(model: Any, folder: Path) -> None:
     """Put the weights of a saved adapter in place of the fresh ones; every tensor on either side must have its pair."""
     from peft import set_peft_model_state_dict
@@ -156,15 +147,14 @@ def _load_adapter(model: Any, folder: Path) -> None:
 
 
 def check_start(recipe: Recipe, report: Report) -> None:
-    """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd, such as
-    prompts laid out otherwise, of which a run tells."""
+    """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd."""
     if recipe.train.objective == "dpo":
         if not recipe.model.adapter:
             what = "dpo is the second stage: it needs the adapter of a first one"
             raise PetoolError(what, "--set model.adapter=RUN_OR_FOLDER")
         if recipe.lora.dropout:
             raise PetoolError("dpo compares two models, both without dropout", "--set lora.dropout=0.0")
-    folder = start_adapter(recipe)
+    folder = start_adapter(recipe.model.adapter)
     if folder is None:
         return
     found, mine = read_adapter_config(folder), recipe.lora
@@ -189,23 +179,6 @@ def check_start(recipe: Recipe, report: Report) -> None:
                 report(f"note: the adapter learned with {key} {manifest.get(key)}, this run uses {now}", 0, 0, "")
 
 
-def start_adapter(recipe: Recipe) -> Path | None:
-    """Folder of the adapter that `model.adapter` names, a complete run's or one in PEFT's format; None for none."""
-    name = recipe.model.adapter
-    if not name:
-        return None
-    path = Path(name).expanduser()
-    if not (path / CONFIG).is_file():
-        if not any((place / "recipe.toml").is_file() for place in (path, runs_root() / name)):
-            raise PetoolError(f"no adapter: {name}", "give a complete run, or a folder with adapter_config.json")
-        run = find_run(name)
-        path, whole = run / TRAINED["lora"], run / TRAINED["full"]
-        if whole.is_dir():
-            what = f"the run {run} has no adapter: all its weights learned"
-            raise PetoolError(what, f"--set model.adapter= --set model.base={whole}")
-    return path
-
-
 def causal_of(model: Any) -> Any:
     """The causal language model in what is trained: inside of PEFT's, or the model itself."""
     return model if is_whole(model) else model.get_base_model()
@@ -216,13 +189,12 @@ def is_whole(model: Any) -> bool:
     return not hasattr(model, "peft_config")
 
 
-def computing(model: Any) -> AbstractContextManager[Any]:
+def computing(model: Any) -> Any:
     """The arithmetic of forward passes: bfloat16 where the machine has it, the loss and norms in float32 anyway."""
     import torch
 
     kind = next(model.parameters()).device.type
-    found: AbstractContextManager[Any] = torch.autocast(kind, torch.bfloat16, arithmetic() == torch.bfloat16)
-    return found
+    return torch.autocast(kind, torch.bfloat16, arithmetic() == torch.bfloat16)
 
 
 def gathered(model: Any) -> dict[str, Any]:
@@ -232,25 +204,15 @@ def gathered(model: Any) -> dict[str, Any]:
 
 def save_trained(model: Any, folder: Path, base: Base, tuned: Mapping[str, Any] | None = None) -> None:
     """Write what was trained to the new `folder`: an adapter in PEFT's format, its weights `tuned` if they were
-    gathered, or a whole model in transformers'."""
-    if is_whole(model):
-        return _save_whole(model, folder, base)
-    model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=tuned)
-    config = json.loads((folder / CONFIG).read_text())
-    config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there
-    (folder / CONFIG).write_text(json.dumps(config, indent=2))
-
-
-def save_tokenizer(folder: Path, base: Base, style: str) -> None:
-    """Write the base's tokenizer to an adapter's `folder`, with the chat template of the prompts it was trained on."""
-    _copy_tokenizer(folder, base)
-    (folder / "chat_template.jinja").write_text(exported_template(chat_template(base.directory), style))
-
-
-def _save_whole(model: Any, folder: Path, base: Base) -> None:
-    """Weights in bfloat16, beside the base's own configuration and tokenizer files."""
+    gathered, or a whole model in transformers', in bfloat16 beside the base's own configuration and tokenizer files."""
     import torch
 
+    if not is_whole(model):
+        model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=tuned)
+        config = json.loads((folder / CONFIG).read_text())
+        config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there
+        (folder / CONFIG).write_text(json.dumps(config, indent=2))
+        return
     weights = {name: weight.to("cpu", torch.bfloat16) for name, weight in model.state_dict().items()}
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del weights["lm_head.weight"]
@@ -259,6 +221,12 @@ def _save_whole(model: Any, folder: Path, base: Base) -> None:
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     _copy_tokenizer(folder, base)
+
+
+def save_tokenizer(folder: Path, base: Base, style: str) -> None:
+    """Write the base's tokenizer to an adapter's `folder`, with the chat template of the prompts it was trained on."""
+    _copy_tokenizer(folder, base)
+    (folder / "chat_template.jinja").write_text(exported_template(chat_template(base.directory), style))
 
 
 def _copy_tokenizer(folder: Path, base: Base) -> None:

@@ -1,8 +1,7 @@
 """How many tokens fit: memory of a run, predicted before anything is loaded, and the dry step that proves it.
 
-Predictions follow from what a layer keeps of a token for its backward pass. Unsloth's layers on one H200, 27 November
-2026, 3B shape: 42.0, 71.9 and 103.8 GiB for 16, 32 and 48 thousand tokens that are all kept, and with checkpointing 4.1
-and 5.2 GiB for 8 and 20 thousand (6.1 for 16 with dropout): all within 5 % of this.
+Predictions follow from what a layer keeps of a token for its backward pass; tests compare them with peaks of the 3B
+shape on one H200, with and without checkpointing, from 4 to 104 GiB: all within 5 % of this.
 """
 
 import math
@@ -87,8 +86,7 @@ def peak_bytes(
 
 
 def resident_bytes(model: Shape, recipe: Recipe, precision: str, width: int = 2, optimizer: bool = True) -> float:
-    """Bytes of weights, gradients, the optimizer's state, and what 4-bit weights are unpacked into; products are made
-    of numbers of `width` bytes."""
+    """Bytes of weights, gradients, optimizer and what 4-bit weights are unpacked into; products have `width` bytes."""
     states = _STATES[recipe.train.optimizer] if optimizer else 0
     shapes = tensor_shapes(model)
     weights = sum(map(math.prod, shapes.values()))
@@ -106,9 +104,8 @@ def resident_bytes(model: Shape, recipe: Recipe, precision: str, width: int = 2,
 
 def _adapted(model: Shape, recipe: Recipe) -> tuple[float, float]:
     """Bytes of a token that a layer under an adapter keeps, and that its backward pass works with beside them: inputs
-    and norms of both halves, heads, their result, gate and up; with dropout masks of a byte and dropped inputs. The
-    counts agree with peaks of the 3B shape on one H200 to 4 % (bf16, all kept; NF4, with dropout and without), and of
-    7B and 4B shapes of Mistral, Qwen2 and Qwen3 to 2 % (bf16, all kept)."""
+    and norms of both halves, heads, their result, gate and up; with dropout masks of a byte and dropped inputs. They
+    agree with peaks of 3B, 4B and 7B shapes of four families on one H200 to 4 %."""
     own, keys, hidden, inner = _widths(model)
     kept, inside = 2 * (5 * hidden + 2 * own + 2 * keys + 2 * inner) + 4 * model.heads, 4 * (inner + hidden)
     if model.family.biases:  # Qwen2's, which keep what the heads were without them
@@ -121,9 +118,8 @@ def _adapted(model: Shape, recipe: Recipe) -> tuple[float, float]:
 
 
 def _whole(model: Shape, recipe: Recipe) -> tuple[float, float]:
-    """The same for transformers' layers, in full fine-tuning and for families that Unsloth leaves to transformers: sums
-    and norms in float32, and what autograd casts. A GPU holds nine tenths of it at a time, by ten runs of SmolLM2-135M
-    on one H200; Gemma's four norms a layer, and those of its heads, are counted, not measured."""
+    """The same for transformers' layers: sums and norms in float32, and what autograd casts. A GPU holds nine tenths of
+    it at a time (ten runs of SmolLM2-135M, one H200); Gemma's norms are counted, not measured."""
     own, keys, hidden, inner = _widths(model)
     count = sum("norm" in name and "attn_q" not in name and "attn_k" not in name for name in model.family.blocks)
     norms = count * (4 + 4) * hidden + (3 + 2) * 2 * hidden
@@ -143,9 +139,8 @@ def largest_batch(recipe: Recipe, budget: int, load: Load) -> int:
 
 
 def choose(model: Shape, recipe: Recipe, load: Load, free: float) -> Way:
-    """The way to train in `free` bytes of a GPU; raises PetoolError (exit code 3) where nothing fits. lean keeps the
-    recipe's precision, checkpoints, and fits a card of 8 GB; auto takes the first of `_ways` that fits. In a way the
-    micro-batch is as large as fits, or what train.token_budget says."""
+    """The first of `_ways` that fits `free` bytes of a GPU, for lean also a card of 8 GB, with the largest micro-batch
+    that does, or train.token_budget; raises PetoolError (exit code 3) where nothing fits."""
     limit = _SHARE * (free if recipe.train.memory == "auto" else min(LEAN, free))
     ways, budget = _ways(recipe), recipe.train.token_budget
     least = budget or max(load.lengths)
@@ -158,7 +153,7 @@ def choose(model: Shape, recipe: Recipe, load: Load, free: float) -> Way:
 
 
 def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
-    """Precisions and checkpointing to try, the fastest first."""
+    """Precisions and checkpointing to try, the fastest first; lean keeps the recipe's precision, and checkpoints."""
     if recipe.train.method == "lora" and recipe.train.memory == "lean":
         return [(recipe.model.precision, True)]
     precisions = ("bf16", "nf4") if recipe.train.method == "lora" else ("bf16",)
@@ -190,8 +185,7 @@ def _way_out(model: Shape, recipe: Recipe, load: Load, free: float) -> str:
 
 
 def check_cpu_memory(recipe: Recipe, base: Base) -> None:
-    """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process. Rows and
-    libraries come on top, for a small base more than this."""
+    """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process."""
     free, width, config = free_memory(), arithmetic().itemsize, read_json(base.directory / "config.json")
     model, packed = shape_of(config), config.get("quantization_config") is not None  # 4 bits already, or 8
 
@@ -218,9 +212,9 @@ def free_memory() -> float:
 
 def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet | None, report: Report) -> "Plan":
     """Before the first update on a GPU: the largest micro-batch forward and backward, one evaluation, one save, so that
-    a run fails now or never; nothing is learned and no random number is used up. Returns the plan, with smaller
-    micro-batches where they did not fit as predicted, and plain layers where they did not compile. Raises
-    torch.OutOfMemoryError where the longest row alone does not fit, or PetoolError for a disk that is too full."""
+    a run fails now or never; nothing is learned. Returns the plan, with smaller micro-batches where they did not fit,
+    and plain layers where they did not compile. Raises torch.OutOfMemoryError, or PetoolError for a disk that is too
+    full."""
     import torch
 
     assert planned.way is not None

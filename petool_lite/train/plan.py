@@ -36,7 +36,7 @@ class Plan:
     shape: Shape
     chat: Chat
     prepared: Prepared
-    way: Way | None
+    way: Way | None = None
     compiled: bool = False
 
 
@@ -49,12 +49,12 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
         what = "a model that FSDP parts learns an adapter with plain AdamW, and is not evaluated meanwhile"
         plain = "train.method=lora train.objective=sft train.optimizer=adamw_torch train.eval_every=0"
         raise PetoolError(what, " ".join(f"--set {pair}" for pair in plain.split()))
-    base, shape, chat, prepared = _counted(recipe, report)
-    gpu = gpu_facts()
+    counted = _counted(recipe, report)
+    shape, prepared, gpu = counted.shape, counted.prepared, gpu_facts()
     if not gpu:
-        check_cpu_memory(recipe, base)
+        check_cpu_memory(recipe, counted.base)
     if recipe.train.objective == "dpo":  # one pair after the other
-        return Plan(recipe, base, shape, chat, prepared, None)
+        return counted
     way, precision, budget = None, recipe.model.precision, CPU_BUDGET
     if gpu:
         way = choose(shape, recipe, load_of(prepared), gpu["free_gb"] * 2**30)
@@ -67,7 +67,7 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
         report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
     train = replace(recipe.train, token_budget=recipe.train.token_budget or budget)
     recipe = replace(recipe, model=replace(recipe.model, precision=precision), train=train)
-    return Plan(recipe, base, shape, chat, prepared, way, compiled)
+    return replace(counted, recipe=recipe, way=way, compiled=compiled)
 
 
 def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float) -> bool:
@@ -86,18 +86,18 @@ def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
     if gpu:
         check_gpu()
     free = gpu["free_gb"] * 2**30 if gpu else 0.0
-    _, shape, _, prepared = _counted(recipe, report)
+    counted = _counted(recipe, report)
     ways: list[dict[str, Any]] = []
     for memory in ("lean", "auto") if gpu and recipe.train.objective != "dpo" else ():
         ways.append({"memory": memory})
         with suppress(PetoolError):  # it does not fit
             wanted = replace(recipe, train=replace(recipe.train, memory=memory))
-            ways[-1] |= asdict(choose(shape, wanted, load_of(prepared), free))
+            ways[-1] |= asdict(choose(counted.shape, wanted, load_of(counted.prepared), free))
     trains_here = gpu is not None or not recipe.train.optimizer.startswith(_PAGED)
-    return {**prepared.summary, "gpu": gpu, "trains_here": trains_here, "ways": ways}
+    return {**counted.prepared.summary, "gpu": gpu, "trains_here": trains_here, "ways": ways}
 
 
-def _counted(recipe: Recipe, report: Report) -> tuple[Base, Shape, Chat, Prepared]:
+def _counted(recipe: Recipe, report: Report) -> Plan:
     check_reporters(recipe.train.report_to)
     check_evaluation(recipe)
     check_start(recipe, report)
@@ -124,7 +124,7 @@ def _counted(recipe: Recipe, report: Report) -> tuple[Base, Shape, Chat, Prepare
         trimmed = recipe.data.overlength == "trim-history"
         more = " even without history (tools and answers are never cut)" if trimmed else ""
         report(f"left out, more than {recipe.model.max_tokens} tokens{more}: entries {names}", 0, 0, "")
-    return base, shape, chat, prepared
+    return Plan(recipe, base, shape, chat, prepared)
 
 
 def update_count(recipe: Recipe, rows: int) -> int:

@@ -122,15 +122,12 @@ def note(row: Mapping[str, Any]) -> str:
 
 def draw_curve(run: Path) -> None:
     """Write loss.png: loss and learning rate by step, and joint accuracy where the run was evaluated."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
     files = (run / name for name in ("metrics.jsonl", "eval.jsonl"))
     rows, scores = ([*map(json.loads, file.read_text().splitlines())] if file.is_file() else [] for file in files)
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (top, below) = pyplot.subplots(2, sharex=True, figsize=(8, 5), height_ratios=(3, 1), layout="constrained")
-
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    top, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     right = top.twinx() if scores else top
     curves = (top, rows, "loss", "tab:blue"), (below, rows, "learning_rate", "tab:gray")
     for axes, found, key, colour in (*curves, (right, scores, "joint_acc", "tab:orange")):
@@ -141,4 +138,3 @@ def draw_curve(run: Path) -> None:
         right.set(ylabel="joint accuracy, % (orange)", ylim=(-3, 103))
     with draft(run / "loss.png") as path:
         figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)

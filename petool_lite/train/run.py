@@ -3,8 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from petool_lite.prompt.render import LAYOUTS
 from petool_lite.recipe import Recipe, TrainSettings, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
 from petool_lite.train import checkpoints, devices, evaluate, records
+from petool_lite.train.devices import Stop, stop_signals
 from petool_lite.train.evaluate import EvaluationSet
 from petool_lite.train.load import compile_layers, gathered, load_model, save_tokenizer, save_trained
 from petool_lite.train.memory import dry_step
 from petool_lite.train.plan import Plan, plan
 from petool_lite.train.preference import preference_trainer
 from petool_lite.train.records import Progress, check_reporters, log_to
-from petool_lite.train.signals import Stop, stop_signals
 from petool_lite.train.step import answer_trainer
 
 
@@ -74,47 +73,50 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
             begun: Path = devices.from_first(run)
             _train_into(Job(name, begun, planned, held_out, started, report, stop, resume is not None))
         except (PetoolError, KeyboardInterrupt) as error:
-            if devices.is_first() and run is not None and resume is None and not (run / "metrics.jsonl").is_file():
+            stepped = run is not None and (run / "metrics.jsonl").is_file()
+            if devices.is_first() and run is not None and resume is None and not stepped:
                 shutil.rmtree(run)  # nothing to look at or to resume from
             if isinstance(error, PetoolError):
                 raise
-            raise _stopped(stop, run, resume is not None) from error
+            when = "while loading or saving" if stepped else "before the first step"
+            hint = f"continue: petool-lite train --resume {run}" if stepped or resume else ""
+            raise stop.error(when, hint) from error
     return begun
-
-
-def _stopped(stop: Stop, run: Path | None, resumed: bool) -> PetoolError:
-    """What a signal came to while no step was being taken: before the first one or after the last."""
-    begun = run is not None and (run / "metrics.jsonl").is_file()
-    when = "while loading or saving" if begun else "before the first step"
-    hint = f"continue: petool-lite train --resume {run}" if begun or resumed else ""
-    return PetoolError(f"stopped by {stop.name} {when}", hint, stop.exit_code)
 
 
 def _train_into(job: Job) -> None:
     """Train, save the result, then the manifest; raises PetoolError, also where a signal stopped it with all saved."""
+    import torch
+
+    recipe = job.planned.recipe
     checkpoint = devices.first_then_others(lambda: _continued(job)) if job.resume else None
-    through = "" if job.planned.recipe.train.method == "full" else " through Unsloth"
+    through = "" if recipe.train.method == "full" else " through Unsloth"
     job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
     # on a GPU dpo computes layers' inner values twice, too; its memory is not predicted
     twice = job.planned.way.checkpointing if job.planned.way else gpu_available()
     log_file = job.run / "train.log" if devices.is_first() else Path(os.devnull)
-    with log_to(log_file) as log, _memory_errors(job.planned.recipe):
-        with redirect_stderr(log):
-            plain = job.planned.compiled or devices.sharded()
-            model, tokenizer = load_model(job.planned.recipe, job.planned.base, twice, plain)
-            if job.planned.compiled:
-                compile_layers(model)
-            trainer = _trainer(job, model, tokenizer)
-        if job.planned.way is not None and not devices.sharded():  # a parted model is on the GPUs when it trains
-            job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
-        with job.stop.between_steps():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    plain = job.planned.compiled or devices.sharded()
+    try:
+        with log_to(log_file) as log:
+            with redirect_stderr(log):
+                model, tokenizer = load_model(recipe, job.planned.base, twice, plain)
+                if job.planned.compiled:
+                    compile_layers(model)
+                trainer = _trainer(job, model, tokenizer)
+            if job.planned.way is not None and not devices.sharded():  # a parted model is on the GPUs when it trains
+                job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
+            with job.stop.between_steps():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        smaller = "train.method=lora" if recipe.train.method == "full" else "model.precision=nf4"
+        hint = f"set a smaller train.token_budget, {smaller} or a smaller model.max_tokens"
+        raise PetoolError(f"out of GPU memory: {first_line(error)}", hint, MACHINE) from error
     if devices.is_first():
         records.draw_curve(job.run)
     state, stop = trainer.state, job.stop
     if stop.caught and not job.progress.stopped_early and state.global_step < state.max_steps:
-        what = f"stopped by {stop.name} after step {state.global_step} of {state.max_steps}, all of it saved"
-        raise PetoolError(what, f"continue: petool-lite train --resume {job.run}", stop.exit_code)
+        when = f"after step {state.global_step} of {state.max_steps}, all of it saved"
+        raise stop.error(when, f"continue: petool-lite train --resume {job.run}")
     tuned = gathered(trainer.model) if devices.sharded() else None
     if devices.is_first():
         _complete(job, model, state.global_step, tuned)
@@ -155,25 +157,15 @@ def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> 
 
 def _continued(job: Job) -> Path | None:
     """The checkpoint to go on from; what metrics.jsonl and eval.jsonl hold up to there is kept and taken in."""
-    checkpoints.remove_drafts(job.run, job.report)
+    for path in (path for place in ("checkpoints/", "", "best/") for path in job.run.glob(f"{place}.*.draft")):
+        job.report(f"removing the half-written {path.name.removeprefix('.').split('.')[0]}", 0, 0, "")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     checkpoint = checkpoints.newest_checkpoint(job.run)
     step = checkpoints.steps_at(checkpoint)
     job.report(f"continuing {job.run} after step {step}", 0, 0, "")
     rows, scores = (records.cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl"))
     job.progress.resume(rows, scores)
     return checkpoint
-
-
-@contextmanager
-def _memory_errors(recipe: Recipe) -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        smaller = "train.method=lora" if recipe.train.method == "full" else "model.precision=nf4"
-        hint = f"set a smaller train.token_budget, {smaller} or a smaller model.max_tokens"
-        raise PetoolError(f"out of GPU memory: {first_line(error)}", hint, MACHINE) from error
 
 
 def optimizer_arguments(settings: TrainSettings, fused: bool = False) -> dict[str, Any]:
@@ -184,7 +176,6 @@ def optimizer_arguments(settings: TrainSettings, fused: bool = False) -> dict[st
 
 
 def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
-    import torch
     from trl import DPOConfig, SFTConfig
 
     settings = recipe.train
@@ -193,7 +184,7 @@ def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
         "max_steps": total,  # the one count; epochs follow from it
         **optimizer_arguments(settings, fused=compiled),
         # of a parted model accelerate would make float32 copies; answer_loss computes in bfloat16 anyway
-        "bf16": devices.arithmetic() == torch.bfloat16 and not devices.sharded(),
+        "bf16": devices.arithmetic_name() == "bfloat16" and not devices.sharded(),
         "seed": settings.seed, "data_seed": settings.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide such a loss; Guarded looks once an update

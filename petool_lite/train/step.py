@@ -1,8 +1,7 @@
 """One update in micro-batches: rows packed side by side up to a token budget, and only answers reach the output head.
 
-A micro-batch costs a fixed time for its thousands of kernel launches, so short rows are put into one. No row sees
-another: attention is exact row by row, and positions restart. The loss is a sum over answer tokens divided by their
-number in the whole update, so how rows are grouped changes nothing but rounding.
+A micro-batch costs a fixed time for its thousands of kernel launches, so short rows are put into one. The loss is a sum
+over answer tokens divided by their number in the whole update: how rows are grouped changes nothing but rounding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +15,14 @@ from petool_lite.train.devices import sharded, together
 from petool_lite.train.load import causal_of, computing
 
 Row = Mapping[str, Any]
-_FLAG = "gradient_checkpointing"  # of a module of transformers
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed rows: `ids` and `positions` (tokens), `lengths` of the rows, and for the `answers` (1-d) `where` they are
-    predicted from, as indices into the tokens, and which `entries` the rows are of. A row's last token predicts nothing
-    and is not read. Up to seven tokens that are no entry's may stand at the end, as a row of their own: a GPU's matrix
-    products fall back to slow kernels where 8 does not divide the tokens."""
+    """Packed rows: `ids` and `positions` (tokens), `lengths`, `answers` (1-d), `where` they are predicted from, as
+    indices into the tokens, and `entries`. A row's last token predicts nothing and is not read. Up to seven tokens of
+    no entry fill up the end, as a row of their own: a GPU's matrix products are slow where 8 does not divide the
+    tokens."""
 
     ids: Any
     positions: Any
@@ -36,8 +34,7 @@ class MicroBatch:
 
 def group(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of rows, packed so that no group has more than `budget` tokens but a row that alone exceeds it. First fit
-    decreasing: the longest row first, each into the first group with room. The groups with the most tokens come first,
-    so memory that is too little shows in the first micro-batch."""
+    decreasing: groups with the most tokens come first, so memory that is too little shows in the first micro-batch."""
     groups: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -64,16 +61,15 @@ def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
     learned = [numpy.concatenate([numpy.arange(*span) for span in learned_spans(row)]) for row in rows]
     for members in group([len(ids) for ids in whole], budget):
         lengths = [len(whole[index]) - 1 for index in members]
-        offsets = numpy.cumsum((0, *lengths))
-        places = list(zip(members, lengths, offsets, strict=False))
+        starts = list(zip(members, numpy.cumsum((0, *lengths)), strict=False))
         spare = -sum(lengths) % 8
-        all_lengths = (*lengths, spare) if spare else tuple(lengths)
+        lengths += [spare] if spare else []
         batches.append(
             MicroBatch(
                 ids=joined([*(whole[index][:-1] for index in members), numpy.zeros(spare, numpy.int64)]),
-                positions=joined([numpy.arange(length) for length in all_lengths]),
-                lengths=all_lengths,
-                where=joined([offset + learned[index] - 1 for index, _, offset in places]),
+                positions=joined([numpy.arange(length) for length in lengths]),
+                lengths=tuple(lengths),
+                where=joined([start + learned[index] - 1 for index, start in starts]),
                 answers=joined([whole[index][learned[index]] for index in members]),
                 entries=tuple(str(rows[index].get("entry_id", index)) for index in members),
             )
@@ -138,7 +134,8 @@ def answer_trainer() -> Any:
 
         def __init__(self, **arguments: Any) -> None:
             model = arguments["model"]
-            self.kept = [(part, part.gradient_checkpointing) for part in model.modules() if hasattr(part, _FLAG)]
+            parts = (part for part in model.modules() if hasattr(part, "gradient_checkpointing"))
+            self.kept = [(part, part.gradient_checkpointing) for part in parts]
             super().__init__(data_collator=self.collate, **arguments)
             model.train()  # Unsloth's trainer leaves it ready to generate, which the dry step is not about
             self.keep_checkpointing()
@@ -173,12 +170,12 @@ def answer_trainer() -> Any:
             update of 100,000 tokens. Compiled layers would wait for collating, too, so a thread does that ahead."""
             rows = self.train_dataset.with_format("numpy", columns=["input_ids"], output_all_columns=True)
             options = {"batch_size": self._train_batch_size, "sampler": self._get_train_sampler(self.train_dataset)}
-            pool = ThreadPoolExecutor(1)
+            submit = ThreadPoolExecutor(1).submit if self.compiled else None
 
             def now(places: Sequence[int]) -> dict[str, Any]:
                 return self.collate(rows.__getitems__(list(places)))
 
-            collate = (lambda places: {"later": pool.submit(now, places)}) if self.compiled else now
+            collate = (lambda places: {"later": submit(now, places)}) if submit else now
             loader = torch.utils.data.DataLoader(range(len(rows)), collate_fn=collate, **options)
             seeded = {"use_seedable_sampler": True, "data_seed": self.args.data_seed}
             return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False, **seeded)

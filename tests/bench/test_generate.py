@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from petool_lite.bench.baselines import RULES, rule_call
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
 from petool_lite.bench.results import meta_path
@@ -13,9 +12,11 @@ from petool_lite.bench.run import bench
 from petool_lite.bench.run import generate as generate_all
 from petool_lite.bench.variants import (
     GPU,
+    RULES,
     Variant,
     check_names,
     default_names,
+    rule_call,
     rule_variant,
     run_variants,
     with_decodings,

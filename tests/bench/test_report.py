@@ -7,7 +7,6 @@ from importlib import resources
 
 import jsonschema
 import pytest
-from petool_lite.bench.baselines import RULES
 from petool_lite.bench.compare import compare_folders
 from petool_lite.bench.report import (
     is_published_data,
@@ -18,6 +17,7 @@ from petool_lite.bench.report import (
     write_report,
 )
 from petool_lite.bench.score import CLASSES
+from petool_lite.bench.variants import RULES
 from support_bench import answer, called, row, write_results
 
 from petool_lite.console import terminal

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from petool_lite.export import check_exportable, load_source, write_targets
 from petool_lite.export.hub import modelfile
-from petool_lite.export.merge import load_adapter
+from petool_lite.export.source import load_adapter
 
 from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template, end_tokens, shape_of

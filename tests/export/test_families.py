@@ -9,8 +9,8 @@ from petool_lite.bench.engines import Task
 from petool_lite.bench.run import bench
 from petool_lite.bench.variants import Variant, endpoint_variant
 from petool_lite.export import check_exportable, load_source, write_targets
-from petool_lite.export.merge import load_adapter
 from petool_lite.export.other_server import OtherServer
+from petool_lite.export.source import load_adapter
 from support_bench import called
 from support_families import CHANGES, family_model, small_tokenizer
 from support_gguf import LLAMA3_ROPE, logits_of

@@ -9,9 +9,8 @@ import pytest
 from petool_lite.export import Options, export_run, load_source, load_whole, write_targets
 from petool_lite.export import run as run_module
 from petool_lite.export.gguf import write_lora
-from petool_lite.export.merge import load_adapter
-from petool_lite.export.reference import Reference
-from petool_lite.export.verify import Evaluator, agreement, check_ids, check_rendering, shortfalls
+from petool_lite.export.source import load_adapter
+from petool_lite.export.verify import Evaluator, Reference, agreement, check_ids, check_rendering, shortfalls
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError

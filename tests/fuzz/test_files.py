@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from petool_lite.export.weights import find_tensors
+from petool_lite.export.source import find_tensors
 from support_fuzz import FACTOR, cases
 from support_gguf import write_gguf
 

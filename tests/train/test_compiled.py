@@ -24,7 +24,7 @@ from petool_lite.data.demo import generate
 from petool_lite.data.files import write_lines
 from petool_lite.recipe import load_recipe
 from petool_lite.train import step, train
-from petool_lite.train.attention import operator
+from petool_lite.train.attention import kernels
 from petool_lite.train.load import compile_layers, generating
 from petool_lite.train.memory import Way, compiles
 from petool_lite.train.step import micro_batches
@@ -80,7 +80,7 @@ def own_process() -> Any:
 
 @pytest.fixture(autouse=True)
 def on_a_cpu() -> Any:
-    operator().register_kernel("cpu")(forward)
+    kernels()[1].register_kernel("cpu")(forward)
     torch.library.register_kernel("petool_lite::packed_backward", "cpu")(backward)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -39,7 +39,7 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tin
 
 STUBBORN = """
 import time
-from petool_lite.train.signals import stop_signals
+from petool_lite.train.devices import stop_signals
 with stop_signals() as stop:
     with stop.between_steps():
         print("ready", flush=True)

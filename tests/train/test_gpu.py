@@ -13,7 +13,7 @@ from support_train import an_update, apart, made, updates
 
 from petool_lite.recipe import load_recipe
 from petool_lite.train import train
-from petool_lite.train.attention import bounds_of, operator, packed_attention
+from petool_lite.train.attention import bounds_of, kernels, packed_attention
 from petool_lite.train.load import compile_layers
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -31,7 +31,7 @@ def test_packed_attention_is_that_of_the_rows_alone(heads, keys, size, window) -
     options = {"scaling": size**-0.5, "sliding_window": window or None}
     wanted = packed_attention(None, *exact, None, bounds=bounds_of(LENGTHS, "cpu"), **options)[0]
     wanted.backward(gradient)
-    operator()
+    kernels()
     found = packed_attention(None, *ours, None, bounds=bounds_of(LENGTHS, "cuda"), **options)[0]
     found.backward(gradient.to("cuda", torch.bfloat16))
     for mine, right in zip(
