@@ -8,10 +8,11 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
 """
 
 import copy
+import json
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,7 @@ from petool_lite.inference.constrain import Constrainer, heated
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import Closing, preload
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
-from petool_lite.inference.request import request_entry, with_published_prompt
+from petool_lite.inference.request import request_entry, row_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
 from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256, tuned_settings
 from petool_lite.inference.states import StateKey, StateStore
@@ -92,6 +93,13 @@ class CallReply:
         named = ", ".join(f"{item.name or 'no tool'} ({100 * item.probability:.0f} %)" for item in likely)
         return f"Which tool do you mean: {named}?"
 
+    def document(self, kept: str | None) -> dict[str, Any]:
+        """What `call --json` prints: the answer, the id under which it is `kept`, and the facts."""
+        made = isinstance(self.answer, Call) and not self.unsure
+        call = json.loads(self.answer.to_json()) if isinstance(self.answer, Call) and made else None
+        text = {} if made else {"text": self.question if self.unsure else self.answer}
+        return {"id": kept, "status": self.status, "call": call} | text | self.facts()
+
     def facts(self) -> dict[str, Any]:
         """What programs are told of it, beside the answer itself."""
         told = ("status", "confidence", "timings", "history_dropped", "saved_bytes", "warning")
@@ -131,6 +139,17 @@ class CallOptions:
     reply_tokens: int | None = REPLY_TOKENS
     watch: Callable[[str], None] | None = None
     check: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line or a client asks; `entry` may be an object of `row_entry`. With an id in `kept`, the call of
+    a `user` is kept under it, and what the user did earlier is recalled."""
+
+    entry: Entry | Mapping[str, Any]
+    options: CallOptions
+    user: str | None = None
+    kept: str | None = None
 
 
 class ToolCaller(Closing):
@@ -198,6 +217,29 @@ class ToolCaller(Closing):
         for the next time. Raises CallFailure for a reply that is no valid answer or a failing engine, PetoolError for a
         request that cannot be served."""
         return self.call_entry(request_entry(query, tools, history), user, options)
+
+    def answer(self, request: Request) -> tuple[CallReply, str | None]:
+        """The reply to `request`, and the id under which it is kept, if it is. Raises like `call`."""
+        user, options, told = request.user, request.options, request.entry
+        if not isinstance(told, Entry):
+            told = row_entry(told, options.setting or self.trained_setting)
+        if request.kept is None or user is None:
+            return self.call_entry(told, user, options), None
+        from petool_lite.memory.store import record_of
+
+        entry = self._memory.recalled(user, told)
+        # What is recalled never makes a prompt too long.
+        trims = options.trim_history or len(entry.history) > len(told.history)
+        reply = self.call_entry(entry, user, replace(options, trim_history=trims))
+        record = record_of(request.kept, user, told, reply.answer, reply.confidence)
+        kept = not reply.unsure and self._memory.use(lambda store: store.add([record]))
+        return reply, request.kept if kept else None
+
+    @cached_property
+    def _memory(self) -> Any:
+        from petool_lite.memory.store import Memory
+
+        return Memory()
 
     def call_entry(self, entry: Entry, user: str | None = None, options: CallOptions | None = None) -> CallReply:
         """Like `call`, for an entry."""

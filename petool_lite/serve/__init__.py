@@ -90,7 +90,7 @@ def run(settings: ServeSettings) -> None:
         except KeyboardInterrupt:
             pass
         finally:
-            queue.engine.stop()
+            queue.engine.kill()
     say("stopped")
 
 

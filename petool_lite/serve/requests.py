@@ -15,9 +15,8 @@ from petool_lite.data.fields import Fault, kind_of
 from petool_lite.data.openai import conversation, read_tools
 from petool_lite.data.petoolbench import read_interaction
 from petool_lite.errors import PetoolError
-from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions
+from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions, Request
 from petool_lite.inference.parse import check_names
-from petool_lite.inference.worker import Request
 
 _FLAG = {"type": "boolean"}, "true or false"
 _NONE = False, "nothing, since this server has none"

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from petool_lite.inference.parse import CUT_OFF, ENGINE
-from petool_lite.inference.worker import Event
+from petool_lite.inference.worker import Event, failed
 from petool_lite.serve.requests import Asked, Refusal
 
 _STATUS = {ENGINE: 500, "timeout": 504, "cancelled": 499}
@@ -21,7 +21,7 @@ async def respond(events: AsyncIterator[Event], form: "Form") -> Any:
     Raises Refusal."""
     from starlette.responses import JSONResponse, StreamingResponse
 
-    first = await anext(events, ("failed", {"kind": "cancelled", "message": "the client has gone"}))
+    first = await anext(events, failed("cancelled", "the client has gone"))
     _check(first)
     if form.asked.stream:
         return StreamingResponse(_stream(first, events, form), media_type="text/event-stream")
@@ -67,7 +67,7 @@ class Form:
             return list(self._grown(facts, began))
         self.facts = facts
         broken = kind != "done" and facts["kind"] != CUT_OFF
-        if kind == "done" and facts["called"]:
+        if kind == "done" and facts["status"] == "call":
             self.finish = "tool_calls"
         elif (facts.get("finish") if kind == "done" else facts["kind"]) in ("length", CUT_OFF):
             self.finish = "length"
@@ -82,6 +82,9 @@ class Form:
         told = ("status", "confidence", "candidates", "timings", "history_dropped", "warning", "kind", "notes",
                 "prompt")  # fmt: skip
         found = {key: self.facts[key] for key in told if self.facts.get(key)}
+        if "candidates" in found and not self.asked.request.options.explain:  # then it tells nothing of earlier calls
+            plain = ("name", "probability")
+            found["candidates"] = [{key: item[key] for key in plain} for item in found["candidates"]]
         found |= {"unused": list(self.asked.unused)} if self.asked.unused else {}
         return {"petool_lite": found} if found else {}
 

@@ -19,12 +19,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
-from petool_lite.data.entries import Call, nested_beyond
+from petool_lite.data.entries import nested_beyond
 from petool_lite.errors import PetoolError
-from petool_lite.inference.helper import ROUTE
-from petool_lite.inference.worker import Event, Helped
-from petool_lite.inference.worker import Request as EngineRequest
-from petool_lite.memory.store import VERDICTS, Memory, Unwritable, record_of
+from petool_lite.inference.call import Request as EngineRequest
+from petool_lite.inference.helper import ROUTE, asked_request
+from petool_lite.inference.worker import Event
+from petool_lite.memory.store import VERDICTS, Memory, Unwritable
 from petool_lite.serve.offered import OfferedTools
 from petool_lite.serve.queue import RequestQueue
 from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
@@ -108,47 +108,31 @@ class _Routes:
         if self._offered and not body.get("tools"):
             body["tools"] = self._offered.current()
         asked: Asked = read(body)
-        plain, memory = asked.request, self._memory
-        if memory is None or memory.store is None:
+        if self._memory is None or self._memory.store is None:
             asked = replace(asked, remembers=False)
-        elif asked.remembers:
-            if plain.options.explain:  # it tells earlier calls
-                _authorize(request, self._settings.reading_key, _PRIVATE)
-            entry = await asyncio.to_thread(memory.recalled, str(plain.user), plain.entry)
-            # What is recalled never makes a prompt too long.
-            options = replace(plain.options, trim_history=len(entry.history) > len(plain.entry.history))
-            asked = replace(asked, request=replace(plain, entry=entry, options=options))
-
-        made, events = form(asked, self._name), self._queue.events(asked.request, partial(_left, request))
-        if memory is not None and asked.remembers:
-            events = _kept(events, made, plain, memory)
-        return await respond(events, made)
+        elif asked.remembers and asked.request.options.explain:  # it tells earlier calls
+            _authorize(request, self._settings.reading_key, _PRIVATE)
+        made = form(asked, self._name)
+        own = {"decoding": self._settings.decoding, "trim_history": self._settings.trim_history}
+        options = replace(asked.request.options, **own)
+        kept = made.identity if asked.remembers else None
+        return await respond(self._events(request, replace(asked.request, options=options, kept=kept)), made)
 
     async def help_call(self, request: Request) -> JSONResponse:
         if (request.scope["server"] or ("", 0))[1] is not None:  # a port, and no socket of this user alone
             raise Refusal(404, "not found", kind="not_found_error")
-        asked = Helped(await _body(request, _CALL))
-        kind, facts = [event async for event in self._queue.events(asked, partial(_left, request))][-1]
+        asked = asked_request(await _body(request, _CALL))
+        kind, facts = [event async for event in self._events(request, asked)][-1]
         return JSONResponse(facts, 200 if kind == "done" else 500)
+
+    def _events(self, request: Request, asked: EngineRequest) -> AsyncIterator[Event]:
+        return self._queue.events(asked, partial(_left, request))
 
 
 async def _left(request: Any) -> None:
     """Return when a request's client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _kept(
-    events: AsyncIterator[Event], made: Form, request: EngineRequest, memory: Memory
-) -> AsyncIterator[Event]:
-    """The events, the last one when the answer is kept: its client may rate it at once. A question is not kept."""
-    async for event in events:
-        kind, facts = event
-        if kind == "done" and facts["status"] != "ask":
-            answer = made.text if made.name is None else Call(made.name, json.loads(made.arguments or "{}"))
-            record = record_of(made.identity, str(request.user), request.entry, answer, facts["confidence"])
-            await asyncio.to_thread(memory.use, lambda store, made=record: store.add([made]))
-        yield event
 
 
 def _rated(body: Mapping[str, Any], memory: Memory | None) -> dict[str, Any]:
