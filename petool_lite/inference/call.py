@@ -12,6 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -24,7 +25,7 @@ from petool_lite.errors import USAGE, PetoolError
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.constrain import Constrainer, heated
 from petool_lite.inference.llama import LlamaModel, Reply
-from petool_lite.inference.llama_open import Closing, preload
+from petool_lite.inference.llama_open import preload
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
 from petool_lite.inference.request import request_entry, row_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
@@ -152,8 +153,9 @@ class Request:
     kept: str | None = None
 
 
-class ToolCaller(Closing):
-    """A loaded model that answers with calls. Use as a context manager; not safe to share between threads."""
+class ToolCaller(ExitStack):
+    """A loaded model that answers with calls. Use as a context manager, or `close` it; not safe to share between
+    threads."""
 
     def __init__(
         self,
@@ -165,6 +167,7 @@ class ToolCaller(Closing):
     ) -> None:
         """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own), `settings` None: what tuning found here.
         `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError."""
+        super().__init__()
         self.path = user_path(model)
         check_gguf(self.path)
         self._settings = settings or tuned_settings(self.path)
@@ -190,16 +193,12 @@ class ToolCaller(Closing):
 
     @cached_property
     def _model(self) -> LlamaModel:
-        return LlamaModel(self.path, settings=self._settings)
+        return self.enter_context(LlamaModel(self.path, settings=self._settings))
 
     @property
     def n_ctx(self) -> int:
         """The context's size in tokens: prompt and reply together."""
         return self._model.n_ctx
-
-    def close(self) -> None:
-        """Free the model."""
-        self._model.close()
 
     def slots(self, count: int) -> list["ToolCaller"]:
         """Callers that share this one's context, each for a thread of its own; they end with this one, which is not to
@@ -261,7 +260,7 @@ class ToolCaller(Closing):
         text = options.choice != REQUIRED and self.may_decline
         offered = () if options.choice == NONE else tools
         constraint = None if free else self._constrainer.start(offered, self.style, text)
-        self._model.adopt(prompt.ids)
+        self._model.context.share(self._model, prompt.ids)
         if user is not None:
             self._recall(user, prompt.ids)
         room = self.n_ctx - len(prompt.ids)

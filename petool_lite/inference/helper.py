@@ -88,22 +88,20 @@ def listening(model: Path, n_ctx: int) -> "Iterator[list[socket.socket]]":
     """The socket on which a server helps, in a list; none where another server does so already, or none can be made."""
     import socket
 
-    place, made = _place(model, n_ctx), list[socket.socket]()
-    with suppress(OSError):
-        if place is not None:
-            line = socket.socket(socket.AF_UNIX)
-            if place.exists() and line.connect_ex(str(place)):
+    if (place := _place(model, n_ctx)) is None:
+        yield []
+        return
+    with socket.socket(socket.AF_UNIX) as line:
+        made: list[socket.socket] = []
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as other:
+            if place.exists() and other.connect_ex(str(place)):
                 place.unlink()  # of a server that was killed
-            line.close()
-            line = socket.socket(socket.AF_UNIX)
             line.bind(str(place))
             place.chmod(0o600)
             line.listen()
             made.append(line)
-    try:
-        yield made
-    finally:
-        for line in made:
-            line.close()
-            if place is not None:
+        try:
+            yield made
+        finally:
+            if made:
                 place.unlink(missing_ok=True)

@@ -17,9 +17,8 @@ class OfferedTools:
 
     def __init__(self, given: Sequence[str], fresh_s: float = _FRESH_S) -> None:
         """Ask the servers. Raises PetoolError where one does not answer: better now than amid requests."""
-        self._servers, self._fresh_s = Servers(given), fresh_s
-        self._listed = self._servers.tools()
-        self._asked, self._said = time.monotonic(), ""
+        self._servers, self._fresh_s, self._said = Servers(given), fresh_s, ""
+        self._listed, self._asked = self._servers.tools(), time.monotonic()
         self._asking = threading.Lock()  # by one thread at a time
 
     def current(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions, Request
 from petool_lite.inference.parse import check_names
 
+_TEXT = {"const": "text"}
 _FLAG = {"type": "boolean"}, "true or false"
 _NONE = False, "nothing, since this server has none"
 _LIMIT = {"type": "integer", "minimum": -1, "maximum": (1 << 31) - 1, "not": {"const": 0}}, "a whole number or -1"
@@ -30,10 +31,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "function_call": ({"const": "none"}, "none; give tool_choice"),
     "modalities": ({"const": ["text"]}, 'only "text"'),
     "response_format": ({"const": {"type": "text"}}, "the type text"),
-    "text": (
-        {"type": "object", "properties": {"format": {"properties": {"type": {"const": "text"}}}}},
-        "the type text",
-    ),
+    "text": ({"type": "object", "properties": {"format": {"properties": {"type": _TEXT}}}}, "the type text"),
     "background": ({"const": False}, "false"),
     **dict.fromkeys(("audio", "previous_response_id", "conversation", "prompt"), _NONE),
     **dict.fromkeys(("stream", "explain", "store"), _FLAG),
@@ -135,9 +133,8 @@ def _entry(body: Mapping[str, Any], messages: Any) -> Entry:
         tools = read_tools(listed)
         check_names(tools)
         entry = conversation(messages, tools, "the request")
-        earlier = tuple(
-            read_interaction(row, f"history[{index}]") for index, row in enumerate(body.get("history") or [])
-        )
+        rows = enumerate(body.get("history") or ())
+        earlier = tuple(read_interaction(row, f"history[{index}]") for index, row in rows)
     except Fault as fault:
         raise Refusal(400, str(fault), str(fault).partition(":")[0].partition("[")[0]) from None
     except PetoolError as error:
@@ -149,21 +146,17 @@ def _entry(body: Mapping[str, Any], messages: Any) -> Entry:
 
 def _choice(value: Any, entry: Entry) -> tuple[str, tuple[str, ...] | None]:
     """How tools may be chosen, and the names of those that may be called; None for all."""
-    if value is None:
-        return AUTO, None
-    if isinstance(value, str) and value in CHOICES:
-        return value, None
-    kind = value.get("type") if isinstance(value, Mapping) else None
-    if kind == "allowed_tools":
-        inner = value.get("allowed_tools", value)
-        listed = inner.get("tools") if isinstance(inner, Mapping) else None
-        if not isinstance(listed, list) or not listed or inner.get("mode") not in (AUTO, REQUIRED):
-            raise _wrong("tool_choice.allowed_tools", 'a mode of "auto" or "required", and a list of tools', inner)
-        return str(inner["mode"]), tuple(_named(item, entry) for item in listed)
-    if kind == "function":
-        return REQUIRED, (_named(value, entry),)
-    wanted = f"{', '.join(CHOICES)}, one function, or allowed_tools"
-    raise Refusal(400, f"tool_choice: expected {wanted}, found {_short(value)}", "tool_choice")
+    if value is None or (isinstance(value, str) and value in CHOICES):
+        return value or AUTO, None
+    found = value if isinstance(value, Mapping) else {}
+    if found.get("type") == "function":
+        found = {"mode": REQUIRED, "tools": [found]}
+    found = found.get("allowed_tools", found)
+    listed = found.get("tools") if isinstance(found, Mapping) and found.get("mode") in (AUTO, REQUIRED) else None
+    if not isinstance(listed, list) or not listed:
+        wanted = f'{", ".join(CHOICES)}, one function, or allowed_tools with a mode of "auto" or "required" and tools'
+        raise Refusal(400, f"tool_choice: expected {wanted}, found {_short(value)}", "tool_choice")
+    return str(found["mode"]), tuple(_named(item, entry) for item in listed)
 
 
 def _named(value: Any, entry: Entry) -> str:
