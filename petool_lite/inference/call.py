@@ -256,7 +256,11 @@ class ToolCaller(ExitStack):
             entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
         with self._rendering:
             prompt = self._prompt(entry, options)
-        tools = _allowed(entry.tools, options.only)
+        tools = tuple(tool for tool in entry.tools if options.only is None or tool.name in options.only)
+        if not tools or (options.only and len(tools) < len(set(options.only))):
+            raise PetoolError(
+                f"a tool to call was not offered: {', '.join(options.only or ())}", "name one of the tools"
+            )
         text = options.choice != REQUIRED and self.may_decline
         offered = () if options.choice == NONE else tools
         constraint = None if free else self._constrainer.start(offered, self.style, text)
@@ -342,15 +346,6 @@ class ToolCaller(ExitStack):
             return self._store.save(user, self._key, prefix, self._model.state(len(prefix))), ""
         except OSError as error:
             return 0, f"not remembered for the next time: {error.strerror or error}"
-
-
-def _allowed(tools: Sequence[Tool], only: Sequence[str] | None) -> tuple[Tool, ...]:
-    if only is None:
-        return tuple(tools)
-    unknown = [name for name in only if name not in {tool.name for tool in tools}]
-    if unknown or not only:
-        raise PetoolError(f"the tool to call was not offered: {', '.join(unknown) or 'none'}", "name one of the tools")
-    return tuple(tool for tool in tools if tool.name in only)
 
 
 def _candidate(entry: Entry, name: str | None, probability: float) -> Candidate:

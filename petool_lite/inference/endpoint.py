@@ -246,7 +246,10 @@ def _answer(found: Any, names: Mapping[str, str]) -> Answer:
         choice, usage = found["choices"][0], found.get("usage") or {}
         message, given = choice["message"], {plain: name for name, plain in names.items()}
         functions = [call["function"] for call in message.get("tool_calls") or ()]
-        calls = tuple((given.get(item["name"], item["name"]), _written(item["arguments"])) for item in functions)
+        for item in functions:
+            if not isinstance(item["arguments"], str):
+                item["arguments"] = json.dumps(item["arguments"], ensure_ascii=False)
+        calls = tuple((given.get(item["name"], item["name"]), item["arguments"]) for item in functions)
         text = _THOUGHT.sub("", str(message.get("content") or ""), count=1)
         finish = "length" if choice.get("finish_reason") == "length" else "stop"
         counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
@@ -254,7 +257,3 @@ def _answer(found: Any, names: Mapping[str, str]) -> Answer:
         return Answer(text, calls, finish, *(int(count or 0) for count in (*counts, cached)))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise _Passing(f"an answer without a choice: {_said(json.dumps(found))}") from error
-
-
-def _written(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

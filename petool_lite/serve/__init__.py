@@ -51,13 +51,6 @@ class ServeSettings:
         return self.api_key or self.page_key
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach `host`."""
-    with suppress(ValueError):
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    return False
-
-
 def run(settings: ServeSettings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises PetoolError for what cannot be served, or not without an API key."""
     from petool_lite.memory.store import Memory
@@ -66,7 +59,10 @@ def run(settings: ServeSettings) -> None:
     from petool_lite.serve.routes import application
 
     check_gguf(settings.model)
-    if not is_loopback(settings.host) and not settings.api_key:
+    local = settings.host == "localhost"
+    with suppress(ValueError):
+        local = local or ipaddress.ip_address(settings.host).is_loopback
+    if not local and not settings.api_key:
         what = f"{settings.host} can be reached by others, and no API key is set"
         raise PetoolError(what, "set PETOOL_LITE_API_KEY, or serve on 127.0.0.1", USAGE)
     memory = Memory() if settings.store else None

@@ -94,7 +94,10 @@ class _Routes:
 
     async def history(self, request: Request) -> JSONResponse:
         _authorize(request, self._settings.reading_key, _PRIVATE)
-        return JSONResponse(await asyncio.to_thread(_remembered, request.query_params.get("user", ""), self._memory))
+        user, store = request.query_params.get("user", ""), self._memory and self._memory.store
+        found = await asyncio.to_thread(store.records, user, _SHOWN) if store else []  # the newest last
+        tools = json.loads(found[-1].tools) if found else []
+        return JSONResponse({"object": "list", "data": [item.facts() for item in found], "tools": tools})
 
     async def feedback(self, request: Request) -> JSONResponse:
         _authorize(request, self._settings.api_key)
@@ -151,13 +154,6 @@ def _rated(body: Mapping[str, Any], memory: Memory | None) -> dict[str, Any]:
     except PetoolError as error:
         raise Refusal(404, error.message, "id", "not_found_error") from error
     return {"object": "feedback", "id": identity, "verdict": verdict}
-
-
-def _remembered(user: str, memory: Memory | None) -> dict[str, Any]:
-    """The newest calls of a user, the newest last, and the tools of the last one."""
-    found = memory.store.records(user, _SHOWN) if memory and memory.store else []
-    tools = json.loads(found[-1].tools) if found else []
-    return {"object": "list", "data": [item.facts() for item in found], "tools": tools}
 
 
 @lru_cache(maxsize=1)
