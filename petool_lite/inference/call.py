@@ -110,14 +110,13 @@ class CallReply:
     @property
     def timings(self) -> dict[str, float]:
         """Tokens, seconds and rates, for people and programs."""
-        reply, tokens, rates = self.reply, len(self.reply.ids), {}
+        reply, tokens = self.reply, len(self.reply.ids)
         counts = {"prompt_tokens": reply.prompt_tokens, "reused_tokens": reply.reused_tokens, "reply_tokens": tokens}
         times = {"first_token_s": self.first_token_s, "prefill_s": reply.prefill_s, "decode_s": reply.decode_s}
-        read = reply.prompt_tokens - reply.reused_tokens
-        for part, count in (("prefill", read), ("decode", tokens)):
-            seconds = times[f"{part}_s"]
-            rates[f"{part}_tokens_per_s"] = round(count / seconds, 1) if seconds else 0.0
         rounded = {name: round(value, 4) for name, value in (times | {"seconds": self.seconds}).items()}
+        read = reply.prompt_tokens - reply.reused_tokens
+        parts = (("prefill", read, reply.prefill_s), ("decode", tokens, reply.decode_s))
+        rates = {f"{part}_tokens_per_s": round(count / took, 1) if took else 0.0 for part, count, took in parts}
         return counts | {"forced_tokens": reply.forced_tokens} | rounded | rates
 
 

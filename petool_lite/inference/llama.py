@@ -81,7 +81,8 @@ class LlamaModel(ExitStack):
     def _reserve(self, length: int) -> None:
         """Have room for `length` ids. A context is opened as large as needed, since clearing 8,192 places takes 0.1 s.
         Raises PetoolError if there is no memory for it."""
-        self._check_length(length)
+        if length > self.n_ctx:
+            raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
         if length <= (size := self.context.size):
             return
         held, kept = self.held, self.state(len(self.held)) if self.held else None
@@ -90,10 +91,6 @@ class LlamaModel(ExitStack):
         self.context.open(min(self.n_ctx, max(-(-length // _PLACES) * _PLACES, 2 * size)))
         if kept:
             self.restore(held, kept)
-
-    def _check_length(self, length: int) -> None:
-        if length > self.n_ctx:
-            raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
 
     def slots(self, count: int) -> list["LlamaModel"]:
         """Models that share this one's file and one context, each for a thread of its own and with room for `n_ctx`
@@ -205,7 +202,6 @@ class LlamaModel(ExitStack):
         `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's text as it grows. Raises
         PetoolError if the prompt and the reply do not fit the context, or the engine fails."""
         started = time.perf_counter()
-        self._check_length(len(ids) + max_tokens)
         self._reserve(len(ids) + min(max_tokens, _REPLY))
         writing = _Writing(self, ids, constraint, max_tokens, watch)
         writing.force()
@@ -255,9 +251,7 @@ class LlamaModel(ExitStack):
             self._keep(length)
             size = self._lib.llama_state_seq_get_size(self.context.pointer, self.sequence)
             buffer = (ctypes.c_uint8 * size)()
-            written = self._lib.llama_state_seq_get_data(self.context.pointer, buffer, size, self.sequence)
-        if written != size:
-            raise PetoolError(f"llama.cpp gave {written} of {size} bytes of its state")
+            self._lib.llama_state_seq_get_data(self.context.pointer, buffer, size, self.sequence)
         return memoryview(buffer).cast("B")
 
     def restore(self, ids: Sequence[int], data: memoryview) -> bool:

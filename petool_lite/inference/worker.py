@@ -123,10 +123,10 @@ class _Worker:
     """What runs in the process: slots that answer one request at a time, each request on a thread."""
 
     def __init__(self, pipe: Connection, callers: Sequence[ToolCaller]) -> None:
-        self._pipe, self._lock, self._callers = pipe, threading.Lock(), callers
+        self._pipe, self._lock = pipe, threading.Lock()
+        self._free = list(callers)  # the one that is free for longest first
+        self._users: dict[ToolCaller, str | None] = {}  # whom each slot served last
         self._unwanted: dict[int, threading.Event] = {}
-        self._users: list[str | None] = [None for _ in callers]  # whom each slot served last
-        self._free = list(range(len(callers)))  # the one that is free for longest first
 
     def send(self, number: int, event: Event) -> None:
         """Answer; every thread may."""
@@ -141,23 +141,23 @@ class _Worker:
                 unwanted.set()
             return
         with self._lock:
-            known = [place for place in self._free if request.user and self._users[place] == request.user]
-            place = (known or self._free)[0]
-            self._free.remove(place)
-        self._users[place], self._unwanted[number] = request.user, threading.Event()
-        threading.Thread(target=self._serve, args=(place, number, request), daemon=True).start()
+            known = [slot for slot in self._free if request.user and self._users.get(slot) == request.user]
+            slot = (known or self._free)[0]
+            self._free.remove(slot)
+        self._users[slot], self._unwanted[number] = request.user, threading.Event()
+        threading.Thread(target=self._serve, args=(slot, number, request), daemon=True).start()
 
-    def _serve(self, place: int, number: int, request: Request) -> None:
+    def _serve(self, slot: ToolCaller, number: int, request: Request) -> None:
         unwanted = self._unwanted[number]
 
         def check() -> None:
             if unwanted.is_set():
                 raise _Cancelled
 
-        event = _answer(self._callers[place], request, partial(self.send, number), check)
+        event = _answer(slot, request, partial(self.send, number), check)
         del self._unwanted[number]
         with self._lock:
-            self._free.append(place)
+            self._free.append(slot)
         self.send(number, event)
 
 

@@ -158,34 +158,33 @@ class Responses(Form):
     def opening(self) -> Iterator[str]:
         """The response without its output, twice, as OpenAI sends it."""
         for kind in ("created", "in_progress"):
-            yield self._event(f"response.{kind}", response=self._response("in_progress"))
+            yield self._event(kind, response=self._response("in_progress"))
 
     def _grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
         if began:
-            yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", empty=True))
+            yield self._event("output_item.added", output_index=0, item=self._item("in_progress", empty=True))
             if self.name is None:
-                yield self._event("response.content_part.added", **self._place(), part=self._part(""))
+                yield self._event("content_part.added", **self._place(), part=self._part(""))
         if "content" in piece:
-            yield self._event("response.output_text.delta", **self._place(), delta=piece["content"], logprobs=[])
+            yield self._event("output_text.delta", **self._place(), delta=piece["content"], logprobs=[])
         elif "arguments" in piece:
-            where = {"output_index": 0, "item_id": f"fc_{self.identity}"}
-            yield self._event("response.function_call_arguments.delta", **where, delta=piece["arguments"])
+            yield self._event("function_call_arguments.delta", **self._place(), delta=piece["arguments"])
 
     def _closing(self) -> Iterator[str]:
         status = "incomplete" if self.finish == "length" else "completed"
         if self.name is not None:
-            where = {"output_index": 0, "item_id": f"fc_{self.identity}", "name": self.name}
-            yield self._event("response.function_call_arguments.done", **where, arguments=self.arguments)
+            made = {"name": self.name, "arguments": self.arguments}
+            yield self._event("function_call_arguments.done", **self._place(), **made)
         elif self.text:
-            yield self._event("response.output_text.done", **self._place(), text=self.text, logprobs=[])
-            yield self._event("response.content_part.done", **self._place(), part=self._part(self.text))
+            yield self._event("output_text.done", **self._place(), text=self.text, logprobs=[])
+            yield self._event("content_part.done", **self._place(), part=self._part(self.text))
         if self.name is not None or self.text:
-            yield self._event("response.output_item.done", output_index=0, item=self._item(status))
-        yield self._event(f"response.{status}", response=self.whole())
+            yield self._event("output_item.done", output_index=0, item=self._item(status))
+        yield self._event(status, response=self.whole())
 
     def _failed(self, facts: dict[str, Any]) -> Iterator[str]:
         error = {"code": "server_error", "message": facts["message"]}
-        yield self._event("response.failed", response=self._response("failed") | {"error": error})
+        yield self._event("failed", response=self._response("failed") | {"error": error})
 
     def whole(self) -> dict[str, Any]:
         """A response."""
@@ -193,8 +192,7 @@ class Responses(Form):
         found = self._response("incomplete" if cut else "completed")
         output = [self._item(found["status"])] if self.name is not None or self.text else []
         usage = self._usage("input", "output")
-        if usage:
-            usage["output_tokens_details"] = {"reasoning_tokens": 0}
+        usage = usage and usage | {"output_tokens_details": {"reasoning_tokens": 0}}
         reason = {"reason": "max_output_tokens"} if cut else None
         return found | {"output": output, "usage": usage, "incomplete_details": reason} | self._own()
 
@@ -217,6 +215,8 @@ class Responses(Form):
         return {"type": "message", "id": f"msg_{self.identity}", "status": status, **said}
 
     def _place(self) -> dict[str, Any]:
+        if self.name is not None:
+            return {"output_index": 0, "item_id": f"fc_{self.identity}"}
         return {"output_index": 0, "item_id": f"msg_{self.identity}", "content_index": 0}
 
     def _part(self, text: str) -> dict[str, Any]:
@@ -224,6 +224,7 @@ class Responses(Form):
 
     def _event(self, kind: str, **facts: Any) -> str:
         self._number += 1
+        kind = f"response.{kind}"
         return f"event: {kind}\n" + _sse({"type": kind, "sequence_number": self._number, **facts})
 
 
