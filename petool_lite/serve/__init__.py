@@ -65,7 +65,7 @@ def run(settings: ServeSettings) -> None:
     if not local and not settings.api_key:
         what = f"{settings.host} can be reached by others, and no API key is set"
         raise PetoolError(what, "set PETOOL_LITE_API_KEY, or serve on 127.0.0.1", USAGE)
-    memory = Memory() if settings.store else None
+    store = Memory().store if settings.store else None
     offered = OfferedTools(settings.mcp) if settings.mcp else None
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -82,7 +82,7 @@ def run(settings: ServeSettings) -> None:
             port = listener.getsockname()[1]
             say(f"serving {settings.model.name} at http://{host}:{port}/v1 (Ctrl-C ends)")
             say(f"to try it: http://{host}:{port}/{'' if settings.api_key else f'#{settings.page_key}'}")
-            _server(application(queue, memory, offered), queue).run(sockets=[listener, *helping])
+            _server(application(queue, store, offered), queue).run(sockets=[listener, *helping])
         except KeyboardInterrupt:
             pass
         finally:

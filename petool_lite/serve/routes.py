@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import resources
@@ -24,7 +24,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.inference.call import Request as EngineRequest
 from petool_lite.inference.helper import ROUTE, asked_request
 from petool_lite.inference.worker import Event
-from petool_lite.memory.store import VERDICTS, Memory, Unwritable
+from petool_lite.memory.store import VERDICTS, Store, Unwritable
 from petool_lite.serve.offered import OfferedTools
 from petool_lite.serve.queue import RequestQueue
 from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
@@ -41,10 +41,10 @@ _FORMS: dict[str, tuple[Any, type[Form]]] = {
 }
 
 
-def application(queue: RequestQueue, memory: Memory | None = None, offered: OfferedTools | None = None) -> Starlette:
-    """The application over `queue`; without a `memory` no user's calls are kept or read. `offered` are the tools where
-    a request brings none."""
-    own, settings = _Routes(queue, memory, offered), queue.settings
+def application(queue: RequestQueue, store: Store | None = None, offered: OfferedTools | None = None) -> Starlette:
+    """The application over `queue`; without a `store` no user's calls are kept or read. `offered` are the tools where a
+    request brings none."""
+    own, settings = _Routes(queue, store, offered), queue.settings
     # Without a key, a web page in the user's browser must not get in under another name for this machine.
     hosts = ["*"] if settings.api_key else ["localhost", "127.0.0.1", "[::1]", "::1", settings.host]
     return Starlette(
@@ -71,8 +71,8 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
 class _Routes:
     """What each address answers."""
 
-    def __init__(self, queue: RequestQueue, memory: Memory | None, offered: OfferedTools | None) -> None:
-        self._queue, self._memory, self._offered = queue, memory, offered
+    def __init__(self, queue: RequestQueue, store: Store | None, offered: OfferedTools | None) -> None:
+        self._queue, self._store, self._offered = queue, store, offered
         self._settings, self._name = queue.settings, queue.settings.model.stem
 
     async def models(self, request: Request) -> JSONResponse:
@@ -94,15 +94,29 @@ class _Routes:
 
     async def history(self, request: Request) -> JSONResponse:
         _authorize(request, self._settings.reading_key, _PRIVATE)
-        user, store = request.query_params.get("user", ""), self._memory and self._memory.store
+        user, store = request.query_params.get("user", ""), self._store
         found = await asyncio.to_thread(store.records, user, _SHOWN) if store else []  # the newest last
         tools = json.loads(found[-1].tools) if found else []
         return JSONResponse({"object": "list", "data": [item.facts() for item in found], "tools": tools})
 
     async def feedback(self, request: Request) -> JSONResponse:
+        """Give the call of a reply's id its verdict; with a `user` only where it is this user's."""
         _authorize(request, self._settings.api_key)
         body = await _body(request, self._settings.max_mb * 2**20)
-        return JSONResponse(await asyncio.to_thread(_rated, body, self._memory))
+        identity, verdict, user = (body.get(name) for name in ("id", "verdict", "user"))
+        if not isinstance(identity, str):
+            raise Refusal(400, "id: expected the id of a reply", "id")
+        if verdict not in VERDICTS:
+            raise Refusal(400, f"verdict: expected {' or '.join(VERDICTS)}", "verdict")
+        if self._store is None:
+            raise Refusal(404, "this server keeps no calls", "id", "not_found_error")
+        try:
+            await asyncio.to_thread(self._store.find, identity, None if user is None else str(user), verdict)
+        except Unwritable as error:
+            raise Refusal(503, error.message, kind="server_error") from error
+        except PetoolError as error:
+            raise Refusal(404, error.message, "id", "not_found_error") from error
+        return JSONResponse({"object": "feedback", "id": identity, "verdict": verdict})
 
     async def answer(self, request: Request) -> Any:
         _authorize(request, self._settings.api_key)
@@ -111,7 +125,7 @@ class _Routes:
         if self._offered and not body.get("tools"):
             body["tools"] = self._offered.current()
         asked: Asked = read(body)
-        if self._memory is None or self._memory.store is None:
+        if self._store is None:
             asked = replace(asked, remembers=False)
         elif asked.remembers and asked.request.options.explain:  # it tells earlier calls
             _authorize(request, self._settings.reading_key, _PRIVATE)
@@ -136,24 +150,6 @@ async def _left(request: Any) -> None:
     """Return when a request's client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _rated(body: Mapping[str, Any], memory: Memory | None) -> dict[str, Any]:
-    """Give the call of a reply's id its verdict; with a `user` only where it is this user's."""
-    identity, verdict, user = (body.get(name) for name in ("id", "verdict", "user"))
-    if not isinstance(identity, str):
-        raise Refusal(400, "id: expected the id of a reply", "id")
-    if verdict not in VERDICTS:
-        raise Refusal(400, f"verdict: expected {' or '.join(VERDICTS)}", "verdict")
-    if memory is None or memory.store is None:
-        raise Refusal(404, "this server keeps no calls", "id", "not_found_error")
-    try:
-        memory.store.find(identity, None if user is None else str(user), verdict)
-    except Unwritable as error:
-        raise Refusal(503, error.message, kind="server_error") from error
-    except PetoolError as error:
-        raise Refusal(404, error.message, "id", "not_found_error") from error
-    return {"object": "feedback", "id": identity, "verdict": verdict}
 
 
 @lru_cache(maxsize=1)
