@@ -32,15 +32,7 @@ from petool_lite.inference.schema import buildable
 from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256, tuned_settings
 from petool_lite.inference.states import StateKey, StateStore
 from petool_lite.places import user_path
-from petool_lite.prompt.render import (
-    Layout,
-    Rendered,
-    answer_text,
-    common_length,
-    prompt_ids,
-    prompt_text,
-    recorded_style,
-)
+from petool_lite.prompt import render
 
 DECODINGS = ("constrained", "free")
 DEFAULT_CONTEXT = 8192  # tokens; a model made for less has less
@@ -51,7 +43,8 @@ AUTO, REQUIRED, NONE = CHOICES = ("auto", "required", "none")  # whether a tool 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An offered tool, or None for no tool, with its probability among them; and the earlier calls of its provider."""
+    """An offered tool, or None for no tool, with its probability among them; and the earlier calls of its provider, how
+    many had which verdict and what they were, the latest last."""
 
     name: str | None
     probability: float
@@ -178,7 +171,7 @@ class ToolCaller(ExitStack):
         self._model.n_ctx = n_ctx or min(self._model.train_ctx or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         metadata = self._model.metadata
         own = (metadata.get("petool_lite.prompt_style"), metadata.get("petool_lite.prompt_layout"))
-        recorded = recorded_style(*own)
+        recorded = render.recorded_style(*own)
         self.style = style or recorded or "petool"
         # A model that this package did not train has not learned to say that no tool fits: it always calls one.
         self.may_decline = self.style == "petool" and recorded == "petool"
@@ -289,19 +282,18 @@ class ToolCaller(ExitStack):
         shown = tuple(self._model.texts(prompt.ids)) if options.explain else ()
         return CallReply(answer, reply, first, seconds, dropped, candidates, saved, warning, notes, sure, unsure, shown)
 
-    def _prompt(self, entry: Entry, options: CallOptions) -> Rendered:
+    def _prompt(self, entry: Entry, options: CallOptions) -> render.Rendered:
         """The prompt's ids with room for a reply; where a long reply is allowed, it has what room there is."""
         reserve = min(options.reply_tokens or REPLY_TOKENS, REPLY_TOKENS)
-        layout = Layout(self.style, self.n_ctx - reserve)
-        fitted = prompt_ids(self._chat, entry, layout)
+        layout = render.Layout(self.style, self.n_ctx - reserve)
+        fitted = render.prompt_ids(self._chat, entry, layout)
         if fitted is None or (fitted.history_dropped and not options.trim_history):
-            length = len(self._chat.encode(prompt_text(self._chat, entry, layout)))
-            hint = "allow old history to go (--trim-history), or open a larger context (--context)"
-            raise PetoolError(
-                f"{length:,} prompt tokens and {reserve} for the reply exceed the context of {self.n_ctx:,}"
-                + ("" if fitted else " even without any history"),
-                hint if fitted else "offer fewer tools, or open a larger context (--context)",
-            )
+            length = len(self._chat.encode(render.prompt_text(self._chat, entry, layout)))
+            what = f"{length:,} prompt tokens and {reserve} for the reply exceed the context of {self.n_ctx:,}"
+            if fitted is None:
+                hint = "offer fewer tools, or open a larger context (--context)"
+                raise PetoolError(f"{what} even without any history", hint)
+            raise PetoolError(what, "allow old history to go (--trim-history), or open a larger context (--context)")
         return fitted
 
     def _candidates(
@@ -309,14 +301,21 @@ class ToolCaller(ExitStack):
     ) -> tuple[Candidate, ...]:
         """Every tool, and no tool where a text may be the answer, with its probability, the likeliest first."""
         names = [tool.name for tool in tools]
-        heads = [self._chat.encode(answer_text(Call(name, {}), self.style).rpartition("{}")[0]) for name in names]
+        calls = [render.answer_text(Call(name, {}), self.style) for name in names]
+        heads = [self._chat.encode(text.rpartition("{}")[0]) for text in calls]
         # The last token may join with what follows in a real answer, and the name has ended before it.
         shares = [share * call_share for share in self._model.shares(ids, [head[:-1] for head in heads])]
         every = dict(zip(names, shares, strict=True)) | ({None: 1 - call_share} if call_share < 1 else {})
         first, *others = sorted(every, key=lambda name: -every[name])
         sure = self._calibrated(every[first])
         rest = (1 - sure) / (1 - every[first]) if every[first] < 1 else 0.0
-        return (_candidate(entry, first, sure), *(_candidate(entry, name, every[name] * rest) for name in others))
+        known, found = providers(entry), []
+        for name in (first, *others):
+            made = [item for item in entry.history if name and known[item.call.name] == known[name]]
+            counts = [sum(item.verdict == verdict for item in made) for verdict in (LIKED, DISLIKED, None)]
+            told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in made)
+            found.append(Candidate(name, sure if name == first else every[name] * rest, *counts, told))
+        return tuple(found)
 
     def _calibrated(self, share: float) -> float:
         """A probability as bench found that this model's are right; see `petool-lite bench report --calibrate`."""
@@ -334,7 +333,7 @@ class ToolCaller(ExitStack):
             if state is None:
                 return
             self._saved[user] = state.ids
-            if common_length(state.ids, ids) > common_length(self._model.held, ids):
+            if render.common_length(state.ids, ids) > render.common_length(self._model.held, ids):
                 self._model.restore(state.ids, state.data)
 
     def _remember(self, user: str, prefix: list[int]) -> tuple[int, str]:
@@ -345,12 +344,3 @@ class ToolCaller(ExitStack):
             return self._store.save(user, self._key, prefix, self._model.state(len(prefix))), ""
         except OSError as error:
             return 0, f"not remembered for the next time: {error.strerror or error}"
-
-
-def _candidate(entry: Entry, name: str | None, probability: float) -> Candidate:
-    """A candidate with what the history says of its provider: counts of verdicts and earlier calls, the latest last."""
-    known = providers(entry)
-    calls = [item for item in entry.history if name and known[item.call.name] == known[name]]
-    verdicts = [item.verdict for item in calls]
-    told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in calls)
-    return Candidate(name, probability, verdicts.count(LIKED), verdicts.count(DISLIKED), verdicts.count(None), told)

@@ -32,6 +32,7 @@ _LONGEST_PIECE = 1024  # bytes of a token
 # How many chosen ids in a row are looked for in the prompt, and how many of what follows there is taken for a guess:
 # on 198 published answers that makes 9.6 batches of 15.7, and 6.1 of 10.8 guessed ids are right.
 _REPEATS = {3: 8, 2: 4}
+Sink = Callable[[str], None] | None
 _AGAIN = "export it again from an instruct model"
 
 
@@ -193,17 +194,17 @@ class LlamaModel(ExitStack):
     def generate(
         self,
         ids: Sequence[int],
-        max_tokens: int,
+        most: int,
         constraint: Constraint | None = None,
         reuse: bool = False,
-        watch: Callable[[str], None] | None = None,
+        watch: Sink = None,
     ) -> Reply:
-        """Decode greedily from `ids` until an end token or `max_tokens` new tokens, under `constraint` if given. With
+        """Decode greedily from `ids` until an end token or `most` new tokens, under `constraint` if given. With
         `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's text as it grows. Raises
         PetoolError if the prompt and the reply do not fit the context, or the engine fails."""
         started = time.perf_counter()
-        self._reserve(len(ids) + min(max_tokens, _REPLY))
-        writing = _Writing(self, ids, constraint, max_tokens, watch)
+        self._reserve(len(ids) + min(most, _REPLY))
+        writing = _Writing(self, ids, constraint, most, watch)
         writing.force()
         reused = min(len(ids), self.read([*ids, *writing.ids], reuse, writing.guess()))
         prefilled = time.perf_counter()
@@ -321,14 +322,9 @@ class _Writing:
     """A reply in the making: ids that are settled, whether or not the engine has read them, and what may follow."""
 
     def __init__(
-        self,
-        model: LlamaModel,
-        prompt: Sequence[int],
-        constraint: Constraint | None,
-        most: int,
-        watch: Callable[[str], None] | None,
+        self, model: LlamaModel, prompt: Sequence[int], constraint: Constraint | None, most: int, watch: Sink
     ) -> None:
-        """At most `most` ids; see `LlamaModel.generate`."""
+        """See `LlamaModel.generate`."""
         self._model, self._prompt, self._constraint = model, list(prompt), constraint
         self._most, self._watch = most, watch
         self.ids: list[int] = []
