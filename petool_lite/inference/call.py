@@ -22,14 +22,13 @@ from typing import Any
 from petool_lite.data import SETTINGS
 from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Tool, providers
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.constrain import Constrainer, heated
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.llama_open import preload
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
 from petool_lite.inference.request import request_entry, row_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
-from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256, tuned_settings
+from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256
 from petool_lite.inference.states import StateKey, StateStore
 from petool_lite.places import user_path
 from petool_lite.prompt import render
@@ -161,9 +160,7 @@ class ToolCaller(ExitStack):
         `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError."""
         super().__init__()
         self.path = user_path(model)
-        check_gguf(self.path)
-        self._settings = settings or tuned_settings(self.path)
-        preload(self.path, self._settings)  # and meanwhile:
+        self._settings = preload(self.path, settings)  # and meanwhile:
         for name in ("jinja2.sandbox", "numpy"):
             import_module(name)
         self._constrainer = Constrainer.of_file(self.path, lambda: self._model)

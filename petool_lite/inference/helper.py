@@ -29,12 +29,9 @@ def answer(model: Path, n_ctx: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     Raises PetoolError as `ToolCaller.call_entry` does."""
     if (found := _helped(_place(model, n_ctx), asked)) is not None:
         return found
-    from petool_lite.gguf_header import check_gguf
     from petool_lite.inference.llama_open import preload
-    from petool_lite.inference.settings import tuned_settings
 
-    check_gguf(model)
-    preload(model, tuned_settings(model))
+    preload(model)  # and meanwhile:
     from petool_lite.inference.call import ToolCaller
 
     reply, kept = ToolCaller(model, n_ctx).answer(asked_request(asked))  # not closed: the end of the process is quicker

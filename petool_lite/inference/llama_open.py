@@ -17,7 +17,7 @@ from typing import Any
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference import bare
-from petool_lite.inference.settings import EngineSettings
+from petool_lite.inference.settings import EngineSettings, tuned_settings
 
 _ERROR = 4  # ggml's level of a message
 _errors: list[str] = []  # that llama.cpp logged since the last `quiet`
@@ -80,16 +80,20 @@ def library() -> Any:
     return bare("llama_cpp", "llama_cpp")
 
 
-def preload(path: Path, settings: EngineSettings) -> None:
-    """Begin to load a model on a thread; `open_model` takes it from there."""
+def preload(path: Path, settings: EngineSettings | None = None) -> EngineSettings:
+    """Begin to load a model on a thread, with the settings that are returned: those that tuning found here unless they
+    are given. `open_model` takes it from there. Raises PetoolError for what is no GGUF file."""
+    check_gguf(path)
+    settings = settings or tuned_settings(path)
     if (path, settings) in _loading:
-        return
+        return settings
     lib = library()
     lib.llama_log_set(ctypes.cast(ctypes.CDLL(None).abs, lib.llama_log_callback), None)  # see `_load`
     found: list[Any] = []
     thread = Thread(target=lambda: found.append(_load(lib, path, settings)))
     _loading[path, settings] = thread, found
     thread.start()
+    return settings
 
 
 def _load(lib: Any, path: Path, settings: EngineSettings, vocab_only: bool = False) -> Any:

@@ -54,9 +54,8 @@ class ServeSettings:
 def run(settings: ServeSettings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises PetoolError for what cannot be served, or not without an API key."""
     from petool_lite.memory.store import Memory
-    from petool_lite.serve.offered import OfferedTools
     from petool_lite.serve.queue import RequestQueue
-    from petool_lite.serve.routes import application
+    from petool_lite.serve.routes import OfferedTools, application
 
     check_gguf(settings.model)
     local = settings.host == "localhost"

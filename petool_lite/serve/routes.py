@@ -6,7 +6,9 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import resources
@@ -19,13 +21,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
+from petool_lite.console import say
 from petool_lite.data.entries import nested_beyond
+from petool_lite.data.mcp import Servers
 from petool_lite.errors import PetoolError
 from petool_lite.inference.call import Request as EngineRequest
 from petool_lite.inference.helper import ROUTE, asked_request
 from petool_lite.inference.worker import Event
 from petool_lite.memory.store import VERDICTS, Store, Unwritable
-from petool_lite.serve.offered import OfferedTools
 from petool_lite.serve.queue import RequestQueue
 from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
 from petool_lite.serve.respond import Chat, Form, Responses, respond
@@ -35,10 +38,38 @@ _CALL = 1 << 28  # bytes of what a `petool-lite call` of this user asks, which m
 _PRIVATE = "what is remembered of users is told with the server's key only; it said one where it was started"
 _SHOWN = 20  # calls of a user on the page
 _DEEPEST = 64  # levels of nesting in a request
+_FRESH_S = 30.0  # after which MCP servers are asked again, when a request wants their tools
 _FORMS: dict[str, tuple[Any, type[Form]]] = {
     "/v1/chat/completions": (read_chat, Chat),
     "/v1/responses": (read_responses, Responses),
 }
+
+
+class OfferedTools:
+    """The tools of MCP servers as they were a moment ago: a server that changes or dies keeps no request waiting."""
+
+    def __init__(self, given: Sequence[str], fresh_s: float = _FRESH_S) -> None:
+        """Ask the servers. Raises PetoolError where one does not answer: better now than amid requests."""
+        self._servers, self._fresh_s, self._said = Servers(given), fresh_s, ""
+        self._listed, self._asked = self._servers.tools(), time.monotonic()
+        self._asking = threading.Lock()  # by one thread at a time
+
+    def current(self) -> list[dict[str, Any]]:
+        """The tools in OpenAI's form; where they are not fresh, a thread asks for those of the next request."""
+        if time.monotonic() - self._asked > self._fresh_s and self._asking.acquire(blocking=False):
+            threading.Thread(target=self._ask, daemon=True).start()
+        return self._listed
+
+    def _ask(self) -> None:
+        try:
+            self._listed, self._said = self._servers.tools(), ""
+        except PetoolError as error:
+            if error.message != self._said:
+                say(f"note: {error.message}; its tools of before are still offered")
+            self._said = error.message
+        finally:
+            self._asked = time.monotonic()
+            self._asking.release()
 
 
 def application(queue: RequestQueue, store: Store | None = None, offered: OfferedTools | None = None) -> Starlette:
