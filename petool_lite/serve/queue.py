@@ -135,8 +135,8 @@ class RequestQueue:
             async with asyncio.timeout_at(deadline):
                 await asyncio.shield(sent)
                 await over.wait()
-        except TimeoutError:
-            await give_up(_GRACE_S)
-        except asyncio.CancelledError:
-            await give_up(_STOP_S)
-            raise
+        except (TimeoutError, asyncio.CancelledError) as why:
+            ending = asyncio.ensure_future(give_up(_GRACE_S if isinstance(why, TimeoutError) else _STOP_S))
+            while not ending.done():
+                with suppress(asyncio.CancelledError):  # a client may leave after its time, too
+                    await asyncio.wait([ending])
