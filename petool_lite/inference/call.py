@@ -309,9 +309,9 @@ class ToolCaller(ExitStack):
         known, found = providers(entry), []
         for name in (first, *others):
             made = [item for item in entry.history if name and known[item.call.name] == known[name]]
-            counts = [sum(item.verdict == verdict for item in made) for verdict in (LIKED, DISLIKED, None)]
+            liked, disliked, used = (sum(one.verdict == said for one in made) for said in (LIKED, DISLIKED, None))
             told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in made)
-            found.append(Candidate(name, sure if name == first else every[name] * rest, *counts, told))
+            found.append(Candidate(name, sure if name == first else every[name] * rest, liked, disliked, used, told))
         return tuple(found)
 
     def _calibrated(self, share: float) -> float:
