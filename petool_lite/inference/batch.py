@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.inference.llama_open import first_error, held_signals, open_context
-from petool_lite.inference.settings import EngineSettings
+from petool_lite.inference.llama_open import first_error, held_signals
+from petool_lite.inference.settings import EngineSettings, default_threads
 from petool_lite.prompt.render import common_length
 
 if TYPE_CHECKING:
     from petool_lite.inference.llama import LlamaModel
 
+_BATCH = 2048  # the most tokens in one call of llama_decode
+_KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 _GATHER_S = 0.01  # that a batch waits for slots that are choosing a token
 _SHORT = 64  # tokens: reads of fewer go before those of more, and are not interrupted
 
@@ -62,8 +64,20 @@ class Context:
         self._abort, self._no_abort = lib.ggml_abort_callback(self._unwanted), lib.ggml_abort_callback()
 
     def open(self, size: int, sequences: int = 1) -> None:
-        """Have room for `size` tokens in all. Raises PetoolError where there is no memory for them."""
-        self.pointer = open_context(self._lib, self._model, size, self._settings, sequences)
+        """Have room for `size` tokens in all, which the sequences share. Raises PetoolError where there is no memory
+        for them."""
+        lib, settings, options = self._lib, self._settings, self._lib.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_ubatch = size, _BATCH, settings.ubatch
+        options.n_seq_max, options.kv_unified = sequences, True
+        options.n_threads = settings.threads_decode or default_threads()
+        options.n_threads_batch = settings.threads_prefill or default_threads()
+        on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        options.flash_attn_type = on if settings.flash_attention else off
+        options.type_k = options.type_v = _KV_TYPES[settings.kv_type]
+        with held_signals():
+            self.pointer = lib.llama_init_from_model(self._model, options)
+        if not self.pointer:
+            raise PetoolError(f"llama.cpp cannot open a context of {size} tokens: {first_error()}", "use less")
         self._batch = self._lib.llama_batch_init(self._settings.ubatch, 0, 1)
         self.size = size
 
@@ -91,45 +105,41 @@ class Context:
 
     def _step(self, jobs: Sequence[_Job]) -> None:
         """Decode as many tokens of the jobs as a batch has room for, in their order."""
-        parts, room = list[tuple[_Job, int]](), self._settings.ubatch
-        for job in jobs:
-            if count := min(len(job.ids) - job.taken, room):
-                parts.append((job, count))
-                room -= count
         with self.lock:
-            code, places = -1, self._fill(parts)
-            self._running, self._signals = [job for job, _ in parts], []
+            code, parts = -1, self._fill(jobs)
+            self._running, self._signals = [job for job, _, _ in parts], []
             if not self._unwanted():
                 abort = self._abort if self._batch.n_tokens > _SHORT else self._no_abort
                 self._lib.llama_set_abort_callback(self.pointer, abort, None)
                 with held_signals() as self._signals:
                     code = self._lib.llama_decode(self.pointer, self._batch)
             broken = code != 0 and not self._signals and not any(job.error for job in self._running)
-            for job, count in parts:
+            for job, end, shift in parts:
                 if code == 0 and not job.error:
-                    job.rows += [self._row(place) for place in places[id(job)]]
-                    job.model.held += job.ids[job.taken : job.taken + count]
-                    job.taken += count
+                    job.rows += [self._row(index + shift) for index in range(max(job.taken, job.first), end)]
+                    job.model.held += job.ids[job.taken : end]
+                    job.taken = end
                 else:  # what this batch read of it
                     job.model._keep(0 if broken else len(job.model.held))
                 if broken:
                     job.error = PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
 
-    def _fill(self, parts: Sequence[tuple[_Job, int]]) -> dict[int, list[int]]:
-        """Put tokens into the batch; returns for each job the places whose logits it wants."""
-        batch, place = self._batch, 0
-        wanted: dict[int, list[int]] = {id(job): [] for job, _ in parts}
-        for job, count in parts:
+    def _fill(self, jobs: Sequence[_Job]) -> list[tuple[_Job, int, int]]:
+        """Put tokens into the batch; for each job of which there is one, up to which, and their places beyond their
+        indices."""
+        batch, place, parts = self._batch, 0, list[tuple[_Job, int, int]]()
+        for job in jobs:
+            end = min(len(job.ids), job.taken + self._settings.ubatch - place)
+            if end > job.taken:
+                parts.append((job, end, place - job.taken))
             start = len(job.model.held) - job.taken
-            for index in range(job.taken, job.taken + count):
+            for index in range(job.taken, end):
                 batch.token[place], batch.pos[place] = job.ids[index], start + index
                 batch.n_seq_id[place], batch.seq_id[place][0] = 1, job.model.sequence
                 batch.logits[place] = index >= job.first
-                if index >= job.first:
-                    wanted[id(job)].append(place)
                 place += 1
         batch.n_tokens = place
-        return wanted
+        return parts
 
     def _row(self, place: int) -> Any:
         import numpy as np

@@ -8,10 +8,12 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
 """
 
 import copy
+import json
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -20,25 +22,16 @@ from typing import Any
 from petool_lite.data import SETTINGS
 from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Tool, providers
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.constrain import Constrainer, heated
 from petool_lite.inference.llama import LlamaModel, Reply
-from petool_lite.inference.llama_open import Closing, preload
+from petool_lite.inference.llama_open import preload
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
-from petool_lite.inference.request import request_entry, with_published_prompt
+from petool_lite.inference.request import request_entry, row_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
-from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256, tuned_settings
+from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256
 from petool_lite.inference.states import StateKey, StateStore
 from petool_lite.places import user_path
-from petool_lite.prompt.render import (
-    Layout,
-    Rendered,
-    answer_text,
-    common_length,
-    prompt_ids,
-    prompt_text,
-    recorded_style,
-)
+from petool_lite.prompt import render
 
 DECODINGS = ("constrained", "free")
 DEFAULT_CONTEXT = 8192  # tokens; a model made for less has less
@@ -49,7 +42,8 @@ AUTO, REQUIRED, NONE = CHOICES = ("auto", "required", "none")  # whether a tool 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An offered tool, or None for no tool, with its probability among them; and the earlier calls of its provider."""
+    """An offered tool, or None for no tool, with its probability among them; and the earlier calls of its provider, how
+    many had which verdict and what they were, the latest last."""
 
     name: str | None
     probability: float
@@ -92,6 +86,13 @@ class CallReply:
         named = ", ".join(f"{item.name or 'no tool'} ({100 * item.probability:.0f} %)" for item in likely)
         return f"Which tool do you mean: {named}?"
 
+    def document(self, kept: str | None) -> dict[str, Any]:
+        """What `call --json` prints: the answer, the id under which it is `kept`, and the facts."""
+        made = isinstance(self.answer, Call) and not self.unsure
+        call = json.loads(self.answer.to_json()) if isinstance(self.answer, Call) and made else None
+        text = {} if made else {"text": self.question if self.unsure else self.answer}
+        return {"id": kept, "status": self.status, "call": call} | text | self.facts()
+
     def facts(self) -> dict[str, Any]:
         """What programs are told of it, beside the answer itself."""
         told = ("status", "confidence", "timings", "history_dropped", "saved_bytes", "warning")
@@ -101,14 +102,13 @@ class CallReply:
     @property
     def timings(self) -> dict[str, float]:
         """Tokens, seconds and rates, for people and programs."""
-        reply, tokens, rates = self.reply, len(self.reply.ids), {}
+        reply, tokens = self.reply, len(self.reply.ids)
         counts = {"prompt_tokens": reply.prompt_tokens, "reused_tokens": reply.reused_tokens, "reply_tokens": tokens}
         times = {"first_token_s": self.first_token_s, "prefill_s": reply.prefill_s, "decode_s": reply.decode_s}
-        read = reply.prompt_tokens - reply.reused_tokens
-        for part, count in (("prefill", read), ("decode", tokens)):
-            seconds = times[f"{part}_s"]
-            rates[f"{part}_tokens_per_s"] = round(count / seconds, 1) if seconds else 0.0
         rounded = {name: round(value, 4) for name, value in (times | {"seconds": self.seconds}).items()}
+        read = reply.prompt_tokens - reply.reused_tokens
+        parts = (("prefill", read, reply.prefill_s), ("decode", tokens, reply.decode_s))
+        rates = {f"{part}_tokens_per_s": round(count / took, 1) if took else 0.0 for part, count, took in parts}
         return counts | {"forced_tokens": reply.forced_tokens} | rounded | rates
 
 
@@ -133,8 +133,20 @@ class CallOptions:
     check: Callable[[], None] | None = None
 
 
-class ToolCaller(Closing):
-    """A loaded model that answers with calls. Use as a context manager; not safe to share between threads."""
+@dataclass(frozen=True)
+class Request:
+    """What a command line or a client asks; `entry` may be an object of `row_entry`. With an id in `kept`, the call of
+    a `user` is kept under it, and what the user did earlier is recalled."""
+
+    entry: Entry | Mapping[str, Any]
+    options: CallOptions
+    user: str | None = None
+    kept: str | None = None
+
+
+class ToolCaller(ExitStack):
+    """A loaded model that answers with calls. Use as a context manager, or `close` it; not safe to share between
+    threads."""
 
     def __init__(
         self,
@@ -146,10 +158,9 @@ class ToolCaller(Closing):
     ) -> None:
         """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own), `settings` None: what tuning found here.
         `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError."""
+        super().__init__()
         self.path = user_path(model)
-        check_gguf(self.path)
-        self._settings = settings or tuned_settings(self.path)
-        preload(self.path, self._settings)  # and meanwhile:
+        self._settings = preload(self.path, settings)  # and meanwhile:
         for name in ("jinja2.sandbox", "numpy"):
             import_module(name)
         self._constrainer = Constrainer.of_file(self.path, lambda: self._model)
@@ -157,7 +168,7 @@ class ToolCaller(Closing):
         self._model.n_ctx = n_ctx or min(self._model.train_ctx or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         metadata = self._model.metadata
         own = (metadata.get("petool_lite.prompt_style"), metadata.get("petool_lite.prompt_layout"))
-        recorded = recorded_style(*own)
+        recorded = render.recorded_style(*own)
         self.style = style or recorded or "petool"
         # A model that this package did not train has not learned to say that no tool fits: it always calls one.
         self.may_decline = self.style == "petool" and recorded == "petool"
@@ -171,16 +182,12 @@ class ToolCaller(Closing):
 
     @cached_property
     def _model(self) -> LlamaModel:
-        return LlamaModel(self.path, settings=self._settings)
+        return self.enter_context(LlamaModel(self.path, settings=self._settings))
 
     @property
     def n_ctx(self) -> int:
         """The context's size in tokens: prompt and reply together."""
         return self._model.n_ctx
-
-    def close(self) -> None:
-        """Free the model."""
-        self._model.close()
 
     def slots(self, count: int) -> list["ToolCaller"]:
         """Callers that share this one's context, each for a thread of its own; they end with this one, which is not to
@@ -199,6 +206,29 @@ class ToolCaller(Closing):
         request that cannot be served."""
         return self.call_entry(request_entry(query, tools, history), user, options)
 
+    def answer(self, request: Request) -> tuple[CallReply, str | None]:
+        """The reply to `request`, and the id under which it is kept, if it is. Raises like `call`."""
+        user, options, told = request.user, request.options, request.entry
+        if not isinstance(told, Entry):
+            told = row_entry(told, options.setting or self.trained_setting)
+        if request.kept is None or user is None:
+            return self.call_entry(told, user, options), None
+        from petool_lite.memory.store import record_of
+
+        entry = self._memory.recalled(user, told)
+        # What is recalled never makes a prompt too long.
+        trims = options.trim_history or len(entry.history) > len(told.history)
+        reply = self.call_entry(entry, user, replace(options, trim_history=trims))
+        record = record_of(request.kept, user, told, reply.answer, reply.confidence)
+        kept = not reply.unsure and self._memory.use(lambda store: store.add([record]))
+        return reply, request.kept if kept else None
+
+    @cached_property
+    def _memory(self) -> Any:
+        from petool_lite.memory.store import Memory
+
+        return Memory()
+
     def call_entry(self, entry: Entry, user: str | None = None, options: CallOptions | None = None) -> CallReply:
         """Like `call`, for an entry."""
         options, started = options or CallOptions(), time.perf_counter()
@@ -215,11 +245,15 @@ class ToolCaller(Closing):
             entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
         with self._rendering:
             prompt = self._prompt(entry, options)
-        tools = _allowed(entry.tools, options.only)
+        tools = tuple(tool for tool in entry.tools if options.only is None or tool.name in options.only)
+        if not tools or (options.only and len(tools) < len(set(options.only))):
+            raise PetoolError(
+                f"a tool to call was not offered: {', '.join(options.only or ())}", "name one of the tools"
+            )
         text = options.choice != REQUIRED and self.may_decline
         offered = () if options.choice == NONE else tools
         constraint = None if free else self._constrainer.start(offered, self.style, text)
-        self._model.adopt(prompt.ids)
+        self._model.context.share(self._model, prompt.ids)
         if user is not None:
             self._recall(user, prompt.ids)
         room = self.n_ctx - len(prompt.ids)
@@ -245,19 +279,18 @@ class ToolCaller(Closing):
         shown = tuple(self._model.texts(prompt.ids)) if options.explain else ()
         return CallReply(answer, reply, first, seconds, dropped, candidates, saved, warning, notes, sure, unsure, shown)
 
-    def _prompt(self, entry: Entry, options: CallOptions) -> Rendered:
+    def _prompt(self, entry: Entry, options: CallOptions) -> render.Rendered:
         """The prompt's ids with room for a reply; where a long reply is allowed, it has what room there is."""
         reserve = min(options.reply_tokens or REPLY_TOKENS, REPLY_TOKENS)
-        layout = Layout(self.style, self.n_ctx - reserve)
-        fitted = prompt_ids(self._chat, entry, layout)
+        layout = render.Layout(self.style, self.n_ctx - reserve)
+        fitted = render.prompt_ids(self._chat, entry, layout)
         if fitted is None or (fitted.history_dropped and not options.trim_history):
-            length = len(self._chat.encode(prompt_text(self._chat, entry, layout)))
-            hint = "allow old history to go (--trim-history), or open a larger context (--context)"
-            raise PetoolError(
-                f"{length:,} prompt tokens and {reserve} for the reply exceed the context of {self.n_ctx:,}"
-                + ("" if fitted else " even without any history"),
-                hint if fitted else "offer fewer tools, or open a larger context (--context)",
-            )
+            length = len(self._chat.encode(render.prompt_text(self._chat, entry, layout)))
+            what = f"{length:,} prompt tokens and {reserve} for the reply exceed the context of {self.n_ctx:,}"
+            if fitted is None:
+                hint = "offer fewer tools, or open a larger context (--context)"
+                raise PetoolError(f"{what} even without any history", hint)
+            raise PetoolError(what, "allow old history to go (--trim-history), or open a larger context (--context)")
         return fitted
 
     def _candidates(
@@ -265,14 +298,21 @@ class ToolCaller(Closing):
     ) -> tuple[Candidate, ...]:
         """Every tool, and no tool where a text may be the answer, with its probability, the likeliest first."""
         names = [tool.name for tool in tools]
-        heads = [self._chat.encode(answer_text(Call(name, {}), self.style).rpartition("{}")[0]) for name in names]
+        calls = [render.answer_text(Call(name, {}), self.style) for name in names]
+        heads = [self._chat.encode(text.rpartition("{}")[0]) for text in calls]
         # The last token may join with what follows in a real answer, and the name has ended before it.
         shares = [share * call_share for share in self._model.shares(ids, [head[:-1] for head in heads])]
         every = dict(zip(names, shares, strict=True)) | ({None: 1 - call_share} if call_share < 1 else {})
         first, *others = sorted(every, key=lambda name: -every[name])
         sure = self._calibrated(every[first])
         rest = (1 - sure) / (1 - every[first]) if every[first] < 1 else 0.0
-        return (_candidate(entry, first, sure), *(_candidate(entry, name, every[name] * rest) for name in others))
+        known, found = providers(entry), []
+        for name in (first, *others):
+            made = [item for item in entry.history if name and known[item.call.name] == known[name]]
+            liked, disliked, used = (sum(one.verdict == said for one in made) for said in (LIKED, DISLIKED, None))
+            told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in made)
+            found.append(Candidate(name, sure if name == first else every[name] * rest, liked, disliked, used, told))
+        return tuple(found)
 
     def _calibrated(self, share: float) -> float:
         """A probability as bench found that this model's are right; see `petool-lite bench report --calibrate`."""
@@ -290,7 +330,7 @@ class ToolCaller(Closing):
             if state is None:
                 return
             self._saved[user] = state.ids
-            if common_length(state.ids, ids) > common_length(self._model.held, ids):
+            if render.common_length(state.ids, ids) > render.common_length(self._model.held, ids):
                 self._model.restore(state.ids, state.data)
 
     def _remember(self, user: str, prefix: list[int]) -> tuple[int, str]:
@@ -301,21 +341,3 @@ class ToolCaller(Closing):
             return self._store.save(user, self._key, prefix, self._model.state(len(prefix))), ""
         except OSError as error:
             return 0, f"not remembered for the next time: {error.strerror or error}"
-
-
-def _allowed(tools: Sequence[Tool], only: Sequence[str] | None) -> tuple[Tool, ...]:
-    if only is None:
-        return tuple(tools)
-    unknown = [name for name in only if name not in {tool.name for tool in tools}]
-    if unknown or not only:
-        raise PetoolError(f"the tool to call was not offered: {', '.join(unknown) or 'none'}", "name one of the tools")
-    return tuple(tool for tool in tools if tool.name in only)
-
-
-def _candidate(entry: Entry, name: str | None, probability: float) -> Candidate:
-    """A candidate with what the history says of its provider: counts of verdicts and earlier calls, the latest last."""
-    known = providers(entry)
-    calls = [item for item in entry.history if name and known[item.call.name] == known[name]]
-    verdicts = [item.verdict for item in calls]
-    told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in calls)
-    return Candidate(name, probability, verdicts.count(LIKED), verdicts.count(DISLIKED), verdicts.count(None), told)

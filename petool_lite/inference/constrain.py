@@ -237,11 +237,10 @@ class Constrainer:
         """For a GGUF file, while `loaded` still loads it where its tokens are kept from an earlier time."""
         folder = own_folder("tokens")
         kept = folder and folder / f"{model_sha256(path)[:32]}.bin"
-        if kept and kept.is_file():
+        if kept:
             with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
                 pieces, end = marshal.loads(kept.read_bytes())
                 return cls.of_llama(pieces, end, loaded)
-        if kept:
             with contextlib.suppress(OSError), draft(kept) as path:
                 path.write_bytes(marshal.dumps((loaded().token_bytes(), loaded()._end)))
         return loaded().constrainer()

@@ -4,14 +4,14 @@ The key comes from the environment and goes into one header: no file, message or
 is tried again, later each time, or when the server says; one that cannot pass ends with one line.
 """
 
-import contextlib
 import email.utils
 import json
 import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +32,7 @@ _WITHOUT = {
     "a system message": re.compile(r"system|alternate", re.I),
     "free names": re.compile(r"pattern|name|provider", re.I),
 }
+_OF_FUNCTIONS = ("description", "parameters", "arguments")  # beside the name, in OpenAI's form
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -43,12 +44,20 @@ class Gone(PetoolError):
     """No further request can go well."""
 
 
-class _Passing(Exception):
-    """A failure that may pass; `wait` is how long the server asks for, in seconds."""
+class _Failure(Exception):
+    """What went wrong; `wait` is how long the server asks for, in seconds, and `text` all that it said."""
 
-    def __init__(self, what: str, wait: float = 0.0) -> None:
+    def __init__(self, what: str, wait: float = 0.0, text: str = "") -> None:
         super().__init__(what)
-        self.wait = wait
+        self.wait, self.text = wait, text
+
+
+class _Passing(_Failure):
+    """A failure that may pass."""
+
+
+class _Refused(_Failure):
+    """The server does not take this request as it is."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +81,13 @@ class Endpoint:
         PetoolError for an address that is none, or that holds a key."""
         self.url, self.model, self.made, self._most = base_url(url), model, 0, most
         theirs = self.url.startswith("https://api.openai.com/")
-        given = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if theirs else "")
-        self._key = (given or "").strip()
+        self._key = (os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if theirs else "") or "").strip()
         self._without: set[str] = set()
         self._there = False  # whether it has ever answered
         self._lock = threading.Lock()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # A redirection, which could take the key to another host, is not followed.
         self._client = httpx.Client(headers=headers, timeout=_TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0))
-        self.sleep = time.sleep
 
     @property
     def without(self) -> list[str]:
@@ -93,7 +100,7 @@ class Endpoint:
         failed = 0
         while True:
             without = set(self._without)
-            names = plain_names(tools) if "free names" in without else {}
+            names = plain_names(tools, messages) if "free names" in without else {}
             try:
                 return _answer(self._post(self._body(messages, tools, limit, without, names)), names)
             except _Passing as error:
@@ -101,7 +108,7 @@ class Endpoint:
                 if failed == _TRIES or error.wait > _PATIENCE:
                     later = f"; it asks to wait {error.wait:,.0f} s" if error.wait > _PATIENCE else ""
                     raise PetoolError(f"{self.url}: {error}{later}", "try again later") from None
-                self.sleep(max(error.wait, min(2.0 ** (failed - 1), _PATIENCE)))
+                time.sleep(max(error.wait, min(2.0 ** (failed - 1), _PATIENCE)))
             except _Refused as refused:
                 self._give_way(refused, without, bool(tools))
 
@@ -109,16 +116,17 @@ class Endpoint:
         self, messages: Sequence[Any], tools: Sequence[Any], limit: int, without: set[str], names: Mapping[str, str]
     ) -> dict[str, Any]:
         """The request, without what the server did not take."""
-        messages = one_turn(messages) if "a system message" in without else messages
-        if "free names" in without:
-            tools = [{**tool, "function": _named(tool["function"], names)} for tool in tools]
-            messages = [_renamed(message, names) for message in messages]
-        body: dict[str, Any] = {"model": self.model, "messages": list(messages), "max_tokens": limit, "temperature": 0}
+        messages = one_turn(messages) if "a system message" in without else list(messages)
+        if names:
+            calls = [_renamed(message.get("tool_calls", ()), names) for message in messages]
+            messages = [one | ({"tool_calls": made} if made else {}) for one, made in zip(messages, calls, strict=True)]
+            tools = _renamed(tools, names)
+        body: dict[str, Any] = {"model": self.model, "messages": messages, "max_tokens": limit, "temperature": 0}
         body |= {"chat_template_kwargs": {"enable_thinking": False}} | ({"tools": list(tools)} if tools else {})
         body |= {"max_completion_tokens": limit} if "max_tokens" in without else {}
         return {key: value for key, value in body.items() if key not in without}
 
-    def _give_way(self, refused: "_Refused", without: set[str], tools: bool) -> None:
+    def _give_way(self, refused: _Refused, without: set[str], tools: bool) -> None:
         """Leave out from now on what the refusal names; raises where there is nothing left to leave out."""
         if _TOO_LONG.search(refused.text):
             raise TooLong(f"{self.url}: {refused}")
@@ -153,26 +161,18 @@ class Endpoint:
                 raise Gone(f"{self.url} answers with a web page", "give the address that ends in /v1") from None
             raise _Passing(f"an answer that is cut off or no JSON, {len(answer.content):,} bytes") from None
 
-    def _failure(self, status: int, headers: Any, text: str) -> Exception:
+    def _failure(self, status: int, headers: Mapping[str, str], text: str) -> Exception:
         """What an error status means, without the key, which some servers repeat."""
         text = text.replace(self._key, "...") if self._key else text
         page = text.lstrip()[:1] == "<"
         what = f"status {status}" + (" and a web page" if page else f": {_said(text)}" if text.strip() else "")
         if status in (400, 413, 422) or (status == 500 and not page and _WITHOUT["a system message"].search(text)):
-            return _Refused(what, text)
+            return _Refused(what, text=text)
         if status in (401, 403):
             return Gone(f"{self.url}: {what}", f"put the key into {KEY}, or for api.openai.com into {OPENAI_KEY}")
         if "insufficient_quota" in text or (status < 500 and status not in _PASSING):
             return Gone(f"{self.url}: {what}", "see the address, the model's name and the account")
-        return _Passing(what, _asked_wait(headers))
-
-
-class _Refused(Exception):
-    """The server does not take this request as it is; `text` is all that it said."""
-
-    def __init__(self, what: str, text: str) -> None:
-        super().__init__(what)
-        self.text = text
+        return _Passing(what, _asked_wait(headers.get("Retry-After") or ""))
 
 
 def base_url(url: str) -> str:
@@ -194,56 +194,49 @@ def one_turn(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The messages with those of the system folded into the user's first turn."""
     system = [str(message["content"]) for message in messages if message["role"] == "system"]
     rest = [dict(message) for message in messages if message["role"] != "system"]
-    for message in rest:
-        if message["role"] == "user":
-            message["content"] = "\n\n".join([*system, str(message["content"])])
-            break
+    if first := next((message for message in rest if message["role"] == "user"), None):
+        first["content"] = "\n\n".join([*system, str(first["content"])])
     return rest
 
 
-def plain_names(tools: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Each tool's name -> one of up to 64 letters, digits, _ and -, which is all that some services take."""
+def plain_names(tools: Iterable[Mapping[str, Any]], messages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The name of each tool and each called one -> one of up to 64 letters, digits, _ and -, which is all that some
+    services take."""
     found: dict[str, str] = {}
-    for tool in tools:
-        name, number = str(tool["function"]["name"]), 1
+    for item in (*tools, *(call for message in messages for call in message.get("tool_calls", ()))):
+        name, number = str(item["function"]["name"]), 1
         plain = made = re.sub(r"[^a-zA-Z0-9_-]+", "_", name)[:64]
-        while made in found.values():
+        while name not in found and made in found.values():
             number += 1
             made = f"{plain[:60]}_{number}"
-        found[name] = made
+        found.setdefault(name, made)
     return found
 
 
-def _named(function: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A function under its plain name, without what OpenAI's form does not have."""
-    kept = {key: value for key, value in function.items() if key in ("description", "parameters", "arguments")}
-    name = str(function["name"])
-    return {"name": names.get(name) or re.sub(r"[^a-zA-Z0-9_-]+", "_", name)[:64], **kept}
-
-
-def _renamed(message: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    calls = [{**call, "function": _named(call["function"], names)} for call in message.get("tool_calls", ())]
-    return {**message, "tool_calls": calls} if calls else dict(message)
+def _renamed(items: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Tools or calls under their plain names, without what OpenAI's form does not have."""
+    found = []
+    for item in items:
+        kept = {key: value for key, value in item["function"].items() if key in _OF_FUNCTIONS}
+        found.append({**item, "function": {"name": names[str(item["function"]["name"])], **kept}})
+    return found
 
 
 def _said(text: str) -> str:
     """What an error says, on one short line."""
-    try:
+    found: Any = text
+    with suppress(ValueError, RecursionError):
         found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = text
     while isinstance(found, dict):
         found = next((found[key] for key in ("error", "message", "detail") if key in found), str(found))
     return " ".join(str(found).split())[:200]
 
 
-def _asked_wait(headers: Any) -> float:
+def _asked_wait(told: str) -> float:
     """Seconds of a Retry-After header, which may be a date; 0 without one."""
-    told = (headers.get("Retry-After") or "").strip()
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(told))
-    with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
-        return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
+    with suppress(ValueError, TypeError, IndexError, OverflowError):
+        plain = told.strip().replace(".", "", 1).isdecimal()
+        return float(told) if plain else max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
     return 0.0
 
 
@@ -253,7 +246,10 @@ def _answer(found: Any, names: Mapping[str, str]) -> Answer:
         choice, usage = found["choices"][0], found.get("usage") or {}
         message, given = choice["message"], {plain: name for name, plain in names.items()}
         functions = [call["function"] for call in message.get("tool_calls") or ()]
-        calls = tuple((given.get(item["name"], item["name"]), _written(item["arguments"])) for item in functions)
+        for item in functions:
+            if not isinstance(item["arguments"], str):
+                item["arguments"] = json.dumps(item["arguments"], ensure_ascii=False)
+        calls = tuple((given.get(item["name"], item["name"]), item["arguments"]) for item in functions)
         text = _THOUGHT.sub("", str(message.get("content") or ""), count=1)
         finish = "length" if choice.get("finish_reason") == "length" else "stop"
         counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
@@ -261,7 +257,3 @@ def _answer(found: Any, names: Mapping[str, str]) -> Answer:
         return Answer(text, calls, finish, *(int(count or 0) for count in (*counts, cached)))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise _Passing(f"an answer without a choice: {_said(json.dumps(found))}") from error
-
-
-def _written(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

@@ -75,7 +75,8 @@ def four_bits(**more: Any) -> Any:
 
 def load_causal_model(directory: Path, adapter: Path | None, precision: str, device: str) -> Any:
     """A transformers model in bfloat16 with its adapter merged ("bf16"), or in 4 bits with the adapter on it ("nf4").
-    The 4-bit form is the one that training sees: NF4 with double quantization, adapter and arithmetic in bfloat16."""
+    The 4-bit form is the one that training sees: NF4 with double quantization, adapter and arithmetic in bfloat16. Its
+    head is in float32: rounded to bfloat16, two tokens often have the same logit."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -90,14 +91,10 @@ def load_causal_model(directory: Path, adapter: Path | None, precision: str, dev
         merge = precision != "nf4"  # a merged weight is summed in float32 and rounded once
         model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=merge)
         model = model.merge_and_unload() if merge else model.to(torch.bfloat16)
-    return model.eval()
-
-
-def _with_exact_logits(model: Any) -> None:
-    """Give the model a head of its own in float32: rounded to bfloat16, two tokens often have the same logit."""
     head = deepcopy(model.get_output_embeddings()).float()
     head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     model.set_output_embeddings(head)
+    return model.eval()
 
 
 def batches(lengths: Sequence[int], tokens: int, most: int = BATCH) -> Iterator[list[int]]:
@@ -260,7 +257,6 @@ class GpuModel:
             torch.cuda.set_device(device)
         try:
             self.model = load_causal_model(directory, adapter, precision, device)
-            _with_exact_logits(self.model)
             self.model.set_attn_implementation(_grouped())
         except torch.OutOfMemoryError as error:
             raise PetoolError(f"{directory} does not fit the GPU's memory", "bench the NF4 variant", MACHINE) from error
@@ -300,8 +296,7 @@ class GpuModel:
         replies = greedy_ids(self.model, [prompts[index] for index in group], job.stops, job.max_tokens, steps, True)
         prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
         read, written = sum(len(prompts[index]) for index in group), sum(len(ids) + 1 for ids in replies)
-        sure: list[float | None] = [one.confidence for one in constraints]
-        sure = sure or [None] * len(group)
+        sure: list[Any] = [one.confidence for one in constraints] or [None] * len(group)
         for index, ids, confidence in zip(group, replies, sure, strict=True):
             finish = "stop" if len(ids) < job.max_tokens else "length"
             count = len(prompts[index])

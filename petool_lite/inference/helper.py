@@ -6,7 +6,7 @@ this installation and where the users' memory lies: a socket of that name answer
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from petool_lite.places import data_root, own_folder
 if TYPE_CHECKING:
     import socket
 
-    from petool_lite.inference.call import ToolCaller
+    from petool_lite.inference.call import Request
 
 ROUTE = "/helper"
 # What of the command line's options a call consists of, beside the request itself.
@@ -29,38 +29,24 @@ def answer(model: Path, n_ctx: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     Raises PetoolError as `ToolCaller.call_entry` does."""
     if (found := _helped(_place(model, n_ctx), asked)) is not None:
         return found
-    from petool_lite.gguf_header import check_gguf
     from petool_lite.inference.llama_open import preload
-    from petool_lite.inference.settings import tuned_settings
 
-    check_gguf(model)
-    preload(model, tuned_settings(model))
+    preload(model)  # and meanwhile:
     from petool_lite.inference.call import ToolCaller
 
-    return answer_alone(ToolCaller(model, n_ctx), asked)  # not closed: the end of the process is quicker
+    reply, kept = ToolCaller(model, n_ctx).answer(asked_request(asked))  # not closed: the end of the process is quicker
+    return reply.document(kept)
 
 
-def answer_alone(
-    caller: "ToolCaller", asked: Mapping[str, Any], check: Callable[[], None] | None = None
-) -> dict[str, Any]:
-    """Like `answer`, by this model; `check` as in CallOptions."""
-    from petool_lite.inference.call import AUTO, REQUIRED, CallOptions
-    from petool_lite.inference.request import row_entry
-    from petool_lite.memory.store import Memory, record_of
+def asked_request(asked: Mapping[str, Any]) -> "Request":
+    """The request that `asked` is."""
+    from petool_lite.inference.call import AUTO, REQUIRED, CallOptions, Request
 
-    user, identity = asked["user"], os.urandom(6).hex()
-    memory = Memory() if asked["store"] and user is not None else None
-    told = row_entry(asked["request"], asked["setting"] or caller.trained_setting)
-    entry = memory.recalled(user, told) if memory else told
-    same = {name: asked[name] for name in ("decoding", "setting", "explain", "at_least", "reply_tokens")}
-    trims = asked["trim_history"] or len(entry.history) > len(told.history)
-    choice = REQUIRED if asked["required"] else AUTO
-    reply = caller.call_entry(entry, user, CallOptions(choice=choice, trim_history=trims, check=check, **same))
-    made = record_of(identity, user, told, reply.answer, reply.confidence)
-    kept = memory is not None and not reply.unsure and bool(memory.use(lambda store: store.add([made])))
-    call = json.loads(reply.answer.to_json()) if reply.status == "call" and not isinstance(reply.answer, str) else None
-    text = {} if call else {"text": reply.question if reply.unsure else reply.answer}
-    return {"id": identity if kept else None, "status": reply.status, "call": call} | text | reply.facts()
+    same = {
+        name: asked[name] for name in ("decoding", "setting", "trim_history", "explain", "at_least", "reply_tokens")
+    }
+    options = CallOptions(choice=REQUIRED if asked["required"] else AUTO, **same)
+    return Request(asked["request"], options, asked["user"], os.urandom(6).hex() if asked["store"] else None)
 
 
 def _place(model: Path, n_ctx: int) -> Path | None:
@@ -99,22 +85,20 @@ def listening(model: Path, n_ctx: int) -> "Iterator[list[socket.socket]]":
     """The socket on which a server helps, in a list; none where another server does so already, or none can be made."""
     import socket
 
-    place, made = _place(model, n_ctx), list[socket.socket]()
-    with suppress(OSError):
-        if place is not None:
-            line = socket.socket(socket.AF_UNIX)
-            if place.exists() and line.connect_ex(str(place)):
+    if (place := _place(model, n_ctx)) is None:
+        yield []
+        return
+    with socket.socket(socket.AF_UNIX) as line:
+        made: list[socket.socket] = []
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as other:
+            if place.exists() and other.connect_ex(str(place)):
                 place.unlink()  # of a server that was killed
-            line.close()
-            line = socket.socket(socket.AF_UNIX)
             line.bind(str(place))
             place.chmod(0o600)
             line.listen()
             made.append(line)
-    try:
-        yield made
-    finally:
-        for line in made:
-            line.close()
-            if place is not None:
+        try:
+            yield made
+        finally:
+            if made:
                 place.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Opening a GGUF file in llama.cpp and a context over it: the one place that loads the library for running models.
+"""Opening a GGUF file in llama.cpp: the one place that loads the library for running models.
 
 It uses the C interface because the high-level class cannot turn off `use_extra_bufts`, see EngineSettings.
 """
@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from threading import Thread
-from typing import Any, Self
+from typing import Any
 
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference import bare
-from petool_lite.inference.settings import EngineSettings, default_threads
+from petool_lite.inference.settings import EngineSettings, tuned_settings
 
-_BATCH = 2048  # the most tokens in one call of llama_decode
-_KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 _ERROR = 4  # ggml's level of a message
 _errors: list[str] = []  # that llama.cpp logged since the last `quiet`
 _loading: dict[tuple[Path, EngineSettings], tuple[Thread, list[Any]]] = {}  # models that are on their way
@@ -44,20 +42,6 @@ def _log(lib: Any) -> Any:
 def first_error() -> str:
     """The first error that llama.cpp logged since the last `quiet`, or "no reason given"."""
     return _errors[0] if _errors else "no reason given"
-
-
-class Closing:
-    """What holds C memory until `close`: a `with` block calls it."""
-
-    def close(self) -> None:
-        """Free what is held; calling it again does nothing."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @contextlib.contextmanager
@@ -96,16 +80,20 @@ def library() -> Any:
     return bare("llama_cpp", "llama_cpp")
 
 
-def preload(path: Path, settings: EngineSettings) -> None:
-    """Begin to load a model on a thread; `open_model` takes it from there."""
+def preload(path: Path, settings: EngineSettings | None = None) -> EngineSettings:
+    """Begin to load a model on a thread, with the settings that are returned: those that tuning found here unless they
+    are given. `open_model` takes it from there. Raises PetoolError for what is no GGUF file."""
+    check_gguf(path)
+    settings = settings or tuned_settings(path)
     if (path, settings) in _loading:
-        return
+        return settings
     lib = library()
     lib.llama_log_set(ctypes.cast(ctypes.CDLL(None).abs, lib.llama_log_callback), None)  # see `_load`
     found: list[Any] = []
     thread = Thread(target=lambda: found.append(_load(lib, path, settings)))
     _loading[path, settings] = thread, found
     thread.start()
+    return settings
 
 
 def _load(lib: Any, path: Path, settings: EngineSettings, vocab_only: bool = False) -> Any:
@@ -135,21 +123,3 @@ def open_model(path: Path, settings: EngineSettings, vocab_only: bool = False) -
     if not model:
         raise PetoolError(f"llama.cpp cannot load {path}: {first_error()}", "the file may be damaged; export it again")
     return lib, model
-
-
-def open_context(lib: Any, model: Any, n_ctx: int, settings: EngineSettings, sequences: int = 1) -> Any:
-    """A context of `n_ctx` tokens that all its `sequences` share; free it with `llama_free`. Raises PetoolError if
-    there is no room for it."""
-    options = lib.llama_context_default_params()
-    options.n_ctx, options.n_batch, options.n_ubatch = n_ctx, _BATCH, settings.ubatch
-    options.n_seq_max, options.kv_unified = sequences, True
-    options.n_threads = settings.threads_decode or default_threads()
-    options.n_threads_batch = settings.threads_prefill or default_threads()
-    on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    options.flash_attn_type = on if settings.flash_attention else off
-    options.type_k = options.type_v = _KV_TYPES[settings.kv_type]
-    with held_signals():
-        context = lib.llama_init_from_model(model, options)
-    if not context:
-        raise PetoolError(f"llama.cpp cannot open a context of {n_ctx} tokens: {first_error()}", "use less")
-    return context

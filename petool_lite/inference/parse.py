@@ -6,7 +6,7 @@ published line {"tool_name": ..., "parameters": {...}}. The published scorer has
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from petool_lite.data.entries import Answer, Call, Tool, properties, required
@@ -51,7 +51,13 @@ def read_answer(reply: str, finish: str = "stop") -> Answer:
         text, closed, after = text.removeprefix(_OPEN).strip().rpartition(_CLOSE)
         if not closed or after:
             raise CallFailure(BAD_JSON, f"the reply's call does not end with {_CLOSE}", reply)
-    value = _object(text.strip(), reply)
+    text, value = text.strip(), None
+    if text.startswith("{"):
+        try:
+            value = sound(json.loads(text, object_pairs_hook=_once), "")
+        except (ValueError, RecursionError, Fault) as error:
+            raise CallFailure(BAD_JSON, f"the reply is not JSON: {error}", reply) from error
+    value = value if isinstance(value, dict) else {}
     name = value.get("name", value.get("tool_name"))
     arguments = value.get("arguments", value.get("parameters"))
     if set(value) not in _FORMS or not isinstance(name, str) or not isinstance(arguments, dict):
@@ -87,16 +93,6 @@ def failure(reply: str, tools: Sequence[Tool], finish: str, text: bool = False) 
     except CallFailure as found:
         return found.kind
     return None
-
-
-def _object(text: str, reply: str) -> Mapping[str, Any]:
-    if not text.startswith("{"):
-        raise CallFailure(NO_CALL, f"the reply is no tool call: {reply[:80]}", reply)
-    try:
-        value = sound(json.loads(text, object_pairs_hook=_once), "")
-    except (ValueError, RecursionError, Fault) as error:
-        raise CallFailure(BAD_JSON, f"the reply is not JSON: {error}", reply) from error
-    return value if isinstance(value, dict) else {}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

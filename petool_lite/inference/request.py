@@ -23,33 +23,32 @@ def named_faults() -> Iterator[None]:
         raise PetoolError(f"{fault}", "docs/data.md shows the forms of tools and history") from None
 
 
+@named_faults()
 def request_entry(query: str, tools: Any, history: Any = None) -> Entry:
     """An entry from a query, a list of tools (OpenAI's, MCP's or PEToolBench's form) and what came before: OpenAI
     messages, or PEToolBench's earlier calls. Raises PetoolError that names the field that is not as expected."""
-    with named_faults():
-        offered = openai.read_tools(tools)
-        rows = [] if history is None else history
-        if not isinstance(rows, list | tuple):
-            raise Fault("history", f"a list of earlier calls or messages, found {kind_of(rows)}")
-        if any(isinstance(row, Mapping) and "role" in row for row in rows):
-            return openai.conversation([*rows, {"role": "user", "content": query}], offered, _ID)
-        calls = tuple(petoolbench.read_interaction(row, f"history[{index}]") for index, row in enumerate(rows))
-        return Entry(_ID, str(sound(query, "query")), offered, calls)
+    offered, rows = openai.read_tools(tools), [] if history is None else history
+    if not isinstance(rows, list | tuple):
+        raise Fault("history", f"a list of earlier calls or messages, found {kind_of(rows)}")
+    if any(isinstance(row, Mapping) and "role" in row for row in rows):
+        return openai.conversation([*rows, {"role": "user", "content": query}], offered, _ID)
+    calls = tuple(petoolbench.read_interaction(row, f"history[{index}]") for index, row in enumerate(rows))
+    return Entry(_ID, str(sound(query, "query")), offered, calls)
 
 
+@named_faults()
 def row_entry(row: Mapping[str, Any], setting: str | None = None) -> Entry:
     """An entry from one object: query, tools and history; a published entry or training row; or an OpenAI line. The
     answer that a row may hold is left out. Raises PetoolError."""
     if setting is not None:
         check_setting(setting)
     if "messages" in row:
-        with named_faults():
-            messages = row["messages"]
-            if not isinstance(messages, list) or not messages:
-                raise Fault("messages", "a list of messages")
-            last = messages[-1]
-            before = messages[:-1] if isinstance(last, Mapping) and last.get("role") == "assistant" else messages
-            return openai.conversation(before, openai.read_tools(row.get("tools") or []), _ID)
+        messages = row["messages"]
+        if not isinstance(messages, list) or not messages:
+            raise Fault("messages", "a list of messages")
+        last = messages[-1]
+        before = messages[:-1] if isinstance(last, Mapping) and last.get("role") == "assistant" else messages
+        return openai.conversation(before, openai.read_tools(row.get("tools") or []), _ID)
     if "instruction" in row or petoolbench.settings_of(row):
         return replace(_published_row(row, setting), id=_ID, answer=None)
     if not isinstance(row.get("query"), str):
@@ -57,18 +56,18 @@ def row_entry(row: Mapping[str, Any], setting: str | None = None) -> Entry:
     return request_entry(row["query"], row.get("tools"), row.get("history"))
 
 
+@named_faults()
 def _published_row(row: Mapping[str, Any], setting: str | None) -> Entry:
-    with named_faults():
-        if "instruction" not in row:
-            return petoolbench.parse(row, setting or petoolbench.settings_of(row)[0], _ID)
-        chosen = setting or SETTINGS[0]
+    if "instruction" not in row:
+        return petoolbench.parse(row, setting or petoolbench.settings_of(row)[0], _ID)
+
+    def read(chosen: str) -> Entry:
         prompt = {"query": row.get("query", row.get("input")), petoolbench.PROMPT_FIELD[chosen]: row["instruction"]}
-        entry = petoolbench.parse(prompt, chosen, _ID)
-        if setting is None and entry.history and all(item.verdict is None for item in entry.history):
-            return petoolbench.parse(
-                {**prompt, petoolbench.PROMPT_FIELD["preferred"]: row["instruction"]}, "preferred", _ID
-            )
-        return entry
+        return petoolbench.parse(prompt, chosen, _ID)
+
+    entry = read(setting or SETTINGS[0])
+    unrated = bool(entry.history) and all(item.verdict is None for item in entry.history)
+    return read("preferred") if setting is None and unrated else entry
 
 
 def with_published_prompt(entry: Entry, wording: str | None, setting: str | None) -> Entry:

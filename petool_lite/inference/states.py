@@ -103,7 +103,7 @@ class StateStore:
 def _read(path: Path, key: StateKey) -> State | None:
     with path.open("rb") as file:
         owned = os.fstat(file.fileno())
-        if hasattr(os, "getuid") and (owned.st_uid != os.getuid() or owned.st_mode & 0o077):
+        if owned.st_uid != os.getuid() or owned.st_mode & 0o077:
             return None  # another user's, or one that others may have written to
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     view = memoryview(mapped)  # which lives as long as its parts
@@ -112,8 +112,5 @@ def _read(path: Path, key: StateKey) -> State | None:
         return None
     facts = json.loads(bytes(view[len(_MAGIC) : body]))
     ids = facts.pop("ids", [])
-    if facts != asdict(key):
-        return None
-    if xxhash.xxh3_128(view[:-_CHECK]).digest() != bytes(view[-_CHECK:]):
-        return None
-    return State(ids, view[body:-_CHECK])
+    whole = facts == asdict(key) and xxhash.xxh3_128(view[:-_CHECK]).digest() == bytes(view[-_CHECK:])
+    return State(ids, view[body:-_CHECK]) if whole else None

@@ -51,25 +51,20 @@ class ServeSettings:
         return self.api_key or self.page_key
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach `host`."""
-    with suppress(ValueError):
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    return False
-
-
 def run(settings: ServeSettings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises PetoolError for what cannot be served, or not without an API key."""
     from petool_lite.memory.store import Memory
-    from petool_lite.serve.offered import OfferedTools
     from petool_lite.serve.queue import RequestQueue
-    from petool_lite.serve.routes import application
+    from petool_lite.serve.routes import OfferedTools, application
 
     check_gguf(settings.model)
-    if not is_loopback(settings.host) and not settings.api_key:
+    local = settings.host == "localhost"
+    with suppress(ValueError):
+        local = local or ipaddress.ip_address(settings.host).is_loopback
+    if not local and not settings.api_key:
         what = f"{settings.host} can be reached by others, and no API key is set"
         raise PetoolError(what, "set PETOOL_LITE_API_KEY, or serve on 127.0.0.1", USAGE)
-    memory = Memory() if settings.store else None
+    store = Memory().store if settings.store else None
     offered = OfferedTools(settings.mcp) if settings.mcp else None
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -86,11 +81,11 @@ def run(settings: ServeSettings) -> None:
             port = listener.getsockname()[1]
             say(f"serving {settings.model.name} at http://{host}:{port}/v1 (Ctrl-C ends)")
             say(f"to try it: http://{host}:{port}/{'' if settings.api_key else f'#{settings.page_key}'}")
-            _server(application(queue, memory, offered), queue).run(sockets=[listener, *helping])
+            _server(application(queue, store, offered), queue).run(sockets=[listener, *helping])
         except KeyboardInterrupt:
             pass
         finally:
-            queue.engine.stop()
+            queue.engine.kill()
     say("stopped")
 
 

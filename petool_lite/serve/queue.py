@@ -2,26 +2,18 @@
 
 import asyncio
 import itertools
-import threading
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from typing import Any
 
-from petool_lite.errors import PetoolError
-from petool_lite.inference.worker import Engine, Event, Helped, Request
+from petool_lite.inference.call import Request
+from petool_lite.inference.worker import Engine, Event, failed
 from petool_lite.serve.requests import Refusal
 
-
-@dataclass(eq=False)
-class _Place:
-    """A request's place in the queue; `turn` is done when it has a slot."""
-
-    user: str | None
-    number: int
-    turn: asyncio.Future[None]
+_STOP_S = 10  # seconds that an engine may take to hear that its request is not wanted any more
+_GRACE_S = 2  # the same where the client waits for the word that its time is over
 
 
 class Turns:
@@ -29,21 +21,20 @@ class Turns:
     first. So a user with many requests keeps no other one waiting; requests without a user are one user's."""
 
     def __init__(self, slots: int) -> None:
-        self._free, self._running, self._waiting = slots, Counter[str | None](), list[_Place]()
+        self._free, self._running = slots, Counter[str | None]()
+        self._waiting: dict[asyncio.Future[None], tuple[str | None, int]] = {}  # user and number of each request
         self._served: dict[str | None, int] = {}  # of those who run or wait: which request of all was their last
         self._numbers = itertools.count(1)
 
     async def take(self, user: str | None) -> None:
         """Wait for a slot; cancelled, the place in the queue is given up."""
-        place = _Place(user, next(self._numbers), asyncio.get_running_loop().create_future())
-        self._waiting.append(place)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = user, next(self._numbers)
         self._next()
         try:
-            await place.turn
+            await turn
         except asyncio.CancelledError:
-            if place in self._waiting:
-                self._waiting.remove(place)
-            else:
+            if self._waiting.pop(turn, None) is None:
                 self.give_back(user)
             raise
 
@@ -54,18 +45,20 @@ class Turns:
         self._next()
 
     def _next(self) -> None:
-        while self._free and (wanted := [item for item in self._waiting if not item.turn.cancelled()]):
-            place = min(
-                wanted, key=lambda item: (self._running[item.user], self._served.get(item.user, 0), item.number)
-            )
-            self._waiting.remove(place)
+        def rank(turn: asyncio.Future[None]) -> tuple[int, int, int]:
+            user, number = self._waiting[turn]
+            return self._running[user], self._served.get(user, 0), number
+
+        while self._free and (wanted := [turn for turn in self._waiting if not turn.cancelled()]):
+            turn = min(wanted, key=rank)
+            user, _ = self._waiting.pop(turn)
             self._free -= 1
-            self._running[place.user] += 1
-            self._served[place.user] = next(self._numbers)
-            place.turn.set_result(None)
-        present = {item.user for item in self._waiting} | {user for user, count in self._running.items() if count}
-        self._served = {user: number for user, number in self._served.items() if user in present}
+            self._running[user] += 1
+            self._served[user] = next(self._numbers)
+            turn.set_result(None)
         self._running = +self._running
+        present = {*self._running, *(user for user, _ in self._waiting.values())}
+        self._served = {user: number for user, number in self._served.items() if user in present}
 
 
 class RequestQueue:
@@ -75,67 +68,75 @@ class RequestQueue:
         """`settings` are ServeSettings."""
         self.settings = settings
         self.engine = Engine(settings.model, settings.n_ctx, settings.slots)
-        self._turns = Turns(settings.slots)
-        self._threads = ThreadPoolExecutor(settings.slots, "slot")
+        self._turns, self._numbers = Turns(settings.slots), itertools.count()
+        self._sender = ThreadPoolExecutor(1, "sender")  # what blocks, in its order: starting the engine, writing to it
         self.present = 0  # requests that run or wait
 
-    async def events(self, request: Request | Helped, left: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
-        """Events of one request, see `Engine.ask`; `left` returns when its client has gone, which ends it. A client
-        that reads slowly keeps nobody waiting: the events are kept for it. Raises Refusal where the queue is full or
-        the wait too long."""
+    async def events(self, request: Request, left: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
+        """Events of one request, the last one not a "delta"; `left` returns when its client has gone, which ends it. A
+        client that reads slowly keeps nobody waiting: the events are kept for it. Raises Refusal where the queue is
+        full."""
         if self.present >= self.settings.queue + self.settings.slots:
             raise Refusal(429, "the queue is full; try again later", kind="rate_limit_error")
         self.present += 1
-        found = asyncio.Queue[Event | Refusal | None]()
+        found = asyncio.Queue[Event | None]()
         served = asyncio.create_task(self._served(request, found))
         watcher = asyncio.ensure_future(left())
         watcher.add_done_callback(lambda _: served.cancel())
         try:
-            while (event := await found.get()) is not None:
-                if isinstance(event, Refusal):
-                    raise event
+            while event := await found.get():
                 yield event
         finally:
             watcher.cancel()  # and with it what still runs
 
-    async def _served(self, request: Request | Helped, found: "asyncio.Queue[Event | Refusal | None]") -> None:
-        deadline = time.monotonic() + self.settings.timeout_s
+    async def _served(self, request: Request, found: asyncio.Queue[Event | None]) -> None:
+        deadline = asyncio.get_running_loop().time() + self.settings.timeout_s
         try:
-            try:
-                async with asyncio.timeout(self.settings.timeout_s):
-                    await self._turns.take(request.user)
-            except TimeoutError:
-                found.put_nowait(Refusal(504, "the request waited longer than the server allows", kind="timeout"))
-                return
+            async with asyncio.timeout_at(deadline):
+                await self._turns.take(request.user)
             try:
                 await self._run(request, deadline, found)
             finally:
                 self._turns.give_back(request.user)
+        except TimeoutError:
+            found.put_nowait(failed("timeout", "the request waited longer than the server allows"))
         finally:
             self.present -= 1
             found.put_nowait(None)
 
-    async def _run(self, request: Request | Helped, deadline: float, found: "asyncio.Queue[Any]") -> None:
-        """Run the engine's blocking calls on a thread; cancelled, wait until the engine has heard of it."""
-        loop = asyncio.get_running_loop()
-        cancelled = threading.Event()
-        if isinstance(request, Request):
-            own, options = self.settings, request.options
-            trims = own.trim_history or options.trim_history
-            request = replace(request, options=replace(options, decoding=own.decoding, trim_history=trims))
+    async def _run(self, request: Request, deadline: float, found: asyncio.Queue[Event | None]) -> None:
+        """Have the engine answer. Cancelled or late, wait until it has heard that nobody wants the answer; where it
+        does not hear it soon, it is replaced."""
+        loop, number, over = asyncio.get_running_loop(), next(self._numbers), asyncio.Event()
 
-        def work() -> None:
+        def take(event: Event) -> None:
+            if event[0] == "failed" and loop.time() > deadline:
+                event = failed("timeout", "the request took longer than the server allows")
+            found.put_nowait(event)
+            if event[0] != "delta":
+                over.set()
+
+        def hand_on(event: Event) -> None:
+            with suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(take, event)
+
+        async def give_up(patience: float) -> None:
+            await asyncio.wait([sent])
             try:
-                for event in self.engine.ask(request, deadline, cancelled):
-                    loop.call_soon_threadsafe(found.put_nowait, event)
-            except PetoolError as error:  # it died and cannot be started again
-                failed: Event = ("failed", {"kind": "engine_error", "message": error.message})
-                loop.call_soon_threadsafe(found.put_nowait, failed)
+                async with asyncio.timeout(patience):
+                    await loop.run_in_executor(self._sender, self.engine.cancel, number)
+                    await over.wait()
+            except TimeoutError:
+                self.engine.kill()
+                await over.wait()
 
-        running = loop.run_in_executor(self._threads, work)
+        sent = loop.run_in_executor(self._sender, self.engine.send, number, request, hand_on)
         try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            cancelled.set()
-            await asyncio.wait([running])
-            raise
+            async with asyncio.timeout_at(deadline):
+                await asyncio.shield(sent)
+                await over.wait()
+        except (TimeoutError, asyncio.CancelledError) as why:
+            ending = asyncio.ensure_future(give_up(_GRACE_S if isinstance(why, TimeoutError) else _STOP_S))
+            while not ending.done():
+                with suppress(asyncio.CancelledError):  # a client may leave after its time, too
+                    await asyncio.wait([ending])

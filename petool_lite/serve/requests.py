@@ -4,7 +4,9 @@ Null means absent. What this server does not do is refused by the field's name; 
 greedy, is accepted and named in the answer.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +16,9 @@ from petool_lite.data.entries import Entry
 from petool_lite.data.fields import Fault, kind_of
 from petool_lite.data.openai import conversation, read_tools
 from petool_lite.data.petoolbench import read_interaction
-from petool_lite.errors import PetoolError
-from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions
-from petool_lite.inference.parse import check_names
-from petool_lite.inference.worker import Request
+from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions, Request
 
+_TEXT = {"const": "text"}
 _FLAG = {"type": "boolean"}, "true or false"
 _NONE = False, "nothing, since this server has none"
 _LIMIT = {"type": "integer", "minimum": -1, "maximum": (1 << 31) - 1, "not": {"const": 0}}, "a whole number or -1"
@@ -31,10 +31,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "function_call": ({"const": "none"}, "none; give tool_choice"),
     "modalities": ({"const": ["text"]}, 'only "text"'),
     "response_format": ({"const": {"type": "text"}}, "the type text"),
-    "text": (
-        {"type": "object", "properties": {"format": {"properties": {"type": {"const": "text"}}}}},
-        "the type text",
-    ),
+    "text": ({"type": "object", "properties": {"format": {"properties": {"type": _TEXT}}}}, "the type text"),
     "background": ({"const": False}, "false"),
     **dict.fromkeys(("audio", "previous_response_id", "conversation", "prompt"), _NONE),
     **dict.fromkeys(("stream", "explain", "store"), _FLAG),
@@ -74,20 +71,31 @@ class Asked:
 def read_chat(body: Mapping[str, Any]) -> Asked:
     """A request of POST /v1/chat/completions; raises Refusal."""
     limit = next((name for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None), "max_tokens")
-    return _read(body, body.get("messages"), limit)
+    with _refusing():
+        return _read(body, body.get("messages"), limit)
 
 
 def read_responses(body: Mapping[str, Any]) -> Asked:
     """A request of POST /v1/responses; raises Refusal."""
     given = body.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    if not isinstance(items, list):
-        raise _wrong("input", "a text or a list of items", given)
-    instructions = body.get("instructions")
-    messages = [{"role": "system", "content": instructions}] if instructions else []
-    for index, item in enumerate(items):
-        messages += _message(item, f"input[{index}]")
-    return _read(body, messages, "max_output_tokens")
+    with _refusing():
+        if not isinstance(items, list):
+            raise _wrong("input", "a text or a list of items", given)
+        instructions = body.get("instructions")
+        messages = [{"role": "system", "content": instructions}] if instructions else []
+        for index, item in enumerate(items):
+            messages += _message(item, f"input[{index}]")
+        return _read(body, messages, "max_output_tokens")
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse a field that is not as expected."""
+    try:
+        yield
+    except Fault as fault:
+        raise Refusal(400, str(fault), re.split(r"[:.[]", str(fault))[0]) from None
 
 
 def _message(item: Any, where: str) -> list[dict[str, Any]]:
@@ -126,59 +134,42 @@ def _read(body: Mapping[str, Any], messages: Any, limit: str) -> Asked:
 def _entry(body: Mapping[str, Any], messages: Any) -> Entry:
     if not isinstance(messages, list) or not messages:
         raise _wrong("messages", "a list of at least one message", messages)
-    listed = body.get("tools")
-    if listed in (None, []):
-        raise Refusal(400, "tools: expected at least one; this model calls tools and does nothing else", "tools")
-    try:
-        for index, tool in enumerate(listed if isinstance(listed, list) else []):
-            if isinstance(tool, Mapping) and tool.get("type", "function") not in ("function", None):
-                raise Fault(f"tools[{index}].type", f"function, found {tool['type']}")
-        tools = read_tools(listed)
-        check_names(tools)
-        entry = conversation(messages, tools, "the request")
-        earlier = tuple(
-            read_interaction(row, f"history[{index}]") for index, row in enumerate(body.get("history") or [])
-        )
-    except Fault as fault:
-        raise Refusal(400, str(fault), str(fault).partition(":")[0].partition("[")[0]) from None
-    except PetoolError as error:
-        raise Refusal(400, f"tools: {error.message}", "tools") from error
+    listed = body.get("tools") or []
+    for index, tool in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(tool, Mapping) and tool.get("type", "function") not in ("function", None):
+            raise _wrong(f"tools[{index}].type", "function", tool["type"])
+    if not (tools := read_tools(listed)):
+        raise Fault("tools", "at least one; this model calls tools and does nothing else")
+    entry, rows = conversation(messages, tools, "the request"), enumerate(body.get("history") or ())
+    earlier = tuple(read_interaction(row, f"history[{index}]") for index, row in rows)
     if not entry.query.strip() and not (entry.turns and entry.turns[-1]["role"] == "tool"):
-        raise Refusal(400, "messages: expected a text of the role user, or a tool's result, at the end", "messages")
+        raise Fault("messages", "a text of the role user, or a tool's result, at the end")
     return replace(entry, history=earlier + entry.history)
 
 
 def _choice(value: Any, entry: Entry) -> tuple[str, tuple[str, ...] | None]:
     """How tools may be chosen, and the names of those that may be called; None for all."""
-    if value is None:
-        return AUTO, None
-    if isinstance(value, str) and value in CHOICES:
-        return value, None
-    kind = value.get("type") if isinstance(value, Mapping) else None
-    if kind == "allowed_tools":
-        inner = value.get("allowed_tools", value)
-        listed = inner.get("tools") if isinstance(inner, Mapping) else None
-        if not isinstance(listed, list) or not listed or inner.get("mode") not in (AUTO, REQUIRED):
-            raise _wrong("tool_choice.allowed_tools", 'a mode of "auto" or "required", and a list of tools', inner)
-        return str(inner["mode"]), tuple(_named(item, entry) for item in listed)
-    if kind == "function":
-        return REQUIRED, (_named(value, entry),)
-    wanted = f"{', '.join(CHOICES)}, one function, or allowed_tools"
-    raise Refusal(400, f"tool_choice: expected {wanted}, found {_short(value)}", "tool_choice")
+    if value is None or (isinstance(value, str) and value in CHOICES):
+        return value or AUTO, None
+    found = value if isinstance(value, Mapping) else {}
+    if found.get("type") == "function":
+        found = {"mode": REQUIRED, "tools": [found]}
+    found = found.get("allowed_tools", found)
+    listed = found.get("tools") if isinstance(found, Mapping) and found.get("mode") in (AUTO, REQUIRED) else None
+    if not isinstance(listed, list) or not listed:
+        wanted = f'{", ".join(CHOICES)}, one function, or allowed_tools with a mode of "auto" or "required" and tools'
+        raise _wrong("tool_choice", wanted, value)
+    return str(found["mode"]), tuple(_named(item, entry) for item in listed)
 
 
 def _named(value: Any, entry: Entry) -> str:
     function = value.get("function", value) if isinstance(value, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if name not in {tool.name for tool in entry.tools}:
-        raise Refusal(400, f"tool_choice: the tool to call was not offered: {_short(name)}", "tool_choice")
+        raise _wrong("tool_choice", "the name of an offered tool", name)
     return str(name)
 
 
-def _wrong(field: str, expected: str, found: Any) -> Refusal:
-    said = _short(found) if isinstance(found, str | int | float) else kind_of(found)
-    return Refusal(400, f"{field}: expected {expected}, found {said}", field.partition(".")[0].partition("[")[0])
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:60]
+def _wrong(field: str, expected: str, found: Any) -> Fault:
+    said = repr(found)[:60] if isinstance(found, str | int | float) else kind_of(found)
+    return Fault(field, f"{expected}, found {said}")

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from petool_lite.inference.parse import CUT_OFF, ENGINE
-from petool_lite.inference.worker import Event
+from petool_lite.inference.worker import Event, failed
 from petool_lite.serve.requests import Asked, Refusal
 
 _STATUS = {ENGINE: 500, "timeout": 504, "cancelled": 499}
@@ -21,7 +21,7 @@ async def respond(events: AsyncIterator[Event], form: "Form") -> Any:
     Raises Refusal."""
     from starlette.responses import JSONResponse, StreamingResponse
 
-    first = await anext(events, ("failed", {"kind": "cancelled", "message": "the client has gone"}))
+    first = await anext(events, failed("cancelled", "the client has gone"))
     _check(first)
     if form.asked.stream:
         return StreamingResponse(_stream(first, events, form), media_type="text/event-stream")
@@ -67,7 +67,7 @@ class Form:
             return list(self._grown(facts, began))
         self.facts = facts
         broken = kind != "done" and facts["kind"] != CUT_OFF
-        if kind == "done" and facts["called"]:
+        if kind == "done" and facts["status"] == "call":
             self.finish = "tool_calls"
         elif (facts.get("finish") if kind == "done" else facts["kind"]) in ("length", CUT_OFF):
             self.finish = "length"
@@ -82,6 +82,9 @@ class Form:
         told = ("status", "confidence", "candidates", "timings", "history_dropped", "warning", "kind", "notes",
                 "prompt")  # fmt: skip
         found = {key: self.facts[key] for key in told if self.facts.get(key)}
+        if "candidates" in found and not self.asked.request.options.explain:  # then it tells nothing of earlier calls
+            plain = ("name", "probability")
+            found["candidates"] = [{key: item[key] for key in plain} for item in found["candidates"]]
         found |= {"unused": list(self.asked.unused)} if self.asked.unused else {}
         return {"petool_lite": found} if found else {}
 
@@ -155,34 +158,33 @@ class Responses(Form):
     def opening(self) -> Iterator[str]:
         """The response without its output, twice, as OpenAI sends it."""
         for kind in ("created", "in_progress"):
-            yield self._event(f"response.{kind}", response=self._response("in_progress"))
+            yield self._event(kind, response=self._response("in_progress"))
 
     def _grown(self, piece: dict[str, str], began: bool) -> Iterator[str]:
         if began:
-            yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", empty=True))
+            yield self._event("output_item.added", output_index=0, item=self._item("in_progress", empty=True))
             if self.name is None:
-                yield self._event("response.content_part.added", **self._place(), part=self._part(""))
+                yield self._event("content_part.added", **self._place(), part=self._part(""))
         if "content" in piece:
-            yield self._event("response.output_text.delta", **self._place(), delta=piece["content"], logprobs=[])
+            yield self._event("output_text.delta", **self._place(), delta=piece["content"], logprobs=[])
         elif "arguments" in piece:
-            where = {"output_index": 0, "item_id": f"fc_{self.identity}"}
-            yield self._event("response.function_call_arguments.delta", **where, delta=piece["arguments"])
+            yield self._event("function_call_arguments.delta", **self._place(), delta=piece["arguments"])
 
     def _closing(self) -> Iterator[str]:
         status = "incomplete" if self.finish == "length" else "completed"
         if self.name is not None:
-            where = {"output_index": 0, "item_id": f"fc_{self.identity}", "name": self.name}
-            yield self._event("response.function_call_arguments.done", **where, arguments=self.arguments)
+            made = {"name": self.name, "arguments": self.arguments}
+            yield self._event("function_call_arguments.done", **self._place(), **made)
         elif self.text:
-            yield self._event("response.output_text.done", **self._place(), text=self.text, logprobs=[])
-            yield self._event("response.content_part.done", **self._place(), part=self._part(self.text))
+            yield self._event("output_text.done", **self._place(), text=self.text, logprobs=[])
+            yield self._event("content_part.done", **self._place(), part=self._part(self.text))
         if self.name is not None or self.text:
-            yield self._event("response.output_item.done", output_index=0, item=self._item(status))
-        yield self._event(f"response.{status}", response=self.whole())
+            yield self._event("output_item.done", output_index=0, item=self._item(status))
+        yield self._event(status, response=self.whole())
 
     def _failed(self, facts: dict[str, Any]) -> Iterator[str]:
         error = {"code": "server_error", "message": facts["message"]}
-        yield self._event("response.failed", response=self._response("failed") | {"error": error})
+        yield self._event("failed", response=self._response("failed") | {"error": error})
 
     def whole(self) -> dict[str, Any]:
         """A response."""
@@ -190,8 +192,7 @@ class Responses(Form):
         found = self._response("incomplete" if cut else "completed")
         output = [self._item(found["status"])] if self.name is not None or self.text else []
         usage = self._usage("input", "output")
-        if usage:
-            usage["output_tokens_details"] = {"reasoning_tokens": 0}
+        usage = usage and usage | {"output_tokens_details": {"reasoning_tokens": 0}}
         reason = {"reason": "max_output_tokens"} if cut else None
         return found | {"output": output, "usage": usage, "incomplete_details": reason} | self._own()
 
@@ -214,6 +215,8 @@ class Responses(Form):
         return {"type": "message", "id": f"msg_{self.identity}", "status": status, **said}
 
     def _place(self) -> dict[str, Any]:
+        if self.name is not None:
+            return {"output_index": 0, "item_id": f"fc_{self.identity}"}
         return {"output_index": 0, "item_id": f"msg_{self.identity}", "content_index": 0}
 
     def _part(self, text: str) -> dict[str, Any]:
@@ -221,6 +224,7 @@ class Responses(Form):
 
     def _event(self, kind: str, **facts: Any) -> str:
         self._number += 1
+        kind = f"response.{kind}"
         return f"event: {kind}\n" + _sse({"type": kind, "sequence_number": self._number, **facts})
 
 

@@ -6,7 +6,9 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import resources
@@ -19,13 +21,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
-from petool_lite.data.entries import Call, nested_beyond
+from petool_lite.console import say
+from petool_lite.data.entries import nested_beyond
+from petool_lite.data.mcp import Servers
 from petool_lite.errors import PetoolError
-from petool_lite.inference.helper import ROUTE
-from petool_lite.inference.worker import Event, Helped
-from petool_lite.inference.worker import Request as EngineRequest
-from petool_lite.memory.store import VERDICTS, Memory, Unwritable, record_of
-from petool_lite.serve.offered import OfferedTools
+from petool_lite.inference.call import Request as EngineRequest
+from petool_lite.inference.helper import ROUTE, asked_request
+from petool_lite.inference.worker import Event
+from petool_lite.memory.store import VERDICTS, Store, Unwritable
 from petool_lite.serve.queue import RequestQueue
 from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
 from petool_lite.serve.respond import Chat, Form, Responses, respond
@@ -35,16 +38,44 @@ _CALL = 1 << 28  # bytes of what a `petool-lite call` of this user asks, which m
 _PRIVATE = "what is remembered of users is told with the server's key only; it said one where it was started"
 _SHOWN = 20  # calls of a user on the page
 _DEEPEST = 64  # levels of nesting in a request
+_FRESH_S = 30.0  # after which MCP servers are asked again, when a request wants their tools
 _FORMS: dict[str, tuple[Any, type[Form]]] = {
     "/v1/chat/completions": (read_chat, Chat),
     "/v1/responses": (read_responses, Responses),
 }
 
 
-def application(queue: RequestQueue, memory: Memory | None = None, offered: OfferedTools | None = None) -> Starlette:
-    """The application over `queue`; without a `memory` no user's calls are kept or read. `offered` are the tools where
-    a request brings none."""
-    own, settings = _Routes(queue, memory, offered), queue.settings
+class OfferedTools:
+    """The tools of MCP servers as they were a moment ago: a server that changes or dies keeps no request waiting."""
+
+    def __init__(self, given: Sequence[str], fresh_s: float = _FRESH_S) -> None:
+        """Ask the servers. Raises PetoolError where one does not answer: better now than amid requests."""
+        self._servers, self._fresh_s, self._said = Servers(given), fresh_s, ""
+        self._listed, self._asked = self._servers.tools(), time.monotonic()
+        self._asking = threading.Lock()  # by one thread at a time
+
+    def current(self) -> list[dict[str, Any]]:
+        """The tools in OpenAI's form; where they are not fresh, a thread asks for those of the next request."""
+        if time.monotonic() - self._asked > self._fresh_s and self._asking.acquire(blocking=False):
+            threading.Thread(target=self._ask, daemon=True).start()
+        return self._listed
+
+    def _ask(self) -> None:
+        try:
+            self._listed, self._said = self._servers.tools(), ""
+        except PetoolError as error:
+            if error.message != self._said:
+                say(f"note: {error.message}; its tools of before are still offered")
+            self._said = error.message
+        finally:
+            self._asked = time.monotonic()
+            self._asking.release()
+
+
+def application(queue: RequestQueue, store: Store | None = None, offered: OfferedTools | None = None) -> Starlette:
+    """The application over `queue`; without a `store` no user's calls are kept or read. `offered` are the tools where a
+    request brings none."""
+    own, settings = _Routes(queue, store, offered), queue.settings
     # Without a key, a web page in the user's browser must not get in under another name for this machine.
     hosts = ["*"] if settings.api_key else ["localhost", "127.0.0.1", "[::1]", "::1", settings.host]
     return Starlette(
@@ -71,8 +102,8 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
 class _Routes:
     """What each address answers."""
 
-    def __init__(self, queue: RequestQueue, memory: Memory | None, offered: OfferedTools | None) -> None:
-        self._queue, self._memory, self._offered = queue, memory, offered
+    def __init__(self, queue: RequestQueue, store: Store | None, offered: OfferedTools | None) -> None:
+        self._queue, self._store, self._offered = queue, store, offered
         self._settings, self._name = queue.settings, queue.settings.model.stem
 
     async def models(self, request: Request) -> JSONResponse:
@@ -94,12 +125,29 @@ class _Routes:
 
     async def history(self, request: Request) -> JSONResponse:
         _authorize(request, self._settings.reading_key, _PRIVATE)
-        return JSONResponse(await asyncio.to_thread(_remembered, request.query_params.get("user", ""), self._memory))
+        user, store = request.query_params.get("user", ""), self._store
+        found = await asyncio.to_thread(store.records, user, _SHOWN) if store else []  # the newest last
+        tools = json.loads(found[-1].tools) if found else []
+        return JSONResponse({"object": "list", "data": [item.facts() for item in found], "tools": tools})
 
     async def feedback(self, request: Request) -> JSONResponse:
+        """Give the call of a reply's id its verdict; with a `user` only where it is this user's."""
         _authorize(request, self._settings.api_key)
         body = await _body(request, self._settings.max_mb * 2**20)
-        return JSONResponse(await asyncio.to_thread(_rated, body, self._memory))
+        identity, verdict, user = (body.get(name) for name in ("id", "verdict", "user"))
+        if not isinstance(identity, str):
+            raise Refusal(400, "id: expected the id of a reply", "id")
+        if verdict not in VERDICTS:
+            raise Refusal(400, f"verdict: expected {' or '.join(VERDICTS)}", "verdict")
+        if self._store is None:
+            raise Refusal(404, "this server keeps no calls", "id", "not_found_error")
+        try:
+            await asyncio.to_thread(self._store.find, identity, None if user is None else str(user), verdict)
+        except Unwritable as error:
+            raise Refusal(503, error.message, kind="server_error") from error
+        except PetoolError as error:
+            raise Refusal(404, error.message, "id", "not_found_error") from error
+        return JSONResponse({"object": "feedback", "id": identity, "verdict": verdict})
 
     async def answer(self, request: Request) -> Any:
         _authorize(request, self._settings.api_key)
@@ -108,72 +156,31 @@ class _Routes:
         if self._offered and not body.get("tools"):
             body["tools"] = self._offered.current()
         asked: Asked = read(body)
-        plain, memory = asked.request, self._memory
-        if memory is None or memory.store is None:
+        if self._store is None:
             asked = replace(asked, remembers=False)
-        elif asked.remembers:
-            if plain.options.explain:  # it tells earlier calls
-                _authorize(request, self._settings.reading_key, _PRIVATE)
-            entry = await asyncio.to_thread(memory.recalled, str(plain.user), plain.entry)
-            # What is recalled never makes a prompt too long.
-            options = replace(plain.options, trim_history=len(entry.history) > len(plain.entry.history))
-            asked = replace(asked, request=replace(plain, entry=entry, options=options))
-
-        made, events = form(asked, self._name), self._queue.events(asked.request, partial(_left, request))
-        if memory is not None and asked.remembers:
-            events = _kept(events, made, plain, memory)
-        return await respond(events, made)
+        elif asked.remembers and asked.request.options.explain:  # it tells earlier calls
+            _authorize(request, self._settings.reading_key, _PRIVATE)
+        made = form(asked, self._name)
+        own = {"decoding": self._settings.decoding, "trim_history": self._settings.trim_history}
+        options = replace(asked.request.options, **own)
+        kept = made.identity if asked.remembers else None
+        return await respond(self._events(request, replace(asked.request, options=options, kept=kept)), made)
 
     async def help_call(self, request: Request) -> JSONResponse:
         if (request.scope["server"] or ("", 0))[1] is not None:  # a port, and no socket of this user alone
             raise Refusal(404, "not found", kind="not_found_error")
-        asked = Helped(await _body(request, _CALL))
-        kind, facts = [event async for event in self._queue.events(asked, partial(_left, request))][-1]
+        asked = asked_request(await _body(request, _CALL))
+        kind, facts = [event async for event in self._events(request, asked)][-1]
         return JSONResponse(facts, 200 if kind == "done" else 500)
+
+    def _events(self, request: Request, asked: EngineRequest) -> AsyncIterator[Event]:
+        return self._queue.events(asked, partial(_left, request))
 
 
 async def _left(request: Any) -> None:
     """Return when a request's client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _kept(
-    events: AsyncIterator[Event], made: Form, request: EngineRequest, memory: Memory
-) -> AsyncIterator[Event]:
-    """The events, the last one when the answer is kept: its client may rate it at once. A question is not kept."""
-    async for event in events:
-        kind, facts = event
-        if kind == "done" and facts["status"] != "ask":
-            answer = made.text if made.name is None else Call(made.name, json.loads(made.arguments or "{}"))
-            record = record_of(made.identity, str(request.user), request.entry, answer, facts["confidence"])
-            await asyncio.to_thread(memory.use, lambda store, made=record: store.add([made]))
-        yield event
-
-
-def _rated(body: Mapping[str, Any], memory: Memory | None) -> dict[str, Any]:
-    """Give the call of a reply's id its verdict; with a `user` only where it is this user's."""
-    identity, verdict, user = (body.get(name) for name in ("id", "verdict", "user"))
-    if not isinstance(identity, str):
-        raise Refusal(400, "id: expected the id of a reply", "id")
-    if verdict not in VERDICTS:
-        raise Refusal(400, f"verdict: expected {' or '.join(VERDICTS)}", "verdict")
-    if memory is None or memory.store is None:
-        raise Refusal(404, "this server keeps no calls", "id", "not_found_error")
-    try:
-        memory.store.find(identity, None if user is None else str(user), verdict)
-    except Unwritable as error:
-        raise Refusal(503, error.message, kind="server_error") from error
-    except PetoolError as error:
-        raise Refusal(404, error.message, "id", "not_found_error") from error
-    return {"object": "feedback", "id": identity, "verdict": verdict}
-
-
-def _remembered(user: str, memory: Memory | None) -> dict[str, Any]:
-    """The newest calls of a user, the newest last, and the tools of the last one."""
-    found = memory.store.records(user, _SHOWN) if memory and memory.store else []
-    tools = json.loads(found[-1].tools) if found else []
-    return {"object": "list", "data": [item.facts() for item in found], "tools": tools}
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from support_serve import Server
 from petool_lite.data.mcp import Servers
 from petool_lite.errors import PetoolError
 from petool_lite.models import embedded_gguf
-from petool_lite.serve.offered import OfferedTools
+from petool_lite.serve.routes import OfferedTools
 
 pytest.importorskip("mcp")
 

@@ -86,6 +86,6 @@ def test_a_reply_is_cut_into_name_and_arguments_wherever_its_tokens_end(form) ->
         pieces = Pieces()
         ends = [*range(step, len(raw), step), len(raw)]
         found = [piece for end in ends for piece in pieces.grown(raw[:end].decode("utf-8", "replace"))]
-        found += pieces.rest(raw.decode())
+        found += pieces.grown(raw.decode(), whole=True)
         assert found[0] == {"name": name}
         assert "".join(piece["arguments"] for piece in found[1:]) == dumped[1]

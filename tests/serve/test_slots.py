@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from support_serve import ASK, SLOW, TOOLS, Server
 
 from petool_lite import ToolCaller
 from petool_lite.data.files import load_dataset
-from petool_lite.inference.call import CallOptions
+from petool_lite.inference.call import CallOptions, Request
 from petool_lite.inference.parse import CallFailure
-from petool_lite.serve.queue import Turns
+from petool_lite.serve.queue import RequestQueue, Turns
 
 ENTRIES = load_dataset("demo:test:12").entries
 
@@ -71,6 +72,46 @@ def test_who_was_served_least_goes_next() -> None:
 
     order = asyncio.run(served("ann", "ann", "ann", "ann", "bob", None, "ann"))
     assert order == ["ann", "ann", "bob", None, "ann", "ann", "ann"]
+
+
+def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_after_its_time() -> None:
+    class Deaf:
+        """An engine that hears nothing; `asked` are those who wait for its events."""
+
+        def __init__(self) -> None:
+            self.asked = list[Callable[..., object]]()
+
+        def send(self, number: int, request: Request, take: Callable[..., object]) -> None:
+            self.asked.append(take)
+
+        def cancel(self, number: int) -> None:
+            pass
+
+    async def scene() -> None:
+        queue, deaf, leaving = RequestQueue(SETTINGS), Deaf(), asyncio.Event()
+        queue.engine = deaf
+
+        async def ask(leaves: asyncio.Event) -> None:
+            async for _ in queue.events(Request({}, CallOptions()), leaves.wait):
+                pass
+
+        first = asyncio.create_task(ask(leaving))
+        await asyncio.sleep(0.2)  # its time is over
+        leaving.set()
+        second = asyncio.create_task(ask(asyncio.Event()))
+        await asyncio.sleep(0.05)
+        assert (len(deaf.asked), queue.present) == (1, 2)
+        deaf.asked[0](("failed", {"kind": "cancelled", "message": ""}))
+        await asyncio.sleep(0.05)
+        assert (len(deaf.asked), queue.present) == (2, 1)
+        deaf.asked[1](("done", {}))
+        await asyncio.gather(first, second)
+        assert queue.present == 0
+
+    asyncio.run(scene())
+
+
+SETTINGS = SimpleNamespace(model=Path(), n_ctx=0, slots=1, queue=1, timeout_s=0.15)
 
 
 @pytest.fixture(scope="module")
