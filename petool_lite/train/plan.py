@@ -18,7 +18,15 @@ from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
 from petool_lite.train.devices import count, sharded
 from petool_lite.train.evaluate import check_evaluation
 from petool_lite.train.load import check_start
-from petool_lite.train.memory import CPU_BUDGET, Way, check_cpu_memory, choose, load_of
+from petool_lite.train.memory import (
+    CPU_BUDGET,
+    Way,
+    check_cpu_memory,
+    choose,
+    largest_batch,
+    load_of,
+    peak_bytes,
+)
 from petool_lite.train.records import check_reporters
 
 _COMPILED_FROM = 10_000_000  # tokens to go: compiling takes 26 s, and saves 2.3 to 2.7 us a token (docs/training.md)
@@ -62,6 +70,10 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
     rows = recipe.train.rows * (prepared.summary["steps"] - done)
     compiled = pays_to_compile(recipe, shape, way, rows * prepared.summary["tokens"] / prepared.summary["kept"])
     if way:
+        if compiled:
+            tokens = largest_batch(recipe, budget, load_of(prepared))
+            peak = peak_bytes(shape, recipe, (precision, False), tokens, load_of(prepared), compiled=True)
+            way = replace(way, peak_gb=round(peak / 2**30, 2))
         again = "checkpointing" if way.checkpointing else "all kept"
         chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch{', compiled layers' * compiled}"
         report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
