@@ -4,8 +4,8 @@
 folder with tokenizer.json and tokenizer_config.json. TARGET is a q4_k_m file of it, with the petool prompt.
 """
 
-import argparse
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,9 @@ SHAPE = {
     "vocab_size": 128_256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
     "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131_072,
     "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "bos_token_id": 128_000, "eos_token_id": 128_009,
+    "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
 }  # fmt: skip
-ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def make(work: Path, tokenizer: Path) -> Path:
@@ -25,8 +26,7 @@ def make(work: Path, tokenizer: Path) -> Path:
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    base, rope = work / "Llama-3B-random", {**ROPE, "original_max_position_embeddings": 8192}
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope))
+    base, model = work / "Llama-3B-random", LlamaForCausalLM(LlamaConfig(**SHAPE))
     model.save_pretrained(base, max_shard_size="4GB")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / name, base / name)
@@ -38,26 +38,18 @@ def make(work: Path, tokenizer: Path) -> Path:
     return base
 
 
-def main() -> None:
-    """Make what the command line says."""
-    from petool_lite.export import load_source, write_targets
-
-    from petool_lite.families import chat_template
-    from petool_lite.models import resolve_base
-    from petool_lite.prompt.render import LAYOUTS, exported_template
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("tokenizer", type=Path)
-    parser.add_argument("target", metavar="TARGET.gguf", type=Path, nargs="?")
-    options = parser.parse_args()
-    base = make(options.work, options.tokenizer)
-    if options.target:
-        source = load_source(resolve_base(str(base)))
-        source = replace(source, template=exported_template(chat_template(base), "petool"))
-        keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": str(LAYOUTS["petool"])}
-        write_targets(source, {"q4_k_m": options.target}, keys)
-
-
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: python dev/random_model.py WORK TOKENIZER [TARGET.gguf]")
+    made = make(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) == 4:
+        from petool_lite.export import load_source, write_targets
+
+        from petool_lite.families import chat_template
+        from petool_lite.models import resolve_base
+        from petool_lite.prompt.render import LAYOUTS, exported_template
+
+        source = load_source(resolve_base(str(made)))
+        source = replace(source, template=exported_template(chat_template(made), "petool"))
+        keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": str(LAYOUTS["petool"])}
+        write_targets(source, {"q4_k_m": Path(sys.argv[3])}, keys)

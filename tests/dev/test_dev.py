@@ -16,7 +16,7 @@ SCRIPTS = sorted(Path(folds.__file__).parent.glob("*.py"))
 
 @pytest.fixture
 def study(tmp_path) -> Study:
-    return Study("demo:test:8", "smol-rating", tmp_path, 2, (), ("rating",), "", 0.0, False)
+    return Study("demo:test:8", "smol-rating", tmp_path, (), ("rating",), "", 0.0, False)
 
 
 def test_a_line_pools_the_runs_and_its_interval_is_by_function(study) -> None:
