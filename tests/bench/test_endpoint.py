@@ -171,21 +171,6 @@ def test_an_endpoint_that_cannot_go_on_is_one_line_and_nothing_of_it_is_scored(
     assert len(moody.asked) == asked + 7, "what was answered is not asked again"
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "said"),
-    [
-        (["--endpoint", "http://127.0.0.1:9/v1", "--model", "m"], 1, "nobody is there"),
-        (["--endpoint", "127.0.0.1", "--model", "m"], 2, "not an address: 127.0.0.1"),
-        (["--endpoint", f"https://me:{SECRET}@example.org/v1", "--model", "m"], 2, "holds more than host and path"),
-        (["--endpoint", "http://127.0.0.1:9/v1"], 2, "--endpoint needs the name of a model"),
-    ],
-)
-def test_a_command_line_that_leads_nowhere(command, tmp_path, line, code, said) -> None:
-    result = command("bench", *line, "--data", "demo:test:60", "--variants", "rule-first", cwd=tmp_path)
-    assert (result.returncode, said in result.stderr) == (code, True), result.stderr
-    assert SECRET not in result.stderr
-
-
 def test_side_by_side_one_that_cannot_go_on_ends_all(moody, tmp_path) -> None:
     moody.deeds = [right, refuse(401, "revoked"), right]
     with pytest.raises(PetoolError, match="revoked"):

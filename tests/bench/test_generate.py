@@ -191,23 +191,6 @@ def test_a_prompt_beyond_the_context_keeps_its_row(tiny_files, tmp_path) -> None
     assert [(row["status"], row["reply"] == "") for row in rows] == [("too_long", True), ("ok", False)]
 
 
-def test_a_shared_beginning_is_not_read_again_and_changes_no_bit(tiny_files) -> None:
-    """llama.cpp rounds products of few rows otherwise than those of many; where to read on is chosen with that."""
-    import numpy as np
-
-    from petool_lite.inference.llama import LlamaModel
-
-    with LlamaModel(tiny_files["q4_k_m"], n_ctx=1024) as model:
-        model.exact_reuse = True
-        ids = [(7 * place * place + 11) % 40_000 for place in range(530)]
-        model.read(ids, reuse=False)
-        cold = model._logits(-1).copy()
-        for shared in (20, 511, 528):
-            model.read(ids[:shared], reuse=False)
-            assert shared - 512 < model.read(ids) <= shared
-            assert np.array_equal(model._logits(-1), cold), shared
-
-
 @pytest.fixture
 def run(tmp_path, tiny, monkeypatch) -> tuple[Path, object]:
     """A run that has exported q8_0 and f16 (the files' content does not matter here)."""
@@ -228,21 +211,25 @@ def gpu(monkeypatch):
     return lambda there: here.__setitem__(0, there)
 
 
-def test_all_is_what_this_run_and_machine_have(run, gpu) -> None:
+def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> None:
+    folder, recipe = run
     on_cpu = ["base-f16", "tuned-f16", "base-q8_0", "tuned-q8_0"]
     on_gpu = ["base-nf4-gpu", "base-bf16-gpu", "tuned-nf4-gpu", "tuned-bf16-gpu"]
-    assert [item.name for item in run_variants(*run, ["all"], silent)] == [*RULES, *on_cpu, *on_gpu]
+    whole = {item.name: item for item in run_variants(folder, recipe, ["all"], silent)}
+    assert [*whole] == [*RULES, *on_cpu, *on_gpu]
+    tuned = whole["tuned-nf4-gpu"]
+    assert (tuned.precision, tuned.adapter, tuned.batch) == ("nf4", folder / "adapter", 64)
+    assert whole["base-bf16-gpu"].adapter is None
+    full = replace(recipe, train=replace(recipe.train, method="full"))
+    models = {item.name: (item.model, item.adapter) for item in run_variants(folder, full, ["gpu"], silent)}
+    assert [models[name] for name in on_gpu] == [(Path(recipe.model.base), None)] * 2 + [(folder / "model", None)] * 2
     gpu(False)
-    assert [item.name for item in run_variants(*run, ["all"], silent)] == [*RULES, *on_cpu]
-
-
-def test_the_smallest_file_is_tuned_and_base_goes_with_it_in_the_same_decoding(run) -> None:
-    found = run_variants(*run, ["base", "tuned", "rule-liked"], silent)
+    assert [item.name for item in run_variants(folder, recipe, ["all"], silent)] == [*RULES, *on_cpu]
+    found = run_variants(folder, recipe, ["base", "tuned", "rule-liked"], silent)  # of the smallest file
     assert [item.name for item in with_decodings(found, "constrained")] == ["base-q8_0", "tuned-q8_0", "rule-liked"]
-    names = ["base-q8_0", "base-q8_0-free", "tuned-q8_0", "tuned-q8_0-free", "rule-liked"]
-    both = with_decodings(found, "both")
-    assert [item.name for item in both] == names
-    assert both[1].about == "the base before training, as a q8_0 GGUF file on the CPU, writing anything"
+    both = {item.name: item.about for item in with_decodings(found, "both")}
+    assert [*both] == ["base-q8_0", "base-q8_0-free", "tuned-q8_0", "tuned-q8_0-free", "rule-liked"]
+    assert both["base-q8_0-free"] == "the base before training, as a q8_0 GGUF file on the CPU, writing anything"
 
 
 def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu) -> None:
@@ -272,36 +259,14 @@ def test_what_is_asked_by_name_must_be_there(run, gpu) -> None:
             check_names(["base", name])
 
 
-def test_gpu_variants_are_the_base_with_what_was_trained(run, gpu) -> None:
-    folder, recipe = run
-    found = {item.name: item for item in run_variants(folder, recipe, ["gpu", "tuned-gpu"], silent)}
-    assert len(found) == 4
-    tuned = found["tuned-nf4-gpu"]
-    assert (tuned.precision, tuned.adapter, tuned.batch) == ("nf4", folder / "adapter", 64)
-    assert found["base-bf16-gpu"].adapter is None
-    recipe = replace(recipe, train=replace(recipe.train, method="full"))
-    found = {item.name: item for item in run_variants(folder, recipe, ["gpu"], silent)}
-    for name in ("tuned-bf16-gpu", "tuned-nf4-gpu"):
-        assert (found[name].model, found[name].adapter) == (folder / "model", None)
-    assert found["base-bf16-gpu"].model == Path(recipe.model.base)
-
-
-def test_baselines_answer_valid_calls_the_same_every_time() -> None:
-    entries = load_dataset("demo:test:40").entries
-    for name in RULES:
-        calls = [rule_call(name, entry) for entry in entries]
-        assert calls == [rule_call(name, entry) for entry in entries]
-        for entry, call in zip(entries, calls, strict=True):
-            tool = next(tool for tool in entry.tools if tool.name == call.name)
-            assert set(call.arguments) == set(required(tool))
-
-
 def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
     """What docs/results.md says of them."""
     entries = load_dataset(str(open_entries)).entries
-    shares = {
-        name: 100 * sum(rule_call(name, entry).name == entry.answer.name for entry in entries) / 753 for name in RULES
-    }
-    assert shares == pytest.approx(
-        {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}, abs=1.5
-    )
+    wanted = {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}
+    for name in RULES:
+        calls = [rule_call(name, entry) for entry in entries]
+        right = sum(call.name == entry.answer.name for call, entry in zip(calls, entries, strict=True))
+        assert 100 * right / 753 == pytest.approx(wanted[name], abs=1.5)
+        for entry, call in zip(entries, calls, strict=True):
+            (tool,) = (tool for tool in entry.tools if tool.name == call.name)
+            assert set(call.arguments) == set(required(tool)), "a valid call"

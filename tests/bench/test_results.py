@@ -73,20 +73,6 @@ def test_a_wrong_line_is_named(tmp_path) -> None:
             load_results(path)
 
 
-def test_files_that_do_not_belong_together_are_refused(tmp_path) -> None:
-    write_results(tmp_path, rows())
-    other = {"source": "other.json", "sha256": "ff" * 32, "total": 4}
-    path = write_results(tmp_path, rows(variant="base"), data=other)
-    with pytest.raises(PetoolError, match=r"made from demo:test:40.*other.json: other data"):
-        load_folder(tmp_path)
-    path.with_name("results-base.meta.json").unlink()
-    with pytest.raises(PetoolError, match=r"no such results file: .*results-base\.meta\.json"):
-        load_results(path)
-    path.with_name("results-base.meta.json").write_text(json.dumps(meta(rows(), entries=4)))
-    with pytest.raises(PetoolError, match="line 1: variant base, but tuned in results-base"):
-        load_results(path)
-
-
 @cases(25)
 @given(data=st.data())
 def test_any_line_and_any_meta_file_is_scored_or_refused_in_words(tmp_path, data) -> None:

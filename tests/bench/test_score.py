@@ -20,10 +20,8 @@ from petool_lite.bench.score import (
     design_effect,
     error_class,
     mcnemar,
-    paired,
     paired_interval,
     score_row,
-    summary,
     wilson,
 )
 from support_bench import answer, row, write_results
@@ -179,29 +177,6 @@ def test_each_class_of_error() -> None:
         facts = {"offered": OFFERED, "same_job": more.get("same_job", OFFERED[:2]), "history_length": 20}
         row = reply_row(reply, gold=WEATHER) | {"facts": facts} | more
         assert error_class(row, score_row(row)) == found
-
-
-def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
-    replies = [GOOD, GOOD, GOOD.replace("<b>", "<z>"), "cut"]
-    rows = [reply_row(reply, finish="length" if reply == "cut" else "stop") for reply in replies]
-    rows.append({"status": "engine_error", "style": "petool", "gold": GOLD, "facts": {}})
-    score = summary(rows, [score_row(item) for item in rows])
-    assert (score["n"], score["engine_errors"], score["no_call"], score["cut_off"]) == (4, 1, 1, 1)
-    assert (score["tool_acc"], score["param_acc"], score["joint_acc"]) == (50.0, 75.0, 50.0)
-    assert (score["strict"]["joint_acc"], score["calibration"]) == (50.0, None)
-    assert score["joint_ci"][0] < 50 < score["joint_ci"][1]
-
-
-def test_paired_tests_count_who_alone_is_right() -> None:
-    other = GOOD.replace("<b>", "<z>")
-    first = {index: score_row(reply_row(GOOD if index < 3 else other)) for index in range(12)}
-    second = {index: score_row(reply_row(GOOD if index > 1 else other)) for index in range(13)}
-    found = paired(first, second)
-    assert (found["n"], found["tool"]["first_only"], found["tool"]["second_only"]) == (12, 2, 9)
-    assert found["tool"]["difference"] == pytest.approx(100 * 7 / 12, abs=1e-3)
-    assert found["tool"]["p"] == pytest.approx(2 * (1 + 11 + 55) / 2**11)
-    assert found["param"]["p"] == 1.0
-    assert found["agreement"] == pytest.approx(100 / 12, abs=1e-3)
 
 
 def test_entries_of_one_function_are_worth_less_than_as_many_of_several() -> None:
@@ -363,6 +338,8 @@ def test_the_report_names_the_scorer_and_counts_apart_where_no_tool_fits(tmp_pat
     call = answer(dataset.entries[0])
     replies = [call, call.replace("5", "6"), NO_TOOL, NO_TOOL, NO_TOOL, NO_TOOL, call]
     made = [row(entry, index, replies[index], setting="none") for index, entry in enumerate(dataset.entries)]
+    for index, item in enumerate(made):
+        item["kind"] = ("pair", "alone", "alone", *["none"] * 4)[index]
     write_results(tmp_path, made)
     (item,) = write_report(tmp_path)["variants"]
     assert (item["scorer"], item["n"], "as_asked" in item) == ("ast", 7, False)
@@ -372,6 +349,8 @@ def test_the_report_names_the_scorer_and_counts_apart_where_no_tool_fits(tmp_pat
     text = (tmp_path / "report.md").read_text()
     assert "BFCL's AST" in text
     assert "none fits | 4 | 25.0" in text
+    assert "| tuned | pair | 1 | 100.0 " in text
+    assert "| tuned | none |" not in text, "the same entries are not told twice"
 
 
 @pytest.mark.parametrize(("name", "count"), [("simple", 400), ("multiple", 200), ("irrelevance", 240)])

@@ -81,8 +81,8 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture
 def call(hub: Hub, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
     """One fetch (or, with source=, one load) against the stand-in."""
-    own = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"),
-           "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "NO_PROXY": "127.0.0.1"}  # fmt: skip
+    own = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+    own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
     line, pipe = [sys.executable, "-c", PROGRAM], subprocess.PIPE
     with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, env=os.environ | own) as process:
 

@@ -179,14 +179,3 @@ def test_call_on_the_command_line(command, tmp_path) -> None:
     assert (document["timings"]["prompt_tokens"] > 150, 0 < document["confidence"] <= 1) == (True, True)
     free = command(*line, "--decoding", "free", "--reply-tokens", "20", "--json", cwd=tmp_path, inline=True)
     assert (free.returncode, "failure" in json.loads(free.stdout)) == (1, True)
-
-
-def test_bad_use_is_one_clear_line(command, tmp_path) -> None:
-    for arguments, code, said in (
-        ([], 2, "give a QUERY and --tools FILE"),
-        (["q", "--tools", "gone.json"], 1, "cannot read gone.json"),
-        (["q", "--tools", "-", "--history", "-"], 2, "only one of the files can be stdin"),
-        (["q", "--tools", __file__], 1, "is not JSON"),
-    ):
-        result = command("call", *arguments, cwd=tmp_path, inline=True)
-        assert (result.returncode, said in result.stderr, "Traceback" in result.stderr) == (code, True, False)

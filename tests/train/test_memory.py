@@ -70,17 +70,6 @@ def test_too_little_memory_is_refused_with_what_would_fit() -> None:
     assert "--set train.method=lora" in error.value.hint
 
 
-def test_the_dry_run_counts_and_on_a_cpu_predicts_nothing(tiny, command, found, tmp_path) -> None:
-    settings = [f"model.base={tiny}", "data.train=demo:train:20", "data.style=petool"]
-    line = ["train", "rating", *(part for pair in settings for part in ("--set", pair)), "--dry-run"]
-    plan = found(*line, cwd=tmp_path, inline=True)
-    assert (plan["kept"], plan["ways"], plan["gpu"], plan["trains_here"]) == (20, [], None, False)
-    assert not list(tmp_path.iterdir()), "nothing is written"
-    assert "needs a GPU: not here" in command(*line, cwd=tmp_path, inline=True).stderr
-    refused = command("train", "rating", cwd=tmp_path, inline=True)
-    assert (refused.returncode, "petool-lite train demo" in refused.stderr) == (3, True), refused.stderr
-
-
 def test_a_gpu_without_bfloat16_is_refused_before_anything_is_read(monkeypatch) -> None:
     import torch
 
