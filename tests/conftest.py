@@ -143,12 +143,16 @@ def trained(tiny, complete_run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(made_once, trained, found, tmp_path_factory) -> Path:
+def exported(made_once, trained, command, tmp_path_factory) -> Path:
     """This process's own copy of a folder whose runs/one is a complete run with an export to q8_0."""
 
     def export(root: Path) -> None:
         shutil.copytree(trained, root / "runs" / "one")
-        found("export", "--run", "one", "--gguf", "q8_0", "--verify", "quick", cwd=root, env=own_runs(root))
+        line = ("export", "--run", "one", "--gguf", "Q8_0", "--verify", "quick")
+        result = command(*line, cwd=root, env=own_runs(root))
+        assert (result.returncode, result.stdout.strip().rpartition("/")[2]) == (0, "model.q8_0.gguf"), result.stderr
+        assert "50 prompts with equal ids" in result.stderr
+        assert not [said for said in ("Failed to load", "Unknown separator", "Warning") if said in result.stderr]
 
     return shutil.copytree(made_once("exported", export), tmp_path_factory.mktemp("exported"), dirs_exist_ok=True)
 

@@ -207,39 +207,24 @@ def test_an_adapter_that_changes_nothing_is_not_written(small, make_adapter, tmp
     assert "0 tensors changed, but the adapter has 14" in not_written(small, tmp_path / "faint", tmp_path).message
 
 
-def test_an_adapter_with_trained_embeddings_is_not_written(small, make_adapter, adapter, tmp_path) -> None:
-    make_adapter(small, tmp_path / "saved", modules_to_save=["embed_tokens"])
-    assert "uses modules_to_save" in not_written(small, tmp_path / "saved", tmp_path).message
-    make_adapter(small, tmp_path / "lora", target_modules=["q_proj", "embed_tokens"])
-    assert "embed_tokens" in not_written(small, tmp_path / "lora", tmp_path).message
-    shutil.copytree(tmp_path / "saved", tmp_path / "hidden")  # the settings do not say so, the weights do
-    shutil.copy(adapter / "adapter_config.json", tmp_path / "hidden")
-    assert "embed_tokens" in not_written(small, tmp_path / "hidden", tmp_path).message
-
-
 def test_a_damaged_base_is_not_written(small, adapter, tmp_path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
     file = shutil.copytree(small, tmp_path / "base") / "model.safetensors"
     raw, weights, name = file.read_bytes(), load_file(file), "model.layers.1.mlp.up_proj.weight"
-    for damaged in (raw[:-1000], b"\xff" * 64 + raw[64:]):
-        file.write_bytes(damaged)
-        assert "damaged weights" in not_written(file.parent, adapter, tmp_path).message
-    save_file({key: value for key, value in weights.items() if key != name}, file)
-    assert f"{name} is missing" in not_written(file.parent, adapter, tmp_path).message
+    file.write_bytes(raw[:-1000])
+    assert "damaged weights" in not_written(file.parent, adapter, tmp_path).message
     weights[name][3, 5] = torch.nan
     save_file(weights, file)
     assert f"{name} holds values that are not finite" in not_written(file.parent, adapter, tmp_path).message
 
 
-def test_a_full_disk_is_said_before_anything_is_written(small, tmp_path, monkeypatch) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert "GiB free, the export needs" in not_written(small, None, tmp_path).message
-
-
-def test_a_disk_that_fills_up_is_cleaned_up(small, tmp_path, monkeypatch) -> None:
+def test_a_full_disk_is_said_before_and_one_that_fills_up_is_cleaned_up(small, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(tmp_path)
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        assert "GiB free, the export needs" in not_written(small, None, tmp_path).message
     real, calls = os.pwrite, []
 
     def full(*arguments):

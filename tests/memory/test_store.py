@@ -58,6 +58,15 @@ def test_the_newest_of_a_user_are_kept(tmp_path) -> None:
     assert counts == [8, 2], "nothing is left of those that went"
 
 
+def test_a_clock_that_jumps_back_loses_nothing(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path / "memory.sqlite")
+    for word, now in (("w0", 2e9), ("w1", 1e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        store.add([record_of(word, "ann", replace(ENTRY, query=word), Call("acme.find", {"word": word}))])
+    assert store.find("w1", "ann", "liked").verdict == "liked"
+    assert sorted(told(store, "ann")) == [("w0", "acme.find", None), ("w1", "acme.find", "liked")]
+
+
 WRITER = """
 import sys
 from dataclasses import replace
