@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def scene(model: Path, chat: Chat, entry: Entry, style: str, count: int, folder:
 
 
 def surroundings(folder: Path) -> dict[str, str]:
-    """The environment of a process whose cache, memory and sockets lie in `folder`."""
+    """Where cache, memory and sockets of a process lie in `folder`."""
     return os.environ | {"PETOOL_LITE_CACHE": f"{folder}/cache", "XDG_DATA_HOME": str(folder), "XDG_RUNTIME_DIR": ""}
 
 
@@ -201,27 +201,30 @@ def cold_and_bench(model: Path, data: str, chat: Chat, entries: list[Entry], fol
     return {"cold": cold, "seconds an entry": {"bench": benched, "call": called}}
 
 
+def plain_reply(model: LlamaModel, prompt: Sequence[int], constraint: Any, most: int = 256) -> list[int]:
+    """Ids of the plain engine's reply, one token at a time, without the end token."""
+    found = list[int]()
+    model.read(prompt, reuse=False)
+    while len(found) < most:
+        token = (constraint.forced() or [constraint.choose(model._logits())])[0]
+        constraint.accept([token])
+        if model.ends(token):
+            break
+        found.append(token)
+        model.read([*prompt, *found])
+    return found
+
+
 def flips(model: Path, entries: list[Entry]) -> None:
     """Compare replies: guessed and forced ids in batches behind a restored beginning, and the plain engine's."""
     with LlamaModel(model, n_ctx=CONTEXT) as loaded:
         chat, constrainer, flipped = loaded.chat(), loaded.constrainer(), list[str]()
-        for number, entry in enumerate(entries, 1):
+        for entry in entries:
             prompt = prompt_ids(chat, entry, Layout("petool", CONTEXT - 256))
-            assert prompt is not None
-            plain, constraint = list[int](), constrainer.start(entry.tools, "petool", True)
-            loaded.read(prompt.ids, reuse=False)
-            while len(plain) < 256:
-                token = (constraint.forced() or [constraint.choose(loaded._logits())])[0]
-                constraint.accept([token])
-                if loaded.ends(token):
-                    break
-                plain.append(token)
-                loaded.read([*prompt.ids, *plain])
+            plain = plain_reply(loaded, prompt.ids, constrainer.start(entry.tools, "petool", True))
             loaded.read(prompt.ids[: prompt.shared])
             reply = loaded.generate(prompt.ids, 256, constrainer.start(entry.tools, "petool", True), reuse=True)
-            if list(reply.ids) != plain:
-                flipped.append(entry.id)
-                say(f"{number}: {loaded.decode(plain)!r} became {reply.text!r}")
+            flipped += [] if list(reply.ids) == plain else [[entry.id, loaded.decode(plain), reply.text]]
     print_json({"replies": len(entries), "flipped": flipped})
 
 

@@ -3,12 +3,11 @@
     python dev/folds.py DATA [--recipe smol-rating] [--folds 5] [--only 0,3] [--seeds 0,1,2] [--jobs 15]
         [--change "LABEL: KEY=VALUE KEY=VALUE"]... [--setting preferred]... [--export q4_k_m] [--out DIR] [--seconds N]
 
-Each --change is the recipe with these settings, in every fold and with every seed; without one the recipe as it is.
-{fold} and {seed} in a value are replaced. A fold's entries take the place of the recipe's; those that it simulates from
-corpora/ stay, and then the fold's are taken four times. Runs side by side share the GPU best through CUDA's
-multi-process service: nvidia-cuda-mps-control -d starts it. What is done is kept in DIR, in a folder for each recipe,
---set, DATA and --folds: the same command goes on, a stopped training from its checkpoint; so does one with other
-changes, seeds, folds of --only or prompts. The table goes to stderr, JSON to stdout.
+Each --change is the recipe with these settings, in every fold and with every seed, {fold} and {seed} in a value
+replaced. A fold's entries take the place of the recipe's; those that it simulates from corpora/ stay. What is done is
+kept in DIR, in a folder for each recipe, --set, DATA and --folds: the same command goes on, a stopped training from its
+checkpoint; so does one with other changes, seeds, folds of --only or prompts. Runs side by side share the GPU best
+through CUDA's multi-process service (nvidia-cuda-mps-control -d). The table goes to stderr, JSON to stdout.
 """
 
 import argparse
@@ -38,6 +37,8 @@ from petool_lite.inference.gpu import gpu_available
 from petool_lite.recipe import ALL, flat, load_recipe
 from petool_lite.runs import is_complete, versions, write_json
 
+Study = argparse.Namespace  # the options, and `scored`: the prompts that are scored in; `until` and `gpu`
+
 
 @dataclass(frozen=True)
 class One:
@@ -52,25 +53,7 @@ class One:
     def folder(self) -> str:
         """The name of its folder."""
         label = "".join(letter if letter.isalnum() else "-" for letter in self.label)
-        return f"{label}-{_digest(self.settings)}-seed{self.seed}-fold{self.fold}"
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is trained and scored where; `settings` go to every run, `scored` are the prompts it is scored in."""
-
-    data: str
-    recipe: str
-    out: Path
-    settings: Sequence[str]
-    scored: tuple[str, ...]
-    export: str
-    until: float
-    gpu: bool
-
-    def fold_file(self, fold: int, name: str) -> Path:
-        """Where the entries of a fold lie; `name` is train or test."""
-        return self.out / "folds" / f"fold{fold}-{name}.jsonl"
+        return f"{label}-{digest(self.settings)}-seed{self.seed}-fold{self.fold}"
 
 
 def change(text: str) -> tuple[str, tuple[str, ...]]:
@@ -81,62 +64,56 @@ def change(text: str) -> tuple[str, tuple[str, ...]]:
     return label.strip(), tuple(rest.split())
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Eight letters that stand for a value of JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
 
 
 def train_and_bench(study: Study, one: One) -> bool:
-    """Whether the run and all its results are there in the end; what was there already is kept."""
-    folder = study.out / one.folder
+    """Whether the run and all its results are there in the end; what was there already is kept, a training goes on from
+    its checkpoint, and where that fails none starts anew."""
+    folder, data = study.out / one.folder, study.out / "folds" / f"fold{one.fold}"
+
+    def done(name: str, *words: object) -> bool:
+        """Run petool-lite with its talk in a log file; a training that must stop saves what it has."""
+        if study.until <= time.time():
+            return False
+        with (folder / f"{name}.log").open("w") as log:
+            line = ["timeout", "-k", 30, study.until - time.time(), sys.executable, "-m", "petool_lite", *words]
+            own = {"stdout": log, "stderr": log, "env": os.environ | {"PETOOL_LITE_RUNS": str(folder / "run")}}
+            code = subprocess.run([*map(str, line)], **own).returncode
+        if code:
+            say(f"{folder.name}: {name} {'ran out of time' if code == 124 else 'failed'}, see {log.name}")
+        return code == 0
+
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(map(is_complete, folder.glob("run/*"))) and not _train(study, one, folder):
-        return False
+    if not any(map(is_complete, folder.glob("run/*"))):
+        saved = sorted(folder.glob("run/*/checkpoints/checkpoint-*/trainer_state.json"))
+        simulated, both, _ = load_recipe(study.recipe)[1].data.train.partition(" + ")
+        train = f"{simulated} + 12 * {data}-train.jsonl" if both else f"{data}-train.jsonl"
+        given = (f"data.train={train}", f"train.seed={one.seed}", *study.settings, *one.settings)
+        filled = (item.replace("{fold}", str(one.fold)).replace("{seed}", str(one.seed)) for item in given)
+        line = ["--resume", saved[-1].parents[2]] if saved else [study.recipe, *(f"--set={item}" for item in filled)]
+        if not done("resume" if saved else "train", "train", *line):
+            return False
     run = next(filter(is_complete, folder.glob("run/*")))
     kind = study.export or ("" if study.gpu else "q4_k_m")
     export, made = ("export", "--run", run, "--gguf", kind, "--verify", "quick"), run / "export" / f"model.{kind}.gguf"
-    if kind and not made.is_file() and not _command(study, folder, "export", *export):
+    if kind and not made.is_file() and not done("export", *export):
         return False
     variants = ",".join(["rule-words", *["tuned-gpu"] * study.gpu, *[f"tuned-{kind}"] * bool(kind)])
-    bench = ("bench", "--run", run, "--variants", variants, "--data", study.fold_file(one.fold, "test"))
-    done = [_command(study, folder, f"bench-{name}", *bench, "--setting", name, "--out", folder / f"bench-{name}")
-            for name in study.scored]  # fmt: skip
-    return all(done)
+    bench = ("bench", "--run", run, "--variants", variants, "--data", f"{data}-test.jsonl", "--setting")
+    return all([done(f"bench-{name}", *bench, name, "--out", folder / f"bench-{name}") for name in study.scored])
 
 
-def _train(study: Study, one: One, folder: Path) -> bool:
-    """Train a run, or go on from the checkpoint of one that was stopped; where that fails, none starts anew."""
-    saved = sorted(folder.glob("run/*/checkpoints/checkpoint-*/trainer_state.json"))
-    if saved:
-        return _command(study, folder, "resume", "train", "--resume", saved[-1].parents[2])
-    simulated, both, _ = load_recipe(study.recipe)[1].data.train.partition(" + ")
-    train = f"{simulated} + 12 * {study.fold_file(one.fold, 'train')}" if both else study.fold_file(one.fold, "train")
-    given = (f"data.train={train}", f"train.seed={one.seed}", *study.settings, *one.settings)
-    filled = (item.replace("{fold}", str(one.fold)).replace("{seed}", str(one.seed)) for item in given)
-    return _command(study, folder, "train", "train", study.recipe, *(f"--set={item}" for item in filled))
-
-
-def _command(study: Study, folder: Path, name: str, *words: object) -> bool:
-    """Run petool-lite with its talk in a log file; what fails is told. A training that must stop saves what it has."""
-    if study.until <= time.time():
-        return False
-    environment = os.environ | {"PETOOL_LITE_RUNS": str(folder / "run")}
-    with (folder / f"{name}.log").open("w") as log:
-        line = ["timeout", "-k", 30, study.until - time.time(), sys.executable, "-m", "petool_lite", *words]
-        code = subprocess.run([*map(str, line)], stdout=log, stderr=log, env=environment).returncode
-    if code:
-        say(f"{folder.name}: {name} {'ran out of time' if code == 124 else 'failed'}, see {log.name}")
-    return code == 0
-
-
-def run_all(study: Study, runs: Sequence[One], jobs: int) -> int:
-    """Train and bench every run, `jobs` at once, each on cores of its own; how many are whole."""
-    whole, started, slots, cores = 0, time.time(), iter(range(jobs)), sorted(os.sched_getaffinity(0))
+def run_all(study: Study, runs: Sequence[One]) -> int:
+    """Train and bench every run, some at once, each on cores of its own; how many are whole."""
+    whole, started, slots, cores = 0, time.time(), iter(range(study.jobs)), sorted(os.sched_getaffinity(0))
 
     def begin() -> None:
-        os.sched_setaffinity(0, cores[next(slots) :: jobs] or cores)  # this thread's, and so its processes'
+        os.sched_setaffinity(0, cores[next(slots) :: study.jobs] or cores)  # this thread's, and so its processes'
 
-    with progress() as report, ThreadPoolExecutor(jobs, initializer=begin) as pool:
-        report("folds", 0, len(runs), "")
+    with progress() as report, ThreadPoolExecutor(study.jobs, initializer=begin) as pool:
         work = {pool.submit(train_and_bench, study, one): one for one in runs}
         for done, future in enumerate(as_completed(work), 1):
             whole += future.result()
@@ -167,12 +144,9 @@ def collect(study: Study, runs: Sequence[One]) -> list[dict[str, Any]]:
     return lines
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the study, print the table and the JSON line; exit 1 where a run is missing."""
-    parser, started = (
-        argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter),
-        time.time(),
-    )
+def options(arguments: Sequence[str]) -> Study:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--recipe", default="smol-rating")
     parser.add_argument("--folds", type=int, default=5)
@@ -185,24 +159,24 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int, default=5, help="runs side by side; 3.7 GiB of GPU memory each")
     parser.add_argument("--out", type=Path, default=Path("runs/folds"))
     parser.add_argument("--seconds", type=float, default=86400.0, help="stop then, and report what is whole")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the study, print the table and the JSON line; exit 1 where a run is missing."""
+    study, started = options(arguments), time.time()
     try:
-        changes, recipe = dict(options.change) or {"as it is": ()}, load_recipe(options.recipe, options.settings)[1]
-        setting = recipe.data.setting
-        scored = tuple(options.setting) or (SETTINGS if setting == ALL else (setting,))
-        shared = {"folds": options.folds, "sha256 of DATA": source_sha256(options.data), **flat(recipe)}
-        out = options.out.absolute() / f"{Path(options.recipe).stem}-{_digest(shared)}"
-        write_json(out / "study.json", shared)
-        until = started + options.seconds
-        study = Study(
-            options.data, options.recipe, out, options.settings, scored, options.export, until, gpu_available()
-        )
-        only = options.only or ",".join(map(str, range(options.folds)))
-        seeds, only = (tuple(map(int, text.split(","))) for text in (options.seeds, only))
+        changes, recipe = dict(study.change) or {"as it is": ()}, load_recipe(study.recipe, study.settings)[1]
+        usual = SETTINGS if recipe.data.setting == ALL else (recipe.data.setting,)
+        study.scored, study.until, study.gpu = study.setting or usual, started + study.seconds, gpu_available()
+        shared = {"folds": study.folds, "sha256 of DATA": source_sha256(study.data), **flat(recipe)}
+        study.out = study.out.absolute() / f"{Path(study.recipe).stem}-{digest(shared)}"
+        write_json(study.out / "study.json", shared)
+        only = study.only or ",".join(map(str, range(study.folds)))
+        seeds, only = (tuple(map(int, text.split(","))) for text in (study.seeds, only))
         runs = [One(*each, seed, fold) for each in changes.items() for seed in seeds for fold in only]
-        write_folds(study.data, scored[0], options.folds, 0, out / "folds")
-        whole = run_all(study, runs, options.jobs)
-        lines = collect(study, runs)
+        write_folds(study.data, study.scored[0], study.folds, 0, study.out / "folds")
+        whole, lines = run_all(study, runs), collect(study, runs)
     except PetoolError as error:
         sys.exit(f"error: {error.message}\nhint: {error.hint}")
     document = {

@@ -174,3 +174,28 @@ def browser():
         found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield found
         found.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens pages; errors, and requests to anywhere else, fail the test."""
+    trouble, contexts = [], []
+
+    def message(said) -> None:
+        if said.type == "error" and "the server responded with a status" not in said.text:
+            trouble.append(said.text)
+
+    def open_page(url: str, width: int = 1280, scheme: str = "light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme))
+        page, home = contexts[-1].new_page(), "file:" if url.startswith("file:") else "http://127.0.0.1:"
+        page.set_default_timeout(100_000)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", message)
+        page.on("request", lambda sent: sent.url.startswith(home) or trouble.append(sent.url))
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []

@@ -12,16 +12,6 @@ from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import resolve_base
 
-
-@pytest.fixture
-def model(tiny, tmp_path) -> Path:
-    return Path(shutil.copytree(tiny, tmp_path / "model"))
-
-
-def change(file: Path, **keys) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
-
-
 CONFIGURATIONS = [
     ({"architectures": ["Mllama"]}, "no text model of a known family: Mllama, model_type llama"),
     ({"architectures": []}, "no text model of a known family: no architecture"),
@@ -32,6 +22,28 @@ CONFIGURATIONS = [
     ({"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}}, "code of its own (auto_map in config.json)"),
     ({"transformers_weights": "adapter_model.bin"}, "names its weights itself (transformers_weights in config."),
 ]
+REFUSED = [
+    *(({name: None}, f"lacks the key {name.replace('__', '.')}")
+      for name in ("tokenizer__chat_template", "tokenizer__ggml__merges", "llama__attention__head_count")),
+    ({"llama__rope__scaling__type": "yarn"}, "scales rotary positions by yarn"),
+    ({"llama__rope__scaling__type": "linear"}, "lacks the key llama.rope.scaling.factor"),
+    ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, a head has 16"),
+    ({"extra": "rope_freqs.weight"}, "has other tensors than a plain Llama, such as rope_freqs.weight"),
+    ({"extra": "blk.0.attn_q.bias"}, "such as blk.0.attn_q.bias"),
+    ({"tokenizer__ggml__pre": "qwen2"}, "tokenizer gpt2/qwen2 cannot be read"),
+    ({"llama__attention__head_count_kv": 3}, "do not go together"),
+    ({"tokenizer__ggml__tokens": ["a", "a"], "tokenizer__ggml__token_type": [1, 1]}, "token occurs twice"),
+    ({"tokenizer__ggml__token_type": [1]}, "258 tokens, but 1 of their token_type"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def model(tiny, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def change(file: Path, **keys) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
 
 
 def test_a_configuration_of_another_kind_of_model(model) -> None:
@@ -46,7 +58,13 @@ def test_a_configuration_of_another_kind_of_model(model) -> None:
         assert resolve_base(str(model)).directory == model
 
 
-def test_remote_code_of_a_tokenizer_an_adapter_beside_the_model_and_what_is_no_model(model) -> None:
+def test_pickled_weights_remote_code_an_adapter_beside_the_model_and_what_is_no_model(model) -> None:
+    last = (model / "model.safetensors").rename(model / "other.safetensors")  # no name that is loaded
+    for name in ("pytorch_model.bin", "consolidated.00.pth"):
+        shutil.copy(last, model / name)
+        assert f"only the pickled {name}" in refused(model)
+        (model / name).unlink()
+    last.rename(model / "model.safetensors")
     change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": "modeling_evil.Evil"})
     assert "code of its own (auto_map in tokenizer_config.json)" in refused(model)
     (model / "adapter_config.json").write_text("{}")
@@ -55,13 +73,6 @@ def test_remote_code_of_a_tokenizer_an_adapter_beside_the_model_and_what_is_no_m
     assert "config.json is not JSON" in refused(model)
     (model / "config.json").unlink()
     assert "config.json is missing" in refused(model)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
-def test_pickled_weights(model, name) -> None:
-    (model / "model.safetensors").rename(model / name)
-    shutil.copy(model / name, model / "other.safetensors")  # no name that is loaded
-    assert f"only the pickled {name}" in refused(model)
 
 
 def shard(model: Path, *names: object) -> None:
@@ -136,21 +147,6 @@ def test_a_special_token_beyond_the_vocabulary_counts_as_unset(tmp_path) -> None
     assert "lacks the key tokenizer.ggml.eos_token_id" in refused(path)
     with LlamaModel(path, vocab_only=True) as model:
         assert model.chat().eos_token == "<|end|>"  # llama.cpp knows it by its text
-
-
-REFUSED = [
-    *(({name: None}, f"lacks the key {name.replace('__', '.')}")
-      for name in ("tokenizer__chat_template", "tokenizer__ggml__merges", "llama__attention__head_count")),
-    ({"llama__rope__scaling__type": "yarn"}, "scales rotary positions by yarn"),
-    ({"llama__rope__scaling__type": "linear"}, "lacks the key llama.rope.scaling.factor"),
-    ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, a head has 16"),
-    ({"extra": "rope_freqs.weight"}, "has other tensors than a plain Llama, such as rope_freqs.weight"),
-    ({"extra": "blk.0.attn_q.bias"}, "such as blk.0.attn_q.bias"),
-    ({"tokenizer__ggml__pre": "qwen2"}, "tokenizer gpt2/qwen2 cannot be read"),
-    ({"llama__attention__head_count_kv": 3}, "do not go together"),
-    ({"tokenizer__ggml__tokens": ["a", "a"], "tokenizer__ggml__token_type": [1, 1]}, "token occurs twice"),
-    ({"tokenizer__ggml__token_type": [1]}, "258 tokens, but 1 of their token_type"),
-]  # fmt: skip
 
 
 def test_what_lacks_something_or_what_training_would_drop_is_refused(tmp_path) -> None:

@@ -10,17 +10,7 @@ from petool_lite.bench.report import write_report
 from petool_lite.bench.results import meta_path
 from petool_lite.bench.run import bench
 from petool_lite.bench.run import generate as generate_all
-from petool_lite.bench.variants import (
-    GPU,
-    RULES,
-    Variant,
-    check_names,
-    default_names,
-    rule_call,
-    rule_variant,
-    run_variants,
-    with_decodings,
-)
+from petool_lite.bench.variants import GPU, Variant, default_names, rule_variant, run_variants, with_decodings
 from support_bench import plain, rows_of
 
 from petool_lite.console import silent
@@ -72,9 +62,7 @@ def breaking(monkeypatch, call: int, error: BaseException) -> None:
     monkeypatch.setattr(LlamaModel, "generate", generate)
 
 
-def test_after_ctrl_c_a_cut_line_and_a_broken_engine_the_same_command_goes_on(
-    whole, tiny_files, tmp_path, monkeypatch
-) -> None:
+def test_after_ctrl_c_a_cut_line_and_a_broken_engine_it_goes_on(whole, tiny_files, tmp_path, monkeypatch) -> None:
     variant, path, said = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name, []
     with monkeypatch.context() as patch:
         breaking(patch, 4, KeyboardInterrupt())
@@ -225,6 +213,10 @@ def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> No
     assert [models[name] for name in on_gpu] == [(Path(recipe.model.base), None)] * 2 + [(folder / "model", None)] * 2
     gpu(False)
     assert [item.name for item in run_variants(folder, recipe, ["all"], silent)] == [*RULES, *on_cpu]
+    for name, said, code in (("q4_k_m", "has no q4_k_m file", 1), ("nf4-gpu", "tuned-nf4-gpu needs a GPU", 3)):
+        with pytest.raises(PetoolError, match=said) as caught:
+            run_variants(folder, recipe, [f"tuned-{name}", "rules"], silent)
+        assert caught.value.exit_code == code
     found = run_variants(folder, recipe, ["base", "tuned", "rule-liked"], silent)  # of the smallest file
     assert [item.name for item in with_decodings(found, "constrained")] == ["base-q8_0", "tuned-q8_0", "rule-liked"]
     both = {item.name: item.about for item in with_decodings(found, "both")}
@@ -244,19 +236,6 @@ def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu) -
         assert said == []
         assert default_names(run[0], lambda stage, *rest: said.append(stage)) == [f"base{on}", f"tuned{on}", "rules"]
     assert "also here, on the CPU: tuned-f16, tuned-q8_0" in said[0]
-
-
-def test_what_is_asked_by_name_must_be_there(run, gpu) -> None:
-    gpu(False)
-    with pytest.raises(PetoolError, match="has no q4_k_m file") as caught:
-        run_variants(*run, ["tuned-q4_k_m"], silent)
-    assert "petool-lite export --run" in caught.value.hint
-    with pytest.raises(PetoolError, match="tuned-nf4-gpu needs a GPU") as caught:
-        run_variants(*run, ["tuned-nf4-gpu", "rules"], silent)
-    assert caught.value.exit_code == 3
-    for name in ("fast", "tuned-q9", "base-fp8-gpu"):
-        with pytest.raises(PetoolError, match=f"unknown variant in base,{name}: {name}"):
-            check_names(["base", name])
 
 
 def test_what_baselines_score_on_the_published_entries(open_entries) -> None:

@@ -1,14 +1,10 @@
 """The command line as a user meets it: quick help, exit codes, one clear line for what is wrong, texts as given."""
 
-import io
 import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 from support import own_runs
-
-from petool_lite import console
 
 ENDPOINT = ("--data", "demo:test:60", "--variants", "rule-first", "--out", "out", "--endpoint")
 
@@ -133,13 +129,3 @@ with progress() as report:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.count(odd) == 4
     assert found.stderr.count(odd) == 5
-
-
-def test_a_bar_in_a_narrow_terminal_counts_in_full_and_the_note_gives_way(monkeypatch) -> None:
-    screen = io.StringIO()
-    narrow = Console(file=screen, force_terminal=True, width=80, markup=False, color_system=None)
-    monkeypatch.setattr(console, "terminal", lambda stderr: narrow)
-    with console.progress() as report:
-        report("training", 55, 80, "loss 0.000, lr 3.5e-04, 162 tokens/s, peak 2.7 GB")
-    line = [line for line in screen.getvalue().splitlines() if "training" in line][-1]
-    assert ("55/80 " in line, "0:00:0" in line, line.rstrip()[-1]) == (True, True, "…")

@@ -16,13 +16,13 @@ SCRIPTS = sorted(Path(folds.__file__).parent.glob("*.py"))
 
 @pytest.fixture
 def study(tmp_path) -> Study:
-    return Study("demo:test:8", "smol-rating", tmp_path, (), ("rating",), "", 0.0, False)
+    return Study(data="demo:test:8", out=tmp_path, scored=("rating",))
 
 
 def test_a_line_pools_the_runs_and_its_interval_is_by_function(study) -> None:
     runs = [One("as it is", (), seed, fold) for seed in (0, 1) for fold in (0, 1)]
     write_folds(study.data, "rating", 2, 0, study.out / "folds")
-    tested = [load_dataset(str(study.fold_file(fold, "test"))).entries for fold in (0, 1)]
+    tested = [load_dataset(f"{study.out}/folds/fold{fold}-test.jsonl").entries for fold in (0, 1)]
     whole = load_dataset(study.data).entries
     assert sorted(entry.query for part in tested for entry in part) == sorted(entry.query for entry in whole)
     for one in runs:

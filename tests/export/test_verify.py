@@ -131,9 +131,7 @@ def test_importance_is_the_mean_square_of_each_input(tuned, source) -> None:
     assert (found["blk.1.attn_q.weight"] == found["blk.1.attn_v.weight"]).all()
 
 
-def test_with_importance_the_file_is_what_the_quantizer_writes(
-    tiny_model, llama3_tokenizer, llama_quantize, tmp_path
-) -> None:
+def test_with_importance_as_the_quantizer(tiny_model, llama3_tokenizer, llama_quantize, tmp_path) -> None:
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
     matrix = Reference(source).mean_squares([row.ids for row in rows()], silent)
     ours = {kind: tmp_path / f"{kind}.gguf" for kind in ("q4_k_m", "q4_0", "iq4_xs")}
@@ -197,9 +195,7 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     assert again["files"][0]["sha256"] == document["files"][0]["sha256"]
 
 
-def test_the_base_is_found_from_any_folder_and_merged_as_training_had_it(
-    tuned, make_run, tmp_path, monkeypatch
-) -> None:
+def test_the_base_is_found_and_merged_as_training_had_it(tuned, make_run, tmp_path, monkeypatch) -> None:
     run = make_run(tuned[1], tuned[0], "model.precision=nf4", name=tuned[0].name)  # a path beside the training's folder
     monkeypatch.chdir(tmp_path)
     document = export_run(run, Options(("q8_0",), level="quick"))

@@ -1,6 +1,7 @@
 """Real decodes: the AMX guard, greedy and repeatable replies, clear failures."""
 
 import pytest
+from cpu_speed import plain_reply
 
 from petool_lite.data.entries import Tool
 from petool_lite.inference.llama import LlamaModel
@@ -28,18 +29,12 @@ def test_guesses_and_batches_change_no_reply(model) -> None:
     tools = [Tool(name, "", schema) for name in ("shop.find", "shop.buy", "bank.pay")]
     query = "Buy 19 45 74 94 22 21 at the shop. Code: 19 45 74 94 22 21. Write a JSON call."
     ids = model.encode(f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n")
-    constrainer, plain, batches = model.constrainer(), list[int](), list[int]()
-    constraint = constrainer.start(tools, "petool")
-    model.read(ids, reuse=False)
-    while not constraint.finished:
-        token = (constraint.forced() or [constraint.choose(model._logits())])[0]
-        constraint.accept([token])
-        plain.append(token)
-        model.read([*ids, *plain])
+    constrainer, batches = model.constrainer(), list[int]()
+    plain = plain_reply(model, ids, constrainer.start(tools, "petool"))
     evaluate = model._eval
     model._eval = lambda *parts: batches.append(len(parts[0])) or evaluate(*parts)
     reply = model.generate(ids, 60, constrainer.start(tools, "petool"))
     del model._eval
-    assert [*reply.ids, plain[-1]] == plain
+    assert [*reply.ids] == plain
     assert '"19 45 74 94 22 21"' in reply.text
     assert len(batches) < 0.7 * (len(reply.ids) - reply.forced_tokens)

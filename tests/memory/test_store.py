@@ -17,7 +17,27 @@ from support_memory import ENTRY, TOOLS, WORD, made
 from petool_lite.data.entries import Call, Interaction, Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.states import StateKey, StateStore
-from petool_lite.memory.store import _MIGRATIONS, Memory, Store, record_of
+from petool_lite.memory.database import _MIGRATIONS
+from petool_lite.memory.store import Store, record_of
+
+WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from support_memory import made
+from petool_lite.memory.store import Store
+store = Store(Path(sys.argv[1]))
+for number in range(int(sys.argv[3])):
+    store.add([made(number, sys.argv[2])])
+    print(number, flush=True)
+"""
+FILL = """
+WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < 100000)
+INSERT INTO interactions SELECT NULL, 'i' || k, k % 1000 + 1, k, 'Find w' || k, '[]', t.sha256,
+    '{"name": "acme.find", "arguments": {"word": "w' || k || '"}}', 'liked', NULL, NULL FROM n, toolsets t;
+INSERT INTO users SELECT DISTINCT user, 'user' || user FROM interactions WHERE user > 1;
+INSERT OR IGNORE INTO bearings SELECT user, value, time, number FROM interactions, json_each('["acme", "acme.find"]');
+"""
 
 
 def told(store: Store, user: str, *names: str, **more) -> list[tuple[str, str, str | None]]:
@@ -67,19 +87,6 @@ def test_a_clock_that_jumps_back_loses_nothing(tmp_path, monkeypatch) -> None:
     assert sorted(told(store, "ann")) == [("w0", "acme.find", None), ("w1", "acme.find", "liked")]
 
 
-WRITER = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from support_memory import made
-from petool_lite.memory.store import Store
-store = Store(Path(sys.argv[1]))
-for number in range(int(sys.argv[3])):
-    store.add([made(number, sys.argv[2])])
-    print(number, flush=True)
-"""
-
-
 def writer(path: Path, user: str, count: int) -> subprocess.Popen:
     line = [sys.executable, "-c", WRITER, str(path), user, str(count)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
@@ -101,15 +108,6 @@ def test_many_processes_write_at_once_and_a_killed_one_loses_nothing(tmp_path) -
     assert [item.id for item in store.records("eve")][: number + 1] == [f"eve-{n}" for n in range(number + 1)][-1000:]
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-FILL = """
-WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < 100000)
-INSERT INTO interactions SELECT NULL, 'i' || k, k % 1000 + 1, k, 'Find w' || k, '[]', t.sha256,
-    '{"name": "acme.find", "arguments": {"word": "w' || k || '"}}', 'liked', NULL, NULL FROM n, toolsets t;
-INSERT INTO users SELECT DISTINCT user, 'user' || user FROM interactions WHERE user > 1;
-INSERT OR IGNORE INTO bearings SELECT user, value, time, number FROM interactions, json_each('["acme", "acme.find"]');
-"""
 
 
 def test_reading_takes_less_than_5_ms_with_100_000_interactions_of_1_000_users(tmp_path) -> None:
@@ -187,11 +185,3 @@ def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path) -> None:
     store.add_result(old.id, "found: oak")
     assert store.find(old.id).result == "found: oak"
     assert store.add([made(2)]) == 1
-
-
-def test_without_a_place_everything_goes_on_and_that_is_said_once(monkeypatch, capfd) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", "/dev/null/data")
-    memory = Memory()
-    assert memory.recalled("ann", ENTRY) == ENTRY
-    assert not memory.use(lambda store: store.add([made(1)]))
-    assert capfd.readouterr().err.count("nothing is remembered") == 1

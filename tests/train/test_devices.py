@@ -8,6 +8,16 @@ import sys
 import pytest
 from support import own_runs, rows_of, tiny_settings
 
+STUBBORN = """
+import time
+from petool_lite.train.signals import stop_signals
+with stop_signals() as stop:
+    with stop.between_steps():
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.01)
+"""
+
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tiny, tmp_path) -> None:
@@ -37,25 +47,6 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(trained, tin
     assert {path.name for path in runs[0].iterdir()} == {path.name for path in runs[1].iterdir()}
 
 
-STUBBORN = """
-import time
-from petool_lite.train.devices import stop_signals
-with stop_signals() as stop:
-    with stop.between_steps():
-        print("ready", flush=True)
-        while True:
-            time.sleep(0.01)
-"""
-AGREE = """
-import os, sys
-import torch
-from petool_lite.train.devices import agreed
-torch.distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
-os.environ["WORLD_SIZE"] = "2"
-print(agreed(False), agreed(sys.argv[1] == "1"))
-"""
-
-
 def test_the_first_signal_waits_and_the_second_ends_at_once() -> None:
     number = signal.SIGINT
     line = [sys.executable, "-c", STUBBORN]
@@ -67,10 +58,3 @@ def test_the_first_signal_waits_and_the_second_ends_at_once() -> None:
         assert process.poll() is None
         process.send_signal(number)
         assert process.wait(100) == -number
-
-
-@pytest.mark.slow
-def test_one_process_that_stops_stops_all(tmp_path) -> None:
-    lines = [[sys.executable, "-c", AGREE, rank, tmp_path / "meeting"] for rank in ("0", "1")]
-    both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for line in lines]
-    assert [process.communicate(timeout=250)[0] for process in both] == ["False True\n"] * 2

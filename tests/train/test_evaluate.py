@@ -62,15 +62,12 @@ def test_the_best_is_the_highest_joint_then_tool_then_latest(tmp_path) -> None:
     assert best_score(tmp_path).step == 6
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
+def test_settings_that_do_not_fit_are_refused_early() -> None:
+    for pairs, message in (
         (["train.eval_every=5"], "needs entries to score"),
         (["train.early_stop=2"], "needs evaluations"),
         (["train.eval_every=5", "train.eval_data=nowhere.json"], "no such data file"),
         ([*HELD_OUT[:2], "model.max_tokens=100", "bench.max_reply_tokens=100"], "no room for a prompt"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused_early(pairs, message) -> None:
-    with pytest.raises(PetoolError, match=message):
-        check_evaluation(load_recipe("demo", pairs)[1])
+    ):
+        with pytest.raises(PetoolError, match=message):
+            check_evaluation(load_recipe("demo", pairs)[1])

@@ -10,6 +10,9 @@ from petool_lite.recipe import load_recipe
 from petool_lite.train import memory, plan
 from petool_lite.train.memory import Load, choose, peak_bytes
 
+ROWS = Load((7231, *(2761, 3100, 3290, 2500, 2900) * 140), 0.0126)
+GIB = 2**30
+
 
 def shape(*sizes: int):
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -18,8 +21,6 @@ def shape(*sizes: int):
 
 
 LLAMA_3B, SMOLLM2 = shape(3072, 8192, 28, 24, 8, 128, 128256), shape(576, 1536, 30, 9, 3, 64, 49152)
-ROWS = Load((7231, *(2761, 3100, 3290, 2500, 2900) * 140), 0.0126)
-GIB = 2**30
 
 
 def rating(*settings: str):

@@ -77,17 +77,14 @@ def test_pairs_have_the_ids_that_the_renderer_gives_each_answer(smollm2, pairs) 
         assert found[index + len(entries)] == (wrong.ids, len(wrong.ids) - wrong.answer_start)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+def test_a_start_that_cannot_be_right_is_refused_before_loading(trained, tiny) -> None:
+    for override, message in (
         ("model.adapter=", "needs the adapter of a first one"),
         ("lora.r=16", "another shape than the recipe"),
         ("lora.dropout=0.1", "without dropout"),
         ("model.base=smollm2-135m", "was trained on"),
         ("model.adapter=nowhere", "no adapter: nowhere"),
-    ],
-)
-def test_a_start_that_cannot_be_right_is_refused_before_loading(trained, tiny, override, message) -> None:
-    settings = [*tiny_settings(tiny)[1::2], *DPO, f"model.adapter={trained}", override]
-    with pytest.raises(PetoolError, match=message):
-        dry_run(load_recipe("demo", settings)[1])
+    ):
+        settings = [*tiny_settings(tiny)[1::2], *DPO, f"model.adapter={trained}", override]
+        with pytest.raises(PetoolError, match=message):
+            dry_run(load_recipe("demo", settings)[1])
