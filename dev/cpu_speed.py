@@ -42,8 +42,8 @@ LENGTHS = (800, 3_000)  # tokens of a returning user's prompt
 REPLY = 160  # tokens of a reply at the most
 BEFORE = ("", "Please: ", "Once more. ", "Hello! ", "Next: ", "And now this. ", "Thanks. ", "Well, ")  # new queries
 STEPS, PROGRAM = Path(__file__).with_name("cpu_steps.py"), Path(sys.executable).with_name("petool-lite")
-NEW, CALL = "new process: llama-server, slot restored", "new process: petool-lite call"
-LOADED, API, HELPED = "loaded: llama-server", "loaded: petool-lite, Python API", "from the shell: call, helped by serve"
+NEW, CALL, HELPED = "llama-server, new, slot restored", "petool-lite call, new process", "petool-lite call, helped"
+LOADED, API = "llama-server, loaded", "Python API, loaded"
 
 
 def bounded(entry: Entry) -> Entry:
@@ -145,9 +145,9 @@ def rows_of(told: Row) -> Iterator[tuple[str, list[Row]]]:
         runs.append([ours, *(step(way, alone)[1] for way in ("server_warm", "python_peer"))])
         used, (found,) = step("server_new", alone)
         restored.append(found | used)
-    for state, place in (("cold", 0), ("loaded", 1)):
-        for number, name in enumerate(("petool-lite, Python API", "llama-server", "create_chat_completion")):
-            yield f"{state}: {name}", [found[number][place] for found in runs]
+    for place, state in enumerate(("cold", "loaded")):
+        for number, name in enumerate(("Python API", "llama-server", "create_chat_completion")):
+            yield f"{name}, {state}", [found[number][place] for found in runs]
     yield NEW, restored
     command(told, 0)
     yield CALL, [command(told, place) for place in again]
@@ -164,7 +164,7 @@ def shown(runs: list[Row], key: str, digits: int = 3) -> str:
 
 
 def table(name: str, told: Row) -> dict[str, list[Row]]:
-    """Run and print one scene, and how many times as fast ours is."""
+    """Run and print one scene, with tokens that were read anew and replied, and how many times as fast ours is."""
     found = {}
     for way, runs in rows_of(told):
         say(f"{name}: {way}: {shown(runs, 'whole')}")
@@ -172,7 +172,7 @@ def table(name: str, told: Row) -> dict[str, list[Row]]:
     columns = {"first": 3, "whole": 3, "read": 0, "tokens": 0, "cpu": 3, "mib": 0}
     rows = [[way, *(shown(runs, *each) if each[0] in runs[0] else "" for each in columns.items())]
             for way, runs in found.items()]  # fmt: skip
-    heads = ["", "first token, s", "whole reply, s", "tokens read", "tokens replied", "CPU s", "MiB"]
+    heads = ["", "first token, s", "whole, s", "read", "replied", "CPU s", "MiB"]
     print_table(f"{name}: prompts of {told['tokens']:,} tokens, {told['style']}", heads, rows)
     for slow, fast in ((NEW, CALL), (LOADED, API), (LOADED, HELPED)):
         slower, faster = (statistics.median(run["whole"] for run in found[way]) for way in (slow, fast))
