@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["bench", "score", "gone.jsonl"], 1, "no such results file"),
         (["bench", *ENDPOINT, "http://127.0.0.1:9/v1", "--model", "m"], 1, "nobody is there"),
         (["bench", *ENDPOINT, "127.0.0.1", "--model", "m"], 2, "not an address: 127.0.0.1"),
-        (["bench", *ENDPOINT, "https://me:pw@a.org/v1", "--model", "m"], 2, "holds more than host and path"),
+        (["bench", *ENDPOINT, "https://me:pw@a/v1", "--model", "m"], 2, "holds more"),  # pragma: allowlist secret
         (["bench", *ENDPOINT, "http://127.0.0.1:9/v1"], 2, "--endpoint needs the name of a model"),
         (["call", "q", "--tools", "-", "--model", "gone.gguf"], 1, "--tools: stdin is empty"),
         (["call"], 2, "give a QUERY and --tools FILE"),
