@@ -87,7 +87,7 @@ def test_every_setting_is_read_and_has_a_meaning_there_are_few_and_the_command_l
     code = code.replace("settings = recipe.train", "")
     for name, *_ in settings():
         key = name.split(".")[1]
-        assert re.search(rf"(recipe\.\w+|settings|data)\.{key}\b", code), f"no code reads {name}"
+        assert re.search(rf"(recipe\.\w+|settings|data|lora)\.{key}\b", code), f"no code reads {name}"
     assert len(list(settings())) <= 35
     assert all(about["doc"] for _, _, about, _ in settings())
     assert load_recipe("demo")[1] != Recipe()
