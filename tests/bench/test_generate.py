@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from petool_lite.bench import variants as kinds
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
 from petool_lite.bench.results import meta_path
@@ -204,7 +205,7 @@ def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> No
     on_cpu = ["base-f16", "tuned-f16", "base-q8_0", "tuned-q8_0"]
     on_gpu = ["base-nf4-gpu", "base-bf16-gpu", "tuned-nf4-gpu", "tuned-bf16-gpu"]
     whole = {item.name: item for item in run_variants(folder, recipe, ["all"], silent)}
-    assert [*whole] == [*RULES, *on_cpu, *on_gpu]
+    assert [*whole] == [*kinds.RULES, *on_cpu, *on_gpu]
     tuned = whole["tuned-nf4-gpu"]
     assert (tuned.precision, tuned.adapter, tuned.batch) == ("nf4", folder / "adapter", 64)
     assert whole["base-bf16-gpu"].adapter is None
@@ -212,7 +213,7 @@ def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> No
     models = {item.name: (item.model, item.adapter) for item in run_variants(folder, full, ["gpu"], silent)}
     assert [models[name] for name in on_gpu] == [(Path(recipe.model.base), None)] * 2 + [(folder / "model", None)] * 2
     gpu(False)
-    assert [item.name for item in run_variants(folder, recipe, ["all"], silent)] == [*RULES, *on_cpu]
+    assert [item.name for item in run_variants(folder, recipe, ["all"], silent)] == [*kinds.RULES, *on_cpu]
     for name, said, code in (("q4_k_m", "has no q4_k_m file", 1), ("nf4-gpu", "tuned-nf4-gpu needs a GPU", 3)):
         with pytest.raises(PetoolError, match=said) as caught:
             run_variants(folder, recipe, [f"tuned-{name}", "rules"], silent)
@@ -242,8 +243,8 @@ def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
     """What docs/results.md says of them."""
     entries = load_dataset(str(open_entries)).entries
     wanted = {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}
-    for name in RULES:
-        calls = [rule_call(name, entry) for entry in entries]
+    for name in kinds.RULES:
+        calls = [kinds.rule_call(name, entry) for entry in entries]
         right = sum(call.name == entry.answer.name for call, entry in zip(calls, entries, strict=True))
         assert 100 * right / 753 == pytest.approx(wanted[name], abs=1.5)
         for entry, call in zip(entries, calls, strict=True):

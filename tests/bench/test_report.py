@@ -7,7 +7,6 @@ from importlib import resources
 import jsonschema
 import pytest
 from petool_lite.bench import report
-from petool_lite.bench.baselines import RULES
 from petool_lite.bench.compare import compare_folders
 from petool_lite.bench.report import markdown_report, print_report, tables, write_report
 from petool_lite.bench.score import CLASSES

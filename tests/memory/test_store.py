@@ -17,8 +17,7 @@ from support_memory import ENTRY, TOOLS, WORD, made
 from petool_lite.data.entries import Call, Interaction, Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.states import StateKey, StateStore
-from petool_lite.memory.database import _MIGRATIONS
-from petool_lite.memory.store import Store, record_of
+from petool_lite.memory.store import _MIGRATIONS, Store, record_of
 
 WRITER = """
 import sys

@@ -17,7 +17,7 @@ from support_train import an_update, apart, gradients, made, rows
 
 from petool_lite.recipe import load_recipe
 from petool_lite.train import step
-from petool_lite.train.attention import operator
+from petool_lite.train.attention import kernels
 from petool_lite.train.load import compile_layers, generating
 from petool_lite.train.memory import Way, compiles
 from petool_lite.train.step import micro_batches

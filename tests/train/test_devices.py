@@ -10,7 +10,7 @@ from support import own_runs, rows_of, tiny_settings
 
 STUBBORN = """
 import time
-from petool_lite.train.signals import stop_signals
+from petool_lite.train.devices import stop_signals
 with stop_signals() as stop:
     with stop.between_steps():
         print("ready", flush=True)
