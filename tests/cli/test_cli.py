@@ -25,6 +25,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["train", "nowhere.toml"], 1, "no such recipe: nowhere.toml"),
         (["train", "demo", "--set", "train.epoch=2"], 1, "did you mean train.epochs"),
         (["train", "demo", "--set", "data.train=gone.json"], 1, "no such data file: gone.json"),
+        (["data", "check", "demo:train:0"], 1, "demo:train:0"),
         (["train", "demo", "--set", "data.train=data.json"], 1, "data.json, entry 0, instruction_ratings"),
         (["train", "demo", "--set", "model.base=gone/"], 1, "base model not found"),
         (["train"], 2, "give a RECIPE"),

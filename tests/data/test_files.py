@@ -60,12 +60,6 @@ def test_a_file_of_another_shape_is_refused(tmp_path) -> None:
             load_dataset(str(path))
 
 
-def test_a_source_that_is_not_there_is_refused() -> None:
-    for source in ("nowhere.json", "demo:other:3", "demo:train:0", "demo:train:²", "hub:one", "."):
-        with pytest.raises(PetoolError):
-            load_dataset(source)
-
-
 def test_a_corpus_is_calls_and_tool_lists_in_any_form_and_nothing_else(tmp_path) -> None:
     tool = {"name": "a", "parameters": {"type": "object"}}
     listed = [[tool], {"tools": [tool]}, {"result": {"tools": [tool]}}, [{"type": "function", "function": tool}]]

@@ -65,7 +65,7 @@ def test_what_bears_on_the_tools_is_told_in_order_and_nobody_elses(tmp_path) -> 
     assert (store.find(None).made, store.find(None, "bob").id) == ("No tool fits.", "bob-9")
 
 
-def test_the_newest_of_a_user_are_kept(tmp_path) -> None:
+def test_the_newest_of_a_user_are_kept_and_a_clock_that_jumps_back_loses_nothing(tmp_path, monkeypatch) -> None:
     path = tmp_path / "memory.sqlite"
     store = Store(path, newest=3)
     store.add([made(n) for n in (5, 1, 4)] + [made(7, "bob")])
@@ -75,10 +75,7 @@ def test_the_newest_of_a_user_are_kept(tmp_path) -> None:
     with sqlite3.connect(path) as db:
         counts = [db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("bearings", "toolsets")]
     assert counts == [8, 2], "nothing is left of those that went"
-
-
-def test_a_clock_that_jumps_back_loses_nothing(tmp_path, monkeypatch) -> None:
-    store = Store(tmp_path / "memory.sqlite")
+    store = Store(tmp_path / "another.sqlite")
     for word, now in (("w0", 2e9), ("w1", 1e9)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         store.add([record_of(word, "ann", replace(ENTRY, query=word), Call("acme.find", {"word": word}))])
