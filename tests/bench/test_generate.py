@@ -5,22 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from petool_lite.bench import variants as kinds
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
 from petool_lite.bench.results import meta_path
 from petool_lite.bench.run import bench
 from petool_lite.bench.run import generate as generate_all
-from petool_lite.bench.variants import (
-    GPU,
-    RULES,
-    Variant,
-    check_names,
-    default_names,
-    rule_call,
-    rule_variant,
-    run_variants,
-    with_decodings,
-)
+from petool_lite.bench.variants import GPU, Variant, default_names, rule_variant, run_variants, with_decodings
 from support_bench import plain, rows_of
 
 from petool_lite.console import silent
@@ -72,9 +63,7 @@ def breaking(monkeypatch, call: int, error: BaseException) -> None:
     monkeypatch.setattr(LlamaModel, "generate", generate)
 
 
-def test_after_ctrl_c_a_cut_line_and_a_broken_engine_the_same_command_goes_on(
-    whole, tiny_files, tmp_path, monkeypatch
-) -> None:
+def test_after_ctrl_c_a_cut_line_and_a_broken_engine_it_goes_on(whole, tiny_files, tmp_path, monkeypatch) -> None:
     variant, path, said = Variant("tiny", tiny_files["f16"], "petool"), tmp_path / whole.name, []
     with monkeypatch.context() as patch:
         breaking(patch, 4, KeyboardInterrupt())
@@ -191,23 +180,6 @@ def test_a_prompt_beyond_the_context_keeps_its_row(tiny_files, tmp_path) -> None
     assert [(row["status"], row["reply"] == "") for row in rows] == [("too_long", True), ("ok", False)]
 
 
-def test_a_shared_beginning_is_not_read_again_and_changes_no_bit(tiny_files) -> None:
-    """llama.cpp rounds products of few rows otherwise than those of many; where to read on is chosen with that."""
-    import numpy as np
-
-    from petool_lite.inference.llama import LlamaModel
-
-    with LlamaModel(tiny_files["q4_k_m"], n_ctx=1024) as model:
-        model.exact_reuse = True
-        ids = [(7 * place * place + 11) % 40_000 for place in range(530)]
-        model.read(ids, reuse=False)
-        cold = model._logits(-1).copy()
-        for shared in (20, 511, 528):
-            model.read(ids[:shared], reuse=False)
-            assert shared - 512 < model.read(ids) <= shared
-            assert np.array_equal(model._logits(-1), cold), shared
-
-
 @pytest.fixture
 def run(tmp_path, tiny, monkeypatch) -> tuple[Path, object]:
     """A run that has exported q8_0 and f16 (the files' content does not matter here)."""
@@ -228,21 +200,29 @@ def gpu(monkeypatch):
     return lambda there: here.__setitem__(0, there)
 
 
-def test_all_is_what_this_run_and_machine_have(run, gpu) -> None:
+def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> None:
+    folder, recipe = run
     on_cpu = ["base-f16", "tuned-f16", "base-q8_0", "tuned-q8_0"]
     on_gpu = ["base-nf4-gpu", "base-bf16-gpu", "tuned-nf4-gpu", "tuned-bf16-gpu"]
-    assert [item.name for item in run_variants(*run, ["all"], silent)] == [*RULES, *on_cpu, *on_gpu]
+    whole = {item.name: item for item in run_variants(folder, recipe, ["all"], silent)}
+    assert [*whole] == [*kinds.RULES, *on_cpu, *on_gpu]
+    tuned = whole["tuned-nf4-gpu"]
+    assert (tuned.precision, tuned.adapter, tuned.batch) == ("nf4", folder / "adapter", 64)
+    assert whole["base-bf16-gpu"].adapter is None
+    full = replace(recipe, train=replace(recipe.train, method="full"))
+    models = {item.name: (item.model, item.adapter) for item in run_variants(folder, full, ["gpu"], silent)}
+    assert [models[name] for name in on_gpu] == [(Path(recipe.model.base), None)] * 2 + [(folder / "model", None)] * 2
     gpu(False)
-    assert [item.name for item in run_variants(*run, ["all"], silent)] == [*RULES, *on_cpu]
-
-
-def test_the_smallest_file_is_tuned_and_base_goes_with_it_in_the_same_decoding(run) -> None:
-    found = run_variants(*run, ["base", "tuned", "rule-liked"], silent)
+    assert [item.name for item in run_variants(folder, recipe, ["all"], silent)] == [*kinds.RULES, *on_cpu]
+    for name, said, code in (("q4_k_m", "has no q4_k_m file", 1), ("nf4-gpu", "tuned-nf4-gpu needs a GPU", 3)):
+        with pytest.raises(PetoolError, match=said) as caught:
+            run_variants(folder, recipe, [f"tuned-{name}", "rules"], silent)
+        assert caught.value.exit_code == code
+    found = run_variants(folder, recipe, ["base", "tuned", "rule-liked"], silent)  # of the smallest file
     assert [item.name for item in with_decodings(found, "constrained")] == ["base-q8_0", "tuned-q8_0", "rule-liked"]
-    names = ["base-q8_0", "base-q8_0-free", "tuned-q8_0", "tuned-q8_0-free", "rule-liked"]
-    both = with_decodings(found, "both")
-    assert [item.name for item in both] == names
-    assert both[1].about == "the base before training, as a q8_0 GGUF file on the CPU, writing anything"
+    both = {item.name: item.about for item in with_decodings(found, "both")}
+    assert [*both] == ["base-q8_0", "base-q8_0-free", "tuned-q8_0", "tuned-q8_0-free", "rule-liked"]
+    assert both["base-q8_0-free"] == "the base before training, as a q8_0 GGUF file on the CPU, writing anything"
 
 
 def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu) -> None:
@@ -259,49 +239,14 @@ def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu) -
     assert "also here, on the CPU: tuned-f16, tuned-q8_0" in said[0]
 
 
-def test_what_is_asked_by_name_must_be_there(run, gpu) -> None:
-    gpu(False)
-    with pytest.raises(PetoolError, match="has no q4_k_m file") as caught:
-        run_variants(*run, ["tuned-q4_k_m"], silent)
-    assert "petool-lite export --run" in caught.value.hint
-    with pytest.raises(PetoolError, match="tuned-nf4-gpu needs a GPU") as caught:
-        run_variants(*run, ["tuned-nf4-gpu", "rules"], silent)
-    assert caught.value.exit_code == 3
-    for name in ("fast", "tuned-q9", "base-fp8-gpu"):
-        with pytest.raises(PetoolError, match=f"unknown variant in base,{name}: {name}"):
-            check_names(["base", name])
-
-
-def test_gpu_variants_are_the_base_with_what_was_trained(run, gpu) -> None:
-    folder, recipe = run
-    found = {item.name: item for item in run_variants(folder, recipe, ["gpu", "tuned-gpu"], silent)}
-    assert len(found) == 4
-    tuned = found["tuned-nf4-gpu"]
-    assert (tuned.precision, tuned.adapter, tuned.batch) == ("nf4", folder / "adapter", 64)
-    assert found["base-bf16-gpu"].adapter is None
-    recipe = replace(recipe, train=replace(recipe.train, method="full"))
-    found = {item.name: item for item in run_variants(folder, recipe, ["gpu"], silent)}
-    for name in ("tuned-bf16-gpu", "tuned-nf4-gpu"):
-        assert (found[name].model, found[name].adapter) == (folder / "model", None)
-    assert found["base-bf16-gpu"].model == Path(recipe.model.base)
-
-
-def test_baselines_answer_valid_calls_the_same_every_time() -> None:
-    entries = load_dataset("demo:test:40").entries
-    for name in RULES:
-        calls = [rule_call(name, entry) for entry in entries]
-        assert calls == [rule_call(name, entry) for entry in entries]
-        for entry, call in zip(entries, calls, strict=True):
-            tool = next(tool for tool in entry.tools if tool.name == call.name)
-            assert set(call.arguments) == set(required(tool))
-
-
 def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
     """What docs/results.md says of them."""
     entries = load_dataset(str(open_entries)).entries
-    shares = {
-        name: 100 * sum(rule_call(name, entry).name == entry.answer.name for entry in entries) / 753 for name in RULES
-    }
-    assert shares == pytest.approx(
-        {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}, abs=1.5
-    )
+    wanted = {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}
+    for name in kinds.RULES:
+        calls = [kinds.rule_call(name, entry) for entry in entries]
+        right = sum(call.name == entry.answer.name for call, entry in zip(calls, entries, strict=True))
+        assert 100 * right / 753 == pytest.approx(wanted[name], abs=1.5)
+        for entry, call in zip(entries, calls, strict=True):
+            (tool,) = (tool for tool in entry.tools if tool.name == call.name)
+            assert set(call.arguments) == set(required(tool)), "a valid call"

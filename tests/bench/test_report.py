@@ -2,20 +2,13 @@
 
 import json
 import random
-import re
 from importlib import resources
 
 import jsonschema
 import pytest
+from petool_lite.bench import report
 from petool_lite.bench.compare import compare_folders
-from petool_lite.bench.report import (
-    is_published_data,
-    markdown_report,
-    partial_reasons,
-    print_report,
-    tables,
-    write_report,
-)
+from petool_lite.bench.report import markdown_report, print_report, tables, write_report
 from petool_lite.bench.score import CLASSES
 from petool_lite.bench.variants import RULES
 from support_bench import answer, called, row, write_results
@@ -25,6 +18,10 @@ from petool_lite.errors import PetoolError
 
 ENTRIES = called(40)
 BASELINE = {"engine": "none", "decoding": "none", "style": "none", "seconds": 0.0, "prefill_s": 0.0, "decode_s": 0.0}
+HOSTILE = (
+    "</script><img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>",
+    "<!--<script>", "]]>", "\u2028</style><svg onload=window.pwned=1>", "${window.pwned=1}", "\\u003c/script>",
+)  # fmt: skip
 
 
 def rows(right: int, wrong: str = "no call", count: int = 40, **more) -> list[dict]:
@@ -95,9 +92,9 @@ def test_only_a_whole_run_on_the_published_entries_stands_beside_the_published_t
         (1000, {"setting": "preferred"}, ""),
     ):
         meta = facts | changes
-        partial = partial_reasons([{"status": meta.get("status", "ok")}] * count, meta)
+        partial = report.partial_reasons([{"status": meta.get("status", "ok")}] * count, meta)
         assert why in " ".join(partial)
-        document["variants"][0] |= {"partial": partial, "published_data": is_published_data(meta)}
+        document["variants"][0] |= {"partial": partial, "published_data": report.is_published_data(meta)}
         table = {found.key: found for found in tables(document)}.get("published")
         assert (table is not None) == ("limit" in changes and not why), changes
         if table:
@@ -116,9 +113,7 @@ def test_folders_of_several_settings_make_one_report_by_setting(tmp_path, comman
     assert (twice.returncode, "occurs twice" in twice.stderr) == (1, True)
 
 
-def test_the_terminal_report_says_everything_in_a_narrow_window_and_no_cell_breaks_markdown(
-    folder, monkeypatch, capsys
-) -> None:
+def test_a_narrow_terminal_shows_all_and_no_cell_breaks_markdown(folder, monkeypatch, capsys) -> None:
     monkeypatch.setattr(terminal(), "width", 50)
     document = write_report(folder)
     print_report(document)
@@ -164,33 +159,14 @@ def test_figures_as_asked_stand_beside_the_published_ones_where_they_differ(tmp_
     assert "asked" in command("bench", "compare", tmp_path / "old", tmp_path / "new").stdout
 
 
-def test_kinds_and_entries_that_no_tool_fits_are_counted_apart(tmp_path) -> None:
-    made = rows(30)
-    for index, item in enumerate(made):
-        none = index % 4 == 0
-        item |= {"kind": "none" if none else "pair"} | ({"gold": {"no_call": "No tool fits."}} if none else {})
-    made[0] |= {"reply": "No tool fits."}
-    write_results(tmp_path, made)
-    cases = write_report(tmp_path)["variants"][0]["cases"]
-    assert {name: (case["n"], case["tool_acc"], case["called_acc"]) for name, case in cases.items()} == {
-        "none fits": (10, 30.0, 70.0), "none": (10, 30.0, 70.0),
-        "a tool fits": (30, 73.3333, 73.3333), "pair": (30, 73.3333, 73.3333),
-    }  # fmt: skip
-    text = (tmp_path / "report.md").read_text()
-    assert "| tuned | pair | 30 | 73.3 " in text
-    assert "| tuned | none |" not in text, "the same entries are not told twice"
-
-
 def test_compare_refuses_what_does_not_compare(tmp_path) -> None:
     write_results(tmp_path / "old", rows(20))
-    write_results(tmp_path / "setting", rows(20, setting="preferred"))
     write_results(tmp_path / "data", rows(20), data={"source": "x.json", "sha256": "00" * 32, "total": 40})
     for name in ("base", "other"):
         write_results(tmp_path / "names", rows(20, variant=name))
     write_results(tmp_path / "few", rows(20, count=10))
     write_results(tmp_path / "apart", rows(40)[31:])
     for first, second, said in (
-        ("old", "setting", "is of the rating setting"),
         ("old", "data", "other data"),
         ("old", "names", "no variant to compare"),
         ("few", "apart", "no scored entry in common"),
@@ -217,12 +193,6 @@ def test_a_temperature_goes_from_the_replies_into_the_next_export(tmp_path, comm
     assert keys["petool_lite.temperature"] == str(found["temperature"])
 
 
-HOSTILE = (
-    "</script><img src=x onerror=\"window.pwned=1\"><script>window.pwned=1</script>",
-    "<!--<script>", "]]>", "\u2028</style><svg onload=window.pwned=1>", "${window.pwned=1}", "\\u003c/script>",
-)  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     """Two variants, 40 entries each; the replies of one are hostile where they are wrong."""
@@ -237,28 +207,8 @@ def page_file(tmp_path_factory):
     return folder / "report.html"
 
 
-@pytest.fixture
-def page(browser, page_file):
-    """The report, opened; errors and requests beyond the file itself fail the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    trouble = []
-    opened.on("pageerror", lambda error: trouble.append(str(error)))
-    opened.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-    opened.on("request", lambda request: trouble.append(request.url) if not request.url.startswith("file:") else None)
-    opened.goto(page_file.as_uri())
-    yield opened
-    assert trouble == []
-    context.close()
-
-
-def test_the_file_names_nothing_outside_itself(page_file) -> None:
-    text = page_file.read_text()
-    assert not re.search(r"<[^>]*\s(?:src|href)\s*=\s*[\"']?+(?!data:|#)", text)
-    assert (text.count("<script"), "@import" in text, "<img" in text, "<svg onload" in text) == (1, False, False, False)
-
-
-def test_hostile_replies_are_text_and_entries_are_filtered(page) -> None:
+def test_hostile_replies_are_text_entries_are_filtered_and_it_fits_a_phone_and_a_desk(opened, page_file) -> None:
+    page = opened(page_file.as_uri())
     count, shown = page.locator("#count"), page.locator(".entry:visible")
     assert count.inner_text() == "40 of 40 entries"
     page.check("#wrong")
@@ -271,9 +221,6 @@ def test_hostile_replies_are_text_and_entries_are_filtered(page) -> None:
     assert count.inner_text() == "20 of 40 entries"
     page.fill("#words", "nothing has this text")
     assert count.inner_text() == "0 of 40 entries"
-
-
-def test_it_fits_a_phone_and_a_desk(page) -> None:
     for width in (420, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -10,22 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from petool_lite.bench import score as stats
 from petool_lite.bench.bfcl import arguments_accepted
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
 from petool_lite.bench.run import entry_row
-from petool_lite.bench.score import (
-    calibration,
-    calibration_error,
-    design_effect,
-    error_class,
-    mcnemar,
-    paired,
-    paired_interval,
-    score_row,
-    summary,
-    wilson,
-)
+from petool_lite.bench.score import calibration, error_class, score_row
 from support_bench import answer, row, write_results
 
 from petool_lite.data.entries import NO_TOOL, Call
@@ -39,6 +29,13 @@ GOLD = {"tool_name": "<A>.<b>.<c>", "parameters": {"q": "x", "n": 2}}
 GOOD = json.dumps(GOLD)
 LINES = '{"tool_name": "<A>.<b>.<c>",\n"parameters": {"q": "x",\n "n": 2}}'
 BOTH, TOOL, PARAM, NEITHER = (True, True), (True, False), (False, True), (False, False)
+PIECES = ["{", "}", "}}", '"tool_name": "t"', '"tool_name":"', ", ", '"parameters": {', '"parameters": {}', "\n", "x"]
+HERMES = '<tool_call>\n{"name": "<A>.<b>.<c>", "arguments": {"q": "x", "n": 2}}\n</tool_call>'
+WEATHER = {"tool_name": "<W>.<Sun>.<forecast>", "parameters": {"city": "Oslo", "days": 3}}
+OFFERED = ["<W>.<Sun>.<forecast>", "<W>.<Rain>.<forecast>", "<M>.<Tune>.<search>"]
+TEXT, NUMBERS = {"type": "string"}, {"type": "array", "items": {"type": "number"}}
+AREA = {"base": {"type": "integer"}, "unit": {"type": "string"}}
+AREA_TOOL = {"name": "math.area", "parameters": {"type": "object", "properties": AREA, "required": ["base"]}}
 
 
 def reply_row(reply: str, **more):
@@ -86,9 +83,6 @@ def test_the_published_scorer_with_its_quirks_and_the_strict_one() -> None:
     assert (at_its_limit.pairs["strict"], at_its_limit.pairs["published"]) == (NEITHER, BOTH)
 
 
-PIECES = ["{", "}", "}}", '"tool_name": "t"', '"tool_name":"', ", ", '"parameters": {', '"parameters": {}', "\n", "x"]
-
-
 @given(st.lists(st.sampled_from([*PIECES, '{"tool_name": "t", "parameters": {"a": 1}}']), max_size=14), st.booleans())
 def test_the_quick_search_finds_what_the_published_expression_finds(pieces, spanning) -> None:
     """The expression as published, searched from everywhere, against the search from first braces of lines only."""
@@ -127,9 +121,6 @@ def test_a_number_counts_as_asked_where_the_data_cut_it() -> None:
             assert (pairs["published"], pairs["as_asked"]) == ((True, found == right), (True, asked))
 
 
-HERMES = '<tool_call>\n{"name": "<A>.<b>.<c>", "arguments": {"q": "x", "n": 2}}\n</tool_call>'
-
-
 def test_a_petool_reply_is_read_by_the_published_scorer_in_its_own_form() -> None:
     for reply, published, strict in (
         (HERMES, True, True),
@@ -147,10 +138,6 @@ def test_a_petool_reply_is_read_by_the_published_scorer_in_its_own_form() -> Non
         score = score_row(reply_row(reply, gold={"no_call": "No tool fits."}))
         right = "<tool_call>" not in reply
         assert set(score.pairs.values()) == {(right, right)}, reply
-
-
-WEATHER = {"tool_name": "<W>.<Sun>.<forecast>", "parameters": {"city": "Oslo", "days": 3}}
-OFFERED = ["<W>.<Sun>.<forecast>", "<W>.<Rain>.<forecast>", "<M>.<Tune>.<search>"]
 
 
 def call(tool: str = "<W>.<Sun>.<forecast>", **parameters) -> str:
@@ -181,63 +168,44 @@ def test_each_class_of_error() -> None:
         assert error_class(row, score_row(row)) == found
 
 
-def test_rows_are_counted_and_an_engine_failure_is_no_wrong_answer() -> None:
-    replies = [GOOD, GOOD, GOOD.replace("<b>", "<z>"), "cut"]
-    rows = [reply_row(reply, finish="length" if reply == "cut" else "stop") for reply in replies]
-    rows.append({"status": "engine_error", "style": "petool", "gold": GOLD, "facts": {}})
-    score = summary(rows, [score_row(item) for item in rows])
-    assert (score["n"], score["engine_errors"], score["no_call"], score["cut_off"]) == (4, 1, 1, 1)
-    assert (score["tool_acc"], score["param_acc"], score["joint_acc"]) == (50.0, 75.0, 50.0)
-    assert (score["strict"]["joint_acc"], score["calibration"]) == (50.0, None)
-    assert score["joint_ci"][0] < 50 < score["joint_ci"][1]
-
-
-def test_paired_tests_count_who_alone_is_right() -> None:
-    other = GOOD.replace("<b>", "<z>")
-    first = {index: score_row(reply_row(GOOD if index < 3 else other)) for index in range(12)}
-    second = {index: score_row(reply_row(GOOD if index > 1 else other)) for index in range(13)}
-    found = paired(first, second)
-    assert (found["n"], found["tool"]["first_only"], found["tool"]["second_only"]) == (12, 2, 9)
-    assert found["tool"]["difference"] == pytest.approx(100 * 7 / 12, abs=1e-3)
-    assert found["tool"]["p"] == pytest.approx(2 * (1 + 11 + 55) / 2**11)
-    assert found["param"]["p"] == 1.0
-    assert found["agreement"] == pytest.approx(100 / 12, abs=1e-3)
-
-
 def test_entries_of_one_function_are_worth_less_than_as_many_of_several() -> None:
     values = [1, 1, 1, 0, 0, 0, 1, 1, 0, 0]
-    assert design_effect(values, range(10)) == pytest.approx(1)
+    assert stats.design_effect(values, range(10)) == pytest.approx(1)
     # by hand: the sums of three functions around their mean are 1.5, -1.5 and 0; 4.5 / 2.5 * (3 / 2) / (10 / 9)
-    assert design_effect(values, "aaabbbcccc") == pytest.approx(4.5 / 2.5 * 1.5 * 0.9)
-    assert design_effect([1, 1], "ab") == design_effect([1, 0], "aa") == design_effect([], []) == 1.0
+    assert stats.design_effect(values, "aaabbbcccc") == pytest.approx(4.5 / 2.5 * 1.5 * 0.9)
+    assert stats.design_effect([1, 1], "ab") == stats.design_effect([1, 0], "aa") == stats.design_effect([], []) == 1.0
 
 
 def test_the_intervals_are_wilsons_and_agresti_and_mins() -> None:
     # 787 of 1,000: computed by hand from the formula
-    assert wilson(787, 1000) == pytest.approx((76.06, 81.13), abs=0.02)
-    assert (wilson(0, 0), wilson(10, 10)[1], wilson(0, 10)[0]) == ((0.0, 100.0), 100.0, 0.0)
-    low, high = paired_interval(20, 50, 500)
+    assert stats.wilson(787, 1000) == pytest.approx((76.06, 81.13), abs=0.02)
+    assert (stats.wilson(0, 0), stats.wilson(10, 10)[1], stats.wilson(0, 10)[0]) == (
+        (0.0, 100.0),
+        100.0,
+        0.0,
+    )
+    low, high = stats.paired_interval(20, 50, 500)
     assert 0 < low < 6.0 < high, "20 against 50 is no chance: p < 0.001"
-    assert paired_interval(50, 20, 500) == pytest.approx((-high, -low))
+    assert stats.paired_interval(50, 20, 500) == pytest.approx((-high, -low))
     # by hand: centre 30/502, spread sqrt(71 - 900/502)/502
     assert (low, high) == pytest.approx((2.73, 9.22), abs=0.02)
-    assert paired_interval(0, 0, 0) == (-100.0, 100.0)
+    assert stats.paired_interval(0, 0, 0) == (-100.0, 100.0)
 
 
 def test_mcnemar_is_the_share_of_coin_throws_that_are_as_uneven() -> None:
     for lost, won in ((0, 0), (1, 0), (2, 9), (5, 5), (0, 11), (7, 6)):
         n = lost + won
         uneven = sum(abs(2 * sum(throw) - n) >= abs(won - lost) for throw in product((0, 1), repeat=n))
-        assert mcnemar(lost, won) == pytest.approx(uneven / 2**n)
-    assert mcnemar(1500, 1500) == 1.0
-    assert 0 < mcnemar(1000, 1300) < 1e-9, "no zero by underflow"
+        assert stats.mcnemar(lost, won) == pytest.approx(uneven / 2**n)
+    assert stats.mcnemar(1500, 1500) == 1.0
+    assert 0 < stats.mcnemar(1000, 1300) < 1e-9, "no zero by underflow"
 
 
 def test_the_calibration_error_and_the_temperature_that_mends_it() -> None:
     # by hand: bins of 0.9 (two right of four) and 0.2 (one of one)
     pairs = [(0.9, True), (0.9, True), (0.95, False), (0.95, False), (0.2, True)]
-    assert calibration_error(pairs) == pytest.approx((4 * abs(0.925 - 0.5) + 0.8) / 5, abs=1e-4)
-    assert calibration_error([(1.0, True), (0.0, False)]) == calibration_error([]) == 0.0
+    assert stats.calibration_error(pairs) == pytest.approx((4 * abs(0.925 - 0.5) + 0.8) / 5, abs=1e-4)
+    assert stats.calibration_error([(1.0, True), (0.0, False)]) == stats.calibration_error([]) == 0.0
     assert heated(0.9, 1.0) == pytest.approx(0.9)
     assert heated(0.9, 2.0) == pytest.approx(0.75)  # odds of 9 to 1 become 3 to 1
     rng, scores = random.Random(5), []
@@ -253,7 +221,6 @@ def test_the_calibration_error_and_the_temperature_that_mends_it() -> None:
 
 
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
-TEXT, NUMBERS = {"type": "string"}, {"type": "array", "items": {"type": "number"}}
 
 
 def right(value, accepted: list, schema: dict, required: bool = True) -> bool:
@@ -262,7 +229,11 @@ def right(value, accepted: list, schema: dict, required: bool = True) -> bool:
     return arguments_accepted({} if value is ... else {"p": value}, {"p": accepted}, declared)
 
 
-def test_values_are_compared_by_their_declared_type() -> None:
+def test_values_are_compared_by_their_declared_type_also_in_objects() -> None:
+    one, many = {"type": "dict"}, {"type": "array", "items": {"type": "dict"}}
+    places = [{"city": ["San Francisco"], "days": [3, 4], "unit": ["", "C"]}, {"place": ["SF"]}]
+    sf, ann, bo = {"city": "san francisco", "days": 4}, {"name": "ann"}, {"name": "bo"}
+    people = [[{"name": ["Ann"], "age": [3, ""]}, {"name": ["Bo"]}], ""]
     for schema, accepted, good, bad in (
         (TEXT, ["New York, NY", "NYC"], ["new york ny", "NEW-YORK_NY", "n.y.c"], ["New York", 1, None, ["NYC"], ""]),
         (TEXT, ["it's"], ['IT"S', "it's"], ["its", "it\u2019s"]),
@@ -279,7 +250,11 @@ def test_values_are_compared_by_their_declared_type() -> None:
         ({"type": "number"}, ["radius"], ["radius"], ["Radius", 2]),
         ({}, ["a", 5], ["A"], [5]),
         ({}, [5, "a"], [5], ["A"]),
-    ):
+        (one, places, [sf, {"days": 3, "city": "San-Francisco", "unit": "c"}, {"place": "sf"}],
+         [{"city": "San Francisco"}, {"city": "SF", "days": 3}, {"place": "SF", "days": 3}, {}, "SF", [sf]]),
+        (one, [{"at": [{"lat": 1.5}]}], [{"at": {"lat": 1.5}}], [{"at": {"lat": 2.5}}]),
+        (many, people, [[ann, bo]], [[bo, ann], [ann], [ann, "bo"], ann]),
+    ):  # fmt: skip
         assert all(right(value, accepted, schema) for value in good), accepted
         assert not any(right(value, accepted, schema) for value in bad), accepted
 
@@ -292,25 +267,6 @@ def test_what_may_be_left_out_and_what_is_not_declared() -> None:
     declared = {"type": "object", "properties": {"p": TEXT, "q": TEXT}, "required": ["p"]}
     assert not arguments_accepted({"p": "a", "q": "b"}, {"p": ["a"]}, declared), "declared, but in no right call"
     assert not arguments_accepted({"p": "a", "r": "b"}, {"p": ["a"], "r": ["b"]}, declared)
-
-
-def test_objects_and_lists_of_objects() -> None:
-    one, many = {"type": "dict"}, {"type": "array", "items": {"type": "dict"}}
-    places = [{"city": ["San Francisco"], "days": [3, 4], "unit": ["", "C"]}, {"place": ["SF"]}]
-    sf, ann, bo = {"city": "san francisco", "days": 4}, {"name": "ann"}, {"name": "bo"}
-    people = [[{"name": ["Ann"], "age": [3, ""]}, {"name": ["Bo"]}], ""]
-    for schema, accepted, good, bad in (
-        (one, places, [sf, {"days": 3, "city": "San-Francisco", "unit": "c"}, {"place": "sf"}],
-         [{"city": "San Francisco"}, {"city": "SF", "days": 3}, {"place": "SF", "days": 3}, {}, "SF", [sf]]),
-        (one, [{"at": [{"lat": 1.5}]}], [{"at": {"lat": 1.5}}], [{"at": {"lat": 2.5}}]),
-        (many, people, [[ann, bo]], [[bo, ann], [ann], [ann, "bo"], ann]),
-    ):  # fmt: skip
-        assert all(right(value, accepted, schema) for value in good), accepted
-        assert not any(right(value, accepted, schema) for value in bad), accepted
-
-
-AREA = {"base": {"type": "integer"}, "unit": {"type": "string"}}
-AREA_TOOL = {"name": "math.area", "parameters": {"type": "object", "properties": AREA, "required": ["base"]}}
 
 
 def line(accept, **more) -> dict:
@@ -363,6 +319,8 @@ def test_the_report_names_the_scorer_and_counts_apart_where_no_tool_fits(tmp_pat
     call = answer(dataset.entries[0])
     replies = [call, call.replace("5", "6"), NO_TOOL, NO_TOOL, NO_TOOL, NO_TOOL, call]
     made = [row(entry, index, replies[index], setting="none") for index, entry in enumerate(dataset.entries)]
+    for index, item in enumerate(made):
+        item["kind"] = ("pair", "alone", "alone", *["none"] * 4)[index]
     write_results(tmp_path, made)
     (item,) = write_report(tmp_path)["variants"]
     assert (item["scorer"], item["n"], "as_asked" in item) == ("ast", 7, False)
@@ -372,6 +330,8 @@ def test_the_report_names_the_scorer_and_counts_apart_where_no_tool_fits(tmp_pat
     text = (tmp_path / "report.md").read_text()
     assert "BFCL's AST" in text
     assert "none fits | 4 | 25.0" in text
+    assert "| tuned | pair | 1 | 100.0 " in text
+    assert "| tuned | none |" not in text, "the same entries are not told twice"
 
 
 @pytest.mark.parametrize(("name", "count"), [("simple", 400), ("multiple", 200), ("irrelevance", 240)])

@@ -1,10 +1,12 @@
-"""The command line as a user meets it: quick help, exit codes, one clear line for what is wrong."""
+"""The command line as a user meets it: quick help, exit codes, one clear line for what is wrong, texts as given."""
 
 import subprocess
 import sys
 
 import pytest
 from support import own_runs
+
+ENDPOINT = ("--data", "demo:test:60", "--variants", "rule-first", "--out", "out", "--endpoint")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -23,10 +25,13 @@ def test_help_imports_nothing_heavy() -> None:
         (["train", "nowhere.toml"], 1, "no such recipe: nowhere.toml"),
         (["train", "demo", "--set", "train.epoch=2"], 1, "did you mean train.epochs"),
         (["train", "demo", "--set", "data.train=gone.json"], 1, "no such data file: gone.json"),
+        (["data", "check", "demo:train:0"], 1, "demo:train:0"),
         (["train", "demo", "--set", "data.train=data.json"], 1, "data.json, entry 0, instruction_ratings"),
         (["train", "demo", "--set", "model.base=gone/"], 1, "base model not found"),
         (["train"], 2, "give a RECIPE"),
-        (["train", "rating"], 3, "needs a GPU"),
+        (["train", "rating"], 3, "petool-lite train demo"),
+        (["train", "demo", "--set", "train.report_to=tensorboard,clearml"], 1, "clearml is not installed"),
+        (["train", "demo", "--set", "train.report_to=tensorbord"], 1, "unknown tracker"),
         (["export", "--run", "gone"], 1, "no such run: gone"),
         (["bench", "--model", "notes.gguf"], 1, "not a GGUF file"),
         (["bench", "--model", "."], 1, "error: . is a folder, not a GGUF file\nhint: give the file in it: notes.gguf"),
@@ -37,7 +42,15 @@ def test_help_imports_nothing_heavy() -> None:
         (["bench", "--variants", "fast"], 2, "unknown variant"),
         (["bench", "--shard", "3/3"], 2, "is no shard"),
         (["bench", "score", "gone.jsonl"], 1, "no such results file"),
+        (["bench", *ENDPOINT, "http://127.0.0.1:9/v1", "--model", "m"], 1, "nobody is there"),
+        (["bench", *ENDPOINT, "127.0.0.1", "--model", "m"], 2, "not an address: 127.0.0.1"),
+        (["bench", *ENDPOINT, "https://me:pw@a/v1", "--model", "m"], 2, "holds more"),  # pragma: allowlist secret
+        (["bench", *ENDPOINT, "http://127.0.0.1:9/v1"], 2, "--endpoint needs the name of a model"),
         (["call", "q", "--tools", "-", "--model", "gone.gguf"], 1, "--tools: stdin is empty"),
+        (["call"], 2, "give a QUERY and --tools FILE"),
+        (["call", "q", "--tools", "gone.json"], 1, "cannot read gone.json"),
+        (["call", "q", "--tools", "-", "--history", "-"], 2, "only one of the files can be stdin"),
+        (["call", "q", "--tools", "notes.gguf"], 1, "is not JSON"),
         (["serve"], 1, "petool-lite train demo; or give --model FILE.gguf"),
         (["doctor", "--model", "gone.gguf"], 2, "--model says what --tune tunes for"),
         (["nonsense"], 2, "No such command"),
@@ -49,7 +62,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(command, tmp_path, argum
     result = command(*arguments, cwd=tmp_path, env=own_runs(tmp_path), inline=True)
     assert result.returncode == code, result.stderr
     assert said in result.stderr
-    assert ("Traceback" in result.stderr, result.stdout) == (False, "")
+    assert ("Traceback" in result.stderr, "me:pw" in result.stderr, result.stdout) == (False, False, "")
     assert not (tmp_path / "runs").exists()
 
 
@@ -101,3 +114,19 @@ def test_a_dry_run_counts_and_loads_no_model(found) -> None:
     plan = found("train", "demo", "--dry-run", "--set", "data.train=demo:train:12", inline=True)
     assert (plan["rows"], plan["kept"], plan["steps"]) == (12, 12, 6)
     assert 0 < plan["loss_tokens"] < plan["tokens"] / 5
+
+
+def test_texts_are_shown_as_they_are() -> None:
+    odd = "demo:train:3 [red]x[/red] :cat:"
+    code = f"""
+from petool_lite.console import print_table, progress, say
+print_table({odd!r}, [{odd!r}, ""], [[{odd!r}, "1"]], {odd!r})
+say({odd!r})
+with progress() as report:
+    report({odd!r}, 0, 1, "")
+    report({odd!r}, 1, 1, {odd!r})
+    report({odd!r}, 0, 0, "")
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.count(odd) == 4
+    assert found.stderr.count(odd) == 5

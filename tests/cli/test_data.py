@@ -36,16 +36,6 @@ def test_check_finds_planted_faults_and_leaks(command, files) -> None:
         assert (found.returncode, said in found.stdout) == (1, True)
 
 
-def test_split_writes_folds_without_leaks(found, files) -> None:
-    listed = found("data", "split", "train.json", "--folds", "3", cwd=files)
-    written = {item["file"]: item["entries"] for item in listed}
-    assert len(written) == 6
-    for number in range(3):
-        pair = [f"folds/fold{number}-{name}.jsonl" for name in ("train", "test")]
-        assert found("data", "check", *pair, cwd=files)["entries"] == [written[name] for name in pair]
-        assert sum(written[name] for name in pair) == 40
-
-
 def test_convert_writes_openai_lines_that_are_the_same_entries(command, found, files) -> None:
     (files / "rows.json").write_text(json.dumps([training_row(row) for row in published_rows("train", 3)]))
     made = found("data", "convert", "rows.json", "lines.jsonl", cwd=files)

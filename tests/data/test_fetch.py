@@ -5,15 +5,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
+from support_bench import answering
 from support_published import published_rows
 
 from petool_lite.data.fetch import fetch
@@ -23,21 +21,24 @@ REPO = "someone/entries"
 FIRST, SECOND = "1" * 40, "2" * 40
 ENTRIES = json.dumps(published_rows("test", 3)).encode()
 
-# The Hub's address and offline mode are read when its client is imported, so every call has a process of its own.
+# The Hub's address is read when its client is imported, so every test has a process of its own: a call a line.
 PROGRAM = """
 import json, sys
+from huggingface_hub import constants
 from petool_lite.data.fetch import fetch
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
-call = json.loads(sys.argv[1])
-try:
-    if "source" in call:
-        rows = len(load_dataset(call["source"]).entries)
-    else:
-        rows = [[file.name, file.path.read_text(), file.revision] for file in fetch(**call)]
-    print(json.dumps({"rows": rows}))
-except PetoolError as error:
-    print(json.dumps({"error": error.message, "hint": error.hint}))
+for line in sys.stdin:
+    call = json.loads(line)
+    constants.HF_HUB_OFFLINE = call.pop("offline")
+    try:
+        if "source" in call:
+            rows = len(load_dataset(call["source"]).entries)
+        else:
+            rows = [[file.name, file.path.read_text(), file.revision] for file in fetch(**call)]
+        print(json.dumps({"rows": rows}), flush=True)
+    except PetoolError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}), flush=True)
 """
 
 
@@ -49,72 +50,49 @@ class Hub:
     head: str = FIRST
     refusal: tuple[int, str] | None = None
     cut: int | None = None
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     address: str = ""
 
-
-class Handler(BaseHTTPRequestHandler):
-    """The routes of the Hub that `dataset_info` and `hf_hub_download` use."""
-
-    hub: Hub
-
-    def do_GET(self) -> None:
-        hub, path = self.hub, urlsplit(self.path).path
-        hub.asked.append((self.command, path))
+    def answer(self, request: str, *_: Any) -> tuple[int, dict[str, str], bytes]:
+        """As `dataset_info` and `hf_hub_download` are answered."""
+        path = request.partition(" ")[2].partition("?")[0]
+        self.asked.append(request)
         commit, _, name = path.removeprefix(f"/datasets/{REPO}/resolve/").partition("/")
-        commit = hub.head if commit == "main" else commit
-        data = hub.commits.get(commit, {}).get(name)
-        if hub.refusal:
-            self.send(hub.refusal[0], b"", {"X-Error-Code": hub.refusal[1]})
-        elif path == f"/api/datasets/{REPO}":
-            rows = [{"rfilename": name} for name in hub.commits[hub.head]]
-            self.send(200, json.dumps({"id": REPO, "sha": hub.head, "siblings": rows}).encode(), {})
-        elif data is None:
-            self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        else:
-            self.send(200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit})
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[: self.hub.cut])
+        commit = self.head if commit == "main" else commit
+        data = self.commits.get(commit, {}).get(name)
+        if self.refusal:
+            return self.refusal[0], {"X-Error-Code": self.refusal[1]}, b""
+        if path == f"/api/datasets/{REPO}":
+            rows = [{"rfilename": name} for name in self.commits[self.head]]
+            return 200, {}, json.dumps({"id": REPO, "sha": self.head, "siblings": rows}).encode()
+        if data is None:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
+        about = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit}
+        return 200, about | {"Content-Length": str(len(data))}, data[: self.cut]
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     hub = Hub({FIRST: {"a.json": ENTRIES, "b.json": b"[2]", "small.json": b"[3]"}, SECOND: {"a.json": b"[4]"}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    hub.address = f"http://127.0.0.1:{server.server_port}"
-    yield hub
-    server.shutdown()
-    server.server_close()
+    with answering(hub.answer) as hub.address:
+        yield hub
 
 
 @pytest.fixture
-def call(hub: Hub, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Run one fetch (or, with source=, one load) in a process of its own, against the stand-in."""
+def call(hub: Hub, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """One fetch (or, with source=, one load) against the stand-in."""
+    own = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+    own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    line, pipe = [sys.executable, "-c", PROGRAM], subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, env=os.environ | own) as process:
 
-    def run(offline: bool = False, **arguments: Any) -> dict[str, Any]:
-        settings = {
-            "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
-        arguments = arguments if "source" in arguments else {"repo": REPO, **arguments}
-        line = [sys.executable, "-c", PROGRAM, json.dumps(arguments)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=250, env={**os.environ, **settings})
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        def run(offline: bool = False, **arguments: Any) -> dict[str, Any]:
+            asked = ({} if "source" in arguments else {"repo": REPO}) | arguments | {"offline": offline}
+            print(json.dumps(asked), file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
 
-    return run
+        yield run
+        process.kill()
 
 
 def test_the_newest_commit_is_fetched_once_and_a_revision_is_kept_to(hub, call) -> None:
@@ -125,7 +103,7 @@ def test_the_newest_commit_is_fetched_once_and_a_revision_is_kept_to(hub, call) 
     assert call(names=names, offline=True) == first
     assert hub.asked == []
     assert call(names=names) == first
-    assert not [path for method, path in hub.asked if method == "GET" and "/resolve/" in path]
+    assert not [request for request in hub.asked if request.startswith("GET") and "/resolve/" in request]
     assert call(names=["a.json"], revision=SECOND)["rows"] == [["a.json", "[4]", SECOND]]
     hub.head = SECOND  # the branch moves on
     assert call(names=["a.json"])["rows"] == [["a.json", "[4]", SECOND]]

@@ -89,9 +89,8 @@ def test_a_result_that_is_no_verdict_stays_in_the_conversation() -> None:
     assert [turn["role"] for turn in entry.turns] == ["user", "assistant", "tool"]
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
+def test_what_is_wrong_is_named_by_its_field() -> None:
+    for change, named in (
         ({"messages": []}, "messages: expected a query"),
         ({"messages": [{"role": "user", "content": "x"}]}, "messages[0]: expected an assistant's answer"),
         ({"messages": [{"role": "robot", "content": "x"}, message(CALL)]}, "messages[0].role"),
@@ -102,12 +101,10 @@ def test_a_result_that_is_no_verdict_stays_in_the_conversation() -> None:
         ({"tools": [{"function": {"name": "x", "parameters": "text"}}]}, "tools[0].function.parameters"),
         ({"tools": [{"function": {"name": "x", "parameters": {"properties": "y"}}}]}, "parameters.properties"),
         ({"tools": [{"function": {"name": None}}]}, "tools[0].function.name: expected the tool's name, found null"),
-    ],
-)
-def test_what_is_wrong_is_named_by_its_field(change, named) -> None:
-    with pytest.raises(Fault) as error:
-        parse(LINES["openai"] | change, "0")
-    assert named in str(error.value)
+    ):
+        with pytest.raises(Fault) as error:
+            parse(LINES["openai"] | change, "0")
+        assert named in str(error.value)
 
 
 def test_several_calls_or_a_bad_answer_are_named_and_counted(tmp_path) -> None:
@@ -129,13 +126,11 @@ def test_several_calls_or_a_bad_answer_are_named_and_counted(tmp_path) -> None:
         assert wanted in said
 
 
-def test_a_tool_without_parameters_in_any_shape() -> None:
+def test_tool_lists_of_any_shape_of_mcp_and_of_xlam() -> None:
     for shape in (None, [], {}, {"type": "object"}, {"type": "object", "properties": None}, {"properties": []}):
         (tool,) = read_tools([{"function": {"name": "now", "description": None, "parameters": shape}}])
         assert (tool.description, value_faults(tool.parameters, {})) == ("", [])
 
-
-def test_tool_lists_of_mcp_and_of_xlam() -> None:
     listed = {"jsonrpc": "2.0", "result": {"tools": [{"name": "a", "description": "b", "inputSchema": SCHEMA}]}}
     assert read_tools(listed) == (Tool("a", "b", SCHEMA),)
     flat = {"city": {"type": "str", "description": "where"}, "days": {"type": "int, optional", "default": 1}}
@@ -144,9 +139,8 @@ def test_tool_lists_of_mcp_and_of_xlam() -> None:
     assert value_faults(tool.parameters, {"city": "x", "days": "y"}) == ["days: 'y' is not of type 'integer'"]
 
 
-@pytest.mark.parametrize(
-    ("wild", "valid", "invalid"),
-    [
+def test_types_of_the_wild_are_understood() -> None:
+    for wild, valid, invalid in (
         ({"type": "dict", "properties": {"a": {"type": "float"}}}, {"a": 1.5}, {"a": "x"}),
         ({"type": "STRING"}, "x", 3),
         ({"type": "List[str]"}, ["x"], [3]),
@@ -156,22 +150,18 @@ def test_tool_lists_of_mcp_and_of_xlam() -> None:
         ({"anyOf": [{"type": "bool"}, {"type": "null"}]}, True, "x"),
         ({"type": "integer", "required": True}, 3, "x"),
         ({"enum": ["a", None], "type": ["string", "null"]}, None, "b"),
-    ],
-)
-def test_types_of_the_wild_are_understood(wild, valid, invalid) -> None:
-    assert value_faults(wild, valid) == []
-    assert value_faults(wild, invalid)
-    assert normal_schema(normal_schema(wild)) == normal_schema(wild)
-    assert "cannot be read" in value_faults({"$ref": "#/$defs/nowhere"}, {})[0]
+    ):
+        assert value_faults(wild, valid) == []
+        assert value_faults(wild, invalid)
+        assert normal_schema(normal_schema(wild)) == normal_schema(wild)
+        assert "cannot be read" in value_faults({"$ref": "#/$defs/nowhere"}, {})[0]
 
 
-def test_providers_are_read_from_names() -> None:
+def test_providers_are_read_from_names_who_shares_a_prefix_is_one_and_a_declared_one_wins() -> None:
     for name in ("mcp__slack__post", "slack__post", "slack.post", "slack/post_it", "slack_post", "<a>.<slack>.<a b>"):
         assert namespace(name, {"slack"}) == "slack"
     assert [namespace(name, {"slack"}) for name in ("get_time", "now")] == ["get_time", "now"]
 
-
-def test_who_shares_a_prefix_is_one_provider_and_a_declared_one_wins() -> None:
     tools = tuple(Tool(name, "", {}) for name in ("slack_post", "slack_read", "get_time", "now"))
     history = (Interaction("", Call("slack_post", {}), LIKED), Interaction("", Call("now", {}), DISLIKED))
     entry = Entry("0", "q", (*tools, Tool("x_y", "", {}, provider="slack")), history)

@@ -32,25 +32,22 @@ def test_every_published_entry_comes_back_byte_for_byte(open_entries) -> None:
                 assert interaction_row(item, rated=setting == "rating") == json.loads(text)
 
 
-@pytest.mark.parametrize(
-    ("declared", "schema"),
-    [
+def test_a_published_type_is_json_schema_and_comes_back() -> None:
+    for declared, schema in (
         ({"type": "NUMBER", "default": "10"}, {"type": "number", "default": 10}),
         ({"type": "NUMBER", "default": "10.0"}, {"type": "number", "default": 10.0}),
         ({"type": "NUMBER", "default": "NaN"}, {"type": "number", "default": "NaN"}),
         ({"type": "BOOLEAN", "default": "True"}, {"type": "boolean", "default": True}),
         ({"type": "DATE (YYYY-MM-DD)", "default": "2024-01-01"}, {"type": "string", "default": "2024-01-01"}),
         ({"type": "NUMBER", "default": None}, {"type": "number"}),
-    ],
-)
-def test_a_published_type_is_json_schema_and_comes_back(declared, schema) -> None:
-    parameter = {"name": "x", "type": "", "description": "what it is", "default": ""} | declared
-    published = {"tool_name": "<A>.<b>.<c>", "tool_description": "does"}
-    published |= {"required_parameters": [parameter], "optional_parameters": []}
-    tool = petoolbench.read_tool(published, "tool")
-    found = {key: value for key, value in tool.parameters["properties"]["x"].items() if key != "x-published"}
-    assert found == schema | {"description": "what it is"}
-    assert json.dumps(petoolbench.published_tool(tool)) == json.dumps(published)
+    ):
+        parameter = {"name": "x", "type": "", "description": "what it is", "default": ""} | declared
+        published = {"tool_name": "<A>.<b>.<c>", "tool_description": "does"}
+        published |= {"required_parameters": [parameter], "optional_parameters": []}
+        tool = petoolbench.read_tool(published, "tool")
+        found = {key: value for key, value in tool.parameters["properties"]["x"].items() if key != "x-published"}
+        assert found == schema | {"description": "what it is"}
+        assert json.dumps(petoolbench.published_tool(tool)) == json.dumps(published)
 
 
 @pytest.mark.parametrize("kind", ["integer", "boolean", "string", None, ["integer", "null"]])
@@ -99,9 +96,8 @@ def test_rewording_a_prompt_does_not_break_it() -> None:
     assert prompt_of(made.published) == text
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "named"),
-    [
+def test_a_broken_entry_is_named_by_file_entry_and_field(tmp_path) -> None:
+    for path, value, named in (
         (("api_call_ground_truth", "tool_name"), None, "api_call_ground_truth.tool_name"),
         (("api_call_ground_truth", "parameters"), "x", "api_call_ground_truth.parameters"),
         (("api_call_ground_truth", "parameters"), {"a": float("nan")}, "api_call_ground_truth.parameters.a"),
@@ -109,18 +105,16 @@ def test_rewording_a_prompt_does_not_break_it() -> None:
         (("query",), 3, "query"),
         (("func",), "\udc00", "func"),
         (("instruction_ratings",), "no arrays here", "instruction_ratings"),
-    ],
-)
-def test_a_broken_entry_is_named_by_file_entry_and_field(path, value, named, tmp_path) -> None:
-    row = copy.deepcopy(published_rows("train", 1)[0])
-    place = row
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    with pytest.raises(Fault) as error:
-        parse(row, "rating", "7")
-    assert str(error.value).startswith(f"{named}: ")
-    (tmp_path / "rows.json").write_text(json.dumps([row, published_rows("train", 2)[1]]))
-    kept = load_dataset(str(tmp_path / "rows.json"), "rating", skip_bad=True)
-    assert (len(kept.entries), kept.total) == (1, 2)
-    assert f"rows.json, entry 0 (entry_id '0'), {named}: " in kept.bad[0]
+    ):
+        row = copy.deepcopy(published_rows("train", 1)[0])
+        place = row
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        with pytest.raises(Fault) as error:
+            parse(row, "rating", "7")
+        assert str(error.value).startswith(f"{named}: ")
+        (tmp_path / "rows.json").write_text(json.dumps([row, published_rows("train", 2)[1]]))
+        kept = load_dataset(str(tmp_path / "rows.json"), "rating", skip_bad=True)
+        assert (len(kept.entries), kept.total) == (1, 2)
+        assert f"rows.json, entry 0 (entry_id '0'), {named}: " in kept.bad[0]

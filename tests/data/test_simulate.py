@@ -96,16 +96,13 @@ def test_everything_that_users_have_occurs(entries) -> None:
     assert len(seen) >= 12
 
 
-def test_the_same_seed_gives_the_same_and_a_longer_run_begins_alike(entries) -> None:
+def test_the_same_seed_gives_the_same_a_longer_run_begins_alike_and_one_tool_is_refused(entries) -> None:
+    with pytest.raises(PetoolError, match="fewer than two tools"):
+        list(simulate(EXAMPLES[:1], [], 1, 0))
     again = list(itertools.islice(simulate(EXAMPLES, [], 10**9, 7), 50))
     assert again == entries[:50]
     assert list(simulate(EXAMPLES, [], 50, 8)) != again
     assert [parse(entry_line(entry), entry.id) for entry in again] == again
-
-
-def test_fewer_than_two_tools_are_refused() -> None:
-    with pytest.raises(PetoolError, match="fewer than two tools"):
-        list(simulate(EXAMPLES[:1], [], 1, 0))
 
 
 def test_the_command_makes_entries_of_ones_own_log(found, tmp_path) -> None:

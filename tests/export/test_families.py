@@ -24,15 +24,8 @@ from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.parse import CUT_OFF, CallFailure
 from petool_lite.models import resolve_base
-from petool_lite.prompt.render import (
-    Layout,
-    answer_text,
-    chat_from_directory,
-    entry_request,
-    example,
-    exported_template,
-    prompt_ids,
-)
+from petool_lite.prompt import render
+from petool_lite.prompt.render import Layout, chat_from_directory, example
 
 TEXTS = (
     "<s>Where is  the\n\n\tfive-day forecast for Zürich, 12345 m up?", "日本語 and 🦙🦙, l’été é 3.14", " leading", "a",
@@ -88,7 +81,7 @@ def tiny_file(tmp_path_factory):
         if name not in made:
             folder = tmp_path_factory.mktemp("family")
             directory = family_model(name, small_tokenizer(name, folder / "tokenizer"), folder / "model")
-            template = exported_template(chat_template(directory), "petool")
+            template = render.exported_template(chat_template(directory), "petool")
             source = replace(load_source(resolve_base(str(directory))), template=template)
             keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": "1"}
             write_targets(source, {"q8_0": folder / "m.gguf"}, keys)
@@ -114,9 +107,10 @@ def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name
     with LlamaModel(file, vocab_only=True) as model:
         for entry in entries:
             row = example(chat, entry, Layout("petool", 8192))
-            assert prompt_ids(model.chat(), entry, Layout("petool", 8192)).ids == row.ids[: row.answer_start]
-            assert server is None or server.ids(entry_request(chat, entry, "petool")) == row.ids[: row.answer_start]
-            written = answer_text(entry.answer, "petool")
+            asked = row.ids[: row.answer_start]
+            assert render.prompt_ids(model.chat(), entry, Layout("petool", 8192)).ids == asked
+            assert server is None or server.ids(render.entry_request(chat, entry, "petool")) == asked
+            written = render.answer_text(entry.answer, "petool")
             assert model.decode(row.ids[row.answer_start : -1]) == written, "no space before the answer"
             for constrainer in (model.constrainer(), Constrainer.from_directory(directory, chat.eos_id)):
                 constrainer.start(entry.tools, "petool", True).accept(row.ids[row.answer_start :])

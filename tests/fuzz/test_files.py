@@ -1,4 +1,4 @@
-"""GGUF, safetensors and state files of any content: read, or refused by a PetoolError before C code sees them."""
+"""GGUF and state files of any content: read, or refused by a PetoolError before C code sees them."""
 
 import os
 import struct
@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from petool_lite.export.source import find_tensors
 from support_fuzz import FACTOR, cases
 from support_gguf import write_gguf
 
 from petool_lite.errors import PetoolError
-from petool_lite.families import shape_of
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.inference.states import StateKey, StateStore
 
@@ -32,19 +30,6 @@ for name in sys.stdin.read().split():
         pass
 print("end")
 """
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("files")
-
-
-@pytest.fixture(scope="module")
-def sound(folder) -> bytes:
-    """A whole Llama of 60 KB in GGUF that llama.cpp loads and runs."""
-    return write_gguf(folder / "sound.gguf").read_bytes()
-
-
 NUMBERS = [0, 1, 2, 3, 7, 31, 63, 255, 257, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1]
 HEADER = 11_000  # bytes before the tensors' data, about
 place = st.integers(0, HEADER)
@@ -56,6 +41,18 @@ change = st.one_of(
     st.tuples(st.just("cut"), st.integers(0, 70_000), st.just(0)),
     st.tuples(st.just("drop"), st.integers(4, HEADER), st.integers(1, 9)),
 )
+ACCEPTED: list[Path] = []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def sound(folder) -> bytes:
+    """A whole Llama of 60 KB in GGUF that llama.cpp loads and runs."""
+    return write_gguf(folder / "sound.gguf").read_bytes()
 
 
 def damaged(raw: bytes, changes: list[tuple[str, int, int]]) -> bytes:
@@ -74,9 +71,6 @@ def damaged(raw: bytes, changes: list[tuple[str, int, int]]) -> bytes:
         elif kind in ("cut", "drop"):
             del found[place : place + number if kind == "drop" else None]
     return bytes(found)
-
-
-ACCEPTED: list[Path] = []
 
 
 @cases(700)
@@ -108,37 +102,6 @@ def test_what_is_accepted_does_not_crash_llama_cpp() -> None:
         crashed.append((seen[-1] if seen else "none", done.returncode, done.stderr[-300:]))
         left = left[len(seen) :]
     assert not crashed, crashed
-
-
-@pytest.fixture(scope="module")
-def weights(folder) -> tuple[bytes, dict]:
-    """A whole safetensors file of one layer, and its configuration."""
-    import torch
-    from safetensors.torch import save
-
-    names = ["input_layernorm", "post_attention_layernorm"]
-    names += [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
-    tensors = {f"model.layers.0.{name}.weight": torch.ones(4, 4) for name in names}
-    tensors |= {"model.embed_tokens.weight": torch.ones(8, 4), "model.norm.weight": torch.ones(4)}
-    sizes = {"hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 1, "vocab_size": 8}
-    return save(tensors), {"num_hidden_layers": 1, "tie_word_embeddings": True, **sizes}
-
-
-@cases(400)
-@given(changes=st.lists(st.tuples(st.integers(0, 1600), st.integers(0, 255)), max_size=4), cut=st.integers(0, 3000))
-def test_any_safetensors_file_is_read_or_refused(folder, weights, changes, cut) -> None:
-    raw, config = bytearray(weights[0]), weights[1]
-    for place, number in changes:
-        raw[place % len(raw)] = number
-    place = folder / "base"
-    place.mkdir(exist_ok=True)
-    (place / "model.safetensors").write_bytes(raw if cut > 2000 else raw[: len(raw) - cut])
-    try:
-        tensors = find_tensors(place, shape_of(config))
-        for tensor in tensors:
-            tensor.read()
-    except PetoolError:
-        return
 
 
 @cases(200)

@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 from support_fuzz import cases, deep, scalar, text, value
 from support_serve import Server
 
-from petool_lite.serve.requests import Refusal, read_chat
-
 TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {"properties": {"a": {"type": "string"}}}}}]
 ASK = [{"role": "user", "content": "secretwordofthequery"}]
 message = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]), "content": value})
@@ -23,26 +21,13 @@ body = st.fixed_dictionaries(
         **dict.fromkeys(("user", "history", "stream_options"), value),
     },
 )
-
-
-@cases(500)
-@given(found=body)
-def test_any_body_is_understood_or_refused(found) -> None:
-    try:
-        asked = read_chat(found)
-    except Refusal as refusal:
-        assert refusal.status == 400
-        return
-    assert isinstance(asked.request.entry.query, str)
+SMALL = {"max_tokens": 2}
 
 
 @pytest.fixture(scope="module")
 def server():
     with Server("--context", 1024) as running:
         yield running
-
-
-SMALL = {"max_tokens": 2}
 
 
 @cases(60)

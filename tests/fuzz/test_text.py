@@ -18,19 +18,31 @@ from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.parse import CallFailure, parse_call
 from petool_lite.prompt.render import Chat, Layout, prompt_ids, render_messages
 from petool_lite.recipe import load_recipe, settings, to_toml
-from petool_lite.scorer import read_published, score_reply
 
 PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 CHAT = Chat(lambda texts: [[ord(letter) for letter in item] for item in texts], PLAIN, "<s>", "</s>", 2)
+KEYS = st.sampled_from([name for name, *_ in settings()])
+recipes = st.lists(st.one_of(text, st.builds("{} = {}".format, KEYS, scalar.map(json.dumps))), max_size=6)
+TYPES = ["object", "array", "string", "dict", "number", "int", ["string", "null"]]
+called = st.fixed_dictionaries({"name": text, "arguments": st.one_of(value, value.map(json.dumps), text)})
+turn = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "tool"]), "value": text})
+TOOLS = (Tool("a.b.c", "", {"type": "object", "properties": {"x": {"type": "string"}, "y": {}}, "required": ["x"]}),)
+pieces = st.sampled_from(
+    ['{"tool_name": "', '<tool_call>\n{"name": "', "a.b.c", '", "parameters": {', '", "arguments": {', '"x": "', '"']
+    + ["}}", "{", "}", ", ", "\n", "\n</tool_call>", "1", "No tool fits."]
+)
+reply = st.one_of(text, value.map(json.dumps), st.lists(st.one_of(pieces, text), max_size=20).map("".join))
+BLOCKS = [
+    *("{{ ", " }}", "{% ", " %}", "for m in messages", "endfor", "m.content", "messages[0]", "range(99999)", "** 99"),
+    *("set x = x ~ x", "set x = 'a'", "x", "if x", "endif", "macro f()", "endmacro", "f()", "loop(messages)"),
+    *("''.__class__", "|center(999999999)", "|join", "|tojson", "'%099999999d' % 1", "namespace()", "[", "]"),
+    *("raise_exception('no')", "{% generation %}", "{% endgeneration %}", "* 99999999"),
+]
 
 
 @pytest.fixture(scope="module")
 def data_file(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("data") / "any.json"
-
-
-KEYS = st.sampled_from([name for name, *_ in settings()])
-recipes = st.lists(st.one_of(text, st.builds("{} = {}".format, KEYS, scalar.map(json.dumps))), max_size=6)
 
 
 @cases(300)
@@ -64,7 +76,6 @@ published_tool = st.fixed_dictionaries(
 )
 prompts = [text, lists(3, value, past).map(json.dumps), text, lists(3, value, published_tool).map(json.dumps)]
 prompt = st.one_of(text, st.tuples(*prompts).map("".join))
-TYPES = ["object", "array", "string", "dict", "number", "int", ["string", "null"]]
 schema = st.recursive(
     st.one_of(value, some(type=scalar, enum=value, default=value)),
     lambda inner: some(
@@ -78,7 +89,6 @@ function = st.fixed_dictionaries(
     {"name": text}, optional={"description": scalar, "parameters": schema, "provider": scalar}
 )
 tools = lists(3, value, published_tool, function, st.fixed_dictionaries({"type": text, "function": function}))
-called = st.fixed_dictionaries({"name": text, "arguments": st.one_of(value, value.map(json.dumps), text)})
 made = lists(2, st.fixed_dictionaries({"function": called}, optional={"id": text}))
 message = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool", "odd"])},
@@ -89,7 +99,6 @@ message = st.fixed_dictionaries(
     },
 )
 messages = lists(6, message, value)
-turn = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "tool"]), "value": text})
 row = st.one_of(
     value,
     some(
@@ -126,14 +135,6 @@ def test_any_entry_is_read_and_rendered_or_refused(data_file, found) -> None:
         return
 
 
-TOOLS = (Tool("a.b.c", "", {"type": "object", "properties": {"x": {"type": "string"}, "y": {}}, "required": ["x"]}),)
-pieces = st.sampled_from(
-    ['{"tool_name": "', '<tool_call>\n{"name": "', "a.b.c", '", "parameters": {', '", "arguments": {', '"x": "', '"']
-    + ["}}", "{", "}", ", ", "\n", "\n</tool_call>", "1", "No tool fits."]
-)
-reply = st.one_of(text, value.map(json.dumps), st.lists(st.one_of(pieces, text), max_size=20).map("".join))
-
-
 @cases(600)
 @given(said=reply, finish=st.sampled_from(["stop", "length"]), style=st.sampled_from(["petool", "published"]))
 @example(said='{"a":' * 100_000, finish="stop", style="published")
@@ -144,15 +145,6 @@ def test_any_reply_is_a_call_no_call_or_a_named_failure(said, finish, style) -> 
     except CallFailure as failure:
         assert failure.kind
         assert failure.reply == said
-
-
-@cases(600)
-@given(said=reply)
-@example(said='{"tool_name": "a' * 150)
-def test_any_reply_can_be_scored(said) -> None:
-    found = read_published(said)
-    right = score_reply(said, {"tool_name": "a.b.c", "parameters": {"x": ""}})
-    assert found is not None or right == (False, False)
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +164,6 @@ def test_any_tools_make_a_grammar_or_are_refused(constrainer, offered) -> None:
             constraint.accept(forced)
     except (Fault, PetoolError):
         return
-
-
-BLOCKS = [
-    *("{{ ", " }}", "{% ", " %}", "for m in messages", "endfor", "m.content", "messages[0]", "range(99999)", "** 99"),
-    *("set x = x ~ x", "set x = 'a'", "x", "if x", "endif", "macro f()", "endmacro", "f()", "loop(messages)"),
-    *("''.__class__", "|center(999999999)", "|join", "|tojson", "'%099999999d' % 1", "namespace()", "[", "]"),
-    *("raise_exception('no')", "{% generation %}", "{% endgeneration %}", "* 99999999"),
-]
 
 
 @cases(300)

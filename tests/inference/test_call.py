@@ -80,16 +80,6 @@ def test_a_request_of_published_rows_or_of_an_openai_line_is_the_same_entry() ->
     assert row_entry({**line, "messages": answered}) == row_entry(line)
 
 
-@pytest.mark.slow
-def test_a_restored_state_gives_the_reply_of_a_fresh_one_and_saves_the_reading(fresh, store) -> None:
-    first = fresh().call(QUERY, TOOLS, HISTORY, user="ann")
-    assert (first.reply.reused_tokens, first.saved_bytes) == (0, store.path("ann").stat().st_size)
-    other = "What about Lima, or any other large city nearby?"
-    plain, restored = (fresh().call(other, TOOLS, HISTORY, user=user) for user in (None, "ann"))
-    assert restored.reply.reused_tokens > 0.8 * restored.reply.prompt_tokens > plain.reply.reused_tokens == 0
-    assert (restored.reply.ids, restored.saved_bytes) == (plain.reply.ids, 0), "the file holds this prefix already"
-
-
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_or_trimmed(fresh) -> None:
     caller, short = fresh(n_ctx=512), CallOptions(reply_tokens=64)
     with pytest.raises(PetoolError, match=r"[\d,]+ prompt tokens and 64 for the reply exceed the context of 512 even"):
@@ -179,14 +169,3 @@ def test_call_on_the_command_line(command, tmp_path) -> None:
     assert (document["timings"]["prompt_tokens"] > 150, 0 < document["confidence"] <= 1) == (True, True)
     free = command(*line, "--decoding", "free", "--reply-tokens", "20", "--json", cwd=tmp_path, inline=True)
     assert (free.returncode, "failure" in json.loads(free.stdout)) == (1, True)
-
-
-def test_bad_use_is_one_clear_line(command, tmp_path) -> None:
-    for arguments, code, said in (
-        ([], 2, "give a QUERY and --tools FILE"),
-        (["q", "--tools", "gone.json"], 1, "cannot read gone.json"),
-        (["q", "--tools", "-", "--history", "-"], 2, "only one of the files can be stdin"),
-        (["q", "--tools", __file__], 1, "is not JSON"),
-    ):
-        result = command("call", *arguments, cwd=tmp_path, inline=True)
-        assert (result.returncode, said in result.stderr, "Traceback" in result.stderr) == (code, True, False)

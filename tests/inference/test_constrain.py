@@ -1,7 +1,5 @@
 """The constraint lets through what training writes and nothing else, token by token, for both kinds of tokenizer."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -10,6 +8,14 @@ from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.prompt.render import Chat, answer_text, chat_from_directory
+
+CALL = '<tool_call>\n{"name": "<Weather>.<Sky>.<now>", "arguments": {"city": "x", "days": 3}}\n</tool_call>'
+BROKEN = [
+    (', "days": 3', ""), ("3}", '"3"}'), ("3}", "03}"), ("3}", '3, "city": "y"}'), ("3}", '3, "town": "y"}'),
+    ("x", "x\n"), ('"name": ', '"name":'), ("<now>", "<then>"), ("</tool_call>", "</tool_call> and"),
+    ("<tool_call>\n", ""), (CALL, ""),
+]  # fmt: skip
+ODD = ['say "hi"', "a/b\\c", "{}}{", "👋🏽 naïve 日本", "tab\there", "%if a::_ | b", "'; #//", "\x01\x7f", " ", "<[7]>"]
 
 
 def tool(name: str, *required: str, **places) -> Tool:
@@ -66,43 +72,14 @@ WEATHER = tool(
 )  # fmt: skip
 
 
-ARGUMENTS = [
-    '{"days": 3, "city": ""}',  # any order
-    '{"city": "Köln \\"quoted\\" \\\\ \\n tab\\t \\u0001 {}}} 👋", "days": -2.5}',
-    '{"tags": ["a", 1, [true], {"b": null}], "city": "x", "days": 1e-05, "metric": false}',
-]
-
-
-def test_calls_by_the_schema_pass_in_either_form(constrainer, chat) -> None:
-    for arguments in ARGUMENTS:
-        call = Call("<Weather>.<Sky>.<now>", json.loads(arguments))
-        for style in ("petool", "published"):
-            assert arguments in answer_text(call, style)
-            assert accepts(constrainer, chat, [WEATHER], answer_text(call, style))
-
-
-CALL = '<tool_call>\n{"name": "<Weather>.<Sky>.<now>", "arguments": {"city": "x", "days": 3}}\n</tool_call>'
-BROKEN = [
-    (', "days": 3', ""), ("3}", '"3"}'), ("3}", "03}"), ("3}", '3, "city": "y"}'), ("3}", '3, "town": "y"}'),
-    ("x", "x\n"), ('"name": ', '"name":'), ("<now>", "<then>"), ("</tool_call>", "</tool_call> and"),
-    ("<tool_call>\n", ""), (CALL, ""),
-]  # fmt: skip
-
-
 def test_everything_else_is_refused(constrainer, chat) -> None:
-    assert accepts(constrainer, chat, [WEATHER], CALL)
+    other = CALL.replace('{"city": "x", "days": 3}', '{"days": -2.5, "metric": false, "city": "\\u0001 {}}} 👋"}')
+    assert all(accepts(constrainer, chat, [WEATHER], right) for right in (CALL, other))
     for part, other in BROKEN:
         assert not accepts(constrainer, chat, [WEATHER], CALL.replace(part, other)), (part, other)
         assert part == CALL or not accepts(constrainer, chat, [WEATHER], CALL.replace(part, other), text=True)
-
-
-def test_a_text_is_let_through_where_it_may_be_one(constrainer, chat) -> None:
-    text = "No tool fits."
-    found = [accepts(constrainer, chat, [WEATHER], text, text=allowed) for allowed in (False, True, text, "Not now.")]
-    assert found == [False, True, True, False], "a sentence lets through itself only"
-
-
-ODD = ['say "hi"', "a/b\\c", "{}}{", "👋🏽 naïve 日本", "tab\there", "%if a::_ | b", "'; #//", "\x01\x7f", " ", "<[7]>"]
+    for allowed, right in ((False, False), (True, True), ("No tool fits.", True), ("Not now.", False)):
+        assert accepts(constrainer, chat, [WEATHER], "No tool fits.", text=allowed) is right, "a sentence: itself only"
 
 
 def test_names_with_any_character_are_safe(constrainer, chat) -> None:

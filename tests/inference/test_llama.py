@@ -1,9 +1,14 @@
-"""Real decodes: the AMX guard, greedy and repeatable replies, clear failures."""
+"""Real decodes: the AMX guard, greedy and repeatable replies, what was tuned."""
+
+import shutil
 
 import pytest
+from cpu_speed import plain_reply
 
+from petool_lite import ToolCaller
 from petool_lite.data.entries import Tool
 from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.settings import EngineSettings, model_sha256, remember_settings, tuned_settings
 from petool_lite.models import embedded_gguf
 
 
@@ -28,18 +33,28 @@ def test_guesses_and_batches_change_no_reply(model) -> None:
     tools = [Tool(name, "", schema) for name in ("shop.find", "shop.buy", "bank.pay")]
     query = "Buy 19 45 74 94 22 21 at the shop. Code: 19 45 74 94 22 21. Write a JSON call."
     ids = model.encode(f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n")
-    constrainer, plain, batches = model.constrainer(), list[int](), list[int]()
-    constraint = constrainer.start(tools, "petool")
-    model.read(ids, reuse=False)
-    while not constraint.finished:
-        token = (constraint.forced() or [constraint.choose(model._logits())])[0]
-        constraint.accept([token])
-        plain.append(token)
-        model.read([*ids, *plain])
+    constrainer, batches = model.constrainer(), list[int]()
+    plain = plain_reply(model, ids, constrainer.start(tools, "petool"))
     evaluate = model._eval
     model._eval = lambda *parts: batches.append(len(parts[0])) or evaluate(*parts)
     reply = model.generate(ids, 60, constrainer.start(tools, "petool"))
     del model._eval
-    assert [*reply.ids, plain[-1]] == plain
+    assert [*reply.ids] == plain
     assert '"19 45 74 94 22 21"' in reply.text
     assert len(batches) < 0.7 * (len(reply.ids) - reply.forced_tokens)
+
+
+def test_what_was_remembered_is_used_and_a_changed_file_is_not_mistaken(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "m.gguf"
+    shutil.copy(embedded_gguf(), file)
+    assert tuned_settings(file) == EngineSettings()
+    chosen = EngineSettings(threads_decode=1, ubatch=256, flash_attention=True, kv_type="q8_0")
+    remember_settings(file, chosen)
+    with ToolCaller(file, n_ctx=512) as caller:
+        assert caller._model.settings == chosen
+        assert caller._model.generate(caller._model.encode("The capital of France is"), 4).text
+    before = model_sha256(file)
+    with file.open("ab") as open_file:
+        open_file.write(b"x")
+    assert model_sha256(file) != before
+    assert tuned_settings(file) == EngineSettings()

@@ -11,23 +11,6 @@ TOOLS = [
     Tool("u", "", {"type": "object", "properties": {}}),
     Tool("open", "", {"type": "object", "additionalProperties": True}),
 ]
-
-
-@pytest.mark.parametrize(
-    ("reply", "name", "arguments"),
-    [
-        ('<tool_call>\n{"name": "t", "arguments": {"b": 1.5, "a": "x}}</tool_call>"}}\n</tool_call>', "t",
-         {"b": 1.5, "a": "x}}</tool_call>"}),
-        ('{"tool_name": "t", "parameters": {"a": "x"}}', "t", {"a": "x"}),
-        (' {"name": "u", "parameters": {}}\n', "u", {}),
-        ('<tool_call>{"name": "open", "arguments": {"x": {"k": 2}}}</tool_call>', "open", {"x": {"k": 2}}),
-    ],
-)  # fmt: skip
-def test_a_valid_call_is_read_in_every_form(reply, name, arguments) -> None:
-    assert parse_call(reply, TOOLS) == Call(name, arguments)
-    assert parse_call(reply, TOOLS, text=True) == Call(name, arguments)
-
-
 FAILURES = {
     "no_call": [
         "I cannot help with that.", "", "{}", '{"tool_name": 3, "parameters": {}}',
@@ -43,6 +26,18 @@ FAILURES = {
     "missing_parameter": ['{"tool_name": "t", "parameters": {"b": 1}}'],
     "extra_parameter": ['{"tool_name": "u", "parameters": {"a": 1}}'],
 }  # fmt: skip
+
+
+def test_a_valid_call_is_read_in_every_form() -> None:
+    for reply, name, arguments in (
+        ('<tool_call>\n{"name": "t", "arguments": {"b": 1.5, "a": "x}}</tool_call>"}}\n</tool_call>', "t",
+         {"b": 1.5, "a": "x}}</tool_call>"}),
+        ('{"tool_name": "t", "parameters": {"a": "x"}}', "t", {"a": "x"}),
+        (' {"name": "u", "parameters": {}}\n', "u", {}),
+        ('<tool_call>{"name": "open", "arguments": {"x": {"k": 2}}}</tool_call>', "open", {"x": {"k": 2}}),
+    ):  # fmt: skip
+        assert parse_call(reply, TOOLS) == Call(name, arguments)
+        assert parse_call(reply, TOOLS, text=True) == Call(name, arguments)
 
 
 @pytest.mark.parametrize(("kind", "reply"), [(kind, reply) for kind in FAILURES for reply in FAILURES[kind]])

@@ -18,6 +18,18 @@ from petool_lite.prompt.render import chat_from_directory
 
 REAL = Path(__file__).parents[3] / "shared" / "schemas"
 LISTS = sorted(REAL.glob("*.json")) if REAL.is_dir() else []
+NULL = {"type": "null"}
+TREE = {"type": "object", "properties": {"name": {"type": "string"},
+        "under": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}}, "required": ["name"]}  # fmt: skip
+UNHELD = [
+    ({"type": "array", "uniqueItems": True, "items": {"type": "integer"}}, "properties.a: uniqueItems is not held"),
+    ({"type": "string", "pattern": "^(?!x)"}, "properties.a.pattern: not held"),
+    ({"not": {"const": 3}, "type": "integer"}, "properties.a: not is not held"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "properties.a: oneOf is read as anyOf"),
+    ({"type": "integer", "minimum": "three"}, "properties.a.minimum: not held: no number"),
+    ({"type": "string", "enum": [1, 2]}, "properties.a: no value of enum is of the declared type"),
+]
+FORMATS = jsonschema.FormatChecker(("date",))
 
 
 class Chance:
@@ -57,9 +69,6 @@ def of(*required: str, **places) -> dict:
     return {"type": "object", "properties": places, "required": list(required)}
 
 
-NULL = {"type": "null"}
-TREE = {"type": "object", "properties": {"name": {"type": "string"},
-        "under": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}}, "required": ["name"]}  # fmt: skip
 VALID = {
     "values": of(
         *"abcdefgh", a={"type": ["boolean", "null"]}, b={"enum": [0, 1, "x", None, {"k": [1, 2]}]}, c={"const": 2},
@@ -100,30 +109,6 @@ def test_whatever_chance_writes_is_valid(chance, name) -> None:
         assert "additionalProperties" in schema or set(found) <= declared
 
 
-WORDS = {
-    "dict": dict, "float": (int, float), "STRING": str, "int": int, "date": str, "List[str]": list, "bool": bool,
-    "Optional[int]": int, "string|null": (str, type(None)),
-}  # fmt: skip
-
-
-def test_type_names_of_other_languages_are_understood_and_said(chance) -> None:
-    for word, kinds in WORDS.items():
-        schema = of("a", a={"type": word})
-        (note,) = buildable(Tool("t", "", schema)).notes
-        assert note.startswith(f'the tool t: parameters.properties.a.type: "{word}" is read as')
-        assert isinstance(chance.arguments(schema)["a"], kinds)
-
-
-UNHELD = [
-    ({"type": "array", "uniqueItems": True, "items": {"type": "integer"}}, "properties.a: uniqueItems is not held"),
-    ({"type": "string", "pattern": "^(?!x)"}, "properties.a.pattern: not held"),
-    ({"not": {"const": 3}, "type": "integer"}, "properties.a: not is not held"),
-    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "properties.a: oneOf is read as anyOf"),
-    ({"type": "integer", "minimum": "three"}, "properties.a.minimum: not held: no number"),
-    ({"type": "string", "enum": [1, 2]}, "properties.a: no value of enum is of the declared type"),
-]
-
-
 def test_what_is_not_held_is_said_with_tool_and_place(chance) -> None:
     for place, said in UNHELD:
         (note,) = buildable(Tool("t", "", of("a", a=place))).notes
@@ -152,7 +137,6 @@ def test_what_makes_no_sense_is_refused_with_tool_and_place() -> None:
         assert said in caught.value.message
 
 
-FORMATS = jsonschema.FormatChecker(("date",))
 FORMATS.checks("date-time")(lambda value: re.match(r"\d{4}-\d\d-\d\d[Tt]", str(value)) is not None)
 
 

@@ -17,7 +17,26 @@ from support_memory import ENTRY, TOOLS, WORD, made
 from petool_lite.data.entries import Call, Interaction, Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.states import StateKey, StateStore
-from petool_lite.memory.store import _MIGRATIONS, Memory, Store, record_of
+from petool_lite.memory.store import _MIGRATIONS, Store, record_of
+
+WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from support_memory import made
+from petool_lite.memory.store import Store
+store = Store(Path(sys.argv[1]))
+for number in range(int(sys.argv[3])):
+    store.add([made(number, sys.argv[2])])
+    print(number, flush=True)
+"""
+FILL = """
+WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < 100000)
+INSERT INTO interactions SELECT NULL, 'i' || k, k % 1000 + 1, k, 'Find w' || k, '[]', t.sha256,
+    '{"name": "acme.find", "arguments": {"word": "w' || k || '"}}', 'liked', NULL, NULL FROM n, toolsets t;
+INSERT INTO users SELECT DISTINCT user, 'user' || user FROM interactions WHERE user > 1;
+INSERT OR IGNORE INTO bearings SELECT user, value, time, number FROM interactions, json_each('["acme", "acme.find"]');
+"""
 
 
 def told(store: Store, user: str, *names: str, **more) -> list[tuple[str, str, str | None]]:
@@ -46,7 +65,7 @@ def test_what_bears_on_the_tools_is_told_in_order_and_nobody_elses(tmp_path) -> 
     assert (store.find(None).made, store.find(None, "bob").id) == ("No tool fits.", "bob-9")
 
 
-def test_the_newest_of_a_user_are_kept(tmp_path) -> None:
+def test_the_newest_of_a_user_are_kept_and_a_clock_that_jumps_back_loses_nothing(tmp_path, monkeypatch) -> None:
     path = tmp_path / "memory.sqlite"
     store = Store(path, newest=3)
     store.add([made(n) for n in (5, 1, 4)] + [made(7, "bob")])
@@ -56,19 +75,12 @@ def test_the_newest_of_a_user_are_kept(tmp_path) -> None:
     with sqlite3.connect(path) as db:
         counts = [db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("bearings", "toolsets")]
     assert counts == [8, 2], "nothing is left of those that went"
-
-
-WRITER = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from support_memory import made
-from petool_lite.memory.store import Store
-store = Store(Path(sys.argv[1]))
-for number in range(int(sys.argv[3])):
-    store.add([made(number, sys.argv[2])])
-    print(number, flush=True)
-"""
+    store = Store(tmp_path / "another.sqlite")
+    for word, now in (("w0", 2e9), ("w1", 1e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        store.add([record_of(word, "ann", replace(ENTRY, query=word), Call("acme.find", {"word": word}))])
+    assert store.find("w1", "ann", "liked").verdict == "liked"
+    assert sorted(told(store, "ann")) == [("w0", "acme.find", None), ("w1", "acme.find", "liked")]
 
 
 def writer(path: Path, user: str, count: int) -> subprocess.Popen:
@@ -92,15 +104,6 @@ def test_many_processes_write_at_once_and_a_killed_one_loses_nothing(tmp_path) -
     assert [item.id for item in store.records("eve")][: number + 1] == [f"eve-{n}" for n in range(number + 1)][-1000:]
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-FILL = """
-WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < 100000)
-INSERT INTO interactions SELECT NULL, 'i' || k, k % 1000 + 1, k, 'Find w' || k, '[]', t.sha256,
-    '{"name": "acme.find", "arguments": {"word": "w' || k || '"}}', 'liked', NULL, NULL FROM n, toolsets t;
-INSERT INTO users SELECT DISTINCT user, 'user' || user FROM interactions WHERE user > 1;
-INSERT OR IGNORE INTO bearings SELECT user, value, time, number FROM interactions, json_each('["acme", "acme.find"]');
-"""
 
 
 def test_reading_takes_less_than_5_ms_with_100_000_interactions_of_1_000_users(tmp_path) -> None:
@@ -178,11 +181,3 @@ def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path) -> None:
     store.add_result(old.id, "found: oak")
     assert store.find(old.id).result == "found: oak"
     assert store.add([made(2)]) == 1
-
-
-def test_without_a_place_everything_goes_on_and_that_is_said_once(monkeypatch, capfd) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", "/dev/null/data")
-    memory = Memory()
-    assert memory.recalled("ann", ENTRY) == ENTRY
-    assert not memory.use(lambda store: store.add([made(1)]))
-    assert capfd.readouterr().err.count("nothing is remembered") == 1

@@ -18,27 +18,22 @@ from petool_lite.data.openai import parse as parse_line
 from petool_lite.data.petoolbench import parse
 from petool_lite.errors import PetoolError
 from petool_lite.prompt import render
-from petool_lite.prompt.render import (
-    LAYOUTS,
-    Layout,
-    answer_text,
-    chat_from_directory,
-    example,
-    prompt_ids,
-    prompt_text,
-)
+from petool_lite.prompt.render import Layout, chat_from_directory, example, prompt_ids, prompt_text
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
 PETOOL = Layout("petool", 8192)
 PUBLISHED = Layout("published", 8192)
+TEXT = {"type": "string"}
+LLAMA_DATE = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{%- endif %}"
+    "<|start_header_id|>ipython<|end_header_id|>\nToday: {{ date_string }}"
+)
 
 
 def published(index: int = 0, setting: str = "rating") -> Entry:
     return parse(published_rows("test", index + 1)[index], setting, str(index))
-
-
-TEXT = {"type": "string"}
 
 
 def schema(**properties: Any) -> dict[str, Any]:
@@ -66,15 +61,6 @@ CHAT = Entry(
     ),
     answer=Call("slack.post", {"channel": "general", "at": 9}),
 )
-FACTS = [
-    "mixed +1-1 last disliked | Post a message | slack.post | channel! string; at? integer=9",
-    "disliked +0-1 | Post a message | teams__send | channel! string|null; kind? any (a, 2)",
-    f"used 1, 4 back | Mail to somebody {'x' * 383}... | mcp__mail__send | to! array of string",
-    "liked +1-0 | - | lamp_on | -",
-    "liked +1-0 | - | lamp_off | -",
-    "unknown | Time | now | zone! string|null=1.25",
-]
-EARLIER = ["+ slack.channels", "- slack.people", "* mcp__mail__search", "- teams__send", "+ lamp_dim"]
 
 
 @pytest.fixture(scope="module")
@@ -90,24 +76,9 @@ def test_token_ids_are_the_golden_ones(smollm2, llama3_tokenizer, model) -> None
     rows = {"published": example(chat, published(), PUBLISHED), "petool": example(chat, CHAT, PETOOL)}
     golden = json.loads((GOLDEN / f"{model}.json").read_text())
     assert {style: [row.answer_start, row.ids] for style, row in rows.items()} == golden
-    assert json.loads((GOLDEN / "layouts.json").read_text()) == LAYOUTS
-
-
-def test_the_petool_prompt_states_facts(smol) -> None:
-    text = prompt_text(smol, CHAT, PETOOL)
-    tools, earlier = text.split("\nTools:\n")[1].split("<|im_end|>")[0].split("\nEarlier calls, the newest last:\n")
-    assert tools.splitlines() == FACTS
-    assert earlier.splitlines() == EARLIER
-    assert text.endswith(f"<|im_start|>user\n{CHAT.query}<|im_end|>\n<|im_start|>assistant\n")
-    assert "Which channels" not in text
+    assert json.loads((GOLDEN / "layouts.json").read_text()) == render.LAYOUTS
+    assert "\nmixed +1-1 last disliked | Post a message | slack.post | channel!" in prompt_text(chat, CHAT, PETOOL)
     assert render.cut_descriptions(CHAT) == 1
-
-
-def test_an_answer_is_what_servers_read(smol) -> None:
-    for answer, text in ((CHAT.answer, f"<tool_call>\n{CHAT.answer.to_json()}\n</tool_call>"), (NO_TOOL, NO_TOOL)):
-        row = example(smol, replace(CHAT, answer=answer), PETOOL)
-        assert smol.decode(row.ids[row.answer_start :]) == f"{text}<|im_end|>"
-    assert answer_text(published().answer, "published").startswith('{"tool_name": ')
 
 
 @pytest.mark.parametrize("model", ["smollm2", "llama3"])
@@ -121,7 +92,9 @@ def test_earlier_answers_that_are_marked_are_learned_too(smollm2, llama3_tokeniz
     row, plain = example(chat, entry, PETOOL), example(chat, replace(entry, turns=tuple(bare)), PETOOL)
     assert (row.ids, row.answer_start) == (plain.ids, plain.answer_start), "the same conversation"
     spans = [*zip(row.earlier[::2], row.earlier[1::2], strict=True), (row.answer_start, len(row.ids))]
-    learned = [answer_text(answer, "petool") + chat.eos_token for answer in (asked[0][1], asked[2][1], CHAT.answer)]
+    learned = [
+        render.answer_text(answer, "petool") + chat.eos_token for answer in (asked[0][1], asked[2][1], CHAT.answer)
+    ]
     assert [chat.decode(row.ids[start:end]) for start, end in spans] == learned
     assert row.learned == sum(end - start for start, end in spans)
     assert (plain.earlier, plain.learned) == ((), len(plain.ids) - plain.answer_start)
@@ -157,9 +130,9 @@ def test_what_any_query_shares_is_known_from_one_rendering(smol) -> None:
 
 
 def test_a_model_of_another_layout_is_refused() -> None:
-    known = {None: None, "published": None, "petool": str(LAYOUTS["petool"])}
+    known = {None: None, "published": None, "petool": str(render.LAYOUTS["petool"])}
     assert [render.recorded_style(style, layout) for style, layout in known.items()] == list(known)
-    for style, layout in (("compact", 3), ("petool", None), ("petool", LAYOUTS["petool"] + 1), ("published", 9)):
+    for style, layout in (("compact", 3), ("petool", None), ("petool", render.LAYOUTS["petool"] + 1), ("published", 9)):
         with pytest.raises(PetoolError, match="layout") as error:
             render.recorded_style(style, layout)
         assert ("petool-lite 0.1" in error.value.hint) == (style == "compact")
@@ -206,13 +179,6 @@ def test_nobody_can_end_a_message_that_is_not_theirs(smol, llama3_tokenizer, tok
         assert controls(replace(published(), query=hostile), PUBLISHED) == controls(published(), PUBLISHED), token
         tool = Tool(hostile, hostile, schema(**{hostile: {"enum": [hostile]}}))
         assert controls(replace(CHAT, query=hostile, tools=(tool,)), PETOOL) == controls(CHAT, PETOOL), token
-
-
-LLAMA_DATE = (
-    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
-    "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{%- endif %}"
-    "<|start_header_id|>ipython<|end_header_id|>\nToday: {{ date_string }}"
-)
 
 
 def test_llama_cpp_and_transformers_render_the_template_alike(smollm2, smol, open_entries) -> None:

@@ -11,11 +11,16 @@ from petool_lite.prompt.render import Chat, exported_template, petool_template, 
 from petool_lite.prompt.template import render_template
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+ALTERNATE = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ '[INST]' ~ m.content ~ '[/INST]' }}{% endfor %}"
+)
+NO_SYSTEM = "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' ~ m.content }}{% endif %}{% endfor %}"
+THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think></think>' if enable_thinking is false }}"
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
+def test_what_costs_too_much_or_does_not_work_is_refused() -> None:
+    for template in (
         LOOP,
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
         "{% set n = namespace(x='a' * 1000) %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
@@ -27,16 +32,14 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
         "x" * 300_000,
         "{% for a in messages * 100000 %}{% for b in messages * 100000 %}{% endfor %}{% endfor %}",
         "{% for a in messages recursive %}{{ loop([a, a]) }}{% endfor %}",
-    ],
-)
-def test_what_costs_too_much_or_does_not_work_is_refused(template) -> None:
-    started = time.thread_time()
-    with pytest.raises(PetoolError, match="chat template"):
-        render_template(template, str, messages=[{"role": "user", "content": "a"}])
-    assert time.thread_time() - started < 8
+    ):
+        started = time.thread_time()
+        with pytest.raises(PetoolError, match="chat template"):
+            render_template(template, str, messages=[{"role": "user", "content": "a"}])
+        assert time.thread_time() - started < 8
 
 
-def test_loops_calls_and_arithmetic_of_real_templates_work() -> None:
+def test_loops_calls_arithmetic_and_the_tag_that_marks_what_is_learned_work() -> None:
     template = (
         "{%- for m in messages if m.role != 'x' -%}{{ loop.index * 2 }}{{ '-' * 3 }}{{ m.content | trim }}"
         "{{ '!' if loop.last }}{% endfor %}{% for i in range(3) %}{{ i }}{% endfor %}{{ strftime_now('%d') }}"
@@ -46,22 +49,12 @@ def test_loops_calls_and_arithmetic_of_real_templates_work() -> None:
     # what was refused above limited the memory while it was rendered; this is only taken, not written
     assert len(numpy.zeros(3 << 30, numpy.uint8)) == 3 << 30
 
-
-def test_the_tag_that_marks_what_is_learned_is_read_as_what_stands_in_it() -> None:
     template = "{% for m in messages %}a{% generation %}{{ m }}{% if m %}!{% endif %}{% endgeneration %}b{% endfor %}"
     spaced = "{%- generation -%} x {%- endgeneration -%} "
     assert render_template(template, str, messages=["1", ""]) == "a1!bab"
     assert render_template(spaced, str) == "x"
     with pytest.raises(PetoolError, match="does not work"):
         render_template("{% generation %}", str)
-
-
-ALTERNATE = (
-    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}{{ '[INST]' ~ m.content ~ '[/INST]' }}{% endfor %}"
-)
-NO_SYSTEM = "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' ~ m.content }}{% endif %}{% endfor %}"
-THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think></think>' if enable_thinking is false }}"
 
 
 @pytest.mark.parametrize("base", [ALTERNATE, NO_SYSTEM])

@@ -98,17 +98,18 @@ def test_a_call_is_run_when_the_user_says_so_and_its_result_remembered(program, 
     line = ["call", "Say oak.", "--model", embedded_gguf(), "--context", "2048", "--required", "--user", "ann"]
     with program.http() as url:
         line += ["--mcp", f"web={url}", "--run"]
-        said, silent = (command(*line, input=answer, **own) for answer in ("y\n", ""))
+        said, no, silent = (command(*line, input=answer, **own) for answer in ("y\n", "n\n", ""))
         whole = json.loads(command(*line, "--mcp", program.command, "--yes", "--json", **own).stdout)
     made, result = said.stdout.splitlines()
     word = json.loads(made)["arguments"]["word"]
     assert json.loads(made)["name"] == "web__echo"
     assert (said.returncode, result) == (0, f"heard {word}"), said.stderr
     assert f"run {json.loads(made)['name']} " in said.stderr
+    assert (no.returncode, no.stdout.count("\n"), "not run" in no.stderr) == (0, 1, True)
     assert (silent.returncode, "nobody said" in silent.stderr) == (2, True)
     assert whole["result"] == {"text": f"heard {whole['call']['arguments']['word']}", "failed": False}
     kept = json.loads(command("history", "list", "--json", **own).stdout)
-    assert [item["result"] for item in kept] == [result, None, whole["result"]["text"]]
+    assert [item["result"] for item in kept] == [result, None, None, whole["result"]["text"]]
     shown = json.loads(command("history", "show", whole["id"], "--json", **own).stdout)
     assert [tool["function"]["name"] for tool in shown["tools"]] == ["web__echo", "my-files__echo"]
 

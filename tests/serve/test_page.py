@@ -24,32 +24,6 @@ def server(tmp_path_factory):
         yield running
 
 
-@pytest.fixture
-def opened(browser, server):
-    """Opens the page; errors, and requests to anywhere else, fail the test."""
-    trouble, contexts = [], []
-
-    def message(said) -> None:
-        if said.type == "error" and "the server responded with a status" not in said.text:
-            trouble.append(said.text)
-
-    def open_page(width: int = 1280, scheme: str = "light", url: str = server.page):
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(100_000)
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("console", message)
-        page.on("request", lambda sent: trouble.append(sent.url) if not sent.url.startswith("http://127.0.0.1:") else 0)
-        page.goto(url)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert trouble == []
-
-
 def finished(page) -> None:
     page.locator("#seen:not([hidden])").wait_for()
     page.locator("#go:not([disabled])").wait_for()
@@ -57,7 +31,7 @@ def finished(page) -> None:
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (375, "light")])
 def test_a_call_is_made_explained_and_rated_by_keyboard_alone(opened, server, width, scheme) -> None:
-    page, user = opened(width, scheme), f"ann{width}{scheme}"
+    page, user = opened(server.page, width, scheme), f"ann{width}{scheme}"
     page.focus("#user")
     page.keyboard.type(user)
     page.locator("#must").check()
@@ -93,7 +67,7 @@ def test_a_call_is_made_explained_and_rated_by_keyboard_alone(opened, server, wi
 
 
 def test_what_others_wrote_is_text_and_what_is_wrong_is_said(opened, server) -> None:
-    page = opened()
+    page = opened(server.page)
     tool = {"function": {"name": HOSTILE, "description": HOSTILE, "parameters": SCHEMA}}
     page.fill("#tools", json.dumps([tool]))
     page.fill("#history", json.dumps([{"instruction": HOSTILE, "rating": 1, "tool_call": {
@@ -138,15 +112,3 @@ def test_nobody_reads_what_is_remembered_without_the_servers_key(server) -> None
     assert "unsafe" not in policy
     assert not re.search(r"<[^>]*\s(?:src|href)\s*=", text)
     assert server.get("/", Host="evil.example")[0] == 400
-
-
-def test_with_an_api_key_it_is_the_key(browser, opened) -> None:
-    with Server(PETOOL_LITE_API_KEY="secret") as server:  # pragma: allowlist secret
-        assert "#" not in server.page, "a key of the user's is not printed"
-        assert [server.get("/v1/history?user=x", key)[0] for key in ("", "secret")] == [401, 200]
-        page = opened(url=server.page)
-        page.locator("#answer.wrong", has_text="API key").wait_for()
-        page.fill("#key", "secret")
-        page.keyboard.press("Tab")
-        page.locator("#model", has_text="m").wait_for()
-        assert server.end() == 0, "an open page does not hold it"

@@ -11,12 +11,6 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": CITY}} for name in ("weather", "hotel", "car")]
 ASK = [{"role": "user", "content": "How is the weather in Oslo?"}]
 NAMED = {"type": "function", "function": {"name": "car"}}
-
-
-def chat(**more):
-    return read_chat({"messages": ASK, "tools": TOOLS, **more})
-
-
 CHOICES = [
     (None, ("auto", None)),
     ("required", ("required", None)),
@@ -31,18 +25,6 @@ NO_CHOICES = [
     "any", {}, 7, ["car"], {"type": "tool", "name": "car"}, {"type": "function", "function": {"name": "fly"}},
     {"type": "allowed_tools", "mode": "auto", "tools": []}, {"type": "allowed_tools", "mode": "some", "tools": [NAMED]},
 ]  # fmt: skip
-
-
-def test_every_documented_tool_choice_and_no_other() -> None:
-    for choice, wanted in CHOICES:
-        asked = chat(tool_choice=choice).request.options
-        assert (asked.choice, asked.only) == wanted
-    for choice in NO_CHOICES:
-        with pytest.raises(Refusal, match=r"^tool_choice") as caught:
-            chat(tool_choice=choice)
-        assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "tool_choice")
-
-
 REFUSED = [
     ("max_tokens", 0), ("max_tokens", "64"), ("max_tokens", True), ("max_completion_tokens", -2), ("n", 2),
     ("stream", "yes"), ("stream_options", []), ("user", ["a"]), ("history", [{}]), ("logprobs", True),
@@ -51,14 +33,24 @@ REFUSED = [
 ]  # fmt: skip
 
 
-def test_a_refusal_names_the_field() -> None:
+def chat(**more):
+    return read_chat({"messages": ASK, "tools": TOOLS, **more})
+
+
+def test_every_documented_choice_is_read_a_refusal_names_the_field_and_the_rest_changes_nothing() -> None:
+    for choice, wanted in CHOICES:
+        asked = chat(tool_choice=choice).request.options
+        assert (asked.choice, asked.only) == wanted
+    for choice in NO_CHOICES:
+        with pytest.raises(Refusal, match=r"^tool_choice") as caught:
+            chat(tool_choice=choice)
+        assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "tool_choice")
+
     for name, value in REFUSED:
         with pytest.raises(Refusal, match=f"^{name}") as caught:
             chat(**{name: value})
         assert caught.value.body["error"]["param"] == name
 
-
-def test_limits_and_what_changes_nothing() -> None:
     limits = [chat(max_tokens=value).request.options.reply_tokens for value in (None, -1, 64, 64.0)]
     assert limits == [512, None, 64, 64]
     assert chat(max_tokens=5, max_completion_tokens=7).request.options.reply_tokens == 7

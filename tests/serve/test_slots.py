@@ -1,6 +1,8 @@
 """Many at once: slots of one context answer as one alone would, in turn, and those who leave cost nobody anything."""
 
 import asyncio
+import json
+import socket
 import time
 import urllib.error
 from collections import Counter
@@ -21,6 +23,10 @@ from petool_lite.inference.parse import CallFailure
 from petool_lite.serve.queue import RequestQueue, Turns
 
 ENTRIES = load_dataset("demo:test:12").entries
+LEAVES = json.dumps(SLOW).encode()
+HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+)
 
 
 def together(*work: Callable[[], Any]) -> list[Any]:
@@ -126,7 +132,12 @@ def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anythin
     statuses, names, patience = Counter[int](), Counter[str](), time.monotonic() + 400
 
     def client(number: int) -> None:
-        if number % 5 == 0:  # leaves
+        if number % 10 == 0:  # leaves before anything came back, while it is read or waits
+            with socket.create_connection(("127.0.0.1", server.port)) as one:
+                one.sendall(HEAD % (len(LEAVES), LEAVES))
+                time.sleep(number / 30)
+            return
+        if number % 5 == 0:  # leaves amid the reply
             try:
                 assert server.stream(SLOW | {"tools": SLOW["tools"][:1]}, 10)
             except urllib.error.HTTPError as error:

@@ -1,35 +1,28 @@
-"""Compiled decoder layers on a CPU: what they learn is what plain ones learn, through the whole of `train` too.
+"""Compiled decoder layers on a CPU: what they learn is what plain ones learn.
 
 The operator that attends has a kernel for GPUs only; here it gets one by the formula. Nothing is generated for the
 processor: torch's aot_eager backend runs the same graphs.
 """
 
 import copy
-import json
-import os
-import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from support import rows_of
 from support_train import an_update, apart, gradients, made, rows
 
-from petool_lite.data.demo import generate
-from petool_lite.data.files import write_lines
 from petool_lite.recipe import load_recipe
-from petool_lite.train import step, train
+from petool_lite.train import step
 from petool_lite.train.attention import kernels
 from petool_lite.train.load import compile_layers, generating
 from petool_lite.train.memory import Way, compiles
 from petool_lite.train.step import micro_batches
 
-PLAN, RUN = (sys.modules[f"petool_lite.train.{name}"] for name in ("plan", "run"))
+PLAN = sys.modules["petool_lite.train.plan"]
 
 
 def weights_of(q: Any, k: Any, scale: float, window: int) -> Any:
@@ -64,18 +57,6 @@ def backward(gradient: Any, q: Any, k: Any, v: Any, out: Any, sums: Any, ends: A
 @pytest.fixture
 def float32(monkeypatch) -> None:
     monkeypatch.setattr(step, "computing", lambda model: nullcontext())
-
-
-@pytest.fixture
-def own_process() -> Any:
-    """What a run sets for its process is taken back: variables, and accelerate's idea of the machine."""
-    from accelerate.state import AcceleratorState
-
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)
@@ -152,37 +133,3 @@ def test_it_is_compiled_only_where_it_was_measured_and_pays(monkeypatch) -> None
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setattr(PLAN.shutil, "which", lambda name: None)
     assert not decided()
-
-
-def test_a_compiled_run_is_evaluated_and_resumed_as_a_plain_one(own_process, tiny, tmp_path, monkeypatch) -> None:
-    """Losses of a run with compiled layers, rows collated ahead and a fused optimizer, beside one without."""
-    monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path))
-    called = [row for row in generate("test", 20) if "tool_calls" in row["messages"][-1]]
-    write_lines(tmp_path / "held.jsonl", called[:2])
-    pairs = {"model.base": tiny, "data.train": "demo:train:20", "train.method": "full", "train.rows": 2}
-    pairs |= {"train.learning_rate": "2e-3", "train.save_every": 4, "train.max_steps": 8, "train.eval_every": 3}
-    pairs |= {"train.eval_data": tmp_path / "held.jsonl", "bench.max_reply_tokens": 3}
-    recipe = load_recipe("demo", [f"{key}={value}" for key, value in pairs.items()])[1]
-    plain = train("plain", recipe)
-
-    asked: list[float] = []
-    monkeypatch.setattr(PLAN, "pays_to_compile", lambda recipe, shape, way, tokens: bool(asked.append(tokens) or True))
-    monkeypatch.setattr(RUN, "compile_layers", partial(compile_layers, backend="aot_eager"))
-    run = train("compiled", recipe)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    manifests = [json.loads((place / "manifest.json").read_text()) for place in (plain, run)]
-    assert [manifest["compiled"] for manifest in manifests] == [False, True]
-    for wanted, found in zip(rows_of(plain), rows_of(run), strict=True):
-        assert found["loss"] == pytest.approx(wanted["loss"], rel=5e-3)
-        assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=5e-2)
-        assert found["tokens"] == wanted["tokens"]
-    assert len(rows_of(run, "eval.jsonl")) == 3
-
-    whole = rows_of(run)
-    (run / "manifest.json").unlink()
-    for name in ("model", "checkpoints/checkpoint-8"):
-        shutil.rmtree(run / name)
-    train("compiled", load_recipe(str(run / "recipe.toml"))[1], resume=run)
-    for key in ("step", "loss", "grad_norm", "learning_rate", "tokens"):
-        assert [row[key] for row in rows_of(run)] == [row[key] for row in whole], key
-    assert asked == [pytest.approx(manifests[1]["data"]["tokens"] / 20 * 2 * steps) for steps in (8, 4)]

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 
 import pytest
-from support import options, rows_of, tiny_settings, train_demo
 
 from petool_lite.console import silent
 from petool_lite.data.entries import Call
@@ -20,19 +19,6 @@ HELD_OUT = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_toke
 
 def score(step: int, joint: float, tool: float = 0.0) -> Score:
     return Score(step, 100, tool, 0.0, joint, 1.0)
-
-
-@pytest.mark.slow
-def test_the_first_evaluation_without_an_improvement_stops_a_run_which_completes(tiny, command, tmp_path) -> None:
-    pairs = ["train.eval_every=2", "train.eval_data=demo:test:2", "bench.max_reply_tokens=3", "train.early_stop=1"]
-    run, said = train_demo(command, tmp_path, *tiny_settings(tiny), *options(*pairs))
-    assert "stopping early: 1 evaluations in a row brought nothing better" in said
-    manifest = json.loads((run / "manifest.json").read_text())
-    steps = [row["step"] for row in rows_of(run, "eval.jsonl")]
-    assert (manifest["steps"], manifest["evaluation"]["stopped_early"]) == (steps[-1], True)
-    assert steps == list(range(2, steps[-1] + 1, 2))
-    assert steps[-1] < 10
-    assert not (run / "adapter" / "eval.json").exists()
 
 
 def test_the_prompts_are_those_of_bench(smollm2) -> None:
@@ -62,15 +48,12 @@ def test_the_best_is_the_highest_joint_then_tool_then_latest(tmp_path) -> None:
     assert best_score(tmp_path).step == 6
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
+def test_settings_that_do_not_fit_are_refused_early() -> None:
+    for pairs, message in (
         (["train.eval_every=5"], "needs entries to score"),
         (["train.early_stop=2"], "needs evaluations"),
         (["train.eval_every=5", "train.eval_data=nowhere.json"], "no such data file"),
         ([*HELD_OUT[:2], "model.max_tokens=100", "bench.max_reply_tokens=100"], "no room for a prompt"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused_early(pairs, message) -> None:
-    with pytest.raises(PetoolError, match=message):
-        check_evaluation(load_recipe("demo", pairs)[1])
+    ):
+        with pytest.raises(PetoolError, match=message):
+            check_evaluation(load_recipe("demo", pairs)[1])

@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,16 @@ from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import load_recipe
 from petool_lite.train.checkpoints import check_resume, start_facts
+
+STUBBORN = """
+import time
+from petool_lite.train.devices import stop_signals
+with stop_signals() as stop:
+    with stop.between_steps():
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.01)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +163,16 @@ def test_only_the_rows_of_the_bad_micro_batch_are_named() -> None:
         trainer._update = tuple(zip(rows, map(torch.tensor, losses), map(torch.tensor, reached), strict=True))
         with pytest.raises(PetoolError, match=f"step 5.*entries {named}$"):
             trainer._get_grad_norm(None)
+
+
+def test_the_first_signal_waits_and_the_second_ends_at_once() -> None:
+    number = signal.SIGINT
+    line = [sys.executable, "-c", STUBBORN]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        said = process.stderr.readline() + process.stderr.readline()  # until then a second one would be lost in it
+        assert "once more leaves at once" in said
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(100) == -number

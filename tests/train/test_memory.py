@@ -10,6 +10,9 @@ from petool_lite.recipe import load_recipe
 from petool_lite.train import memory, plan
 from petool_lite.train.memory import Load, choose, peak_bytes
 
+ROWS = Load((7231, *(2761, 3100, 3290, 2500, 2900) * 140), 0.0126)
+GIB = 2**30
+
 
 def shape(*sizes: int):
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -18,8 +21,6 @@ def shape(*sizes: int):
 
 
 LLAMA_3B, SMOLLM2 = shape(3072, 8192, 28, 24, 8, 128, 128256), shape(576, 1536, 30, 9, 3, 64, 49152)
-ROWS = Load((7231, *(2761, 3100, 3290, 2500, 2900) * 140), 0.0126)
-GIB = 2**30
 
 
 def rating(*settings: str):
@@ -68,17 +69,6 @@ def test_too_little_memory_is_refused_with_what_would_fit() -> None:
     with pytest.raises(PetoolError, match=r"needs about \d\d\.\d GiB of GPU memory, 24\.0 GiB") as error:
         choose(LLAMA_3B, full, ROWS, 24 * GIB)
     assert "--set train.method=lora" in error.value.hint
-
-
-def test_the_dry_run_counts_and_on_a_cpu_predicts_nothing(tiny, command, found, tmp_path) -> None:
-    settings = [f"model.base={tiny}", "data.train=demo:train:20", "data.style=petool"]
-    line = ["train", "rating", *(part for pair in settings for part in ("--set", pair)), "--dry-run"]
-    plan = found(*line, cwd=tmp_path, inline=True)
-    assert (plan["kept"], plan["ways"], plan["gpu"], plan["trains_here"]) == (20, [], None, False)
-    assert not list(tmp_path.iterdir()), "nothing is written"
-    assert "needs a GPU: not here" in command(*line, cwd=tmp_path, inline=True).stderr
-    refused = command("train", "rating", cwd=tmp_path, inline=True)
-    assert (refused.returncode, "petool-lite train demo" in refused.stderr) == (3, True), refused.stderr
 
 
 def test_a_gpu_without_bfloat16_is_refused_before_anything_is_read(monkeypatch) -> None:

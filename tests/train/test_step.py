@@ -80,6 +80,8 @@ def test_generating_is_as_plain_and_leaves_training_as_it_was() -> None:
     with generating(model), torch.no_grad():
         found = model.generate(ids, **options)
     assert torch.equal(found, plain.generate(ids, **options))
+    with pytest.raises(TypeError, match="bounds"):  # which tell rows apart
+        model(ids)
     assert model.config._attn_implementation == PACKED
     assert all(module.training for module in model.modules())
 

@@ -1,13 +1,19 @@
-"""What a run of the real command line leaves, with a tiny model."""
+"""What a run of the real command line leaves, with a tiny model, and what a second stage makes of it."""
 
 import json
 
+import pytest
+import torch
 from PIL import Image
 from support import rows_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
+from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import Layout, chat_from_directory, prompt_text
+from petool_lite.recipe import load_recipe
+from petool_lite.train import dry_run
 
 
 def test_a_run_explains_itself(trained, tiny) -> None:
@@ -29,16 +35,8 @@ def test_a_run_explains_itself(trained, tiny) -> None:
     assert events.read_bytes().count(b"train/loss") == 10
 
 
-def test_an_absent_tracker_is_refused_before_anything_is_loaded(command, tmp_path) -> None:
-    for name, said in (("tensorboard,clearml", "clearml is not installed"), ("tensorbord", "unknown tracker")):
-        result = command("train", "demo", "--dry-run", "--set", f"train.report_to={name}", cwd=tmp_path, inline=True)
-        assert (result.returncode, said in result.stderr) == (1, True), result.stderr
-
-
 def test_peft_loads_the_adapter_which_brings_the_template_that_it_was_trained_on(trained, tiny) -> None:
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     tuned = PeftModel.from_pretrained(model, trained / "adapter")
@@ -48,3 +46,27 @@ def test_peft_loads_the_adapter_which_brings_the_template_that_it_was_trained_on
     tools = [tool_json(tool) for tool in entry.tools]
     text = tokenizer.apply_chat_template(entry_messages(entry), tools=tools, tokenize=False, add_generation_prompt=True)
     assert text == prompt_text(chat_from_directory(tiny), entry, Layout("petool", 8192, "trim-history"))
+
+
+def test_a_run_leaves_a_model_that_transformers_loads_and_a_second_stage_starts_from(trained_full, tiny) -> None:
+    from safetensors.torch import load_file
+
+    manifest, folder = json.loads((trained_full / "manifest.json").read_text()), trained_full / "model"
+    assert (manifest["method"], manifest["model_step"], manifest["memory"]) == ("full", 10, None)
+    assert not (trained_full / "adapter").exists()
+    losses = [row["loss"] for row in rows_of(trained_full)]
+    assert losses[-1] < losses[0] - 0.5
+    found, before = (load_file(place / "model.safetensors") for place in (folder, tiny))
+    assert found.keys() == before.keys()
+    assert not any(torch.equal(found[name], before[name]) for name in found), "every tensor learned, embeddings too"
+    masters = load_file(trained_full / "checkpoints" / "checkpoint-10" / "model.safetensors")
+    assert {weight.dtype for weight in masters.values()} == {torch.float32}
+    assert all(torch.equal(masters[name].bfloat16(), found[name]) for name in found)
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+    ids = [AutoTokenizer.from_pretrained(place)("a b").input_ids for place in (folder, tiny)]
+    assert ids[0] == ids[1]
+    start = "data.train=demo:train:4"
+    with pytest.raises(PetoolError, match="has no adapter: all its weights learned") as error:
+        dry_run(load_recipe("demo", [start, f"model.adapter={trained_full}"])[1])
+    assert error.value.hint.endswith(f"model.base={folder}")
+    assert dry_run(load_recipe("demo", [start, f"model.base={folder}"])[1])["kept"] == 4
