@@ -34,11 +34,26 @@ pip=".venv/bin/python -m pip --disable-pip-version-check install"
 # Of llama.cpp only the libraries that Python loads: no programs, no images and sound, no HTTP client. scikit-build-core
 # reads both variables, and brings cmake and ninja along where the machine has none.
 parts="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama_cpp_INCLUDE=$PWD/requirements/llama.cmake' ${CMAKE_ARGS:-}"
+built=.venv/llama
+compile() { # beside what is fetched and unpacked meanwhile, which keeps one core busy
+  rm -rf $built && mkdir $built
+  local code=0
+  CMAKE_ARGS="$parts" .venv/bin/python -m pip --disable-pip-version-check wheel --no-deps -w $built \
+    -r requirements/llama.txt >$built/log 2>&1 || code=$?
+  echo $code >$built/code
+}
+compiled() {
+  until [ -s $built/code ]; do sleep 0.5; done
+  cat $built/log
+  [ "$(cat $built/code)" = 0 ] && $pip --no-deps --no-index $built/*.whl && rm -rf $built
+}
 # shellcheck disable=SC2086
 {
+  compile & compiling=$!
+  trap 'kill $compiling 2>/dev/null || true' EXIT
   step "1/4 torch" $pip ${TORCH_ARGS:-} -r requirements/torch.txt
   step "2/4 about 90 libraries" $pip --no-deps -r requirements/lock.txt -r requirements/test.txt
-  step "3/4 llama.cpp, compiled here the first time" env CMAKE_ARGS="$parts" $pip --no-deps -r requirements/llama.txt
+  step "3/4 llama.cpp, compiled here since the start" compiled
   step "4/4 petool-lite" $pip --no-deps --no-build-isolation -e .
 }
 echo "Installed in $SECONDS s" >&2
