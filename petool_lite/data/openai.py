@@ -47,7 +47,9 @@ def _tool(value: Any, where: str) -> Tool:
         raise Fault(where, f"a tool, found {kind_of(value)}")
     sound(value, where)
     if "tool_name" in value:
-        return petoolbench.read_tool(value, where)
+        if not (tool := petoolbench.read_tool(value, where)).name.strip():
+            raise Fault(f"{where}.tool_name", "the tool's name, found an empty text")
+        return tool
     spot, inner = where, value
     if "function" in value:
         spot, inner = f"{where}.function", get(value, "function", Mapping, where, "an object with name and parameters")
