@@ -18,6 +18,7 @@ from support_fuzz import FACTOR, cases
 from support_gguf import write_gguf
 from support_memory import ENTRY, made
 
+from petool_lite.data.openai import read_tools
 from petool_lite.errors import PetoolError
 from petool_lite.families import shape_of
 from petool_lite.gguf_base import gguf_fields, open_gguf
@@ -197,7 +198,7 @@ def test_any_store_is_used_or_kept_aside(folder, remembered, changes, cut, kind)
         store.add([made(99)])
         store.recalled("ann", ENTRY)
         for item in store.records():
-            assert json.dumps([len(item.offered), item.facts()])
+            assert json.dumps([len(read_tools(item.tools)), item.facts()])
         store.find("ann-99", "ann", "liked")
         with contextlib.suppress(PetoolError):  # too few
             training_rows("history:*", store)
