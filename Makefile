@@ -2,7 +2,7 @@
 # Both make their own .venv first (see requirements/install.sh).
 BIN := .venv/bin
 
-.PHONY: help demo personal test test-faults fuzz check audit docs reference bench-cpu bench-gpu bench-folds bench-export bench-serve clean
+.PHONY: help demo personal test test-faults test-cases fuzz check audit docs reference bench-cpu bench-gpu bench-folds bench-export bench-serve clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo "make personal DATA=entries.jsonl  from logs of calls in corpora/ to a q4_k_m file, scored on DATA; on a GPU, in minutes"
 	@echo "make test    the test suite"
 	@echo "make test-faults  kills and full disks at length (KILLS=20)"
+	@echo "make test-cases  all of the small cases in ../shared/cases, with those that train"
 	@echo "make fuzz    thousands of hostile recipes, entries, replies, files and requests"
 	@echo "make check   lint, format, types, reference pages, secrets, known vulnerabilities and lines of code (make lines)"
 	@echo "make docs    the documentation as a site in site/ (make reference: its generated pages)"
@@ -43,6 +44,9 @@ test: .venv/ready
 KILLS ?= 20
 test-faults: .venv/ready
 	@OMP_NUM_THREADS=1 PETOOL_LITE_KILLS=$(KILLS) $(BIN)/python -m pytest -s -m faults tests/faults
+
+test-cases: .venv/ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m "slow or not slow" tests/test_cases.py
 
 fuzz: .venv/ready
 	@PETOOL_LITE_FUZZ=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz

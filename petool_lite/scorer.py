@@ -21,7 +21,7 @@ _WRAPPED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 def published_form(reply: str) -> str:
     """A reply of the petool style as the published scorers read one: its call, if it can be read, as their JSON."""
-    wrapped = _WRAPPED.search(reply)
+    wrapped = _WRAPPED.search(reply[: reply.rfind("</tool_call>") + 12])  # so every start has an end
     try:
         call = published_call(read_answer(wrapped[1] if wrapped else reply))
     except (CallFailure, RecursionError):

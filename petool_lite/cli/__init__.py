@@ -56,6 +56,9 @@ class Main(click.Group):
             failure = error
         except (ModuleNotFoundError, AttributeError) as error:
             failure = missing_package(error)
+        except EOFError as error:  # click would say "Aborted!": a full disk cuts the files that Python compiles
+            hint = "if a disk was full: remove the folders __pycache__ of the installation, or install it again"
+            failure = PetoolError(f"a file ends too early: {error}", hint)
         except BrokenPipeError:
             sys.exit(1)
         except KeyboardInterrupt:

@@ -2,12 +2,13 @@
 command or an address, is opened for one question within a time limit: one that dies, hangs or floods costs one line."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import shlex
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 LIST_S, RUN_S = 30.0, 300.0  # seconds that a server may take to tell its tools, and to run one
 _MOST = 1000  # tools of one server
-_LONGEST = 1 << 16  # characters of a result
+_LONGEST, _ANSWER = 1 << 16, 1 << 26  # characters of a result, and bytes of an answer over HTTP
 _OURS = ("PETOOL_LITE_API_KEY", "PETOOL_LITE_ENDPOINT_KEY")  # keys that are no server's business
 _NAMED = re.compile(r"(?:([a-z][a-z0-9-]*)=)?(.+)", re.DOTALL)
 
@@ -117,8 +118,9 @@ class _Server:
         from mcp import Client, StdioServerParameters, stdio_client
 
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-            transport: Any = self._where
-            if not self._is_url:
+            if self._is_url:
+                transport: Any = _over_http(self._where)
+            else:
                 own = {name: value for name, value in os.environ.items() if name not in _OURS}
                 command, *words = self._words
                 line = StdioServerParameters(command=command, args=words, env=own, encoding_error_handler="replace")
@@ -142,3 +144,28 @@ class _Server:
         last = shown.rpartition("\n")[2].strip()[:200]
         hint = f"it said last: {last}" if last else "" if self._is_url else "run the command by itself to see why"
         return PetoolError(f"the MCP server {self.label}: {what}", hint)
+
+
+@contextlib.asynccontextmanager
+async def _over_http(url: str) -> AsyncIterator[Any]:
+    """The package's transport, which alone would take an answer without an end into memory."""
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+
+    class Bounded(httpx2.AsyncByteStream):
+        whole: Any
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = _ANSWER
+            async for part in self.whole:
+                if (left := left - len(part)) < 0:
+                    raise httpx2.ReadError(f"an answer of more than {_ANSWER:,} bytes")
+                yield part
+
+    async def bound(response: Any) -> None:
+        stream = Bounded()
+        stream.whole, response.stream = response.stream, stream
+
+    client = httpx2.AsyncClient(timeout=None, event_hooks={"response": [bound]})  # _asked has the limit of time
+    async with client, streamable_http_client(url, http_client=client) as streams:
+        yield streams

@@ -20,8 +20,8 @@ _SPEAKERS = {
     **{"function_call": "call", "tool_call": "call"},
     **{name: "tool" for name in ("observation", "tool", "tool_response", "function_response")},
 }
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
+_TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 
 
 def read_tools(value: Any, where: str = "tools") -> tuple[Tool, ...]:
@@ -47,7 +47,9 @@ def _tool(value: Any, where: str) -> Tool:
         raise Fault(where, f"a tool, found {kind_of(value)}")
     sound(value, where)
     if "tool_name" in value:
-        return petoolbench.read_tool(value, where)
+        if not (tool := petoolbench.read_tool(value, where)).name.strip():
+            raise Fault(f"{where}.tool_name", "the tool's name, found an empty text")
+        return tool
     spot, inner = where, value
     if "function" in value:
         spot, inner = f"{where}.function", get(value, "function", Mapping, where, "an object with name and parameters")
@@ -208,7 +210,7 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
     else:
         raise Fault(f"messages[{len(before)}]", "an assistant's answer at the end")
     entry = conversation(before, tools, identity)
-    if not entry.query and not entry.turns:
+    if not entry.query and (not entry.turns or entry.turns[-1]["role"] == "user"):
         raise Fault("messages", "a user's message before the answer")
     rejected = None if row.get("rejected") is None else _answer(row["rejected"], "rejected")
     kind = row.get("kind") if isinstance(row.get("kind"), str) else None
@@ -265,10 +267,11 @@ def _spoken(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
             raise Fault(f"{where}.from", f"one of {', '.join(_SPEAKERS)}, found {who}")
         said = get(turn, "value" if "value" in turn else "content", str, where, "a text")
         role = _SPEAKERS[who]
-        if role == "system" and (declared := _TOOLS.search(said)):
+        if role == "system" and (declared := _TOOLS.search(said[: said.rfind("</tools>") + 8])):
             listed = listed or _values(declared[1], where)
             continue
-        blocks = [said] if role == "call" else _TAGGED.findall(said) if role == "assistant" else []
+        tagged = said[: said.rfind("</tool_call>") + 12]  # so that every start has an end
+        blocks = [said] if role == "call" else _TAGGED.findall(tagged) if role == "assistant" else []
         calls = [{"function": made} for block in blocks for made in _values(block, where)]
         told = {"content": None, "tool_calls": calls} if calls else {"content": said}
         messages.append({"role": "assistant" if role == "call" else role, **told})

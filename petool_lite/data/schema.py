@@ -3,10 +3,17 @@
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
+
+from petool_lite.errors import first_line
+
+_SECONDS = 2.0  # of checking a value; one of the data takes a thousandth
 
 _NAMES = {
     "object": "object dict map mapping record struct json",
@@ -159,9 +166,29 @@ def value_faults(schema: Mapping[str, Any], value: Any) -> list[str]:
     from jsonschema.exceptions import SchemaError
     from referencing.exceptions import Unresolvable
 
-    validator = _validator(json.dumps(schema, sort_keys=True))
     try:
-        found = sorted(([*map(str, e.absolute_path)], e.message[:200]) for e in validator.iter_errors(value))
+        validator = _validator(json.dumps(schema, sort_keys=True))
+        with _at_most(_SECONDS):
+            found = sorted(([*map(str, e.absolute_path)], e.message[:200]) for e in validator.iter_errors(value))
         return [f"{'.'.join(path) or 'it'}: {message}" for path, message in found]
-    except (SchemaError, Unresolvable, RecursionError, ValueError, TypeError, AttributeError) as error:
-        return [f"its schema cannot be read: {str(error).splitlines()[0][:200]}"]
+    except (SchemaError, Unresolvable, RecursionError, ValueError, TypeError, AttributeError, re.error) as error:
+        return [f"its schema cannot be read: {first_line(error)[:200]}"]
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise ValueError once the process has computed for so long: patterns and references of a hostile schema can take
+    years. Where signals are not heard, beside the main thread, there is no limit."""
+
+    def late(*_: object) -> None:
+        raise ValueError(f"it takes more than {seconds:g} s")
+
+    heard = threading.current_thread() is threading.main_thread()
+    if heard:
+        signal.signal(signal.SIGVTALRM, late)
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        if heard:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)

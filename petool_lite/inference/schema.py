@@ -37,6 +37,7 @@ _SHAPES = {"type", "$ref", "allOf", "anyOf", "oneOf"}
 _FORMATS = ("date-time", "date", "time", "duration", "email", "ipv4", "ipv6", "uuid")  # others are no rule for a text
 # Ends of the numbers that may be written: with neither, an exponent of many digits would be infinite.
 ANY_NUMBER = {"type": "number", "minimum": -1e15, "maximum": 1e15}
+_JOINED, _PATTERNS = 8, re.compile(r'"pattern": ("(?:[^"\\]|\\.)*")')  # llguidance takes 4 times as long for each more
 _DEEPEST_ANY = 4  # levels of lists and objects in a value of no declared type, so that every reply ends
 
 
@@ -55,8 +56,15 @@ def buildable(tool: Tool) -> Built:
 
 @lru_cache(maxsize=1024)
 def _built(name: str, text: str) -> Built:
+    if joined := '"allOf"' in text and len(set(_PATTERNS.findall(text))) > _JOINED:
+        text = _PATTERNS.sub('"title": ""', text)
     reader = _Reader(name, json.loads(text, object_hook=_never_null))
-    return Built(reader.root(), tuple(dict.fromkeys(reader.notes)))
+    if joined:
+        reader.notes.append(f"the tool {name}: patterns are not held: more than {_JOINED} of them beside allOf")
+    try:
+        return Built(reader.root(), tuple(dict.fromkeys(reader.notes)))
+    except RecursionError as error:
+        raise PetoolError(f"the tool {name}: its references lead on too far", "mend the tool's declaration") from error
 
 
 def _never_null(schema: Schema) -> Schema:
@@ -109,7 +117,7 @@ class _Reader:
                 self._odd(path, "oneOf is read as anyOf: its choices overlap, or may")
         if reason := _refusal(found):
             for key, value in found.get("properties", {}).items():
-                if why := _refusal({**value, "$defs": self._definitions}):
+                if value is not True and (why := _refusal({**value, "$defs": self._definitions})):
                     raise self._fault(f"parameters.properties.{key}", f"no grammar can be built: {why}")
             raise self._fault("parameters", f"no grammar can be built: {reason}")
 
@@ -154,12 +162,13 @@ class _Reader:
         if not others or (not one and len(others) == 1):
             return self.node(others[0][0] if others else one, path, closed)
         made = [self.node(part, place, closed=False) for part, place in [(one, path), *others] if part]
-        names = self._declared({"allOf": parts})
+        names = self._declared({"allOf": parts}, set())
         closing = {"properties": names, "additionalProperties": False} if closed and names else {}
         return False if False in made else {"allOf": made, **closing}
 
-    def _declared(self, value: Any, seen: frozenset[str] = frozenset()) -> dict[str, bool] | None:
-        """The parameters that any part of a schema declares; None where a part takes others, too."""
+    def _declared(self, value: Any, seen: set[Any]) -> dict[str, bool] | None:
+        """The parameters that any part of a schema declares; None where a part takes others, too. `seen` grows with the
+        references that were followed, each once."""
         if not isinstance(value, Mapping):
             return {}
         if value.get("additionalProperties") or value.get("patternProperties"):
@@ -169,8 +178,9 @@ class _Reader:
         reference = value.get("$ref")
         if reference is not None and reference not in seen:
             parts.append(self._target(reference, "parameters"))
+            seen.add(reference)
         for part in parts:
-            more = self._declared(part, seen | {reference} if reference else seen)
+            more = self._declared(part, seen)
             if more is None:
                 return None
             names |= more

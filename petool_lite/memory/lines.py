@@ -57,8 +57,9 @@ def read_line(row: Any, number: int, user: str | None = None) -> list[Record]:
     if len(made) > 1:  # what was said between several calls belongs to none of them
         entry = replace(entry, turns=())
     own, found = row.get("id") if len(made) == 1 and isinstance(row.get("id"), str) else None, []
+    line = _digest([owner, row, number])
     for index, (query, answer, said) in enumerate(made):
-        name = own or _digest([owner, row, number, index])
+        name = own or _digest([line, index])
         record = record_of(name, owner, replace(entry, query=query), answer)
         found.append(replace(record, **{"verdict": said} | given))
     return found

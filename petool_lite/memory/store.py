@@ -10,13 +10,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from petool_lite.console import say
 from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Interaction, bearing, namespace, providers
-from petool_lite.data.openai import tool_json
+from petool_lite.data.fields import Fault
+from petool_lite.data.openai import read_tools, tool_json
 from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.places import data_root
 
@@ -26,7 +27,7 @@ NEWEST = 1000  # interactions of a user that are kept
 RECALLED = 50  # of them that a request gets at most
 VERDICTS = (LIKED, DISLIKED)
 _LONGEST = 1 << 16  # characters of a conversation before the query; a longer one is not kept
-_json = partial(json.dumps, ensure_ascii=False)
+_json, _tools = partial(json.dumps, ensure_ascii=False), lru_cache(maxsize=64)(read_tools)
 
 _WAIT_S = 5.0  # for another process that is writing
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -140,7 +141,7 @@ class Store:
             "ORDER BY time, number"
         )
         rows = _run(self.path, lambda db: db.execute(query, (user, *names, RECALLED)).fetchall())
-        calls = [(text, _made(answer), verdict) for text, answer, verdict in rows]
+        calls = [(text, _made(answer), verdict) for text, answer, verdict in rows if _whole(text, answer)]
         return with_earlier(entry, [Interaction(*item) for item in calls])  # type: ignore[arg-type]  # no texts
 
     def find(self, identity: str | None, user: str | None = None, verdict: str | None = None) -> Record:
@@ -253,7 +254,19 @@ def _select(db: sqlite3.Connection, identity: str | None, user: str | None, limi
         "FROM interactions i JOIN users u ON u.id = i.user JOIN toolsets t ON t.sha256 = i.tools "
         f"WHERE {' AND '.join(f'{column} = ?' for column in given) or '1'} ORDER BY i.time DESC, i.number DESC LIMIT ?"
     )
-    return [Record(*row) for row in db.execute(query, (*given.values(), limit))]
+    found = [Record(*row) for row in db.execute(query, (*given.values(), limit))]
+    return [item for item in found if _whole(item.query, item.answer, item.tools, item.turns, item.time)]
+
+
+def _whole(query: Any, answer: Any, tools: Any = "[]", turns: Any = "[]", time: Any = 0.0) -> bool:
+    """Whether a row's values can be read: a damaged file may hold others."""
+    try:
+        made, _ = _made(answer), _tools(tools)
+        plain = made if isinstance(made, str) else {made.name: dict(made.arguments)}
+        told = isinstance(query, str) and isinstance(time, float) and isinstance(json.loads(turns or "[]"), list)
+        return told and bool(json.dumps(plain, ensure_ascii=False).encode())
+    except (Fault, ValueError, TypeError, LookupError):
+        return False
 
 
 def _made(answer: str) -> Answer:
@@ -271,12 +284,12 @@ def _run(path: Path, work: Callable[[sqlite3.Connection], T], write: bool = Fals
     try:
         try:
             return _once(path, work, write)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF not in _DAMAGE:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from a message with a damaged name
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
                 raise
             _set_aside(path)
             return _once(path, work, write)
-    except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
+    except (OSError, sqlite3.Error, UnicodeError) as error:
         hint = "make room, or give a place that can be written: XDG_DATA_HOME"
         raise Unwritable(f"cannot use {path}: {error}", hint, MACHINE) from error
 
@@ -286,6 +299,7 @@ def _once(path: Path, work: Callable[[sqlite3.Connection], T], write: bool) -> T
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         path.chmod(0o600)  # SQLite gives its log and its index of the log the same mode
         db = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")  # damage that SQLite cannot see costs a row
     with contextlib.closing(db):
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(_MIGRATIONS):
@@ -309,7 +323,8 @@ def _once(path: Path, work: Callable[[sqlite3.Connection], T], write: bool) -> T
 def _set_aside(path: Path) -> None:
     """Rename the damaged file and its log, unless another process has done so."""
     with _alone(path):
-        with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(sqlite3.connect(path)) as db:
+        damage = contextlib.suppress(sqlite3.DatabaseError, UnicodeDecodeError)
+        with damage, contextlib.closing(sqlite3.connect(path)) as db:
             if db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
                 return
         aside = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"

@@ -101,6 +101,9 @@ def _compiled(template: str) -> Any:
     # as transformers and llama.cpp do it: no escapes for HTML, which jinja's own filter writes
     environment.filters["tojson"] = lambda value, indent=None, **_: json.dumps(value, ensure_ascii=False, indent=indent)
     del environment.globals["lipsum"]
+    with contextlib.suppress(OSError):  # a full disk costs the next process its time, and this one nothing
+        return environment, environment.get_template(name)
+    environment.bytecode_cache = None
     return environment, environment.get_template(name)
 
 

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from petool_lite.console import say
 from petool_lite.data.entries import nested_beyond
 from petool_lite.data.mcp import Servers
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, first_line
 from petool_lite.inference.call import Request as EngineRequest
 from petool_lite.inference.helper import ROUTE, asked_request
 from petool_lite.inference.worker import Event
@@ -63,10 +63,10 @@ class OfferedTools:
     def _ask(self) -> None:
         try:
             self._listed, self._said = self._servers.tools(), ""
-        except PetoolError as error:
-            if error.message != self._said:
-                say(f"note: {error.message}; its tools of before are still offered")
-            self._said = error.message
+        except (PetoolError, OSError) as error:  # the latter where no file can be made for what a server says
+            if (told := first_line(error)) != self._said:
+                say(f"note: {told}; its tools of before are still offered")
+            self._said = told
         finally:
             self._asked = time.monotonic()
             self._asking.release()

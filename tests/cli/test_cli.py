@@ -95,6 +95,15 @@ def test_a_module_of_our_own_that_is_missing_is_a_fault_with_a_traceback(monkeyp
         assert "Linux and macOS only" in missing_package(lost).message
 
 
+def test_a_file_of_python_that_a_full_disk_cut_is_no_bare_aborted(command, monkeypatch) -> None:
+    def cut(_: str) -> None:
+        raise EOFError("EOF read where object expected")
+
+    monkeypatch.setattr("petool_lite.cli.import_module", cut)
+    done = command("runs", "list")
+    assert (done.returncode, "ends too early" in done.stderr, "Aborted" in done.stderr) == (1, True, False)
+
+
 def test_recipes_can_be_listed_shown_and_copied(command, found, tmp_path) -> None:
     assert {"demo", "rating"} <= set(found("recipes", "list"))
     assert command("recipes", "copy", "demo", "mine.toml", cwd=tmp_path).returncode == 0

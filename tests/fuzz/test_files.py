@@ -1,6 +1,10 @@
 """GGUF and state files of any content: read, or refused by a PetoolError before C code sees them."""
 
+import contextlib
+import json
 import os
+import shutil
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -11,10 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support_fuzz import FACTOR, cases
 from support_gguf import write_gguf
+from support_memory import ENTRY, made
 
+from petool_lite.data.openai import read_tools
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.memory.lines import training_rows
+from petool_lite.memory.store import Store
 
 LOAD = """
 import sys
@@ -119,3 +127,44 @@ def test_any_state_file_is_used_whole_or_not_at_all(folder, changes, cut) -> Non
     path.write_bytes(raw if cut > 200 else raw[: len(raw) - cut])
     with store.open("ann", key) as state:
         assert state is None or (path.read_bytes() == whole and state.ids == [1, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def remembered(folder) -> Path:
+    """A whole store of 60 interactions, all of it in its one file."""
+    path = folder / "sound" / "memory.sqlite"
+    Store(path).add([made(n, verdict=(None, "liked")[n % 2], query=f"Find {'oak ' * 20}") for n in range(60)])
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
+
+
+spot = st.one_of(st.integers(0, 120), st.integers(0, 1 << 16), st.integers(0, 15).map(lambda page: page << 12))
+
+
+@cases(40)
+@given(changes=st.lists(st.tuples(spot, st.binary(min_size=1, max_size=8)), max_size=4), cut=st.integers(0, 90_000),
+       kind=st.sampled_from(["byte", "byte", "text", "wal"]))  # fmt: skip
+def test_any_store_is_used_or_kept_aside(folder, remembered, changes, cut, kind) -> None:
+    path = folder / "store" / "memory.sqlite"
+    shutil.rmtree(path.parent, ignore_errors=True)
+    path.parent.mkdir()
+    raw = bytearray(remembered.read_bytes())
+    for place, new in changes:
+        found = raw.find(b'{"' if place % 2 else b"Find", place % len(raw)) if kind == "text" else place % len(raw)
+        raw[found : found + len(new)] = new  # of the same length: pages stay where they are
+    path.write_bytes(raw if cut > 60_000 else raw[:cut])
+    if kind == "wal":
+        path.with_name("memory.sqlite-wal").write_bytes(bytes(raw[:4096]))
+    try:
+        store = Store(path)
+        store.add([made(99)])
+        store.recalled("ann", ENTRY)
+        for item in store.records():
+            assert json.dumps([len(read_tools(item.tools)), item.facts()])
+        store.find("ann-99", "ann", "liked")
+        with contextlib.suppress(PetoolError):  # too few
+            training_rows("history:*", store)
+        store.forget("ann")
+    except PetoolError as error:
+        assert "\n" not in error.message

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support_fuzz import cases, deep, scalar, text, value
 
+from petool_lite.data.answers import answer_faults
 from petool_lite.data.entries import Entry, Tool
 from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset
@@ -121,8 +122,27 @@ def use(found: Entry) -> None:
         assert parse(json.loads(json.dumps(entry_line(found))), found.id) == replace(found, function=None)
 
 
+def line(schema: object, value: object) -> dict:
+    made = [{"function": {"name": "t", "arguments": {"a": value}}}]
+    told = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": made}]
+    return {"messages": told, "tools": [{"name": "t", "parameters": {"properties": {"a": schema}}}]}
+
+
+ANSWER = {"role": "assistant", "content": "No tool fits."}
+
+
+def spoken(text: str) -> dict:
+    return {"conversations": [{"from": "system", "value": text}, {"from": "gpt", "value": text}]}
+
+
 @cases(800)
 @given(found=row)
+@example(found=line({"type": "string", "pattern": "^(a+)+$"}, "a" * 40 + "!"))
+@example(found=line({"type": "string", "pattern": "((("}, "a"))
+@example(found=spoken("<tool_call>" * 100_000))
+@example(found=spoken("<tools>" * 100_000))
+@example(found={"messages": [{"role": "user", "content": text} for text in ("a", "")] + [ANSWER], "tools": []})
+@example(found=spoken("<tool_call>{" + " " * 300_000 + "x</tool_call>"))
 @example(found={"query": "q", "instruction_ratings": "[" * 20000})
 @example(found={"query": "q", "instruction_ratings": "[1," * 20000})
 @example(found={"query": "q", "instruction_ratings": "[] []", "api_call_ground_truth": deep(400)})
@@ -130,6 +150,7 @@ def test_any_entry_is_read_and_rendered_or_refused(data_file, found) -> None:
     data_file.write_text(json.dumps([found]))
     try:
         for entry in load_dataset(str(data_file)).entries:
+            answer_faults(entry)
             use(entry)
     except PetoolError:
         return
@@ -152,8 +173,23 @@ def constrainer(smollm2) -> Constrainer:
     return Constrainer.from_directory(smollm2.directory, 2)
 
 
+def doubling(word: str, levels: int = 40) -> dict:
+    """A schema whose references lead twice to each next one."""
+    found = {f"d{level}": {word: [{"$ref": f"#/$defs/d{level + 1}"}] * 2} for level in range(levels)}
+    return {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": found | {f"d{levels}": {"type": "string"}}}
+
+
+JOINED = [{"type": "string", "pattern": f"(a|b)*a(a|b){{{n}}}"} for n in range(16)]
+CHAIN = {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(3000)} | {"d3000": {}}
+
+
 @cases(150)
 @given(offered=tools)
+@example(offered=[{"name": "t", "parameters": doubling("allOf")}])
+@example(offered=[{"name": "t", "parameters": doubling("anyOf")}])
+@example(offered=[{"name": "t", "parameters": {"allOf": [{"$ref": "#"}], "properties": {"a": {"$ref": "#"}}}}])
+@example(offered=[{"name": "t", "parameters": {"properties": {"a": {"allOf": JOINED}}}}])
+@example(offered=[{"name": "t", "parameters": {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": CHAIN}}])
 def test_any_tools_make_a_grammar_or_are_refused(constrainer, offered) -> None:
     try:
         constraint = constrainer.start(read_tools(offered), "petool", True)

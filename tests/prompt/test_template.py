@@ -81,3 +81,11 @@ def test_thoughts_are_off_and_vicunas_template_is_known(tmp_path) -> None:
     said = [{"role": role, "content": role[:2]} for role in ("system", "user", "assistant", "user")]
     text = render_template(chat_template(vicuna), str, messages=said, **fixed)
     assert text == "<s>sy USER: us ASSISTANT: as</s>USER: us ASSISTANT:"
+
+
+def test_a_full_disk_costs_no_rendering(monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jinja2.FileSystemBytecodeCache.dump_bytecode", full)
+    assert render_template("{{ 6 * 7 }} of a full disk", str) == "42 of a full disk"

@@ -135,6 +135,12 @@ def test_what_a_tool_may_do(program) -> None:
         assert "\n" not in died.value.message
 
 
+def test_an_answer_without_an_end_is_not_taken_into_memory(program, monkeypatch) -> None:
+    monkeypatch.setattr("petool_lite.data.mcp._ANSWER", 100)
+    with program.http() as url, pytest.raises(PetoolError, match="more than 100 bytes"):
+        Servers([url]).tools()
+
+
 def test_a_server_does_not_get_our_keys(monkeypatch) -> None:
     for name in ("PETOOL_LITE_API_KEY", "PETOOL_LITE_ENDPOINT_KEY", "A_SERVERS_OWN"):
         monkeypatch.setenv(name, name.lower())
