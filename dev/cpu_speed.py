@@ -25,7 +25,7 @@ from threading import Thread
 from typing import Any
 
 from cpu_steps import CONTEXT, Row, tokens_of
-from serve_load import grown, server
+from serve_load import server
 
 from petool_lite.console import print_json, print_table, say
 from petool_lite.data.entries import Entry
@@ -39,11 +39,18 @@ from petool_lite.prompt.render import CALL_START, Chat, Layout, prompt_ids, prom
 
 QUIET = 0.5  # the highest load at which a figure counts
 LENGTHS = (800, 3_000)  # tokens of a returning user's prompt
+FREE = 48  # entries looked at for each length
 REPLY = 160  # tokens of a reply at the most
 BEFORE = ("", "Please: ", "Once more. ", "Hello! ", "Next: ", "And now this. ", "Thanks. ", "Well, ")  # new queries
 STEPS, PROGRAM = Path(__file__).with_name("cpu_steps.py"), Path(sys.executable).with_name("petool-lite")
 NEW, CALL, HELPED = "llama-server, new, slot restored", "petool-lite call, new process", "petool-lite call, helped"
 LOADED, API = "llama-server, loaded", "Python API, loaded"
+
+
+def nearest(chat: Chat, entries: Sequence[Entry], length: int) -> Entry:
+    """The entry whose petool prompt has about `length` tokens."""
+    whole = Layout("petool", 1 << 20)
+    return min(entries, key=lambda entry: abs(len(chat.encode(prompt_text(chat, entry, whole))) - length))
 
 
 def bounded(entry: Entry) -> Entry:
@@ -249,7 +256,8 @@ def main() -> None:
         with LlamaModel(model, vocab_only=True) as vocabulary, tempfile.TemporaryDirectory() as place:
             chat, folder, random = vocabulary.chat(), Path(place), model == options.shape
             for length in options.lengths:
-                entry = grown(chat, [bounded(item) for item in entries] if random else entries, length)
+                some = [bounded(item) for item in entries[:FREE]] if random else entries[:FREE]
+                entry = nearest(chat, some, length)
                 told = scene(model, chat, entry, "petool", options.repeats + 1, folder, random)
                 results[f"{model.name}, {length}"] = table(f"{model.name}, {length:,}", told)
             if not random:

@@ -63,8 +63,8 @@ def grown(chat: Chat, entries: Sequence[Entry], tokens: int) -> Entry:
     for entry in entries[1:]:
         tools = {tool.name: tool for tool in (*base.tools, *entry.tools)}
         larger = replace(base, tools=tuple(tools.values()), history=(*base.history, *entry.history))
-        fitting = prompt_ids(chat, larger, Layout("petool", tokens))
-        base = larger if fitting and not fitting.history_dropped else base
+        whole = prompt_ids(chat, larger, Layout("petool", 1 << 20))  # in less room descriptions would be cut
+        base = larger if whole and len(whole.ids) <= tokens else base
     return base
 
 
