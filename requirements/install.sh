@@ -30,7 +30,8 @@ step() { # step TITLE COMMAND...: run quietly, show the seconds that pass, and t
 echo "Installing into .venv (once; log in $log)" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 : >"$log"
-pip=".venv/bin/python -m pip --disable-pip-version-check install"
+# modules are compiled when they are first imported, which most never are: that takes half a minute here
+pip=".venv/bin/python -m pip --disable-pip-version-check install --no-compile"
 # Of llama.cpp only the libraries that Python loads: no programs, no images and sound, no HTTP client. scikit-build-core
 # reads both variables, and brings cmake and ninja along where the machine has none.
 parts="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama_cpp_INCLUDE=$PWD/requirements/llama.cmake' ${CMAKE_ARGS:-}"
