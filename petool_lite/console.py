@@ -145,7 +145,7 @@ def progress() -> Iterator[Report]:
         lines = list[str]()
         if stage not in tasks:
             tasks[stage], told[stage] = bars.add_task(stage, total=total, note=note), monotonic()
-            lines += [f"{total - (done if done > 1 else 0)} to do"] * (done < total)
+            lines += [f"{total} to do" if done <= 1 else f"{done} of {total}"] * (done < total)
         bars.update(tasks[stage], completed=done, total=total, note=note)
         if done == total:
             lines.append(f"done {note}")
