@@ -48,8 +48,13 @@ class Main(click.Group):
     def invoke(self, context: click.Context) -> Any:
         """Run the chosen command; SIGTERM ends it as Ctrl-C does, so what is half written goes away."""
         ended = list[int]()
+
+        def end(number: int, _: object) -> None:
+            ended.append(number)
+            signal.raise_signal(signal.SIGINT)
+
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda number, _: ended.append(number) or signal.raise_signal(signal.SIGINT))
+            signal.signal(signal.SIGTERM, end)
         try:
             return super().invoke(context)
         except PetoolError as error:
