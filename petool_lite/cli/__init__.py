@@ -51,7 +51,7 @@ class Main(click.Group):
 
         def end(number: int, _: object) -> None:
             ended.append(number)
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, end)
