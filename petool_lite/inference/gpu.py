@@ -1,9 +1,8 @@
 """A base model with its adapter through transformers' generate: token ids in, greedy replies out, in batches.
 
 Prompts of like lengths are decoded together. Every family that transformers loads runs as its own code has it, but
-for how prompts are read (a few at a time, without a mask) and how one token attends (heads that share keys at once):
-generate alone needed four times as long. In 16 bits a reply may differ with its batch, since products of other shapes
-round otherwise.
+for how prompts are read (a few at a time, without a mask) and how one token attends (heads that share keys at once).
+In 16 bits a reply may differ with its batch, since products of other shapes round otherwise.
 """
 
 import os
@@ -24,7 +23,7 @@ from petool_lite.prompt.render import Chat
 
 BATCH = 64  # replies decoded together, at most
 _BATCH_TOKENS = 262_144  # prompt and reply tokens of a batch, at most
-_READ_TOKENS = 16_384  # read at once: more keeps a GPU no busier
+_READ_TOKENS = 16_384  # of prompts that are read at once, at most, or one prompt
 
 
 def gpu_available() -> bool:

@@ -35,7 +35,7 @@ _TOKENIZER = (
 def load_model(recipe: Recipe, base: Base, checkpointing: bool, plain: bool = False) -> tuple[Any, Any]:
     """The recipe's base, with an adapter on it unless all of it learns, and its tokenizer. With `checkpointing` layers
     keep their inputs only, and compute the rest again. An adapter is Unsloth's, or where `plain` PEFT's, on layers that
-    can be compiled or parted among GPUs. Raises PetoolError if the base does not load."""
+    can be parted among GPUs. Raises PetoolError if the base does not load."""
     import torch
     from safetensors import SafetensorError
 

@@ -63,16 +63,17 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
         check_cpu_memory(recipe, counted.base)
     if recipe.train.objective == "dpo":  # one pair after the other
         return counted
+    load = load_of(prepared)
     way, precision, budget = None, recipe.model.precision, CPU_BUDGET
     if gpu:
-        way = choose(shape, recipe, load_of(prepared), gpu["free_gb"] * 2**30)
+        way = choose(shape, recipe, load, gpu["free_gb"] * 2**30)
         precision, budget = way.precision, way.token_budget
     rows = recipe.train.rows * (prepared.summary["steps"] - done)
     compiled = pays_to_compile(recipe, shape, way, rows * prepared.summary["tokens"] / prepared.summary["kept"])
     if way:
         if compiled:
-            tokens = largest_batch(recipe, budget, load_of(prepared))
-            peak = peak_bytes(shape, recipe, (precision, False), tokens, load_of(prepared), compiled=True)
+            tokens = largest_batch(recipe, budget, load)
+            peak = peak_bytes(shape, recipe, (precision, False), tokens, load, compiled=True)
             way = replace(way, peak_gb=round(peak / 2**30, 2))
         again = "checkpointing" if way.checkpointing else "all kept"
         chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch{', compiled layers' * compiled}"

@@ -90,16 +90,15 @@ def _train_into(job: Job) -> None:
 
     recipe = job.planned.recipe
     checkpoint = devices.first_then_others(lambda: _continued(job)) if job.resume else None
-    through = "" if recipe.train.method == "full" else " through Unsloth"
+    through = "" if recipe.train.method == "full" or devices.sharded() else " through Unsloth"
     job.report(f"loading {job.planned.base.name}{through}", 0, 0, "")
     # on a GPU dpo computes layers' inner values twice, too; its memory is not predicted
     twice = job.planned.way.checkpointing if job.planned.way else gpu_available()
     log_file = job.run / "train.log" if devices.is_first() else Path(os.devnull)
-    plain = job.planned.compiled or devices.sharded()
     try:
         with log_to(log_file) as log:
             with redirect_stderr(log):
-                model, tokenizer = load_model(recipe, job.planned.base, twice, plain)
+                model, tokenizer = load_model(recipe, job.planned.base, twice, plain=devices.sharded())
                 if job.planned.compiled:
                     compile_layers(model)
                 trainer = _trainer(job, model, tokenizer)

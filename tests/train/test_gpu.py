@@ -14,7 +14,7 @@ from support_train import an_update, apart, made, updates
 from petool_lite.recipe import load_recipe
 from petool_lite.train import train
 from petool_lite.train.attention import bounds_of, kernels, packed_attention
-from petool_lite.train.load import compile_layers
+from petool_lite.train.load import compile_layers, load_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 LENGTHS = (300, 1, 77, 8, 1030)
@@ -106,8 +106,9 @@ def test_a_model_parted_among_two_gpus_learns_what_one_learns_and_goes_on(tmp_pa
         assert (adapters[1][name] - first).norm() < 2e-2 * first.norm() + 1e-3
 
     monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path / "alone"))
-    monkeypatch.setattr(sys.modules["petool_lite.train.plan"], "pays_to_compile", lambda *_: True)
-    monkeypatch.setattr(sys.modules["petool_lite.train.run"], "compile_layers", lambda model: None)
+    monkeypatch.setattr(
+        sys.modules["petool_lite.train.run"], "load_model", lambda *told, plain: load_model(*told, True)
+    )
     alone = train("alone", load_recipe("demo", settings)[1])
     losses = [[row["loss"] for row in rows_of(place)] for place in (run, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
