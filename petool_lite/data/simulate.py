@@ -156,9 +156,11 @@ def _owners(count: int, rng: Random) -> list[_Owner]:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Calls and the texts that they state by `_values`, tools to offer beside, how many requests no tool fits."""
+    """Calls, also by their tool's name, and the texts that they state by `_values`, tools to offer beside, how many
+    requests no tool fits."""
 
     examples: Sequence[Example]
+    calls: Mapping[str, Sequence[Example]]
     beside: Sequence[Tool]
     values: Mapping[str, Sequence[str]]
     without: float
@@ -176,7 +178,10 @@ def simulate(
     named = {tool.name: tool for tool in [*pool, *(tool for one in examples for tool in (one.tool, *one.others))]}
     # each description once: some public lists have hundreds that say the same of themselves
     beside = list({tool.description or tool.name: tool for tool in named.values()}.values())
-    corpus = _Corpus(examples, beside, _values(examples), without)
+    named_calls = defaultdict[str, list[Example]](list)
+    for example in examples:
+        named_calls[example.tool.name].append(example)
+    corpus = _Corpus(examples, named_calls, beside, _values(examples), without)
     order: list[int] = []
     for number in range(count):
         wanted = list[Example]()
@@ -195,6 +200,7 @@ def simulate(
 
 
 _Asked = tuple[str, Call | str, Sequence[str]]  # a request, its answer, and the names of all tools that do it
+_Offer = tuple[_Owner, Tool, Example, Mapping[str, str]]  # whose tool, as offered, of which call, what it renames
 
 
 def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Random) -> Entry | None:
@@ -203,14 +209,14 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     thought = _RATED if rng.random() < 0.75 else _PLAIN
     opinions = {owner: rng.choice(thought) for owner in owners}
     events = _merged(opinions, rng) if rng.random() < 0.92 else []
-    tools, offers, asked = list[Tool](), list[tuple[_Owner, Tool]](), list[_Asked]()
+    tools, offers, asked = list[Tool](), list[_Offer](), list[_Asked]()
     taken, near = list[frozenset[str]](), list[Tool]()
     for example in wanted:
         own = entries.name_words(example.tool.name) - frozenset(_synonyms())
         if own in taken or any(own & other for other in taken):  # two tools of like names may do the same
             continue
         example, fits = _with_other_values(example, corpus.values, rng), rng.random() >= corpus.without
-        rivals, renaming = _rivals(owners, events, rng), _renaming(example.tool, rng)
+        rivals = _rivals(owners, events, rng)
         if fits and len(tools) + len(rivals) > _ASKED:
             continue
         taken.append(own)
@@ -218,10 +224,12 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
         if not fits:
             asked.append((example.query if rng.random() < 0.6 else _small_talk(rng), NO_TOOL, ()))
             continue
-        equal = [_offered(owner, example.tool, renaming, rng) for owner in rivals]
-        arguments = {renaming.get(name, name): value for name, value in example.arguments.items()}
-        asked.append((example.query, Call(equal[0].name, arguments), tuple(tool.name for tool in equal)))
-        tools, offers = tools + equal, offers + list(zip(rivals, equal, strict=True))
+        renamings = [_renaming(example.tool, rng) for _ in rivals]
+        equal = [_offered(owner, example.tool, names, rng) for owner, names in zip(rivals, renamings, strict=True)]
+        made = Call(equal[0].name, _renamed(example.arguments, renamings[0]))
+        asked.append((example.query, made, tuple(tool.name for tool in equal)))
+        tools += equal
+        offers += [(*each, example, names) for *each, names in zip(rivals, equal, renamings, strict=True)]
     room = _OFFERED - len(tools)
     count, others = rng.randint(rng.choice((int(not tools), room // 2)), room), list[Tool]()
     for tool in _distractors(near, taken, corpus.beside, count, rng):  # now and then two providers offer the same
@@ -233,8 +241,7 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
         return None
     history = list[Interaction]()
     for owner, verdict in events:
-        other, own_tools = rng.choice(corpus.examples), [tool for one, tool in offers if one == owner]
-        history.append(_earlier(owner, verdict, own_tools, other, rng))
+        history.append(_earlier(owner, verdict, [offer for offer in offers if offer[0] == owner], corpus, rng))
     made = [Entry(identity, query, tuple(tools), tuple(history), answer) for query, answer, _ in asked]
     good = [entry for entry, (_, _, equal) in zip(made, asked, strict=True) if not equal or follows(entry, equal)]
     turns = tuple(turn for entry in good[:-1] for turn in learned_turns(entry))
@@ -331,6 +338,24 @@ def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
     return made if len(set(made.values())) == len(names) else {}
 
 
+def _renamed(arguments: Mapping[str, Any], renaming: Mapping[str, str]) -> dict[str, Any]:
+    return {renaming.get(name, name): value for name, value in arguments.items()}
+
+
+def _described(tool: Tool, rng: Random) -> str:
+    """A provider's own description: the same, in other words, or, where the name tells it, too, its beginning or none,
+    since many have none."""
+    text, way = tool.description.strip(), rng.random()
+    if not text or way < 0.3:
+        return text
+    if way < 0.6 and entries.name_words(tool.name) & entries.words(text):
+        return "" if way < 0.45 else " ".join(re.split(r"(?<=[.!?])\s", text)[0].split()[: rng.randint(4, 12)])
+    same = _synonyms()
+    text = re.sub(r"[a-z]+", lambda word: rng.choice(same.get(word[0], [word[0]])).replace("_", " "), text)
+    start = text[:1].lower() if text[1:2].islower() else text[:1]
+    return rng.choice(_words("described")).format(start + text[1:])
+
+
 def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random) -> Tool:
     """A tool of the corpus as a provider offers it."""
     described = {}
@@ -339,7 +364,8 @@ def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random
         silent = new.startswith("arg") and new != name and isinstance(schema, Mapping) and not schema.get("description")
         described[new] = {**schema, "description": " ".join(_split(name))} if silent else schema
     needed = {"required": [renaming.get(name, name) for name in required(tool)]} if required(tool) else {}
-    return Tool(owner.named(tool, rng), tool.description, {**tool.parameters, "properties": described, **needed})
+    schema = {**tool.parameters, "properties": described, **needed}
+    return Tool(owner.named(tool, rng), _described(tool, rng), schema)
 
 
 def _distractors(
@@ -358,8 +384,13 @@ def _distractors(
     return list(found.values())[:count]
 
 
-def _earlier(owner: _Owner, verdict: str | None, own: Sequence[Tool], other: Example, rng: Random) -> Interaction:
-    """An earlier call of a provider: now and then of a tool of its `own` that it offers now, else of another."""
-    if own and rng.random() < 0.3:
-        return Interaction(other.query[:300], Call(rng.choice(own).name, {}), verdict)
-    return Interaction(other.query[:300], Call(owner.named(other.tool, rng), other.arguments), verdict)
+def _earlier(owner: _Owner, verdict: str | None, own: Sequence[_Offer], corpus: _Corpus, rng: Random) -> Interaction:
+    """An earlier call of a provider: now and then of a tool that it offers now, one of its `own`, else of another."""
+    if own and rng.random() < 0.35:
+        _, tool, now, renaming = rng.choice(own)
+        other = rng.choice(corpus.calls[now.tool.name])
+        call = Call(tool.name, _renamed(other.arguments, renaming))
+    else:
+        other = rng.choice(corpus.examples)
+        call = Call(owner.named(other.tool, rng), other.arguments)
+    return Interaction(other.query[:300], call, verdict)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from petool_lite.data.answers import answer_faults
-from petool_lite.data.entries import DISLIKED, LIKED, Call, Entry, Interaction, Tool, balance, providers
+from petool_lite.data.entries import DISLIKED, LIKED, Call, Entry, Interaction, Tool, balance, name_words, providers
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_line, parse
 from petool_lite.data.simulate import Example, examples_of, simulate
@@ -34,12 +34,12 @@ def entries():
 
 
 def test_the_answer_follows_from_what_is_written(entries) -> None:
-    """Among tools of one description: a strictly better balance, or the latest use where none is rated."""
+    """Among tools that do the same: a strictly better balance, or the latest use where none is rated."""
     for entry in entries:
         if not isinstance(entry.answer, Call):
             continue
         right = next(item for item in entry.tools if item.name == entry.answer.name)
-        rivals = [item for item in entry.tools if item.description == right.description and item is not right]
+        rivals = [item for item in entry.tools if does(item) == does(right) and item is not right]
         known = providers(entry)
         able = {known[item.name] for item in (right, *rivals)}
         assert len(able) == 1 + len(rivals)
@@ -52,6 +52,13 @@ def test_the_answer_follows_from_what_is_written(entries) -> None:
     assert all(item.provider == "" for entry in entries for item in entry.tools)
 
 
+def does(item: Tool) -> str:
+    """What a tool of EXAMPLES is about, which every provider's name tells."""
+    return next(
+        thing for thing in ("forecast", "mail", "song", "calculator", "table") if thing in name_words(item.name)
+    )
+
+
 def balance_of(entry, offered) -> int:
     known = providers(entry)
     verdicts = [item.verdict for item in entry.history if known[item.call.name] == known[offered.name]]
@@ -62,12 +69,28 @@ def balance_of(entry, offered) -> int:
 def test_nothing_that_is_offered_fits_where_the_answer_says_so(entries) -> None:
     without = [entry for entry in entries if not isinstance(entry.answer, Call)]
     assert 0.07 < len(without) / len(entries) < 0.13
-    first = {example.query.split()[0]: example.tool.description for example in EXAMPLES}
+    first = {example.query.split()[0]: does(example.tool) for example in EXAMPLES}
     asked = [entry for entry in without if entry.query.split()[0] in first]
     assert 0.4 < len(asked) / len(without) < 0.8
     assert len({entry.query for entry in without} - {entry.query for entry in asked}) > 20, "small talk of many kinds"
     for entry in asked:
-        assert first[entry.query.split()[0]] not in [item.description for item in entry.tools]
+        assert first[entry.query.split()[0]] not in map(does, entry.tools)
+
+
+def test_providers_of_one_thing_describe_it_and_name_its_parameters_each_in_its_own_way(entries) -> None:
+    """Else what is offered twice in the same words would tell what is asked for."""
+    said: Counter[str] = Counter()
+    for entry in entries:
+        offered = [item for item in entry.tools if isinstance(entry.answer, Call) and does(item) == "song"]
+        if len(offered) > 1:
+            said["all"] += 1
+            said["descriptions"] += len({item.description for item in offered}) > 1
+            said["parameters"] += len({name for item in offered for name in item.parameters["properties"]}) > 1
+        for item in entry.history:
+            if item.call.name in [tool.name for tool in offered]:
+                assert item.query.startswith("Play")
+    assert said["all"] > 200
+    assert min(said["descriptions"], said["parameters"]) > 0.4 * said["all"], said
 
 
 def test_values_are_drawn_anew_in_the_request_and_in_the_call_alike(entries) -> None:
