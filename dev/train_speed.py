@@ -92,7 +92,7 @@ def ours(task: Mapping[str, Any]) -> None:
     from petool_lite.recipe import load_recipe
     from petool_lite.train import run as running
 
-    planning: Any = sys.modules["petool_lite.train.plan"]
+    planning: Any = sys.modules["petool_lite.train.memory"]
     reading = planning.prepare
     common = [f"model.base={task['base']}", f"data.train={task['data']}"]
     whole = torch.cuda.mem_get_info()[1]
@@ -162,7 +162,6 @@ def peer(task: Mapping[str, Any]) -> None:
     from trl import SFTConfig, SFTTrainer
 
     from petool_lite.recipe import load_recipe
-    from petool_lite.train.run import optimizer_arguments
 
     common = [f"model.base={task['base']}", f"data.train={task['data']}"]
     recipe = load_recipe("rating", [*common, *settings])[1]
@@ -180,7 +179,8 @@ def peer(task: Mapping[str, Any]) -> None:
     arguments = SFTConfig(
         output_dir=f"{task['folder']}/peer", per_device_train_batch_size=batch, bf16=True, report_to="none",
         gradient_accumulation_steps=accumulate, max_steps=updates, logging_steps=1, save_strategy="no",
-        gradient_checkpointing=engine == "hf", **optimizer_arguments(recipe.train),
+        gradient_checkpointing=engine == "hf", optim=recipe.train.optimizer, learning_rate=recipe.train.learning_rate,
+        weight_decay=recipe.train.weight_decay, max_grad_norm=recipe.train.clip_norm,
         **(
             {"packing": True, "max_length": 8192} if packed else
             {"max_length": None, "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
