@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,33 +53,32 @@ PEERS: tuple[tuple[str, str, tuple[str, ...], int, int, str], ...] = (
 
 def measure(base: str, data: str, seconds: float, only: Sequence[str]) -> list[dict[str, Any]]:
     """Run the ways, then the peers, each side in a process of its own, as long as there is time; what fails is told."""
-    begun, found = time.time(), []
+    begun = time.time()
+    sides: list[tuple[str, dict[str, Any]]] = [
+        ("--ours", {"ways": [way for way in WAYS if not only or way[0] in only]})
+    ]
+    sides += [("--peer", {"peer": peer}) for peer in PEERS if not only or peer[0] in only]
     with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder, "results.jsonl")
+        kept.touch()
         task = {"base": base, "data": data, "folder": folder, "until": begun + (seconds if only else 0.55 * seconds)}
-        ways = [way for way in WAYS if not only or way[0] in only]
-        if ways:
-            found += results("--ours", task | {"ways": ways}, begun + seconds)
-        for peer in PEERS:
-            if (not only or peer[0] in only) and time.time() < begun + seconds - 40:
-                found += results("--peer", task | {"peer": peer}, begun + seconds)
-    return found
+        for side, what in sides:
+            left = begun + seconds - time.time()
+            if left > 40 and what != {"ways": []}:
+                line, own = (
+                    [sys.executable, __file__, side, json.dumps(task | what)],
+                    {"PETOOL_LITE_RUNS": f"{folder}/runs"},
+                )
+                with suppress(subprocess.TimeoutExpired):
+                    subprocess.run(line, stdout=sys.stderr, env=os.environ | own, timeout=left)
+        return [json.loads(row) for row in kept.read_text().splitlines()]
 
 
-def results(side: str, task: dict[str, Any], until: float) -> list[dict[str, Any]]:
-    """Lines of a process of our own that start with RESULT; what it says else is shown as it comes."""
-    line = [sys.executable, __file__, side, json.dumps(task)]
-    found = []
-    environment = os.environ | {"PETOOL_LITE_RUNS": f"{task['folder']}/runs"}
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        for row in process.stdout:
-            if row.startswith("RESULT "):
-                found.append(json.loads(row.removeprefix("RESULT ")))
-            if row.startswith(("RESULT ", "FAILED ")):
-                print(row, end="", file=sys.stderr, flush=True)
-            if time.time() > until:
-                process.kill()
-    return found
+def keep(task: Mapping[str, Any], result: dict[str, Any]) -> None:
+    """Add a result to those of all processes, and show it."""
+    with Path(task["folder"], "results.jsonl").open("a") as file:
+        print(json.dumps(result), file=file)
+    print("RESULT", json.dumps(result), flush=True)
 
 
 def ours(task: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def ours(task: Mapping[str, Any]) -> None:
     from petool_lite.recipe import load_recipe
     from petool_lite.train import run as running
 
-    planning: Any = sys.modules["petool_lite.train.plan"]
+    planning: Any = sys.modules["petool_lite.train.memory"]
     reading = planning.prepare
     common = [f"model.base={task['base']}", f"data.train={task['data']}"]
     whole = torch.cuda.mem_get_info()[1]
@@ -111,7 +111,7 @@ def ours(task: Mapping[str, Any]) -> None:
         except PetoolError as error:
             print("FAILED", name, error.message, error.hint, [row for row in said if "dry" in row], flush=True)
             continue
-        print("RESULT", json.dumps(figures(name, run, limit, said)), flush=True)
+        keep(task, figures(name, run, limit, said))
 
 
 def figures(name: str, run: Path, limit: float, said: Sequence[str]) -> dict[str, Any]:
@@ -158,15 +158,15 @@ def peer(task: Mapping[str, Any]) -> None:
         from unsloth import FastLanguageModel  # noqa: F401 - must come before transformers and trl
     import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import DataCollatorForSeq2Seq, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from petool_lite.recipe import load_recipe
-    from petool_lite.train.run import optimizer_arguments
 
     common = [f"model.base={task['base']}", f"data.train={task['data']}"]
     recipe = load_recipe("rating", [*common, *settings])[1]
     model, tokenizer = loaded(engine, task["base"], recipe)
+    tokenizer.padding_side, tokenizer.pad_token = "right", tokenizer.pad_token or tokenizer.eos_token
     accumulate, packed = 16 if batch == 1 else 2, kind == "packed"
     rows = prepared_ids(recipe, (3 if packed else 1) * batch * accumulate * updates, kind, batch)
     seen: list[int] = []
@@ -180,7 +180,8 @@ def peer(task: Mapping[str, Any]) -> None:
     arguments = SFTConfig(
         output_dir=f"{task['folder']}/peer", per_device_train_batch_size=batch, bf16=True, report_to="none",
         gradient_accumulation_steps=accumulate, max_steps=updates, logging_steps=1, save_strategy="no",
-        gradient_checkpointing=engine == "hf", **optimizer_arguments(recipe.train),
+        gradient_checkpointing=engine == "hf", optim=recipe.train.optimizer, learning_rate=recipe.train.learning_rate,
+        weight_decay=recipe.train.weight_decay, max_grad_norm=recipe.train.clip_norm,
         **(
             {"packing": True, "max_length": 8192} if packed else
             {"max_length": None, "remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
@@ -188,7 +189,7 @@ def peer(task: Mapping[str, Any]) -> None:
     )  # fmt: skip
     trainer = SFTTrainer(
         model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), callbacks=[Clock()],
-        args=arguments, **({} if packed else {"data_collator": padded}),
+        args=arguments, **({} if packed else {"data_collator": DataCollatorForSeq2Seq(tokenizer)}),
     )  # fmt: skip
     collate = trainer.data_collator
 
@@ -201,7 +202,7 @@ def peer(task: Mapping[str, Any]) -> None:
         trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
     trainer.train()
     (begin, first), (end, last) = marks[0], marks[-1]
-    result = {
+    keep(task, {
         "name": name,
         "how": f"{recipe.model.precision}, {'all kept' if recipe.model.precision == 'bf16' else 'checkpointing'}, "
         f"{batch} {kind} rows a micro-batch",
@@ -210,53 +211,36 @@ def peer(task: Mapping[str, Any]) -> None:
         "held_gb": torch.cuda.max_memory_reserved() / GIB,
         "updates_s": [round(time - marks[0][0], 2) for time, _ in marks],
         "tokens": seen[: 2 * accumulate],
-    }
-    print("RESULT", json.dumps(result), flush=True)
-
-
-def padded(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch of rows, padded behind to the longest; only answers have labels."""
-    import torch
-
-    longest = max(len(row["input_ids"]) for row in members)
-    ids = torch.zeros(len(members), longest, dtype=torch.int64)
-    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for line, row in enumerate(members):
-        found = torch.tensor(row["input_ids"])
-        ids[line, : len(found)], mask[line, : len(found)] = found, 1
-        labels[line, row["answer_start"] : len(found)] = found[row["answer_start"] :]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    })  # fmt: skip
 
 
 def loaded(engine: str, base: str, recipe: Any) -> tuple[Any, Any]:
     """The peer's model with a fresh adapter, and its tokenizer."""
     import torch
 
-    lora, four_bits = recipe.lora, recipe.model.precision == "nf4"
+    lora = recipe.lora
     shape = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets}
     if engine == "unsloth":
         from unsloth import FastLanguageModel
 
-        again, own = "unsloth" if four_bits else False, {"max_seq_length": 8192, "load_in_4bit": four_bits}
+        nf4 = recipe.model.precision == "nf4"
+        again, own = "unsloth" if nf4 else False, {"max_seq_length": 8192, "load_in_4bit": nf4}
         model, tokenizer = FastLanguageModel.from_pretrained(base, dtype=torch.bfloat16, **own)
         return FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=again, **shape), tokenizer
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    four = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.bfloat16, device_map={"": 0}, attn_implementation="sdpa", quantization_config=four
-    )
+    from petool_lite.inference.gpu import four_bits
+
+    own = {"attn_implementation": "sdpa", "quantization_config": four_bits()}
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, device_map={"": 0}, **own)
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **shape)), AutoTokenizer.from_pretrained(base)
 
 
 def prepared_ids(recipe: Any, count: int, kind: str, batch: int) -> list[dict[str, Any]]:
-    """The first rows' ids as `kind` says: "equal" are cut at their beginning to the mean length, "packed" ones tell
-    what TRL packs, and of the "real" ones those of a batch of several are of like lengths, the batches in any order."""
+    """The first rows as `kind` says: "equal" are cut at their beginning to the mean length, "packed" ones tell what TRL
+    packs, and of the "real" ones those of a batch of several are of like lengths, the batches in any order."""
     import random
 
     from petool_lite.models import resolve_base
@@ -265,21 +249,22 @@ def prepared_ids(recipe: Any, count: int, kind: str, batch: int) -> list[dict[st
 
     base = resolve_base(recipe.model.base)
     table = prepare(recipe, base, chat_from_directory(base.directory)).table
-    rows = [table[index % len(table)] for index in range(count)]
-    found = [{"input_ids": list(row["input_ids"]), "answer_start": row["answer_start"]} for row in rows]
+    found = [table[index % len(table)] for index in range(count)]
+    pairs = [(row["input_ids"], row["answer_start"]) for row in found]
     if kind == "packed":
-        ends = [(row["input_ids"], row["answer_start"]) for row in found]
-        return [{"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)} for ids, start in ends]
-    if kind == "real":
-        found = sorted(found, key=lambda row: len(row["input_ids"])) if batch > 1 else found
-        batches = [found[start : start + batch] for start in range(0, count, batch)]
-        random.Random(0).shuffle(batches if batch > 1 else [])
-        return [row for each in batches for row in each]
-    mean = sum(len(row["input_ids"]) for row in found) // len(found)
-    longer = [row for row in found if len(row["input_ids"]) >= mean] or found
-    chosen = [longer[index % len(longer)] for index in range(count)]
-    cut = [(row["input_ids"][-mean:], row["answer_start"] - len(row["input_ids"]) + mean) for row in chosen]
-    return [{"input_ids": ids, "answer_start": max(1, start)} for ids, start in cut]
+        return [{"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)} for ids, start in pairs]
+    rows = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in pairs]
+    lengths = [len(row["input_ids"]) for row in rows]
+    if kind == "equal":
+        mean = sum(lengths) // count
+        longer = [row for row, length in zip(rows, lengths, strict=True) if length >= mean]
+        return [{key: ids[-mean:] for key, ids in longer[index % len(longer)].items()} for index in range(count)]
+    if batch == 1:
+        return rows
+    rows.sort(key=lambda row: len(row["input_ids"]))
+    batches = [rows[start : start + batch] for start in range(0, count, batch)]
+    random.Random(0).shuffle(batches)
+    return [row for each in batches for row in each]
 
 
 def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:

@@ -131,10 +131,8 @@ def kernels() -> tuple[Any, Any]:
 
 def teach(dispatch: Any) -> str:
     """Give `dispatch` (unsloth.utils.attention_dispatch of Unsloth 2026.10.9) the flash kernel for packed rows where
-    flash-attn and xformers do not load, and say what it uses. Long rows are called apart, where cuDNN is faster: two
-    rows of 8,100 tokens take 6.1 ms forward and backward in a layer of the 3B shape, together 9.9; 16 rows of 1,000
-    take 5.6 and 2.3 (one H200)."""
-
+    flash-attn and xformers do not load, and say what it uses. Long rows are called apart, where cuDNN is faster: two of
+    8,100 tokens take 6.1 ms in a layer of the 3B shape, together 9.9; 16 of 1,000 take 5.6 and 2.3 (one H200)."""
     if dispatch.HAS_FLASH_ATTENTION:
         return "flash-attn"
     if dispatch.HAS_XFORMERS:

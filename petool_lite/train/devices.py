@@ -93,11 +93,9 @@ def together(items: list[Any]) -> list[Any]:
     """The items of all processes; all of them have to ask at the same place."""
     if count() == 1:
         return items
-    import torch
+    from accelerate.utils import gather_object
 
-    found: list[Any] = [None] * count()
-    torch.distributed.all_gather_object(found, items)
-    return [item for part in found for item in part]
+    return list(gather_object(items))
 
 
 def from_first(value: Any) -> Any:
@@ -114,12 +112,8 @@ class Stop:
     """Which signal asked to stop, if any; `graceful` is set while a training loop looks at it after every step."""
 
     caught: signal.Signals | None = None
+    name = "Ctrl-C"  # as a user calls it
     graceful = False
-
-    @property
-    def name(self) -> str:
-        """The signal as a user calls it."""
-        return "Ctrl-C" if self.caught == signal.SIGINT else "SIGTERM"
 
     def error(self, when: str, hint: str) -> PetoolError:
         """What ends a run that was stopped `when`; exits as shells report it: 130 after Ctrl-C, 143 after SIGTERM."""
@@ -144,7 +138,7 @@ def stop_signals() -> Iterator[Stop]:
     stop = Stop()
 
     def handle(number: int, frame: object) -> None:
-        stop.caught = signal.Signals(number)
+        stop.caught, stop.name = signal.Signals(number), "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if not stop.graceful:

@@ -20,18 +20,16 @@ from petool_lite.prompt.render import Chat, Layout, prompt_ids
 from petool_lite.recipe import Recipe
 from petool_lite.runs import draft, write_json
 from petool_lite.scorer import published_form, score_reply
-from petool_lite.train.checkpoints import disk_errors
 from petool_lite.train.load import computing, generating, save_trained
-from petool_lite.train.records import append_row
+from petool_lite.train.records import append_row, disk_errors
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out prompts as token ids with their right answers; entries too long for the model count as wrong.
+    """Held-out prompts as token ids, each with its right answer; entries too long for the model count as wrong.
     `batch_tokens` bounds the prompt tokens that are padded and read together, `reply_tokens` one reply."""
 
-    prompts: tuple[list[int], ...]
-    answers: tuple[Answer, ...]
+    rows: tuple[tuple[list[int], Answer], ...]
     too_long: int
     chat: Chat
     batch_tokens: int
@@ -85,8 +83,7 @@ def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> Evaluatio
     too_long = len(entries) - len(found)
     more = f", {too_long} of them too long for {most} tokens" if too_long else ""
     report(f"evaluating on {len(entries)} entries every {settings.eval_every} steps{more}", 0, 0, "")
-    prompts, answers = tuple(ids for ids, _ in found), tuple(answer for _, answer in found)
-    return EvaluationSet(prompts, answers, too_long, chat, most, reply)
+    return EvaluationSet(tuple(found), too_long, chat, most, reply)
 
 
 def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
@@ -98,17 +95,17 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
     """Greedy replies of `model`, scored; the model, its modes and all random numbers stay as they were."""
     import torch
 
-    started, total, decode = time.perf_counter(), len(held_out.prompts), held_out.chat.decode
+    started, total, decode = time.perf_counter(), len(held_out.rows), held_out.chat.decode
     assert decode is not None  # a chat from a directory has one
     report("evaluating", 0, total, f"step {step}")
     scores: list[tuple[bool, bool, bool]] = []  # tool, parameters, both
     # no_grad, not inference_mode: a buffer that a layer makes here, such as rotary angles, serves training later
     with same_randomness(), generating(model), torch.no_grad(), computing(model):
-        for batch in batches([len(prompt) for prompt in held_out.prompts], held_out.batch_tokens):
-            prompts = [held_out.prompts[index] for index in batch]
+        for batch in batches([len(prompt) for prompt, _ in held_out.rows], held_out.batch_tokens):
+            prompts, answers = zip(*(held_out.rows[index] for index in batch), strict=True)
             replies = greedy_ids(model, prompts, {held_out.chat.eos_id}, held_out.reply_tokens)
-            for index, ids in zip(batch, replies, strict=True):
-                tool, parameters = score_answer(decode(ids), held_out.answers[index])
+            for ids, right in zip(replies, answers, strict=True):
+                tool, parameters = score_answer(decode(ids), right)
                 scores.append((tool, parameters, tool and parameters))
             joint = 100 * sum(both for *_, both in scores) / len(scores)
             report("evaluating", len(scores), total, f"step {step}, joint {joint:.1f} %")

@@ -47,6 +47,8 @@ def load_model(recipe: Recipe, base: Base, checkpointing: bool, plain: bool = Fa
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PetoolError(f"the base {base.name} does not load: {first_line(error)}", "get the model again") from error
+    if recipe.train.method == "lora" and (start := start_adapter(recipe.model.adapter)):
+        _load_adapter(model, start)
     return model.train(), tokenizer
 
 
@@ -56,7 +58,6 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
     from unsloth import FastLanguageModel  # must come before transformers and trl
 
-    start = start_adapter(recipe.model.adapter)
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(base.directory), max_seq_length=recipe.model.max_tokens, dtype=arithmetic(),
         load_in_4bit=recipe.model.precision == "nf4", use_safetensors=True,  # never a pickled file
@@ -65,8 +66,6 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
         model, **_lora(recipe), random_state=recipe.train.seed,
         use_gradient_checkpointing="unsloth" if checkpointing else False,
     )  # fmt: skip
-    if start is not None:
-        _load_adapter(model, start)
     dispatch, causal = sys.modules.get("unsloth.utils.attention_dispatch"), causal_of(model)
     if recipe.train.objective == "sft" and dispatch and type(causal.model).forward.__module__.startswith("unsloth."):
         print("attention of packed rows:", teach(dispatch))  # to train.log
@@ -96,8 +95,6 @@ def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, A
     if recipe.train.method == "lora":
         torch.manual_seed(recipe.train.seed)
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(recipe)))
-        if start := start_adapter(recipe.model.adapter):
-            _load_adapter(model, start)
     if checkpointing:  # the trainer would do so at the first step, after the dry step
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
@@ -180,13 +177,8 @@ def check_start(recipe: Recipe, report: Report) -> None:
 
 
 def causal_of(model: Any) -> Any:
-    """The causal language model in what is trained: inside of PEFT's, or the model itself."""
-    return model if is_whole(model) else model.get_base_model()
-
-
-def is_whole(model: Any) -> bool:
-    """Whether all weights learn."""
-    return not hasattr(model, "peft_config")
+    """The causal language model in what is trained: inside of PEFT's, or the model itself, all of which learns."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def computing(model: Any) -> Any:
@@ -197,17 +189,12 @@ def computing(model: Any) -> Any:
     return torch.autocast(kind, torch.bfloat16, arithmetic() == torch.bfloat16)
 
 
-def gathered(model: Any) -> dict[str, Any]:
-    """The adapter's weights of a model that is parted; every process has to ask for them."""
-    return {name: weight.full_tensor() for name, weight in model.named_parameters() if weight.requires_grad}
-
-
 def save_trained(model: Any, folder: Path, base: Base, tuned: Mapping[str, Any] | None = None) -> None:
     """Write what was trained to the new `folder`: an adapter in PEFT's format, its weights `tuned` if they were
     gathered, or a whole model in transformers', in bfloat16 beside the base's own configuration and tokenizer files."""
     import torch
 
-    if not is_whole(model):
+    if causal_of(model) is not model:
         model.save_pretrained(str(folder), selected_adapters=["default"], state_dict=tuned)
         config = json.loads((folder / CONFIG).read_text())
         config["base_model_name_or_path"] = base.name  # as the recipe says it; PEFT puts the cache there

@@ -1,30 +1,28 @@
-"""How many tokens fit: memory of a run, predicted before anything is loaded, and the dry step that proves it.
+"""Everything that is checked, counted and chosen before a model is loaded, above all how many tokens fit the memory.
 
 Predictions follow from what a layer keeps of a token for its backward pass; tests compare them with peaks of the 3B
-shape on one H200, with and without checkpointing, from 4 to 104 GiB: all within 5 % of this.
+shape on one H200, with and without checkpointing, from 4 to 104 GiB: all within 5 % of this. A dry step proves them.
 """
 
 import math
 import shutil
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from petool_lite.console import Report, silent
-from petool_lite.errors import MACHINE, PetoolError, first_line
+from petool_lite.console import Report, plain, silent
+from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.export import check_exportable
 from petool_lite.families import Shape, read_json, shape_of, tensor_shapes
-from petool_lite.models import Base
-from petool_lite.prompt.prepare import Prepared
-from petool_lite.recipe import Recipe
-from petool_lite.runs import TRAINED, draft
-from petool_lite.train.checkpoints import disk_errors
-from petool_lite.train.devices import agreed, arithmetic, count, is_first, sharded
-from petool_lite.train.evaluate import EvaluationSet, evaluate, same_randomness
-from petool_lite.train.load import exchange_compiled, save_trained
-from petool_lite.train.step import MicroBatch, answer_loss, micro_batches
-
-if TYPE_CHECKING:
-    from petool_lite.train.plan import Plan
+from petool_lite.inference.gpu import gpu_available, gpu_facts
+from petool_lite.models import Base, resolve_base
+from petool_lite.prompt.prepare import Prepared, prepare
+from petool_lite.prompt.render import Chat, chat_from_directory
+from petool_lite.recipe import Recipe, builtin_recipes, load_recipe
+from petool_lite.train.devices import arithmetic, count, sharded
+from petool_lite.train.evaluate import check_evaluation
+from petool_lite.train.load import check_start
+from petool_lite.train.records import check_reporters
 
 LEAN = (8 - 0.6) * 2**30  # bytes of a card of 8 GB, less CUDA's own memory and what the allocator cannot use
 _SHARE = 0.9  # of that, or of the free memory: torch holds more than tensors take
@@ -35,8 +33,11 @@ _FIXED = 0.25 * 2**30  # bytes of rotary tables, staging buffers and the like
 _COMPILED = 0.64  # of what layers keep, where they are compiled: six runs of SmolLM2-135M on H200s, to 3 %
 # Bytes that an optimizer holds of a weight; paged states lie in the machine's memory.
 _STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}
-# Size of a checkpoint with AdamW's two states, in what is saved: an adapter in float32, or a model in bfloat16.
-_CHECKPOINT = {"lora": 3.1, "full": 6.1}
+_COMPILED_FROM = 10_000_000  # tokens to go: compiling takes 26 s, and saves 2.3 to 2.7 us a token (docs/training.md)
+_PAGED = "paged"  # how optimizers begin that need a GPU
+_CAPABILITY = (8, 0)  # of a GPU, the least: bfloat16 in its tensor cores, and torch's flash attention
+
+Kind = tuple[str, bool]  # a way to train: precision of the base, and whether checkpointing is on
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,148 @@ def load_of(prepared: Prepared) -> Load:
     return Load(tuple(lengths), prepared.summary["loss_tokens"] / prepared.summary["tokens"])
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A run before its model is loaded: the recipe with what was chosen written into it, and how memory is used on the
+    GPU (None on a CPU and for dpo), and whether its decoder layers are compiled."""
+
+    recipe: Recipe
+    base: Base
+    shape: Shape
+    chat: Chat
+    prepared: Prepared
+    load: Load
+    way: Way | None = None
+    compiled: bool = False
+
+
+def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
+    """Check and count a recipe's rows and choose how to train on from `done` updates; no model is loaded."""
+    check_machine(recipe)
+    settings = recipe.train
+    odd = settings.method == "full" or settings.objective == "dpo" or settings.optimizer != "adamw_torch"
+    if sharded() and (odd or settings.eval_every):
+        what = "a model that FSDP parts learns an adapter with plain AdamW, and is not evaluated meanwhile"
+        plain = "train.method=lora train.objective=sft train.optimizer=adamw_torch train.eval_every=0"
+        raise PetoolError(what, " ".join(f"--set {pair}" for pair in plain.split()))
+    counted = _counted(recipe, report)
+    shape, load, rows, gpu = counted.shape, counted.load, counted.prepared.summary, gpu_facts()
+    if not gpu:
+        check_cpu_memory(recipe, counted.base)
+    if recipe.train.objective == "dpo":  # one pair after the other
+        return counted
+    way, precision, budget = None, recipe.model.precision, CPU_BUDGET
+    if gpu:
+        way = choose(shape, recipe, load, gpu["free_gb"] * 2**30)
+        precision, budget = way.precision, way.token_budget
+    tokens_to_go = recipe.train.rows * (rows["steps"] - done) * rows["tokens"] / rows["kept"]
+    compiled = pays_to_compile(recipe, shape, way, tokens_to_go)
+    if way:
+        if compiled:
+            tokens = largest_batch(recipe, budget, load)
+            peak = peak_bytes(shape, recipe, (precision, False), tokens, load, compiled=True)
+            way = replace(way, peak_gb=round(peak / 2**30, 2))
+        again = "checkpointing" if way.checkpointing else "all kept"
+        chosen = f"{precision} base, {again}, {budget:,} tokens a micro-batch{', compiled layers' * compiled}"
+        report(f"chosen: {chosen}; predicted peak {way.peak_gb:.1f} GiB", 0, 0, "")
+    train = replace(recipe.train, token_budget=recipe.train.token_budget or budget)
+    recipe = replace(recipe, model=replace(recipe.model, precision=precision), train=train)
+    return replace(counted, recipe=recipe, way=way, compiled=compiled)
+
+
+def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float) -> bool:
+    """Whether decoder layers are compiled, with `tokens` to go: where all weights learn on one GPU that keeps all, and
+    triton finds a compiler of C. Layers with windows of their own would be compiled apart, for longer than a minute, as
+    layers with an adapter are."""
+    able = recipe.train.method == "full" and count() == 1 and not shape.family.local
+    able = able and way is not None and not way.checkpointing
+    return able and tokens >= _COMPILED_FROM and any(map(shutil.which, ("gcc", "clang")))
+
+
+def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
+    """The rows' counts, and where there is a GPU how train.memory = lean and auto would use it (`ways`: a Way each, or
+    its name alone where it does not fit; nothing is predicted for dpo)."""
+    gpu = gpu_facts()
+    if gpu:
+        check_gpu()
+    free = gpu["free_gb"] * 2**30 if gpu else 0.0
+    counted = _counted(recipe, report)
+    ways: list[dict[str, Any]] = []
+    for memory in ("lean", "auto") if gpu and recipe.train.objective != "dpo" else ():
+        ways.append({"memory": memory})
+        with suppress(PetoolError):  # it does not fit
+            wanted = replace(recipe, train=replace(recipe.train, memory=memory))
+            ways[-1] |= asdict(choose(counted.shape, wanted, counted.load, free))
+    trains_here = gpu is not None or not recipe.train.optimizer.startswith(_PAGED)
+    return {**counted.prepared.summary, "gpu": gpu, "trains_here": trains_here, "ways": ways}
+
+
+def _counted(recipe: Recipe, report: Report) -> Plan:
+    check_reporters(recipe.train.report_to)
+    check_evaluation(recipe)
+    check_start(recipe, report)
+    base = resolve_base(recipe.model.base, lambda text: report(text, 0, 0, ""))
+    check_exportable(base.directory, report)
+    config = read_json(base.directory / "config.json")
+    shape = shape_of(config)
+    if recipe.train.method == "full" and config.get("quantization_config"):
+        what = f"{base.name} is quantized, and full fine-tuning changes the weights themselves"
+        raise PetoolError(what, "give the model in 16 bits, or --set train.method=lora")
+    if recipe.train.method == "lora" and recipe.lora.r > shape.width:
+        what = f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({shape.width})"
+        raise PetoolError(what, "--set lora.r=32 is usual")
+    chat = chat_from_directory(base.directory)
+    prepared = prepare(recipe, base, chat, report)
+    load = load_of(prepared)
+    longest = max(load.lengths)
+    if shape.window and longest > shape.window and not shape.family.local:  # llama.cpp does not apply Mistral's
+        what = f"{base.name} sees the last {shape.window} tokens only (sliding_window), the longest row has {longest}"
+        raise PetoolError(what, f"--set model.max_tokens={shape.window}")
+    prepared.summary["steps"] = update_count(recipe, prepared.summary["kept"])
+    report(f"training rows: {plain(prepared.summary)}", 0, 0, "")
+    if prepared.left_out:
+        names = ", ".join(prepared.left_out[:5]) + (", ..." if len(prepared.left_out) > 5 else "")
+        trimmed = recipe.data.overlength == "trim-history"
+        more = " even without history (tools and answers are never cut)" if trimmed else ""
+        report(f"left out, more than {recipe.model.max_tokens} tokens{more}: entries {names}", 0, 0, "")
+    return Plan(recipe, base, shape, chat, prepared, load)
+
+
+def update_count(recipe: Recipe, rows: int) -> int:
+    """Updates of the whole run, the one count that the trainer and its schedule follow too: a begun update counts."""
+    return recipe.train.max_steps or max(1, math.ceil(math.ceil(rows / recipe.train.rows) * recipe.train.epochs - 1e-9))
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Refuse a recipe that this machine cannot run, before anything is loaded."""
+    if gpu_available():
+        check_gpu()
+    elif recipe.train.optimizer.startswith(_PAGED):
+        all_recipes = {name: load_recipe(name)[1] for name in builtin_recipes()}
+        here = " or ".join(name for name, found in all_recipes.items() if not found.train.optimizer.startswith(_PAGED))
+        what = f"this recipe needs a GPU (for its optimizer {recipe.train.optimizer}), and torch finds none"
+        small = "a small base trains here, slowly, with --set train.optimizer=adamw_torch"
+        raise PetoolError(what, f"rent one, or run here: petool-lite train {here}; {small}", MACHINE)
+
+
+def check_gpu() -> None:
+    """Refuse a GPU that has no products in bfloat16 and that torch's flash attention does not run on."""
+    import torch
+
+    capability = torch.cuda.get_device_capability()
+    if capability < _CAPABILITY:
+        found, least = (".".join(map(str, version)) for version in (capability, _CAPABILITY))
+        what = f"{torch.cuda.get_device_name()} has the compute capability {found}, training needs {least}"
+        newer = "take a GPU of the Ampere generation or later (A100, RTX 30, L4, H100)"
+        small = "a small base trains on the CPU, too: CUDA_VISIBLE_DEVICES= petool-lite train demo"
+        raise PetoolError(what, f"{newer}; {small}", MACHINE)
+
+
 def peak_bytes(
-    model: Shape,
-    recipe: Recipe,
-    way: tuple[str, bool],
-    tokens: int,
-    load: Load,
-    optimizer: bool = True,
-    compiled: bool = False,
+    model: Shape, recipe: Recipe, way: Kind, tokens: int, load: Load, optimizer: bool = True, compiled: bool = False
 ) -> float:
-    """Predicted peak of allocated GPU memory with micro-batches of `tokens` of the rows `load`; `way` is the base's
-    precision and whether checkpointing is on. Without the `optimizer`'s state where no update has been taken yet."""
+    """Predicted peak of allocated GPU memory with micro-batches of `tokens` of the rows `load`; without the state of
+    the `optimizer` where no update has been taken yet."""
     precision, checkpointing = way
     full = recipe.train.method == "full"
     resident = resident_bytes(model, recipe, precision, optimizer=optimizer)
@@ -104,9 +236,8 @@ def resident_bytes(model: Shape, recipe: Recipe, precision: str, width: int = 2,
     inside = sum(map(math.prod, linears.values()))
     a_weight = 0.5 + 1 / 64 + 4 / 64 / 256 if precision == "nf4" else width
     unpacked = 2 * model.feed_forward * model.width if precision == "nf4" else 0
-    tuned = recipe.lora.r * sum(
-        sum(size) for name, size in linears.items() if name.split(".")[-2] in recipe.lora.targets
-    )
+    learned = [size for name, size in linears.items() if name.split(".")[-2] in recipe.lora.targets]
+    tuned = recipe.lora.r * sum(map(sum, learned))
     return inside * a_weight + (weights - inside) * width + unpacked + tuned * (4 + 4 + states)
 
 
@@ -160,7 +291,7 @@ def choose(model: Shape, recipe: Recipe, load: Load, free: float) -> Way:
     raise PetoolError(what, _way_out(model, recipe, load, free), MACHINE)
 
 
-def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
+def _ways(recipe: Recipe) -> list[Kind]:
     """Precisions and checkpointing to try, the fastest first; lean keeps the recipe's precision, and checkpoints."""
     if recipe.train.method == "lora" and recipe.train.memory == "lean":
         return [(recipe.model.precision, True)]
@@ -168,7 +299,7 @@ def _ways(recipe: Recipe) -> list[tuple[str, bool]]:
     return [(precision, again) for again in (False, True) for precision in precisions]
 
 
-def _fitting(model: Shape, recipe: Recipe, way: tuple[str, bool], load: Load, budget: int, limit: float) -> Way | None:
+def _fitting(model: Shape, recipe: Recipe, way: Kind, load: Load, budget: int, limit: float) -> Way | None:
     """The way with a micro-batch of `budget` tokens, or (0) the largest within `limit` bytes; None where none fits."""
     longest = max(load.lengths)
     none, one = (peak_bytes(model, recipe, way, tokens, load) for tokens in (0, 1))
@@ -187,14 +318,17 @@ def _way_out(model: Shape, recipe: Recipe, load: Load, free: float) -> str:
     for tokens in (max(load.lengths), 4096, 2048, 1024, 512):
         short = Load(tuple(min(length, tokens) for length in load.lengths), load.answers)
         if _fitting(model, recipe, way, short, tokens, _SHARE * free):
-            settings = {"model.precision": way[0], "train.token_budget": 0, "model.max_tokens": tokens}
-            return "would fit: " + " ".join(f"--set {key}={value}" for key, value in settings.items())
+            shorter = f"--set train.token_budget=0 --set model.max_tokens={tokens}"
+            return f"would fit: --set model.precision={way[0]} {shorter}"
     return f"{'--set train.method=lora, or ' if full else ''}take a smaller base, or a GPU with more memory"
 
 
 def check_cpu_memory(recipe: Recipe, base: Base) -> None:
     """Refuse a base that cannot fit the machine's memory where no GPU is: the kernel would end the process."""
-    free, width, config = free_memory(), arithmetic().itemsize, read_json(base.directory / "config.json")
+    import psutil
+
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    width, config = arithmetic().itemsize, read_json(base.directory / "config.json")
     model, packed = shape_of(config), config.get("quantization_config") is not None  # 4 bits already, or 8
 
     def needed(method: str, precision: str) -> float:
@@ -204,97 +338,6 @@ def check_cpu_memory(recipe: Recipe, base: Base) -> None:
     if (mine := needed(recipe.train.method, recipe.model.precision)) > free:
         fitting = (f"would fit: --set train.method=lora --set model.precision={kind}"
                    for kind in ("bf16", "nf4") if needed("lora", kind) <= free)  # fmt: skip
-        raise PetoolError(
-            f"{base.name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free",
-            next(fitting, "take a smaller base, such as smollm2-135m, fewer processes or a larger machine"),
-            MACHINE,
-        )
-
-
-def free_memory() -> float:
-    """Bytes that this machine can still give, those of its swap included."""
-    import psutil
-
-    return float(psutil.virtual_memory().available + psutil.swap_memory().free)
-
-
-def dry_step(run: Path, planned: "Plan", trainer: Any, held_out: EvaluationSet | None, report: Report) -> "Plan":
-    """Before the first update on a GPU: the largest micro-batch forward and backward, one evaluation, one save, so that
-    a run fails now or never; nothing is learned. Returns the plan, with smaller micro-batches where they did not fit,
-    and plain layers where they did not compile. Raises torch.OutOfMemoryError, or PetoolError for a disk that is too
-    full."""
-    import torch
-
-    assert planned.way is not None
-    way, load, model = planned.way, load_of(planned.prepared), planned.shape
-    if planned.compiled:
-        batch = fullest(planned.prepared, planned.recipe, way.token_budget)
-        planned = replace(planned, compiled=compiles(trainer.model, batch, report))
-    while agreed(not _fits(trainer.model, batch := fullest(planned.prepared, planned.recipe, way.token_budget))):
-        fewer = max(max(load.lengths), int(0.85 * way.token_budget))
-        if fewer == way.token_budget:
-            raise torch.OutOfMemoryError(f"the longest row has {fewer:,} tokens")
-        report(f"{way.token_budget:,} tokens a micro-batch do not fit after all; trying {fewer:,}", 0, 0, "")
-        way = replace(way, token_budget=fewer)
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    trainer.token_budget = way.token_budget
-    if held_out is not None and is_first():
-        longest, right = max(zip(held_out.prompts, held_out.answers, strict=True), key=lambda pair: len(pair[0]))
-        short = replace(held_out, prompts=(longest,), answers=(right,), too_long=0, reply_tokens=2)
-        evaluate(short, trainer.model, 0, silent)
-    if is_first():  # beside its place, and removed; there must be room for three checkpoints of it
-        method = planned.recipe.train.method
-        with disk_errors(run, TRAINED[method]), draft(run / "dry-step") as folder:
-            save_trained(trainer.model, folder, planned.base)
-            needed = 3 * _CHECKPOINT[method] * sum(file.stat().st_size for file in folder.iterdir())
-        shutil.rmtree(run / "dry-step")
-        if (room := shutil.disk_usage(run).free) < needed:
-            what = f"the checkpoints of this run take {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free on {run}"
-            raise PetoolError(what, "make room, or set PETOOL_LITE_RUNS to a larger disk")
-    tokens, shape = len(batch.ids), (way.precision, way.checkpointing)
-    predicted = peak_bytes(model, planned.recipe, shape, tokens, load, False, planned.compiled) / 2**30
-    figures = f"peak {peak:.2f} GiB, predicted {predicted:.2f}"
-    report(f"dry step: a micro-batch of {tokens:,} tokens ({figures}), a save", 0, 0, "")
-    return replace(planned, way=way)
-
-
-def compiles(model: Any, batch: MicroBatch, report: Report) -> bool:
-    """Whether the layers compile, tried with a first micro-batch; if not, it is told, and they run as they were."""
-    report("compiling the layers, about half a minute", 0, 0, "")
-    try:
-        _fits(model, batch)
-        return True
-    except Exception as error:  # whatever a compiler meets; what the layers themselves do wrong comes again
-        told = first_line(getattr(error, "inner_exception", error))
-    exchange_compiled(model)
-    report(f"the layers do not compile and run as they are: {told}", 0, 0, "")
-    return False
-
-
-def _fits(model: Any, batch: MicroBatch) -> bool:
-    """Whether a micro-batch goes forward and backward within the GPU's memory; the model is left as it was."""
-    import torch
-
-    torch.cuda.reset_peak_memory_stats()
-    try:
-        with same_randomness():
-            (answer_loss(model, batch) / len(batch.answers)).backward()
-        return True
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-
-
-def fullest(prepared: Prepared, recipe: Recipe, budget: int) -> MicroBatch:
-    """About the fullest micro-batch there can be: the longest row, and of the others, longest first, what has room."""
-    lengths = load_of(prepared).lengths
-    chosen: list[int] = []
-    left = most = max(budget, *lengths)
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if lengths[index] <= left and len(chosen) < recipe.train.rows:
-            chosen.append(index)
-            left -= lengths[index]
-    (batch,) = micro_batches(list(prepared.table.select(chosen)), most)
-    return batch
+        what = f"{base.name} needs at least {mine / 2**30:.1f} GiB of memory on a CPU, {free / 2**30:.1f} GiB are free"
+        smaller = "take a smaller base, such as smollm2-135m, fewer processes or a larger machine"
+        raise PetoolError(what, next(fitting, smaller), MACHINE)

@@ -13,17 +13,17 @@ from petool_lite.errors import MACHINE, PetoolError, first_line
 from petool_lite.inference.gpu import gpu_available
 from petool_lite.places import library_places
 from petool_lite.prompt.render import LAYOUTS
-from petool_lite.recipe import Recipe, TrainSettings, to_toml
+from petool_lite.recipe import Recipe, to_toml
 from petool_lite.runs import TRAINED, create_run, draft, is_complete, locked, versions, write_json, write_text
-from petool_lite.train import checkpoints, devices, evaluate, records
+from petool_lite.train import devices, evaluate, load, records
 from petool_lite.train.devices import Stop, stop_signals
 from petool_lite.train.evaluate import EvaluationSet
-from petool_lite.train.load import compile_layers, gathered, load_model, save_tokenizer, save_trained
-from petool_lite.train.memory import dry_step
-from petool_lite.train.plan import Plan, plan
-from petool_lite.train.preference import preference_trainer
-from petool_lite.train.records import Progress, check_reporters, log_to
-from petool_lite.train.step import answer_trainer
+from petool_lite.train.memory import Plan, peak_bytes, plan
+from petool_lite.train.records import Guarded, Progress, check_reporters, log_to
+from petool_lite.train.step import MicroBatch, answer_loss, answer_trainer, micro_batches, preference_trainer
+
+# Size of a checkpoint with AdamW's two states, in what is saved: an adapter in float32, or a model in bfloat16.
+_CHECKPOINT = {"lora": 3.1, "full": 6.1}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
     devices.grow_in_place()
     run: Path | None = resume
     report = report if devices.is_first() else silent
-    done = checkpoints.steps_at(checkpoints.newest_checkpoint(resume)) if resume else 0
+    done = records.steps_at(records.newest_checkpoint(resume)) if resume else 0
     with stop_signals() as stop, devices.joined(), ExitStack() as held:
         try:
             if devices.is_first() and resume is not None:
@@ -62,13 +62,13 @@ def train(name: str, recipe: Recipe, report: Report = silent, resume: Path | Non
             planned = replace(planned, recipe=recipe, way=way)
             held_out = evaluate.load_evaluation_set(recipe, planned.chat, report)
             if devices.is_first():
-                facts = checkpoints.start_facts(recipe, planned.base, planned.prepared)
+                facts = records.start_facts(recipe, planned.base, planned.prepared)
                 if resume is not None:
-                    checkpoints.check_resume(resume, facts)
+                    records.check_resume(resume, facts)
                 else:
                     run = create_run(name)
                     write_text(run / "recipe.toml", to_toml(recipe))
-                    write_json(run / checkpoints.START, facts)
+                    write_json(run / records.START, facts)
                     held.enter_context(locked(run))
             begun: Path = devices.from_first(run)
             _train_into(Job(name, begun, planned, held_out, started, report, stop, resume is not None))
@@ -98,12 +98,12 @@ def _train_into(job: Job) -> None:
     try:
         with log_to(log_file) as log:
             with redirect_stderr(log):
-                model, tokenizer = load_model(recipe, job.planned.base, twice, plain=devices.sharded())
+                model, tokenizer = load.load_model(recipe, job.planned.base, twice, plain=devices.sharded())
                 if job.planned.compiled:
-                    compile_layers(model)
+                    load.compile_layers(model)
                 trainer = _trainer(job, model, tokenizer)
             if job.planned.way is not None and not devices.sharded():  # a parted model is on the GPUs when it trains
-                job = replace(job, planned=dry_step(job.run, job.planned, trainer, job.held_out, job.report))
+                job = replace(job, planned=_dry_step(job, trainer))
             with job.stop.between_steps():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
@@ -116,9 +116,91 @@ def _train_into(job: Job) -> None:
     if stop.caught and not job.progress.stopped_early and state.global_step < state.max_steps:
         when = f"after step {state.global_step} of {state.max_steps}, all of it saved"
         raise stop.error(when, f"continue: petool-lite train --resume {job.run}")
-    tuned = gathered(trainer.model) if devices.sharded() else None
+    tuned = None
+    if devices.sharded():  # the adapter's weights, of which every process holds a part
+        parts = trainer.model.named_parameters()
+        tuned = {name: weight.full_tensor() for name, weight in parts if weight.requires_grad}
     if devices.is_first():
         _complete(job, model, state.global_step, tuned)
+
+
+def _dry_step(job: Job, trainer: Any) -> Plan:
+    """Before the first update on a GPU: the largest micro-batch forward and backward, one evaluation, one save, so that
+    a run fails now or never; nothing is learned. Returns the plan, with smaller micro-batches where they did not fit
+    and plain layers where they did not compile. Raises torch.OutOfMemoryError, or PetoolError for a full disk."""
+    import torch
+
+    planned, model = job.planned, trainer.model
+    assert planned.way is not None
+    way, method = planned.way, planned.recipe.train.method
+    if planned.compiled:
+        planned = replace(planned, compiled=compiles(model, fullest(planned, way.token_budget), job.report))
+    while devices.agreed(not _fits(model, batch := fullest(planned, way.token_budget))):
+        fewer = max(max(planned.load.lengths), int(0.85 * way.token_budget))
+        if fewer == way.token_budget:
+            raise torch.OutOfMemoryError(f"the longest row has {fewer:,} tokens")
+        job.report(f"{way.token_budget:,} tokens a micro-batch do not fit after all; trying {fewer:,}", 0, 0, "")
+        way = replace(way, token_budget=fewer)
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    trainer.token_budget = way.token_budget
+    if (held_out := job.held_out) is not None and devices.is_first():
+        longest = max(held_out.rows, key=lambda row: len(row[0]))
+        evaluate.evaluate(replace(held_out, rows=(longest,), too_long=0, reply_tokens=2), model, 0, silent)
+    if devices.is_first():  # beside its place, and removed; there must be room for three checkpoints of it
+        with records.disk_errors(job.run, TRAINED[method]), draft(job.run / "dry-step") as folder:
+            load.save_trained(model, folder, planned.base)
+            needed = 3 * _CHECKPOINT[method] * sum(file.stat().st_size for file in folder.iterdir())
+        shutil.rmtree(job.run / "dry-step")
+        if (room := shutil.disk_usage(job.run).free) < needed:
+            what = f"the checkpoints of this run take {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free on {job.run}"
+            raise PetoolError(what, "make room, or set PETOOL_LITE_RUNS to a larger disk")
+    tokens, shape = len(batch.ids), (way.precision, way.checkpointing)
+    predicted = peak_bytes(planned.shape, planned.recipe, shape, tokens, planned.load, False, planned.compiled)
+    figures = f"peak {peak:.2f} GiB, predicted {predicted / 2**30:.2f}"
+    job.report(f"dry step: a micro-batch of {tokens:,} tokens ({figures}), a save", 0, 0, "")
+    return replace(planned, way=way)
+
+
+def compiles(model: Any, batch: MicroBatch, report: Report) -> bool:
+    """Whether the layers compile, tried with a first micro-batch; if not, it is told, and they run as they were."""
+    report("compiling the layers, about half a minute", 0, 0, "")
+    try:
+        _fits(model, batch)
+        return True
+    except Exception as error:  # whatever a compiler meets; what the layers themselves do wrong comes again
+        told = first_line(getattr(error, "inner_exception", error))
+    load.exchange_compiled(model)
+    report(f"the layers do not compile and run as they are: {told}", 0, 0, "")
+    return False
+
+
+def _fits(model: Any, batch: MicroBatch) -> bool:
+    """Whether a micro-batch goes forward and backward within the GPU's memory; the model is left as it was."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        with evaluate.same_randomness():
+            (answer_loss(model, batch) / len(batch.answers)).backward()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+
+def fullest(planned: Plan, budget: int) -> MicroBatch:
+    """About the fullest micro-batch there can be: the longest row, and of the others, longest first, what has room."""
+    lengths = planned.load.lengths
+    chosen: list[int] = []
+    left = most = max(budget, *lengths)
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if lengths[index] <= left and len(chosen) < planned.recipe.train.rows:
+            chosen.append(index)
+            left -= lengths[index]
+    (batch,) = micro_batches(list(planned.prepared.table.select(chosen)), most)
+    return batch
 
 
 def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> None:
@@ -126,14 +208,14 @@ def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> 
     planned, progress, method = job.planned, job.progress, job.planned.recipe.train.method
     base, data, name = planned.base, planned.recipe.data, TRAINED[method]
     best = evaluate.best_score(job.run) if job.held_out else None
-    with checkpoints.disk_errors(job.run, name), draft(job.run / name) as folder:
+    with records.disk_errors(job.run, name), draft(job.run / name) as folder:
         if best is None:
-            save_trained(model, folder, base, tuned)
+            load.save_trained(model, folder, base, tuned)
         else:
             kept = job.run / "best" / f"step-{best.step}"
             shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("eval.json"))
         if method == "lora":  # a whole model may be a base again, with its own template
-            save_tokenizer(folder, base, data.style)
+            load.save_tokenizer(folder, base, data.style)
     seconds = {"train": progress.seconds, "evaluation": progress.evaluation_seconds, "all": time.time() - job.started}
     manifest = {
         "name": job.name, "recipe": asdict(planned.recipe), "method": method,
@@ -159,19 +241,15 @@ def _continued(job: Job) -> Path | None:
     for path in (path for place in ("checkpoints/", "", "best/") for path in job.run.glob(f"{place}.*.draft")):
         job.report(f"removing the half-written {path.name.removeprefix('.').split('.')[0]}", 0, 0, "")
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    checkpoint = checkpoints.newest_checkpoint(job.run)
-    step = checkpoints.steps_at(checkpoint)
+    checkpoint = records.newest_checkpoint(job.run)
+    step = records.steps_at(checkpoint)
     job.report(f"continuing {job.run} after step {step}", 0, 0, "")
-    rows, scores = (records.cut_after(job.run / name, step, job.report) for name in ("metrics.jsonl", "eval.jsonl"))
-    job.progress.resume(rows, scores)
+    progress = job.progress
+    progress.scores = records.cut_after(job.run / "eval.jsonl", step, job.report)
+    if rows := records.cut_after(job.run / "metrics.jsonl", step, job.report):
+        progress.seconds, progress.tokens, progress.last_loss = (rows[-1][key] for key in ("seconds", "tokens", "loss"))
+        progress.tokens_before = progress.tokens
     return checkpoint
-
-
-def optimizer_arguments(settings: TrainSettings, fused: bool = False) -> dict[str, Any]:
-    """How weights move, as the arguments of transformers' trainers; the learning rate over time is `Guarded`'s."""
-    moved = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
-    optimizer = settings.optimizer + ("_fused" if fused and settings.optimizer == "adamw_torch" else "")
-    return {**moved, "max_grad_norm": settings.clip_norm, "optim": optimizer}
 
 
 def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
@@ -181,7 +259,9 @@ def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
     common = {
         "output_dir": str(run / "checkpoints"),
         "max_steps": total,  # the one count; epochs follow from it
-        **optimizer_arguments(settings, fused=compiled),
+        "optim": settings.optimizer + ("_fused" if compiled and settings.optimizer == "adamw_torch" else ""),
+        "learning_rate": settings.learning_rate,  # the highest; over time it is as `Guarded` has it
+        "weight_decay": settings.weight_decay, "max_grad_norm": settings.clip_norm,
         # of a parted model accelerate would make float32 copies; answer_loss computes in bfloat16 anyway
         "bf16": devices.arithmetic_name() == "bfloat16" and not devices.sharded(),
         "seed": settings.seed, "data_seed": settings.seed,
@@ -217,10 +297,9 @@ def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
     arguments = _arguments(recipe, job.run, total, job.planned.compiled)
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one, whatever else the machine has
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
-    trainer: Any = type("Trainer", (checkpoints.Guarded, kind), {})(
-        model=model, processing_class=tokenizer, train_dataset=job.planned.prepared.table,
-        args=arguments,
-    )  # fmt: skip
+    trainer: Any = type("Trainer", (Guarded, kind), {})(
+        model=model, processing_class=tokenizer, train_dataset=job.planned.prepared.table, args=arguments
+    )
     trainer.token_budget, trainer.compiled = recipe.train.token_budget, job.planned.compiled
     trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total
     for parameter in model.parameters():

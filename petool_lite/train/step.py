@@ -1,4 +1,5 @@
 """One update in micro-batches: rows packed side by side up to a token budget, and only answers reach the output head.
+Or, for DPO, one pair after the other.
 
 A micro-batch costs a fixed time for its thousands of kernel launches, so short rows are put into one. The loss is a sum
 over answer tokens divided by their number in the whole update: how rows are grouped changes nothing but rounding.
@@ -115,11 +116,6 @@ def answer_loss(model: Any, batch: MicroBatch) -> Any:
     return torch.nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
 
 
-def _own(gradient: Any) -> Any:
-    """This process's part of the gradient of a parted weight, or a gradient as it is."""
-    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
-
-
 def answer_trainer() -> Any:
     """The class AnswerTrainer; made in a function, for trl is slow to import."""
     import torch
@@ -209,10 +205,47 @@ def answer_trainer() -> Any:
                 with nullcontext() if sharded() or number == len(batches) else accelerator.no_sync(model):
                     loss = model(micro_batch=batch) * (scale if number <= len(batches) else 0.0)
                     accelerator.backward(loss)
-                norms = torch._foreach_norm([_own(parameter.grad) for parameter in self.tuned])
+                grads = (parameter.grad for parameter in self.tuned)  # of a parted model each process has its part
+                norms = torch._foreach_norm([grad.to_local() if hasattr(grad, "to_local") else grad for grad in grads])
                 parts.append((batch.entries, loss.detach(), torch.stack(norms).sum()))
-            self.parts = tuple(parts)
+            self.update += tuple(parts)
             self.tokens_seen += inputs["tokens"]
             return torch.stack([loss for _, loss, _ in parts]).sum()
 
     return AnswerTrainer
+
+
+def preference_trainer() -> Any:
+    """The class PreferenceTrainer, for DPO: the model prefers the right call to a wrong one, measured against a frozen
+    copy of the adapter that it starts from, which TRL keeps (not the bare base: that would undo the first stage)."""
+    from trl import DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    class PreferenceTrainer(DPOTrainer):
+        """DPOTrainer on rows that are token ids already."""
+
+        def __init__(self, **arguments: Any) -> None:
+            self.pad = DataCollatorForPreference(pad_token_id=arguments["processing_class"].pad_token_id)
+            super().__init__(data_collator=self.collate, **arguments)
+
+        def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
+            pairs = []
+            for row in rows:
+                ids, start, other = row["input_ids"], row["answer_start"], row["rejected_ids"]
+                pairs.append({"prompt_ids": ids[:start], "chosen_ids": ids[start:], "rejected_ids": other})
+            return {**self.pad(pairs), "entry_ids": [row["entry_id"] for row in rows]}
+
+        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+            names = inputs.pop("entry_ids")
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self.update += ((names, loss.detach(), loss.detach()),)
+            return loss
+
+        def _prepare_dataset(self, dataset: Any, *arguments: Any, **options: Any) -> Any:
+            return dataset  # TRL would render and tokenize text here, by other rules than `prompt`
+
+        @property
+        def tokens_seen(self) -> int:
+            return int(self._total_train_tokens)
+
+    return PreferenceTrainer

@@ -5,7 +5,6 @@ processor: torch's aot_eager backend runs the same graphs.
 """
 
 import copy
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,13 +15,12 @@ import torch
 from support_train import an_update, apart, gradients, made, rows
 
 from petool_lite.recipe import load_recipe
-from petool_lite.train import step
+from petool_lite.train import memory, step
 from petool_lite.train.attention import kernels
 from petool_lite.train.load import compile_layers, generating
-from petool_lite.train.memory import Way, compiles
+from petool_lite.train.memory import Way
+from petool_lite.train.run import compiles
 from petool_lite.train.step import micro_batches
-
-PLAN = sys.modules["petool_lite.train.plan"]
 
 
 def weights_of(q: Any, k: Any, scale: float, window: int) -> Any:
@@ -120,9 +118,9 @@ def test_it_is_compiled_only_where_it_was_measured_and_pays(monkeypatch) -> None
 
     def decided(method: str = "full", way: Way | None = kept, tokens: float = 2e7, local: int = 0) -> bool:
         recipe = load_recipe("demo", [f"train.method={method}"])[1]
-        return PLAN.pays_to_compile(recipe, SimpleNamespace(family=SimpleNamespace(local=local)), way, tokens)
+        return memory.pays_to_compile(recipe, SimpleNamespace(family=SimpleNamespace(local=local)), way, tokens)
 
-    monkeypatch.setattr(PLAN.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
+    monkeypatch.setattr(memory.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
     assert decided()
     assert not any(
         (decided("lora"), decided(way=None), decided(way=replace(kept, checkpointing=True)), decided(local=6))
@@ -131,5 +129,5 @@ def test_it_is_compiled_only_where_it_was_measured_and_pays(monkeypatch) -> None
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not decided()
     monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setattr(PLAN.shutil, "which", lambda name: None)
+    monkeypatch.setattr(memory.shutil, "which", lambda name: None)
     assert not decided()

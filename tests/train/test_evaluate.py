@@ -25,10 +25,10 @@ def test_the_prompts_are_those_of_bench(smollm2) -> None:
     chat = chat_from_directory(smollm2.directory)
     held_out = load_evaluation_set(load_recipe("demo", HELD_OUT)[1], chat, silent)
     entries = load_dataset("demo:test:5", "rating").entries
-    assert held_out.prompts == tuple(prompt_ids(chat, entry, Layout("petool", 2000 - 8)).ids for entry in entries)
-    assert held_out.answers == tuple(entry.answer for entry in entries)
+    layout = Layout("petool", 2000 - 8)
+    assert held_out.rows == tuple((prompt_ids(chat, entry, layout).ids, entry.answer) for entry in entries)
     short = load_evaluation_set(load_recipe("demo", [*HELD_OUT, "model.max_tokens=40"])[1], chat, silent)
-    assert (len(short.prompts), short.too_long) == (0, 5), "too long is wrong, not left out"
+    assert (len(short.rows), short.too_long) == (0, 5), "too long is wrong, not left out"
 
 
 def test_a_reply_is_scored_by_its_tool_and_its_arguments() -> None:

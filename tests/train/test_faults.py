@@ -17,7 +17,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.models import Base
 from petool_lite.prompt.prepare import Prepared
 from petool_lite.recipe import load_recipe
-from petool_lite.train.checkpoints import check_resume, start_facts
+from petool_lite.train.records import check_resume, start_facts
 
 STUBBORN = """
 import time
@@ -145,7 +145,7 @@ def test_only_the_rows_of_the_bad_micro_batch_are_named() -> None:
     import torch
     from transformers import Trainer
 
-    from petool_lite.train.checkpoints import Guarded
+    from petool_lite.train.records import Guarded
 
     class Norms:
         state = SimpleNamespace(global_step=4)
@@ -160,7 +160,7 @@ def test_only_the_rows_of_the_bad_micro_batch_are_named() -> None:
         ((1.0, 1.0, 1.0), (1.0, infinite, infinite), "c, d"),  # a finite loss, its gradient not
         ((1.0, 1.0, 1.0), (1.0, 2.0, 3.0), "a, b, c, d, e"),  # only the clipped norm overflowed
     ):
-        trainer._update = tuple(zip(rows, map(torch.tensor, losses), map(torch.tensor, reached), strict=True))
+        trainer.update = tuple(zip(rows, map(torch.tensor, losses), map(torch.tensor, reached), strict=True))
         with pytest.raises(PetoolError, match=f"step 5.*entries {named}$"):
             trainer._get_grad_norm(None)
 

@@ -12,7 +12,7 @@ from support_families import LLAMA3, family_model
 from support_train import an_update, apart, made, updates
 
 from petool_lite.recipe import load_recipe
-from petool_lite.train import train
+from petool_lite.train import load, memory, train
 from petool_lite.train.attention import bounds_of, kernels, packed_attention
 from petool_lite.train.load import compile_layers, load_model
 
@@ -72,7 +72,7 @@ def test_a_run_with_compiled_layers_says_so_is_evaluated_and_learns_the_same(tmp
     recipe = load_recipe("demo", [f"{key}={value}" for key, value in pairs.items()])[1]
     losses, said = [], []
     for compiled in (False, True):
-        monkeypatch.setattr(sys.modules["petool_lite.train.plan"], "pays_to_compile", lambda *_, now=compiled: now)
+        monkeypatch.setattr(memory, "pays_to_compile", lambda *_, now=compiled: now)
         run = train(f"run{compiled}", recipe, lambda text, *_: said.append(text))
         assert json.loads((run / "manifest.json").read_text())["compiled"] is compiled
         losses.append([row["loss"] for row in rows_of(run)])
@@ -106,9 +106,7 @@ def test_a_model_parted_among_two_gpus_learns_what_one_learns_and_goes_on(tmp_pa
         assert (adapters[1][name] - first).norm() < 2e-2 * first.norm() + 1e-3
 
     monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path / "alone"))
-    monkeypatch.setattr(
-        sys.modules["petool_lite.train.run"], "load_model", lambda *told, plain: load_model(*told, True)
-    )
+    monkeypatch.setattr(load, "load_model", lambda *told, plain: load_model(*told, True))
     alone = train("alone", load_recipe("demo", settings)[1])
     losses = [[row["loss"] for row in rows_of(place)] for place in (run, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)

@@ -1,7 +1,9 @@
 """Memory against what a GPU measured, and what is chosen and refused before anything is loaded."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from petool_lite.errors import PetoolError
@@ -86,7 +88,8 @@ def test_a_base_that_cannot_fit_a_cpus_memory_is_refused_with_what_would(smollm2
     import torch
 
     def refusal(free: float, *settings: str) -> str:
-        monkeypatch.setattr(memory, "free_memory", lambda: free * GIB)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * GIB))
+        monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=0))
         try:
             memory.check_cpu_memory(load_recipe("demo", settings)[1], replace(smollm2, name="it"))
         except PetoolError as error:

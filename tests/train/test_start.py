@@ -13,8 +13,8 @@ from petool_lite.adapters import read_adapter_config
 from petool_lite.errors import PetoolError
 from petool_lite.recipe import load_recipe
 from petool_lite.train import dry_run
-from petool_lite.train.checkpoints import rate_at
-from petool_lite.train.plan import update_count
+from petool_lite.train.memory import update_count
+from petool_lite.train.records import rate_at
 
 LINEARS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}

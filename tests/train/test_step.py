@@ -52,7 +52,7 @@ def an_update_of_the_trainer(model: Any, batch: Any, budget: int, devices: int) 
     for index in range(devices):
         accelerator = SimpleNamespace(num_processes=devices, process_index=index)
         accelerator.backward, accelerator.no_sync = lambda loss: loss.backward(), lambda model: nullcontext()
-        trainer = SimpleNamespace(accelerator=accelerator, model=model, tokens_seen=0, token_budget=budget)
+        trainer = SimpleNamespace(accelerator=accelerator, model=model, tokens_seen=0, token_budget=budget, update=())
         trainer.tuned, trainer.keep_checkpointing = list(model.parameters()), lambda: None
         losses.append(kind.training_step(trainer, model, kind.collate(trainer, batch)).item())
     model.forward = plain
