@@ -47,9 +47,9 @@ NEW, CALL, HELPED = "llama-server, new, slot restored", "petool-lite call, new p
 LOADED, API = "llama-server, loaded", "Python API, loaded"
 
 
-def nearest(chat: Chat, entries: Sequence[Entry], length: int) -> Entry:
-    """The entry whose petool prompt has about `length` tokens."""
-    whole = Layout("petool", 1 << 20)
+def nearest(chat: Chat, entries: Sequence[Entry], length: int, style: str = "petool") -> Entry:
+    """The entry whose prompt has about `length` tokens."""
+    whole = Layout(style, 1 << 20)
     return min(entries, key=lambda entry: abs(len(chat.encode(prompt_text(chat, entry, whole))) - length))
 
 
@@ -190,8 +190,7 @@ def table(name: str, told: Row) -> dict[str, list[Row]]:
 def cold_and_bench(model: Path, data: str, chat: Chat, entries: list[Entry], folder: Path) -> Row:
     """Seconds of a new user's call here and of the published prompt's in llama-server; and seconds an entry of bench
     and of the Python API for the same entries, every one a new user's."""
-    sizes = {item.id: len(chat.encode(prompt_text(chat, item, Layout("published", 1 << 20)))) for item in entries[:48]}
-    entry = min(entries[:48], key=lambda item: abs(sizes[item.id] - 3_000))
+    entry = nearest(chat, entries[:FREE], 3_000, "published")
     petool, published = (scene(model, chat, entry, style, 1, folder) for style in ("petool", "published"))
     ours = [step("ours_in_one_process", petool)[1][0] for _ in "123"]
     theirs = [step("server_warm", published | limits(petool, [run]))[1][0] for run in ours]

@@ -105,16 +105,15 @@ def ours(task: Mapping[str, Any]) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit * GIB / whole) if limit else 1.0)
         planning.prepare = made_rows(Path(task["folder"]), length) if length else reading
         recipe = load_recipe("rating", [*common, *settings, f"train.max_steps={updates}", "train.save_every=0"])[1]
-        said: list[str] = []
-        try:
-            run = running.train("speed", recipe, lambda stage, done, total, note, said=said: said.append(stage))
+        try:  # what was chosen and what the dry step took is shown
+            run = running.train("speed", recipe, lambda stage, done, total, _: total or print(stage, flush=True))
         except PetoolError as error:
-            print("FAILED", name, error.message, error.hint, [row for row in said if "dry" in row], flush=True)
+            print("FAILED", name, error.message, error.hint, flush=True)
             continue
-        keep(task, figures(name, run, limit, said))
+        keep(task, figures(name, run))
 
 
-def figures(name: str, run: Path, limit: float, said: Sequence[str]) -> dict[str, Any]:
+def figures(name: str, run: Path) -> dict[str, Any]:
     """What a run's metrics and manifest tell of its speed and memory, without its first update."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     manifest = json.loads((run / "manifest.json").read_text())
@@ -126,12 +125,9 @@ def figures(name: str, run: Path, limit: float, said: Sequence[str]) -> dict[str
         "tokens_per_s": (rows[-1]["tokens"] - rows[0]["tokens"]) / (rows[-1]["seconds"] - rows[0]["seconds"]),
         "peak_gb": manifest["peak_memory_gb"],
         "held_gb": manifest["reserved_memory_gb"],
-        "limit_gb": limit or None,
         "predicted_gb": way["peak_gb"],
-        "dry_step": next((row for row in said if row.startswith("dry step")), ""),
         "updates_s": [row["seconds"] for row in rows],
         "losses": [round(row["loss"], 4) for row in rows],
-        "mean_row": round(manifest["data"]["tokens"] / manifest["data"]["kept"]),
     }
 
 
@@ -210,7 +206,6 @@ def peer(task: Mapping[str, Any]) -> None:
         "peak_gb": torch.cuda.max_memory_allocated() / GIB,
         "held_gb": torch.cuda.max_memory_reserved() / GIB,
         "updates_s": [round(time - marks[0][0], 2) for time, _ in marks],
-        "tokens": seen[: 2 * accumulate],
     })  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,14 @@ def exported(made_once, trained, command, tmp_path_factory) -> Path:
         assert not [said for said in ("Failed to load", "Unknown separator", "Warning") if said in result.stderr]
 
     return shutil.copytree(made_once("exported", export), tmp_path_factory.mktemp("exported"), dirs_exist_ok=True)
+
+
+@pytest.fixture
+def float32(monkeypatch) -> None:
+    """Training computes in float32, whatever the machine has: tests against a formula need it."""
+    from petool_lite.train import step
+
+    monkeypatch.setattr(step, "computing", lambda model: nullcontext())
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import click
 
 from petool_lite.cli.options import as_json, new_file, set_option, setting_option, skip_option
 from petool_lite.console import emit, print_json, print_loss_mask, progress, say
-from petool_lite.data import fetch as hub
+from petool_lite.data import files as sources
 from petool_lite.data import inspect
 from petool_lite.data.answers import answer_faults, schema_faults
 from petool_lite.data.files import load_corpus, load_dataset, load_tools, write_folds, write_lines
@@ -24,7 +24,7 @@ data = click.Group("data", help="Fetch, look at, check, convert and split entrie
 
 
 @data.command()
-@click.option("--repo", default=hub.REPO, help="Dataset on the Hub.")
+@click.option("--repo", default=sources.REPO, help="Dataset on the Hub.")
 @click.option("--file", "names", multiple=True, help="One of its files; can be repeated. All six if not given.")
 @click.option("--revision", help="A commit, branch or tag; the newest commit if not given.")
 @as_json
@@ -35,8 +35,8 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool
     Salesforce/xlam-function-calling-60k, Team-ACE/ToolACE, NousResearch/hermes-function-calling-v1.
     """
     with progress() as report:
-        chosen = names or (hub.FILES if repo == hub.REPO else tuple(hub.data_files(repo)))
-        files = hub.fetch(repo, chosen, revision, report)
+        chosen = names or (sources.FILES if repo == sources.REPO else tuple(sources.data_files(repo)))
+        files = sources.fetch(repo, chosen, revision, report)
     emit([asdict(file) | {"path": str(file.path)} for file in files], as_json, lines=[file.path for file in files])
 
 

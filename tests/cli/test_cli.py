@@ -6,6 +6,8 @@ import sys
 import pytest
 from support import own_runs
 
+from petool_lite.console import print_table, progress, say
+
 ENDPOINT = ("--data", "demo:test:60", "--variants", "rule-first", "--out", "out", "--endpoint")
 
 
@@ -125,17 +127,12 @@ def test_a_dry_run_counts_and_loads_no_model(found) -> None:
     assert 0 < plan["loss_tokens"] < plan["tokens"] / 5
 
 
-def test_texts_are_shown_as_they_are() -> None:
+def test_texts_are_shown_as_they_are(capsys) -> None:
     odd = "demo:train:3 [red]x[/red] :cat:"
-    code = f"""
-from petool_lite.console import print_table, progress, say
-print_table({odd!r}, [{odd!r}, ""], [[{odd!r}, "1"]], {odd!r})
-say({odd!r})
-with progress() as report:
-    report({odd!r}, 0, 1, "")
-    report({odd!r}, 1, 1, {odd!r})
-    report({odd!r}, 0, 0, "")
-"""
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.count(odd) == 4
-    assert found.stderr.count(odd) == 5
+    print_table(odd, [odd, ""], [[odd, "1"]], odd)
+    say(odd)
+    with progress() as report:
+        for done, total, note in ((0, 1, ""), (1, 1, odd), (0, 0, "")):
+            report(odd, done, total, note)
+    shown = capsys.readouterr()
+    assert (shown.out.count(odd), shown.err.count(odd)) == (4, 5)

@@ -5,7 +5,6 @@ processor: torch's aot_eager backend runs the same graphs.
 """
 
 import copy
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from support_train import an_update, apart, gradients, made, rows
 
 from petool_lite.recipe import load_recipe
-from petool_lite.train import memory, step
+from petool_lite.train import memory
 from petool_lite.train.attention import kernels
 from petool_lite.train.load import compile_layers, generating
 from petool_lite.train.memory import Way
@@ -50,11 +49,6 @@ def backward(gradient: Any, q: Any, k: Any, v: Any, out: Any, sums: Any, ends: A
     whole = [torch.cat(parts, 1).transpose(0, 1) for parts in zip(*found, strict=True)]
     shapes = [(len(item), item.shape[1], -1, item.shape[2]) for item in (q, k, v)]
     return tuple(item.reshape(shape).sum(2).to(q.dtype) for item, shape in zip(whole, shapes, strict=True))
-
-
-@pytest.fixture
-def float32(monkeypatch) -> None:
-    monkeypatch.setattr(step, "computing", lambda model: nullcontext())
 
 
 @pytest.fixture(autouse=True)

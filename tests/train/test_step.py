@@ -10,17 +10,11 @@ import torch
 from support import loss_row_by_row
 from support_train import ROWS, an_update, apart, gradients, made, pack, rows
 
-from petool_lite.train import step
 from petool_lite.train.attention import PACKED
 from petool_lite.train.load import generating
 from petool_lite.train.step import answer_loss, answer_trainer, micro_batches
 
 FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3Text", "Gemma3Text with a window"]
-
-
-@pytest.fixture
-def float32(monkeypatch) -> None:
-    monkeypatch.setattr(step, "computing", lambda model: nullcontext())
 
 
 @pytest.mark.parametrize(("adapter", "checkpointing"), [(False, False), (True, True)])
