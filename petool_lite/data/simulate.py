@@ -156,8 +156,7 @@ def _owners(count: int, rng: Random) -> list[_Owner]:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Calls, also by their tool's name, and the texts that they state by `_values`, tools to offer beside, how many
-    requests no tool fits."""
+    """Calls, also by tool, the texts they state by `_values`, tools to offer beside, how many requests none fits."""
 
     examples: Sequence[Example]
     calls: Mapping[str, Sequence[Example]]
@@ -192,15 +191,27 @@ def simulate(
                 order = [index for index in order if next(calls[examples[index].tool.name]) < _A_PASS]
             wanted.append(examples[order.pop()])
         draws = (Random(f"{seed} {number} {attempt}") for attempt in range(200))
-        made = (_entry(f"{seed}-{number}", wanted, corpus, rng) for rng in draws)
-        entry = next((entry for entry in made if entry is not None), None)
+        entry = next(filter(None, (_entry(f"{seed}-{number}", wanted, corpus, rng) for rng in draws)), None)
         if entry is None:
             raise PetoolError(f"no user can be simulated for a call of {wanted[0].tool.name}", "leave that call out")
         yield entry
 
 
 _Asked = tuple[str, Call | str, Sequence[str]]  # a request, its answer, and the names of all tools that do it
-_Offer = tuple[_Owner, Tool, Example, Mapping[str, str]]  # whose tool, as offered, of which call, what it renames
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """A tool that does what is asked for, as one provider offers it."""
+
+    owner: _Owner
+    tool: Tool
+    example: Example
+    renaming: Mapping[str, str]
+
+    def call(self, example: Example) -> Call:
+        """The call that this provider takes for an example of the same tool."""
+        return Call(self.tool.name, {self.renaming.get(name, name): value for name, value in example.arguments.items()})
 
 
 def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Random) -> Entry | None:
@@ -209,7 +220,7 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     thought = _RATED if rng.random() < 0.75 else _PLAIN
     opinions = {owner: rng.choice(thought) for owner in owners}
     events = _merged(opinions, rng) if rng.random() < 0.92 else []
-    tools, offers, asked = list[Tool](), list[_Offer](), list[_Asked]()
+    offers, asked = list[_Offer](), list[_Asked]()
     taken, near = list[frozenset[str]](), list[Tool]()
     for example in wanted:
         own = entries.name_words(example.tool.name) - frozenset(_synonyms())
@@ -217,19 +228,20 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
             continue
         example, fits = _with_other_values(example, corpus.values, rng), rng.random() >= corpus.without
         rivals = _rivals(owners, events, rng)
-        if fits and len(tools) + len(rivals) > _ASKED:
+        if fits and len(offers) + len(rivals) > _ASKED:
             continue
         taken.append(own)
         near += rng.sample(example.others, min(len(example.others), rng.randint(0, 6 if len(wanted) == 1 else 3)))
         if not fits:
             asked.append((example.query if rng.random() < 0.6 else _small_talk(rng), NO_TOOL, ()))
             continue
-        renamings = [_renaming(example.tool, rng) for _ in rivals]
-        equal = [_offered(owner, example.tool, names, rng) for owner, names in zip(rivals, renamings, strict=True)]
-        made = Call(equal[0].name, _renamed(example.arguments, renamings[0]))
-        asked.append((example.query, made, tuple(tool.name for tool in equal)))
-        tools += equal
-        offers += [(*each, example, names) for *each, names in zip(rivals, equal, renamings, strict=True)]
+        equal = list[_Offer]()
+        for owner in rivals:
+            renaming = _renaming(example.tool, rng)
+            equal.append(_Offer(owner, _offered(owner, example.tool, renaming, rng), example, renaming))
+        asked.append((example.query, equal[0].call(example), tuple(offer.tool.name for offer in equal)))
+        offers += equal
+    tools = [offer.tool for offer in offers]
     room = _OFFERED - len(tools)
     count, others = rng.randint(rng.choice((int(not tools), room // 2)), room), list[Tool]()
     for tool in _distractors(near, taken, corpus.beside, count, rng):  # now and then two providers offer the same
@@ -239,10 +251,9 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     rng.shuffle(asked)
     if not tools or len({tool.name for tool in tools}) < len(tools):
         return None
-    history = list[Interaction]()
-    for owner, verdict in events:
-        history.append(_earlier(owner, verdict, [offer for offer in offers if offer[0] == owner], corpus, rng))
-    made = [Entry(identity, query, tuple(tools), tuple(history), answer) for query, answer, _ in asked]
+    history = tuple(_earlier(owner, said, [one for one in offers if one.owner == owner], corpus, rng)
+                    for owner, said in events)  # fmt: skip
+    made = [Entry(identity, query, tuple(tools), history, answer) for query, answer, _ in asked]
     good = [entry for entry, (_, _, equal) in zip(made, asked, strict=True) if not equal or follows(entry, equal)]
     turns = tuple(turn for entry in good[:-1] for turn in learned_turns(entry))
     return replace(good[-1], turns=turns) if good else None
@@ -338,22 +349,16 @@ def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
     return made if len(set(made.values())) == len(names) else {}
 
 
-def _renamed(arguments: Mapping[str, Any], renaming: Mapping[str, str]) -> dict[str, Any]:
-    return {renaming.get(name, name): value for name, value in arguments.items()}
-
-
 def _described(tool: Tool, rng: Random) -> str:
-    """A provider's own description: the same, in other words, or, where the name tells it, too, its beginning or none,
-    since many have none."""
+    """A provider's description: the same, in other words or, where the name tells it, too, its beginning or none."""
     text, way = tool.description.strip(), rng.random()
     if not text or way < 0.3:
         return text
     if way < 0.6 and entries.name_words(tool.name) & entries.words(text):
         return "" if way < 0.45 else " ".join(re.split(r"(?<=[.!?])\s", text)[0].split()[: rng.randint(4, 12)])
-    same = _synonyms()
-    text = re.sub(r"[a-z]+", lambda word: rng.choice(same.get(word[0], [word[0]])).replace("_", " "), text)
-    start = text[:1].lower() if text[1:2].islower() else text[:1]
-    return rng.choice(_words("described")).format(start + text[1:])
+    text = re.sub(r"[a-z]+", lambda one: rng.choice(_synonyms().get(one[0], [one[0]])).replace("_", " "), text)
+    text = text[:1].lower() + text[1:] if text[1:2].islower() else text
+    return rng.choice(_words("described")).format(text)
 
 
 def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random) -> Tool:
@@ -387,10 +392,8 @@ def _distractors(
 def _earlier(owner: _Owner, verdict: str | None, own: Sequence[_Offer], corpus: _Corpus, rng: Random) -> Interaction:
     """An earlier call of a provider: now and then of a tool that it offers now, one of its `own`, else of another."""
     if own and rng.random() < 0.35:
-        _, tool, now, renaming = rng.choice(own)
-        other = rng.choice(corpus.calls[now.tool.name])
-        call = Call(tool.name, _renamed(other.arguments, renaming))
-    else:
-        other = rng.choice(corpus.examples)
-        call = Call(owner.named(other.tool, rng), other.arguments)
-    return Interaction(other.query[:300], call, verdict)
+        offer = rng.choice(own)
+        other = rng.choice(corpus.calls[offer.example.tool.name])
+        return Interaction(other.query[:300], offer.call(other), verdict)
+    other = rng.choice(corpus.examples)
+    return Interaction(other.query[:300], Call(owner.named(other.tool, rng), other.arguments), verdict)
