@@ -17,7 +17,7 @@ help:
 	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  calls beside llama-server and llama-cpp-python"
 	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
 	@echo "make bench-folds DATA=entries.json  RECIPE=smol-rating on functions never seen in training, five folds side by side"
-	@echo "make bench-serve MODEL=M.gguf  50 clients for 2 minutes, then with the engine killed 10 times"
+	@echo "make bench-serve MODEL=M.gguf  replies a minute of serve with one slot and eight, and of llama.cpp's server"
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
 	@echo "make clean   remove what was installed and built (runs are kept)"
 

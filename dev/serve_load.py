@@ -1,12 +1,10 @@
-"""Load on `serve`: many clients for minutes, then the engine killed under them; or one slot, many slots and a peer.
+"""Replies a minute of `serve` with one slot and with many, and of a peer.
 
-    python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [KILLS]
-    python dev/serve_load.py compare MODEL.gguf [SECONDS] [CLIENTS] [ROUNDS]
+    python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [ROUNDS]
 
-Both print a table and, last, a JSON line. `compare` runs three servers in turn, as many rounds as asked: `serve` with
-one slot, with as many slots as there are clients, and llama.cpp's own server (xllamacpp) with as many. Prompts have
-1,000 tokens, of which all but the query are the same user's. A request is lost if it ends with no HTTP status;
-after 429 (the queue is full) a client waits. Memory is the sum over the server's processes.
+Runs three servers in turn, as many rounds as asked: `serve` with one slot, with as many slots as there are clients, and
+llama.cpp's own server (xllamacpp) with as many. Prompts have 1,000 tokens, of which all but the query are the same
+user's. After 429 (the queue is full) a client waits. It prints a table and, last, a JSON line.
 """
 
 import itertools
@@ -23,7 +21,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +42,11 @@ _RETRY_S = 0.5  # after a 429; the server asks for 5 s, which would leave it idl
 
 @dataclass
 class Tally:
-    """What came back: statuses ("lost" for none), the call or the text by request, and seconds of the good ones."""
+    """What came back: the call or the text by request, seconds of the good ones, and how many were not answered."""
 
-    statuses: list[str] = field(default_factory=list)
     replies: dict[bytes, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    failed: int = 0
 
 
 def body_of(entry: Entry, **more: Any) -> bytes:
@@ -97,72 +95,39 @@ def server(
         process.wait(30)
 
 
-def ask(address: str, body: bytes, tally: Tally) -> str:
-    """One request: its status and, for a failure, its kind; the answer goes into the `tally`."""
+def ask(address: str, body: bytes, tally: Tally) -> None:
+    """One request; its answer goes into the `tally`."""
     request, started = urllib.request.Request(address, body, {"Content-Type": "application/json"}), time.monotonic()
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-            message, status = json.load(answer)["choices"][0]["message"], str(answer.status)
+            message = json.load(answer)["choices"][0]["message"]
         made = [item["function"] for item in message.get("tool_calls") or ()]
         called = [(one["name"], json.loads(one["arguments"])) for one in made]
         tally.replies[body] = called or message["content"]
         tally.seconds.append(time.monotonic() - started)
-    except urllib.error.HTTPError as error:
-        status = f"{error.code} {json.load(error)['error']['type']}"
-    except (OSError, ValueError):
-        status = "lost"
-    tally.statuses.append(status)
-    return status
+    except (OSError, ValueError) as error:
+        tally.failed += 1
+        if getattr(error, "code", 0) == 429:
+            time.sleep(_RETRY_S)
 
 
-def ask_all(address: str, requests: list[bytes], clients: int, end: float, tally: Tally, apart: int = 1) -> None:
-    """Run `clients` until `end`, on time.monotonic's clock, each beginning `apart` requests after the one before."""
+def ask_all(address: str, requests: list[bytes], clients: int, end: float, tally: Tally) -> None:
+    """Run `clients` until `end`, on time.monotonic's clock, each beginning seven requests after the one before."""
 
     def client(first: int) -> None:
         for number in itertools.count(first):
             if time.monotonic() >= end:
                 return
-            if ask(address, requests[number % len(requests)], tally).startswith("429"):
-                time.sleep(_RETRY_S)
+            ask(address, requests[number % len(requests)], tally)
 
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(client, range(0, apart * clients, apart)))
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """A process and those that it has started and that run; the last one is the worker that holds the model."""
-    own = psutil.Process(pid)
-    return [own, *own.children()]
-
-
-def load(model: Path, seconds: int, clients: int, kills: int) -> dict[str, Any]:
-    """Run `clients` for `seconds`, with the engine killed `kills` times, evenly spread: what came back, and memory that
-    is no file's, in MiB."""
-    tally, memory = Tally(), list[float]()
-    requests = [body_of(entry) for entry in load_dataset("demo:test:20").entries]
-    with server(model, "--context", "2048") as (process, address):
-        asking = threading.Thread(target=ask_all, args=(address, requests, clients, time.monotonic() + seconds, tally))
-        asking.start()
-        for part in range(parts := max(kills, 10) + 1):
-            time.sleep(seconds / parts)
-            with suppress(psutil.NoSuchProcess):  # a worker that is just being replaced
-                used = [each.memory_info() for each in family(process.pid)]
-                memory.append(sum(each.rss - each.shared for each in used) / 2**20)
-                if part < kills and len(used) > 1:
-                    family(process.pid)[-1].kill()
-        asking.join()
-        last, times = ask(address, requests[0], Tally()), sorted(tally.seconds) or [0.0]
-    return dict(Counter(sorted(tally.statuses))) | {
-        "lost": tally.statuses.count("lost"), "status of one more": last, "kills": kills,
-        "answers a second": round(len(tally.seconds) / seconds, 2),
-        "median seconds": round(times[len(times) // 2], 2), "longest seconds": round(times[-1], 2),
-        "MiB early": round(memory[1], 1), "MiB at the end": round(memory[-1], 1),
-    }  # fmt: skip
+        list(pool.map(client, range(0, 7 * clients, 7)))
 
 
 def cpu_seconds(pid: int) -> float:
     """CPU time that a process and its children have used."""
-    return sum(sum(each.cpu_times()[:2]) for each in family(pid))
+    own = psutil.Process(pid)
+    return sum(sum(each.cpu_times()[:2]) for each in [own, *own.children()])
 
 
 def compare(model: Path, seconds: int, clients: int, rounds: int) -> dict[str, Any]:
@@ -179,7 +144,7 @@ def compare(model: Path, seconds: int, clients: int, rounds: int) -> dict[str, A
             with server(model, *how.get("options", ()), line=how.get("line", ())) as (process, address):
                 for span, tally in ((5, Tally()), (seconds, tallies[name])):
                     before, started = cpu_seconds(process.pid), time.monotonic()
-                    ask_all(address, requests, clients, started + span, tally, apart=7)
+                    ask_all(address, requests, clients, started + span, tally)
                 used[name] += cpu_seconds(process.pid) - before
                 took[name] += time.monotonic() - started
     one, rows = tallies["one slot"], {}
@@ -191,32 +156,26 @@ def compare(model: Path, seconds: int, clients: int, rounds: int) -> dict[str, A
             "CPU seconds a reply": round(used[name] / max(1, count), 3),
             "median seconds": round(sorted(tally.seconds or [0.0])[count // 2], 2),
             "replies as of one slot": f"{sum(both)} of {len(both)}",
-            "not answered": len(tally.statuses) - count,
+            "not answered": tally.failed,
         }
     return rows
 
 
 def main(arguments: list[str]) -> None:
-    """Both phases against servers of their own, or the comparison."""
-    what = arguments.pop(0) if arguments[:1] in (["compare"], ["peer"]) else "load"
-    if not arguments or arguments[0].startswith("-"):
-        sys.exit("usage: python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [KILLS]")
-    model, given = Path(arguments[0]), arguments[1:]
-    if what == "peer":
-        running = peer(str(model), 2048 * int(given[0]), int(given[0]))
+    """The comparison; with `peer` first, llama.cpp's server alone until it is ended."""
+    if arguments[:1] == ["peer"]:
+        running = peer(arguments[1], 2048 * int(arguments[2]), int(arguments[2]))
         print(f"{running.listening_address}/v1", file=sys.stderr, flush=True)
         return signal.pause()
-    usual = ("60", "8", "2") if what == "compare" else ("120", "50", "10")
-    seconds, clients, times = (int(value) for value in [*given, *usual[len(given) :]])
-    if what == "compare":
-        found = compare(model, seconds, clients, times)
-    else:
-        phases = {"load": 0, "load and kills": times}
-        found = {name: load(model, seconds, clients, kills) for name, kills in phases.items()}
+    if not arguments or arguments[0].startswith("-"):
+        sys.exit("usage: python dev/serve_load.py MODEL.gguf [SECONDS] [CLIENTS] [ROUNDS]")
+    model, *given = arguments
+    seconds, clients, rounds = (int(value) for value in [*given, *("60", "8", "2")[len(given) :]])
+    found = compare(Path(model), seconds, clients, rounds)
     names = dict.fromkeys(key for row in found.values() for key in row)
     rows = [[name, *(str(row.get(name, 0)) for row in found.values())] for name in names]
-    print_table(f"{what}: {clients} clients, {seconds} s, load {os.getloadavg()[0]:.1f}", ["", *found], rows)
-    print_json({"clients": clients, "seconds": seconds, "times": times, "load": os.getloadavg(), **found})
+    print_table(f"{clients} clients, {seconds} s, load {os.getloadavg()[0]:.1f}", ["", *found], rows)
+    print_json({"clients": clients, "seconds": seconds, "rounds": rounds, "load": os.getloadavg(), **found})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from serve_load import family
 from support import tiny_settings, wait_until
 from support_faults import KILLS, begin, finish, incomplete, kill_at_random, one_line, unfinished
 from support_serve import ASK, TOOLS, Server, asking
@@ -87,7 +87,7 @@ def test_a_killed_server_leaves_no_worker_and_starts_again(whole, tmp_path, kill
         port = server.port
         with asking(server, *(BODY | {"user": f"user{number}"} for number in range(4))) as answers:
             time.sleep(chance.uniform(0.0, 1.5))
-            workers = [each.pid for each in family(server.process.pid)[1:]]
+            workers = [each.pid for each in psutil.Process(server.process.pid).children()]
             with server:  # which kills it
                 pass
         answered += [code for code, _ in answers].count(200)
