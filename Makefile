@@ -15,7 +15,7 @@ help:
 	@echo "make check   lint, format, types, reference pages, secrets, known vulnerabilities and lines of code (make lines)"
 	@echo "make docs    the documentation as a site in site/ (make reference: its generated pages)"
 	@echo "make bench-cpu MODEL=M.gguf DATA=entries.json  calls beside llama-server and llama-cpp-python"
-	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers; writes docs/performance.md"
+	@echo "make bench-gpu BASE=model/ DATA=entries.json  training on this GPU beside its peers"
 	@echo "make bench-folds DATA=entries.json  RECIPE=smol-rating on functions never seen in training, five folds side by side"
 	@echo "make bench-serve MODEL=M.gguf  replies a minute of serve with one slot and eight, and of llama.cpp's server"
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
@@ -90,7 +90,7 @@ bench-cpu: .venv/ready
 	@$(BIN)/python dev/cpu_speed.py $(MODEL) $(DATA) $(OPTIONS)
 
 bench-gpu: .venv/ready
-	@$(BIN)/python dev/train_speed.py $(BASE) $(DATA) --document docs/performance.md
+	@$(BIN)/python dev/train_speed.py $(BASE) $(DATA)
 
 # From entries to a table: RECIPE trained and scored on FOLDS parts by function, side by side on one GPU.
 RECIPE ?= smol-rating

@@ -1,18 +1,17 @@
 """Tokens/s and memory of training on one GPU: petool-lite in its ways, and what others do with the same rows.
 
-    python dev/train_speed.py BASE DATA [--seconds 1200] [--only NAME] [--json FILE] [--document docs/performance.md]
+    python dev/train_speed.py BASE DATA [--seconds 1200] [--only NAME]
 
 BASE is a model directory, DATA a file of PEToolBench entries. All sides take the recipe rating: LoRA on 4 bits. Lean
 ways may hold 7.4 GiB, what a card of 8 GB gives, from loading on. The peers are Unsloth fed equal large micro-batches
 through its own trainer, Unsloth as published one row at a time, and Transformers + PEFT + TRL + bitsandbytes. The first
-update of each, which compiles kernels, is left out. With --document the table replaces the one between its markers.
+update of each, which compiles kernels, is left out. It prints a table and, last, a JSON line.
 """
 
 import argparse
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_BEGIN, _END = "<!-- bench-gpu -->", "<!-- /bench-gpu -->"
 GIB = 2**30
 _PLAIN = "lora.dropout=0.0"
 # Ways of ours: name, settings beyond the recipe's, updates, GiB that torch may hold (0: all), tokens of a made row (0:
@@ -54,23 +52,18 @@ PEERS: tuple[tuple[str, str, tuple[str, ...], int, int, str], ...] = (
 def measure(base: str, data: str, seconds: float, only: Sequence[str]) -> list[dict[str, Any]]:
     """Run the ways, then the peers, each side in a process of its own, as long as there is time; what fails is told."""
     begun = time.time()
-    sides: list[tuple[str, dict[str, Any]]] = [
-        ("--ours", {"ways": [way for way in WAYS if not only or way[0] in only]})
-    ]
-    sides += [("--peer", {"peer": peer}) for peer in PEERS if not only or peer[0] in only]
+    ways, peers = ([item for item in items if not only or item[0] in only] for items in (WAYS, PEERS))
+    sides = [*([("--ours", {"ways": ways})] if ways else []), *(("--peer", {"peer": peer}) for peer in peers)]
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder, "results.jsonl")
         kept.touch()
         task = {"base": base, "data": data, "folder": folder, "until": begun + (seconds if only else 0.55 * seconds)}
         for side, what in sides:
-            left = begun + seconds - time.time()
-            if left > 40 and what != {"ways": []}:
-                line, own = (
-                    [sys.executable, __file__, side, json.dumps(task | what)],
-                    {"PETOOL_LITE_RUNS": f"{folder}/runs"},
-                )
+            left, env = begun + seconds - time.time(), os.environ | {"PETOOL_LITE_RUNS": f"{folder}/runs"}
+            if left > 40:
+                line = [sys.executable, __file__, side, json.dumps(task | what)]
                 with suppress(subprocess.TimeoutExpired):
-                    subprocess.run(line, stdout=sys.stderr, env=os.environ | own, timeout=left)
+                    subprocess.run(line, stdout=sys.stderr, env=env, timeout=left)
         return [json.loads(row) for row in kept.read_text().splitlines()]
 
 
@@ -262,41 +255,8 @@ def prepared_ids(recipe: Any, count: int, kind: str, batch: int) -> list[dict[st
     return [row for each in batches for row in each]
 
 
-def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
-    """The table with its machine, versions, commit, date and command."""
-    import torch
-    from petool_lite.bench.machine import commit
-
-    from petool_lite.runs import versions
-
-    packages = ("torch", "transformers", "unsloth", "trl", "peft", "bitsandbytes")
-    held = ", ".join(f"{name} {version}" for name, version in versions().items() if name in packages)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    rows = [
-        [item["name"], item["how"], f"{item['tokens_per_s']:,.0f}", f"{item['peak_gb']:.2f} / {item['held_gb']:.2f}",
-         f"{item['predicted_gb']:.2f}" if item.get("predicted_gb") else "-"] for item in found
-    ]  # fmt: skip
-    lines = [
-        f"`{command}`, {time.strftime('%Y-%m-%d')}, one {device}, Python {platform.python_version()},",
-        f"{held}, commit {commit()}. One run of each; the first update is left out. Peak is what tensors took,",
-        "held what torch took for them; lean ways were held to 7.4 GiB from loading on, the fourth to 4.35.",
-        "",
-        "|  | how | tokens/s | peak / held GiB | predicted GiB |",
-        "| --- | --- | ---: | ---: | ---: |",
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-    return "\n".join(lines)
-
-
-def replaced(document: str, text: str) -> str:
-    """`document` with `text` between the markers."""
-    before, rest = document.split(_BEGIN, 1)
-    _, after = rest.split(_END, 1)
-    return f"{before}{_BEGIN}\n{text}\n{_END}{after}"
-
-
 def main() -> None:
-    """Run the comparison; print the table, and write JSON and the document where they are named."""
+    """Run the comparison; print the table and the JSON line."""
     if len(sys.argv) == 3 and sys.argv[1] in ("--ours", "--peer"):
         (ours if sys.argv[1] == "--ours" else peer)(json.loads(sys.argv[2]))
         return
@@ -306,16 +266,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1200.0)
     names = [item[0] for item in (*WAYS, *PEERS)]
     parser.add_argument("--only", action="append", default=[], choices=names)
-    parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--document", type=Path, default=None)
     options = parser.parse_args()
     found = measure(options.base, options.data, options.seconds, options.only)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    text = as_markdown(found, f"dev/train_speed.py {Path(options.base).name} {Path(options.data).name}")
-    print(text)
-    if options.document:
-        options.document.write_text(replaced(options.document.read_text(), text))
+    from petool_lite.bench.machine import commit, machine
+
+    from petool_lite.console import print_json, print_table
+    from petool_lite.runs import versions
+
+    rows = [
+        [item["name"], item["how"], f"{item['tokens_per_s']:,.0f}", f"{item['peak_gb']:.2f} / {item['held_gb']:.2f}",
+         f"{item['predicted_gb']:.2f}" if "predicted_gb" in item else ""] for item in found
+    ]  # fmt: skip
+    caption = "one run of each; peak is what tensors took, held what torch took for them"
+    print_table(Path(options.base).name, ["", "how", "tokens/s", "peak / held GiB", "predicted GiB"], rows, caption)
+    print_json({"commit": commit(), "machine": machine(gpu=True), "versions": versions(), "rows": found})
 
 
 if __name__ == "__main__":
