@@ -160,7 +160,7 @@ def write_lora(path: Path, adapter: Adapter, source: Source, extra: Mapping[str,
     writer = gguf.GGUFWriter(path, source.shape.family.gguf)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.scale * adapter.rank)
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.scaling * adapter.config.r)
     for key, value in extra.items():
         writer.add_string(key, value)
     for name in sorted(adapter.modules, key=lambda name: file_order(source.gguf_name(name))):

@@ -105,8 +105,8 @@ def _trained_source(run: Path, base: Base, recipe: Recipe, options: Options, rep
             raise PetoolError(told, f"leave {what} out: the model is exported as it is")
         return load_whole(base, folder)
     adapter = load_adapter(folder)
-    if adapter.base_name and adapter.base_name != base.name:
-        what = f"the adapter was trained on {adapter.base_name}, the run names {base.name}"
+    if adapter.config.base not in ("", base.name):
+        what = f"the adapter was trained on {adapter.config.base}, the run names {base.name}"
         raise PetoolError(what, "the adapter belongs to another base model")
     return load_source(base, adapter, (options.merge_base or recipe.model.precision) == "nf4", report)
 

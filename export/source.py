@@ -13,7 +13,7 @@ from typing import Any
 from petool_lite.export.vocabulary import read_vocabulary
 
 from petool_lite import families
-from petool_lite.adapters import WEIGHTS, read_adapter_config
+from petool_lite.adapters import WEIGHTS, AdapterConfig, read_adapter_config
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError, in_words
 from petool_lite.families import Rope, Shape, read_json
@@ -26,7 +26,6 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
     file: Path
 
     @property
@@ -50,17 +49,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: tensor name -> (A of shape (r, in), B of shape (out, r)), both float32, and the scale."""
+    """A LoRA adapter: tensor name -> (A of shape (r, in), B of shape (out, r)), both float32, and its settings."""
 
     modules: Mapping[str, tuple[Any, Any]]
-    scale: float
-    rank: int
-    base_name: str
+    config: AdapterConfig
 
     def delta(self, name: str, first: int = 0, last: int | None = None) -> Any:
-        """Rows [first, last) of scale * B @ A for the tensor `name`, float32, computed as PEFT does."""
+        """Rows [first, last) of scaling * B @ A for the tensor `name`, float32, computed as PEFT does."""
         low, high = self.modules[name]
-        return (high[first:last] @ low) * self.scale
+        return (high[first:last] @ low) * self.config.scaling
 
 
 @dataclass(frozen=True)
@@ -91,15 +88,14 @@ class Source:
 
     def gguf_name(self, name: str) -> str:
         """What the tensor `name` is called in a GGUF file."""
-        return families.gguf_name(name, self.shape.family)
+        return families.gguf_name(name, self.shape)
 
 
 def check_exportable(directory: Path, report: Report = silent) -> None:
     """Raise PetoolError for whatever `export` could not write of a model in `directory`, or of what is trained on it:
     sizes, rotary scaling, tensors, tokenizer, template. Reads headers only; `report` gets what is left out."""
-    _, tensors = _checked(directory, report)
-    rows = next(tensor.rows for tensor in tensors if tensor.name == "model.embed_tokens.weight")
-    read_vocabulary(directory, rows)
+    config, _ = find_tensors(directory, report)
+    read_vocabulary(directory, families.shape_of(config).vocabulary)
     families.chat_template(directory)
     families.end_tokens(directory)
 
@@ -107,7 +103,7 @@ def check_exportable(directory: Path, report: Report = silent) -> None:
 def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False, report: Report = silent) -> Source:
     """The base's tensors, checked to be whole. Raises PetoolError unless every matrix of the adapter has its tensor
     among them, of the right shape."""
-    config, tensors = _checked(base.directory, report)
+    config, tensors = find_tensors(base.directory, report)
     shapes, hint = {tensor.name: tensor.shape for tensor in tensors}, "the adapter belongs to another base model"
     for name, (low, high) in (adapter.modules if adapter else {}).items():
         if name not in shapes:
@@ -123,7 +119,7 @@ def load_whole(base: Base, folder: Path) -> Source:
     file (tokenizer, name, licence) still comes from the base."""
     before = {tensor.name: tensor for tensor in load_source(base).tensors}
     try:
-        config, tensors = _checked(folder)
+        config, tensors = find_tensors(folder)
     except PetoolError as error:
         raise PetoolError(error.message, "train the run again") from error
     shapes = {tensor.name: tensor.shape for tensor in tensors}
@@ -133,17 +129,15 @@ def load_whole(base: Base, folder: Path) -> Source:
     return Source(base, config, tensors, before=before)
 
 
-def _checked(directory: Path, report: Report = silent) -> tuple[dict[str, Any], list[Tensor]]:
-    config = read_json(directory / "config.json")
-    families.rope_of(config)
-    return config, find_tensors(directory, families.shape_of(config), report)
-
-
-def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
-    """Every tensor of a model directory, one file or shards, without a tied output head and what every program
-    computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than `shape` has it."""
+def find_tensors(directory: Path, report: Report = silent) -> tuple[dict[str, Any], list[Tensor]]:
+    """config.json and every tensor of a model directory, one file or shards, without a tied output head and what every
+    program computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than config.json
+    has it."""
     from safetensors import SafetensorError, safe_open
 
+    config = read_json(directory / "config.json")
+    families.rope_of(config)
+    shape = families.shape_of(config)
     expected, found, computed = families.tensor_shapes(shape), dict[str, Tensor](), 0
     for file in weight_files(directory):
         # the library checks the header, the offsets and the file's length
@@ -156,8 +150,8 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
             elif name in found:
                 raise PetoolError(f"{directory} holds {name} twice", "remove the files of another format")
             elif not (name == "lm_head.weight" and shape.tied):
-                found[name] = Tensor(name, tuple(part.get_shape()), part.get_dtype(), file)
-                _check_tensor(found[name], expected, shape)
+                found[name] = Tensor(name, tuple(part.get_shape()), file)
+                _check_tensor(found[name], part.get_dtype(), expected.get(name))
     missing = set(expected) - set(found)
     if missing:
         what = f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all"
@@ -165,20 +159,19 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
     if computed:
         kind = f"rotary angles ({families.COMPUTED[0]})"
         report(f"left out: {computed} tensors of {kind}, which are computed anew", 0, 0, "")
-    return list(found.values())
+    return config, list(found.values())
 
 
-def _check_tensor(tensor: Tensor, expected: Mapping[str, tuple[int, ...]], shape: Shape) -> None:
-    if tensor.dtype not in ("BF16", "F16", "F32"):
+def _check_tensor(tensor: Tensor, dtype: str, wanted: tuple[int, ...] | None) -> None:
+    if dtype not in ("BF16", "F16", "F32"):
         hint = "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training"
-        raise PetoolError(f"{tensor.name} in {tensor.file} has the type {tensor.dtype}", hint)
-    if tensor.name not in expected:
-        families.gguf_name(tensor.name, shape.family)  # which has words for what no model of the family has
-        raise PetoolError(f"{tensor.name} is more than config.json says", "get the model again")
-    if tensor.shape != expected[tensor.name]:
-        found, wanted = list(tensor.shape), list(expected[tensor.name])
-        what = f"{tensor.name} in {tensor.file} has the shape {found}, by config.json it has {wanted}"
-        raise PetoolError(what, "get the model again")
+        raise PetoolError(f"{tensor.name} in {tensor.file} has the type {dtype}", hint)
+    if wanted is None:
+        what = f"{tensor.name[:100]} in {tensor.file} is more than a model of its config.json has"
+        raise PetoolError(what, "other parts cannot be exported; get the model again")
+    if tensor.shape != wanted:
+        found = f"{tensor.name} in {tensor.file} has the shape {list(tensor.shape)}"
+        raise PetoolError(f"{found}, by config.json it has {list(wanted)}", "get the model again")
 
 
 def load_adapter(folder: Path) -> Adapter:
@@ -192,16 +185,15 @@ def load_adapter(folder: Path) -> Adapter:
         # base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
         module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
         pairs.setdefault(module, {})[side] = matrix.float().contiguous()
-    broken = [module for module, pair in pairs.items() if set(pair) != {"A", "B"}]
-    if broken:
-        raise PetoolError(f"the adapter {folder} is incomplete: {', '.join(broken)}", "train the run again")
     for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise PetoolError(f"the adapter {folder} is incomplete: {module}", "train the run again")
         if not all(bool(matrix.isfinite().all()) for matrix in pair.values()):
             raise PetoolError(f"damaged adapter: {module} holds values that are not finite", "train the run again")
         if not all(bool(matrix.any()) for matrix in pair.values()):
             raise PetoolError(f"the adapter does not change {module}", "the adapter is untrained; train the run again")
     modules = {f"{module}.weight": (pair["A"], pair["B"]) for module, pair in pairs.items()}
-    return Adapter(modules, config.scaling, config.r, config.base)
+    return Adapter(modules, config)
 
 
 def nf4_round_trip(weight: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError, in_words
-from petool_lite.families import FAMILIES, gguf_name, reordered_heads, shape_of, tensor_shapes
+from petool_lite.families import gguf_name, reordered_heads, shape_of, tensor_shapes
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import cache_place
 from petool_lite.runs import draft
@@ -94,7 +94,7 @@ def _write_directory(gguf: Path, target: Path) -> None:
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if fields.get(key, shape.head_size) != shape.head_size:
             raise PetoolError(f"{key} is {fields[key]}, a head has {shape.head_size}", _ELSEWHERE)
-    names = {gguf_name(name, FAMILIES[0]): name for name in tensor_shapes(shape)}
+    names = {gguf_name(name, shape): name for name in tensor_shapes(shape)}
     if odd := found.keys() ^ names.keys():
         raise PetoolError(f"it has other tensors than a plain Llama, such as {min(odd)}", _ELSEWHERE)
     for tensor in found.values():

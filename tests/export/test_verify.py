@@ -162,7 +162,7 @@ def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> Non
     write_targets(load_source(resolve_base(str(tuned[0])), adapter, nf4=True), {"bf16": tmp_path / "nf4.gguf"}, {})
     tensors = {tensor.name: tensor for tensor in open_gguf(tmp_path / "nf4.gguf").tensors}
     found = dequantize(tensors["blk.1.ffn_up.weight"].data, tensors["blk.1.ffn_up.weight"].tensor_type)
-    assert (found == (trained + high @ low * adapter.scale).bfloat16().float().numpy()).all()
+    assert (found == (trained + high @ low * adapter.config.scaling).bfloat16().float().numpy()).all()
 
 
 @pytest.fixture(scope="module")
