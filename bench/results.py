@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -127,11 +127,20 @@ def results_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("results-*.jsonl") if path.stat().st_size)
 
 
-def load_folder(folder: Path) -> tuple[Results, ...]:
-    """All results of a folder that have a row, in the order in which they were started; see `check_same_data`."""
-    found = sorted(map(load_results, results_files(folder)), key=lambda item: str(item.meta.get("started") or ""))
+def load_folder(*folders: Path) -> list[Results]:
+    """All results that have a row, of each folder in the order in which they were started, under names of their own.
+    Raises PetoolError where data (see `check_same_data`) or names clash."""
+    loaded = (map(load_results, results_files(folder)) for folder in folders)
+    found = [item for items in loaded for item in sorted(items, key=lambda item: str(item.meta.get("started") or ""))]
     check_same_data({item.path: item.meta for item in found})
-    return tuple(found)
+    variants = [item.name for item in found]
+    named: dict[str, Results] = {}
+    for item in found:
+        name = f"{item.name} ({item.meta['setting']})" if variants.count(item.name) > 1 else item.name
+        if name in named:
+            raise PetoolError(f"the variant {item.name} occurs twice, as in {item.path}", "make a report of each run")
+        named[name] = replace(item, name=name)
+    return list(named.values())
 
 
 def check_same_data(metas: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -145,62 +154,56 @@ def check_same_data(metas: Mapping[Path, Mapping[str, Any]]) -> None:
 
 
 class Store:
-    """An open results file: the rows that it holds by index, and where the next one goes."""
+    """A results file that rows are added to: its meta, and by index the rows that it holds once it is open."""
 
-    def __init__(self, path: Path, meta: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
-        self.path, self.meta, self.rows = path, meta, rows
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, meta: dict[str, Any], fresh: bool) -> None:
+        """Nothing is written yet. Raises PetoolError if the file is of other work than this command's `meta`, and is
+        not to start `fresh`. One begun for more entries than this command asks for stays a file for all of them."""
+        self.path, self.meta, self.rows = path, meta, dict[int, dict[str, Any]]()
+        place = meta_path(path)
+        # an empty file without its meta is what a full disk left of a start
+        self._goes_on = not fresh and path.is_file() and (path.stat().st_size > 0 or place.is_file())
+        if not self._goes_on:
+            return
+        hint = "start over with --fresh, or give another --out"
+        try:
+            held = _checked(place.read_bytes(), "meta", str(place))
+        except OSError as error:
+            raise PetoolError(f"{path} has no {place.name} that says what it was made from", hint) from error
+        if other := _difference(held, meta, "shard"):
+            raise PetoolError(f"{path} was made with {other}", hint)
+        kept = ["started", "seconds", "peak_memory_gb", "gpu"]
+        kept += ["entries", "limit"] if held["entries"] > meta["entries"] else []
+        self.meta = meta | {key: held[key] for key in kept if key in held}
+
+    @contextmanager
+    def opened(self, report: Report) -> Iterator[None]:
+        """Take more rows. A cut last line and failures of the engine are taken out, to be generated again. The caller
+        holds the folder."""
+        if self._goes_on:
+            self.rows = _held(self.path, report)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for old in (self.path, meta_path(self.path)):
+                old.unlink(missing_ok=True)
+        with self.path.open("a", encoding="utf-8") as self._file:
+            self.save_meta()
+            try:
+                yield
+            finally:
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row, so that it stays whatever happens to this process next."""
-        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.file.flush()
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
         self.rows[row["index"]] = dict(row)
 
     def save_meta(self, **changes: Any) -> None:
         """Write the meta file with these changes, and whether all of its entries have a row."""
         self.meta |= changes | {"complete": len(self.rows) == self.meta["entries"]}
         write_json(meta_path(self.path), self.meta)
-
-
-@contextmanager
-def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) -> Iterator[Store]:
-    """Open the results file for more rows under `meta` (see `continued`); with `fresh` it starts over. A cut last line
-    and failures of the engine are taken out, to be generated again. The caller holds the folder."""
-    if fresh:
-        path.unlink(missing_ok=True)
-        meta_path(path).unlink(missing_ok=True)
-    store = Store(path, meta, _held(path, report) if _begun(path) else {})
-    with store.file:
-        store.save_meta()
-        try:
-            yield store
-        finally:
-            store.file.flush()
-            os.fsync(store.file.fileno())
-
-
-def _begun(path: Path) -> bool:
-    """Whether there is something to go on with: an empty file without its meta is what a full disk left of a start."""
-    return path.is_file() and (path.stat().st_size > 0 or meta_path(path).is_file())
-
-
-def continued(path: Path, meta: dict[str, Any], fresh: bool) -> dict[str, Any]:
-    """The meta of a results file that goes on under this command's `meta`; raises PetoolError if it is of other work,
-    and is not to start `fresh`. A file begun for more entries than this command asks for stays one for all of them."""
-    if fresh or not _begun(path):
-        return meta
-    hint, place = "start over with --fresh, or give another --out", meta_path(path)
-    try:
-        held = _checked(place.read_bytes(), "meta", str(place))
-    except OSError as error:
-        raise PetoolError(f"{path} has no {place.name} that says what it was made from", hint) from error
-    if other := _difference(held, meta, "shard"):
-        raise PetoolError(f"{path} was made with {other}", hint)
-    kept = ["started", "seconds", "peak_memory_gb", "gpu"]
-    kept += ["entries", "limit"] if held["entries"] > meta["entries"] else []
-    return meta | {key: held[key] for key in kept if key in held}
 
 
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any], *more: str) -> str:

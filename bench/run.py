@@ -55,16 +55,16 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
             recorded = model_style(variant.model) if variant.engine == LLAMA else None
             variant = replace(variant, style=recorded or known)
         path = folder / f"results-{variant.name}.jsonl"
-        work.append((variant, path, results.continued(path, _meta(variant, task, len(entries)), task.fresh)))
+        work.append((variant, results.Store(path, _meta(variant, task, len(entries)), task.fresh)))
     try:
-        for variant, path, meta in work:
-            with results.open_store(path, meta, task.fresh, report) as store:
+        for variant, store in work:
+            with store.opened(report):
                 left = {index: entry for index, entry in entries.items() if index not in store.rows}
                 if left:
                     _fill(Work(variant, task, left), store, report)
                     continue
                 more = f" (and {len(store.rows) - len(entries):,} more)" if len(store.rows) > len(entries) else ""
-                report(f"{path.name}: all {len(entries):,} entries are there already{more}", 0, 0, "")
+                report(f"{store.path.name}: all {len(entries):,} entries are there already{more}", 0, 0, "")
     except KeyboardInterrupt:
         where, hint = f"stopped; the replies so far are in {folder}", "the same command goes on from here"
         raise PetoolError(where, hint, 128 + signal.SIGINT) from None

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.quantize import FILE_TYPES, tensor_bytes
+from petool_lite.export.quantize import FILE_TYPES, choose_types, tensor_bytes
 from petool_lite.export.source import Adapter, Source
 from petool_lite.export.vocabulary import read_vocabulary
 
 from petool_lite.families import read_json, reordered_heads
 from petool_lite.gguf_base import gguf_fields, open_gguf
 
-Plan = Mapping[str, tuple[str, tuple[int, ...]]]  # GGUF tensor name -> (type, shape), in file order
+Places = Mapping[str, tuple[str, int]]  # GGUF tensor name -> its type, and where in the file it starts
 # Keys that describe the file's weights, not the model; the quantizer sets them last.
 _OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 _TEMPLATE = "tokenizer.chat_template"
@@ -37,21 +37,19 @@ def permute(weight: Any, heads: int) -> Any:
 
 
 def write_header(
-    path: Path, source: Source, file_type: str, tensors: Plan, extra: Mapping[str, str]
-) -> tuple[dict[str, int], int]:
-    """Write everything but the tensors' data; return where each tensor starts and how long the whole file will be."""
+    path: Path, source: Source, file_type: str, shapes: Mapping[str, tuple[int, ...]], extra: Mapping[str, str]
+) -> tuple[Places, int]:
+    """Write everything but the data of the tensors in `shapes`, which are in the order of the file; return their types
+    and places, and how long the whole file will be."""
     import gguf
     import numpy as np
 
     writer = gguf.GGUFWriter(path, source.shape.family.gguf)
-    sizes: dict[str, int] = {}
-    for name, (kind, shape) in tensors.items():
-        rows = shape[0] if len(shape) == 2 else 1
-        sizes[name] = tensor_bytes(kind, rows, shape[-1])
-        stored = shape if kind == "F32" else (*shape[:-1], sizes[name] // rows)  # in bytes, as the writer wants it
-        dtype: Any = np.dtype(np.float32 if kind == "F32" else np.uint8)
-        raw = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
-        writer.add_tensor_info(name, stored, dtype, sizes[name], raw_dtype=raw)
+    types = choose_types(shapes, file_type, source.shape, source.importance is not None)
+    sizes = {name: tensor_bytes(types[name], *shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        kind = gguf.GGMLQuantizationType[types[name]]
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), sizes[name], raw_dtype=kind)
     if source.base.gguf:
         _copy_metadata(writer, source.base.gguf, source.template)
     else:
@@ -66,22 +64,21 @@ def write_header(
     writer.write_ti_data_to_file()
     writer.close()
     position = writer.ggml_pad(path.stat().st_size, writer.data_alignment)
-    starts = {}
+    places = {}
     for name, size in sizes.items():
-        starts[name] = position
+        places[name] = types[name], position
         position += writer.ggml_pad(size, writer.data_alignment)
-    return starts, position
+    return places, position
 
 
 def _copy_metadata(writer: Any, source: Path, template: str | None) -> None:
     """Carry over every key of a GGUF base, tokenizer included, but those that describe its weights' types or parts."""
     reader = open_gguf(source)
-    fields = gguf_fields(reader)
-    if template is not None:
-        fields = {key: value for key, value in fields.items() if not key.startswith(_TEMPLATE) or key == _TEMPLATE}
-        fields[_TEMPLATE] = template
-    for key, value in fields.items():
-        if key not in _OWN_KEYS and not key.startswith("split."):
+    for key, value in gguf_fields(reader).items():
+        if template is not None and key.startswith(_TEMPLATE):  # one in place of all
+            if key == _TEMPLATE:
+                writer.add_chat_template(template)
+        elif key not in _OWN_KEYS and not key.startswith("split."):
             kinds = reader.fields[key].types
             writer.add_key_value(key, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
 

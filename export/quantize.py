@@ -5,6 +5,7 @@ llama-cpp-python 0.3.36), for the Llama architecture without experts. Tests comp
 """
 
 import ctypes
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -23,17 +24,20 @@ TYPES = tuple(FILE_TYPES)
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
-def choose_types(columns: Mapping[str, int], file_type: str, model: Shape, has_imatrix: bool = False) -> dict[str, str]:
-    """GGUF tensor name -> type name, for `columns`: name -> row length; vectors and norms are float32. Names are GGUF's
-    (`blk.3.attn_q.weight`); a type name is one of gguf.GGMLQuantizationType."""
+def choose_types(
+    shapes: Mapping[str, tuple[int, ...]], file_type: str, model: Shape, has_imatrix: bool
+) -> dict[str, str]:
+    """GGUF tensor name (`blk.3.attn_q.weight`) -> the name of its gguf.GGMLQuantizationType; vectors and norms are
+    float32."""
     default = FILE_TYPES[file_type][1]
     types = {}
-    for name, width in columns.items():
+    for name, shape in shapes.items():
         if "_norm" in name or name.endswith(".bias") or name == "rope_freqs.weight":
             types[name] = "F32"
         elif default in ("F16", "BF16"):  # nothing to choose
             types[name] = default
         else:
+            width = shape[-1]
             wanted = _wanted(name, width, file_type, default, model, has_imatrix)
             fitting = (kind for kind in (wanted, _FALLBACK.get(wanted, wanted)) if width % _sizes(kind)[0] == 0)
             types[name] = next(fitting, "F16")
@@ -92,10 +96,10 @@ def _library() -> Any:
     return library
 
 
-def tensor_bytes(type_name: str, rows: int, columns: int) -> int:
-    """Size of a tensor of the GGUF type `type_name`; `columns` must be a whole number of its blocks."""
+def tensor_bytes(type_name: str, *shape: int) -> int:
+    """Size of a tensor of the GGUF type `type_name`; a row must be a whole number of its blocks."""
     block, size = _sizes(type_name)
-    return rows * columns // block * size
+    return math.prod(shape) // block * size
 
 
 def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:

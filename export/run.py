@@ -20,7 +20,6 @@ from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
 from petool_lite.inference.llama_open import quiet_threads
-from petool_lite.inference.settings import default_threads
 from petool_lite.models import Base, base_of_run, file_sha256, files_sha256, resolve_base
 from petool_lite.places import cache_place, library_places
 from petool_lite.prompt.render import exported_template
@@ -120,14 +119,14 @@ def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, 
     return {f"petool_lite.{key}": str(value) for key, value in found.items() if value is not None}
 
 
-def export_base(base: Base | str, type_name: str, report: Report = silent) -> Path:
+def export_base(name: str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
     check_types([type_name])
     quiet_threads()
-    base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
+    base = resolve_base(name, lambda text: report(text, 0, 0, ""))
     # names, sizes and times of the files: hashing gigabytes would cost a minute
-    files = [(file.name, file.stat()) for file in sorted(base.directory.glob("*.safetensors"))]
-    facts = [(name, known.st_size, known.st_mtime_ns) for name, known in files]
+    files = sorted(base.directory.glob("*.safetensors"))
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
     target = cache_place("exports", f"{base.directory.name}-{identity[:16]}.{type_name}.gguf")
     if not target.is_file():
@@ -150,7 +149,7 @@ def written(
     how each trained tensor changed. They get their names where the block ends. Raises PetoolError if none changed."""
     with ExitStack() as drafts:
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
-        changes = write_files(source, paths, extra, default_threads(), report)
+        changes = write_files(source, paths, extra, report)
         still = [name for name, change in changes.items() if not change.changed]
         if source.before and len(still) == len(changes):
             raise PetoolError("training changed no weight of the base", "the model is untrained; train the run again")

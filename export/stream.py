@@ -12,13 +12,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from petool_lite.export.gguf import ROPE, file_order, permute, write_header
-from petool_lite.export.quantize import choose_types, quantize_rows, tensor_bytes
+from petool_lite.export.gguf import ROPE, Places, file_order, permute, write_header
+from petool_lite.export.quantize import quantize_rows, tensor_bytes
 from petool_lite.export.source import Source, Tensor, nf4_round_trip
 
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
 from petool_lite.families import reordered_heads, rope_divisors
+from petool_lite.inference.settings import default_threads
 
 _BAND = 1 << 19  # weights in a band: 2 MiB as float32, about what a core's cache holds
 
@@ -37,21 +38,20 @@ class Change:
 
 @dataclass(frozen=True)
 class Target:
-    """A file being written: where each tensor starts, and its type."""
+    """A file being written, and where each tensor goes."""
 
     handle: int
-    types: Mapping[str, str]
-    starts: Mapping[str, int]
+    places: Places
 
 
 def write_files(
-    source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], threads: int, report: Report
+    source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], report: Report
 ) -> dict[str, Change]:
     """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name. Raises
     PetoolError if the disk is or gets full, the base cannot be read, or a weight is not finite."""
     try:
         with ExitStack() as held:
-            return _run(source, _targets(source, paths, extra, held), threads, report)
+            return _run(source, _targets(source, paths, extra, held), report)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PetoolError("the disk is full; what was written is removed", "free some space") from error
@@ -66,13 +66,10 @@ def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]
     shapes = {name: shapes[name] for name in sorted(shapes, key=file_order)}
     targets, sizes = [], []
     for name, path in paths.items():
-        columns = {tensor: shape[-1] for tensor, shape in shapes.items()}
-        types = choose_types(columns, name, source.shape, source.importance is not None)
-        plan = {tensor: (types[tensor], shape) for tensor, shape in shapes.items()}
-        starts, size = write_header(path, source, name, plan, extra)
+        places, size = write_header(path, source, name, shapes, extra)
         handle = os.open(path, os.O_RDWR)
         held.callback(os.close, handle)
-        targets.append(Target(handle, types, starts))
+        targets.append(Target(handle, places))
         sizes.append(size)
     folder = next(iter(paths.values())).parent
     free = shutil.disk_usage(folder).free
@@ -84,7 +81,7 @@ def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]
     return targets
 
 
-def _run(source: Source, targets: list[Target], threads: int, report: Report) -> dict[str, Change]:
+def _run(source: Source, targets: list[Target], report: Report) -> dict[str, Change]:
     import torch
 
     changes = {name: Change() for name in (source.adapter.modules if source.adapter else source.before)}
@@ -94,7 +91,7 @@ def _run(source: Source, targets: list[Target], threads: int, report: Report) ->
     stage = "merging and quantizing" if source.adapter else f"quantizing the {'model' if source.before else 'base'}"
     before = torch.get_num_threads()
     # one thread a band: torch must not start threads of its own inside them
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(default_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             work = []
             for tensor in source.tensors:
@@ -169,10 +166,10 @@ def _write(targets: list[Target], name: str, weight: Any, first: int, importance
     """Quantize a band that starts at row `first` and put it into its place in every file."""
     made: dict[str, Any] = {}
     for target in targets:
-        kind = target.types[name]
+        kind, start = target.places[name]
         if kind not in made:
             made[kind] = quantize_rows(weight, kind, importance)
-        position = target.starts[name] + first * tensor_bytes(kind, 1, weight.shape[1])
+        position = start + first * tensor_bytes(kind, weight.shape[1])
         view = memoryview(made[kind])
         while len(view):
             count = os.pwrite(target.handle, view, position)
