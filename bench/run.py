@@ -19,7 +19,6 @@ from petool_lite.data.answers import equal_tools, function_words
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import PetoolError
-from petool_lite.gguf_header import check_gguf
 from petool_lite.runs import locked, versions
 
 
@@ -27,10 +26,7 @@ def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report 
     """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report, or None
     for a shard, which has a folder of its own under `folder`. Rows of an earlier run are kept. Raises PetoolError for
     entries without right answers, results of other work in the folder, or a model that does not load."""
-    for variant in variants:
-        if variant.engine == LLAMA:
-            check_gguf(variant.model)  # before the folder is made
-    task.entries()
+    task.entries()  # before the folder is made
     if task.shard is not None:
         folder /= "shard-{}-of-{}".format(*task.shard)
     new = {folder / f"results-{variant.name}.jsonl": task.facts for variant in variants}
@@ -89,7 +85,9 @@ def _fill(work: Work, store: results.Store, report: Report) -> None:
             report(stage, len(store.rows), total, speed)
     finally:
         peak = max(peak_gb(), store.meta["peak_memory_gb"] or 0.0)
-        store.save_meta(seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak, gpu=told or None)
+        store.save_meta(
+            seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak or None, gpu=told or None
+        )
 
 
 def entry_row(index: int, entry: Entry) -> dict[str, Any]:

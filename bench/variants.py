@@ -31,16 +31,16 @@ def _words(entry: Entry) -> Tool:
     return max(entry.tools, key=lambda tool: (shared[tool.name], balance(entry, tool.name)))
 
 
-_RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
+def _liked(entry: Entry) -> Tool:
+    return max(entry.tools, key=lambda tool: balance(entry, tool.name))
+
+
+RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
     "rule-random": (_random, "a tool drawn by lot"),
     "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
-    "rule-liked": (
-        lambda entry: max(entry.tools, key=lambda tool: balance(entry, tool.name)),
-        "the first tool of the provider with the most likes",
-    ),
+    "rule-liked": (_liked, "the first tool of the provider with the most likes"),
     "rule-words": (_words, "the tool that shares most words with the request, of equals the better-liked provider's"),
 }
-RULES = {name: f"no model: {about}" for name, (_, about) in _RULES.items()}  # with what each one is
 
 LLAMA, GPU, ENDPOINT, NONE = "llama.cpp", "transformers", "endpoint", "none"
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
@@ -91,12 +91,10 @@ class Variant:
         endpoint's address and model, which tell it from others."""
         from petool_lite.inference.settings import model_sha256
 
-        if self.url:
-            return hashlib.sha256(self.place.encode()).hexdigest()
-        found = [model_sha256(file) for file in self._files()]
-        if len(found) < 2:
-            return found[0] if found else None
-        return hashlib.sha256(" ".join(found).encode()).hexdigest()
+        facts = [self.place] if self.url else [model_sha256(file) for file in self._files()]
+        if self.url or len(facts) > 1:
+            return hashlib.sha256(" ".join(facts).encode()).hexdigest()
+        return facts[0] if facts else None
 
 
 def endpoint_variant(url: str, model: str, requests: int) -> Variant:
@@ -142,12 +140,12 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 def rule_variant(name: str) -> Variant:
     """A rule as a variant."""
-    return Variant(name, Path(name), engine=NONE, style="none", decoding="none", about=RULES[name])
+    return Variant(name, Path(name), engine=NONE, style="none", decoding="none", about=f"no model: {RULES[name][1]}")
 
 
 def rule_call(name: str, entry: Entry) -> Call:
     """What the baseline of that name answers."""
-    tool = _RULES[name][0](entry)
+    tool = RULES[name][0](entry)
     schemas = properties(tool)
     return Call(tool.name, {key: schemas[key].get("default", "") for key in required(tool) if key in schemas})
 

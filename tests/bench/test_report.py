@@ -10,7 +10,7 @@ from petool_lite.bench import report
 from petool_lite.bench.compare import compare_folders
 from petool_lite.bench.report import markdown_report, print_report, tables, write_report
 from petool_lite.bench.score import CLASSES
-from petool_lite.bench.variants import RULES
+from petool_lite.bench.variants import rule_variant
 from support_bench import answer, called, row, write_results
 
 from petool_lite.console import terminal
@@ -37,9 +37,8 @@ def folder(tmp_path):
     write_results(tmp_path, rows(20, variant="base"), started="2")
     guesses = [item | {"reply": json.dumps({"tool_name": item["facts"]["offered"][0], "parameters": {}})}
                for item in rows(40, variant="rule-first", **BASELINE)]  # fmt: skip
-    write_results(
-        tmp_path, guesses, started="3", about=RULES["rule-first"], model_bytes=0, model_sha256=None, peak_memory_gb=None
-    )
+    none = {"model_bytes": 0, "model_sha256": None, "peak_memory_gb": None}
+    write_results(tmp_path, guesses, started="3", about=rule_variant("rule-first").about, **none)
     return tmp_path
 
 
