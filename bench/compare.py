@@ -7,7 +7,6 @@ from typing import Any
 from petool_lite.bench.report import WORDS, Table, accuracies_cells, p_text, show
 from petool_lite.bench.results import Results, check_same_data, load_folder
 from petool_lite.bench.score import METRICS, accuracies, paired
-
 from petool_lite.errors import USAGE, PetoolError
 
 

@@ -7,7 +7,6 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from petool_lite.bench.engines import UNREAD, Rows, Work
-
 from petool_lite.console import Report
 from petool_lite.data.entries import Entry, properties
 from petool_lite.errors import PetoolError

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.variants import ENDPOINT, GPU, LLAMA, Variant, rule_call
-
 from petool_lite.console import Report
 from petool_lite.data.entries import NO_TOOL, Entry
 from petool_lite.data.files import Dataset

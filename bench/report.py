@@ -15,7 +15,6 @@ from typing import Any
 from petool_lite.bench.results import SCHEMA as ROWS_SCHEMA
 from petool_lite.bench.results import Results, load_folder
 from petool_lite.bench.score import CLASSES, METRICS, paired, quantile, summary
-
 from petool_lite.console import print_table, terminal
 from petool_lite.errors import PetoolError
 from petool_lite.models import file_sha256

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.score import Score, error_class, score_row
-
 from petool_lite.console import Report
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.runs import write_json, write_text

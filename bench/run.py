@@ -13,7 +13,6 @@ from petool_lite.bench.engines import Task, Work, model_style, work_rows
 from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.report import write_report
 from petool_lite.bench.variants import GPU, LLAMA, Variant
-
 from petool_lite.console import Report, silent
 from petool_lite.data.answers import equal_tools, function_words
 from petool_lite.data.entries import Call, Entry

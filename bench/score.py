@@ -14,7 +14,6 @@ from math import ceil, comb, log, sqrt
 from typing import Any
 
 from petool_lite.bench.bfcl import arguments_accepted
-
 from petool_lite.data.answers import function_words
 from petool_lite.data.entries import Call
 from petool_lite.inference.constrain import heated

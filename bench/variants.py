@@ -195,7 +195,6 @@ def _exported(run: Path) -> list[str]:
 def _of_run(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
     """A side of a run in a GGUF type, its smallest if none is named, or in a precision on the GPU."""
     from petool_lite.export import export_base
-
     from petool_lite.models import resolve_base
 
     side, *rest = name.split("-")

@@ -61,9 +61,9 @@ def make(work: Path, tokenizer: Path) -> None:
     """Write base, adapter and GGUF file; takes minutes and 13 GB of memory."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from petool_lite.export import load_source, write_targets
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from petool_lite.export import load_source, write_targets
     from petool_lite.families import chat_template
     from petool_lite.models import resolve_base
     from petool_lite.prompt.render import LAYOUTS, exported_template

@@ -28,7 +28,6 @@ from petool_lite.bench.machine import commit, machine
 from petool_lite.bench.report import METRIC_WORDS, accuracies_cells
 from petool_lite.bench.results import Results, load_folder
 from petool_lite.bench.score import accuracies
-
 from petool_lite.console import print_json, print_table, progress, say
 from petool_lite.data import SETTINGS
 from petool_lite.data.files import source_sha256, write_folds

@@ -12,7 +12,6 @@ from typing import Any
 from petool_lite.export.quantize import FILE_TYPES, choose_types, tensor_bytes
 from petool_lite.export.source import Adapter, Source
 from petool_lite.export.vocabulary import read_vocabulary
-
 from petool_lite.families import read_json, reordered_heads
 from petool_lite.gguf_base import gguf_fields, open_gguf
 

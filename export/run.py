@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from petool_lite.console import Report, silent
+from petool_lite.errors import PetoolError
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.hub import card, modelfile
 from petool_lite.export.quantize import TYPES
 from petool_lite.export.source import Source, load_adapter, load_source, load_whole
 from petool_lite.export.stream import Change, write_files
 from petool_lite.export.verify import check_files, importance, trial
-
-from petool_lite.console import Report, silent
-from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
 from petool_lite.inference.llama_open import quiet_threads
 from petool_lite.models import Base, base_of_run, file_sha256, files_sha256, resolve_base

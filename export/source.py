@@ -10,12 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.vocabulary import read_vocabulary
-
 from petool_lite import families
 from petool_lite.adapters import WEIGHTS, AdapterConfig, read_adapter_config
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError, in_words
+from petool_lite.export.vocabulary import read_vocabulary
 from petool_lite.families import Rope, Shape, read_json
 from petool_lite.models import Base, weight_files
 
@@ -62,14 +61,14 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export: its base, config.json and tensors, and the adapter and importance, if any. The tensors are the
+    """A model to export: its base, config.json, tensors by name, and the adapter and importance, if any. They are the
     base's, or those of a model of its own that training made of it: then `before` has the base's. `importance` maps
     GGUF tensor names to float32 arrays (columns,). `nf4` takes the weights of adapted matrices as 4-bit training saw
     them. `template` goes into the file in place of the base's chat template."""
 
     base: Base
     config: dict[str, Any]
-    tensors: list[Tensor]
+    tensors: Mapping[str, Tensor]
     adapter: Adapter | None = None
     importance: dict[str, Any] | None = None
     nf4: bool = False
@@ -104,35 +103,34 @@ def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False, r
     """The base's tensors, checked to be whole. Raises PetoolError unless every matrix of the adapter has its tensor
     among them, of the right shape."""
     config, tensors = find_tensors(base.directory, report)
-    shapes, hint = {tensor.name: tensor.shape for tensor in tensors}, "the adapter belongs to another base model"
+    hint = "the adapter belongs to another base model"
     for name, (low, high) in (adapter.modules if adapter else {}).items():
-        if name not in shapes:
+        if name not in tensors:
             raise PetoolError(f"the adapter changes {name}, which the base {base.name} does not have", hint)
         own = (high.shape[0], low.shape[1])
-        if own != shapes[name] or low.shape[0] != high.shape[1]:
-            raise PetoolError(f"{name} has the shape {shapes[name]}, its adapter {own}", hint)
+        if own != tensors[name].shape or low.shape[0] != high.shape[1]:
+            raise PetoolError(f"{name} has the shape {tensors[name].shape}, its adapter {own}", hint)
     return Source(base, config, tensors, adapter, nf4=nf4)
 
 
 def load_whole(base: Base, folder: Path) -> Source:
     """The tensors of a model that training made of `base`, checked to be whole and of its shapes. Everything else of a
     file (tokenizer, name, licence) still comes from the base."""
-    before = {tensor.name: tensor for tensor in load_source(base).tensors}
+    _, before = find_tensors(base.directory)
     try:
         config, tensors = find_tensors(folder)
     except PetoolError as error:
         raise PetoolError(error.message, "train the run again") from error
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    odd = [name for name in {*shapes, *before} if name not in before or shapes.get(name) != before[name].shape]
-    if odd:
-        raise PetoolError(f"{folder} is not of the base {base.name}: {min(odd)} differs", "give the run its own base")
+    mine, theirs = ({(name, tensor.shape) for name, tensor in found.items()} for found in (tensors, before))
+    if odd := mine ^ theirs:
+        what = f"{folder} is not of the base {base.name}: {min(odd)[0]} differs"
+        raise PetoolError(what, "give the run its own base")
     return Source(base, config, tensors, before=before)
 
 
-def find_tensors(directory: Path, report: Report = silent) -> tuple[dict[str, Any], list[Tensor]]:
-    """config.json and every tensor of a model directory, one file or shards, without a tied output head and what every
-    program computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than config.json
-    has it."""
+def find_tensors(directory: Path, report: Report = silent) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and every tensor of a model directory by name, without a tied output head and what every program
+    computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than config.json has it."""
     from safetensors import SafetensorError, safe_open
 
     config = read_json(directory / "config.json")
@@ -152,14 +150,13 @@ def find_tensors(directory: Path, report: Report = silent) -> tuple[dict[str, An
             elif not (name == "lm_head.weight" and shape.tied):
                 found[name] = Tensor(name, tuple(part.get_shape()), file)
                 _check_tensor(found[name], part.get_dtype(), expected.get(name))
-    missing = set(expected) - set(found)
-    if missing:
+    if missing := expected.keys() - found.keys():
         what = f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all"
         raise PetoolError(what, "get the model again")
     if computed:
-        kind = f"rotary angles ({families.COMPUTED[0]})"
-        report(f"left out: {computed} tensors of {kind}, which are computed anew", 0, 0, "")
-    return config, list(found.values())
+        kind = f"rotary angles ({families.COMPUTED[0]}), which are computed anew"
+        report(f"left out: {computed} tensors of {kind}", 0, 0, "")
+    return config, found
 
 
 def _check_tensor(tensor: Tensor, dtype: str, wanted: tuple[int, ...] | None) -> None:

@@ -12,12 +12,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from petool_lite.console import Report
+from petool_lite.errors import PetoolError
 from petool_lite.export.gguf import ROPE, Places, file_order, permute, write_header
 from petool_lite.export.quantize import quantize_rows, tensor_bytes
 from petool_lite.export.source import Source, Tensor, nf4_round_trip
-
-from petool_lite.console import Report
-from petool_lite.errors import PetoolError
 from petool_lite.families import reordered_heads, rope_divisors
 from petool_lite.inference.settings import default_threads
 
@@ -60,7 +59,7 @@ def write_files(
 
 def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], held: ExitStack) -> list[Target]:
     """Files with their header written, of their whole size; a disk that is too small shows before the work."""
-    shapes = {source.gguf_name(tensor.name): tensor.shape for tensor in source.tensors}
+    shapes = {source.gguf_name(tensor.name): tensor.shape for tensor in source.tensors.values()}
     if source.rope.kind == "llama3":
         shapes[ROPE] = (source.shape.head_size // 2,)
     shapes = {name: shapes[name] for name in sorted(shapes, key=file_order)}
@@ -94,7 +93,7 @@ def _run(source: Source, targets: list[Target], report: Report) -> dict[str, Cha
     with ThreadPoolExecutor(default_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             work = []
-            for tensor in source.tensors:
+            for tensor in source.tensors.values():
                 bands = _Bands(source, targets, tensor)
                 work.append((tensor.name, [pool.submit(bands.work, *rows) for rows in bands.all_rows()]))
             for done, (name, futures) in enumerate(work, 1):
@@ -150,12 +149,13 @@ class _Bands:
             before = self.tensor.read(first, last) if self._nf4 is None else self._nf4[first:last].float()
             delta = adapter.delta(name, first, last)
             weight = before + delta
-            return weight, Change(_square(delta), _square(before), not weight.equal(before))
-        weight = self.tensor.read(first, last)
-        if name not in self.source.before:
-            return weight, Change()
-        before = self.source.before[name].read(first, last)
-        return weight, Change(_square(weight - before), _square(before), not weight.equal(before))
+        else:
+            weight = self.tensor.read(first, last)
+            if name not in self.source.before:
+                return weight, Change()
+            before = self.source.before[name].read(first, last)
+            delta = weight - before
+        return weight, Change(_square(delta), _square(before), not weight.equal(before))
 
 
 def _square(part: Any) -> float:

@@ -12,14 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.other_server import OtherServer
-from petool_lite.export.source import Source, nf4_round_trip
-
 from petool_lite.console import Report
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
+from petool_lite.export.other_server import OtherServer
+from petool_lite.export.source import Source, nf4_round_trip
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import Base
 from petool_lite.prompt import render
@@ -49,11 +48,11 @@ class Reference:
             from accelerate import cpu_offload
             from transformers import AutoModelForCausalLM
 
-            self._source, self._tensors = source, {tensor.name: tensor for tensor in source.tensors}
-            size = sum(tensor.rows * tensor.columns for tensor in source.tensors)
+            self._source, self._tensors = source, source.tensors
+            size = sum(tensor.rows * tensor.columns for tensor in self._tensors.values())
             gpu = torch.cuda.is_available()
             dtype = torch.bfloat16 if gpu or size >= _LARGE else torch.float32
-            folder = source.tensors[0].file.parent
+            folder = next(iter(self._tensors.values())).file.parent
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
             if source.adapter is not None:
                 for name in source.adapter.modules:

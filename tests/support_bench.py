@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.run import entry_row
-
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.prompt.render import answer_text

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from petool_lite.export import load_source, write_targets
 from support_gguf import refused, write_gguf
 
+from petool_lite.export import load_source, write_targets
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import resolve_base

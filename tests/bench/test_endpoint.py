@@ -7,11 +7,11 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
+from support_bench import answering, called, rows_of
+
 from petool_lite.bench.engines import Task
 from petool_lite.bench.run import bench
 from petool_lite.bench.variants import endpoint_variant
-from support_bench import answering, called, rows_of
-
 from petool_lite.data.entries import Call
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
@@ -220,10 +220,10 @@ def test_the_published_prompt_as_messages(moody, waits, tmp_path, open_entries) 
 
 def test_llama_cpps_server_and_our_own(tiny_model, smollm2, tmp_path) -> None:
     pytest.importorskip("xllamacpp")
-    from petool_lite.export import load_source, write_targets
-    from petool_lite.export.other_server import OtherServer
     from support_serve import Server
 
+    from petool_lite.export import load_source, write_targets
+    from petool_lite.export.other_server import OtherServer
     from petool_lite.families import chat_template
     from petool_lite.models import resolve_base
     from petool_lite.prompt.render import exported_template

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support_bench import plain, rows_of
+
 from petool_lite.bench import variants as kinds
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
@@ -12,8 +14,6 @@ from petool_lite.bench.results import meta_path
 from petool_lite.bench.run import bench
 from petool_lite.bench.run import generate as generate_all
 from petool_lite.bench.variants import GPU, Variant, default_names, rule_variant, run_variants, with_decodings
-from support_bench import plain, rows_of
-
 from petool_lite.console import silent
 from petool_lite.data.entries import required
 from petool_lite.data.files import load_dataset

@@ -6,13 +6,13 @@ from importlib import resources
 
 import jsonschema
 import pytest
+from support_bench import answer, called, row, write_results
+
 from petool_lite.bench import report
 from petool_lite.bench.compare import compare_folders
 from petool_lite.bench.report import markdown_report, print_report, tables, write_report
 from petool_lite.bench.score import CLASSES
 from petool_lite.bench.variants import rule_variant
-from support_bench import answer, called, row, write_results
-
 from petool_lite.console import terminal
 from petool_lite.errors import PetoolError
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support_bench import answer, called, meta, plain, row, rows_of, write_results
+from support_fuzz import cases, value
+
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import build_report, html_report, markdown_report, write_report
 from petool_lite.bench.results import load_folder, load_results, merge_shards
 from petool_lite.bench.run import bench, generate
 from petool_lite.bench.variants import rule_variant
-from support_bench import answer, called, meta, plain, row, rows_of, write_results
-from support_fuzz import cases, value
-
 from petool_lite.data.files import load_dataset
 from petool_lite.errors import PetoolError
 

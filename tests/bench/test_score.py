@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support_bench import answer, row, write_results
+
 from petool_lite.bench import score as stats
 from petool_lite.bench.bfcl import arguments_accepted
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
 from petool_lite.bench.run import entry_row
 from petool_lite.bench.score import calibration, error_class, score_row
-from support_bench import answer, row, write_results
-
 from petool_lite.data.entries import NO_TOOL, Call
 from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset

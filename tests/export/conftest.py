@@ -33,8 +33,8 @@ def llama_quantize():
     import ctypes
 
     import llama_cpp
-    from petool_lite.export.quantize import FILE_TYPES
 
+    from petool_lite.export.quantize import FILE_TYPES
     from petool_lite.inference.llama_open import quiet
 
     def run(source, target, file_type, imatrix=None):

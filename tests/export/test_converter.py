@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from petool_lite.export import load_source, write_targets
-from petool_lite.export.quantize import TYPES
-from petool_lite.export.source import load_adapter
 from support_families import family_model, real_tokenizer, sentencepiece, small_tokenizer, write_pieces
 from support_gguf import LLAMA3_ROPE, logits_of, write_gguf
 
+from petool_lite.export import load_source, write_targets
+from petool_lite.export.quantize import TYPES
+from petool_lite.export.source import load_adapter
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
 from petool_lite.prompt.render import chat_from_directory

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from petool_lite.errors import PetoolError
 from petool_lite.export import check_exportable, load_source, write_targets
 from petool_lite.export.hub import modelfile
 from petool_lite.export.source import load_adapter
-
-from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template, end_tokens
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base

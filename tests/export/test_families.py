@@ -5,19 +5,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from petool_lite.bench.engines import Task
-from petool_lite.bench.run import bench
-from petool_lite.bench.variants import Variant, endpoint_variant
-from petool_lite.export import check_exportable, load_source, write_targets
-from petool_lite.export.other_server import OtherServer
-from petool_lite.export.source import load_adapter
 from support_bench import called
 from support_families import CHANGES, family_model, small_tokenizer
 from support_gguf import LLAMA3_ROPE, logits_of
 from support_serve import Server
 
 from petool_lite import ToolCaller
+from petool_lite.bench.engines import Task
+from petool_lite.bench.run import bench
+from petool_lite.bench.variants import Variant, endpoint_variant
 from petool_lite.data.files import load_dataset
+from petool_lite.export import check_exportable, load_source, write_targets
+from petool_lite.export.other_server import OtherServer
+from petool_lite.export.source import load_adapter
 from petool_lite.families import chat_template
 from petool_lite.inference.call import CallOptions
 from petool_lite.inference.constrain import Constrainer

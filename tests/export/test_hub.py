@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from petool_lite.bench.report import write_report
-from petool_lite.export.hub import card
 from support_bench import answer, answering, called, row, write_results
 
+from petool_lite.bench.report import write_report
+from petool_lite.export.hub import card
 from petool_lite.models import Base
 
 # The Hub's address is read when its client is imported, so every call has a process of its own.

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support_gguf import write_gguf
+
+from petool_lite.console import silent
+from petool_lite.errors import PetoolError
 from petool_lite.export import Options, export_run, load_source, load_whole, write_targets
 from petool_lite.export import run as run_module
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.source import load_adapter
 from petool_lite.export.verify import Evaluator, Reference, agreement, check_ids, check_rendering, shortfalls
-from support_gguf import write_gguf
-
-from petool_lite.console import silent
-from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
