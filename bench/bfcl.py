@@ -1,10 +1,8 @@
-"""BFCL's score of a single call against what it accepts ("AST"), as its Python checker has it (Patil et al. 2025).
-
-The name is equal; every required parameter is there and none that is not declared; each value is of the declared type
-and among the accepted ones; what is left out may be left out ("" among the accepted values). Texts are compared in
-lower case without spaces and the marks ,./-_*^ and with ' as ". A whole number is right for a number, but not inside a
-list of numbers; a flag is no whole number. What is accepted in another type than declared counts only as it stands.
-"""
+"""BFCL's score of a single call against what it accepts ("AST"), as its Python checker has it (Patil et al. 2025). The
+name is equal; every required parameter is there and none that is not declared; each value is of the declared type and
+among the accepted ones; what is left out may be left out ("" among the accepted values). Texts are compared in lower
+case without spaces and the marks ,./-_*^ and with ' as ". A whole number is right for a number, but not inside a list
+of numbers; a flag is no whole number. What is accepted in another type than declared counts only as it stands."""
 
 import re
 from collections.abc import Mapping, Sequence

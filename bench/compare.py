@@ -13,9 +13,8 @@ from petool_lite.errors import USAGE, PetoolError
 def compare_folders(
     first: Path, second: Path, variant: str | None = None, against: str | None = None
 ) -> dict[str, Any]:
-    """What changed from `first` to `second`: scores on the common entries, paired tests, ids of entries that flipped.
-    Variants of equal names are compared, or `variant` of the first with `against` of the second; a folder's only
-    variant needs no name. Raises PetoolError where setting, data or right answers differ or no entry is common."""
+    """Scores of two folders on the entries that both scored, paired tests, and ids of entries that flipped: of variants
+    of equal names, or of `variant` and `against`. Raises PetoolError where nothing compares."""
     one, two = ({item.name: item for item in load_folder(folder)} for folder in (first, second))
     if against is not None and variant is None:
         raise PetoolError("--against needs --variant", "name the variant of the first folder too", USAGE)

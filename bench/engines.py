@@ -30,8 +30,7 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Task:
-    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them. `fresh`
-    starts results files over instead of going on with them."""
+    """What every variant is asked: entries, the longest reply, how many, which shard; `fresh` starts files over."""
 
     dataset: Dataset
     max_reply_tokens: int
@@ -82,8 +81,7 @@ class Work:
     prompts: dict[int, Rendered] = field(default_factory=dict)
 
     def render(self, chat: Chat, context: int, report: Report) -> Rows:
-        """Make all prompts; what does not fit a context of so many tokens loses old history. Yields the rows of those
-        that are too long even without any."""
+        """Make all prompts, with less old history where the context is short; yields rows of those still too long."""
         layout = Layout(str(self.variant.style), context - self.task.max_reply_tokens)
         found = {index: prompt_ids(chat, entry, layout) for index, entry in self.entries.items()}
         self.prompts = {index: prompt for index, prompt in found.items() if prompt}
@@ -163,8 +161,7 @@ def _llama_rows(work: Work, report: Report) -> Rows:
 
 
 def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
-    """Replies of a model directory, decoded in batches; rounding may differ with the batch. Raises PetoolError where
-    there is no GPU."""
+    """Replies of a model directory, in batches, which may change the rounding; raises PetoolError without a GPU."""
     from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
     variant, folder = work.variant, work.variant.model

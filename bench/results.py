@@ -1,7 +1,5 @@
 """Results: one JSON line a reply, and a meta file beside them, as report.schema.json says and docs/bench.md describes.
-
-Nothing is repaired in silence, and rows of different work never mix. Shards are made one by `merge_shards`.
-"""
+Nothing is repaired in silence, and rows of different work never mix."""
 
 import json
 import os
@@ -30,8 +28,7 @@ _SAME = {"data": "data set", "setting": "setting", "style": "prompt style",
 
 @dataclass(frozen=True)
 class Results:
-    """One results file: its rows in the order of the data, its meta, and whether its last line was cut. `name` is the
-    variant, with its setting where a report holds another setting of it."""
+    """One results file: rows in the order of the data, meta, whether its last line was cut, and its name in reports."""
 
     path: Path
     rows: tuple[dict[str, Any], ...]
@@ -60,8 +57,7 @@ def _validator(kind: str) -> Any:
 
 
 def _checked(text: bytes, kind: str, place: str) -> dict[str, Any]:
-    """A row or meta that follows its schema and can be written again: not nested without end, no half of a surrogate
-    pair, no NaN. Raises PetoolError that names `place`."""
+    """A row or meta that follows its schema and can be written again; raises PetoolError that names `place`."""
     try:
         value = json.loads(text.decode())
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -84,8 +80,7 @@ def meta_path(results: Path) -> Path:
 
 
 def load_results(path: Path) -> Results:
-    """A results file with its meta file, its rows in the order of the data. A last line that was cut while it was
-    written is left out; anything else that is wrong raises PetoolError with the line."""
+    """A results file, rows in the order of the data. A cut last line is left out; other faults raise PetoolError."""
     place, rows = meta_path(path), dict[str, dict[str, Any]]()
     try:
         *lines, last = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
@@ -177,8 +172,7 @@ class Store:
 
     @contextmanager
     def opened(self, report: Report) -> Iterator[None]:
-        """Take more rows. A cut last line and failures of the engine are taken out, to be generated again. The caller
-        holds the folder."""
+        """Take more rows: those cut off or failed are made again. The caller holds the folder."""
         if self._goes_on:
             self.rows = _held(self.path, report)
         else:

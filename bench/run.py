@@ -23,8 +23,7 @@ from petool_lite.runs import locked, versions
 
 def bench(variants: Sequence[Variant], task: Task, folder: Path, report: Report = silent) -> dict[str, Any] | None:
     """Run every variant over the same entries, write results-<variant>.jsonl and the report; return the report, or None
-    for a shard, which has a folder of its own under `folder`. Rows of an earlier run are kept. Raises PetoolError for
-    entries without right answers, results of other work in the folder, or a model that does not load."""
+    for a shard, which has a folder of its own. Raises PetoolError for unlabelled entries, and where `generate` does."""
     task.entries()  # before the folder is made
     if task.shard is not None:
         folder /= "shard-{}-of-{}".format(*task.shard)
@@ -66,8 +65,7 @@ def generate(variants: Sequence[Variant], task: Task, folder: Path, report: Repo
 
 
 def _fill(work: Work, store: results.Store, report: Report) -> None:
-    """Write the rows that are left (docs/bench.md). A prompt too long even without history scores as wrong; a failure
-    of the engine is "engine_error", never a wrong answer, and is tried again by the next run."""
+    """Write the rows that are left; a failure of the engine has its own status and is tried again (docs/bench.md)."""
     stage, total = f"bench {work.variant.name}", len(store.rows) + len(work.entries)
     if store.rows:
         report(f"{stage}: {len(store.rows):,} of {total:,} entries are there already", 0, 0, "")
@@ -90,9 +88,8 @@ def _fill(work: Work, store: results.Store, report: Report) -> None:
 
 
 def entry_row(index: int, entry: Entry) -> dict[str, Any]:
-    """What a row says of the entry itself. `gold` is the right call in the published scorers' form, or {"no_call":
-    text}. `same_job` lists the offered tools that do the right one's job, itself included, and is empty where nothing
-    tells. `accept` and `kind` are there where the data has them."""
+    """What a row says of the entry. `gold` is the right call in the published form, or {"no_call": text}; `same_job`
+    lists the offered tools that do the right one's job, itself included, and is empty where nothing tells."""
     answer, accepted = entry.answer, entry.accepted
     function = entry.function or (function_words(answer.name) if isinstance(answer, Call) else entry.id)
     row: dict[str, Any] = {

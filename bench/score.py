@@ -1,10 +1,8 @@
 """Scores: pure functions over results rows, their statistics and classes of error; imports no model library.
-
 `published` is the paper's scorer, `spanning` the same with a match over several lines (the published 3B result used
 it), `strict` petool-lite's own: the whole reply is one JSON call, compared as JSON. `as_asked` is the published one,
 but a number that the data cut to a whole one may stand as the request says it. Where a test lists what it accepts,
-`ast`, BFCL's scorer, counts; where no tool fits, a text without a call is right by every scorer.
-"""
+`ast`, BFCL's scorer, counts; where no tool fits, a text without a call is right by every scorer."""
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
@@ -222,9 +220,8 @@ def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
 
 
 def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str, Any]:
-    """Paired tests of two variants on the entries that both scored. For each figure: entries that only the first or
-    only the second has right, the difference second minus first in points with its 95 % interval by function, and p of
-    the exact McNemar test. `agreement` is the share with the same call."""
+    """Paired tests on the entries that both scored: for each figure how many only one has right, second minus first in
+    points, its 95 % interval by function, and p of McNemar's test. `agreement`: share of the same calls."""
     common = [key for key in first if key in second]
     same = sum(first[key].call_text == second[key].call_text for key in common)
     found: dict[str, Any] = {"n": len(common), "agreement": _percent(same, len(common))}

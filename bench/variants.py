@@ -1,8 +1,6 @@
-"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model.
-
-Rules say what an accuracy means: what chance, the first place or the likes alone reach. They call a candidate with its
-required parameters, each with its declared default, so their parameter accuracy says how often that is the answer.
-"""
+"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model. Rules
+say what chance, the first place or the likes alone reach. They call a candidate with its required parameters, each with
+its declared default, so their parameter accuracy says how often that is the answer."""
 
 import hashlib
 import random
@@ -87,8 +85,7 @@ class Variant:
         return sum(file.stat().st_size for file in self._files())
 
     def sha256(self) -> str | None:
-        """SHA-256 of a model file, or of those of all weight files, remembered while the files stay the same; of an
-        endpoint's address and model, which tell it from others."""
+        """SHA-256 of a model file, or of its files', remembered while they stay; or of an endpoint and its model."""
         from petool_lite.inference.settings import model_sha256
 
         facts = [self.place] if self.url else [model_sha256(file) for file in self._files()]
@@ -215,8 +212,7 @@ def _of_run(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
 
 
 def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
-    """Each variant with constrained or free decoding, or with "both"; a free one says so in its name. Rules have no
-    decoding and come last; an endpoint decodes as it does."""
+    """Each model constrained, free, as its name says, or both; endpoints as they are, and last the rules."""
     found = []
     for item in sorted(variants, key=lambda item: item.engine == NONE):
         free = replace(item, name=f"{item.name}-free", about=f"{item.about}, writing anything", decoding="free")

@@ -1,7 +1,5 @@
-"""What a model's GGUF file says of it: keys, tokenizer and tensors, as llama.cpp's converter writes them.
-
-Keys and tensors stand in the order in which llama.cpp's quantizer writes them, so that whole files can be compared.
-"""
+"""What a model's GGUF file says of it: keys, tokenizer and tensors, as llama.cpp's converter writes them, in the order
+of llama.cpp's quantizer, so that whole files can be compared."""
 
 import logging
 import re

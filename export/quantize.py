@@ -1,8 +1,6 @@
-"""Which GGUF type each tensor gets, and the C functions of llama.cpp that make its bytes. The one import of those.
-
-The rule for types is that of `llama_tensor_get_type` in llama.cpp (src/llama-quant.cpp, the version inside
-llama-cpp-python 0.3.36), for the Llama architecture without experts. Tests compare whole files with that quantizer's.
-"""
+"""Which GGUF type each tensor gets, and the C functions of llama.cpp that make its bytes. The one import of those. The
+rule for types is that of `llama_tensor_get_type` in llama.cpp (src/llama-quant.cpp, the version inside llama-cpp-python
+0.3.36), for the Llama architecture without experts. Tests compare whole files with that quantizer's."""
 
 import ctypes
 import math
@@ -27,8 +25,7 @@ _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 def choose_types(
     shapes: Mapping[str, tuple[int, ...]], file_type: str, model: Shape, has_imatrix: bool
 ) -> dict[str, str]:
-    """GGUF tensor name (`blk.3.attn_q.weight`) -> the name of its gguf.GGMLQuantizationType; vectors and norms are
-    float32."""
+    """GGUF tensor name (`blk.3.attn_q.weight`) -> name of its gguf.GGMLQuantizationType; vectors and norms are F32."""
     default = FILE_TYPES[file_type][1]
     types = {}
     for name, shape in shapes.items():

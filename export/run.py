@@ -93,8 +93,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
 
 
 def _trained_source(run: Path, base: Base, recipe: Recipe, options: Options, report: Report) -> Source:
-    """What the run trained: its own model, or its adapter on the base weights that it learned beside, if not told
-    otherwise; raises PetoolError if that is not whole."""
+    """The run's own model, or its adapter on the weights that it learned beside; raises PetoolError if not whole."""
     folder = run / TRAINED[recipe.train.method]
     if recipe.train.method == "full":
         if options.lora or options.merge_base:

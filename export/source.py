@@ -1,8 +1,6 @@
-"""What is exported: the tensors of a base with an adapter on it, or of a model of its own, all checked beforehand.
-
-Weights are read some rows at a time. A file is mapped for one read only, so that its pages never add up in this process
-and several threads read at once.
-"""
+"""What is exported: the tensors of a base with an adapter on it, or of a model of its own, all checked beforehand. A
+file is mapped to read some rows only, so that its pages never add up in this process and several threads read at
+once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,8 +98,7 @@ def check_exportable(directory: Path, report: Report = silent) -> None:
 
 
 def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False, report: Report = silent) -> Source:
-    """The base's tensors, checked to be whole. Raises PetoolError unless every matrix of the adapter has its tensor
-    among them, of the right shape."""
+    """The base's tensors, checked to be whole; raises PetoolError where a matrix of the adapter fits none of them."""
     config, tensors = find_tensors(base.directory, report)
     hint = "the adapter belongs to another base model"
     for name, (low, high) in (adapter.modules if adapter else {}).items():
@@ -172,8 +169,7 @@ def _check_tensor(tensor: Tensor, dtype: str, wanted: tuple[int, ...] | None) ->
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read adapter_config.json and adapter_model.safetensors. Raises PetoolError if a file is missing or damaged, holds
-    more than plain LoRA matrices, or was never trained."""
+    """A saved adapter; raises PetoolError if it is missing, damaged, more than plain LoRA, or was never trained."""
     from safetensors.torch import load_file
 
     config = read_adapter_config(folder)

@@ -1,7 +1,5 @@
-"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end.
-
-The merged model runs in transformers; an importance matrix is measured on it, too.
-"""
+"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end. The
+merged model runs in transformers; an importance matrix is measured on it, too."""
 
 import io
 import logging

@@ -17,8 +17,7 @@ _ELSEWHERE, _AGAIN = "train from the model's own directory", "get or export the 
 
 
 def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
-    """The directory made of `gguf` (all parts of a split one), in the cache. Raises PetoolError for a model of another
-    family than Llama, and for one that lacks or holds what training cannot do with."""
+    """The directory made of `gguf`, all parts, in the cache; raises PetoolError for what training cannot do with."""
     from filelock import FileLock
 
     from petool_lite.models import files_sha256
