@@ -14,10 +14,8 @@ _PYTHON = {"string": str, "integer": int, "number": float, "boolean": bool, "arr
 _MARKS = re.compile(r"[ ,./\-_*^]")
 
 
-def arguments_accepted(
-    found: Mapping[str, Any], values: Mapping[str, Sequence[Any]], schema: Mapping[str, Any]
-) -> bool:
-    """Whether a call's arguments are right by BFCL's rules. `values` are the accepted ones of each parameter, `schema`
+def arguments_accepted(found: Mapping[str, Any], values: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
+    """Whether a call's arguments are right by BFCL's rules. `values` lists what is accepted of each parameter, `schema`
     declares the parameters as JSON Schema, in its own words or BFCL's (dict, float, tuple)."""
     schema = normal_schema(schema)
     declared = schema.get("properties", {})

@@ -62,9 +62,8 @@ def _comparison(item: Mapping[str, Any]) -> Table:
     for metric in WORDS if asked else METRICS:
         test, figures = item[metric], (accuracies_cells(scores, metric)[0] for scores in (before, after))
         change = f"{test['difference']:+.1f} ({test['ci'][0]:+.1f} to {test['ci'][1]:+.1f})"
-        rows.append(
-            (WORDS[metric], *figures, change, f"+{test['second_only']} -{test['first_only']}", p_text(test["p"]))
-        )
+        entries = f"+{test['second_only']} -{test['first_only']}"
+        rows.append((WORDS[metric], *figures, change, entries, p_text(test["p"])))
     notes = [
         f"n {item['n']:,} of {item['entries'][0]:,} and {item['entries'][1]:,}, "
         f"the same call in {item['agreement']:.1f} %, another prompt in {item['other_prompts']:,}",

@@ -26,10 +26,8 @@ METRIC_WORDS = ("tool", "parameters", "both")
 WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))  # of every figure, those as asked last
 WORDS |= {f"{metric}_as_asked": f"{WORDS[metric]} as asked" for metric in METRICS[1:]}
 _SCORER_WORDS = {
-    "published": "the published scorer",
-    "ast": "BFCL's AST scorer",
-    "no_call": "whether no tool is called",
-}
+    "published": "the published scorer", "ast": "BFCL's AST scorer", "no_call": "whether no tool is called"
+}  # fmt: skip
 _COUNTED = {
     "history_trimmed": "prompts without their oldest history",
     "too_long": "prompts beyond its context, which count as wrong",

@@ -1,8 +1,11 @@
 """Generate: one greedy reply an entry, one line a reply, kept as it comes. Scoring is another step over the files."""
 
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +13,6 @@ from typing import Any
 
 from petool_lite.bench import results
 from petool_lite.bench.engines import Task, Work, model_style, work_rows
-from petool_lite.bench.machine import commit, forget_peak, machine, peak_gb
 from petool_lite.bench.report import write_report
 from petool_lite.bench.variants import GPU, LLAMA, Variant
 from petool_lite.console import Report, silent
@@ -18,6 +20,7 @@ from petool_lite.data.answers import equal_tools, function_words
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import PetoolError
+from petool_lite.inference.settings import cpu_name, default_threads
 from petool_lite.runs import locked, versions
 
 
@@ -82,9 +85,8 @@ def _fill(work: Work, store: results.Store, report: Report) -> None:
             report(stage, len(store.rows), total, speed)
     finally:
         peak = max(peak_gb(), store.meta["peak_memory_gb"] or 0.0)
-        store.save_meta(
-            seconds=round(before + time.perf_counter() - started, 2), peak_memory_gb=peak or None, gpu=told or None
-        )
+        seconds = round(before + time.perf_counter() - started, 2)
+        store.save_meta(seconds=seconds, peak_memory_gb=peak or None, gpu=told or None)
 
 
 def entry_row(index: int, entry: Entry) -> dict[str, Any]:
@@ -120,3 +122,39 @@ def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **{"seconds": 0.0, "peak_memory_gb": None, "gpu": None},
     }
+
+
+def machine(gpu: bool) -> dict[str, Any]:
+    """The machine as results record it; memory in GiB."""
+    device = "cpu"
+    if gpu:
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"device": device, "cpu": cpu_name(), "cores": default_threads(), "host_ram_gb": round(ram, 1)}
+
+
+def commit() -> str:
+    """The commit of the checkout that this code runs from, "-dirty" if it was changed; else the installed version."""
+    line = ["git", "-C", str(Path(__file__).resolve().parent)]
+    describe = [*line, "describe", "--always", "--dirty", "--abbrev=12"]
+    try:  # a package in a virtual environment may lie in a checkout of something else
+        subprocess.run([*line, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return versions().get("petool-lite", "unknown")
+
+
+def forget_peak() -> None:
+    """Count the peak of this process's memory from now on, where the kernel lets it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gb() -> float:
+    """The most memory that this process held since `forget_peak`, in GiB; 0 where the kernel does not tell."""
+    with suppress(OSError):
+        told = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
+        return round(int(told.split()[0]) / 2**20, 3)
+    return 0.0

@@ -173,15 +173,14 @@ def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[st
     """Names with groups spelled out as far as this run and machine have them, base-gpu and tuned-gpu in `precision`."""
     from petool_lite.export import TYPES
 
-    single = {*_SIDES, *_ON_GPU, *RULES, *(f"{side}-{kind}" for side in _SIDES for kind in TYPES)}
+    single = (*_SIDES, *_ON_GPU, *RULES, *(f"{side}-{kind}" for side in _SIDES for kind in TYPES))
     cpu = [f"{side}-{kind}" for kind in (_exported(run) if run else ()) for side in _SIDES]
     gpu = _ON_GPU if "all" not in names or (run and gpu_available()) else ()
-    spelled = {"rules": RULES, "cpu": cpu, "gpu": _ON_GPU, "all": (*RULES, *cpu, *gpu)}
-    spelled |= {f"{side}-gpu": [f"{side}-{precision}-gpu"] for side in _SIDES}
-    for name in names:
-        if name not in spelled and name not in single:
-            raise PetoolError(f"unknown variant in {','.join(names)}: {name}", f"known: {KNOWN}", USAGE)
-    return list(dict.fromkeys(one for name in names for one in spelled.get(name, (name,))))
+    spelled = {name: [name] for name in single} | {f"{side}-gpu": [f"{side}-{precision}-gpu"] for side in _SIDES}
+    spelled |= {"rules": [*RULES], "cpu": cpu, "gpu": [*_ON_GPU], "all": [*RULES, *cpu, *gpu]}
+    if unknown := [name for name in names if name not in spelled]:
+        raise PetoolError(f"unknown variant in {','.join(names)}: {unknown[0]}", f"known: {KNOWN}", USAGE)
+    return list(dict.fromkeys(one for name in names for one in spelled[name]))
 
 
 def _exported(run: Path) -> list[str]:

@@ -266,7 +266,7 @@ def as_markdown(found: Sequence[Mapping[str, Any]], command: str) -> str:
     """The table with its machine, versions, commit, date and command."""
     import torch
 
-    from petool_lite.bench.machine import commit
+    from petool_lite.bench.run import commit
     from petool_lite.runs import versions
 
     packages = ("torch", "transformers", "unsloth", "trl", "peft", "bitsandbytes")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.quantize import FILE_TYPES, choose_types, tensor_bytes
+from petool_lite.export.quantize import FILE_TYPES, Shapes, choose_types, tensor_bytes
 from petool_lite.export.source import Adapter, Source
 from petool_lite.export.vocabulary import read_vocabulary
 from petool_lite.families import read_json, reordered_heads
@@ -33,9 +33,7 @@ def permute(weight: Any, heads: int) -> Any:
     return weight.reshape(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-def write_header(
-    path: Path, source: Source, file_type: str, shapes: Mapping[str, tuple[int, ...]], extra: Mapping[str, str]
-) -> tuple[Places, int]:
+def write_header(path: Path, source: Source, file_type: str, shapes: Shapes) -> tuple[Places, int]:
     """Write everything but the data of the tensors in `shapes`, which are in the order of the file; return their types
     and places, and how long the whole file will be."""
     import gguf
@@ -52,7 +50,7 @@ def write_header(
     else:
         _add_metadata(writer, source)
         _add_tokenizer(writer, source)
-    for key, value in extra.items():
+    for key, value in source.keys.items():
         writer.add_string(key, value)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(FILE_TYPES[file_type][0])
@@ -146,7 +144,7 @@ def _add_tokenizer(writer: Any, source: Source) -> None:
         writer.add_add_bos_token(False)
 
 
-def write_lora(path: Path, adapter: Adapter, source: Source, extra: Mapping[str, str]) -> None:
+def write_lora(path: Path, source: Source, adapter: Adapter) -> None:
     """The adapter alone as a GGUF LoRA: A and B of every module in float32, B's rows in llama.cpp's order. llama.cpp
     scales by alpha / rank, so alpha is written such that this is the adapter's own scale."""
     import gguf
@@ -155,7 +153,7 @@ def write_lora(path: Path, adapter: Adapter, source: Source, extra: Mapping[str,
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.scaling * adapter.config.r)
-    for key, value in extra.items():
+    for key, value in source.keys.items():
         writer.add_string(key, value)
     for name in sorted(adapter.modules, key=lambda name: file_order(source.gguf_name(name))):
         low, high = adapter.modules[name]

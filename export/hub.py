@@ -73,9 +73,8 @@ def check_push(repo: str) -> None:
     try:
         HfApi().whoami()
     except Exception as error:  # the hub client raises many kinds; each means the same to the user
-        raise PetoolError(
-            f"the Hub does not know you ({first_line(error)})", "run `hf auth login`, or set HF_TOKEN"
-        ) from error
+        what = f"the Hub does not know you ({first_line(error)})"
+        raise PetoolError(what, "run `hf auth login`, or set HF_TOKEN") from error
 
 
 def push(folder: Path, run: Path, repo: str, report: Report) -> str:

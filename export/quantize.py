@@ -19,12 +19,11 @@ FILE_TYPES = {
     "f16": (1, "F16"), "bf16": (32, "BF16"),
 }  # fmt: skip
 TYPES = tuple(FILE_TYPES)
+Shapes = Mapping[str, tuple[int, ...]]  # GGUF tensor name -> (rows, columns) or (columns,)
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
-def choose_types(
-    shapes: Mapping[str, tuple[int, ...]], file_type: str, model: Shape, has_imatrix: bool
-) -> dict[str, str]:
+def choose_types(shapes: Shapes, file_type: str, model: Shape, has_imatrix: bool) -> dict[str, str]:
     """GGUF tensor name (`blk.3.attn_q.weight`) -> name of its gguf.GGMLQuantizationType; vectors and norms are F32."""
     default = FILE_TYPES[file_type][1]
     types = {}

@@ -15,7 +15,7 @@ from petool_lite.export.gguf import write_lora
 from petool_lite.export.hub import card, modelfile
 from petool_lite.export.quantize import TYPES
 from petool_lite.export.source import Source, load_adapter, load_source, load_whole
-from petool_lite.export.stream import Change, write_files
+from petool_lite.export.stream import Change, Changes, write_files
 from petool_lite.export.verify import check_files, importance, trial
 from petool_lite.families import chat_template
 from petool_lite.inference.llama_open import quiet_threads
@@ -54,19 +54,19 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
     source = _trained_source(run, base, recipe, options, report)
     merge_base = None if source.adapter is None else "nf4" if source.nf4 else "bf16"
-    source = replace(source, template=exported_template(chat_template(base.directory), manifest["prompt_style"]))
+    template = exported_template(chat_template(base.directory), manifest["prompt_style"])
+    source = replace(source, template=template, keys=_own_keys(manifest, merge_base))
     if options.imatrix:
         source = replace(source, importance=importance(source, recipe, report))
     tried_on = trial(base, recipe, manifest["data"].get("wording", {}), report)
-    keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
-    with written(source, targets, keys, report) as (files, changes), ExitStack() as drafts:
+    with written(source, targets, report) as (files, changes), ExitStack() as drafts:
         max_reply = recipe.bench.max_reply_tokens if options.level == "full" else None
         figures = check_files(files, source, tried_on, max_reply, report)
         paths = {target.name: files[name] for name, target in targets.items()}
         if options.lora and source.adapter is not None:
             paths["lora.gguf"] = drafts.enter_context(draft(folder / "lora.gguf"))
-            write_lora(paths["lora.gguf"], source.adapter, source, keys)
+            write_lora(paths["lora.gguf"], source, source.adapter)
         trained = TRAINED[recipe.train.method]
         total = sum(changes.values(), Change())
         document = {
@@ -128,7 +128,7 @@ def export_base(name: str, type_name: str, report: Report = silent) -> Path:
     identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
     target = cache_place("exports", f"{base.directory.name}-{identity[:16]}.{type_name}.gguf")
     if not target.is_file():
-        write_targets(load_source(base, report=report), {type_name: target}, {}, report)
+        write_targets(load_source(base, report=report), {type_name: target}, report)
     return target
 
 
@@ -140,14 +140,12 @@ def check_types(types: Sequence[str]) -> None:
 
 
 @contextmanager
-def written(
-    source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report
-) -> Iterator[tuple[dict[str, Path], dict[str, Change]]]:
+def written(source: Source, targets: Mapping[str, Path], report: Report) -> Iterator[tuple[dict[str, Path], Changes]]:
     """Write a GGUF file for each type in `targets`, all in one folder that the caller holds; yield where they lie, and
     how each trained tensor changed. They get their names where the block ends. Raises PetoolError if none changed."""
     with ExitStack() as drafts:
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
-        changes = write_files(source, paths, extra, report)
+        changes = write_files(source, paths, report)
         still = [name for name, change in changes.items() if not change.changed]
         if source.before and len(still) == len(changes):
             raise PetoolError("training changed no weight of the base", "the model is untrained; train the run again")
@@ -158,11 +156,9 @@ def written(
         yield paths, changes
 
 
-def write_targets(
-    source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report = silent
-) -> dict[str, Change]:
+def write_targets(source: Source, targets: Mapping[str, Path], report: Report = silent) -> Changes:
     """Write a GGUF file for each type in `targets`, unchecked; return how each trained tensor changed."""
-    with _only_writer(next(iter(targets.values())).parent), written(source, targets, extra, report) as (_, changes):
+    with _only_writer(next(iter(targets.values())).parent), written(source, targets, report) as (_, changes):
         return changes
 
 

@@ -62,7 +62,7 @@ class Source:
     """A model to export: its base, config.json, tensors by name, and the adapter and importance, if any. They are the
     base's, or those of a model of its own that training made of it: then `before` has the base's. `importance` maps
     GGUF tensor names to float32 arrays (columns,). `nf4` takes the weights of adapted matrices as 4-bit training saw
-    them. `template` goes into the file in place of the base's chat template."""
+    them. `template` goes into the file in place of the base's chat template, `keys` beside the base's own."""
 
     base: Base
     config: dict[str, Any]
@@ -72,6 +72,7 @@ class Source:
     nf4: bool = False
     before: Mapping[str, Tensor] = field(default_factory=dict)
     template: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def shape(self) -> Shape:
@@ -196,7 +197,6 @@ def nf4_round_trip(weight: Any) -> Any:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    packed, state = quantize_4bit(
-        weight.to(device, torch.bfloat16), blocksize=64, compress_statistics=True, quant_type="nf4"
-    )
+    weight = weight.to(device, torch.bfloat16)
+    packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     return dequantize_4bit(packed, state).to("cpu", torch.bfloat16)

@@ -35,6 +35,9 @@ class Change:
         return Change(self.delta + other.delta, self.base + other.base, self.changed or other.changed)
 
 
+Changes = dict[str, Change]  # by the name of a trained tensor
+
+
 @dataclass(frozen=True)
 class Target:
     """A file being written, and where each tensor goes."""
@@ -43,21 +46,19 @@ class Target:
     places: Places
 
 
-def write_files(
-    source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], report: Report
-) -> dict[str, Change]:
+def write_files(source: Source, paths: Mapping[str, Path], report: Report) -> Changes:
     """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name. Raises
     PetoolError if the disk is or gets full, the base cannot be read, or a weight is not finite."""
     try:
         with ExitStack() as held:
-            return _run(source, _targets(source, paths, extra, held), report)
+            return _run(source, _targets(source, paths, held), report)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PetoolError("the disk is full; what was written is removed", "free some space") from error
         raise PetoolError(f"cannot write the export: {error}", "check the folder and the disk") from error
 
 
-def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], held: ExitStack) -> list[Target]:
+def _targets(source: Source, paths: Mapping[str, Path], held: ExitStack) -> list[Target]:
     """Files with their header written, of their whole size; a disk that is too small shows before the work."""
     shapes = {source.gguf_name(tensor.name): tensor.shape for tensor in source.tensors.values()}
     if source.rope.kind == "llama3":
@@ -65,7 +66,7 @@ def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]
     shapes = {name: shapes[name] for name in sorted(shapes, key=file_order)}
     targets, sizes = [], []
     for name, path in paths.items():
-        places, size = write_header(path, source, name, shapes, extra)
+        places, size = write_header(path, source, name, shapes)
         handle = os.open(path, os.O_RDWR)
         held.callback(os.close, handle)
         targets.append(Target(handle, places))
@@ -80,7 +81,7 @@ def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str]
     return targets
 
 
-def _run(source: Source, targets: list[Target], report: Report) -> dict[str, Change]:
+def _run(source: Source, targets: list[Target], report: Report) -> Changes:
     import torch
 
     changes = {name: Change() for name in (source.adapter.modules if source.adapter else source.before)}

@@ -236,16 +236,13 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     family, width, wide = shape.family, shape.width, shape.feed_forward
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     block: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj.weight": (queries, width),
-        "self_attn.k_proj.weight": (keys, width),
-        "self_attn.v_proj.weight": (keys, width),
-        "self_attn.o_proj.weight": (width, queries),
-        "mlp.gate_proj.weight": (wide, width),
-        "mlp.up_proj.weight": (wide, width),
-        "mlp.down_proj.weight": (width, wide),
-        **{f"{norm}.weight": (width,) for norm in family.norms},
-        **({f"self_attn.{side}_norm.weight": (shape.head_size,) for side in "qk"} if family.head_norms else {}),
-    }
+        "self_attn.q_proj": (queries, width), "self_attn.k_proj": (keys, width), "self_attn.v_proj": (keys, width),
+        "self_attn.o_proj": (width, queries), "mlp.gate_proj": (wide, width), "mlp.up_proj": (wide, width),
+        "mlp.down_proj": (width, wide), **dict.fromkeys(family.norms, (width,)),
+    }  # fmt: skip
+    if family.head_norms:
+        block |= {"self_attn.q_norm": (shape.head_size,), "self_attn.k_norm": (shape.head_size,)}
+    block = {f"{module}.weight": size for module, size in block.items()}
     if family.biases:
         block |= {f"self_attn.{side}_proj.bias": block[f"self_attn.{side}_proj.weight"][:1] for side in "qkv"}
     names = {f"model.layers.{layer}.{name}": size for layer in range(shape.layers) for name, size in block.items()}

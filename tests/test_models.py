@@ -111,7 +111,7 @@ def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
     one, other = (load_file(base.directory / "model.safetensors") for base in (whole, joined))
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
-    write_targets(load_source(joined), {"f16": tmp_path / "out.gguf"}, {})  # a whole file again
+    write_targets(load_source(joined), {"f16": tmp_path / "out.gguf"})  # a whole file again
     assert check_gguf(tmp_path / "out.gguf") == [tmp_path / "out.gguf"]
 
 

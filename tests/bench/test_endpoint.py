@@ -230,7 +230,7 @@ def test_llama_cpps_server_and_our_own(tiny_model, smollm2, tmp_path) -> None:
 
     source = load_source(resolve_base(str(tiny_model(smollm2.directory, max_position_embeddings=4096))))
     source = replace(source, template=exported_template(chat_template(smollm2.directory), "petool"))
-    write_targets(source, {"f16": tmp_path / "petool.gguf"}, {})
+    write_targets(source, {"f16": tmp_path / "petool.gguf"})
     task = Task(load_dataset("demo:test:60"), 12, 3)
     with Server("--context", 8192, model=tmp_path / "petool.gguf") as server:
         other = OtherServer(tmp_path / "petool.gguf", 4096)

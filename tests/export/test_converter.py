@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def golden_model(tiny_model, llama3_tokenizer, tmp_path) -> Path:
 
 
 def test_keys_and_tensors_are_those_of_the_golden_listing(golden_model, tmp_path) -> None:
-    write_targets(load_source(resolve_base(str(golden_model))), {"bf16": tmp_path / "ours.gguf"}, {})
+    write_targets(load_source(resolve_base(str(golden_model))), {"bf16": tmp_path / "ours.gguf"})
     assert listing(tmp_path / "ours.gguf") == json.loads(GOLDEN.read_text())
 
 
@@ -130,7 +131,7 @@ def check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre=
         if (directory / name).is_file():
             shutil.copy(directory / name, merged / name)
     ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
-    write_targets(load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter")), ours, {})
+    write_targets(load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter")), ours)
     plain = convert(merged, tmp_path / "f32.gguf", "f32", pre)
     for name, path in ours.items():  # llama.cpp's quantizer makes of a float32 file what we wrote, to the last byte
         wanted = llama_quantize(plain, tmp_path / "wanted.gguf", name)
@@ -180,7 +181,7 @@ def test_every_type_as_the_quantizer(tiny_model, llama3_tokenizer, llama_quantiz
     write_gguf(tmp_path / "small.gguf")
     base = str(tiny_model(llama3_tokenizer, **SHAPES[name])) if name in SHAPES else name
     ours = {kind: tmp_path / f"{kind}.gguf" for kind in TYPES}
-    write_targets(load_source(resolve_base(base)), ours, {"petool_lite.setting": "rating"})
+    write_targets(replace(load_source(resolve_base(base)), keys={"petool_lite.setting": "rating"}), ours)
     for kind, path in ours.items():  # of bf16 nothing is lost
         wanted = llama_quantize(ours["bf16"], tmp_path / "wanted.gguf", kind)
         assert path.read_bytes() == wanted.read_bytes(), kind

@@ -50,7 +50,7 @@ def exported(model: Path, said: list[str] | None = None) -> dict:
     """The keys of a bf16 file of the model."""
     base = resolve_base(str(model))
     check_exportable(base.directory, lambda text, *_: said.append(text) if said is not None else None)
-    write_targets(load_source(base), {"bf16": model / "out.gguf"}, {})
+    write_targets(load_source(base), {"bf16": model / "out.gguf"})
     return gguf_fields(open_gguf(model / "out.gguf"))
 
 
@@ -163,7 +163,7 @@ def not_written(directory, adapter, tmp_path) -> PetoolError:
     out.mkdir(exist_ok=True)
     with pytest.raises(PetoolError) as error:
         source = load_source(resolve_base(str(directory)), load_adapter(adapter) if adapter else None)
-        write_targets(source, {"q4_k_m": out / "model.q4_k_m.gguf"}, {})
+        write_targets(source, {"q4_k_m": out / "model.q4_k_m.gguf"})
     assert list(out.iterdir()) == []
     assert error.value.exit_code == 1
     assert error.value.hint

@@ -54,7 +54,7 @@ def test_its_file_computes_and_reads_as_transformers_does(make_adapter, tmp_path
     model = make_adapter(directory, tmp_path / "adapter").merge_and_unload().to(torch.bfloat16).float()
     source = load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter"))
     targets = {kind: tmp_path / f"{kind}.gguf" for kind in ("bf16", "q4_k_m")}
-    moved = write_targets(source, targets, {}).values()
+    moved = write_targets(source, targets).values()
     assert all(change.changed and 0 < change.delta < 10 * change.base for change in moved)
     ids = [int(i) for i in torch.randint(3, 500, (200,), generator=torch.Generator().manual_seed(2))]
     with torch.no_grad():
@@ -82,9 +82,9 @@ def tiny_file(tmp_path_factory):
             folder = tmp_path_factory.mktemp("family")
             directory = family_model(name, small_tokenizer(name, folder / "tokenizer"), folder / "model")
             template = render.exported_template(chat_template(directory), "petool")
-            source = replace(load_source(resolve_base(str(directory))), template=template)
             keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": "1"}
-            write_targets(source, {"q8_0": folder / "m.gguf"}, keys)
+            source = replace(load_source(resolve_base(str(directory))), template=template, keys=keys)
+            write_targets(source, {"q8_0": folder / "m.gguf"})
             made[name] = directory, folder / "m.gguf"
         return made[name]
 

@@ -50,9 +50,9 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
 
     drawn, wanted = decisive(source)
     plain = load_source(source.base)
-    write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"}, {})
-    write_targets(plain, {"bf16": tmp_path / "plain.gguf"}, {})
-    write_lora(tmp_path / "lora.gguf", source.adapter, source, {})
+    write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"})
+    write_targets(plain, {"bf16": tmp_path / "plain.gguf"})
+    write_lora(tmp_path / "lora.gguf", source, source.adapter)
 
     def compare(name):
         with Evaluator(tmp_path / name, 128) as model:
@@ -79,7 +79,7 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
 
 
 def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
-    write_targets(source, {"q8_0": tmp_path / "a.gguf"}, {})
+    write_targets(source, {"q8_0": tmp_path / "a.gguf"})
     texts = ["12345 café's\n\n  x", "<|start_header_id|>user<|end_header_id|>\n\nhi", "日本 👋 {}}"]
     assert check_ids(tmp_path / "a.gguf", source, texts) == 3
     with pytest.raises(PetoolError, match="chat template or end token"):
@@ -108,7 +108,7 @@ def test_a_template_replaces_all_of_a_gguf_bases(tmp_path) -> None:
     more = {"tokenizer__chat_template__tool_use": "tools", "tokenizer__chat_templates": ["tool_use"]}
     source = load_source(resolve_base(str(write_gguf(tmp_path / "base.gguf", **more))))
     for template, wanted in ((None, 3), ("mine", 1)):
-        write_targets(replace(source, template=template), {"f16": tmp_path / "out.gguf"}, {})
+        write_targets(replace(source, template=template), {"f16": tmp_path / "out.gguf"})
         fields = gguf_fields(open_gguf(tmp_path / "out.gguf"))
         assert len([key for key in fields if key.startswith("tokenizer.chat_template")]) == wanted
         assert template in (None, fields["tokenizer.chat_template"])
@@ -135,8 +135,8 @@ def test_with_importance_as_the_quantizer(tiny_model, llama3_tokenizer, llama_qu
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
     matrix = Reference(source).mean_squares([row.ids for row in rows()], silent)
     ours = {kind: tmp_path / f"{kind}.gguf" for kind in ("q4_k_m", "q4_0", "iq4_xs")}
-    write_targets(source, {"bf16": tmp_path / "bf16.gguf"}, {})
-    write_targets(replace(source, importance=matrix), ours, {})
+    write_targets(source, {"bf16": tmp_path / "bf16.gguf"})
+    write_targets(replace(source, importance=matrix), ours)
     for kind, path in ours.items():
         wanted = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "wanted.gguf", kind, matrix).read_bytes()
         assert path.read_bytes() == wanted
@@ -159,7 +159,7 @@ def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> Non
     trained = dequantize_4bit(weight.data, weight.quant_state).float()
     adapter = load_adapter(tuned[1])
     low, high = adapter.modules["model.layers.1.mlp.up_proj.weight"]
-    write_targets(load_source(resolve_base(str(tuned[0])), adapter, nf4=True), {"bf16": tmp_path / "nf4.gguf"}, {})
+    write_targets(load_source(resolve_base(str(tuned[0])), adapter, nf4=True), {"bf16": tmp_path / "nf4.gguf"})
     tensors = {tensor.name: tensor for tensor in open_gguf(tmp_path / "nf4.gguf").tensors}
     found = dequantize(tensors["blk.1.ffn_up.weight"].data, tensors["blk.1.ffn_up.weight"].tensor_type)
     assert (found == (trained + high @ low * adapter.config.scaling).bfloat16().float().numpy()).all()
@@ -243,8 +243,8 @@ def test_its_gguf_is_that_of_the_folder_itself(tuned_full, tmp_path) -> None:
     base, folder = tuned_full
     copy = shutil.copytree(folder, tmp_path / base.name)
     for kind in ("q4_k_m", "bf16"):
-        changes = write_targets(load_whole(resolve_base(str(base)), folder), {kind: tmp_path / "a"}, {})
-        write_targets(load_source(resolve_base(str(copy))), {kind: tmp_path / "b"}, {})
+        changes = write_targets(load_whole(resolve_base(str(base)), folder), {kind: tmp_path / "a"})
+        write_targets(load_source(resolve_base(str(copy))), {kind: tmp_path / "b"})
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert len(changes) == 2 * 9 + 2
     assert all(change.changed and change.delta > 0 for change in changes.values())
@@ -253,7 +253,7 @@ def test_its_gguf_is_that_of_the_folder_itself(tuned_full, tmp_path) -> None:
 def test_an_untrained_or_foreign_model_is_refused(tuned_full, tiny_model, llama3_tokenizer, tmp_path) -> None:
     base, other = (resolve_base(str(each)) for each in (tuned_full[0], tiny_model(llama3_tokenizer, head_dim=32)))
     with pytest.raises(PetoolError, match="changed no weight"):
-        write_targets(load_whole(base, tuned_full[0]), {"f16": tmp_path / "f16.gguf"}, {})
+        write_targets(load_whole(base, tuned_full[0]), {"f16": tmp_path / "f16.gguf"})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(PetoolError, match="is not of the base"):
         load_whole(other, tuned_full[1])
