@@ -13,7 +13,7 @@ from typing import Any
 
 from petool_lite.bench.score import Score, error_class, score_row
 from petool_lite.console import Report
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.errors import USAGE, PetoolError, in_words
 from petool_lite.runs import write_json, write_text
 
 SCHEMA = 3
@@ -82,12 +82,10 @@ def meta_path(results: Path) -> Path:
 def load_results(path: Path) -> Results:
     """A results file, rows in the order of the data. A cut last line is left out; other faults raise PetoolError."""
     place, rows = meta_path(path), dict[str, dict[str, Any]]()
-    try:
+    hint = "give a results-<variant>.jsonl that bench wrote, with its meta file"
+    with in_words(f"no such results file: {path}", hint, OSError):
         *lines, last = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
         meta = _checked(place.read_bytes(), "meta", str(place))
-    except OSError as error:
-        what = f"no such results file: {error.filename} ({error.strerror})"
-        raise PetoolError(what, "give a results-<variant>.jsonl that bench wrote, with its meta file") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -160,10 +158,8 @@ class Store:
         if not self._goes_on:
             return
         hint = "start over with --fresh, or give another --out"
-        try:
+        with in_words(f"{path} has no {place.name} that says what it was made from", hint, OSError):
             held = _checked(place.read_bytes(), "meta", str(place))
-        except OSError as error:
-            raise PetoolError(f"{path} has no {place.name} that says what it was made from", hint) from error
         if other := _difference(held, meta, "shard"):
             raise PetoolError(f"{path} was made with {other}", hint)
         kept = ["started", "seconds", "peak_memory_gb", "gpu"]

@@ -50,14 +50,13 @@ Pair = tuple[bool, bool]  # tool right, parameters right
 class Score:
     """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts. `call` is
     the call that was read, if any, `call_text` its canonical text. `function` groups entries that stand or fall
-    together; `fits` says whether a tool does; `confidence` is the probability of what was chosen."""
+    together; `confidence` is the probability of what was chosen."""
 
     pairs: Mapping[str, Pair]
     scorer: str
     call: Mapping[str, Any] | None
     call_text: str
     function: str
-    fits: bool
     confidence: float | None = None
 
     def right(self, metric: str, scorer: str = "") -> bool:
@@ -94,7 +93,7 @@ def score_row(row: Mapping[str, Any]) -> Score:
     told = canonical(call) if call is not None else f"no call: {reply}"
     published = score_reply(text, gold)
     function = row["facts"].get("function") or function_words(gold.get("tool_name", "")) or row.get("entry_id", "")
-    more = (call, told, function, "no_call" not in gold, row.get("confidence"))
+    more = (call, told, function, row.get("confidence"))
     if "no_call" in gold:
         return Score(dict.fromkeys((*SCORERS, "no_call"), published), "no_call", *more)
     spanning = score_reply(text, gold, spanning=True) if "\n" in text else published
@@ -119,7 +118,7 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
     if score.call is None:
         return "cut_off" if row["finish"] == "length" else "no_call"
     name, facts, gold = score.call["tool_name"], row["facts"], row["gold"]
-    if not score.fits:
+    if score.scorer == "no_call":
         return "needless_call"
     if name != gold["tool_name"]:
         if name not in facts["offered"]:
@@ -167,7 +166,10 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
     others = [name for name in SCORERS if name != scorer and all(name in score.pairs for score in scored)]
     cases: dict[str, list[Score]] = {}
     for row, score in good:
-        for case in ["a tool fits" if score.fits else "none fits", *([row["kind"]] if "kind" in row else [])]:
+        for case in [
+            "none fits" if score.scorer == "no_call" else "a tool fits",
+            *([row["kind"]] if "kind" in row else []),
+        ]:
             cases.setdefault(case, []).append(score)
 
     def counted(found: Sequence[Score]) -> dict[str, Any]:

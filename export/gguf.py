@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.quantize import FILE_TYPES, Shapes, choose_types, tensor_bytes
+from petool_lite.export.quantize import Shapes, choose_types, tensor_bytes
 from petool_lite.export.source import Adapter, Source
 from petool_lite.export.vocabulary import read_vocabulary
 from petool_lite.families import read_json, reordered_heads
@@ -53,7 +53,7 @@ def write_header(path: Path, source: Source, file_type: str, shapes: Shapes) -> 
     for key, value in source.keys.items():
         writer.add_string(key, value)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(FILE_TYPES[file_type][0])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{file_type.upper()}"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

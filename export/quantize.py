@@ -12,20 +12,19 @@ from typing import Any
 from petool_lite.errors import PetoolError
 from petool_lite.families import Shape
 
-# name -> llama.cpp's file type (llama_ftype) and the tensor type that most of such a file has
-FILE_TYPES = {
-    "q4_k_m": (15, "Q4_K"), "q4_k_s": (14, "Q4_K"), "q4_0": (2, "Q4_0"), "iq4_xs": (30, "IQ4_XS"),
-    "q5_k_m": (17, "Q5_K"), "q5_k_s": (16, "Q5_K"), "q6_k": (18, "Q6_K"), "q8_0": (7, "Q8_0"),
-    "f16": (1, "F16"), "bf16": (32, "BF16"),
+# A type of files, as gguf.LlamaFileType has it after MOSTLY_ -> the tensor type that most of such a file has
+_MOSTLY = {
+    "q4_k_m": "Q4_K", "q4_k_s": "Q4_K", "q4_0": "Q4_0", "iq4_xs": "IQ4_XS", "q5_k_m": "Q5_K", "q5_k_s": "Q5_K",
+    "q6_k": "Q6_K", "q8_0": "Q8_0", "f16": "F16", "bf16": "BF16",
 }  # fmt: skip
-TYPES = tuple(FILE_TYPES)
+TYPES = tuple(_MOSTLY)
 Shapes = Mapping[str, tuple[int, ...]]  # GGUF tensor name -> (rows, columns) or (columns,)
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
 def choose_types(shapes: Shapes, file_type: str, model: Shape, has_imatrix: bool) -> dict[str, str]:
     """GGUF tensor name (`blk.3.attn_q.weight`) -> name of its gguf.GGMLQuantizationType; vectors and norms are F32."""
-    default = FILE_TYPES[file_type][1]
+    default = _MOSTLY[file_type]
     types = {}
     for name, shape in shapes.items():
         if "_norm" in name or name.endswith(".bias") or name == "rope_freqs.weight":

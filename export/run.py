@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,11 +37,16 @@ class Options:
     lora: bool = False
     level: str = "full"
 
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.types if name not in TYPES]
+        if unknown or not self.types:
+            what = f"unknown GGUF type: {', '.join(unknown) or 'none given'}"
+            raise PetoolError(what, f"one of: {', '.join(TYPES)}")
+
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Write the export folder: model.<type>.gguf, Modelfile, README.md, perhaps lora.gguf, and export.json, which goes
     first and comes last; return its content. A check that fails raises PetoolError; no new file is left then."""
-    check_types(options.types)
     library_places()
     quiet_threads()  # before torch loads OpenMP
     with _only_writer(run / "export"):
@@ -119,7 +124,6 @@ def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, 
 
 def export_base(name: str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
-    check_types([type_name])
     quiet_threads()
     base = resolve_base(name, lambda text: report(text, 0, 0, ""))
     # names, sizes and times of the files: hashing gigabytes would cost a minute
@@ -130,13 +134,6 @@ def export_base(name: str, type_name: str, report: Report = silent) -> Path:
     if not target.is_file():
         write_targets(load_source(base, report=report), {type_name: target}, report)
     return target
-
-
-def check_types(types: Sequence[str]) -> None:
-    """Raise PetoolError for a GGUF type that petool-lite does not write."""
-    unknown = [name for name in types if name not in TYPES]
-    if unknown or not types:
-        raise PetoolError(f"unknown GGUF type: {', '.join(unknown) or 'none given'}", f"one of: {', '.join(TYPES)}")
 
 
 @contextmanager

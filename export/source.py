@@ -30,18 +30,13 @@ class Tensor:
         """Rows of a matrix; 1 for a vector."""
         return self.shape[0] if len(self.shape) == 2 else 1
 
-    @property
-    def columns(self) -> int:
-        """Length of one row."""
-        return self.shape[-1]
-
     def read(self, first: int = 0, last: int | None = None) -> Any:
         """Rows [first, last), or all, as a float32 torch tensor (rows, columns)."""
         from safetensors import safe_open
 
         with safe_open(self.file, "pt") as opened:
             part = opened.get_slice(self.name)[first:last] if len(self.shape) == 2 else opened.get_tensor(self.name)
-            return part.reshape(-1, self.columns).float()
+            return part.reshape(-1, self.shape[-1]).float()
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class _Bands:
 
     def all_rows(self) -> Iterator[tuple[int, int]]:
         """First row and end of each band; where rows are reordered within a head, a band holds whole heads."""
-        rows, step = self.tensor.rows, max(1, _BAND // self.tensor.columns)
+        rows, step = self.tensor.rows, max(1, _BAND // self.tensor.shape[-1])
         if self.heads:
             size = rows // self.heads
             step = max(1, step // size) * size

@@ -3,6 +3,7 @@ merged model runs in transformers; an importance matrix is measured on it, too."
 
 import io
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import partial
@@ -47,7 +48,7 @@ class Reference:
             from transformers import AutoModelForCausalLM
 
             self._source, self._tensors = source, source.tensors
-            size = sum(tensor.rows * tensor.columns for tensor in self._tensors.values())
+            size = sum(math.prod(tensor.shape) for tensor in self._tensors.values())
             gpu = torch.cuda.is_available()
             dtype = torch.bfloat16 if gpu or size >= _LARGE else torch.float32
             folder = next(iter(self._tensors.values())).file.parent
@@ -122,17 +123,16 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
     except PetoolError as error:  # a run may be exported where its test data is not
         entries, name = made, f"demo:test:{PROMPTS}"
         report(f"checking with generated entries, since {error.message}", 0, 0, "")
-    if data.style == "published":
-        words = wording.get(setting, ("", "", ""))
-        entries, made = (
-            tuple(item if item.published else published_entry(item, words, setting) for item in group)
-            for group in (entries, made)
-        )
+
+    def asked(entry: Entry) -> Entry:
+        plain = data.style == "published" and not entry.published
+        return published_entry(entry, wording.get(setting, ("", "", "")), setting) if plain else entry
+
     layout = Layout(data.style, recipe.model.max_tokens)
-    requests = [render.entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
+    requests = [render.entry_request(chat, asked(entry), data.style) for entry in [*entries, *made][:PROMPTS]]
     texts = [render.render_messages(chat, **request) for request in requests]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
-    rows = [row for row in render.examples(chat, usable, layout) if row is not None]
+    rows = [row for row in render.examples(chat, [*map(asked, usable)], layout) if row is not None]
     return requests, texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
 
 
@@ -180,10 +180,10 @@ def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
         if (exported.template, exported.eos_id) != (template, trained.eos_id):
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
         for text in texts:
-            ids, decode = exported.encode(text), exported.decode or model.decode
+            ids = exported.encode(text)
             others = trained.encode(text), list(tokenizer(text, add_special_tokens=False)["input_ids"])
             for name, other in zip(("training", "transformers"), others, strict=True):
-                _check_equal(ids, other, decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
+                _check_equal(ids, other, model.decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
     return len(texts)
 
 
@@ -214,21 +214,11 @@ class Evaluator(LlamaModel):
         import numpy as np
 
         self.read(prompt, reuse=False)
-        parts = [self._logits().copy()[None]]
-        for _ in range(max_reply):
-            token = int(self._logits().argmax())
-            if self.ends(token):
-                break
-            self._eval([token])
-        ended = self.ends(int(self._logits().argmax()))
-        self._keep(len(prompt))
-        step = self.settings.ubatch
-        for first in range(0, len(answer) - 1, step):
-            given = answer[:-1][first : first + step]
-            self._eval(given[:1], given[1:])
-            places = range(len(self.held) - len(given), len(self.held))
-            parts.append(np.stack([self._logits(place) for place in places]))
-        return np.concatenate(parts), ended
+        rows, read, step = [self._logits().copy()], answer[:-1], self.settings.ubatch
+        for first in range(0, len(read), step):
+            self._eval(read[first : first + 1], read[first + 1 : first + step])
+            rows += [row.copy() for row in self._rows]
+        return np.stack(rows), self.generate(prompt, max_reply, reuse=True).finish == "stop"
 
 
 def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:

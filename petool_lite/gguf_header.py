@@ -3,7 +3,6 @@ and in a tenth of a second; the package gguf takes some. Layout (GGUF versions 2
 tensor count, key count; keys with typed values; then tensors. A split file is several; the first has the keys."""
 
 import mmap
-import re
 import struct
 from functools import lru_cache
 from glob import escape
@@ -16,7 +15,6 @@ MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 _KEPT = 1 << 10  # bytes of a text value that is looked at
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split file
 _MOST_PARTS = 99_999
 # Numbers that end the process in llama.cpp where they are beyond this, or not of this type.
 _LIMITS: dict[str, tuple[Any, float, float]] = {
@@ -38,11 +36,10 @@ def check_gguf(path: Path) -> list[Path]:
     if parts <= 1:
         return [path]
     what = f"{path} is part {part + 1} of {parts} of a split model"
-    named = _PART.fullmatch(path.name)
-    if named is None or (int(named[2]), int(named[3])) != (part + 1, parts):
-        right = f"NAME-{part + 1:05}-of-{parts:05}.gguf"
-        raise PetoolError(f"{what}, but not called so", f"call it {right}, and the others accordingly")
-    files = [path.with_name(f"{named[1]}-{number:05}-of-{parts:05}.gguf") for number in range(1, parts + 1)]
+    endings = [f"-{number:05}-of-{parts:05}.gguf" for number in range(1, parts + 1)]  # as llama.cpp calls them
+    if not path.name.endswith(endings[part]):
+        raise PetoolError(f"{what}, but not called so", f"call it NAME{endings[part]}, and the others accordingly")
+    files = [path.with_name(path.name.removesuffix(endings[part]) + ending) for ending in endings]
     if missing := [file.name for file in files if not file.is_file()]:
         raise PetoolError(f"{what}, and {missing[0]} is not beside it", "put all parts into one folder")
     if part:
@@ -84,7 +81,7 @@ def _read(path: Path, state: tuple[int, int, int]) -> tuple[int, int]:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             values = _checked_values(_Cursor(data))
     part, parts = values.get("split.no", 0), values.get("split.count", 1)
-    if not all(isinstance(number, int) and 0 <= number <= _MOST_PARTS for number in (part, parts)):
+    if not (isinstance(part, int) and isinstance(parts, int) and 0 <= part < max(1, parts) <= _MOST_PARTS):
         raise _Damage(f"it says of its parts {part!r} of {parts!r}")
     return part, parts
 

@@ -32,15 +32,15 @@ def llama_quantize():
     """llama.cpp's own quantizer over a GGUF file; `imatrix` maps tensor names to float32 arrays."""
     import ctypes
 
+    import gguf
     import llama_cpp
 
-    from petool_lite.export.quantize import FILE_TYPES
     from petool_lite.inference.llama_open import quiet
 
     def run(source, target, file_type, imatrix=None):
         quiet(llama_cpp)
         settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = FILE_TYPES[file_type][0]
+        settings.ftype = gguf.LlamaFileType[f"MOSTLY_{file_type.upper()}"]
         settings.nthread = os.cpu_count()
         if imatrix:
             rows = (llama_cpp.llama_model_imatrix_data * (len(imatrix) + 1))()
