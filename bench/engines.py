@@ -3,7 +3,6 @@
 import hashlib
 import json
 import struct
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,13 +147,11 @@ def _llama_rows(work: Work, report: Report) -> Rows:
         constrainer = model.constrainer() if work.variant.decoding == "constrained" else None
         for index, prompt in sorted(work.prompts.items(), key=lambda item: item[1].ids):
             held = render.common_length(model.held, prompt.ids)
-            started = time.perf_counter()
             try:
                 constraint = work.start(constrainer, index) if constrainer else None
                 reply = model.generate(prompt.ids, longest_reply, constraint, reuse=True)
             except PetoolError as error:
-                facts = {"error": error.message, "seconds": round(time.perf_counter() - started, 4)}
-                yield index, UNREAD | work.asked(index) | {"status": "engine_error"} | facts
+                yield index, UNREAD | work.asked(index) | {"status": "engine_error", "error": error.message}
                 continue
             cached = min(held, reply.reused_tokens)
             yield index, work.answered(index, reply) | {"cached_tokens": cached, "cold": cached == 0, "batch": 1}

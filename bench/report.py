@@ -53,8 +53,8 @@ class Table:
 
 
 def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
-    """Score all results in `folders`, write report.json, report.md and report.html; return the document. They go to
-    `target`, the first folder if not given. Variants of one name need different settings."""
+    """Score the results in `folders`, write report.json, .md and .html to `target`, or the first; returns the
+    scores."""
     scored = load_folder(*folders)
     if not scored:
         raise PetoolError(f"no result in {folders[0]} yet", "petool-lite bench goes on where it was stopped")

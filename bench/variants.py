@@ -148,8 +148,7 @@ def rule_call(name: str, entry: Entry) -> Call:
 
 
 def default_names(run: Path, report: Report) -> list[str]:
-    """What is benched unless told otherwise: base and tuned where the run was trained, and the rules. On this machine's
-    GPU if one trained the run, else the smallest exported GGUF file; says what else there is."""
+    """What is benched unless told: base, tuned and rules, on the GPU if it trained the run; says what else there is."""
     if str(read_manifest(run).get("device", "CPU")).startswith("CPU") or not gpu_available():
         return ["base", "tuned", "rules"]
     more = [f"tuned-{kind}" for kind in _exported(run)] or ["the GGUF files of `petool-lite export`"]
@@ -158,8 +157,7 @@ def default_names(run: Path, report: Report) -> list[str]:
 
 
 def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report) -> list[Variant]:
-    """The variants of a run by name, see KNOWN; the untouched base is exported on the fly in any GGUF type. Raises
-    PetoolError for a name that is not known, a file that is not there, and where a GPU is needed and absent."""
+    """The variants of a run by name, see KNOWN; raises PetoolError for one unknown, without a file or its GPU."""
     manifest = read_manifest(run)
     recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
     found = {}

@@ -47,8 +47,7 @@ class Target:
 
 
 def write_files(source: Source, paths: Mapping[str, Path], report: Report) -> Changes:
-    """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name. Raises
-    PetoolError if the disk is or gets full, the base cannot be read, or a weight is not finite."""
+    """Write one GGUF file for each type in `paths`; raises PetoolError for a full disk, and weights not to be read."""
     try:
         with ExitStack() as held:
             return _run(source, _targets(source, paths, held), report)

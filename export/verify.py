@@ -143,12 +143,13 @@ def check_files(
     reply, is None. Raises PetoolError naming each fault."""
     requests, texts, rows, _ = tried_on
     figures: dict[str, dict[str, Any]] = {}
+    smallest = min(paths, key=lambda name: paths[name].stat().st_size)  # all have the same template
     for number, (name, path) in enumerate(paths.items(), 1):
-        figures[name] = {"prompts_with_equal_ids": check_ids(path, source, texts)}
+        server = OtherServer(path) if name == smallest and OtherServer.installed() else None
+        check_ids(path, source, requests, texts, server)
+        figures[name] = {"prompts_with_equal_ids": len(texts)}
+        figures[name] |= {"prompts_llama_cpp_renders_alike": len(texts)} if server else {}
         report("checking token ids", number, len(paths), name)
-    if OtherServer.installed():
-        name, path = min(paths.items(), key=lambda item: item[1].stat().st_size)  # all have the same template
-        figures[name]["prompts_llama_cpp_renders_alike"] = check_rendering(path, requests, texts)
     if max_reply is None:
         return figures
     wanted = Reference(source).answer_logits(rows, report)
@@ -167,42 +168,35 @@ def check_files(
     return figures
 
 
-def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
-    """How many texts have the same token ids in llama.cpp, transformers and training; raises PetoolError if not all.
-    Also checks the chat template and the end token."""
+def check_ids(
+    path: Path, source: Source, requests: Sequence[Any], texts: Sequence[str], server: OtherServer | None = None
+) -> None:
+    """Raise PetoolError, with the first differing token, for a text that has other ids in llama.cpp than in training or
+    transformers, or is not what `server` makes of its request; and for another chat template or end token."""
     from transformers import AutoTokenizer
 
     trained = chat_from_directory(source.base.directory)
     template = trained.template if source.template is None else source.template
     tokenizer = AutoTokenizer.from_pretrained(source.base.directory)
     with LlamaModel(path, vocab_only=True) as model:
-        exported = model.chat()
-        if (exported.template, exported.eos_id) != (template, trained.eos_id):
+        if (model.chat().template, model.chat().eos_id) != (template, trained.eos_id):
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
-        for text in texts:
-            ids = exported.encode(text)
-            others = trained.encode(text), list(tokenizer(text, add_special_tokens=False)["input_ids"])
-            for name, other in zip(("training", "transformers"), others, strict=True):
-                _check_equal(ids, other, model.decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
-    return len(texts)
-
-
-def check_rendering(path: Path, requests: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> int:
-    """How many requests llama.cpp's own engine renders to training's ids; raises PetoolError if not all."""
-    server, what = OtherServer(path), f"{path.name}: llama.cpp's server and training make other prompts"
-    with LlamaModel(path, vocab_only=True) as model:
         for request, text in zip(requests, texts, strict=True):
-            _check_equal(server.ids(request), model.encode(text), model.decode, what)
-    return len(texts)
+            ids = model.encode(text)
+            others = {
+                "training": trained.encode(text),
+                "transformers": tokenizer.encode(text, add_special_tokens=False),
+            }
+            others |= {"llama.cpp's server": server.ids(request)} if server else {}
+            for name, other in others.items():
+                _check_equal(ids, other, model.decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
 
 
 def _check_equal(ids: Sequence[int], other: Sequence[int], decode: Any, what: str) -> None:
-    """Raise PetoolError that says `what`, and the first differing token on both sides with its text."""
-    if ids == other:
-        return
-    place = render.common_length(ids, other)
-    shown = [f"{side[place]} {decode([side[place]])!r}" if place < len(side) else "nothing" for side in (ids, other)]
-    raise PetoolError(f"{what}: token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}")
+    if ids != other:
+        at = render.common_length(ids, other)
+        shown = [f"{side[at]} {decode([side[at]])!r}" if at < len(side) else "nothing" for side in (ids, other)]
+        raise PetoolError(f"{what}: token {at} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}")
 
 
 class Evaluator(LlamaModel):

@@ -120,8 +120,7 @@ def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> 
 
 
 def _spaces(tokenizer: Mapping[str, Any]) -> bool | None:
-    """Whether a space goes before a text and what follows a control token; None where llama.cpp does so anyway. Raises
-    PetoolError for another way to treat spaces."""
+    """Whether a space goes before a text; None where llama.cpp does so anyway. Raises PetoolError for other ways."""
     normalizer, stage = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer] if normalizer else [])]
     if steps == ["Prepend", "Replace"] and not stage:

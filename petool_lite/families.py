@@ -27,10 +27,9 @@ _END_TEXTS = (
 @dataclass(frozen=True)
 class Family:
     """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`). `norms` are those
-    of a block, beside its seven matrices; with `head_norms` q and k have one, too, with `biases` q, k and v a bias.
-    `interleaved`: llama.cpp orders the rows of q and k otherwise. `activation` and `head_size` are config.json's, or
-    its default. `shift` is added to the norms. `scaled`: embeddings times the root of the width. `local`: of so many
-    layers only the last sees all."""
+    of a block, where `head_norms` also q and k have one, where `biases` q, k and v a bias. `interleaved`: llama.cpp
+    orders the rows of q and k otherwise. `activation` and `head_size` are config.json's, or its default. `shift` is
+    added to norms, `scaled` embeddings grow by the root of the width, of `local` layers only the last sees all."""
 
     name: str
     architecture: str
@@ -81,8 +80,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model: layers, widths, heads, tokens. `head_size` is the width of one head, `context` in tokens.
-    `window`: how many tokens a layer with local attention sees; None where every layer sees all."""
+    """Sizes of a model: `context` is in tokens, `window` how many of them local attention sees, None without it."""
 
     family: Family
     layers: int
@@ -176,8 +174,7 @@ class Rope:
 
 
 def rope_of(config: Mapping[str, Any]) -> Rope:
-    """Rotary settings from where a config.json has them: rope_parameters (transformers 5), or rope_theta and
-    rope_scaling. Raises PetoolError for a kind beside ROPE_KINDS, and for numbers that cannot be."""
+    """Rotary settings of a config.json; raises PetoolError for a kind beside ROPE_KINDS, and numbers that cannot be."""
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, dict):
         raise _odd(f"the rotary scaling is {str(stated)[:40]}")

@@ -94,8 +94,7 @@ def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold a model's weights: model.safetensors, or the shards that its index names. Raises PetoolError
-    where the index is missing or damaged, or names what is not there."""
+    """model.safetensors, or the shards that its index names; raises PetoolError where one is missing or odd."""
     if (path / _WEIGHTS).is_file():
         return [path / _WEIGHTS]
     index = path / _INDEX
