@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -63,23 +62,17 @@ def sentencepiece(folder: Path, kind: str) -> Path:
 
 
 def write_pieces(folder: Path) -> Path:
-    """The tokenizer.model that a tokenizer.json of the SentencePiece kind was made of, in protobuf's wire format."""
+    """The tokenizer.model that a tokenizer.json of the SentencePiece kind was made of."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
     from petool_lite.export.vocabulary import read_vocabulary
 
     size = max(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"].values()) + 1
-    found = read_vocabulary(folder, size)
-
-    def number(value: int) -> bytes:
-        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
-
-    raw = b""
+    found, made = read_vocabulary(folder, size), ModelProto(trainer_spec={"model_type": "BPE", "byte_fallback": True})
     for (text, kind), score in zip(found.tokens, found.scores or (), strict=True):
-        encoded = text.replace(" ", "▁").encode()
         kind, score = (2 if text == "<unk>" else kind), (0.0 if score == -1000.0 else score)
-        piece = b"\x0a" + number(len(encoded)) + encoded + b"\x15" + struct.pack("<f", score) + b"\x18" + number(kind)
-        raw += b"\x0a" + number(len(piece)) + piece
-    # trained as BPE, with byte_fallback
-    (folder / "tokenizer.model").write_bytes(raw + b"\x12\x05\x18\x02\x98\x02\x01")
+        made.pieces.add(piece=text.replace(" ", "▁"), score=score, type=kind)
+    (folder / "tokenizer.model").write_bytes(made.SerializeToString())
     return folder
 
 

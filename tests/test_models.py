@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support_gguf import refused, write_gguf
+from support_gguf import change, refused, write_gguf
 
 from petool_lite.export import load_source, write_targets
 from petool_lite.gguf_header import check_gguf
@@ -40,10 +40,6 @@ REFUSED = [
 @pytest.fixture
 def model(tiny, tmp_path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "model"))
-
-
-def change(file: Path, **keys) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
 
 
 def test_a_configuration_of_another_kind_of_model(model) -> None:

@@ -216,27 +216,3 @@ def test_the_published_prompt_as_messages(moody, waits, tmp_path, open_entries) 
     assert {"ok"} <= {row["status"] for row in found}
     cut = [row for row in found if row["status"] == "engine_error"]
     assert all("it cuts prompts" in row["error"] for row in cut)
-
-
-def test_llama_cpps_server_and_our_own(tiny_model, smollm2, tmp_path) -> None:
-    pytest.importorskip("xllamacpp")
-    from support_serve import Server
-
-    from petool_lite.export import load_source, write_targets
-    from petool_lite.export.other_server import OtherServer
-    from petool_lite.families import chat_template
-    from petool_lite.models import resolve_base
-    from petool_lite.prompt.render import exported_template
-
-    source = load_source(resolve_base(str(tiny_model(smollm2.directory, max_position_embeddings=4096))))
-    source = replace(source, template=exported_template(chat_template(smollm2.directory), "petool"))
-    write_targets(source, {"f16": tmp_path / "petool.gguf"})
-    task = Task(load_dataset("demo:test:60"), 12, 3)
-    with Server("--context", 8192, model=tmp_path / "petool.gguf") as server:
-        other = OtherServer(tmp_path / "petool.gguf", 4096)
-        for name, place in (("theirs", other.url), ("ours", server.url)):
-            bench([endpoint_variant(place, name, 0)], task, tmp_path / "out")
-    for name in ("theirs", "ours"):
-        found = rows_of(tmp_path / "out" / f"results-{name}.jsonl")
-        assert {(row["status"], row["finish"]) for row in found} <= {("ok", "stop"), ("ok", "length")}
-        assert name == "ours" or all(row["prompt_tokens"] > 100 and row["reply_tokens"] for row in found)

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support_gguf import change, refused
 
 from petool_lite.errors import PetoolError
-from petool_lite.export import check_exportable, load_source, write_targets
+from petool_lite.export import load_source, write_targets
 from petool_lite.export.hub import modelfile
 from petool_lite.export.source import load_adapter
 from petool_lite.families import chat_template, end_tokens
@@ -22,36 +23,6 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 @pytest.fixture
 def model(small, tmp_path) -> Path:
     return Path(shutil.copytree(small, tmp_path / "model"))
-
-
-def change(file: Path, **keys) -> None:
-    """Set keys of a JSON file; None takes one away."""
-    content = json.loads(file.read_text()) | keys
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-
-
-def change_weights(model: Path, change) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(model / "model.safetensors")
-    change(tensors)
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-
-
-def refused(model: Path) -> str:
-    """What training would be told; export says the same."""
-    with pytest.raises(PetoolError) as error:
-        check_exportable(resolve_base(str(model)).directory)
-    assert error.value.hint
-    return f"{error.value.message} | {error.value.hint}"
-
-
-def exported(model: Path, said: list[str] | None = None) -> dict:
-    """The keys of a bf16 file of the model."""
-    base = resolve_base(str(model))
-    check_exportable(base.directory, lambda text, *_: said.append(text) if said is not None else None)
-    write_targets(load_source(base), {"bf16": model / "out.gguf"})
-    return gguf_fields(open_gguf(model / "out.gguf"))
 
 
 @pytest.mark.parametrize(
@@ -90,8 +61,10 @@ def test_a_configuration_that_no_file_can_hold(model, keys, told) -> None:
 )
 def test_tensors_that_no_file_can_hold(model, name, shape, kind, told) -> None:
     import torch
+    from safetensors.torch import load_file, save_file
 
-    change_weights(model, lambda tensors: tensors.update({name: torch.zeros(shape).to(getattr(torch, kind))}))
+    tensors = load_file(model / "model.safetensors") | {name: torch.zeros(shape).to(getattr(torch, kind))}
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     assert told in refused(model)
 
 
@@ -134,7 +107,8 @@ def test_of_a_list_of_templates_the_default_one_is_taken(model) -> None:
     named = [{"name": "tool_use", "template": f"{template} tools"}, {"name": "default", "template": template}]
     change(model / "tokenizer_config.json", chat_template=named)
     assert chat_template(model) == template
-    fields = exported(model)
+    write_targets(load_source(resolve_base(str(model))), {"bf16": model / "out.gguf"})
+    fields = gguf_fields(open_gguf(model / "out.gguf"))
     found = [fields[f"tokenizer.chat_template{name}"] for name in ("", ".tool_use")]
     assert found == [template, f"{template} tools"]
     (model / "chat_template.jinja").write_text("from the file")  # as transformers 5 saves it

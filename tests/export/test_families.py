@@ -1,11 +1,10 @@
 """Every family: its file computes what transformers does, reads text as training does, and holds what it must."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support_bench import called
+from support_bench import called, rows_of
 from support_families import CHANGES, family_model, small_tokenizer
 from support_gguf import LLAMA3_ROPE, logits_of
 from support_serve import Server
@@ -103,7 +102,7 @@ def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name
             except CallFailure as failure:  # a random model may write a text without end
                 assert failure.kind == CUT_OFF
                 assert any(f'"name": "{tool.name}"' in failure.reply for tool in entry.tools), failure.reply
-    server = OtherServer(file) if find_spec("xllamacpp") else None
+    server = OtherServer(file) if OtherServer.installed() else None
     with LlamaModel(file, vocab_only=True) as model:
         for entry in entries:
             row = example(chat, entry, Layout("petool", 8192))
@@ -118,10 +117,14 @@ def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_its_file_is_served_and_scored(tiny_file, tmp_path, name) -> None:
+    """From the file itself, from our own server, and from llama.cpp's where that is installed."""
     _, file = tiny_file(name)
-    task = Task(load_dataset("demo:test:6"), 8, 1)
+    other = OtherServer(file, 4096) if OtherServer.installed() else None
     with Server("--context", 4096, model=file) as server:
-        document = bench([Variant("file", file), endpoint_variant(server.url, "served", 0)], task, tmp_path)
-    assert [(item["name"], item["n"], item["engine_errors"]) for item in document["variants"]] == [
-        ("file", 1, 0), ("served", 1, 0),
-    ]  # fmt: skip
+        variants = [Variant("file", file), endpoint_variant(server.url, "ours", 0)]
+        variants += [endpoint_variant(other.url, "theirs", 0)] if other else []
+        document = bench(variants, Task(load_dataset("demo:test:6"), 8, 1), tmp_path)
+    found = [(item["name"], item["n"], item["engine_errors"]) for item in document["variants"]]
+    assert found == [(variant.name, 1, 0) for variant in variants]
+    for row in rows_of(tmp_path / "results-theirs.jsonl") if other else []:
+        assert (row["prompt_tokens"] > 100, row["reply_tokens"] > 0) == (True, True)
