@@ -31,7 +31,7 @@ def named(name: str) -> Family:
 
 def sentencepiece(folder: Path, kind: str) -> Path:
     """A tokenizer as Llama 2 ("llama") or Gemma ("gemma") has it, learned from a few lines; ids as SentencePiece's."""
-    from tokenizers import Tokenizer, models, normalizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     replace = normalizers.Replace(" ", "▁")
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -39,18 +39,14 @@ def sentencepiece(folder: Path, kind: str) -> Path:
     text = "\n".join(file.read_text() for file in sorted(Path(__file__).parent.glob("test_*.py")))
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=_SPECIAL, show_progress=False, max_token_length=12)
     tokenizer.train_from_iterator(text.split("\n"), trainer)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if kind == "gemma":
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     found = json.loads(tokenizer.to_str())
     vocab = found["model"]["vocab"]
     vocab.update({f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)})
-    if kind == "gemma":
-        found["pre_tokenizer"] = {
-            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False
-        }  # fmt: skip
-    fuse = {"type": "Sequence", "decoders": [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-    ]}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(found | {"decoder": fuse}, ensure_ascii=False))
+    (folder / "tokenizer.json").write_text(json.dumps(found, ensure_ascii=False))
     flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False) | {"special": True}
     config = {
         "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True,

@@ -87,11 +87,8 @@ def test_tools_are_sent_and_their_calls_scored_and_the_key_is_nowhere(moody, wai
     monkeypatch.setenv(endpoint.KEY, SECRET)
     said: list[str] = []
     moody.deeds = [refuse(500, f"bad key {SECRET}"), right]
-    variant = endpoint_variant(moody.url, "some/model:7b", 0)
-    document = bench(
-        [variant], Task(load_dataset("demo:test:60"), 64, 12), tmp_path, lambda text, *_: said.append(text)
-    )
-    (found,) = document["variants"]
+    variant, task = endpoint_variant(moody.url, "some/model:7b", 0), Task(load_dataset("demo:test:60"), 64, 12)
+    (found,) = bench([variant], task, tmp_path, lambda text, *_: said.append(text))["variants"]
     assert (found["n"], found["joint_acc"], found["engine"]) == (12, 100.0, "endpoint")
     assert found["model"] == f"some/model:7b at {moody.url}"
     assert {row["prompt_tokens"] for row in rows(tmp_path)} == {900}

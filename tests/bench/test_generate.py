@@ -156,13 +156,9 @@ def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files,
     with LlamaModel(tiny_files["f16"], vocab_only=True) as vocabulary:
         ends = {token for token in range(len(vocabulary.token_bytes())) if vocabulary.ends(token)}
         assert ends == stop_ids(folder, chat_from_directory(folder))
-    task = task_of(3, 6)
-    variants = [Variant("a", tiny_files["f16"], "petool", decoding="free")]
-    variants.append(Variant("b", folder, "petool", GPU, decoding="free", batch=2, device="cpu"))
-    found = []
-    for variant in variants:
-        generate(variant, task, tmp_path)
-        found.append(plain(rows_of(tmp_path / f"results-{variant.name}.jsonl")))
+    cpu = Variant("a", tiny_files["f16"], "petool", decoding="free")
+    gpu = Variant("b", folder, "petool", GPU, decoding="free", batch=2, device="cpu")
+    found = [plain(rows_of(generate(variant, task_of(3, 6), tmp_path))) for variant in (cpu, gpu)]
     for mine, other in zip(*found, strict=True):
         for key in ("index", "prompt_sha256", "prompt_tokens", "gold", "facts", "history_dropped", "finish"):
             assert mine[key] == other[key]

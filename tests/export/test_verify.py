@@ -18,6 +18,7 @@ from petool_lite.export.source import load_adapter
 from petool_lite.export.verify import Evaluator, Reference, agreement, check_ids, shortfalls
 from petool_lite.families import chat_template
 from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.inference.gpu import four_bits
 from petool_lite.models import resolve_base
 from petool_lite.prompt.render import Example, chat_from_directory, exported_template, render_messages
 
@@ -50,33 +51,27 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
     import llama_cpp
 
     drawn, wanted = decisive(source)
-    plain = load_source(source.base)
     write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"})
-    write_targets(plain, {"bf16": tmp_path / "plain.gguf"})
+    write_targets(load_source(source.base), {"bf16": tmp_path / "plain.gguf"})
     write_lora(tmp_path / "lora.gguf", source, source.adapter)
 
-    def compare(name):
+    def faults(kind, found):
+        figures = {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
+        return " ".join(shortfalls(kind, figures))
+
+    def logits(name):
         with Evaluator(tmp_path / name, 128) as model:
-            found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2)[0] for row in drawn]
-        return {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
+            return [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2)[0] for row in drawn]
 
-    def with_lora():
-        model = llama_cpp.Llama(
-            str(tmp_path / "plain.gguf"), lora_path=str(tmp_path / "lora.gguf"), logits_all=True, verbose=False
-        )
-        found = []
-        for row in drawn:
-            model.reset()
-            model.eval(row.ids[:-1])
-            found.append(model.scores[row.answer_start - 1 : len(row.ids) - 1].copy())
-        return {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
-
-    good, lora, wrong = compare("tuned.gguf"), with_lora(), compare("plain.gguf")
-    assert shortfalls("bf16", good) == []
-    assert shortfalls("bf16", lora) == []
-    assert shortfalls("q8_0", compare("q8.gguf")) == []
-    assert any("top-1 agreement" in fault for fault in shortfalls("bf16", wrong))
-    assert any("KL divergence" in fault for fault in shortfalls("bf16", wrong))
+    plain, lora = (str(tmp_path / name) for name in ("plain.gguf", "lora.gguf"))
+    model, adapted = llama_cpp.Llama(plain, lora_path=lora, logits_all=True, verbose=False), []
+    for row in drawn:
+        model.reset()
+        model.eval(row.ids[:-1])
+        adapted.append(model.scores[row.answer_start - 1 : len(row.ids) - 1].copy())
+    assert faults("bf16", logits("tuned.gguf")) == faults("q8_0", logits("q8.gguf")) == faults("bf16", adapted) == ""
+    wrong = faults("bf16", logits("plain.gguf"))
+    assert ("top-1 agreement" in wrong, "KL divergence" in wrong) == (True, True)
 
 
 def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
@@ -150,13 +145,9 @@ def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> Non
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from gguf.quants import dequantize
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(tuned[0], quantization_config=settings, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(tuned[0], quantization_config=four_bits(), dtype=torch.bfloat16)
     weight = model.model.layers[1].mlp.up_proj.weight
     trained = dequantize_4bit(weight.data, weight.quant_state).float()
     adapter = load_adapter(tuned[1])
@@ -176,9 +167,8 @@ def run(tuned, make_run):
 def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     document = export_run(run, Options(("q4_k_m", "f16"), imatrix=True, lora=True, level="quick"))
     folder = run / "export"
-    assert {path.name for path in folder.iterdir()} == {
-        "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "Modelfile", "README.md", "export.json",
-    }  # fmt: skip
+    files = ["Modelfile", "README.md", "export.json", "lora.gguf", "model.f16.gguf", "model.q4_k_m.gguf"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     assert json.loads((folder / "export.json").read_text()) == document
     assert (document["tensors"], document["changed_tensors"], document["merge_base"]) == (14, 14, "bf16")
     assert 0 < document["relative_change"] < 10
