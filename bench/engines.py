@@ -109,7 +109,7 @@ class Work:
             **{"status": "ok", "reply": reply.text, "reply_tokens": len(reply.ids), "finish": reply.finish},
             "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.task.text)),
             "confidence": sure if sure is None else round(sure, 6),
-            "cached_tokens": min(reply.reused_tokens, len(self.prompts[index].ids)),
+            "cached_tokens": reply.reused_tokens,
             **{"prefill_s": round(prefill, 4), "decode_s": round(decode, 4), "seconds": round(prefill + decode, 4)},
         }
 
@@ -146,15 +146,13 @@ def _llama_rows(work: Work, report: Report) -> Rows:
         model.exact_reuse = True  # a reply must not depend on which entry came before
         constrainer = model.constrainer() if work.variant.decoding == "constrained" else None
         for index, prompt in sorted(work.prompts.items(), key=lambda item: item[1].ids):
-            held = render.common_length(model.held, prompt.ids)
             try:
                 constraint = work.start(constrainer, index) if constrainer else None
                 reply = model.generate(prompt.ids, longest_reply, constraint, reuse=True)
             except PetoolError as error:
                 yield index, UNREAD | work.asked(index) | {"status": "engine_error", "error": error.message}
                 continue
-            cached = min(held, reply.reused_tokens)
-            yield index, work.answered(index, reply) | {"cached_tokens": cached, "cold": cached == 0, "batch": 1}
+            yield index, work.answered(index, reply) | {"cold": reply.reused_tokens == 0, "batch": 1}
 
 
 def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:

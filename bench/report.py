@@ -53,8 +53,7 @@ class Table:
 
 
 def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
-    """Score the results in `folders`, write report.json, .md and .html to `target`, or the first; returns the
-    scores."""
+    """Score `folders` and write report.json, .md and .html to `target`, else to the first; return the document."""
     scored = load_folder(*folders)
     if not scored:
         raise PetoolError(f"no result in {folders[0]} yet", "petool-lite bench goes on where it was stopped")
@@ -75,8 +74,7 @@ def build_report(scored: Sequence[Results]) -> dict[str, Any]:
         for one, two in combinations(scored, 2)
         if one.meta["setting"] == two.meta["setting"]
     ]
-    partial = any(item["partial"] for item in variants)
-    own = {"schema": SCHEMA, "rows_schema": ROWS_SCHEMA, "partial": partial}
+    own = {"schema": SCHEMA, "rows_schema": ROWS_SCHEMA, "partial": any(item["partial"] for item in variants)}
     return {**own, "data": list(reversed(data.values())), "variants": variants, "pairs": pairs}
 
 

@@ -64,7 +64,7 @@ def _checked(text: bytes, kind: str, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise PetoolError(f"{place}: not JSON in UTF-8", _AGAIN) from None
     schema = value.get("schema", 1) if isinstance(value, dict) else SCHEMA
-    if schema != SCHEMA or isinstance(schema, bool):
+    if schema != SCHEMA:
         what = f"{place}: made by another version of petool-lite (schema {schema}, this one reads {SCHEMA})"
         raise PetoolError(what, _AGAIN)
     fault = next(_validator(kind).iter_errors(value), None)

@@ -76,7 +76,8 @@ def _fill(work: Work, store: results.Store, report: Report) -> None:
     started, before = time.perf_counter(), store.meta["seconds"] or 0.0
     told: dict[str, Any] = dict(store.meta["gpu"] or {})
     named = {key: store.meta[key] for key in ("setting", "variant", "engine", "decoding", "style")}
-    forget_peak()
+    with suppress(OSError):  # count the peak of memory from now on, where the kernel lets it
+        Path("/proc/self/clear_refs").write_text("5")
     try:
         for index, row in work_rows(work, told, report):
             store.append(entry_row(index, work.entries[index]) | named | row)
@@ -146,14 +147,8 @@ def commit() -> str:
         return versions().get("petool-lite", "unknown")
 
 
-def forget_peak() -> None:
-    """Count the peak of this process's memory from now on, where the kernel lets it."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def peak_gb() -> float:
-    """The most memory that this process held since `forget_peak`, in GiB; 0 where the kernel does not tell."""
+    """The most memory that this process held, in GiB; 0 where the kernel does not tell."""
     with suppress(OSError):
         told = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
         return round(int(told.split()[0]) / 2**20, 3)

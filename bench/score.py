@@ -136,8 +136,7 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
 
 
 def accuracies(scores: Sequence[Score], scorer: str = "") -> dict[str, Any]:
-    """tool_acc, param_acc, joint_acc in percent and their 95 % intervals by function, over all `scores`. Where it is
-    scored, param_as_asked and joint_as_asked stand beside those of the scorer that counts."""
+    """tool_acc, param_acc, joint_acc in percent, where scored also as asked, and 95 % intervals by function."""
     found: dict[str, Any] = {}
     for name, (metric, own) in _FIGURES.items():
         if not own or (not scorer and all(own in score.pairs for score in scores)):
@@ -197,10 +196,8 @@ def calibration(scores: Sequence[Score]) -> dict[str, Any] | None:
     if not known or len(known) < len(scores):
         return None
     second = {*sorted({score.function for score in scores})[1::2]}
-    fit, held = (
-        [(share, score.right("tool")) for share, score in known if (score.function in second) == half]
-        for half in (False, True)
-    )
+    pairs = [(share, score.right("tool"), score.function in second) for share, score in known]
+    fit, held = ([(share, right) for share, right, half in pairs if half == other] for other in (False, True))
 
     def loss(temperature: float) -> float:
         found = ((heated(share, temperature), right) for share, right in fit)

@@ -99,9 +99,8 @@ def endpoint_variant(url: str, model: str, requests: int) -> Variant:
     from petool_lite.inference.endpoint import base_url
 
     name = re.sub(r"[^\w.-]+", "-", model).strip("-.") or "endpoint"
-    place = base_url(url)
-    told = f"{model}, asked at {place}"
-    return Variant(name, Path(model), None, ENDPOINT, None, "free", batch=4, about=told, url=place, requests=requests)
+    url, told = base_url(url), f"{model}, asked at {base_url(url)}"
+    return Variant(name, Path(model), None, ENDPOINT, None, "free", batch=4, about=told, url=url, requests=requests)
 
 
 def model_variant(model: str, report: Report) -> Variant:
@@ -124,9 +123,8 @@ def tuned_file(run: Path, type_name: str | None = None) -> Path:
     """The run's exported GGUF of `type_name`, or its smallest; raises PetoolError if there is none."""
     files = sorted((run / "export").glob(f"model.{type_name or '*'}.gguf"), key=lambda file: file.stat().st_size)
     if not files:
-        what = f"{type_name} file" if type_name else "GGUF file"
         hint = f"petool-lite export --run {run} --gguf {type_name or 'q4_k_m'}"
-        raise PetoolError(f"the run {run.name} has no {what}", hint)
+        raise PetoolError(f"the run {run.name} has no {type_name or 'GGUF'} file", hint)
     return files[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from petool_lite.export.quantize import Shapes, choose_types, tensor_bytes
 from petool_lite.export.source import Adapter, Source
 from petool_lite.export.vocabulary import read_vocabulary
-from petool_lite.families import read_json, reordered_heads
+from petool_lite.families import gguf_name, read_json, reordered_heads, rope_of
 from petool_lite.gguf_base import gguf_fields, open_gguf
 
 Places = Mapping[str, tuple[str, int]]  # GGUF tensor name -> its type, and where in the file it starts
@@ -88,7 +88,7 @@ def _add_metadata(writer: Any, source: Source) -> None:
     about.name = about.name or source.base.directory.name
     about.size_label = about.size_label or gguf.size_label(*counts)
     about.set_gguf_meta_model(writer)
-    shape, rope = source.shape, source.rope
+    shape, rope = source.shape, rope_of(source.config)
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -155,12 +155,12 @@ def write_lora(path: Path, source: Source, adapter: Adapter) -> None:
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.scaling * adapter.config.r)
     for key, value in source.keys.items():
         writer.add_string(key, value)
-    for name in sorted(adapter.modules, key=lambda name: file_order(source.gguf_name(name))):
+    for name in sorted(adapter.modules, key=lambda name: file_order(gguf_name(name, source.shape))):
         low, high = adapter.modules[name]
         if heads := reordered_heads(name, source.shape):
             high = permute(high, heads)
-        writer.add_tensor(f"{source.gguf_name(name)}.lora_a", low.contiguous().numpy())
-        writer.add_tensor(f"{source.gguf_name(name)}.lora_b", high.contiguous().numpy())
+        writer.add_tensor(f"{gguf_name(name, source.shape)}.lora_a", low.contiguous().numpy())
+        writer.add_tensor(f"{gguf_name(name, source.shape)}.lora_b", high.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

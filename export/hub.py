@@ -45,9 +45,9 @@ def card_data(run: Path, base: str, licence: str) -> Any:
         for item in scored(run)
         for key, metric in _METRICS.items()
     ]
-    about = {"license": licence or "other", "library_name": "gguf", "tags": ["tool-calling", "petool-lite", "gguf"]}
-    named = base if is_hub_id(base) else None
-    return ModelCardData(base_model=named, **about, model_name=run.name, eval_results=results or None)
+    about: dict[str, Any] = {"tags": ["tool-calling", "petool-lite", "gguf"], "library_name": "gguf"}
+    about |= {"license": licence or "other", "base_model": base if is_hub_id(base) else None, "model_name": run.name}
+    return ModelCardData(**about, eval_results=results or None)
 
 
 def eval_results(run: Path) -> dict[str, str]:
@@ -131,8 +131,7 @@ def licence(base: Base) -> str:
 
 
 def modelfile(gguf: str, directory: Path, max_tokens: int) -> str:
-    """The Modelfile of the file `gguf` beside it: greedy, stopping at the end tokens of the base in `directory`.
-    `max_tokens` is the context in tokens. The template is left to the GGUF file, which holds it."""
+    """The Modelfile of `gguf`: greedy, ending as the base does, `max_tokens` of context; the template is the file's."""
     stops = [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in end_tokens(directory)]
     lines = [f"FROM ./{gguf}", *stops, "PARAMETER temperature 0", f"PARAMETER num_ctx {max_tokens}"]
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from petool_lite.adapters import WEIGHTS, AdapterConfig, read_adapter_config
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError, in_words
 from petool_lite.export.vocabulary import read_vocabulary
-from petool_lite.families import Rope, Shape, read_json
+from petool_lite.families import Shape, read_json
 from petool_lite.models import Base, weight_files
 
 
@@ -73,15 +73,6 @@ class Source:
     def shape(self) -> Shape:
         """The model's sizes."""
         return families.shape_of(self.config)
-
-    @cached_property
-    def rope(self) -> Rope:
-        """Its rotary positions."""
-        return families.rope_of(self.config)
-
-    def gguf_name(self, name: str) -> str:
-        """What the tensor `name` is called in a GGUF file."""
-        return families.gguf_name(name, self.shape)
 
 
 def check_exportable(directory: Path, report: Report = silent) -> None:
@@ -147,8 +138,7 @@ def find_tensors(directory: Path, report: Report = silent) -> tuple[dict[str, An
         what = f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all"
         raise PetoolError(what, "get the model again")
     if computed:
-        kind = f"rotary angles ({families.COMPUTED[0]}), which are computed anew"
-        report(f"left out: {computed} tensors of {kind}", 0, 0, "")
+        report(f"left out: {computed} tensors of rotary angles ({families.COMPUTED[0]}), computed anew", 0, 0, "")
     return config, found
 
 

@@ -17,7 +17,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.export.gguf import ROPE, Places, file_order, permute, write_header
 from petool_lite.export.quantize import quantize_rows, tensor_bytes
 from petool_lite.export.source import Source, Tensor, nf4_round_trip
-from petool_lite.families import reordered_heads, rope_divisors
+from petool_lite.families import gguf_name, reordered_heads, rope_divisors, rope_of
 from petool_lite.inference.settings import default_threads
 
 _BAND = 1 << 19  # weights in a band: 2 MiB as float32, about what a core's cache holds
@@ -36,14 +36,7 @@ class Change:
 
 
 Changes = dict[str, Change]  # by the name of a trained tensor
-
-
-@dataclass(frozen=True)
-class Target:
-    """A file being written, and where each tensor goes."""
-
-    handle: int
-    places: Places
+Target = tuple[int, Places]  # handle of a file that is written, and where each tensor goes
 
 
 def write_files(source: Source, paths: Mapping[str, Path], report: Report) -> Changes:
@@ -59,24 +52,24 @@ def write_files(source: Source, paths: Mapping[str, Path], report: Report) -> Ch
 
 def _targets(source: Source, paths: Mapping[str, Path], held: ExitStack) -> list[Target]:
     """Files with their header written, of their whole size; a disk that is too small shows before the work."""
-    shapes = {source.gguf_name(tensor.name): tensor.shape for tensor in source.tensors.values()}
-    if source.rope.kind == "llama3":
+    shapes = {gguf_name(tensor.name, source.shape): tensor.shape for tensor in source.tensors.values()}
+    if rope_of(source.config).kind == "llama3":
         shapes[ROPE] = (source.shape.head_size // 2,)
     shapes = {name: shapes[name] for name in sorted(shapes, key=file_order)}
-    targets, sizes = [], []
+    targets, sizes = list[Target](), []
     for name, path in paths.items():
         places, size = write_header(path, source, name, shapes)
         handle = os.open(path, os.O_RDWR)
         held.callback(os.close, handle)
-        targets.append(Target(handle, places))
+        targets.append((handle, places))
         sizes.append(size)
     folder = next(iter(paths.values())).parent
     free = shutil.disk_usage(folder).free
     if free < sum(sizes):
         what = f"{folder} has {free / 2**30:.2f} GiB free, the export needs {sum(sizes) / 2**30:.2f}"
         raise PetoolError(what, "free some space, or move the run to a larger disk")
-    for target, size in zip(targets, sizes, strict=True):
-        os.ftruncate(target.handle, size)
+    for (handle, _), size in zip(targets, sizes, strict=True):
+        os.ftruncate(handle, size)
     return targets
 
 
@@ -84,7 +77,7 @@ def _run(source: Source, targets: list[Target], report: Report) -> Changes:
     import torch
 
     changes = {name: Change() for name in (source.adapter.modules if source.adapter else source.before)}
-    divisors = rope_divisors(source.rope, source.shape.head_size)
+    divisors = rope_divisors(rope_of(source.config), source.shape.head_size)
     if divisors is not None:
         _write(targets, ROPE, divisors.reshape(1, -1), 0, None)
     stage = "merging and quantizing" if source.adapter else f"quantizing the {'model' if source.before else 'base'}"
@@ -135,7 +128,7 @@ class _Bands:
         if not math.isfinite(float(weight.sum())):
             what = f"{self.tensor.name} holds values that are not finite"
             raise PetoolError(what, "what was trained is damaged, or the base")
-        name = self.source.gguf_name(self.tensor.name)
+        name = gguf_name(self.tensor.name, self.source.shape)
         _write(self.targets, name, weight.contiguous(), first, (self.source.importance or {}).get(name))
         return change
 
@@ -165,12 +158,12 @@ def _square(part: Any) -> float:
 def _write(targets: list[Target], name: str, weight: Any, first: int, importance: Any) -> None:
     """Quantize a band that starts at row `first` and put it into its place in every file."""
     made: dict[str, Any] = {}
-    for target in targets:
-        kind, start = target.places[name]
+    for handle, places in targets:
+        kind, start = places[name]
         if kind not in made:
             made[kind] = quantize_rows(weight, kind, importance)
         position = start + first * tensor_bytes(kind, weight.shape[1])
         view = memoryview(made[kind])
         while len(view):
-            count = os.pwrite(target.handle, view, position)
+            count = os.pwrite(handle, view, position)
             view, position = view[count:], position + count

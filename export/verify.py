@@ -18,6 +18,7 @@ from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
 from petool_lite.export.other_server import OtherServer
 from petool_lite.export.source import Source, nf4_round_trip
+from petool_lite.families import gguf_name
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import Base
 from petool_lite.prompt import render
@@ -97,7 +98,8 @@ class Reference:
 
         for name, module in self._model.layers.named_modules():
             if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(partial(add, self._source.gguf_name(f"model.layers.{name}.weight")))
+                tensor = gguf_name(f"model.layers.{name}.weight", self._source.shape)
+                module.register_forward_pre_hook(partial(add, tensor))
         for number, row in enumerate(rows, 1):
             self._states(row)
             report("measuring importance", number, len(rows), "")
@@ -183,10 +185,8 @@ def check_ids(
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
         for request, text in zip(requests, texts, strict=True):
             ids = model.encode(text)
-            others = {
-                "training": trained.encode(text),
-                "transformers": tokenizer.encode(text, add_special_tokens=False),
-            }
+            others = {"training": trained.encode(text)}
+            others["transformers"] = tokenizer.encode(text, add_special_tokens=False)
             others |= {"llama.cpp's server": server.ids(request)} if server else {}
             for name, other in others.items():
                 _check_equal(ids, other, model.decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")

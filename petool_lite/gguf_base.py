@@ -43,8 +43,7 @@ def open_gguf(path: Path, checked: bool = False) -> Any:
 
     if not checked:
         check_gguf(path)
-    damage = (ValueError, LookupError, OverflowError, OSError, MemoryError)
-    with in_words(f"damaged GGUF file: {path}", _AGAIN, *damage):
+    with in_words(f"damaged GGUF file: {path}", _AGAIN, ValueError, LookupError, ArithmeticError, OSError, MemoryError):
         return GGUFReader(path)
 
 

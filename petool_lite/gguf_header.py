@@ -106,16 +106,9 @@ class _Cursor:
         start = self.skip(self.number("Q"))
         return bytes(self.data[start : min(self.place, start + _KEPT)])
 
-    def count(self, what: str, least: int) -> int:
-        """A number of items of at least `least` bytes each, which the rest of the file must have room for."""
-        found: int = self.number("Q")
-        if found > (self.size - self.place) // least:
-            raise _Damage(f"{found:,} {what} do not fit into {self.size:,} bytes")
-        return found
-
     def texts(self, distinct: bool) -> int:
         """Move over a list of texts, and how many they are; with `distinct` no two may be equal."""
-        seen, count = set[bytes](), self.count("texts", 8)
+        seen, count = set[bytes](), int(self.number("Q"))
         data, place, read = self.data, self.place, struct.Struct("<Q").unpack_from
         for _ in range(count):
             if self.size - place < 8:
@@ -139,8 +132,8 @@ class _Cursor:
             raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
         if not array:
             return self.number(_SCALARS[kind])
-        count = self.count("numbers", size := struct.calcsize(_SCALARS[kind]))
-        self.skip(count * size)
+        count = self.number("Q")
+        self.skip(count * struct.calcsize(_SCALARS[kind]))
         return range(count)
 
 
@@ -148,9 +141,10 @@ def _checked_values(cursor: _Cursor) -> dict[str, Any]:
     """The values of all keys, none of which llama.cpp would believe to its end."""
     if (version := cursor.number("I")) not in (2, 3):
         raise _Damage(f"version {version}; 2 and 3 are known, in little-endian order")
-    cursor.count("tensors", 8 + 4 + 8 + 4 + 8)
-    values: dict[str, Any] = {}
-    for _ in range(cursor.count("keys", 8 + 4 + 1)):
+    tensors, keys, values = cursor.number("Q"), cursor.number("Q"), dict[str, Any]()
+    if tensors > cursor.size // (8 + 4 + 8 + 4 + 8):
+        raise _Damage(f"{tensors:,} tensors do not fit into {cursor.size:,} bytes")
+    for _ in range(keys):
         key = cursor.text().decode("utf-8", "replace")
         if key in values:
             raise _Damage(f"the key {key[:60]!r} occurs twice")
