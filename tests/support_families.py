@@ -47,11 +47,10 @@ def sentencepiece(folder: Path, kind: str) -> Path:
     vocab.update({f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(found, ensure_ascii=False))
-    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False) | {"special": True}
     config = {
         "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True,
         "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE,
-        "added_tokens_decoder": {str(index): {"content": text, **flags} for index, text in enumerate(_SPECIAL)},
+        "added_tokens_decoder": {str(index): {"content": text, "special": True} for index, text in enumerate(_SPECIAL)},
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

@@ -101,17 +101,17 @@ def test_tools_are_sent_and_their_calls_scored_and_the_key_is_nowhere(moody, wai
 
 
 def test_what_a_server_does_not_take_is_left_out_and_its_names_are_mapped_back(moody, waits, tmp_path) -> None:
+    refusals = {
+        "chat_template_kwargs": "Unrecognized request argument supplied: chat_template_kwargs",
+        "max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+        "temperature": "Unsupported value: 'temperature' does not support 0",
+    }
+
     def picky(body: dict[str, Any]) -> Deed:
-        names = [tool["function"]["name"] for tool in body["tools"]]
-        if "chat_template_kwargs" in body:
-            return refuse(400, "Unrecognized request argument supplied: chat_template_kwargs")(body)
-        if "max_tokens" in body:
-            return refuse(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")(body)
-        if "temperature" in body:
-            return refuse(400, "Unsupported value: 'temperature' does not support 0")(body)
-        if any("." in name for name in names):
-            return refuse(400, "Invalid 'tools[0].function.name': string does not match pattern")(body)
-        return right(body)
+        said = [told for key, told in refusals.items() if key in body]
+        if any("." in tool["function"]["name"] for tool in body["tools"]):
+            said.append("Invalid 'tools[0].function.name': string does not match pattern")
+        return refuse(400, said[0])(body) if said else right(body)
 
     moody.deeds = [picky]
     assert run(moody, tmp_path)["variants"][0]["joint_acc"] == 100.0

@@ -185,7 +185,6 @@ def test_every_type_as_the_quantizer(tiny_model, llama3_tokenizer, llama_quantiz
 
 @pytest.mark.parametrize("name", GGUF)
 def test_the_unpacked_base_computes_what_the_gguf_does(tmp_path, monkeypatch, name) -> None:
-    import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -188,10 +188,16 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
 
 
 def test_the_base_is_found_and_merged_as_training_had_it(tuned, make_run, tmp_path, monkeypatch) -> None:
-    run = make_run(tuned[1], tuned[0], "model.precision=nf4", name=tuned[0].name)  # a path beside the training's folder
+    """Under its name, a path beside the training's folder; a published prompt and its wording go with the file."""
+    wording = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
+    settings = ("model.precision=nf4", "data.style=published")
+    run = make_run(tuned[1], tuned[0], *settings, name=tuned[0].name, wording=wording)
     monkeypatch.chdir(tmp_path)
     document = export_run(run, Options(("q8_0",), level="quick"))
     assert (document["base"], document["merge_base"]) == (tuned[0].name, "nf4")
+    fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
+    assert json.loads(fields["petool_lite.wording"]) == wording
+    assert fields["tokenizer.chat_template"] == exported_template(chat_template(tuned[0]), "published")
     other = export_run(run, Options(("q8_0",), merge_base="bf16", level="quick"))
     assert other["files"][0]["sha256"] != document["files"][0]["sha256"]
     manifest = json.loads((run / "manifest.json").read_text())
@@ -203,15 +209,6 @@ def test_the_base_is_found_and_merged_as_training_had_it(tuned, make_run, tmp_pa
     (run / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(PetoolError, match=f"the adapter was trained on {tuned[0].name}, the run names"):
         export_run(run, Options(("q8_0",)))
-
-
-def test_a_published_prompt_and_its_wording_go_with_the_file(tuned, make_run) -> None:
-    wording = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
-    run = make_run(tuned[1], tuned[0], "data.style=published", wording=wording)
-    export_run(run, Options(("q8_0",), level="quick"))
-    fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
-    assert json.loads(fields["petool_lite.wording"]) == wording
-    assert fields["tokenizer.chat_template"] == exported_template(chat_template(tuned[0]), "published")
 
 
 @pytest.mark.parametrize("fault", [pytest.param("card", marks=pytest.mark.slow), "write_lora", "modelfile"])
@@ -230,29 +227,28 @@ def test_no_file_gets_its_name_before_the_last_check(run, monkeypatch, fault) ->
     assert list((run / "export").iterdir()) == []
 
 
-def test_its_gguf_is_that_of_the_folder_itself(tuned_full, tmp_path) -> None:
+def test_its_gguf_is_that_of_the_folder_itself(tiny, trained_full, tmp_path) -> None:
     """Byte for byte, the folder taken as a base under the name of its own."""
-    base, folder = tuned_full
-    copy = shutil.copytree(folder, tmp_path / base.name)
+    copy = shutil.copytree(trained_full / "model", tmp_path / tiny.name)
     for kind in ("q4_k_m", "bf16"):
-        changes = write_targets(load_whole(resolve_base(str(base)), folder), {kind: tmp_path / "a"})
+        changes = write_targets(load_whole(resolve_base(str(tiny)), trained_full / "model"), {kind: tmp_path / "a"})
         write_targets(load_source(resolve_base(str(copy))), {kind: tmp_path / "b"})
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert len(changes) == 2 * 9 + 2
     assert all(change.changed and change.delta > 0 for change in changes.values())
 
 
-def test_an_untrained_or_foreign_model_is_refused(tuned_full, tiny_model, llama3_tokenizer, tmp_path) -> None:
-    base, other = (resolve_base(str(each)) for each in (tuned_full[0], tiny_model(llama3_tokenizer, head_dim=32)))
+def test_an_untrained_or_foreign_model_is_refused(tiny, trained_full, tiny_model, llama3_tokenizer, tmp_path) -> None:
+    base, other = (resolve_base(str(each)) for each in (tiny, tiny_model(llama3_tokenizer, head_dim=32)))
     with pytest.raises(PetoolError, match="changed no weight"):
-        write_targets(load_whole(base, tuned_full[0]), {"f16": tmp_path / "f16.gguf"})
+        write_targets(load_whole(base, tiny), {"f16": tmp_path / "f16.gguf"})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(PetoolError, match="is not of the base"):
-        load_whole(other, tuned_full[1])
+        load_whole(other, trained_full / "model")
 
 
-def test_a_run_of_it_becomes_files_that_say_so(tuned_full, make_run) -> None:
-    run = make_run(tuned_full[1], tuned_full[0], "train.method=full")
+def test_a_run_of_it_becomes_files_that_say_so(tiny, trained_full, make_run) -> None:
+    run = make_run(trained_full / "model", tiny, "train.method=full")
     document = export_run(run, Options(("q8_0", "q4_k_m"), level="quick"))
     assert (document["method"], document["tensors"], document["changed_tensors"]) == ("full", 20, 20)
     assert 0 < document["relative_change"] < 1
