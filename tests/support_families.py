@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from petool_lite.families import FAMILIES, Family
+from petool_lite.families import FAMILIES
 
 LLAMA3 = Path(__file__).parent / "golden" / "llama3"
 # What a tiny model of each family has beside the sizes that all have; seven layers show Gemma's pattern of windows.
@@ -23,10 +23,6 @@ TEMPLATE = (  # as Mistral's, it knows no system
     "{% if add_generation_prompt %}{{ '[assistant]\n' }}{% endif %}"
 )
 _SPECIAL = ["<unk>", "<s>", "</s>"]
-
-
-def named(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
 
 
 def sentencepiece(folder: Path, kind: str) -> Path:
@@ -130,7 +126,8 @@ def family_model(name: str, tokenizer: Path, target: Path, drawn: bool = True, *
         "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 8192, "tie_word_embeddings": True, "pad_token_id": 0,
     }  # fmt: skip
-    config = AutoConfig.for_model(named(name).model_type, **(settings | CHANGES[name] | changes))
+    kind = next(family.model_type for family in FAMILIES if family.name == name)
+    config = AutoConfig.for_model(kind, **(settings | CHANGES[name] | changes))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(torch.bfloat16)
     for weight in model.parameters() if drawn else ():

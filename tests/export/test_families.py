@@ -71,29 +71,21 @@ def test_its_file_computes_and_reads_as_transformers_does(make_adapter, tmp_path
             assert theirs(text, add_special_tokens=False)["input_ids"] == ids, text
 
 
-@pytest.fixture(scope="module")
-def tiny_file(tmp_path_factory):
-    """The directory of a family's tiny model, and its q8_0 file with the petool template; made once."""
-    made = {}
-
-    def make(name: str) -> tuple[Path, Path]:
-        if name not in made:
-            folder = tmp_path_factory.mktemp("family")
-            directory = family_model(name, small_tokenizer(name, folder / "tokenizer"), folder / "model")
-            template = render.exported_template(chat_template(directory), "petool")
-            keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": "1"}
-            source = replace(load_source(resolve_base(str(directory))), template=template, keys=keys)
-            write_targets(source, {"q8_0": folder / "m.gguf"})
-            made[name] = directory, folder / "m.gguf"
-        return made[name]
-
-    return make
+@pytest.fixture(scope="module", params=CHANGES)
+def tiny_file(request, tmp_path_factory) -> tuple[Path, Path]:
+    """The directory of a family's tiny model, and its q8_0 file with the petool template."""
+    folder = tmp_path_factory.mktemp("family")
+    directory = family_model(request.param, small_tokenizer(request.param, folder / "tokenizer"), folder / "model")
+    template = render.exported_template(chat_template(directory), "petool")
+    keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": "1"}
+    source = replace(load_source(resolve_base(str(directory))), template=template, keys=keys)
+    write_targets(source, {"q8_0": folder / "m.gguf"})
+    return directory, folder / "m.gguf"
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name) -> None:
+def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file) -> None:
     """A random model, constrained: whatever it writes is a call of an offered tool."""
-    directory, file = tiny_file(name)
+    directory, file = tiny_file
     entries, chat = load_dataset("demo:test:3").entries, chat_from_directory(directory)
     with ToolCaller(file, n_ctx=8192) as caller:
         for entry in called(1):
@@ -115,10 +107,9 @@ def test_its_file_calls_tools_from_prompts_that_training_renders(tiny_file, name
                 constrainer.start(entry.tools, "petool", True).accept(row.ids[row.answer_start :])
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_its_file_is_served_and_scored(tiny_file, tmp_path, name) -> None:
+def test_its_file_is_served_and_scored(tiny_file, tmp_path) -> None:
     """From the file itself, from our own server, and from llama.cpp's where that is installed."""
-    _, file = tiny_file(name)
+    _, file = tiny_file
     other = OtherServer(file, 4096) if OtherServer.installed() else None
     with Server("--context", 4096, model=file) as server:
         variants = [Variant("file", file), endpoint_variant(server.url, "ours", 0)]
