@@ -29,7 +29,6 @@ REFUSED = [
     ({"llama__rope__scaling__type": "linear"}, "lacks the key llama.rope.scaling.factor"),
     ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, a head has 16"),
     ({"extra": "rope_freqs.weight"}, "has other tensors than a plain Llama, such as rope_freqs.weight"),
-    ({"extra": "blk.0.attn_q.bias"}, "such as blk.0.attn_q.bias"),
     ({"tokenizer__ggml__pre": "qwen2"}, "tokenizer gpt2/qwen2 cannot be read"),
     ({"llama__attention__head_count_kv": 3}, "do not go together"),
     ({"tokenizer__ggml__tokens": ["a", "a"], "tokenizer__ggml__token_type": [1, 1]}, "token occurs twice"),

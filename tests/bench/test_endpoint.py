@@ -139,7 +139,6 @@ def test_passing_failures_are_tried_again_when_the_server_says(moody, waits, tmp
     [
         (lambda body: (200, {}, b"<!doctype html><p>Welcome</p>"), "answers with a web page", 1),
         (refuse(401, "Incorrect API key"), "status 401: Incorrect API key", 1),
-        (refuse(404, "no such model"), "status 404: no such model", 1),
         (lambda body: (302, {"Location": "http://127.0.0.1:9/"}, b""), "status 302", 1),
         (refuse(429, "You exceeded: insufficient_quota"), "status 429: You exceeded", 1),
         (refuse(429, "later", **{"Retry-After": "86400"}), "it asks to wait 86,400 s", 3),

@@ -298,12 +298,10 @@ def test_a_reply_is_scored_and_classed_by_what_is_accepted() -> None:
         found = made | {"status": "ok", "style": "petool", "finish": "stop", "reply": reply}
         score = score_row(found)
         assert (score.scorer, score.pairs["ast"], error_class(found, score)) == ("ast", pair, name)
-    twice = score_row(made | {"status": "ok", "style": "petool", "reply": f"{right}\n{right}"})
-    assert twice.pairs["ast"] == (False, False), "one call is asked for"
-    other = score_row(made | {"status": "ok", "style": "petool", "reply": reply.replace("math.area", "math_area")})
-    assert other.pairs["ast"] == (False, False)
-    silent = score_row(made | {"status": "ok", "style": "petool", "reply": NO_TOOL})
-    assert (silent.pairs["ast"], silent.call) == ((False, False), None)
+    for wrong in (f"{right}\n{right}", reply.replace("math.area", "math_area"), NO_TOOL):
+        score = score_row(made | {"status": "ok", "style": "petool", "reply": wrong})
+        assert score.pairs["ast"] == (False, False), "one call is asked for, of the name that is accepted"
+    assert score.call is None
 
 
 def test_the_report_names_the_scorer_and_counts_apart_where_no_tool_fits(tmp_path) -> None:
@@ -314,10 +312,9 @@ def test_the_report_names_the_scorer_and_counts_apart_where_no_tool_fits(tmp_pat
     assert Task(dataset, 64).text == Task(load_dataset(str(file)), 64, limit=3).text == NO_TOOL
     call = answer(dataset.entries[0])
     replies = [call, call.replace("5", "6"), NO_TOOL, NO_TOOL, NO_TOOL, NO_TOOL, call]
-    made = [row(entry, index, replies[index], setting="none") for index, entry in enumerate(dataset.entries)]
-    for index, item in enumerate(made):
-        item["kind"] = ("pair", "alone", "alone", *["none"] * 4)[index]
-    write_results(tmp_path, made)
+    kinds = ["pair", "alone", "alone", "none", "none", "none", "none"]
+    told = zip(dataset.entries, range(7), replies, kinds, strict=True)
+    write_results(tmp_path, [row(*three, setting="none", kind=kind) for *three, kind in told])
     (item,) = write_report(tmp_path)["variants"]
     assert (item["scorer"], item["n"], "as_asked" in item) == ("ast", 7, False)
     fits, none = item["cases"]["a tool fits"], item["cases"]["none fits"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support_families import family_model, real_tokenizer, sentencepiece, small_tokenizer, write_pieces
+from support_families import family_model, real_tokenizer, small_tokenizer, write_pieces
 from support_gguf import LLAMA3_ROPE, logits_of, write_gguf
 
 from petool_lite.export import load_source, write_targets
@@ -143,12 +143,8 @@ def in_shards(directory: Path) -> None:
 def test_the_whole_chain(make_adapter, llama_quantize, convert, tmp_path, kind) -> None:
     """PEFT's merge, the converter and the quantizer write what one pass writes."""
     name, changes, told = CHAINS[kind]
-    if told == "small":
-        tokenizer = small_tokenizer(name, tmp_path / "t")
-    elif told == "sentencepiece":
-        tokenizer = sentencepiece(tmp_path / "t", "llama")
-    else:
-        tokenizer = real_tokenizer(told, tmp_path / "t")
+    small = {"small": name, "sentencepiece": "Mistral"}.get(told)
+    tokenizer = small_tokenizer(small, tmp_path / "t") if small else real_tokenizer(told, tmp_path / "t")
     pre = {"Llama": "llama-bpe", "Qwen2": "qwen2", "Qwen3": "qwen2"}.get(name, "") if told == "small" else ""
     if told in ("llama2", "gemma3", "sentencepiece") or (told == "small" and not pre):
         write_pieces(tokenizer)
