@@ -1,10 +1,8 @@
-"""BFCL's score of a single call against what it accepts ("AST"), as its Python checker has it (Patil et al. 2025).
-
-The name is equal; every required parameter is there and none that is not declared; each value is of the declared type
-and among the accepted ones; what is left out may be left out ("" among the accepted values). Texts are compared in
-lower case without spaces and the marks ,./-_*^ and with ' as ". A whole number is right for a number, but not inside a
-list of numbers; a flag is no whole number. What is accepted in another type than declared counts only as it stands.
-"""
+"""BFCL's score of a single call against what it accepts ("AST"), as its Python checker has it (Patil et al. 2025). The
+name is equal; every required parameter is there and none that is not declared; each value is of the declared type and
+among the accepted ones; what is left out may be left out ("" among the accepted values). Texts are compared in lower
+case without spaces and the marks ,./-_*^ and with ' as ". A whole number is right for a number, but not inside a list
+of numbers; a flag is no whole number. What is accepted in another type than declared counts only as it stands."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +14,8 @@ _PYTHON = {"string": str, "integer": int, "number": float, "boolean": bool, "arr
 _MARKS = re.compile(r"[ ,./\-_*^]")
 
 
-def arguments_accepted(
-    found: Mapping[str, Any], values: Mapping[str, Sequence[Any]], schema: Mapping[str, Any]
-) -> bool:
-    """Whether a call's arguments are right by BFCL's rules. `values` are the accepted ones of each parameter, `schema`
+def arguments_accepted(found: Mapping[str, Any], values: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
+    """Whether a call's arguments are right by BFCL's rules. `values` lists what is accepted of each parameter, `schema`
     declares the parameters as JSON Schema, in its own words or BFCL's (dict, float, tuple)."""
     schema = normal_schema(schema)
     declared = schema.get("properties", {})

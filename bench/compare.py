@@ -7,16 +7,14 @@ from typing import Any
 from petool_lite.bench.report import WORDS, Table, accuracies_cells, p_text, show
 from petool_lite.bench.results import Results, check_same_data, load_folder
 from petool_lite.bench.score import METRICS, accuracies, paired
-
 from petool_lite.errors import USAGE, PetoolError
 
 
 def compare_folders(
     first: Path, second: Path, variant: str | None = None, against: str | None = None
 ) -> dict[str, Any]:
-    """What changed from `first` to `second`: scores on the common entries, paired tests, ids of entries that flipped.
-    Variants of equal names are compared, or `variant` of the first with `against` of the second; a folder's only
-    variant needs no name. Raises PetoolError where setting, data or right answers differ or no entry is common."""
+    """Scores of two folders on the entries that both scored, paired tests, and ids of entries that flipped: of variants
+    of equal names, or of `variant` and `against`. Raises PetoolError where nothing compares."""
     one, two = ({item.name: item for item in load_folder(folder)} for folder in (first, second))
     if against is not None and variant is None:
         raise PetoolError("--against needs --variant", "name the variant of the first folder too", USAGE)
@@ -64,9 +62,8 @@ def _comparison(item: Mapping[str, Any]) -> Table:
     for metric in WORDS if asked else METRICS:
         test, figures = item[metric], (accuracies_cells(scores, metric)[0] for scores in (before, after))
         change = f"{test['difference']:+.1f} ({test['ci'][0]:+.1f} to {test['ci'][1]:+.1f})"
-        rows.append(
-            (WORDS[metric], *figures, change, f"+{test['second_only']} -{test['first_only']}", p_text(test["p"]))
-        )
+        entries = f"+{test['second_only']} -{test['first_only']}"
+        rows.append((WORDS[metric], *figures, change, entries, p_text(test["p"])))
     notes = [
         f"n {item['n']:,} of {item['entries'][0]:,} and {item['entries'][1]:,}, "
         f"the same call in {item['agreement']:.1f} %, another prompt in {item['other_prompts']:,}",

@@ -7,7 +7,6 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from petool_lite.bench.engines import UNREAD, Rows, Work
-
 from petool_lite.console import Report
 from petool_lite.data.entries import Entry, properties
 from petool_lite.errors import PetoolError
@@ -76,10 +75,8 @@ def _row(work: Work, endpoint: Endpoint, index: int) -> dict[str, Any]:
     read = answer.prompt_tokens
     if 0 < read < (least := _least_letters(entry, request)) // _CUT:
         why = "its template leaves out the tools, or it" if request.get("tools") else "it"
-        what = (
-            f"{endpoint.url} read {read:,} tokens where {least:,} characters are no less than told: {why} cuts prompts"
-        )
-        raise PetoolError(what, "give its model a larger context, or a template with tools")
+        what = f"{endpoint.url} read {read:,} tokens where {least:,} characters are no less than told"
+        raise PetoolError(f"{what}: {why} cuts prompts", "give its model a larger context, or a template with tools")
     text = reply_text(answer)
     seconds = round(time.perf_counter() - started, 4)
     return UNREAD | sent | {
@@ -94,9 +91,8 @@ def _least_letters(entry: Entry, request: dict[str, Any]) -> int:
     """Characters that whoever reads the whole request reads at least: messages, or what is short of the tools."""
     if not request.get("tools"):
         return sum(len(str(message["content"])) for message in request["messages"])
-    return sum(
-        len(tool.name) + min(len(tool.description), 400) + sum(map(len, properties(tool))) for tool in entry.tools
-    )
+    told = ((tool.name, tool.description[:400], *properties(tool)) for tool in entry.tools)
+    return sum(len(text) for texts in told for text in texts)
 
 
 def reply_text(answer: Answer) -> str:

@@ -3,14 +3,12 @@
 import hashlib
 import json
 import struct
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.variants import ENDPOINT, GPU, LLAMA, Variant, rule_call
-
 from petool_lite.console import Report
 from petool_lite.data.entries import NO_TOOL, Entry
 from petool_lite.data.files import Dataset
@@ -31,8 +29,7 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Task:
-    """What every variant is asked: the entries, the longest reply, how many and which shard (i of n) of them. `fresh`
-    starts results files over instead of going on with them."""
+    """What every variant is asked: entries, the longest reply, how many, which shard; `fresh` starts files over."""
 
     dataset: Dataset
     max_reply_tokens: int
@@ -83,8 +80,7 @@ class Work:
     prompts: dict[int, Rendered] = field(default_factory=dict)
 
     def render(self, chat: Chat, context: int, report: Report) -> Rows:
-        """Make all prompts; what does not fit a context of so many tokens loses old history. Yields the rows of those
-        that are too long even without any."""
+        """Make all prompts, with less old history where the context is short; yields rows of those still too long."""
         layout = Layout(str(self.variant.style), context - self.task.max_reply_tokens)
         found = {index: prompt_ids(chat, entry, layout) for index, entry in self.entries.items()}
         self.prompts = {index: prompt for index, prompt in found.items() if prompt}
@@ -113,7 +109,7 @@ class Work:
             **{"status": "ok", "reply": reply.text, "reply_tokens": len(reply.ids), "finish": reply.finish},
             "failure": failure(reply.text, self.entries[index].tools, reply.finish, bool(self.task.text)),
             "confidence": sure if sure is None else round(sure, 6),
-            "cached_tokens": min(reply.reused_tokens, len(self.prompts[index].ids)),
+            "cached_tokens": reply.reused_tokens,
             **{"prefill_s": round(prefill, 4), "decode_s": round(decode, 4), "seconds": round(prefill + decode, 4)},
         }
 
@@ -150,22 +146,17 @@ def _llama_rows(work: Work, report: Report) -> Rows:
         model.exact_reuse = True  # a reply must not depend on which entry came before
         constrainer = model.constrainer() if work.variant.decoding == "constrained" else None
         for index, prompt in sorted(work.prompts.items(), key=lambda item: item[1].ids):
-            held = render.common_length(model.held, prompt.ids)
-            started = time.perf_counter()
             try:
                 constraint = work.start(constrainer, index) if constrainer else None
                 reply = model.generate(prompt.ids, longest_reply, constraint, reuse=True)
             except PetoolError as error:
-                facts = {"error": error.message, "seconds": round(time.perf_counter() - started, 4)}
-                yield index, UNREAD | work.asked(index) | {"status": "engine_error"} | facts
+                yield index, UNREAD | work.asked(index) | {"status": "engine_error", "error": error.message}
                 continue
-            cached = min(held, reply.reused_tokens)
-            yield index, work.answered(index, reply) | {"cached_tokens": cached, "cold": cached == 0, "batch": 1}
+            yield index, work.answered(index, reply) | {"cold": reply.reused_tokens == 0, "batch": 1}
 
 
 def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
-    """Replies of a model directory, decoded in batches; rounding may differ with the batch. Raises PetoolError where
-    there is no GPU."""
+    """Replies of a model directory, in batches, which may change the rounding; raises PetoolError without a GPU."""
     from petool_lite.inference.gpu import GpuModel, Job, stop_ids
 
     variant, folder = work.variant, work.variant.model

@@ -13,9 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petool_lite.bench.results import SCHEMA as ROWS_SCHEMA
-from petool_lite.bench.results import Results, check_same_data, load_folder
+from petool_lite.bench.results import Results, load_folder
 from petool_lite.bench.score import CLASSES, METRICS, paired, quantile, summary
-
 from petool_lite.console import print_table, terminal
 from petool_lite.errors import PetoolError
 from petool_lite.models import file_sha256
@@ -27,10 +26,8 @@ METRIC_WORDS = ("tool", "parameters", "both")
 WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))  # of every figure, those as asked last
 WORDS |= {f"{metric}_as_asked": f"{WORDS[metric]} as asked" for metric in METRICS[1:]}
 _SCORER_WORDS = {
-    "published": "the published scorer",
-    "ast": "BFCL's AST scorer",
-    "no_call": "whether no tool is called",
-}
+    "published": "the published scorer", "ast": "BFCL's AST scorer", "no_call": "whether no tool is called"
+}  # fmt: skip
 _COUNTED = {
     "history_trimmed": "prompts without their oldest history",
     "too_long": "prompts beyond its context, which count as wrong",
@@ -56,9 +53,8 @@ class Table:
 
 
 def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
-    """Score all results in `folders`, write report.json, report.md and report.html; return the document. They go to
-    `target`, the first folder if not given. Variants of one name need different settings."""
-    scored = _named([item for place in folders for item in load_folder(place)])
+    """Score `folders` and write report.json, .md and .html to `target`, else to the first; return the document."""
+    scored = load_folder(*folders)
     if not scored:
         raise PetoolError(f"no result in {folders[0]} yet", "petool-lite bench goes on where it was stopped")
     document = build_report(scored)
@@ -67,19 +63,6 @@ def write_report(*folders: Path, target: Path | None = None) -> dict[str, Any]:
     write_text(target / "report.html", html_report(document, scored))
     write_json(target / "report.json", document)
     return document
-
-
-def _named(results: Sequence[Results]) -> list[Results]:
-    """All results under names of their own; raises PetoolError where data or names clash."""
-    check_same_data({item.path: item.meta for item in results})
-    names = [item.name for item in results]
-    found: dict[str, Results] = {}
-    for item in results:
-        name = f"{item.name} ({item.meta['setting']})" if names.count(item.name) > 1 else item.name
-        if name in found:
-            raise PetoolError(f"the variant {item.name} occurs twice, as in {item.path}", "make a report of each run")
-        found[name] = replace(item, name=name)
-    return list(found.values())
 
 
 def build_report(scored: Sequence[Results]) -> dict[str, Any]:
@@ -91,8 +74,7 @@ def build_report(scored: Sequence[Results]) -> dict[str, Any]:
         for one, two in combinations(scored, 2)
         if one.meta["setting"] == two.meta["setting"]
     ]
-    partial = any(item["partial"] for item in variants)
-    own = {"schema": SCHEMA, "rows_schema": ROWS_SCHEMA, "partial": partial}
+    own = {"schema": SCHEMA, "rows_schema": ROWS_SCHEMA, "partial": any(item["partial"] for item in variants)}
     return {**own, "data": list(reversed(data.values())), "variants": variants, "pairs": pairs}
 
 

@@ -1,22 +1,19 @@
 """Results: one JSON line a reply, and a meta file beside them, as report.schema.json says and docs/bench.md describes.
-
-Nothing is repaired in silence, and rows of different work never mix. Shards are made one by `merge_shards`.
-"""
+Nothing is repaired in silence, and rows of different work never mix."""
 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from petool_lite.bench.score import Score, error_class, score_row
-
 from petool_lite.console import Report
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.errors import USAGE, PetoolError, in_words
 from petool_lite.runs import write_json, write_text
 
 SCHEMA = 3
@@ -31,8 +28,7 @@ _SAME = {"data": "data set", "setting": "setting", "style": "prompt style",
 
 @dataclass(frozen=True)
 class Results:
-    """One results file: its rows in the order of the data, its meta, and whether its last line was cut. `name` is the
-    variant, with its setting where a report holds another setting of it."""
+    """One results file: rows in the order of the data, meta, whether its last line was cut, and its name in reports."""
 
     path: Path
     rows: tuple[dict[str, Any], ...]
@@ -61,15 +57,14 @@ def _validator(kind: str) -> Any:
 
 
 def _checked(text: bytes, kind: str, place: str) -> dict[str, Any]:
-    """A row or meta that follows its schema and can be written again: not nested without end, no half of a surrogate
-    pair, no NaN. Raises PetoolError that names `place`."""
+    """A row or meta that follows its schema and can be written again; raises PetoolError that names `place`."""
     try:
         value = json.loads(text.decode())
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise PetoolError(f"{place}: not JSON in UTF-8", _AGAIN) from None
     schema = value.get("schema", 1) if isinstance(value, dict) else SCHEMA
-    if schema != SCHEMA or isinstance(schema, bool):
+    if schema != SCHEMA:
         what = f"{place}: made by another version of petool-lite (schema {schema}, this one reads {SCHEMA})"
         raise PetoolError(what, _AGAIN)
     fault = next(_validator(kind).iter_errors(value), None)
@@ -85,15 +80,12 @@ def meta_path(results: Path) -> Path:
 
 
 def load_results(path: Path) -> Results:
-    """A results file with its meta file, its rows in the order of the data. A last line that was cut while it was
-    written is left out; anything else that is wrong raises PetoolError with the line."""
+    """A results file, rows in the order of the data. A cut last line is left out; other faults raise PetoolError."""
     place, rows = meta_path(path), dict[str, dict[str, Any]]()
-    try:
+    hint = "give a results-<variant>.jsonl that bench wrote, with its meta file"
+    with in_words(f"no such results file: {path}", hint, OSError):
         *lines, last = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold other line ends
         meta = _checked(place.read_bytes(), "meta", str(place))
-    except OSError as error:
-        what = f"no such results file: {error.filename} ({error.strerror})"
-        raise PetoolError(what, "give a results-<variant>.jsonl that bench wrote, with its meta file") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -127,11 +119,20 @@ def results_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("results-*.jsonl") if path.stat().st_size)
 
 
-def load_folder(folder: Path) -> tuple[Results, ...]:
-    """All results of a folder that have a row, in the order in which they were started; see `check_same_data`."""
-    found = sorted(map(load_results, results_files(folder)), key=lambda item: str(item.meta.get("started") or ""))
+def load_folder(*folders: Path) -> list[Results]:
+    """All results that have a row, of each folder in the order in which they were started, under names of their own.
+    Raises PetoolError where data (see `check_same_data`) or names clash."""
+    loaded = (map(load_results, results_files(folder)) for folder in folders)
+    found = [item for items in loaded for item in sorted(items, key=lambda item: str(item.meta.get("started") or ""))]
     check_same_data({item.path: item.meta for item in found})
-    return tuple(found)
+    variants = [item.name for item in found]
+    named: dict[str, Results] = {}
+    for item in found:
+        name = f"{item.name} ({item.meta['setting']})" if variants.count(item.name) > 1 else item.name
+        if name in named:
+            raise PetoolError(f"the variant {item.name} occurs twice, as in {item.path}", "make a report of each run")
+        named[name] = replace(item, name=name)
+    return list(named.values())
 
 
 def check_same_data(metas: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -145,62 +146,53 @@ def check_same_data(metas: Mapping[Path, Mapping[str, Any]]) -> None:
 
 
 class Store:
-    """An open results file: the rows that it holds by index, and where the next one goes."""
+    """A results file that rows are added to: its meta, and by index the rows that it holds once it is open."""
 
-    def __init__(self, path: Path, meta: dict[str, Any], rows: dict[int, dict[str, Any]]) -> None:
-        self.path, self.meta, self.rows = path, meta, rows
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, meta: dict[str, Any], fresh: bool) -> None:
+        """Nothing is written yet. Raises PetoolError if the file is of other work than this command's `meta`, and is
+        not to start `fresh`. One begun for more entries than this command asks for stays a file for all of them."""
+        self.path, self.meta, self.rows = path, meta, dict[int, dict[str, Any]]()
+        place = meta_path(path)
+        # an empty file without its meta is what a full disk left of a start
+        self._goes_on = not fresh and path.is_file() and (path.stat().st_size > 0 or place.is_file())
+        if not self._goes_on:
+            return
+        hint = "start over with --fresh, or give another --out"
+        with in_words(f"{path} has no {place.name} that says what it was made from", hint, OSError):
+            held = _checked(place.read_bytes(), "meta", str(place))
+        if other := _difference(held, meta, "shard"):
+            raise PetoolError(f"{path} was made with {other}", hint)
+        kept = ["started", "seconds", "peak_memory_gb", "gpu"]
+        kept += ["entries", "limit"] if held["entries"] > meta["entries"] else []
+        self.meta = meta | {key: held[key] for key in kept if key in held}
+
+    @contextmanager
+    def opened(self, report: Report) -> Iterator[None]:
+        """Take more rows: those cut off or failed are made again. The caller holds the folder."""
+        if self._goes_on:
+            self.rows = _held(self.path, report)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for old in (self.path, meta_path(self.path)):
+                old.unlink(missing_ok=True)
+        with self.path.open("a", encoding="utf-8") as self._file:
+            self.save_meta()
+            try:
+                yield
+            finally:
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row, so that it stays whatever happens to this process next."""
-        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.file.flush()
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
         self.rows[row["index"]] = dict(row)
 
     def save_meta(self, **changes: Any) -> None:
         """Write the meta file with these changes, and whether all of its entries have a row."""
         self.meta |= changes | {"complete": len(self.rows) == self.meta["entries"]}
         write_json(meta_path(self.path), self.meta)
-
-
-@contextmanager
-def open_store(path: Path, meta: dict[str, Any], fresh: bool, report: Report) -> Iterator[Store]:
-    """Open the results file for more rows under `meta` (see `continued`); with `fresh` it starts over. A cut last line
-    and failures of the engine are taken out, to be generated again. The caller holds the folder."""
-    if fresh:
-        path.unlink(missing_ok=True)
-        meta_path(path).unlink(missing_ok=True)
-    store = Store(path, meta, _held(path, report) if _begun(path) else {})
-    with store.file:
-        store.save_meta()
-        try:
-            yield store
-        finally:
-            store.file.flush()
-            os.fsync(store.file.fileno())
-
-
-def _begun(path: Path) -> bool:
-    """Whether there is something to go on with: an empty file without its meta is what a full disk left of a start."""
-    return path.is_file() and (path.stat().st_size > 0 or meta_path(path).is_file())
-
-
-def continued(path: Path, meta: dict[str, Any], fresh: bool) -> dict[str, Any]:
-    """The meta of a results file that goes on under this command's `meta`; raises PetoolError if it is of other work,
-    and is not to start `fresh`. A file begun for more entries than this command asks for stays one for all of them."""
-    if fresh or not _begun(path):
-        return meta
-    hint, place = "start over with --fresh, or give another --out", meta_path(path)
-    try:
-        held = _checked(place.read_bytes(), "meta", str(place))
-    except OSError as error:
-        raise PetoolError(f"{path} has no {place.name} that says what it was made from", hint) from error
-    if other := _difference(held, meta, "shard"):
-        raise PetoolError(f"{path} was made with {other}", hint)
-    kept = ["started", "seconds", "peak_memory_gb", "gpu"]
-    kept += ["entries", "limit"] if held["entries"] > meta["entries"] else []
-    return meta | {key: held[key] for key in kept if key in held}
 
 
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any], *more: str) -> str:

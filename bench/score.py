@@ -1,10 +1,8 @@
 """Scores: pure functions over results rows, their statistics and classes of error; imports no model library.
-
 `published` is the paper's scorer, `spanning` the same with a match over several lines (the published 3B result used
 it), `strict` petool-lite's own: the whole reply is one JSON call, compared as JSON. `as_asked` is the published one,
 but a number that the data cut to a whole one may stand as the request says it. Where a test lists what it accepts,
-`ast`, BFCL's scorer, counts; where no tool fits, a text without a call is right by every scorer.
-"""
+`ast`, BFCL's scorer, counts; where no tool fits, a text without a call is right by every scorer."""
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,7 +12,6 @@ from math import ceil, comb, log, sqrt
 from typing import Any
 
 from petool_lite.bench.bfcl import arguments_accepted
-
 from petool_lite.data.answers import function_words
 from petool_lite.data.entries import Call
 from petool_lite.inference.constrain import heated
@@ -53,14 +50,13 @@ Pair = tuple[bool, bool]  # tool right, parameters right
 class Score:
     """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts. `call` is
     the call that was read, if any, `call_text` its canonical text. `function` groups entries that stand or fall
-    together; `fits` says whether a tool does; `confidence` is the probability of what was chosen."""
+    together; `confidence` is the probability of what was chosen."""
 
     pairs: Mapping[str, Pair]
     scorer: str
     call: Mapping[str, Any] | None
     call_text: str
     function: str
-    fits: bool
     confidence: float | None = None
 
     def right(self, metric: str, scorer: str = "") -> bool:
@@ -97,7 +93,7 @@ def score_row(row: Mapping[str, Any]) -> Score:
     told = canonical(call) if call is not None else f"no call: {reply}"
     published = score_reply(text, gold)
     function = row["facts"].get("function") or function_words(gold.get("tool_name", "")) or row.get("entry_id", "")
-    more = (call, told, function, "no_call" not in gold, row.get("confidence"))
+    more = (call, told, function, row.get("confidence"))
     if "no_call" in gold:
         return Score(dict.fromkeys((*SCORERS, "no_call"), published), "no_call", *more)
     spanning = score_reply(text, gold, spanning=True) if "\n" in text else published
@@ -122,7 +118,7 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
     if score.call is None:
         return "cut_off" if row["finish"] == "length" else "no_call"
     name, facts, gold = score.call["tool_name"], row["facts"], row["gold"]
-    if not score.fits:
+    if score.scorer == "no_call":
         return "needless_call"
     if name != gold["tool_name"]:
         if name not in facts["offered"]:
@@ -140,8 +136,7 @@ def error_class(row: Mapping[str, Any], score: Score) -> str:
 
 
 def accuracies(scores: Sequence[Score], scorer: str = "") -> dict[str, Any]:
-    """tool_acc, param_acc, joint_acc in percent and their 95 % intervals by function, over all `scores`. Where it is
-    scored, param_as_asked and joint_as_asked stand beside those of the scorer that counts."""
+    """tool_acc, param_acc, joint_acc in percent, where scored also as asked, and 95 % intervals by function."""
     found: dict[str, Any] = {}
     for name, (metric, own) in _FIGURES.items():
         if not own or (not scorer and all(own in score.pairs for score in scores)):
@@ -170,7 +165,10 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
     others = [name for name in SCORERS if name != scorer and all(name in score.pairs for score in scored)]
     cases: dict[str, list[Score]] = {}
     for row, score in good:
-        for case in ["a tool fits" if score.fits else "none fits", *([row["kind"]] if "kind" in row else [])]:
+        for case in [
+            "none fits" if score.scorer == "no_call" else "a tool fits",
+            *([row["kind"]] if "kind" in row else []),
+        ]:
             cases.setdefault(case, []).append(score)
 
     def counted(found: Sequence[Score]) -> dict[str, Any]:
@@ -198,10 +196,8 @@ def calibration(scores: Sequence[Score]) -> dict[str, Any] | None:
     if not known or len(known) < len(scores):
         return None
     second = {*sorted({score.function for score in scores})[1::2]}
-    fit, held = (
-        [(share, score.right("tool")) for share, score in known if (score.function in second) == half]
-        for half in (False, True)
-    )
+    pairs = [(share, score.right("tool"), score.function in second) for share, score in known]
+    fit, held = ([(share, right) for share, right, half in pairs if half == other] for other in (False, True))
 
     def loss(temperature: float) -> float:
         found = ((heated(share, temperature), right) for share, right in fit)
@@ -223,9 +219,8 @@ def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
 
 
 def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str, Any]:
-    """Paired tests of two variants on the entries that both scored. For each figure: entries that only the first or
-    only the second has right, the difference second minus first in points with its 95 % interval by function, and p of
-    the exact McNemar test. `agreement` is the share with the same call."""
+    """Paired tests on the entries that both scored: for each figure how many only one has right, second minus first in
+    points, its 95 % interval by function, and p of McNemar's test. `agreement`: share of the same calls."""
     common = [key for key in first if key in second]
     same = sum(first[key].call_text == second[key].call_text for key in common)
     found: dict[str, Any] = {"n": len(common), "agreement": _percent(same, len(common))}

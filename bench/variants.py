@@ -1,8 +1,6 @@
-"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model.
-
-Rules say what an accuracy means: what chance, the first place or the likes alone reach. They call a candidate with its
-required parameters, each with its declared default, so their parameter accuracy says how often that is the answer.
-"""
+"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model. Rules
+say what chance, the first place or the likes alone reach. They call a candidate with its required parameters, each with
+its declared default, so their parameter accuracy says how often that is the answer."""
 
 import hashlib
 import random
@@ -31,16 +29,16 @@ def _words(entry: Entry) -> Tool:
     return max(entry.tools, key=lambda tool: (shared[tool.name], balance(entry, tool.name)))
 
 
-_RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
+def _liked(entry: Entry) -> Tool:
+    return max(entry.tools, key=lambda tool: balance(entry, tool.name))
+
+
+RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
     "rule-random": (_random, "a tool drawn by lot"),
     "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
-    "rule-liked": (
-        lambda entry: max(entry.tools, key=lambda tool: balance(entry, tool.name)),
-        "the first tool of the provider with the most likes",
-    ),
+    "rule-liked": (_liked, "the first tool of the provider with the most likes"),
     "rule-words": (_words, "the tool that shares most words with the request, of equals the better-liked provider's"),
 }
-RULES = {name: f"no model: {about}" for name, (_, about) in _RULES.items()}  # with what each one is
 
 LLAMA, GPU, ENDPOINT, NONE = "llama.cpp", "transformers", "endpoint", "none"
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
@@ -87,16 +85,13 @@ class Variant:
         return sum(file.stat().st_size for file in self._files())
 
     def sha256(self) -> str | None:
-        """SHA-256 of a model file, or of those of all weight files, remembered while the files stay the same; of an
-        endpoint's address and model, which tell it from others."""
+        """SHA-256 of a model file, or of its files', remembered while they stay; or of an endpoint and its model."""
         from petool_lite.inference.settings import model_sha256
 
-        if self.url:
-            return hashlib.sha256(self.place.encode()).hexdigest()
-        found = [model_sha256(file) for file in self._files()]
-        if len(found) < 2:
-            return found[0] if found else None
-        return hashlib.sha256(" ".join(found).encode()).hexdigest()
+        facts = [self.place] if self.url else [model_sha256(file) for file in self._files()]
+        if self.url or len(facts) > 1:
+            return hashlib.sha256(" ".join(facts).encode()).hexdigest()
+        return facts[0] if facts else None
 
 
 def endpoint_variant(url: str, model: str, requests: int) -> Variant:
@@ -104,9 +99,8 @@ def endpoint_variant(url: str, model: str, requests: int) -> Variant:
     from petool_lite.inference.endpoint import base_url
 
     name = re.sub(r"[^\w.-]+", "-", model).strip("-.") or "endpoint"
-    place = base_url(url)
-    told = f"{model}, asked at {place}"
-    return Variant(name, Path(model), None, ENDPOINT, None, "free", batch=4, about=told, url=place, requests=requests)
+    url, told = base_url(url), f"{model}, asked at {base_url(url)}"
+    return Variant(name, Path(model), None, ENDPOINT, None, "free", batch=4, about=told, url=url, requests=requests)
 
 
 def model_variant(model: str, report: Report) -> Variant:
@@ -129,9 +123,8 @@ def tuned_file(run: Path, type_name: str | None = None) -> Path:
     """The run's exported GGUF of `type_name`, or its smallest; raises PetoolError if there is none."""
     files = sorted((run / "export").glob(f"model.{type_name or '*'}.gguf"), key=lambda file: file.stat().st_size)
     if not files:
-        what = f"{type_name} file" if type_name else "GGUF file"
         hint = f"petool-lite export --run {run} --gguf {type_name or 'q4_k_m'}"
-        raise PetoolError(f"the run {run.name} has no {what}", hint)
+        raise PetoolError(f"the run {run.name} has no {type_name or 'GGUF'} file", hint)
     return files[0]
 
 
@@ -142,19 +135,18 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 def rule_variant(name: str) -> Variant:
     """A rule as a variant."""
-    return Variant(name, Path(name), engine=NONE, style="none", decoding="none", about=RULES[name])
+    return Variant(name, Path(name), engine=NONE, style="none", decoding="none", about=f"no model: {RULES[name][1]}")
 
 
 def rule_call(name: str, entry: Entry) -> Call:
     """What the baseline of that name answers."""
-    tool = _RULES[name][0](entry)
+    tool = RULES[name][0](entry)
     schemas = properties(tool)
     return Call(tool.name, {key: schemas[key].get("default", "") for key in required(tool) if key in schemas})
 
 
 def default_names(run: Path, report: Report) -> list[str]:
-    """What is benched unless told otherwise: base and tuned where the run was trained, and the rules. On this machine's
-    GPU if one trained the run, else the smallest exported GGUF file; says what else there is."""
+    """What is benched unless told: base, tuned and rules, on the GPU if it trained the run; says what else there is."""
     if str(read_manifest(run).get("device", "CPU")).startswith("CPU") or not gpu_available():
         return ["base", "tuned", "rules"]
     more = [f"tuned-{kind}" for kind in _exported(run)] or ["the GGUF files of `petool-lite export`"]
@@ -163,8 +155,7 @@ def default_names(run: Path, report: Report) -> list[str]:
 
 
 def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report) -> list[Variant]:
-    """The variants of a run by name, see KNOWN; the untouched base is exported on the fly in any GGUF type. Raises
-    PetoolError for a name that is not known, a file that is not there, and where a GPU is needed and absent."""
+    """The variants of a run by name, see KNOWN; raises PetoolError for one unknown, without a file or its GPU."""
     manifest = read_manifest(run)
     recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
     found = {}
@@ -178,15 +169,14 @@ def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[st
     """Names with groups spelled out as far as this run and machine have them, base-gpu and tuned-gpu in `precision`."""
     from petool_lite.export import TYPES
 
-    single = {*_SIDES, *_ON_GPU, *RULES, *(f"{side}-{kind}" for side in _SIDES for kind in TYPES)}
+    single = (*_SIDES, *_ON_GPU, *RULES, *(f"{side}-{kind}" for side in _SIDES for kind in TYPES))
     cpu = [f"{side}-{kind}" for kind in (_exported(run) if run else ()) for side in _SIDES]
     gpu = _ON_GPU if "all" not in names or (run and gpu_available()) else ()
-    spelled = {"rules": RULES, "cpu": cpu, "gpu": _ON_GPU, "all": (*RULES, *cpu, *gpu)}
-    spelled |= {f"{side}-gpu": [f"{side}-{precision}-gpu"] for side in _SIDES}
-    for name in names:
-        if name not in spelled and name not in single:
-            raise PetoolError(f"unknown variant in {','.join(names)}: {name}", f"known: {KNOWN}", USAGE)
-    return list(dict.fromkeys(one for name in names for one in spelled.get(name, (name,))))
+    spelled = {name: [name] for name in single} | {f"{side}-gpu": [f"{side}-{precision}-gpu"] for side in _SIDES}
+    spelled |= {"rules": [*RULES], "cpu": cpu, "gpu": [*_ON_GPU], "all": [*RULES, *cpu, *gpu]}
+    if unknown := [name for name in names if name not in spelled]:
+        raise PetoolError(f"unknown variant in {','.join(names)}: {unknown[0]}", f"known: {KNOWN}", USAGE)
+    return list(dict.fromkeys(one for name in names for one in spelled[name]))
 
 
 def _exported(run: Path) -> list[str]:
@@ -197,7 +187,6 @@ def _exported(run: Path) -> list[str]:
 def _of_run(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
     """A side of a run in a GGUF type, its smallest if none is named, or in a precision on the GPU."""
     from petool_lite.export import export_base
-
     from petool_lite.models import resolve_base
 
     side, *rest = name.split("-")
@@ -218,8 +207,7 @@ def _of_run(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
 
 
 def with_decodings(variants: list[Variant], decoding: str) -> list[Variant]:
-    """Each variant with constrained or free decoding, or with "both"; a free one says so in its name. Rules have no
-    decoding and come last; an endpoint decodes as it does."""
+    """Each model constrained, free, as its name says, or both; endpoints as they are, and last the rules."""
     found = []
     for item in sorted(variants, key=lambda item: item.engine == NONE):
         free = replace(item, name=f"{item.name}-free", about=f"{item.about}, writing anything", decoding="free")

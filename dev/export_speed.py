@@ -36,7 +36,7 @@ from petool_lite.models import resolve_base
 from petool_lite.export import load_source, write_targets
 from petool_lite.export.source import load_adapter
 adapter = load_adapter(Path(sys.argv[2])) if sys.argv[2] else None
-write_targets(load_source(resolve_base(sys.argv[1]), adapter), {"q4_k_m": Path(sys.argv[3])}, {})
+write_targets(load_source(resolve_base(sys.argv[1]), adapter), {"q4_k_m": Path(sys.argv[3])})
 """
 _MERGE = """
 import shutil, sys, torch
@@ -61,9 +61,9 @@ def make(work: Path, tokenizer: Path) -> None:
     """Write base, adapter and GGUF file; takes minutes and 13 GB of memory."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from petool_lite.export import load_source, write_targets
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from petool_lite.export import load_source, write_targets
     from petool_lite.families import chat_template
     from petool_lite.models import resolve_base
     from petool_lite.prompt.render import LAYOUTS, exported_template
@@ -81,9 +81,9 @@ def make(work: Path, tokenizer: Path) -> None:
     tuned.save_pretrained(work / "adapter")
     del model, tuned  # export reads what was written
     source = load_source(resolve_base(str(base)))
-    source = replace(source, template=exported_template(chat_template(base), "petool"))
     keys = {"petool_lite.prompt_style": "petool", "petool_lite.prompt_layout": str(LAYOUTS["petool"])}
-    write_targets(source, {"q4_k_m": work / "3b.gguf"}, keys)
+    source = replace(source, template=exported_template(chat_template(base), "petool"), keys=keys)
+    write_targets(source, {"q4_k_m": work / "3b.gguf"})
 
 
 def compare(work: Path, tokenizer: Path, converter: Path) -> list[dict[str, Any]]:

@@ -268,8 +268,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], choices=names)
     options = parser.parse_args()
     found = measure(options.base, options.data, options.seconds, options.only)
-    from petool_lite.bench.machine import commit, machine
-
+    from petool_lite.bench.run import commit, machine
     from petool_lite.console import print_json, print_table
     from petool_lite.runs import versions
 

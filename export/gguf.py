@@ -1,7 +1,5 @@
-"""What a model's GGUF file says of it: keys, tokenizer and tensors, as llama.cpp's converter writes them.
-
-Keys and tensors stand in the order in which llama.cpp's quantizer writes them, so that whole files can be compared.
-"""
+"""What a model's GGUF file says of it: keys, tokenizer and tensors, as llama.cpp's converter writes them, in the order
+of llama.cpp's quantizer, so that whole files can be compared."""
 
 import logging
 import re
@@ -9,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.quantize import FILE_TYPES, tensor_bytes
+from petool_lite.export.quantize import Shapes, choose_types, tensor_bytes
 from petool_lite.export.source import Adapter, Source
 from petool_lite.export.vocabulary import read_vocabulary
-
-from petool_lite.families import read_json, reordered_heads
+from petool_lite.families import gguf_name, read_json, reordered_heads, rope_of
 from petool_lite.gguf_base import gguf_fields, open_gguf
 
-Plan = Mapping[str, tuple[str, tuple[int, ...]]]  # GGUF tensor name -> (type, shape), in file order
+Places = Mapping[str, tuple[str, int]]  # GGUF tensor name -> its type, and where in the file it starts
 # Keys that describe the file's weights, not the model; the quantizer sets them last.
 _OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 _TEMPLATE = "tokenizer.chat_template"
@@ -36,52 +33,47 @@ def permute(weight: Any, heads: int) -> Any:
     return weight.reshape(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-def write_header(
-    path: Path, source: Source, file_type: str, tensors: Plan, extra: Mapping[str, str]
-) -> tuple[dict[str, int], int]:
-    """Write everything but the tensors' data; return where each tensor starts and how long the whole file will be."""
+def write_header(path: Path, source: Source, file_type: str, shapes: Shapes) -> tuple[Places, int]:
+    """Write everything but the data of the tensors in `shapes`, which are in the order of the file; return their types
+    and places, and how long the whole file will be."""
     import gguf
     import numpy as np
 
     writer = gguf.GGUFWriter(path, source.shape.family.gguf)
-    sizes: dict[str, int] = {}
-    for name, (kind, shape) in tensors.items():
-        rows = shape[0] if len(shape) == 2 else 1
-        sizes[name] = tensor_bytes(kind, rows, shape[-1])
-        stored = shape if kind == "F32" else (*shape[:-1], sizes[name] // rows)  # in bytes, as the writer wants it
-        dtype: Any = np.dtype(np.float32 if kind == "F32" else np.uint8)
-        raw = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
-        writer.add_tensor_info(name, stored, dtype, sizes[name], raw_dtype=raw)
+    types = choose_types(shapes, file_type, source.shape, source.importance is not None)
+    sizes = {name: tensor_bytes(types[name], *shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        kind = gguf.GGMLQuantizationType[types[name]]
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), sizes[name], raw_dtype=kind)
     if source.base.gguf:
         _copy_metadata(writer, source.base.gguf, source.template)
     else:
         _add_metadata(writer, source)
         _add_tokenizer(writer, source)
-    for key, value in extra.items():
+    for key, value in source.keys.items():
         writer.add_string(key, value)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(FILE_TYPES[file_type][0])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{file_type.upper()}"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
     position = writer.ggml_pad(path.stat().st_size, writer.data_alignment)
-    starts = {}
+    places = {}
     for name, size in sizes.items():
-        starts[name] = position
+        places[name] = types[name], position
         position += writer.ggml_pad(size, writer.data_alignment)
-    return starts, position
+    return places, position
 
 
 def _copy_metadata(writer: Any, source: Path, template: str | None) -> None:
     """Carry over every key of a GGUF base, tokenizer included, but those that describe its weights' types or parts."""
     reader = open_gguf(source)
-    fields = gguf_fields(reader)
-    if template is not None:
-        fields = {key: value for key, value in fields.items() if not key.startswith(_TEMPLATE) or key == _TEMPLATE}
-        fields[_TEMPLATE] = template
-    for key, value in fields.items():
-        if key not in _OWN_KEYS and not key.startswith("split."):
+    for key, value in gguf_fields(reader).items():
+        if template is not None and key.startswith(_TEMPLATE):  # one in place of all
+            if key == _TEMPLATE:
+                writer.add_chat_template(template)
+        elif key not in _OWN_KEYS and not key.startswith("split."):
             kinds = reader.fields[key].types
             writer.add_key_value(key, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
 
@@ -96,7 +88,7 @@ def _add_metadata(writer: Any, source: Source) -> None:
     about.name = about.name or source.base.directory.name
     about.size_label = about.size_label or gguf.size_label(*counts)
     about.set_gguf_meta_model(writer)
-    shape, rope = source.shape, source.rope
+    shape, rope = source.shape, rope_of(source.config)
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -152,7 +144,7 @@ def _add_tokenizer(writer: Any, source: Source) -> None:
         writer.add_add_bos_token(False)
 
 
-def write_lora(path: Path, adapter: Adapter, source: Source, extra: Mapping[str, str]) -> None:
+def write_lora(path: Path, source: Source, adapter: Adapter) -> None:
     """The adapter alone as a GGUF LoRA: A and B of every module in float32, B's rows in llama.cpp's order. llama.cpp
     scales by alpha / rank, so alpha is written such that this is the adapter's own scale."""
     import gguf
@@ -160,15 +152,15 @@ def write_lora(path: Path, adapter: Adapter, source: Source, extra: Mapping[str,
     writer = gguf.GGUFWriter(path, source.shape.family.gguf)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.scale * adapter.rank)
-    for key, value in extra.items():
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.scaling * adapter.config.r)
+    for key, value in source.keys.items():
         writer.add_string(key, value)
-    for name in sorted(adapter.modules, key=lambda name: file_order(source.gguf_name(name))):
+    for name in sorted(adapter.modules, key=lambda name: file_order(gguf_name(name, source.shape))):
         low, high = adapter.modules[name]
         if heads := reordered_heads(name, source.shape):
             high = permute(high, heads)
-        writer.add_tensor(f"{source.gguf_name(name)}.lora_a", low.contiguous().numpy())
-        writer.add_tensor(f"{source.gguf_name(name)}.lora_b", high.contiguous().numpy())
+        writer.add_tensor(f"{gguf_name(name, source.shape)}.lora_a", low.contiguous().numpy())
+        writer.add_tensor(f"{gguf_name(name, source.shape)}.lora_b", high.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.console import Report
-from petool_lite.errors import USAGE, PetoolError, first_line
+from petool_lite.errors import USAGE, PetoolError, in_words
 from petool_lite.families import end_tokens
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import Base, is_hub_id
@@ -45,9 +45,9 @@ def card_data(run: Path, base: str, licence: str) -> Any:
         for item in scored(run)
         for key, metric in _METRICS.items()
     ]
-    about = {"license": licence or "other", "library_name": "gguf", "tags": ["tool-calling", "petool-lite", "gguf"]}
-    named = base if is_hub_id(base) else None
-    return ModelCardData(base_model=named, **about, model_name=run.name, eval_results=results or None)
+    about: dict[str, Any] = {"tags": ["tool-calling", "petool-lite", "gguf"], "library_name": "gguf"}
+    about |= {"license": licence or "other", "base_model": base if is_hub_id(base) else None, "model_name": run.name}
+    return ModelCardData(**about, eval_results=results or None)
 
 
 def eval_results(run: Path) -> dict[str, str]:
@@ -70,12 +70,9 @@ def check_push(repo: str) -> None:
     library_places()
     from huggingface_hub import HfApi
 
-    try:
+    # the hub client raises many kinds; each means the same to the user
+    with in_words("the Hub does not know you", "run `hf auth login`, or set HF_TOKEN", Exception):
         HfApi().whoami()
-    except Exception as error:  # the hub client raises many kinds; each means the same to the user
-        raise PetoolError(
-            f"the Hub does not know you ({first_line(error)})", "run `hf auth login`, or set HF_TOKEN"
-        ) from error
 
 
 def push(folder: Path, run: Path, repo: str, report: Report) -> str:
@@ -88,13 +85,10 @@ def push(folder: Path, run: Path, repo: str, report: Report) -> str:
     parts = [CommitOperationAdd(name, str(folder / name)) for name in files]
     parts += [CommitOperationAdd(f".eval_results/{name}", text.encode()) for name, text in eval_results(run).items()]
     report(f"sending {len(parts)} files to {repo}", 0, 0, "")
-    try:
-        api = HfApi()
-        address = str(api.create_repo(repo, private=True, exist_ok=True))
-        api.create_commit(repo, parts, commit_message=f"Export of the run {run.name}")
-    except Exception as error:  # as above
-        what = f"the export is not on the Hub: {first_line(error)}"
-        raise PetoolError(what, f"the files are in {folder}; the same command sends them again") from error
+    hint = f"the files are in {folder}; the same command sends them again"
+    with in_words("the export is not on the Hub", hint, Exception):
+        address = str(HfApi().create_repo(repo, private=True, exist_ok=True))
+        HfApi().create_commit(repo, parts, commit_message=f"Export of the run {run.name}")
     return address
 
 
@@ -108,7 +102,6 @@ def card(run: Path, base: Base, manifest: dict[str, Any], document: dict[str, An
         head=card_data(run, base.name, known).to_yaml(),
         **{"name": run.name, "base": base.name, "licence": known, "figures": figures},
         **{"manifest": manifest, "document": document},
-        version=document["versions"].get("petool-lite", "unknown"),
         setting="all settings" if manifest["setting"] == ALL else f"{manifest['setting']} setting",
         scores=report.read_text().replace("# ", "## ") if report.is_file() else _UNSCORED,
         recipe=(run / "recipe.toml").read_text().strip(),
@@ -138,8 +131,7 @@ def licence(base: Base) -> str:
 
 
 def modelfile(gguf: str, directory: Path, max_tokens: int) -> str:
-    """The Modelfile of the file `gguf` beside it: greedy, stopping at the end tokens of the base in `directory`.
-    `max_tokens` is the context in tokens. The template is left to the GGUF file, which holds it."""
+    """The Modelfile of `gguf`: greedy, ending as the base does, `max_tokens` of context; the template is the file's."""
     stops = [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in end_tokens(directory)]
     lines = [f"FROM ./{gguf}", *stops, "PARAMETER temperature 0", f"PARAMETER num_ctx {max_tokens}"]
     return "\n".join(lines) + "\n"

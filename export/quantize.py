@@ -1,10 +1,9 @@
-"""Which GGUF type each tensor gets, and the C functions of llama.cpp that make its bytes. The one import of those.
-
-The rule for types is that of `llama_tensor_get_type` in llama.cpp (src/llama-quant.cpp, the version inside
-llama-cpp-python 0.3.36), for the Llama architecture without experts. Tests compare whole files with that quantizer's.
-"""
+"""Which GGUF type each tensor gets, and the C functions of llama.cpp that make its bytes. The one import of those. The
+rule for types is that of `llama_tensor_get_type` in llama.cpp (src/llama-quant.cpp, the version inside llama-cpp-python
+0.3.36), for the Llama architecture without experts. Tests compare whole files with that quantizer's."""
 
 import ctypes
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,27 +12,27 @@ from typing import Any
 from petool_lite.errors import PetoolError
 from petool_lite.families import Shape
 
-# name -> llama.cpp's file type (llama_ftype) and the tensor type that most of such a file has
-FILE_TYPES = {
-    "q4_k_m": (15, "Q4_K"), "q4_k_s": (14, "Q4_K"), "q4_0": (2, "Q4_0"), "iq4_xs": (30, "IQ4_XS"),
-    "q5_k_m": (17, "Q5_K"), "q5_k_s": (16, "Q5_K"), "q6_k": (18, "Q6_K"), "q8_0": (7, "Q8_0"),
-    "f16": (1, "F16"), "bf16": (32, "BF16"),
+# A type of files, as gguf.LlamaFileType has it after MOSTLY_ -> the tensor type that most of such a file has
+_MOSTLY = {
+    "q4_k_m": "Q4_K", "q4_k_s": "Q4_K", "q4_0": "Q4_0", "iq4_xs": "IQ4_XS", "q5_k_m": "Q5_K", "q5_k_s": "Q5_K",
+    "q6_k": "Q6_K", "q8_0": "Q8_0", "f16": "F16", "bf16": "BF16",
 }  # fmt: skip
-TYPES = tuple(FILE_TYPES)
+TYPES = tuple(_MOSTLY)
+Shapes = Mapping[str, tuple[int, ...]]  # GGUF tensor name -> (rows, columns) or (columns,)
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
-def choose_types(columns: Mapping[str, int], file_type: str, model: Shape, has_imatrix: bool = False) -> dict[str, str]:
-    """GGUF tensor name -> type name, for `columns`: name -> row length; vectors and norms are float32. Names are GGUF's
-    (`blk.3.attn_q.weight`); a type name is one of gguf.GGMLQuantizationType."""
-    default = FILE_TYPES[file_type][1]
+def choose_types(shapes: Shapes, file_type: str, model: Shape, has_imatrix: bool) -> dict[str, str]:
+    """GGUF tensor name (`blk.3.attn_q.weight`) -> name of its gguf.GGMLQuantizationType; vectors and norms are F32."""
+    default = _MOSTLY[file_type]
     types = {}
-    for name, width in columns.items():
+    for name, shape in shapes.items():
         if "_norm" in name or name.endswith(".bias") or name == "rope_freqs.weight":
             types[name] = "F32"
         elif default in ("F16", "BF16"):  # nothing to choose
             types[name] = default
         else:
+            width = shape[-1]
             wanted = _wanted(name, width, file_type, default, model, has_imatrix)
             fitting = (kind for kind in (wanted, _FALLBACK.get(wanted, wanted)) if width % _sizes(kind)[0] == 0)
             types[name] = next(fitting, "F16")
@@ -92,10 +91,10 @@ def _library() -> Any:
     return library
 
 
-def tensor_bytes(type_name: str, rows: int, columns: int) -> int:
-    """Size of a tensor of the GGUF type `type_name`; `columns` must be a whole number of its blocks."""
+def tensor_bytes(type_name: str, *shape: int) -> int:
+    """Size of a tensor of the GGUF type `type_name`; a row must be a whole number of its blocks."""
     block, size = _sizes(type_name)
-    return rows * columns // block * size
+    return math.prod(shape) // block * size
 
 
 def quantize_rows(weights: Any, type_name: str, importance: Any = None) -> Any:

@@ -3,24 +3,22 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from petool_lite.console import Report, silent
+from petool_lite.errors import PetoolError
 from petool_lite.export.gguf import write_lora
 from petool_lite.export.hub import card, modelfile
 from petool_lite.export.quantize import TYPES
 from petool_lite.export.source import Source, load_adapter, load_source, load_whole
-from petool_lite.export.stream import Change, write_files
+from petool_lite.export.stream import Change, Changes, write_files
 from petool_lite.export.verify import check_files, importance, trial
-
-from petool_lite.console import Report, silent
-from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
 from petool_lite.inference.llama_open import quiet_threads
-from petool_lite.inference.settings import default_threads
 from petool_lite.models import Base, base_of_run, file_sha256, files_sha256, resolve_base
 from petool_lite.places import cache_place, library_places
 from petool_lite.prompt.render import exported_template
@@ -39,11 +37,16 @@ class Options:
     lora: bool = False
     level: str = "full"
 
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.types if name not in TYPES]
+        if unknown or not self.types:
+            what = f"unknown GGUF type: {', '.join(unknown) or 'none given'}"
+            raise PetoolError(what, f"one of: {', '.join(TYPES)}")
+
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Write the export folder: model.<type>.gguf, Modelfile, README.md, perhaps lora.gguf, and export.json, which goes
     first and comes last; return its content. A check that fails raises PetoolError; no new file is left then."""
-    check_types(options.types)
     library_places()
     quiet_threads()  # before torch loads OpenMP
     with _only_writer(run / "export"):
@@ -56,19 +59,19 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
     base = base_of_run(manifest["base"], lambda text: report(text, 0, 0, ""))
     source = _trained_source(run, base, recipe, options, report)
     merge_base = None if source.adapter is None else "nf4" if source.nf4 else "bf16"
-    source = replace(source, template=exported_template(chat_template(base.directory), manifest["prompt_style"]))
+    template = exported_template(chat_template(base.directory), manifest["prompt_style"])
+    source = replace(source, template=template, keys=_own_keys(manifest, merge_base))
     if options.imatrix:
         source = replace(source, importance=importance(source, recipe, report))
     tried_on = trial(base, recipe, manifest["data"].get("wording", {}), report)
-    keys = _own_keys(manifest, merge_base)
     targets = {name: folder / f"model.{name}.gguf" for name in options.types}
-    with written(source, targets, keys, report) as (files, changes), ExitStack() as drafts:
+    with written(source, targets, report) as (files, changes), ExitStack() as drafts:
         max_reply = recipe.bench.max_reply_tokens if options.level == "full" else None
         figures = check_files(files, source, tried_on, max_reply, report)
         paths = {target.name: files[name] for name, target in targets.items()}
         if options.lora and source.adapter is not None:
             paths["lora.gguf"] = drafts.enter_context(draft(folder / "lora.gguf"))
-            write_lora(paths["lora.gguf"], source.adapter, source, keys)
+            write_lora(paths["lora.gguf"], source, source.adapter)
         trained = TRAINED[recipe.train.method]
         total = sum(changes.values(), Change())
         document = {
@@ -95,8 +98,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
 
 
 def _trained_source(run: Path, base: Base, recipe: Recipe, options: Options, report: Report) -> Source:
-    """What the run trained: its own model, or its adapter on the base weights that it learned beside, if not told
-    otherwise; raises PetoolError if that is not whole."""
+    """The run's own model, or its adapter on the weights that it learned beside; raises PetoolError if not whole."""
     folder = run / TRAINED[recipe.train.method]
     if recipe.train.method == "full":
         if options.lora or options.merge_base:
@@ -105,8 +107,8 @@ def _trained_source(run: Path, base: Base, recipe: Recipe, options: Options, rep
             raise PetoolError(told, f"leave {what} out: the model is exported as it is")
         return load_whole(base, folder)
     adapter = load_adapter(folder)
-    if adapter.base_name and adapter.base_name != base.name:
-        what = f"the adapter was trained on {adapter.base_name}, the run names {base.name}"
+    if adapter.config.base not in ("", base.name):
+        what = f"the adapter was trained on {adapter.config.base}, the run names {base.name}"
         raise PetoolError(what, "the adapter belongs to another base model")
     return load_source(base, adapter, (options.merge_base or recipe.model.precision) == "nf4", report)
 
@@ -120,37 +122,27 @@ def _own_keys(manifest: Mapping[str, Any], merge_base: str | None) -> dict[str, 
     return {f"petool_lite.{key}": str(value) for key, value in found.items() if value is not None}
 
 
-def export_base(base: Base | str, type_name: str, report: Report = silent) -> Path:
+def export_base(name: str, type_name: str, report: Report = silent) -> Path:
     """The untouched base in GGUF type `type_name`, made once and cached: what a tuned file is compared with."""
-    check_types([type_name])
     quiet_threads()
-    base = resolve_base(base, lambda text: report(text, 0, 0, "")) if isinstance(base, str) else base
+    base = resolve_base(name, lambda text: report(text, 0, 0, ""))
     # names, sizes and times of the files: hashing gigabytes would cost a minute
-    files = [(file.name, file.stat()) for file in sorted(base.directory.glob("*.safetensors"))]
-    facts = [(name, known.st_size, known.st_mtime_ns) for name, known in files]
+    files = sorted(base.directory.glob("*.safetensors"))
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     identity = hashlib.sha256(repr((str(base.directory), facts)).encode()).hexdigest()
     target = cache_place("exports", f"{base.directory.name}-{identity[:16]}.{type_name}.gguf")
     if not target.is_file():
-        write_targets(load_source(base, report=report), {type_name: target}, {}, report)
+        write_targets(load_source(base, report=report), {type_name: target}, report)
     return target
 
 
-def check_types(types: Sequence[str]) -> None:
-    """Raise PetoolError for a GGUF type that petool-lite does not write."""
-    unknown = [name for name in types if name not in TYPES]
-    if unknown or not types:
-        raise PetoolError(f"unknown GGUF type: {', '.join(unknown) or 'none given'}", f"one of: {', '.join(TYPES)}")
-
-
 @contextmanager
-def written(
-    source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report
-) -> Iterator[tuple[dict[str, Path], dict[str, Change]]]:
+def written(source: Source, targets: Mapping[str, Path], report: Report) -> Iterator[tuple[dict[str, Path], Changes]]:
     """Write a GGUF file for each type in `targets`, all in one folder that the caller holds; yield where they lie, and
     how each trained tensor changed. They get their names where the block ends. Raises PetoolError if none changed."""
     with ExitStack() as drafts:
         paths = {name: drafts.enter_context(draft(target)) for name, target in targets.items()}
-        changes = write_files(source, paths, extra, default_threads(), report)
+        changes = write_files(source, paths, report)
         still = [name for name, change in changes.items() if not change.changed]
         if source.before and len(still) == len(changes):
             raise PetoolError("training changed no weight of the base", "the model is untrained; train the run again")
@@ -161,11 +153,9 @@ def written(
         yield paths, changes
 
 
-def write_targets(
-    source: Source, targets: Mapping[str, Path], extra: Mapping[str, str], report: Report = silent
-) -> dict[str, Change]:
+def write_targets(source: Source, targets: Mapping[str, Path], report: Report = silent) -> Changes:
     """Write a GGUF file for each type in `targets`, unchecked; return how each trained tensor changed."""
-    with _only_writer(next(iter(targets.values())).parent), written(source, targets, extra, report) as (_, changes):
+    with _only_writer(next(iter(targets.values())).parent), written(source, targets, report) as (_, changes):
         return changes
 
 

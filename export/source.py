@@ -1,8 +1,6 @@
-"""What is exported: the tensors of a base with an adapter on it, or of a model of its own, all checked beforehand.
-
-Weights are read some rows at a time. A file is mapped for one read only, so that its pages never add up in this process
-and several threads read at once.
-"""
+"""What is exported: the tensors of a base with an adapter on it, or of a model of its own, all checked beforehand. A
+file is mapped to read some rows only, so that its pages never add up in this process and several threads read at
+once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.vocabulary import read_vocabulary
-
 from petool_lite import families
-from petool_lite.adapters import WEIGHTS, read_adapter_config
+from petool_lite.adapters import WEIGHTS, AdapterConfig, read_adapter_config
 from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError, in_words
-from petool_lite.families import Rope, Shape, read_json
+from petool_lite.export.vocabulary import read_vocabulary
+from petool_lite.families import Shape, read_json
 from petool_lite.models import Base, weight_files
 
 
@@ -26,7 +23,6 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
     file: Path
 
     @property
@@ -34,116 +30,96 @@ class Tensor:
         """Rows of a matrix; 1 for a vector."""
         return self.shape[0] if len(self.shape) == 2 else 1
 
-    @property
-    def columns(self) -> int:
-        """Length of one row."""
-        return self.shape[-1]
-
     def read(self, first: int = 0, last: int | None = None) -> Any:
         """Rows [first, last), or all, as a float32 torch tensor (rows, columns)."""
         from safetensors import safe_open
 
         with safe_open(self.file, "pt") as opened:
             part = opened.get_slice(self.name)[first:last] if len(self.shape) == 2 else opened.get_tensor(self.name)
-            return part.reshape(-1, self.columns).float()
+            return part.reshape(-1, self.shape[-1]).float()
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: tensor name -> (A of shape (r, in), B of shape (out, r)), both float32, and the scale."""
+    """A LoRA adapter: tensor name -> (A of shape (r, in), B of shape (out, r)), both float32, and its settings."""
 
     modules: Mapping[str, tuple[Any, Any]]
-    scale: float
-    rank: int
-    base_name: str
+    config: AdapterConfig
 
     def delta(self, name: str, first: int = 0, last: int | None = None) -> Any:
-        """Rows [first, last) of scale * B @ A for the tensor `name`, float32, computed as PEFT does."""
+        """Rows [first, last) of scaling * B @ A for the tensor `name`, float32, computed as PEFT does."""
         low, high = self.modules[name]
-        return (high[first:last] @ low) * self.scale
+        return (high[first:last] @ low) * self.config.scaling
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export: its base, config.json and tensors, and the adapter and importance, if any. The tensors are the
+    """A model to export: its base, config.json, tensors by name, and the adapter and importance, if any. They are the
     base's, or those of a model of its own that training made of it: then `before` has the base's. `importance` maps
     GGUF tensor names to float32 arrays (columns,). `nf4` takes the weights of adapted matrices as 4-bit training saw
-    them. `template` goes into the file in place of the base's chat template."""
+    them. `template` goes into the file in place of the base's chat template, `keys` beside the base's own."""
 
     base: Base
     config: dict[str, Any]
-    tensors: list[Tensor]
+    tensors: Mapping[str, Tensor]
     adapter: Adapter | None = None
     importance: dict[str, Any] | None = None
     nf4: bool = False
     before: Mapping[str, Tensor] = field(default_factory=dict)
     template: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def shape(self) -> Shape:
         """The model's sizes."""
         return families.shape_of(self.config)
 
-    @cached_property
-    def rope(self) -> Rope:
-        """Its rotary positions."""
-        return families.rope_of(self.config)
-
-    def gguf_name(self, name: str) -> str:
-        """What the tensor `name` is called in a GGUF file."""
-        return families.gguf_name(name, self.shape.family)
-
 
 def check_exportable(directory: Path, report: Report = silent) -> None:
     """Raise PetoolError for whatever `export` could not write of a model in `directory`, or of what is trained on it:
     sizes, rotary scaling, tensors, tokenizer, template. Reads headers only; `report` gets what is left out."""
-    _, tensors = _checked(directory, report)
-    rows = next(tensor.rows for tensor in tensors if tensor.name == "model.embed_tokens.weight")
-    read_vocabulary(directory, rows)
+    config, _ = find_tensors(directory, report)
+    read_vocabulary(directory, families.shape_of(config).vocabulary)
     families.chat_template(directory)
     families.end_tokens(directory)
 
 
 def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False, report: Report = silent) -> Source:
-    """The base's tensors, checked to be whole. Raises PetoolError unless every matrix of the adapter has its tensor
-    among them, of the right shape."""
-    config, tensors = _checked(base.directory, report)
-    shapes, hint = {tensor.name: tensor.shape for tensor in tensors}, "the adapter belongs to another base model"
+    """The base's tensors, checked to be whole; raises PetoolError where a matrix of the adapter fits none of them."""
+    config, tensors = find_tensors(base.directory, report)
+    hint = "the adapter belongs to another base model"
     for name, (low, high) in (adapter.modules if adapter else {}).items():
-        if name not in shapes:
+        if name not in tensors:
             raise PetoolError(f"the adapter changes {name}, which the base {base.name} does not have", hint)
         own = (high.shape[0], low.shape[1])
-        if own != shapes[name] or low.shape[0] != high.shape[1]:
-            raise PetoolError(f"{name} has the shape {shapes[name]}, its adapter {own}", hint)
+        if own != tensors[name].shape or low.shape[0] != high.shape[1]:
+            raise PetoolError(f"{name} has the shape {tensors[name].shape}, its adapter {own}", hint)
     return Source(base, config, tensors, adapter, nf4=nf4)
 
 
 def load_whole(base: Base, folder: Path) -> Source:
     """The tensors of a model that training made of `base`, checked to be whole and of its shapes. Everything else of a
     file (tokenizer, name, licence) still comes from the base."""
-    before = {tensor.name: tensor for tensor in load_source(base).tensors}
+    _, before = find_tensors(base.directory)
     try:
-        config, tensors = _checked(folder)
+        config, tensors = find_tensors(folder)
     except PetoolError as error:
         raise PetoolError(error.message, "train the run again") from error
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    odd = [name for name in {*shapes, *before} if name not in before or shapes.get(name) != before[name].shape]
-    if odd:
-        raise PetoolError(f"{folder} is not of the base {base.name}: {min(odd)} differs", "give the run its own base")
+    mine, theirs = ({(name, tensor.shape) for name, tensor in found.items()} for found in (tensors, before))
+    if odd := mine ^ theirs:
+        what = f"{folder} is not of the base {base.name}: {min(odd)[0]} differs"
+        raise PetoolError(what, "give the run its own base")
     return Source(base, config, tensors, before=before)
 
 
-def _checked(directory: Path, report: Report = silent) -> tuple[dict[str, Any], list[Tensor]]:
-    config = read_json(directory / "config.json")
-    families.rope_of(config)
-    return config, find_tensors(directory, families.shape_of(config), report)
-
-
-def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list[Tensor]:
-    """Every tensor of a model directory, one file or shards, without a tied output head and what every program
-    computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than `shape` has it."""
+def find_tensors(directory: Path, report: Report = silent) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and every tensor of a model directory by name, without a tied output head and what every program
+    computes. Raises PetoolError for a damaged file, and a tensor missing, double, or other than config.json has it."""
     from safetensors import SafetensorError, safe_open
 
+    config = read_json(directory / "config.json")
+    families.rope_of(config)
+    shape = families.shape_of(config)
     expected, found, computed = families.tensor_shapes(shape), dict[str, Tensor](), 0
     for file in weight_files(directory):
         # the library checks the header, the offsets and the file's length
@@ -156,34 +132,30 @@ def find_tensors(directory: Path, shape: Shape, report: Report = silent) -> list
             elif name in found:
                 raise PetoolError(f"{directory} holds {name} twice", "remove the files of another format")
             elif not (name == "lm_head.weight" and shape.tied):
-                found[name] = Tensor(name, tuple(part.get_shape()), part.get_dtype(), file)
-                _check_tensor(found[name], expected, shape)
-    missing = set(expected) - set(found)
-    if missing:
+                found[name] = Tensor(name, tuple(part.get_shape()), file)
+                _check_tensor(found[name], part.get_dtype(), expected.get(name))
+    if missing := expected.keys() - found.keys():
         what = f"incomplete weights in {directory}: {min(missing)} is missing, {len(missing)} in all"
         raise PetoolError(what, "get the model again")
     if computed:
-        kind = f"rotary angles ({families.COMPUTED[0]})"
-        report(f"left out: {computed} tensors of {kind}, which are computed anew", 0, 0, "")
-    return list(found.values())
+        report(f"left out: {computed} tensors of rotary angles ({families.COMPUTED[0]}), computed anew", 0, 0, "")
+    return config, found
 
 
-def _check_tensor(tensor: Tensor, expected: Mapping[str, tuple[int, ...]], shape: Shape) -> None:
-    if tensor.dtype not in ("BF16", "F16", "F32"):
+def _check_tensor(tensor: Tensor, dtype: str, wanted: tuple[int, ...] | None) -> None:
+    if dtype not in ("BF16", "F16", "F32"):
         hint = "give the model in bfloat16, float16 or float32; --set model.precision=nf4 quantizes it for training"
-        raise PetoolError(f"{tensor.name} in {tensor.file} has the type {tensor.dtype}", hint)
-    if tensor.name not in expected:
-        families.gguf_name(tensor.name, shape.family)  # which has words for what no model of the family has
-        raise PetoolError(f"{tensor.name} is more than config.json says", "get the model again")
-    if tensor.shape != expected[tensor.name]:
-        found, wanted = list(tensor.shape), list(expected[tensor.name])
-        what = f"{tensor.name} in {tensor.file} has the shape {found}, by config.json it has {wanted}"
-        raise PetoolError(what, "get the model again")
+        raise PetoolError(f"{tensor.name} in {tensor.file} has the type {dtype}", hint)
+    if wanted is None:
+        what = f"{tensor.name[:100]} in {tensor.file} is more than a model of its config.json has"
+        raise PetoolError(what, "other parts cannot be exported; get the model again")
+    if tensor.shape != wanted:
+        found = f"{tensor.name} in {tensor.file} has the shape {list(tensor.shape)}"
+        raise PetoolError(f"{found}, by config.json it has {list(wanted)}", "get the model again")
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read adapter_config.json and adapter_model.safetensors. Raises PetoolError if a file is missing or damaged, holds
-    more than plain LoRA matrices, or was never trained."""
+    """A saved adapter; raises PetoolError if it is missing, damaged, more than plain LoRA, or was never trained."""
     from safetensors.torch import load_file
 
     config = read_adapter_config(folder)
@@ -192,16 +164,15 @@ def load_adapter(folder: Path) -> Adapter:
         # base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
         module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
         pairs.setdefault(module, {})[side] = matrix.float().contiguous()
-    broken = [module for module, pair in pairs.items() if set(pair) != {"A", "B"}]
-    if broken:
-        raise PetoolError(f"the adapter {folder} is incomplete: {', '.join(broken)}", "train the run again")
     for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise PetoolError(f"the adapter {folder} is incomplete: {module}", "train the run again")
         if not all(bool(matrix.isfinite().all()) for matrix in pair.values()):
             raise PetoolError(f"damaged adapter: {module} holds values that are not finite", "train the run again")
         if not all(bool(matrix.any()) for matrix in pair.values()):
             raise PetoolError(f"the adapter does not change {module}", "the adapter is untrained; train the run again")
     modules = {f"{module}.weight": (pair["A"], pair["B"]) for module, pair in pairs.items()}
-    return Adapter(modules, config.scaling, config.r, config.base)
+    return Adapter(modules, config)
 
 
 def nf4_round_trip(weight: Any) -> Any:
@@ -211,7 +182,6 @@ def nf4_round_trip(weight: Any) -> Any:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    packed, state = quantize_4bit(
-        weight.to(device, torch.bfloat16), blocksize=64, compress_statistics=True, quant_type="nf4"
-    )
+    weight = weight.to(device, torch.bfloat16)
+    packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     return dequantize_4bit(packed, state).to("cpu", torch.bfloat16)

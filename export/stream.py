@@ -12,13 +12,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from petool_lite.export.gguf import ROPE, file_order, permute, write_header
-from petool_lite.export.quantize import choose_types, quantize_rows, tensor_bytes
-from petool_lite.export.source import Source, Tensor, nf4_round_trip
-
 from petool_lite.console import Report
 from petool_lite.errors import PetoolError
-from petool_lite.families import reordered_heads, rope_divisors
+from petool_lite.export.gguf import ROPE, Places, file_order, permute, write_header
+from petool_lite.export.quantize import quantize_rows, tensor_bytes
+from petool_lite.export.source import Source, Tensor, nf4_round_trip
+from petool_lite.families import gguf_name, reordered_heads, rope_divisors, rope_of
+from petool_lite.inference.settings import default_threads
 
 _BAND = 1 << 19  # weights in a band: 2 MiB as float32, about what a core's cache holds
 
@@ -35,69 +35,58 @@ class Change:
         return Change(self.delta + other.delta, self.base + other.base, self.changed or other.changed)
 
 
-@dataclass(frozen=True)
-class Target:
-    """A file being written: where each tensor starts, and its type."""
-
-    handle: int
-    types: Mapping[str, str]
-    starts: Mapping[str, int]
+Changes = dict[str, Change]  # by the name of a trained tensor
+Target = tuple[int, Places]  # handle of a file that is written, and where each tensor goes
 
 
-def write_files(
-    source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], threads: int, report: Report
-) -> dict[str, Change]:
-    """Write one GGUF file for each type in `paths`; return how each trained tensor changed, by its name. Raises
-    PetoolError if the disk is or gets full, the base cannot be read, or a weight is not finite."""
+def write_files(source: Source, paths: Mapping[str, Path], report: Report) -> Changes:
+    """Write one GGUF file for each type in `paths`; raises PetoolError for a full disk, and weights not to be read."""
     try:
         with ExitStack() as held:
-            return _run(source, _targets(source, paths, extra, held), threads, report)
+            return _run(source, _targets(source, paths, held), report)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PetoolError("the disk is full; what was written is removed", "free some space") from error
         raise PetoolError(f"cannot write the export: {error}", "check the folder and the disk") from error
 
 
-def _targets(source: Source, paths: Mapping[str, Path], extra: Mapping[str, str], held: ExitStack) -> list[Target]:
+def _targets(source: Source, paths: Mapping[str, Path], held: ExitStack) -> list[Target]:
     """Files with their header written, of their whole size; a disk that is too small shows before the work."""
-    shapes = {source.gguf_name(tensor.name): tensor.shape for tensor in source.tensors}
-    if source.rope.kind == "llama3":
+    shapes = {gguf_name(tensor.name, source.shape): tensor.shape for tensor in source.tensors.values()}
+    if rope_of(source.config).kind == "llama3":
         shapes[ROPE] = (source.shape.head_size // 2,)
     shapes = {name: shapes[name] for name in sorted(shapes, key=file_order)}
-    targets, sizes = [], []
+    targets, sizes = list[Target](), []
     for name, path in paths.items():
-        columns = {tensor: shape[-1] for tensor, shape in shapes.items()}
-        types = choose_types(columns, name, source.shape, source.importance is not None)
-        plan = {tensor: (types[tensor], shape) for tensor, shape in shapes.items()}
-        starts, size = write_header(path, source, name, plan, extra)
+        places, size = write_header(path, source, name, shapes)
         handle = os.open(path, os.O_RDWR)
         held.callback(os.close, handle)
-        targets.append(Target(handle, types, starts))
+        targets.append((handle, places))
         sizes.append(size)
     folder = next(iter(paths.values())).parent
     free = shutil.disk_usage(folder).free
     if free < sum(sizes):
         what = f"{folder} has {free / 2**30:.2f} GiB free, the export needs {sum(sizes) / 2**30:.2f}"
         raise PetoolError(what, "free some space, or move the run to a larger disk")
-    for target, size in zip(targets, sizes, strict=True):
-        os.ftruncate(target.handle, size)
+    for (handle, _), size in zip(targets, sizes, strict=True):
+        os.ftruncate(handle, size)
     return targets
 
 
-def _run(source: Source, targets: list[Target], threads: int, report: Report) -> dict[str, Change]:
+def _run(source: Source, targets: list[Target], report: Report) -> Changes:
     import torch
 
     changes = {name: Change() for name in (source.adapter.modules if source.adapter else source.before)}
-    divisors = rope_divisors(source.rope, source.shape.head_size)
+    divisors = rope_divisors(rope_of(source.config), source.shape.head_size)
     if divisors is not None:
         _write(targets, ROPE, divisors.reshape(1, -1), 0, None)
     stage = "merging and quantizing" if source.adapter else f"quantizing the {'model' if source.before else 'base'}"
     before = torch.get_num_threads()
     # one thread a band: torch must not start threads of its own inside them
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(default_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             work = []
-            for tensor in source.tensors:
+            for tensor in source.tensors.values():
                 bands = _Bands(source, targets, tensor)
                 work.append((tensor.name, [pool.submit(bands.work, *rows) for rows in bands.all_rows()]))
             for done, (name, futures) in enumerate(work, 1):
@@ -122,7 +111,7 @@ class _Bands:
 
     def all_rows(self) -> Iterator[tuple[int, int]]:
         """First row and end of each band; where rows are reordered within a head, a band holds whole heads."""
-        rows, step = self.tensor.rows, max(1, _BAND // self.tensor.columns)
+        rows, step = self.tensor.rows, max(1, _BAND // self.tensor.shape[-1])
         if self.heads:
             size = rows // self.heads
             step = max(1, step // size) * size
@@ -139,7 +128,7 @@ class _Bands:
         if not math.isfinite(float(weight.sum())):
             what = f"{self.tensor.name} holds values that are not finite"
             raise PetoolError(what, "what was trained is damaged, or the base")
-        name = self.source.gguf_name(self.tensor.name)
+        name = gguf_name(self.tensor.name, self.source.shape)
         _write(self.targets, name, weight.contiguous(), first, (self.source.importance or {}).get(name))
         return change
 
@@ -153,12 +142,13 @@ class _Bands:
             before = self.tensor.read(first, last) if self._nf4 is None else self._nf4[first:last].float()
             delta = adapter.delta(name, first, last)
             weight = before + delta
-            return weight, Change(_square(delta), _square(before), not weight.equal(before))
-        weight = self.tensor.read(first, last)
-        if name not in self.source.before:
-            return weight, Change()
-        before = self.source.before[name].read(first, last)
-        return weight, Change(_square(weight - before), _square(before), not weight.equal(before))
+        else:
+            weight = self.tensor.read(first, last)
+            if name not in self.source.before:
+                return weight, Change()
+            before = self.source.before[name].read(first, last)
+            delta = weight - before
+        return weight, Change(_square(delta), _square(before), not weight.equal(before))
 
 
 def _square(part: Any) -> float:
@@ -168,12 +158,12 @@ def _square(part: Any) -> float:
 def _write(targets: list[Target], name: str, weight: Any, first: int, importance: Any) -> None:
     """Quantize a band that starts at row `first` and put it into its place in every file."""
     made: dict[str, Any] = {}
-    for target in targets:
-        kind = target.types[name]
+    for handle, places in targets:
+        kind, start = places[name]
         if kind not in made:
             made[kind] = quantize_rows(weight, kind, importance)
-        position = target.starts[name] + first * tensor_bytes(kind, 1, weight.shape[1])
+        position = start + first * tensor_bytes(kind, weight.shape[1])
         view = memoryview(made[kind])
         while len(view):
-            count = os.pwrite(target.handle, view, position)
+            count = os.pwrite(handle, view, position)
             view, position = view[count:], position + count

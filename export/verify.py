@@ -1,10 +1,9 @@
-"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end.
-
-The merged model runs in transformers; an importance matrix is measured on it, too.
-"""
+"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end. The
+merged model runs in transformers; an importance matrix is measured on it, too."""
 
 import io
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import partial
@@ -12,14 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from petool_lite.export.other_server import OtherServer
-from petool_lite.export.source import Source, nf4_round_trip
-
 from petool_lite.console import Report
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
+from petool_lite.export.other_server import OtherServer
+from petool_lite.export.source import Source, nf4_round_trip
+from petool_lite.families import gguf_name
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.models import Base
 from petool_lite.prompt import render
@@ -49,11 +48,11 @@ class Reference:
             from accelerate import cpu_offload
             from transformers import AutoModelForCausalLM
 
-            self._source, self._tensors = source, {tensor.name: tensor for tensor in source.tensors}
-            size = sum(tensor.rows * tensor.columns for tensor in source.tensors)
+            self._source, self._tensors = source, source.tensors
+            size = sum(math.prod(tensor.shape) for tensor in self._tensors.values())
             gpu = torch.cuda.is_available()
             dtype = torch.bfloat16 if gpu or size >= _LARGE else torch.float32
-            folder = source.tensors[0].file.parent
+            folder = next(iter(self._tensors.values())).file.parent
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
             if source.adapter is not None:
                 for name in source.adapter.modules:
@@ -99,7 +98,8 @@ class Reference:
 
         for name, module in self._model.layers.named_modules():
             if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(partial(add, self._source.gguf_name(f"model.layers.{name}.weight")))
+                tensor = gguf_name(f"model.layers.{name}.weight", self._source.shape)
+                module.register_forward_pre_hook(partial(add, tensor))
         for number, row in enumerate(rows, 1):
             self._states(row)
             report("measuring importance", number, len(rows), "")
@@ -125,17 +125,16 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
     except PetoolError as error:  # a run may be exported where its test data is not
         entries, name = made, f"demo:test:{PROMPTS}"
         report(f"checking with generated entries, since {error.message}", 0, 0, "")
-    if data.style == "published":
-        words = wording.get(setting, ("", "", ""))
-        entries, made = (
-            tuple(item if item.published else published_entry(item, words, setting) for item in group)
-            for group in (entries, made)
-        )
+
+    def asked(entry: Entry) -> Entry:
+        plain = data.style == "published" and not entry.published
+        return published_entry(entry, wording.get(setting, ("", "", "")), setting) if plain else entry
+
     layout = Layout(data.style, recipe.model.max_tokens)
-    requests = [render.entry_request(chat, entry, data.style) for entry in [*entries, *made][:PROMPTS]]
+    requests = [render.entry_request(chat, asked(entry), data.style) for entry in [*entries, *made][:PROMPTS]]
     texts = [render.render_messages(chat, **request) for request in requests]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
-    rows = [row for row in render.examples(chat, usable, layout) if row is not None]
+    rows = [row for row in render.examples(chat, [*map(asked, usable)], layout) if row is not None]
     return requests, texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
 
 
@@ -146,12 +145,13 @@ def check_files(
     reply, is None. Raises PetoolError naming each fault."""
     requests, texts, rows, _ = tried_on
     figures: dict[str, dict[str, Any]] = {}
+    smallest = min(paths, key=lambda name: paths[name].stat().st_size)  # all have the same template
     for number, (name, path) in enumerate(paths.items(), 1):
-        figures[name] = {"prompts_with_equal_ids": check_ids(path, source, texts)}
+        server = OtherServer(path) if name == smallest and OtherServer.installed() else None
+        check_ids(path, source, requests, texts, server)
+        figures[name] = {"prompts_with_equal_ids": len(texts)}
+        figures[name] |= {"prompts_llama_cpp_renders_alike": len(texts)} if server else {}
         report("checking token ids", number, len(paths), name)
-    if OtherServer.installed():
-        name, path = min(paths.items(), key=lambda item: item[1].stat().st_size)  # all have the same template
-        figures[name]["prompts_llama_cpp_renders_alike"] = check_rendering(path, requests, texts)
     if max_reply is None:
         return figures
     wanted = Reference(source).answer_logits(rows, report)
@@ -170,42 +170,33 @@ def check_files(
     return figures
 
 
-def check_ids(path: Path, source: Source, texts: Sequence[str]) -> int:
-    """How many texts have the same token ids in llama.cpp, transformers and training; raises PetoolError if not all.
-    Also checks the chat template and the end token."""
+def check_ids(
+    path: Path, source: Source, requests: Sequence[Any], texts: Sequence[str], server: OtherServer | None = None
+) -> None:
+    """Raise PetoolError, with the first differing token, for a text that has other ids in llama.cpp than in training or
+    transformers, or is not what `server` makes of its request; and for another chat template or end token."""
     from transformers import AutoTokenizer
 
     trained = chat_from_directory(source.base.directory)
     template = trained.template if source.template is None else source.template
     tokenizer = AutoTokenizer.from_pretrained(source.base.directory)
     with LlamaModel(path, vocab_only=True) as model:
-        exported = model.chat()
-        if (exported.template, exported.eos_id) != (template, trained.eos_id):
+        if (model.chat().template, model.chat().eos_id) != (template, trained.eos_id):
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
-        for text in texts:
-            ids, decode = exported.encode(text), exported.decode or model.decode
-            others = trained.encode(text), list(tokenizer(text, add_special_tokens=False)["input_ids"])
-            for name, other in zip(("training", "transformers"), others, strict=True):
-                _check_equal(ids, other, decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
-    return len(texts)
-
-
-def check_rendering(path: Path, requests: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> int:
-    """How many requests llama.cpp's own engine renders to training's ids; raises PetoolError if not all."""
-    server, what = OtherServer(path), f"{path.name}: llama.cpp's server and training make other prompts"
-    with LlamaModel(path, vocab_only=True) as model:
         for request, text in zip(requests, texts, strict=True):
-            _check_equal(server.ids(request), model.encode(text), model.decode, what)
-    return len(texts)
+            ids = model.encode(text)
+            others = {"training": trained.encode(text)}
+            others["transformers"] = tokenizer.encode(text, add_special_tokens=False)
+            others |= {"llama.cpp's server": server.ids(request)} if server else {}
+            for name, other in others.items():
+                _check_equal(ids, other, model.decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
 
 
 def _check_equal(ids: Sequence[int], other: Sequence[int], decode: Any, what: str) -> None:
-    """Raise PetoolError that says `what`, and the first differing token on both sides with its text."""
-    if ids == other:
-        return
-    place = render.common_length(ids, other)
-    shown = [f"{side[place]} {decode([side[place]])!r}" if place < len(side) else "nothing" for side in (ids, other)]
-    raise PetoolError(f"{what}: token {place} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}")
+    if ids != other:
+        at = render.common_length(ids, other)
+        shown = [f"{side[at]} {decode([side[at]])!r}" if at < len(side) else "nothing" for side in (ids, other)]
+        raise PetoolError(f"{what}: token {at} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}")
 
 
 class Evaluator(LlamaModel):
@@ -217,21 +208,11 @@ class Evaluator(LlamaModel):
         import numpy as np
 
         self.read(prompt, reuse=False)
-        parts = [self._logits().copy()[None]]
-        for _ in range(max_reply):
-            token = int(self._logits().argmax())
-            if self.ends(token):
-                break
-            self._eval([token])
-        ended = self.ends(int(self._logits().argmax()))
-        self._keep(len(prompt))
-        step = self.settings.ubatch
-        for first in range(0, len(answer) - 1, step):
-            given = answer[:-1][first : first + step]
-            self._eval(given[:1], given[1:])
-            places = range(len(self.held) - len(given), len(self.held))
-            parts.append(np.stack([self._logits(place) for place in places]))
-        return np.concatenate(parts), ended
+        rows, read, step = [self._logits().copy()], answer[:-1], self.settings.ubatch
+        for first in range(0, len(read), step):
+            self._eval(read[first : first + 1], read[first + 1 : first + step])
+            rows += [row.copy() for row in self._rows]
+        return np.stack(rows), self.generate(prompt, max_reply, reuse=True).finish == "stop"
 
 
 def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:

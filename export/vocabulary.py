@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.families import read_json
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -37,7 +37,8 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
     """The tokenizer of a model of `size` token rows, filled up to them with unused tokens. Raises PetoolError for a
     kind that would be read otherwise by llama.cpp, and for tokens beyond the model's rows."""
     tokenizer = read_json(directory / "tokenizer.json")
-    try:
+    odd = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+    with in_words(f"damaged tokenizer: {directory}/tokenizer.json", "get the model again", *odd):
         if tokenizer["model"]["type"] == "BPE" and tokenizer["model"].get("byte_fallback"):
             found = _sentencepiece(directory, tokenizer, size)
         else:
@@ -46,9 +47,6 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary:
             _check_rows(by_id, size)
             rows = [by_id.get(index, (f"[PAD{index}]", _UNUSED)) for index in range(size)]
             found = Vocabulary("gpt2", splitter, rows)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"damaged tokenizer: {directory}/tokenizer.json ({error!r})"
-        raise PetoolError(what, "get the model again") from error
     text, count = Counter(text for text, _ in found.tokens).most_common(1)[0]
     if count > 1:
         raise PetoolError(f"the tokenizer has {count} tokens {text[:60]!r}", "get the model's own tokenizer")
@@ -122,8 +120,7 @@ def _sentencepiece(directory: Path, tokenizer: Mapping[str, Any], size: int) -> 
 
 
 def _spaces(tokenizer: Mapping[str, Any]) -> bool | None:
-    """Whether a space goes before a text and what follows a control token; None where llama.cpp does so anyway. Raises
-    PetoolError for another way to treat spaces."""
+    """Whether a space goes before a text; None where llama.cpp does so anyway. Raises PetoolError for other ways."""
     normalizer, stage = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer] if normalizer else [])]
     if steps == ["Prepend", "Replace"] and not stage:
@@ -155,12 +152,10 @@ def _by_merges(tokenizer: Mapping[str, Any], ids: Mapping[int, str]) -> Iterator
 
 
 def _pieces(model: Path) -> Iterator[tuple[str, float, int]]:
-    """Text, score and kind of the pieces in a tokenizer.model; raises ValueError for a damaged file."""
+    """Text, score and kind of the pieces in a tokenizer.model; raises PetoolError for a damaged file."""
     from google.protobuf.message import DecodeError
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    try:
+    with in_words(f"damaged tokenizer: {model}", "get the model again", DecodeError):
         found = ModelProto.FromString(model.read_bytes())
-    except DecodeError as error:
-        raise ValueError(f"{model.name}: {error}") from error
     return ((piece.piece, piece.score, piece.type) for piece in found.pieces)

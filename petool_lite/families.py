@@ -2,28 +2,16 @@
 owner of each of these facts; FAMILIES is all that tells one architecture from another."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError, in_words
 from petool_lite.text import read_object
 
-# GGUF's name of a block's tensor -> the Hugging Face module
-_BLOCK = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-_TOP_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_FOUR_NORMS = {
-    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}  # fmt: skip
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 ROPE_KINDS = ("default", "linear", "llama3")
 # What some checkpoints hold beside their weights and every program computes anew.
 COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -38,17 +26,18 @@ _END_TEXTS = (
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`). `blocks` maps
-    GGUF's names of a block's tensors to modules; those of `biases` have a bias. `interleaved`: llama.cpp orders the
-    rows of q and k otherwise. `activation` and `head_size` are config.json's, or its default. `shift` is added to the
-    norms. `scaled`: embeddings times the root of the width. `local`: of so many layers only the last sees all."""
+    """An architecture: its `name`, transformers' class and `model_type`, llama.cpp's name (`gguf`). `norms` are those
+    of a block, where `head_norms` also q and k have one, where `biases` q, k and v a bias. `interleaved`: llama.cpp
+    orders the rows of q and k otherwise. `activation` and `head_size` are config.json's, or its default. `shift` is
+    added to norms, `scaled` embeddings grow by the root of the width, of `local` layers only the last sees all."""
 
     name: str
     architecture: str
     model_type: str
     gguf: str
-    blocks: Mapping[str, str]
-    biases: tuple[str, ...] = ()
+    norms: tuple[str, ...] = _NORMS
+    head_norms: bool = False
+    biases: bool = False
     interleaved: bool = False
     activation: str = "silu"
     head_size: int | None = None
@@ -59,12 +48,13 @@ class Family:
 
 
 FAMILIES = (
-    Family("Llama", "LlamaForCausalLM", "llama", "llama", _BLOCK, interleaved=True),
-    Family("Mistral", "MistralForCausalLM", "mistral", "llama", _BLOCK, interleaved=True),
-    Family("Qwen2", "Qwen2ForCausalLM", "qwen2", "qwen2", _BLOCK, biases=("attn_q", "attn_k", "attn_v")),
-    Family("Qwen3", "Qwen3ForCausalLM", "qwen3", "qwen3", _BLOCK | _HEAD_NORMS, head_size=128),
+    Family("Llama", "LlamaForCausalLM", "llama", "llama", interleaved=True),
+    Family("Mistral", "MistralForCausalLM", "mistral", "llama", interleaved=True),
+    Family("Qwen2", "Qwen2ForCausalLM", "qwen2", "qwen2", biases=True),
+    Family("Qwen3", "Qwen3ForCausalLM", "qwen3", "qwen3", head_norms=True, head_size=128),
     Family(
-        "Gemma 3", "Gemma3ForCausalLM", "gemma3_text", "gemma3", _BLOCK | _HEAD_NORMS | _FOUR_NORMS,
+        "Gemma 3", "Gemma3ForCausalLM", "gemma3_text", "gemma3",
+        norms=(*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"), head_norms=True,
         activation="gelu_pytorch_tanh", head_size=256, tied=True, shift=1.0, scaled=True, local=6,
     ),
 )  # fmt: skip
@@ -90,8 +80,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model: layers, widths, heads, tokens. `head_size` is the width of one head, `context` in tokens.
-    `window`: how many tokens a layer with local attention sees; None where every layer sees all."""
+    """Sizes of a model: `context` is in tokens, `window` how many of them local attention sees, None without it."""
 
     family: Family
     layers: int
@@ -185,8 +174,7 @@ class Rope:
 
 
 def rope_of(config: Mapping[str, Any]) -> Rope:
-    """Rotary settings from where a config.json has them: rope_parameters (transformers 5), or rope_theta and
-    rope_scaling. Raises PetoolError for a kind beside ROPE_KINDS, and for numbers that cannot be."""
+    """Rotary settings of a config.json; raises PetoolError for a kind beside ROPE_KINDS, and numbers that cannot be."""
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, dict):
         raise _odd(f"the rotary scaling is {str(stated)[:40]}")
@@ -228,32 +216,33 @@ def rope_divisors(rope: Rope, head_size: int) -> Any:
     return torch.where(lengths < rope.context / rope.high, torch.ones_like(divisors), divisors)
 
 
-def gguf_name(name: str, family: Family) -> str:
-    """`model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`; raises PetoolError for an unknown one."""
-    found = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)", name)
-    layer, module, kind = found.groups() if found else (None, "", "")
-    names = _TOP_TENSORS if layer is None else family.blocks
-    known = next((short for short, full in names.items() if full == module), None)
-    if known is None or (kind == "bias" and known not in family.biases):
-        raise PetoolError(f"a {family.name} model has no tensor {name[:100]}", "other parts cannot be exported")
-    return f"{known}.{kind}" if layer is None else f"blk.{layer}.{known}.{kind}"
+@lru_cache(maxsize=8)
+def _gguf_names(architecture: str, layers: int) -> Any:
+    import gguf
+
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
+
+
+def gguf_name(name: str, shape: Shape) -> str:
+    """`model.layers.3.self_attn.q_proj.weight` -> `blk.3.attn_q.weight`, for a tensor of `tensor_shapes`."""
+    return str(_gguf_names(shape.family.gguf, shape.layers).get_name(name, (".weight", ".bias")))
 
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model of this shape: its Hugging Face name, and (rows, columns) or (columns,)."""
+    family, width, wide = shape.family, shape.width, shape.feed_forward
     queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
-    width, wide = shape.width, shape.feed_forward
-    block: dict[str, tuple[int, ...]] = {"attn_q": (queries, width), "attn_output": (width, queries)}
-    block |= {"attn_k": (keys, width), "attn_v": (keys, width)}
-    block |= {"ffn_gate": (wide, width), "ffn_up": (wide, width), "ffn_down": (width, wide)}
-    block |= dict.fromkeys(_HEAD_NORMS, (shape.head_size,))
-    names = {}
-    for layer in range(shape.layers):
-        for name, module in shape.family.blocks.items():
-            size = block.get(name, (width,))
-            names[f"model.layers.{layer}.{module}.weight"] = size
-            if name in shape.family.biases:
-                names[f"model.layers.{layer}.{module}.bias"] = size[:1]
+    block: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (queries, width), "self_attn.k_proj": (keys, width), "self_attn.v_proj": (keys, width),
+        "self_attn.o_proj": (width, queries), "mlp.gate_proj": (wide, width), "mlp.up_proj": (wide, width),
+        "mlp.down_proj": (width, wide), **dict.fromkeys(family.norms, (width,)),
+    }  # fmt: skip
+    if family.head_norms:
+        block |= {"self_attn.q_norm": (shape.head_size,), "self_attn.k_norm": (shape.head_size,)}
+    block = {f"{module}.weight": size for module, size in block.items()}
+    if family.biases:
+        block |= {f"self_attn.{side}_proj.bias": block[f"self_attn.{side}_proj.weight"][:1] for side in "qkv"}
+    names = {f"model.layers.{layer}.{name}": size for layer in range(shape.layers) for name, size in block.items()}
     head = {} if shape.tied else {"lm_head.weight": (shape.vocabulary, width)}
     return {**names, "model.embed_tokens.weight": (shape.vocabulary, width), "model.norm.weight": (width,), **head}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from petool_lite.errors import PetoolError, in_words
-from petool_lite.families import FAMILIES, gguf_name, reordered_heads, shape_of, tensor_shapes
+from petool_lite.families import gguf_name, reordered_heads, shape_of, tensor_shapes
 from petool_lite.gguf_header import check_gguf
 from petool_lite.places import cache_place
 from petool_lite.runs import draft
@@ -17,8 +17,7 @@ _ELSEWHERE, _AGAIN = "train from the model's own directory", "get or export the 
 
 
 def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
-    """The directory made of `gguf` (all parts of a split one), in the cache. Raises PetoolError for a model of another
-    family than Llama, and for one that lacks or holds what training cannot do with."""
+    """The directory made of `gguf`, all parts, in the cache; raises PetoolError for what training cannot do with."""
     from filelock import FileLock
 
     from petool_lite.models import files_sha256
@@ -44,8 +43,7 @@ def open_gguf(path: Path, checked: bool = False) -> Any:
 
     if not checked:
         check_gguf(path)
-    damage = (ValueError, LookupError, OverflowError, OSError, MemoryError)
-    with in_words(f"damaged GGUF file: {path}", _AGAIN, *damage):
+    with in_words(f"damaged GGUF file: {path}", _AGAIN, ValueError, LookupError, ArithmeticError, OSError, MemoryError):
         return GGUFReader(path)
 
 
@@ -94,7 +92,7 @@ def _write_directory(gguf: Path, target: Path) -> None:
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if fields.get(key, shape.head_size) != shape.head_size:
             raise PetoolError(f"{key} is {fields[key]}, a head has {shape.head_size}", _ELSEWHERE)
-    names = {gguf_name(name, FAMILIES[0]): name for name in tensor_shapes(shape)}
+    names = {gguf_name(name, shape): name for name in tensor_shapes(shape)}
     if odd := found.keys() ^ names.keys():
         raise PetoolError(f"it has other tensors than a plain Llama, such as {min(odd)}", _ELSEWHERE)
     for tensor in found.values():

@@ -3,7 +3,6 @@ and in a tenth of a second; the package gguf takes some. Layout (GGUF versions 2
 tensor count, key count; keys with typed values; then tensors. A split file is several; the first has the keys."""
 
 import mmap
-import re
 import struct
 from functools import lru_cache
 from glob import escape
@@ -16,7 +15,6 @@ MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 _KEPT = 1 << 10  # bytes of a text value that is looked at
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split file
 _MOST_PARTS = 99_999
 # Numbers that end the process in llama.cpp where they are beyond this, or not of this type.
 _LIMITS: dict[str, tuple[Any, float, float]] = {
@@ -38,11 +36,10 @@ def check_gguf(path: Path) -> list[Path]:
     if parts <= 1:
         return [path]
     what = f"{path} is part {part + 1} of {parts} of a split model"
-    named = _PART.fullmatch(path.name)
-    if named is None or (int(named[2]), int(named[3])) != (part + 1, parts):
-        right = f"NAME-{part + 1:05}-of-{parts:05}.gguf"
-        raise PetoolError(f"{what}, but not called so", f"call it {right}, and the others accordingly")
-    files = [path.with_name(f"{named[1]}-{number:05}-of-{parts:05}.gguf") for number in range(1, parts + 1)]
+    endings = [f"-{number:05}-of-{parts:05}.gguf" for number in range(1, parts + 1)]  # as llama.cpp calls them
+    if not path.name.endswith(endings[part]):
+        raise PetoolError(f"{what}, but not called so", f"call it NAME{endings[part]}, and the others accordingly")
+    files = [path.with_name(path.name.removesuffix(endings[part]) + ending) for ending in endings]
     if missing := [file.name for file in files if not file.is_file()]:
         raise PetoolError(f"{what}, and {missing[0]} is not beside it", "put all parts into one folder")
     if part:
@@ -84,7 +81,7 @@ def _read(path: Path, state: tuple[int, int, int]) -> tuple[int, int]:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             values = _checked_values(_Cursor(data))
     part, parts = values.get("split.no", 0), values.get("split.count", 1)
-    if not all(isinstance(number, int) and 0 <= number <= _MOST_PARTS for number in (part, parts)):
+    if not (isinstance(part, int) and isinstance(parts, int) and 0 <= part < max(1, parts) <= _MOST_PARTS):
         raise _Damage(f"it says of its parts {part!r} of {parts!r}")
     return part, parts
 
@@ -109,16 +106,9 @@ class _Cursor:
         start = self.skip(self.number("Q"))
         return bytes(self.data[start : min(self.place, start + _KEPT)])
 
-    def count(self, what: str, least: int) -> int:
-        """A number of items of at least `least` bytes each, which the rest of the file must have room for."""
-        found: int = self.number("Q")
-        if found > (self.size - self.place) // least:
-            raise _Damage(f"{found:,} {what} do not fit into {self.size:,} bytes")
-        return found
-
     def texts(self, distinct: bool) -> int:
         """Move over a list of texts, and how many they are; with `distinct` no two may be equal."""
-        seen, count = set[bytes](), self.count("texts", 8)
+        seen, count = set[bytes](), int(self.number("Q"))
         data, place, read = self.data, self.place, struct.Struct("<Q").unpack_from
         for _ in range(count):
             if self.size - place < 8:
@@ -142,8 +132,8 @@ class _Cursor:
             raise _Damage(f"{key[:60]!r} has the unknown type {kind}")
         if not array:
             return self.number(_SCALARS[kind])
-        count = self.count("numbers", size := struct.calcsize(_SCALARS[kind]))
-        self.skip(count * size)
+        count = self.number("Q")
+        self.skip(count * struct.calcsize(_SCALARS[kind]))
         return range(count)
 
 
@@ -151,9 +141,10 @@ def _checked_values(cursor: _Cursor) -> dict[str, Any]:
     """The values of all keys, none of which llama.cpp would believe to its end."""
     if (version := cursor.number("I")) not in (2, 3):
         raise _Damage(f"version {version}; 2 and 3 are known, in little-endian order")
-    cursor.count("tensors", 8 + 4 + 8 + 4 + 8)
-    values: dict[str, Any] = {}
-    for _ in range(cursor.count("keys", 8 + 4 + 1)):
+    tensors, keys, values = cursor.number("Q"), cursor.number("Q"), dict[str, Any]()
+    if tensors > cursor.size // (8 + 4 + 8 + 4 + 8):
+        raise _Damage(f"{tensors:,} tensors do not fit into {cursor.size:,} bytes")
+    for _ in range(keys):
         key = cursor.text().decode("utf-8", "replace")
         if key in values:
             raise _Damage(f"the key {key[:60]!r} occurs twice")

@@ -11,7 +11,6 @@ from typing import Any
 
 from petool_lite.errors import MACHINE, PetoolError, in_words
 from petool_lite.families import family_of, read_json, shape_of
-from petool_lite.gguf_header import check_gguf
 from petool_lite.places import library_places, user_path
 from petool_lite.text import read_object
 
@@ -56,7 +55,6 @@ def resolve_base(name: str, report: Callable[[str], None] = lambda text: None) -
     if is_file or path.suffix.lower() == ".gguf":
         from petool_lite.gguf_base import unpacked
 
-        check_gguf(path)
         return Base(name, unpacked(path, report), path if name == EMBEDDED else path.absolute())
     if not is_folder and not is_hub_id(name):
         hint = f'give a directory, a GGUF file, a hub id "owner/name", or "{EMBEDDED}"'
@@ -96,8 +94,7 @@ def base_of_run(found: Mapping[str, Any], report: Callable[[str], None] = lambda
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold a model's weights: model.safetensors, or the shards that its index names. Raises PetoolError
-    where the index is missing or damaged, or names what is not there."""
+    """model.safetensors, or the shards that its index names; raises PetoolError where one is missing or odd."""
     if (path / _WEIGHTS).is_file():
         return [path / _WEIGHTS]
     index = path / _INDEX

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from petool_lite.bench.engines import UNREAD
 from petool_lite.bench.run import entry_row
-
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.prompt.render import answer_text
@@ -28,13 +28,11 @@ def answer(entry: Entry) -> str:
 
 def row(entry: Entry, index: int, reply: str, **more) -> dict[str, Any]:
     """A results row of schema 3."""
-    made = {
-        **entry_row(index, entry), "setting": "rating", "variant": "tuned",
-        "engine": "llama.cpp", "decoding": "constrained", "style": "petool", "status": "ok",
-        "prompt_sha256": hashlib.sha256(entry.id.encode()).hexdigest(), "prompt_tokens": 700 + index,
-        "reply": reply, "reply_tokens": 30, "finish": "stop", "failure": None, "cached_tokens": 100 * (index > 0),
-        "prefill_s": 0.5, "decode_s": 0.25, "seconds": 0.75 + index / 100, "cold": index == 0, "batch": 1,
-        "history_dropped": 0, "confidence": 0.875,
+    made = entry_row(index, entry) | UNREAD | {
+        "setting": "rating", "variant": "tuned", "engine": "llama.cpp", "decoding": "constrained", "style": "petool",
+        "status": "ok", "prompt_sha256": hashlib.sha256(entry.id.encode()).hexdigest(), "prompt_tokens": 700 + index,
+        "reply": reply, "reply_tokens": 30, "cached_tokens": 100 * (index > 0), "cold": index == 0,
+        "prefill_s": 0.5, "decode_s": 0.25, "seconds": 0.75 + index / 100, "confidence": 0.875,
     }  # fmt: skip
     return made | more
 

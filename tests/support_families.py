@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from petool_lite.families import FAMILIES, Family
+from petool_lite.families import FAMILIES
 
 LLAMA3 = Path(__file__).parent / "golden" / "llama3"
 # What a tiny model of each family has beside the sizes that all have; seven layers show Gemma's pattern of windows.
@@ -26,13 +25,9 @@ TEMPLATE = (  # as Mistral's, it knows no system
 _SPECIAL = ["<unk>", "<s>", "</s>"]
 
 
-def named(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
-
-
 def sentencepiece(folder: Path, kind: str) -> Path:
     """A tokenizer as Llama 2 ("llama") or Gemma ("gemma") has it, learned from a few lines; ids as SentencePiece's."""
-    from tokenizers import Tokenizer, models, normalizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     replace = normalizers.Replace(" ", "▁")
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -40,46 +35,35 @@ def sentencepiece(folder: Path, kind: str) -> Path:
     text = "\n".join(file.read_text() for file in sorted(Path(__file__).parent.glob("test_*.py")))
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=_SPECIAL, show_progress=False, max_token_length=12)
     tokenizer.train_from_iterator(text.split("\n"), trainer)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if kind == "gemma":
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     found = json.loads(tokenizer.to_str())
     vocab = found["model"]["vocab"]
     vocab.update({f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)})
-    if kind == "gemma":
-        found["pre_tokenizer"] = {
-            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False
-        }  # fmt: skip
-    fuse = {"type": "Sequence", "decoders": [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-    ]}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(found | {"decoder": fuse}, ensure_ascii=False))
-    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False) | {"special": True}
+    (folder / "tokenizer.json").write_text(json.dumps(found, ensure_ascii=False))
     config = {
         "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True,
         "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE,
-        "added_tokens_decoder": {str(index): {"content": text, **flags} for index, text in enumerate(_SPECIAL)},
+        "added_tokens_decoder": {str(index): {"content": text, "special": True} for index, text in enumerate(_SPECIAL)},
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
 def write_pieces(folder: Path) -> Path:
-    """The tokenizer.model that a tokenizer.json of the SentencePiece kind was made of, in protobuf's wire format."""
+    """The tokenizer.model that a tokenizer.json of the SentencePiece kind was made of."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
     from petool_lite.export.vocabulary import read_vocabulary
 
     size = max(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"].values()) + 1
-    found = read_vocabulary(folder, size)
-
-    def number(value: int) -> bytes:
-        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
-
-    raw = b""
+    found, made = read_vocabulary(folder, size), ModelProto(trainer_spec={"model_type": "BPE", "byte_fallback": True})
     for (text, kind), score in zip(found.tokens, found.scores or (), strict=True):
-        encoded = text.replace(" ", "▁").encode()
         kind, score = (2 if text == "<unk>" else kind), (0.0 if score == -1000.0 else score)
-        piece = b"\x0a" + number(len(encoded)) + encoded + b"\x15" + struct.pack("<f", score) + b"\x18" + number(kind)
-        raw += b"\x0a" + number(len(piece)) + piece
-    # trained as BPE, with byte_fallback
-    (folder / "tokenizer.model").write_bytes(raw + b"\x12\x05\x18\x02\x98\x02\x01")
+        made.pieces.add(piece=text.replace(" ", "▁"), score=score, type=kind)
+    (folder / "tokenizer.model").write_bytes(made.SerializeToString())
     return folder
 
 
@@ -142,7 +126,8 @@ def family_model(name: str, tokenizer: Path, target: Path, drawn: bool = True, *
         "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 8192, "tie_word_embeddings": True, "pad_token_id": 0,
     }  # fmt: skip
-    config = AutoConfig.for_model(named(name).model_type, **(settings | CHANGES[name] | changes))
+    kind = next(family.model_type for family in FAMILIES if family.name == name)
+    config = AutoConfig.for_model(kind, **(settings | CHANGES[name] | changes))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(torch.bfloat16)
     for weight in model.parameters() if drawn else ():

@@ -1,5 +1,6 @@
 """A whole Llama of 60 KB in GGUF that llama.cpp loads and runs, with any change of its keys."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,18 @@ def logits_of(path, ids):
         return model._logits()
 
 
+def change(file: Path, **keys) -> None:
+    """Set keys of a JSON file; None takes one away."""
+    content = json.loads(file.read_text()) | keys
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
 def refused(base: Path) -> str:
-    """Message and hint of a base that cannot be used."""
+    """Message and hint of a base that cannot be used: what training would be told, and export."""
+    from petool_lite.export import check_exportable
     from petool_lite.models import resolve_base
 
     with pytest.raises(PetoolError) as error:
-        resolve_base(str(base))
+        check_exportable(resolve_base(str(base)).directory)
     assert error.value.hint
     return f"{error.value.message} | {error.value.hint}"

@@ -249,7 +249,7 @@ def _adapted(model: Shape, recipe: Recipe) -> tuple[float, float]:
     kept, inside = 2 * (5 * hidden + 2 * own + 2 * keys + 2 * inner) + 4 * model.heads, 4 * (inner + hidden)
     if model.family.biases:  # Qwen2's, which keep what the heads were without them
         kept += 2 * (own + 2 * keys) + hidden
-    if "attn_q_norm" in model.family.blocks:
+    if model.family.head_norms:
         kept += 2 * (own + keys) + hidden
     if recipe.lora.dropout:
         kept, inside = kept + 5 * hidden + own + inner, inside + 2 * (inner + hidden)
@@ -260,9 +260,8 @@ def _whole(model: Shape, recipe: Recipe) -> tuple[float, float]:
     """The same for transformers' layers: sums and norms in float32, and what autograd casts. A GPU holds nine tenths of
     it at a time (ten runs of SmolLM2-135M, one H200); Gemma's norms are counted, not measured."""
     own, keys, hidden, inner = _widths(model)
-    count = sum("norm" in name and "attn_q" not in name and "attn_k" not in name for name in model.family.blocks)
-    norms = count * (4 + 4) * hidden + (3 + 2) * 2 * hidden
-    norms += (4 + 4) * (own + keys) if "attn_q_norm" in model.family.blocks else 0
+    norms = len(model.family.norms) * (4 + 4) * hidden + (3 + 2) * 2 * hidden
+    norms += (4 + 4) * (own + keys) if model.family.head_norms else 0
     kept = norms + 2 * (own + 2 * keys) + 2 * own + 4 * model.heads + 4 * 2 * inner
     return 0.885 * kept, 0.885 * (2 * 4 * inner + 3 * 4 * hidden)
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support_bench import plain, rows_of
+
 from petool_lite.bench import variants as kinds
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
@@ -12,8 +14,6 @@ from petool_lite.bench.results import meta_path
 from petool_lite.bench.run import bench
 from petool_lite.bench.run import generate as generate_all
 from petool_lite.bench.variants import GPU, Variant, default_names, rule_variant, run_variants, with_decodings
-from support_bench import plain, rows_of
-
 from petool_lite.console import silent
 from petool_lite.data.entries import required
 from petool_lite.data.files import load_dataset
@@ -147,7 +147,7 @@ def test_results_of_other_work_are_refused_by_name_before_any_reply(tiny_files, 
 
 
 def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files, tmp_path) -> None:
-    """The CPU stands in for the GPU: same code, same prompts, same end tokens, same limit."""
+    """The CPU stands in for the GPU: same code, prompts, end tokens, limit; one beyond the context keeps its row."""
     from petool_lite.inference.gpu import stop_ids
     from petool_lite.inference.llama import LlamaModel
     from petool_lite.prompt.render import chat_from_directory
@@ -156,28 +156,21 @@ def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files,
     with LlamaModel(tiny_files["f16"], vocab_only=True) as vocabulary:
         ends = {token for token in range(len(vocabulary.token_bytes())) if vocabulary.ends(token)}
         assert ends == stop_ids(folder, chat_from_directory(folder))
-    task = task_of(3, 6)
-    variants = [Variant("a", tiny_files["f16"], "petool", decoding="free")]
-    variants.append(Variant("b", folder, "petool", GPU, decoding="free", batch=2, device="cpu"))
-    found = []
-    for variant in variants:
-        generate(variant, task, tmp_path)
-        found.append(plain(rows_of(tmp_path / f"results-{variant.name}.jsonl")))
+    cpu = Variant("a", tiny_files["f16"], "petool", decoding="free")
+    gpu = Variant("b", folder, "petool", GPU, decoding="free", batch=2, device="cpu")
+    dataset = load_dataset(DATA)
+    long = replace(dataset.entries[0], query="word " * 2000)
+    task = Task(replace(dataset, entries=(long, *dataset.entries[1:4])), 6)
+    found = [plain(rows_of(generate(variant, task, tmp_path))) for variant in (cpu, gpu)]
+    assert [row["status"] for row in found[0]] == ["too_long", "ok", "ok", "ok"]
     for mine, other in zip(*found, strict=True):
-        for key in ("index", "prompt_sha256", "prompt_tokens", "gold", "facts", "history_dropped", "finish"):
-            assert mine[key] == other[key]
-        assert mine["reply_tokens"] == other["reply_tokens"] == 6, "random weights never stop"
+        for key in ("index", "prompt_sha256", "prompt_tokens", "gold", "facts", "history_dropped", "finish", "status"):
+            assert mine.get(key) == other.get(key)
+        whole = 6 * (mine["status"] == "ok")
+        assert mine["reply_tokens"] == other["reply_tokens"] == whole, "random weights never stop"
     meta = json.loads((tmp_path / "results-b.meta.json").read_text())
     assert meta["gpu"]["batch"] == 2
     assert meta["model_sha256"]
-
-
-def test_a_prompt_beyond_the_context_keeps_its_row(tiny_files, tmp_path) -> None:
-    dataset = load_dataset(DATA)
-    long = replace(dataset.entries[0], query="word " * 2000)
-    task = Task(replace(dataset, entries=(long, dataset.entries[1])), 4)
-    rows = plain(rows_of(generate(Variant("x", tiny_files["f16"], "petool"), task, tmp_path)))
-    assert [(row["status"], row["reply"] == "") for row in rows] == [("too_long", True), ("ok", False)]
 
 
 @pytest.fixture
@@ -195,9 +188,12 @@ def run(tmp_path, tiny, monkeypatch) -> tuple[Path, object]:
 @pytest.fixture
 def gpu(monkeypatch):
     """A switch for whether torch finds a GPU."""
-    here = [True]
-    monkeypatch.setattr("petool_lite.bench.variants.gpu_available", lambda: here[0])
-    return lambda there: here.__setitem__(0, there)
+
+    def switch(there: bool) -> None:
+        monkeypatch.setattr("petool_lite.bench.variants.gpu_available", lambda: there)
+
+    switch(True)
+    return switch
 
 
 def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> None:

@@ -6,13 +6,13 @@ from importlib import resources
 
 import jsonschema
 import pytest
+from support_bench import answer, called, row, write_results
+
 from petool_lite.bench import report
 from petool_lite.bench.compare import compare_folders
 from petool_lite.bench.report import markdown_report, print_report, tables, write_report
 from petool_lite.bench.score import CLASSES
-from petool_lite.bench.variants import RULES
-from support_bench import answer, called, row, write_results
-
+from petool_lite.bench.variants import rule_variant
 from petool_lite.console import terminal
 from petool_lite.errors import PetoolError
 
@@ -37,9 +37,8 @@ def folder(tmp_path):
     write_results(tmp_path, rows(20, variant="base"), started="2")
     guesses = [item | {"reply": json.dumps({"tool_name": item["facts"]["offered"][0], "parameters": {}})}
                for item in rows(40, variant="rule-first", **BASELINE)]  # fmt: skip
-    write_results(
-        tmp_path, guesses, started="3", about=RULES["rule-first"], model_bytes=0, model_sha256=None, peak_memory_gb=None
-    )
+    none = {"model_bytes": 0, "model_sha256": None, "peak_memory_gb": None}
+    write_results(tmp_path, guesses, started="3", about=rule_variant("rule-first").about, **none)
     return tmp_path
 
 
@@ -166,13 +165,10 @@ def test_compare_refuses_what_does_not_compare(tmp_path) -> None:
         write_results(tmp_path / "names", rows(20, variant=name))
     write_results(tmp_path / "few", rows(20, count=10))
     write_results(tmp_path / "apart", rows(40)[31:])
-    for first, second, said in (
-        ("old", "data", "other data"),
-        ("old", "names", "no variant to compare"),
-        ("few", "apart", "no scored entry in common"),
-    ):
+    refused = {"old data": "other data", "old names": "no variant to compare", "few apart": "no scored entry in common"}
+    for folders, said in refused.items():
         with pytest.raises(PetoolError, match=said):
-            compare_folders(tmp_path / first, tmp_path / second)
+            compare_folders(*(tmp_path / name for name in folders.split()))
     found = compare_folders(tmp_path / "old", tmp_path / "names", "tuned", "base")
     assert found["variants"][0]["agreement"] == 100.0
 
@@ -225,7 +221,5 @@ def test_hostile_replies_are_text_entries_are_filtered_and_it_fits_a_phone_and_a
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator(".chart:visible").count() == 2
-        ends = page.evaluate(
-            "[...document.querySelectorAll('#scores th')].map((th) => th.getBoundingClientRect().right)"
-        )
-        assert max(ends) <= width, "both right is seen on a phone, too"
+        ends = [cell.bounding_box() for cell in page.locator("#scores th:visible").all()]
+        assert max(end["x"] + end["width"] for end in ends) <= width, "both right is seen on a phone, too"

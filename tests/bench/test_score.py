@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support_bench import answer, row, write_results
+
 from petool_lite.bench import score as stats
 from petool_lite.bench.bfcl import arguments_accepted
 from petool_lite.bench.engines import Task
 from petool_lite.bench.report import write_report
 from petool_lite.bench.run import entry_row
 from petool_lite.bench.score import calibration, error_class, score_row
-from support_bench import answer, row, write_results
-
 from petool_lite.data.entries import NO_TOOL, Call
 from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset
@@ -179,11 +179,7 @@ def test_entries_of_one_function_are_worth_less_than_as_many_of_several() -> Non
 def test_the_intervals_are_wilsons_and_agresti_and_mins() -> None:
     # 787 of 1,000: computed by hand from the formula
     assert stats.wilson(787, 1000) == pytest.approx((76.06, 81.13), abs=0.02)
-    assert (stats.wilson(0, 0), stats.wilson(10, 10)[1], stats.wilson(0, 10)[0]) == (
-        (0.0, 100.0),
-        100.0,
-        0.0,
-    )
+    assert stats.wilson(0, 0) == (stats.wilson(0, 10)[0], stats.wilson(10, 10)[1]) == (0.0, 100.0)
     low, high = stats.paired_interval(20, 50, 500)
     assert 0 < low < 6.0 < high, "20 against 50 is no chance: p < 0.001"
     assert stats.paired_interval(50, 20, 500) == pytest.approx((-high, -low))
@@ -302,12 +298,10 @@ def test_a_reply_is_scored_and_classed_by_what_is_accepted() -> None:
         found = made | {"status": "ok", "style": "petool", "finish": "stop", "reply": reply}
         score = score_row(found)
         assert (score.scorer, score.pairs["ast"], error_class(found, score)) == ("ast", pair, name)
-    twice = score_row(made | {"status": "ok", "style": "petool", "reply": f"{right}\n{right}"})
-    assert twice.pairs["ast"] == (False, False), "one call is asked for"
-    other = score_row(made | {"status": "ok", "style": "petool", "reply": reply.replace("math.area", "math_area")})
-    assert other.pairs["ast"] == (False, False)
-    silent = score_row(made | {"status": "ok", "style": "petool", "reply": NO_TOOL})
-    assert (silent.pairs["ast"], silent.call) == ((False, False), None)
+    for wrong in (f"{right}\n{right}", reply.replace("math.area", "math_area"), NO_TOOL):
+        score = score_row(made | {"status": "ok", "style": "petool", "reply": wrong})
+        assert score.pairs["ast"] == (False, False), "one call is asked for, of the name that is accepted"
+    assert score.call is None
 
 
 def test_the_report_names_the_scorer_and_counts_apart_where_no_tool_fits(tmp_path) -> None:
@@ -318,10 +312,9 @@ def test_the_report_names_the_scorer_and_counts_apart_where_no_tool_fits(tmp_pat
     assert Task(dataset, 64).text == Task(load_dataset(str(file)), 64, limit=3).text == NO_TOOL
     call = answer(dataset.entries[0])
     replies = [call, call.replace("5", "6"), NO_TOOL, NO_TOOL, NO_TOOL, NO_TOOL, call]
-    made = [row(entry, index, replies[index], setting="none") for index, entry in enumerate(dataset.entries)]
-    for index, item in enumerate(made):
-        item["kind"] = ("pair", "alone", "alone", *["none"] * 4)[index]
-    write_results(tmp_path, made)
+    kinds = ["pair", "alone", "alone", "none", "none", "none", "none"]
+    told = zip(dataset.entries, range(7), replies, kinds, strict=True)
+    write_results(tmp_path, [row(*three, setting="none", kind=kind) for *three, kind in told])
     (item,) = write_report(tmp_path)["variants"]
     assert (item["scorer"], item["n"], "as_asked" in item) == ("ast", 7, False)
     fits, none = item["cases"]["a tool fits"], item["cases"]["none fits"]

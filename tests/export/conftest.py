@@ -12,11 +12,10 @@ def make_adapter():
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    def make(base, folder, scale=0.05, **changes):
+    def make(base, folder, scale=0.05):
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        settings = {"r": 8, "lora_alpha": 16, "target_modules": names, "task_type": "CAUSAL_LM"}
-        model = get_peft_model(model, LoraConfig(**(settings | changes)))
+        settings = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, settings)
         torch.manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
@@ -32,15 +31,15 @@ def llama_quantize():
     """llama.cpp's own quantizer over a GGUF file; `imatrix` maps tensor names to float32 arrays."""
     import ctypes
 
+    import gguf
     import llama_cpp
-    from petool_lite.export.quantize import FILE_TYPES
 
     from petool_lite.inference.llama_open import quiet
 
     def run(source, target, file_type, imatrix=None):
         quiet(llama_cpp)
         settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = FILE_TYPES[file_type][0]
+        settings.ftype = gguf.LlamaFileType[f"MOSTLY_{file_type.upper()}"]
         settings.nthread = os.cpu_count()
         if imatrix:
             rows = (llama_cpp.llama_model_imatrix_data * (len(imatrix) + 1))()
@@ -66,12 +65,6 @@ def tuned(small, make_adapter, tmp_path_factory):
     """The tiny base, the folder of an adapter for it, and the merged model."""
     folder = tmp_path_factory.mktemp("tuned") / "adapter"
     return small, folder, make_adapter(small, folder).merge_and_unload()
-
-
-@pytest.fixture(scope="session")
-def tuned_full(tiny, trained_full):
-    """A base and the folder of a model of which every weight has moved."""
-    return tiny, trained_full / "model"
 
 
 @pytest.fixture(scope="session")

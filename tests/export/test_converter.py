@@ -9,16 +9,17 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support_families import family_model, real_tokenizer, small_tokenizer, write_pieces
+from support_gguf import LLAMA3_ROPE, logits_of, write_gguf
+
 from petool_lite.export import load_source, write_targets
 from petool_lite.export.quantize import TYPES
 from petool_lite.export.source import load_adapter
-from support_families import family_model, real_tokenizer, sentencepiece, small_tokenizer, write_pieces
-from support_gguf import LLAMA3_ROPE, logits_of, write_gguf
-
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.models import resolve_base
 from petool_lite.prompt.render import chat_from_directory
@@ -90,7 +91,7 @@ def golden_model(tiny_model, llama3_tokenizer, tmp_path) -> Path:
 
 
 def test_keys_and_tensors_are_those_of_the_golden_listing(golden_model, tmp_path) -> None:
-    write_targets(load_source(resolve_base(str(golden_model))), {"bf16": tmp_path / "ours.gguf"}, {})
+    write_targets(load_source(resolve_base(str(golden_model))), {"bf16": tmp_path / "ours.gguf"})
     assert listing(tmp_path / "ours.gguf") == json.loads(GOLDEN.read_text())
 
 
@@ -105,9 +106,8 @@ def convert(tmp_path_factory):
 
     def run(directory, target, kind, pre=""):
         line = [sys.executable, "-c", _DRIVER, pre, directory, "--outfile", target, "--outtype", kind]
-        result = subprocess.run(
-            [str(part) for part in line], env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True
-        )
+        env = os.environ | {"PYTHONPATH": str(folder)}
+        result = subprocess.run(line, env=env, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
         return target
 
@@ -120,24 +120,6 @@ def test_the_golden_listing_is_the_converters(golden_model, convert, tmp_path) -
     if os.environ.get("PETOOL_LITE_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     assert found == json.loads(GOLDEN.read_text())
-
-
-def check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre="") -> None:
-    """PEFT's merge, the converter and the quantizer write what one pass writes."""
-    merged = tmp_path / "merged" / directory.name
-    make_adapter(directory, tmp_path / "adapter").merge_and_unload().save_pretrained(merged)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "tokenizer.model"):
-        if (directory / name).is_file():
-            shutil.copy(directory / name, merged / name)
-    ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
-    write_targets(load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter")), ours, {})
-    plain = convert(merged, tmp_path / "f32.gguf", "f32", pre)
-    for name, path in ours.items():  # llama.cpp's quantizer makes of a float32 file what we wrote, to the last byte
-        wanted = llama_quantize(plain, tmp_path / "wanted.gguf", name)
-        assert path.read_bytes() == wanted.read_bytes(), name
-    for name in ("f16", "bf16"):  # straight from the converter: its order of tensors differs, and nothing else
-        wanted = convert(merged, tmp_path / f"straight.{name}.gguf", name, pre)
-        assert contents(ours[name]) == contents(wanted), name
 
 
 def contents(path) -> dict:
@@ -159,19 +141,30 @@ def in_shards(directory: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CHAINS)
 def test_the_whole_chain(make_adapter, llama_quantize, convert, tmp_path, kind) -> None:
+    """PEFT's merge, the converter and the quantizer write what one pass writes."""
     name, changes, told = CHAINS[kind]
-    made = {
-        "small": lambda folder: small_tokenizer(name, folder),
-        "sentencepiece": lambda folder: sentencepiece(folder, "llama"),
-    }
-    tokenizer = made.get(told, lambda folder: real_tokenizer(told, folder))(tmp_path / "t")
+    small = {"small": name, "sentencepiece": "Mistral"}.get(told)
+    tokenizer = small_tokenizer(small, tmp_path / "t") if small else real_tokenizer(told, tmp_path / "t")
     pre = {"Llama": "llama-bpe", "Qwen2": "qwen2", "Qwen3": "qwen2"}.get(name, "") if told == "small" else ""
     if told in ("llama2", "gemma3", "sentencepiece") or (told == "small" and not pre):
         write_pieces(tokenizer)
     directory = family_model(name, tokenizer, tmp_path / "Small-Model-Instruct", **changes)
     if "shards" in kind:
         in_shards(directory)
-    check_chain(directory, tmp_path, make_adapter, llama_quantize, convert, pre)
+    merged = tmp_path / "merged" / directory.name
+    make_adapter(directory, tmp_path / "adapter").merge_and_unload().save_pretrained(merged)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "tokenizer.model"):
+        if (directory / name).is_file():
+            shutil.copy(directory / name, merged / name)
+    ours = {name: tmp_path / f"{name}.gguf" for name in TYPES}
+    write_targets(load_source(resolve_base(str(directory)), load_adapter(tmp_path / "adapter")), ours)
+    plain = convert(merged, tmp_path / "f32.gguf", "f32", pre)
+    for name, path in ours.items():  # llama.cpp's quantizer makes of a float32 file what we wrote, to the last byte
+        wanted = llama_quantize(plain, tmp_path / "wanted.gguf", name)
+        assert path.read_bytes() == wanted.read_bytes(), name
+    for name in ("f16", "bf16"):  # straight from the converter: its order of tensors differs, and nothing else
+        wanted = convert(merged, tmp_path / f"straight.{name}.gguf", name, pre)
+        assert contents(ours[name]) == contents(wanted), name
 
 
 @pytest.mark.parametrize("name", [*SHAPES, *GGUF])
@@ -180,7 +173,7 @@ def test_every_type_as_the_quantizer(tiny_model, llama3_tokenizer, llama_quantiz
     write_gguf(tmp_path / "small.gguf")
     base = str(tiny_model(llama3_tokenizer, **SHAPES[name])) if name in SHAPES else name
     ours = {kind: tmp_path / f"{kind}.gguf" for kind in TYPES}
-    write_targets(load_source(resolve_base(base)), ours, {"petool_lite.setting": "rating"})
+    write_targets(replace(load_source(resolve_base(base)), keys={"petool_lite.setting": "rating"}), ours)
     for kind, path in ours.items():  # of bf16 nothing is lost
         wanted = llama_quantize(ours["bf16"], tmp_path / "wanted.gguf", kind)
         assert path.read_bytes() == wanted.read_bytes(), kind
@@ -188,7 +181,6 @@ def test_every_type_as_the_quantizer(tiny_model, llama3_tokenizer, llama_quantiz
 
 @pytest.mark.parametrize("name", GGUF)
 def test_the_unpacked_base_computes_what_the_gguf_does(tmp_path, monkeypatch, name) -> None:
-    import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from petool_lite.bench.report import write_report
-from petool_lite.export.hub import card
 from support_bench import answer, answering, called, row, write_results
 
+from petool_lite.bench.report import write_report
+from petool_lite.export.hub import card
 from petool_lite.models import Base
 
 # The Hub's address is read when its client is imported, so every call has a process of its own.
@@ -83,9 +83,8 @@ def run(tmp_path) -> Path:
 
 def pushed(hub: dict[str, Any], run: Path, repo: str, token: str = "secret") -> str:  # pragma: allowlist secret
     own = {"HF_ENDPOINT": hub["address"], "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HOME": str(run / "hf")}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, run, repo], env=os.environ | own, capture_output=True, text=True
-    )
+    line = [sys.executable, "-c", PROGRAM, run, repo]
+    result = subprocess.run(line, env=os.environ | own, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 

@@ -6,17 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from petool_lite.export import Options, export_run, load_source, load_whole, write_targets
-from petool_lite.export import run as run_module
-from petool_lite.export.gguf import write_lora
-from petool_lite.export.source import load_adapter
-from petool_lite.export.verify import Evaluator, Reference, agreement, check_ids, check_rendering, shortfalls
 from support_gguf import write_gguf
 
 from petool_lite.console import silent
 from petool_lite.errors import PetoolError
+from petool_lite.export import Options, export_run, load_source, load_whole, write_targets
+from petool_lite.export import run as run_module
+from petool_lite.export.gguf import write_lora
+from petool_lite.export.other_server import OtherServer
+from petool_lite.export.source import load_adapter
+from petool_lite.export.verify import Evaluator, Reference, agreement, check_ids, shortfalls
 from petool_lite.families import chat_template
 from petool_lite.gguf_base import gguf_fields, open_gguf
+from petool_lite.inference.gpu import four_bits
 from petool_lite.models import resolve_base
 from petool_lite.prompt.render import Example, chat_from_directory, exported_template, render_messages
 
@@ -49,66 +51,61 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
     import llama_cpp
 
     drawn, wanted = decisive(source)
-    plain = load_source(source.base)
-    write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"}, {})
-    write_targets(plain, {"bf16": tmp_path / "plain.gguf"}, {})
-    write_lora(tmp_path / "lora.gguf", source.adapter, source, {})
+    write_targets(source, {"bf16": tmp_path / "tuned.gguf", "q8_0": tmp_path / "q8.gguf"})
+    write_targets(load_source(source.base), {"bf16": tmp_path / "plain.gguf"})
+    write_lora(tmp_path / "lora.gguf", source, source.adapter)
 
-    def compare(name):
+    def faults(kind, found):
+        figures = {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
+        return " ".join(shortfalls(kind, figures))
+
+    def logits(name):
         with Evaluator(tmp_path / name, 128) as model:
-            found = [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2)[0] for row in drawn]
-        return {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
+            return [model.run(row.ids[: row.answer_start], row.ids[row.answer_start :], 2)[0] for row in drawn]
 
-    def with_lora():
-        model = llama_cpp.Llama(
-            str(tmp_path / "plain.gguf"), lora_path=str(tmp_path / "lora.gguf"), logits_all=True, verbose=False
-        )
-        found = []
-        for row in drawn:
-            model.reset()
-            model.eval(row.ids[:-1])
-            found.append(model.scores[row.answer_start - 1 : len(row.ids) - 1].copy())
-        return {"against_transformers": agreement(wanted, found), "replies": 6, "replies_stopped": 6}
-
-    good, lora, wrong = compare("tuned.gguf"), with_lora(), compare("plain.gguf")
-    assert shortfalls("bf16", good) == []
-    assert shortfalls("bf16", lora) == []
-    assert shortfalls("q8_0", compare("q8.gguf")) == []
-    assert any("top-1 agreement" in fault for fault in shortfalls("bf16", wrong))
-    assert any("KL divergence" in fault for fault in shortfalls("bf16", wrong))
+    plain, lora = (str(tmp_path / name) for name in ("plain.gguf", "lora.gguf"))
+    model, adapted = llama_cpp.Llama(plain, lora_path=lora, logits_all=True, verbose=False), []
+    for row in drawn:
+        model.reset()
+        model.eval(row.ids[:-1])
+        adapted.append(model.scores[row.answer_start - 1 : len(row.ids) - 1].copy())
+    assert faults("bf16", logits("tuned.gguf")) == faults("q8_0", logits("q8.gguf")) == faults("bf16", adapted) == ""
+    wrong = faults("bf16", logits("plain.gguf"))
+    assert ("top-1 agreement" in wrong, "KL divergence" in wrong) == (True, True)
 
 
 def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
-    write_targets(source, {"q8_0": tmp_path / "a.gguf"}, {})
+    write_targets(source, {"q8_0": tmp_path / "a.gguf"})
     texts = ["12345 café's\n\n  x", "<|start_header_id|>user<|end_header_id|>\n\nhi", "日本 👋 {}}"]
-    assert check_ids(tmp_path / "a.gguf", source, texts) == 3
+    check_ids(tmp_path / "a.gguf", source, [{}] * 3, texts)
     with pytest.raises(PetoolError, match="chat template or end token"):
-        check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), ["one"])
+        check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), [{}], ["one"])
     with pytest.raises(PetoolError, match="chat template or end token"):
-        check_ids(tmp_path / "a.gguf", replace(source, template="another"), ["one"])
+        check_ids(tmp_path / "a.gguf", replace(source, template="another"), [{}], ["one"])
     base = shutil.copytree(source.base.directory, tmp_path / "base")
     text = json.loads((base / "tokenizer.json").read_text())
     text["model"]["merges"] = text["model"]["merges"][:5]
     (base / "tokenizer.json").write_text(json.dumps(text))
     with pytest.raises(PetoolError, match=r"llama.cpp and training disagree on a prompt: token \d+ of"):
-        check_ids(tmp_path / "a.gguf", replace(source, base=replace(source.base, directory=base)), ["one two"])
+        check_ids(tmp_path / "a.gguf", replace(source, base=replace(source.base, directory=base)), [{}], ["one two"])
 
 
 def test_a_template_that_llama_cpp_reads_otherwise_is_refused_with_the_first_token(smollm2) -> None:
     pytest.importorskip("xllamacpp")
+    source, server = load_source(smollm2), OtherServer(smollm2.gguf)
     request = {"messages": [{"role": "user", "content": "How is the weather in Oslo?"}]}
     text = render_messages(chat_from_directory(smollm2.directory), **request)
-    assert check_rendering(smollm2.gguf, [request], [text]) == 1
-    wrong = r"make other prompts: token \d+ of \d+ and \d+ is \d+ ' Oslo' and \d+ ' Rome'"
+    check_ids(smollm2.gguf, source, [request], [text], server)
+    wrong = r"llama.cpp's server disagree on a prompt: token \d+ of \d+ and \d+ is \d+ ' Rome' and \d+ ' Oslo'"
     with pytest.raises(PetoolError, match=wrong):
-        check_rendering(smollm2.gguf, [request], [text.replace("Oslo", "Rome")])
+        check_ids(smollm2.gguf, source, [request], [text.replace("Oslo", "Rome")], server)
 
 
 def test_a_template_replaces_all_of_a_gguf_bases(tmp_path) -> None:
     more = {"tokenizer__chat_template__tool_use": "tools", "tokenizer__chat_templates": ["tool_use"]}
     source = load_source(resolve_base(str(write_gguf(tmp_path / "base.gguf", **more))))
     for template, wanted in ((None, 3), ("mine", 1)):
-        write_targets(replace(source, template=template), {"f16": tmp_path / "out.gguf"}, {})
+        write_targets(replace(source, template=template), {"f16": tmp_path / "out.gguf"})
         fields = gguf_fields(open_gguf(tmp_path / "out.gguf"))
         assert len([key for key in fields if key.startswith("tokenizer.chat_template")]) == wanted
         assert template in (None, fields["tokenizer.chat_template"])
@@ -135,8 +132,8 @@ def test_with_importance_as_the_quantizer(tiny_model, llama3_tokenizer, llama_qu
     source = load_source(resolve_base(str(tiny_model(llama3_tokenizer, num_hidden_layers=8))))
     matrix = Reference(source).mean_squares([row.ids for row in rows()], silent)
     ours = {kind: tmp_path / f"{kind}.gguf" for kind in ("q4_k_m", "q4_0", "iq4_xs")}
-    write_targets(source, {"bf16": tmp_path / "bf16.gguf"}, {})
-    write_targets(replace(source, importance=matrix), ours, {})
+    write_targets(source, {"bf16": tmp_path / "bf16.gguf"})
+    write_targets(replace(source, importance=matrix), ours)
     for kind, path in ours.items():
         wanted = llama_quantize(tmp_path / "bf16.gguf", tmp_path / "wanted.gguf", kind, matrix).read_bytes()
         assert path.read_bytes() == wanted
@@ -148,21 +145,17 @@ def test_the_4_bit_base_is_what_training_multiplies_with(tuned, tmp_path) -> Non
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from gguf.quants import dequantize
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(tuned[0], quantization_config=settings, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(tuned[0], quantization_config=four_bits(), dtype=torch.bfloat16)
     weight = model.model.layers[1].mlp.up_proj.weight
     trained = dequantize_4bit(weight.data, weight.quant_state).float()
     adapter = load_adapter(tuned[1])
     low, high = adapter.modules["model.layers.1.mlp.up_proj.weight"]
-    write_targets(load_source(resolve_base(str(tuned[0])), adapter, nf4=True), {"bf16": tmp_path / "nf4.gguf"}, {})
+    write_targets(load_source(resolve_base(str(tuned[0])), adapter, nf4=True), {"bf16": tmp_path / "nf4.gguf"})
     tensors = {tensor.name: tensor for tensor in open_gguf(tmp_path / "nf4.gguf").tensors}
     found = dequantize(tensors["blk.1.ffn_up.weight"].data, tensors["blk.1.ffn_up.weight"].tensor_type)
-    assert (found == (trained + high @ low * adapter.scale).bfloat16().float().numpy()).all()
+    assert (found == (trained + high @ low * adapter.config.scaling).bfloat16().float().numpy()).all()
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +167,8 @@ def run(tuned, make_run):
 def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
     document = export_run(run, Options(("q4_k_m", "f16"), imatrix=True, lora=True, level="quick"))
     folder = run / "export"
-    assert {path.name for path in folder.iterdir()} == {
-        "model.q4_k_m.gguf", "model.f16.gguf", "lora.gguf", "Modelfile", "README.md", "export.json",
-    }  # fmt: skip
+    files = ["Modelfile", "README.md", "export.json", "lora.gguf", "model.f16.gguf", "model.q4_k_m.gguf"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     assert json.loads((folder / "export.json").read_text()) == document
     assert (document["tensors"], document["changed_tensors"], document["merge_base"]) == (14, 14, "bf16")
     assert 0 < document["relative_change"] < 10
@@ -196,10 +188,16 @@ def test_a_run_becomes_files_that_explain_themselves(run, tuned) -> None:
 
 
 def test_the_base_is_found_and_merged_as_training_had_it(tuned, make_run, tmp_path, monkeypatch) -> None:
-    run = make_run(tuned[1], tuned[0], "model.precision=nf4", name=tuned[0].name)  # a path beside the training's folder
+    """Under its name, a path beside the training's folder; a published prompt and its wording go with the file."""
+    wording = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
+    settings = ("model.precision=nf4", "data.style=published")
+    run = make_run(tuned[1], tuned[0], *settings, name=tuned[0].name, wording=wording)
     monkeypatch.chdir(tmp_path)
     document = export_run(run, Options(("q8_0",), level="quick"))
     assert (document["base"], document["merge_base"]) == (tuned[0].name, "nf4")
+    fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
+    assert json.loads(fields["petool_lite.wording"]) == wording
+    assert fields["tokenizer.chat_template"] == exported_template(chat_template(tuned[0]), "published")
     other = export_run(run, Options(("q8_0",), merge_base="bf16", level="quick"))
     assert other["files"][0]["sha256"] != document["files"][0]["sha256"]
     manifest = json.loads((run / "manifest.json").read_text())
@@ -211,15 +209,6 @@ def test_the_base_is_found_and_merged_as_training_had_it(tuned, make_run, tmp_pa
     (run / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(PetoolError, match=f"the adapter was trained on {tuned[0].name}, the run names"):
         export_run(run, Options(("q8_0",)))
-
-
-def test_a_published_prompt_and_its_wording_go_with_the_file(tuned, make_run) -> None:
-    wording = {"rating": ["Earlier: ", " Tools: ", " Answer."]}
-    run = make_run(tuned[1], tuned[0], "data.style=published", wording=wording)
-    export_run(run, Options(("q8_0",), level="quick"))
-    fields = gguf_fields(open_gguf(run / "export" / "model.q8_0.gguf"))
-    assert json.loads(fields["petool_lite.wording"]) == wording
-    assert fields["tokenizer.chat_template"] == exported_template(chat_template(tuned[0]), "published")
 
 
 @pytest.mark.parametrize("fault", [pytest.param("card", marks=pytest.mark.slow), "write_lora", "modelfile"])
@@ -238,29 +227,28 @@ def test_no_file_gets_its_name_before_the_last_check(run, monkeypatch, fault) ->
     assert list((run / "export").iterdir()) == []
 
 
-def test_its_gguf_is_that_of_the_folder_itself(tuned_full, tmp_path) -> None:
+def test_its_gguf_is_that_of_the_folder_itself(tiny, trained_full, tmp_path) -> None:
     """Byte for byte, the folder taken as a base under the name of its own."""
-    base, folder = tuned_full
-    copy = shutil.copytree(folder, tmp_path / base.name)
+    copy = shutil.copytree(trained_full / "model", tmp_path / tiny.name)
     for kind in ("q4_k_m", "bf16"):
-        changes = write_targets(load_whole(resolve_base(str(base)), folder), {kind: tmp_path / "a"}, {})
-        write_targets(load_source(resolve_base(str(copy))), {kind: tmp_path / "b"}, {})
+        changes = write_targets(load_whole(resolve_base(str(tiny)), trained_full / "model"), {kind: tmp_path / "a"})
+        write_targets(load_source(resolve_base(str(copy))), {kind: tmp_path / "b"})
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert len(changes) == 2 * 9 + 2
     assert all(change.changed and change.delta > 0 for change in changes.values())
 
 
-def test_an_untrained_or_foreign_model_is_refused(tuned_full, tiny_model, llama3_tokenizer, tmp_path) -> None:
-    base, other = (resolve_base(str(each)) for each in (tuned_full[0], tiny_model(llama3_tokenizer, head_dim=32)))
+def test_an_untrained_or_foreign_model_is_refused(tiny, trained_full, tiny_model, llama3_tokenizer, tmp_path) -> None:
+    base, other = (resolve_base(str(each)) for each in (tiny, tiny_model(llama3_tokenizer, head_dim=32)))
     with pytest.raises(PetoolError, match="changed no weight"):
-        write_targets(load_whole(base, tuned_full[0]), {"f16": tmp_path / "f16.gguf"}, {})
+        write_targets(load_whole(base, tiny), {"f16": tmp_path / "f16.gguf"})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(PetoolError, match="is not of the base"):
-        load_whole(other, tuned_full[1])
+        load_whole(other, trained_full / "model")
 
 
-def test_a_run_of_it_becomes_files_that_say_so(tuned_full, make_run) -> None:
-    run = make_run(tuned_full[1], tuned_full[0], "train.method=full")
+def test_a_run_of_it_becomes_files_that_say_so(tiny, trained_full, make_run) -> None:
+    run = make_run(trained_full / "model", tiny, "train.method=full")
     document = export_run(run, Options(("q8_0", "q4_k_m"), level="quick"))
     assert (document["method"], document["tensors"], document["changed_tensors"]) == ("full", 20, 20)
     assert 0 < document["relative_change"] < 1

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from petool_lite.export import export_base
 
+from petool_lite.export import export_base
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.inference.states import StateKey, StateStore
 

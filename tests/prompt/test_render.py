@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from petool_lite.export.other_server import OtherServer
 from support_published import published_rows
 
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool
@@ -17,6 +16,7 @@ from petool_lite.data.openai import entry_line, entry_messages, learned_turns, t
 from petool_lite.data.openai import parse as parse_line
 from petool_lite.data.petoolbench import parse
 from petool_lite.errors import PetoolError
+from petool_lite.export.other_server import OtherServer
 from petool_lite.prompt import render
 from petool_lite.prompt.render import Layout, chat_from_directory, example, prompt_ids, prompt_text
 

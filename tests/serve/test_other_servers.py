@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from petool_lite.export.other_server import OtherServer
 
 from petool_lite import ToolCaller
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
+from petool_lite.export.other_server import OtherServer
 from petool_lite.inference.llama import LlamaModel
 from petool_lite.prompt.render import Layout, prompt_ids
 
