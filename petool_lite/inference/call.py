@@ -29,7 +29,7 @@ from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_
 from petool_lite.inference.request import request_entry, row_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
 from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256
-from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.inference.states import StateStore
 from petool_lite.places import user_path
 from petool_lite.prompt import render
 
@@ -319,19 +319,18 @@ class ToolCaller(ExitStack):
         return share if self._temperature in (0.0, 1.0) else heated(share, self._temperature)
 
     @cached_property
-    def _key(self) -> StateKey:
+    def _key(self) -> dict[str, Any]:
         settings = self._model.settings
-        return StateKey(model_sha256(self.path), settings.kv_type, settings.flash_attention, library_stamp())
+        engine = {"kv_type": settings.kv_type, "flash_attention": settings.flash_attention}
+        return {"model_sha256": model_sha256(self.path), **engine, "library": library_stamp()}
 
     def _recall(self, user: str, ids: Sequence[int]) -> None:
         """Put the user's state into the engine's memory where that saves more reading than what is held."""
-        with self._store.open(user, self._key) as state:
-            self._saved.pop(user, None)
-            if state is None:
-                return
-            self._saved[user] = state.ids
-            if render.common_length(state.ids, ids) > render.common_length(self._model.held, ids):
-                self._model.restore(state.ids, state.data)
+        self._saved.pop(user, None)
+        if found := self._store.read(user, self._key):
+            self._saved[user], data = found
+            if render.common_length(self._saved[user], ids) > render.common_length(self._model.held, ids):
+                self._model.restore(self._saved[user], data)
 
     def _remember(self, user: str, prefix: list[int]) -> tuple[int, str]:
         """Keep the state after `prefix` for the user, unless that is what the file holds; bytes written, a warning."""

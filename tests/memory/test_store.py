@@ -16,7 +16,7 @@ from support_memory import ENTRY, TOOLS, WORD, made
 
 from petool_lite.data.entries import Call, Interaction, Tool
 from petool_lite.errors import PetoolError
-from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.inference.states import StateStore
 from petool_lite.memory.store import _MIGRATIONS, Store, record_of
 
 WRITER = """
@@ -127,7 +127,7 @@ def test_who_is_forgotten_is_in_no_file(tmp_path, command) -> None:
     for number in range(50):
         store.add([made(number, secret, query=f"{secret} {number}", tools=(secret_tool,)), made(number, "bob")])
     states = StateStore(tmp_path / "users")
-    states.save(secret, StateKey("0", "f16", False, "1"), [1], memoryview(b"x"))
+    states.save(secret, {}, [1], memoryview(b"x"))
     (folder / "memory.sqlite.damaged-1").touch()
 
     def holds() -> bool:
