@@ -7,9 +7,8 @@ In 16 bits a reply may differ with its batch, since products of other shapes rou
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -19,8 +18,9 @@ from petool_lite.errors import MACHINE, PetoolError
 from petool_lite.families import end_tokens
 from petool_lite.inference.constrain import Constraint
 from petool_lite.inference.llama import Reply
-from petool_lite.prompt.render import Chat
+from petool_lite.prompt.render import chat_from_directory
 
+Constrain = Callable[[int], Constraint] | None  # the constraint of a prompt's reply, by the prompt's index
 BATCH = 64  # replies decoded together, at most
 _BATCH_TOKENS = 262_144  # prompt and reply tokens of a batch, at most
 _READ_TOKENS = 16_384  # of prompts that are read at once, at most, or one prompt
@@ -54,11 +54,6 @@ def own_gpu() -> str:
     if place >= count:
         raise PetoolError(f"process {place + 1} has no GPU of its own: torch finds {count}", "start fewer", MACHINE)
     return f"cuda:{place}"
-
-
-def stop_ids(directory: Path, chat: Chat) -> frozenset[int]:
-    """The ids that end a reply: the same ones as llama.cpp's for the GGUF file of the same model."""
-    return frozenset({chat.eos_id, *end_tokens(directory).values()})
 
 
 def four_bits(**more: Any) -> Any:
@@ -230,26 +225,19 @@ class _Steps:
             constraint.weigh(logits.float().cpu().numpy(), found)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is asked of every prompt: the longest reply, its end tokens, ids to text, and the constraint by index."""
-
-    max_tokens: int
-    stops: frozenset[int]
-    decode: Callable[[list[int]], str]
-    constrain: Callable[[int], Constraint] | None = None
-
-
 class GpuModel:
-    """A loaded model. Raises PetoolError where there is no GPU, or the model does not fit it."""
+    """A loaded model; `stops` are the ids that end its replies, llama.cpp's for the GGUF file of the same model."""
 
     def __init__(
         self, directory: Path, adapter: Path | None, precision: str = "bf16", device: str | None = None
     ) -> None:
-        """`precision` is "bf16" or "nf4"; `device` None is this process's GPU (LOCAL_RANK's under torchrun)."""
+        """`precision` is "bf16" or "nf4"; `device` None is this process's GPU (LOCAL_RANK's under torchrun). Raises
+        PetoolError where there is no GPU, or the model does not fit it."""
         import torch
 
-        if device is None and not torch.cuda.is_available():
+        self._chat = chat_from_directory(directory)
+        self.stops = frozenset({self._chat.eos_id, *end_tokens(directory).values()})
+        if device is None and not gpu_available():
             raise PetoolError("the GPU variants need a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
         device = device or own_gpu()
         if device.startswith("cuda"):
@@ -260,21 +248,24 @@ class GpuModel:
         except torch.OutOfMemoryError as error:
             raise PetoolError(f"{directory} does not fit the GPU's memory", "bench the NF4 variant", MACHINE) from error
 
-    def generate(self, prompts: Sequence[Sequence[int]], job: Job, batch: int = BATCH) -> Iterator[tuple[int, Reply]]:
-        """Yield (index, reply) for every prompt, the longest first; at most `batch` replies are decoded together. The
-        time of a batch is shared by its entries: reading by prompt length, decoding by reply length. Raises PetoolError
-        where the GPU's memory is full."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], most: int, constrain: Constrain = None, batch: int = BATCH
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield (index, reply) for every prompt, the longest first; at most `batch` replies, of at most `most` tokens,
+        are decoded together, each under what `constrain` makes for its index. The time of a batch is shared by its
+        entries: reading by prompt length, decoding by reply length. Raises PetoolError where the GPU's memory is
+        full."""
         import torch
 
-        lengths = [len(prompt) + job.max_tokens for prompt in prompts]
         try:
-            for group in batches(lengths, self._room(prompts, job), batch):
-                yield from self._batch(prompts, group, job)
+            for group in batches([len(prompt) + most for prompt in prompts], self._room(prompts), batch):
+                made = map(constrain, group) if constrain else ()
+                yield from zip(group, self._batch([prompts[index] for index in group], most, made), strict=True)
         except torch.OutOfMemoryError as error:
             hint = "give a smaller --batch, or bench the NF4 variant"
             raise PetoolError("the GPU's memory is full", hint, MACHINE) from error
 
-    def _room(self, prompts: Sequence[Sequence[int]], job: Job) -> int:
+    def _room(self, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens of a batch that half of the free GPU memory holds, by what reading the longest prompt alone takes."""
         import torch
 
@@ -284,23 +275,22 @@ class GpuModel:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
-        greedy_ids(self.model, [longest], job.stops, 1, read_first=True)
+        greedy_ids(self.model, [longest], self.stops, 1, read_first=True)
         taken = torch.cuda.max_memory_allocated() - held
         return min(_BATCH_TOKENS, int(free / 2 / taken * len(longest)))
 
-    def _batch(self, prompts: Sequence[Sequence[int]], group: Sequence[int], job: Job) -> Iterator[tuple[int, Reply]]:
-        started = time.perf_counter()
-        constraints = [job.constrain(index) for index in group] if job.constrain else []
+    def _batch(self, prompts: Sequence[Sequence[int]], most: int, made: Iterable[Constraint]) -> Iterator[Reply]:
+        started, constraints = time.perf_counter(), [*made]
         steps = _Steps(constraints)
-        replies = greedy_ids(self.model, [prompts[index] for index in group], job.stops, job.max_tokens, steps, True)
+        replies = greedy_ids(self.model, prompts, self.stops, most, steps, True)
         prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
-        read, written = sum(len(prompts[index]) for index in group), sum(len(ids) + 1 for ids in replies)
-        sure: list[Any] = [one.confidence for one in constraints] or [None] * len(group)
-        for index, ids, confidence in zip(group, replies, sure, strict=True):
-            finish = "stop" if len(ids) < job.max_tokens else "length"
-            count = len(prompts[index])
-            times = prefill * count / read, decode * (len(ids) + 1) / written
-            yield index, Reply(job.decode(ids), tuple(ids), finish, count, *times, confidence=confidence)
+        read, written = sum(map(len, prompts)), sum(len(ids) + 1 for ids in replies)
+        sure: list[Any] = [one.confidence for one in constraints] or [None] * len(prompts)
+        assert self._chat.decode is not None  # a chat from a directory has one
+        for prompt, ids, confidence in zip(prompts, replies, sure, strict=True):
+            finish = "stop" if len(ids) < most else "length"
+            times = prefill * len(prompt) / read, decode * (len(ids) + 1) / written
+            yield Reply(self._chat.decode(ids), tuple(ids), finish, len(prompt), *times, confidence=confidence)
 
     def peak_memory_gb(self) -> float:
         """The most GPU memory that tensors took since the last `generate` began, in GiB; 0 on a CPU."""
