@@ -40,10 +40,6 @@ class _Job:
     def over(self) -> bool:
         return self.error is not None or self.taken == len(self.ids)
 
-    @property
-    def long(self) -> bool:
-        return len(self.ids) >= _SHORT
-
     def ahead(self) -> list[int]:
         """All that the model holds when the first row is had."""
         return [*self.model.held, *self.ids[self.taken : self.first]]
@@ -64,8 +60,7 @@ class Context:
         self._abort, self._no_abort = lib.ggml_abort_callback(self._unwanted), lib.ggml_abort_callback()
 
     def open(self, size: int, sequences: int = 1) -> None:
-        """Have room for `size` tokens in all, which the sequences share. Raises PetoolError where there is no memory
-        for them."""
+        """Have room for `size` tokens, which the sequences share. Raises PetoolError where there is no memory."""
         lib, settings, options = self._lib, self._settings, self._lib.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = size, _BATCH, settings.ubatch
         options.n_seq_max, options.kv_unified = sequences, True
@@ -163,8 +158,7 @@ class Slots(Context):
     """A context for several models, and the thread that decodes for them."""
 
     def __init__(self, lib: Any, model: Any, settings: EngineSettings, models: "Sequence[LlamaModel]") -> None:
-        """`models` have a sequence each, of as many tokens as their `n_ctx`. Raises PetoolError where there is no
-        memory for them."""
+        """`models` have a sequence each, of `n_ctx` tokens. Raises PetoolError where there is no memory for them."""
         super().__init__(lib, model, settings)
         self.open(sum(model.n_ctx for model in models), len(models))
         self.models = models
@@ -222,14 +216,11 @@ class Slots(Context):
 
     def _next(self, jobs: Sequence[_Job]) -> list[_Job]:
         """The jobs of the next batch, the short ones first. What one slot has read or is reading no other one reads."""
-        chosen: list[_Job] = []
-        for job in sorted(jobs, key=lambda job: job.long):
-            if job.long:
-                held = len(job.model.held)
-                self.share(job.model, job.ahead())
-                job.taken += len(job.model.held) - held
-                ahead = [other.ahead() for other in chosen if other.long]
-                if any(common_length(job.ahead(), other) > len(job.model.held) for other in ahead):
-                    continue
-            chosen.append(job)
-        return chosen
+        long = list[_Job]()
+        for job in (job for job in jobs if len(job.ids) >= _SHORT):
+            held = len(job.model.held)
+            self.share(job.model, job.ahead())
+            job.taken += len(job.model.held) - held
+            if not any(common_length(job.ahead(), other.ahead()) > len(job.model.held) for other in long):
+                long.append(job)
+        return [job for job in jobs if len(job.ids) < _SHORT] + long

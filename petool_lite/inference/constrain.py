@@ -48,10 +48,6 @@ def grammar(tools: Sequence[Tool], style: str, text: bool | str = False, marks: 
         head, _, tail = answer_text(Call(tool.name, {}), style).rpartition("{}")
         start, end = (_literal(part, marks or {}) for part in (head, tail))
         rules += [f"tool{index}: {start} arguments{index} {end}", *_arguments(index, buildable(tool).schema)]
-    try:
-        "\n".join(rules).encode()
-    except UnicodeEncodeError as error:
-        raise PetoolError("a name or value of a tool is not valid Unicode", "half of a surrogate pair") from error
     return "\n".join(rules)
 
 
@@ -137,13 +133,12 @@ class Constraint:
         if self.finished or self._matcher.is_stopped():
             return [] if self.finished else [self._end]
         found: list[int] = self._matcher.compute_ff_tokens()
-        odd = [place for place, token in enumerate(found) if self._odd(token)]
-        if odd and odd[0]:
-            return found[: odd[0]]
-        if odd:  # a name that spells a special token, such as "<|im_end|>", is written as plain text
+        special = (place for place, token in enumerate(found) if self._tokenizer.is_special_token(token))
+        odd = next((place for place in special if found[place] not in self._marks), None)
+        if odd == 0:  # a name that spells a special token, such as "<|im_end|>", is written as plain text
             plain = self._matcher.compute_ff_bytes().partition(b"\xff")[0].decode("utf-8", "ignore")
             found = self._tokenizer.greedy_tokenize(plain)
-        return found
+        return found if odd == 0 else found[:odd]
 
     def opening(self) -> list[int]:
         """How a call begins, as a guess of how the reply begins: up to where the tools' names differ."""
@@ -154,9 +149,6 @@ class Constraint:
     def possible(self, ids: list[int]) -> list[int]:
         """As many of `ids` as may come next."""
         return ids[: self._matcher.validate_tokens(ids)] if ids else []
-
-    def _odd(self, token: int) -> bool:
-        return bool(self._tokenizer.is_special_token(token)) and token not in self._marks
 
     def allowed(self, size: int) -> Any:
         """Which of the first `size` ids may come next, as numpy bool."""
@@ -208,10 +200,10 @@ class Constraint:
 class Constrainer:
     """Makes the constraints of one model; holds what llguidance keeps of its tokenizer (0.1 s to build)."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer` is an llguidance.LLTokenizer whose end token is the one that training ends answers with."""
-        self._tokenizer = tokenizer
-        self._tokenize: Any = None
+    def __init__(self, tokenizer: Any, function: Any = None) -> None:
+        """`tokenizer` is an llguidance.LLTokenizer whose end token is the one that training ends answers with, and
+        `function` one that it calls, kept alive as long."""
+        self._tokenizer, self._function = tokenizer, function
 
     @classmethod
     def of_llama(cls, pieces: list[bytes], end: int, loaded: "Callable[[], LlamaModel]") -> "Constrainer":
@@ -225,12 +217,10 @@ class Constrainer:
         number, address, flag = ctypes.c_int32, ctypes.c_void_p, ctypes.c_bool
         kind = ctypes.CFUNCTYPE(number, address, address, number, ctypes.POINTER(number), number, flag, flag)
         function = kind(tokenize)  # one like llama_tokenize
-        place = ctypes.cast(function, ctypes.c_void_p).value
+        place = ctypes.cast(function, address).value
         # Without slices masks take 0.9 ms instead of 0.4, and building it half the time.
         settings: dict[str, Any] = {"vocab_ptr": 1, "tokenize_fptr": place, "eos_token": end, "slices": []}
-        found = cls(guidance().LLTokenizer.from_llamacpp(tokens=pieces, **settings))
-        found._tokenize = function  # kept alive as long
-        return found
+        return cls(guidance().LLTokenizer.from_llamacpp(tokens=pieces, **settings), function)
 
     @classmethod
     def of_file(cls, path: Path, loaded: "Callable[[], LlamaModel]") -> "Constrainer":

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from petool_lite.inference.call import Request
 
 ROUTE = "/helper"
-# What of the command line's options a call consists of, beside the request itself.
-OPTIONS = ("user", "store", "setting", "decoding", "required", "trim_history", "reply_tokens", "explain", "at_least")
+_SAME = ("setting", "decoding", "trim_history", "reply_tokens", "explain", "at_least")  # as CallOptions calls them
+OPTIONS = ("user", "store", "required", *_SAME)  # of the command line, beside the request itself
 
 
 def answer(model: Path, n_ctx: int, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,10 +42,7 @@ def asked_request(asked: Mapping[str, Any]) -> "Request":
     """The request that `asked` is."""
     from petool_lite.inference.call import AUTO, REQUIRED, CallOptions, Request
 
-    same = {
-        name: asked[name] for name in ("decoding", "setting", "trim_history", "explain", "at_least", "reply_tokens")
-    }
-    options = CallOptions(choice=REQUIRED if asked["required"] else AUTO, **same)
+    options = CallOptions(choice=REQUIRED if asked["required"] else AUTO, **{name: asked[name] for name in _SAME})
     return Request(asked["request"], options, asked["user"], os.urandom(6).hex() if asked["store"] else None)
 
 

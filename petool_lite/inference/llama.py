@@ -286,7 +286,7 @@ class LlamaModel(ExitStack):
         import numpy as np
 
         self.read(ids)
-        found, path, rows = {}, list[int](), [self._logits(-1).astype(np.float64)]
+        found, path, rows = {}, list[int](), [self._logits().astype(np.float64)]
         for choice in sorted({tuple(choice) for choice in choices}):
             shared = min(common_length(path, choice), len(choice) - 1, len(rows) - 1)
             self._keep(len(ids) + shared)

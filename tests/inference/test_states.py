@@ -55,7 +55,7 @@ def logits(file: Path, store: StateStore | None, prefix: int, exact: bool) -> An
         model.exact_reuse = exact
         reused = model.read(IDS)
         assert prefix - 512 * exact <= reused <= prefix
-        return model._logits(-1).copy()
+        return model._logits().copy()
 
 
 def test_what_is_read_from_disk_gives_the_logits_of_memory_and_of_a_fresh_reading(tiny, tmp_path) -> None:
