@@ -8,7 +8,6 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
 """
 
 import copy
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,9 +87,8 @@ class CallReply:
 
     def document(self, kept: str | None) -> dict[str, Any]:
         """What `call --json` prints: the answer, the id under which it is `kept`, and the facts."""
-        made = isinstance(self.answer, Call) and not self.unsure
-        call = json.loads(self.answer.to_json()) if isinstance(self.answer, Call) and made else None
-        text = {} if made else {"text": self.question if self.unsure else self.answer}
+        call = asdict(self.answer) if isinstance(self.answer, Call) and not self.unsure else None
+        text = {} if call else {"text": self.question if self.unsure else self.answer}
         return {"id": kept, "status": self.status, "call": call} | text | self.facts()
 
     def facts(self) -> dict[str, Any]:
@@ -177,6 +175,7 @@ class ToolCaller(ExitStack):
         temperature = metadata.get("petool_lite.temperature", "")
         self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
         self._store = store or StateStore()
+        self._memory: Any = None  # see `answer`
         self._rendering = threading.Lock()  # a template renders one prompt at a time
         self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
 
@@ -213,21 +212,16 @@ class ToolCaller(ExitStack):
             told = row_entry(told, options.setting or self.trained_setting)
         if request.kept is None or user is None:
             return self.call_entry(told, user, options), None
-        from petool_lite.memory.store import record_of
+        from petool_lite.memory.store import Memory, record_of
 
-        entry = self._memory.recalled(user, told)
+        self._memory = self._memory or Memory()
+        entry = self._memory.use(lambda store: store.recalled(user, told)) or told
         # What is recalled never makes a prompt too long.
         trims = options.trim_history or len(entry.history) > len(told.history)
         reply = self.call_entry(entry, user, replace(options, trim_history=trims))
         record = record_of(request.kept, user, told, reply.answer, reply.confidence)
         kept = not reply.unsure and self._memory.use(lambda store: store.add([record]))
         return reply, request.kept if kept else None
-
-    @cached_property
-    def _memory(self) -> Any:
-        from petool_lite.memory.store import Memory
-
-        return Memory()
 
     def call_entry(self, entry: Entry, user: str | None = None, options: CallOptions | None = None) -> CallReply:
         """Like `call`, for an entry."""

@@ -200,10 +200,6 @@ class Memory:
         """What `work` returns of the store; None where it cannot be used."""
         return self._tried(partial(work, self.store)) if self.store else None
 
-    def recalled(self, user: str, entry: Entry) -> Entry:
-        """See Store; the entry as it is where the store cannot be used."""
-        return self.use(lambda store: store.recalled(user, entry)) or entry
-
     def _tried(self, work: Callable[[], T]) -> T | None:
         try:
             return work()
