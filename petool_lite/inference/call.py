@@ -57,8 +57,7 @@ class CallReply:
     """One answer, a call or a text, with what it took. Times in seconds; `first_token_s` runs from the request on.
     `confidence` is the calibrated probability of the chosen tool, or of none, see `Constraint`; None where decoding was
     free. `saved_bytes` were written to the user's memory; `warning` says why it could not be. `notes` say what of the
-    tools' schemas the reply was not held to. `prompt` is the prompt's text, a piece a token, where that was asked
-    for."""
+    tools' schemas the reply was not held to. `prompt` is the prompt's text, a piece a token, where it was explained."""
 
     answer: Answer
     reply: Reply
@@ -114,10 +113,9 @@ class CallReply:
 class CallOptions:
     """How a call is made: `decoding` is one of DECODINGS, `choice` one of CHOICES; `only` names the tools that may be
     called (all stay in the prompt). A call whose confidence is under `at_least` comes back with the status "ask" and
-    the candidates. `trim_history` lets old history go where the prompt exceeds the context, instead of refusing it.
-    `reply_tokens` None is as many as the context has room for. `watch` gets the reply's text as it grows; `check` is
-    called before every batch, and what either raises ends the call. `setting` is of PEToolBench's prompts, None for the
-    model's own."""
+    the candidates. `trim_history` lets old history go where the prompt exceeds the context. `reply_tokens` None is as
+    many as there is room for. `watch` gets the reply's text as it grows; `check` is called before every batch, and what
+    either raises ends the call. `setting` is of PEToolBench's prompts, None for the model's own."""
 
     decoding: str = "constrained"
     choice: str = AUTO
@@ -143,8 +141,7 @@ class Request:
 
 
 class ToolCaller(ExitStack):
-    """A loaded model that answers with calls. Use as a context manager, or `close` it; not safe to share between
-    threads."""
+    """A loaded model that answers with calls. Use as a context manager, or `close` it; only one thread may use it."""
 
     def __init__(
         self,
@@ -200,9 +197,8 @@ class ToolCaller(ExitStack):
         self, query: str, tools: Any, history: Any = (), user: str | None = None, options: CallOptions | None = None
     ) -> CallReply:
         """The answer to `query`. `tools` is a list in OpenAI's, MCP's or PEToolBench's form, `history` a list of OpenAI
-        messages or of PEToolBench's earlier calls. With `user` (any text), what was read for that user is kept on disk
-        for the next time. Raises CallFailure for a reply that is no valid answer or a failing engine, PetoolError for a
-        request that cannot be served."""
+        messages or of PEToolBench's earlier calls. With `user` (any text), what was read is kept on disk for the next
+        time. Raises CallFailure for a reply that is no answer or a failing engine, PetoolError for a bad request."""
         return self.call_entry(request_entry(query, tools, history), user, options)
 
     def answer(self, request: Request) -> tuple[CallReply, str | None]:

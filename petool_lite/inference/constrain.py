@@ -1,10 +1,8 @@
 """Constrained decoding: a reply can only be a call of an offered tool in the form that training uses, or a plain text.
-
 Each tool's own JSON Schema becomes a grammar by llguidance: exactly the tool's name, then its parameters in any order
 (right answers do not keep the declared one), each at most once and every required one, in the spacing of json.dumps,
 then the end token. A text is let through where no tool may fit. A grammar that cannot be built, or a token that it
-refuses, raises PetoolError; nothing falls back to a free reply.
-"""
+refuses, raises PetoolError; nothing falls back to a free reply."""
 
 import contextlib
 import ctypes
@@ -99,10 +97,9 @@ def heated(share: float, temperature: float) -> float:
 
 class Constraint:
     """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either. Once the
-    end token is accepted it is `finished`. `confidence` is the probability of the tool that was chosen, or of no tool,
-    among what could have been: the product of the chosen ids' probabilities, renormalised over the allowed ones, up to
-    the end of the tool's name. `choosing` tells whether that is still to come; `call_share` is the probability of a
-    call of any tool."""
+    end token is accepted it is `finished`. `confidence` is the probability of the tool that was chosen, or of no tool:
+    the product of the chosen ids' probabilities, renormalised over the allowed ones, up to the end of the tool's name.
+    `choosing` tells whether that is still to come; `call_share` is the probability of a call of any tool."""
 
     def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool | str = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""

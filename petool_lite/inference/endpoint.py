@@ -1,8 +1,6 @@
-"""Chat completions of whatever speaks OpenAI's API: GPT-4o, vLLM, Ollama, llama-server, our own server.
-
-The key comes from the environment and goes into one header: no file, message or URL holds it. A failure that may pass
-is tried again, later each time, or when the server says; one that cannot pass ends with one line.
-"""
+"""Chat completions of whatever speaks OpenAI's API: GPT-4o, vLLM, Ollama, llama-server, our own server. The key comes
+from the environment and goes into one header: no file, message or URL holds it. A failure that may pass is tried again,
+later each time, or when the server says; one that cannot pass ends with one line."""
 
 import email.utils
 import json
@@ -200,8 +198,7 @@ def one_turn(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plain_names(tools: Iterable[Mapping[str, Any]], messages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The name of each tool and each called one -> one of up to 64 letters, digits, _ and -, which is all that some
-    services take."""
+    """The name of each tool and each called one -> one of up to 64 letters, digits, _ and -: some take no others."""
     found: dict[str, str] = {}
     for item in (*tools, *(call for message in messages for call in message.get("tool_calls", ()))):
         name, number = str(item["function"]["name"]), 1

@@ -1,9 +1,7 @@
-"""A base model with its adapter through transformers' generate: token ids in, greedy replies out, in batches.
-
-Prompts of like lengths are decoded together. Every family that transformers loads runs as its own code has it, but
-for how prompts are read (a few at a time, without a mask) and how one token attends (heads that share keys at once).
-In 16 bits a reply may differ with its batch, since products of other shapes round otherwise.
-"""
+"""A base model with its adapter through transformers' generate: token ids in, greedy replies out, in batches. Prompts
+of like lengths are decoded together. Every family that transformers loads runs as its own code has it, but for how
+prompts are read (a few at a time, without a mask) and how one token attends (heads that share keys at once). In 16 bits
+a reply may differ with its batch, since products of other shapes round otherwise."""
 
 import os
 import time
@@ -251,10 +249,9 @@ class GpuModel:
     def generate(
         self, prompts: Sequence[Sequence[int]], most: int, constrain: Constrain = None, batch: int = BATCH
     ) -> Iterator[tuple[int, Reply]]:
-        """Yield (index, reply) for every prompt, the longest first; at most `batch` replies, of at most `most` tokens,
-        are decoded together, each under what `constrain` makes for its index. The time of a batch is shared by its
-        entries: reading by prompt length, decoding by reply length. Raises PetoolError where the GPU's memory is
-        full."""
+        """Yield (index, reply) for every prompt, the longest first; at most `batch` replies of up to `most` tokens are
+        decoded together. The time of a batch is shared by its entries: reading by prompt length, decoding by reply
+        length. Raises PetoolError where the GPU's memory is full."""
         import torch
 
         try:

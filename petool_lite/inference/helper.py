@@ -1,8 +1,6 @@
-"""`petool-lite call`, by a model loaded here or by a `serve` of the same file that runs already: the same reply.
-
-Such a server listens on a socket in a folder that only its user can enter. Its name tells the model file, the context,
-this installation and where the users' memory lies: a socket of that name answers as this process would.
-"""
+"""`petool-lite call`, by a model loaded here or by a `serve` of the same file that runs already: the same reply. Such a
+server listens on a socket in a folder that only its user can enter. Its name tells the model file, the context, this
+installation and where the users' memory lies: a socket of that name answers as this process would."""
 
 import json
 import os

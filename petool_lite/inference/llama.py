@@ -1,9 +1,6 @@
-"""A GGUF model on the CPU through llama.cpp's C interface: tokenize, greedy decode, timings.
-
-A batch of a few tokens takes little longer than one token. So ids of a reply that are settled wait until a choice needs
-the logits after them, and a guess of what follows goes along, whose logits choose as well as any as long as the choices
-are as guessed.
-"""
+"""A GGUF model on the CPU through llama.cpp's C interface: tokenize, greedy decode, timings. A batch of a few tokens
+takes little longer than one token. So ids of a reply that are settled wait until a choice needs the logits after them,
+and a guess of what follows goes along, whose logits choose as well as any as long as the choices are as guessed."""
 
 import codecs
 import copy
@@ -55,8 +52,7 @@ class Reply:
 
 
 class LlamaModel(ExitStack):
-    """One loaded GGUF file with one context. Use as a context manager, or `close` it, which frees both; not safe to
-    share between threads."""
+    """A loaded GGUF file with one context. Use as a context manager, or `close` it; only one thread may use it."""
 
     sequence = 0  # of the context that is this model's
 
@@ -80,8 +76,7 @@ class LlamaModel(ExitStack):
         self.callback(lambda: self.context.close())
 
     def _reserve(self, length: int) -> None:
-        """Have room for `length` ids. A context is opened as large as needed, since clearing 8,192 places takes 0.1 s.
-        Raises PetoolError if there is no memory for it."""
+        """Have room for `length` ids, or raise PetoolError: not for 8,192 at once, since clearing them takes 0.1 s."""
         if length > self.n_ctx:
             raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
         if length <= (size := self.context.size):
@@ -95,8 +90,7 @@ class LlamaModel(ExitStack):
 
     def slots(self, count: int) -> list["LlamaModel"]:
         """Models that share this one's file and one context, each for a thread of its own and with room for `n_ctx`
-        tokens; they end with this one, which is not to be used beside them. Raises PetoolError where there is no memory
-        for them."""
+        tokens; see `ToolCaller.slots`. Raises PetoolError where there is no memory for them."""
         self.context.close()
         models = [copy.copy(self) for _ in range(count)]
         self.context = Slots(self._lib, self._model, self.settings, models)
@@ -280,9 +274,8 @@ class LlamaModel(ExitStack):
 
     def shares(self, ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
         """Each choice's probability among them as the continuation of `ids`: the product of those of its ids, each
-        renormalised over the ids that a choice can go on with (see `Constraint`). None of the choices is kept. Choices
-        that share a beginning share its reading; none is the beginning of another. Raises PetoolError if the engine
-        fails."""
+        renormalised over the ids that a choice can go on with (see `Constraint`). Choices that share a beginning share
+        its reading; none is the beginning of another, and none is kept. Raises PetoolError if the engine fails."""
         import numpy as np
 
         self.read(ids)

@@ -1,7 +1,5 @@
-"""Opening a GGUF file in llama.cpp: the one place that loads the library for running models.
-
-It uses the C interface because the high-level class cannot turn off `use_extra_bufts`, see EngineSettings.
-"""
+"""Opening a GGUF file in llama.cpp: the one place that loads the library for running models. It uses the C interface
+because the high-level class cannot turn off `use_extra_bufts`, see EngineSettings."""
 
 import contextlib
 import ctypes
@@ -108,8 +106,7 @@ def _load(lib: Any, path: Path, settings: EngineSettings, vocab_only: bool = Fal
 
 
 def open_model(path: Path, settings: EngineSettings, vocab_only: bool = False) -> tuple[Any, Any]:
-    """The library and the loaded model, memory-mapped, on the CPU; free it with `llama_model_free`. Raises PetoolError
-    if it does not load."""
+    """The library and the loaded model, memory-mapped; `llama_model_free` frees it. Raises PetoolError."""
     check_gguf(path)
     lib, model = library(), None
     if not vocab_only and (path, settings) in _loading:

@@ -1,9 +1,7 @@
-"""What the engine has read for a user, kept on disk, so that a returning user's prompt is not read again.
-
-There is one file a user. It holds a key (facts of model, settings and library that must be equal for a state to be of
-use), the token ids that were read, the engine's state after them and a checksum. A file that is damaged, foreign or of
-another key is ignored and written anew. Only its owner may read it; the least recently used go first at a limit.
-"""
+"""What the engine has read for a user, kept on disk, so that a returning user's prompt is not read again. There is one
+file a user. It holds a key (facts of model, settings and library that must be equal for a state to be of use), the
+token ids that were read, the engine's state after them and a checksum. A file that is damaged, foreign or of another
+key is ignored and written anew. Only its owner may read it; the least recently used go first at a limit."""
 
 import contextlib
 import hashlib

@@ -199,8 +199,7 @@ class Pieces:
         self._sent: dict[str, int] = {}  # characters of each part
 
     def grown(self, text: str, whole: bool = False) -> Iterator[dict[str, str]]:
-        """What can be sent of `text`, the reply so far, or the `whole`: {"name"} once, then {"arguments"}; or
-        {"content"}."""
+        """What can be sent of `text`, the reply so far or the `whole`: {"name"}, then {"arguments"}; or {"content"}."""
         for part, found in _parts(text.rstrip("�"), whole).items():  # half a character comes with the next token
             if len(found) > (sent := self._sent.get(part, 0)):
                 yield {part: found[sent:]}

@@ -1,9 +1,6 @@
-"""`serve`: an OpenAI-compatible server for tool calls, on this machine's loopback unless told otherwise.
-
-POST /v1/chat/completions, /v1/responses, /v1/feedback; GET /v1/models, /v1/tools, /v1/history, /health; a page at /.
-A request goes one way: `routes` lets it in, `requests` reads it, `queue` takes it to the engine and hears
-when its client leaves, `respond` writes the answer; what a user did is kept by `memory`.
-"""
+"""`serve`: an OpenAI-compatible server for tool calls, on this machine's loopback unless told otherwise. A request
+goes one way: `routes`, which lists the addresses, lets it in, `requests` reads it, `queue` takes it to the engine and
+hears when its client leaves, `respond` writes the answer; what a user did is kept by `memory`."""
 
 import ipaddress
 import secrets

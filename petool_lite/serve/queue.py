@@ -73,9 +73,8 @@ class RequestQueue:
         self.present = 0  # requests that run or wait
 
     async def events(self, request: Request, left: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
-        """Events of one request, the last one not a "delta"; `left` returns when its client has gone, which ends it. A
-        client that reads slowly keeps nobody waiting: the events are kept for it. Raises Refusal where the queue is
-        full."""
+        """Events of one request, the last one not a "delta"; `left` returns when its client has gone, which ends it.
+        Events are kept for a client that reads slowly. Raises Refusal where the queue is full."""
         if self.present >= self.settings.queue + self.settings.slots:
             raise Refusal(429, "the queue is full; try again later", kind="rate_limit_error")
         self.present += 1

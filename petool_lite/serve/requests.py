@@ -1,8 +1,6 @@
-"""OpenAI's requests, of chat completions and of responses, as one `Request` for the engine.
-
-Null means absent. What this server does not do is refused by the field's name; what changes nothing, since decoding is
-greedy, is accepted and named in the answer.
-"""
+"""OpenAI's requests, of chat completions and of responses, as one `Request` for the engine. Null means absent. What
+this server does not do is refused by the field's name; what changes nothing, since decoding is greedy, is accepted and
+named in the answer."""
 
 import re
 from collections.abc import Iterator, Mapping

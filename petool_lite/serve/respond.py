@@ -1,7 +1,5 @@
-"""Answers in OpenAI's two forms, whole or as server-sent events; both are made from the same events of the engine.
-
-The forms are those of https://platform.openai.com/docs/api-reference (chat completions and responses).
-"""
+"""Answers in OpenAI's two forms, whole or as server-sent events; both are made from the same events of the engine. The
+forms are those of https://platform.openai.com/docs/api-reference (chat completions and responses)."""
 
 import json
 import time
@@ -17,8 +15,7 @@ _STATUS = {ENGINE: 500, "timeout": 504, "cancelled": 499}
 
 
 async def respond(events: AsyncIterator[Event], form: "Form") -> Any:
-    """The response to one request; a refusal or a failing engine before the first piece gets a status of its own.
-    Raises Refusal."""
+    """The response to one request. Raises Refusal for what fails before the first piece, with a status of its own."""
     from starlette.responses import JSONResponse, StreamingResponse
 
     first = await anext(events, failed("cancelled", "the client has gone"))

@@ -73,8 +73,7 @@ class OfferedTools:
 
 
 def application(queue: RequestQueue, store: Store | None = None, offered: OfferedTools | None = None) -> Starlette:
-    """The application over `queue`; without a `store` no user's calls are kept or read. `offered` are the tools where a
-    request brings none."""
+    """The application over `queue`. Without `store` no calls are kept; `offered` are for requests without tools."""
     own, settings = _Routes(queue, store, offered), queue.settings
     # Without a key, a web page in the user's browser must not get in under another name for this machine.
     hosts = ["*"] if settings.api_key else ["localhost", "127.0.0.1", "[::1]", "::1", settings.host]
