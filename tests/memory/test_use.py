@@ -51,7 +51,7 @@ def test_a_call_that_was_rated_bears_on_the_next(place, tmp_path, command) -> No
 
 def test_a_server_keeps_tells_and_rates(place) -> None:
     def post(path: str, key: str = "secret", **body) -> tuple[int, dict]:
-        return server.post(body, key, f"/{path}")
+        return server.post(body, key, f"/v1/{path}")
 
     def tokens(user: str | None, **more) -> int:
         return post("chat/completions", **ASK, user=user, **more)[1]["usage"]["prompt_tokens"]
