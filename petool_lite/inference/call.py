@@ -27,7 +27,7 @@ from petool_lite.inference.llama_open import preload
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
 from petool_lite.inference.request import request_entry, row_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
-from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256
+from petool_lite.inference.settings import library_stamp, model_sha256
 from petool_lite.inference.states import StateStore
 from petool_lite.places import user_path
 from petool_lite.prompt import render
@@ -143,19 +143,12 @@ class Request:
 class ToolCaller(ExitStack):
     """A loaded model that answers with calls. Use as a context manager, or `close` it; only one thread may use it."""
 
-    def __init__(
-        self,
-        model: str | Path,
-        n_ctx: int = 0,
-        settings: EngineSettings | None = None,
-        style: str | None = None,
-        store: StateStore | None = None,
-    ) -> None:
-        """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own), `settings` None: what tuning found here.
-        `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError."""
+    def __init__(self, model: str | Path, n_ctx: int = 0, style: str | None = None, store: StateStore | None = None):
+        """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own); `style` overrides the prompt style that
+        the file names ("petool" where it names none). Raises PetoolError."""
         super().__init__()
         self.path = user_path(model)
-        self._settings = preload(self.path, settings)  # and meanwhile:
+        self._settings = preload(self.path)  # and meanwhile:
         for name in ("jinja2.sandbox", "numpy"):
             import_module(name)
         self._constrainer = Constrainer.of_file(self.path, lambda: self._model)
@@ -235,11 +228,9 @@ class ToolCaller(ExitStack):
             entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
         with self._rendering:
             prompt = self._prompt(entry, options)
+        if lost := {*(options.only or ())} - {tool.name for tool in entry.tools}:
+            raise PetoolError(f"a tool to call was not offered: {', '.join(lost)}", "name one of the tools")
         tools = tuple(tool for tool in entry.tools if options.only is None or tool.name in options.only)
-        if not tools or (options.only and len(tools) < len(set(options.only))):
-            raise PetoolError(
-                f"a tool to call was not offered: {', '.join(options.only or ())}", "name one of the tools"
-            )
         text = options.choice != REQUIRED and self.may_decline
         offered = () if options.choice == NONE else tools
         constraint = None if free else self._constrainer.start(offered, self.style, text)

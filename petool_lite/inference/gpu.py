@@ -102,13 +102,13 @@ def greedy_ids(
     model: Any,
     prompts: Sequence[Sequence[int]],
     stops: Collection[int],
-    max_tokens: int,
+    most: int,
     steps: Any = None,
-    read_first: bool = False,
+    cache: Any = None,
 ) -> list[list[int]]:
-    """The likeliest ids after each prompt, one batch of them, up to one of `stops` or `max_tokens` new ones. `steps` is
-    a logits processor. Prompts are padded on the left. A reply of less than `max_tokens` ids has met one of `stops`,
-    which is left out. With `read_first` prompts are read by `_read`, for a model of transformers' own layers."""
+    """The likeliest ids after each prompt, one batch of them, up to one of `stops` or `most` new ones. `steps` is a
+    logits processor, `cache` what `_read` has read. A reply of less than `most` ids has met one of `stops`, which is
+    left out."""
     import torch
 
     longest = max(map(len, prompts))
@@ -118,8 +118,8 @@ def greedy_ids(
     output = model.generate(
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
-        past_key_values=_read(model, prompts) if read_first and longest > 1 else None,
-        max_new_tokens=max_tokens,
+        past_key_values=cache,
+        max_new_tokens=most,
         do_sample=False,
         repetition_penalty=1.0,  # some bases' own settings have one, which a greedy choice would obey
         eos_token_id=sorted(stops),
@@ -130,13 +130,16 @@ def greedy_ids(
 
 
 def _read(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
-    """Keys and values of all ids of each prompt but the last, as a cache padded on the left. Prompts are read some at a
-    time and padded behind, where nothing that counts sees it: so no mask of every token with every token is needed."""
+    """Keys and values of all ids of each prompt but the last, as a cache padded on the left; None where no prompt has
+    two. Prompts are read some at a time by transformers' own layers, and padded behind, where nothing that counts sees
+    it: so no mask of every token with every token is needed."""
     import torch
     from transformers import DynamicCache
 
     lengths = [len(prompt) - 1 for prompt in prompts]
     longest, layers = max(lengths), list[tuple[Any, Any]]()
+    if not longest:
+        return None
     for part in batches([max(1, length) for length in lengths], _READ_TOKENS):
         size = max(1, *(lengths[row] for row in part))
         ids = [[*prompts[row][:-1], *[0] * (size - lengths[row])] for row in part]
@@ -272,14 +275,14 @@ class GpuModel:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
-        greedy_ids(self.model, [longest], self.stops, 1, read_first=True)
+        greedy_ids(self.model, [longest], self.stops, 1, cache=_read(self.model, [longest]))
         taken = torch.cuda.max_memory_allocated() - held
         return min(_BATCH_TOKENS, int(free / 2 / taken * len(longest)))
 
     def _batch(self, prompts: Sequence[Sequence[int]], most: int, made: Iterable[Constraint]) -> Iterator[Reply]:
         started, constraints = time.perf_counter(), [*made]
         steps = _Steps(constraints)
-        replies = greedy_ids(self.model, prompts, self.stops, most, steps, True)
+        replies = greedy_ids(self.model, prompts, self.stops, most, steps, _read(self.model, prompts))
         prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
         read, written = sum(map(len, prompts)), sum(len(ids) + 1 for ids in replies)
         sure: list[Any] = [one.confidence for one in constraints] or [None] * len(prompts)

@@ -78,11 +78,11 @@ def library() -> Any:
     return bare("llama_cpp", "llama_cpp")
 
 
-def preload(path: Path, settings: EngineSettings | None = None) -> EngineSettings:
-    """Begin to load a model on a thread, with the settings that are returned: those that tuning found here unless they
-    are given. `open_model` takes it from there. Raises PetoolError for what is no GGUF file."""
+def preload(path: Path) -> EngineSettings:
+    """Begin to load a model on a thread, with the settings that tuning found here, which are returned. `open_model`
+    takes it from there. Raises PetoolError for what is no GGUF file."""
     check_gguf(path)
-    settings = settings or tuned_settings(path)
+    settings = tuned_settings(path)
     if (path, settings) in _loading:
         return settings
     lib = library()

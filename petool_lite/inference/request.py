@@ -81,8 +81,6 @@ def with_published_prompt(entry: Entry, wording: str | None, setting: str | None
     rated = any(item.verdict for item in entry.history) or not entry.history
     chosen = next((name for name in (setting, "rating" if rated else "preferred", *texts) if name in texts), None)
     if chosen is None:
-        raise PetoolError(
-            "this model was trained on the published prompt, and its file does not record the wording",
-            "export it again with this version, or give a whole entry (--request)",
-        )
+        what = "this model was trained on the published prompt, and its file does not record the wording"
+        raise PetoolError(what, "export it again with this version, or give a whole entry (--request)")
     return petoolbench.published_entry(entry, texts[chosen], chosen)
