@@ -1,5 +1,7 @@
 """transformers' generate on a CPU: batches answer as each prompt alone, free or constrained."""
 
+from pathlib import Path
+
 import pytest
 from support_families import family_model
 
@@ -10,10 +12,9 @@ from petool_lite.inference.parse import parse_call
 from petool_lite.prompt.render import chat_from_directory
 
 
-@pytest.fixture(scope="module")
-def model(tiny) -> GpuModel:
+def exact(folder: Path) -> GpuModel:
     """In float32: with random weights in 16 bits, rounding alone decides between tokens."""
-    engine = GpuModel(tiny, None, device="cpu")
+    engine = GpuModel(folder, None, device="cpu")
     engine.model.float()
     return engine
 
@@ -22,12 +23,15 @@ def prompts_of(*lengths: int) -> list[list[int]]:
     return [[(31 * place * place + 7 * length) % 40_000 + 10 for place in range(length)] for length in lengths]
 
 
-def test_replies_are_those_of_a_plain_loop_in_any_batch(model, tiny) -> None:
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma 3"])
+def test_replies_are_those_of_a_plain_loop_in_any_batch(family, tiny, tmp_path) -> None:
+    """Prompts longer and shorter than Gemma's window of 48 tokens, padded on the left by generate and behind by us."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    prompts = prompts_of(5, 90, 33, 300, 41)
-    plain, wanted = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), []
+    folder = tiny if family == "Llama" else family_model(family, tiny, tmp_path)
+    model, prompts = exact(folder), prompts_of(5, 90, 33, 300, 41)
+    plain, wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
     for prompt in prompts:
         ids = list(prompt)
         for _ in range(10):
@@ -46,10 +50,10 @@ def tool(name: str, *required: str) -> Tool:
     return Tool(name, "", {"properties": {key: {"type": "boolean"} for key in required}, "required": list(required)})
 
 
-def test_each_reply_keeps_to_its_own_tools_in_any_batch(model, tiny) -> None:
+def test_each_reply_keeps_to_its_own_tools_in_any_batch(tiny) -> None:
     constrainer = Constrainer.from_directory(tiny, chat_from_directory(tiny).eos_id)
     offered = [[tool("first", "a")], [tool("second")], [tool("third"), tool("fourth", "a", "b")]]
-    asked = prompts_of(30, 9, 20), 60, lambda index: constrainer.start(offered[index], "petool")
+    model, asked = exact(tiny), (prompts_of(30, 9, 20), 60, lambda index: constrainer.start(offered[index], "petool"))
     found, alone = (dict(model.generate(*asked, batch)) for batch in (3, 1))
     for index, reply in found.items():
         assert parse_call(reply.text, offered[index]).name in {item.name for item in offered[index]}
@@ -82,15 +86,3 @@ def test_an_adapter_counts_merged_or_on_a_4_bit_base(tiny, tmp_path, precision) 
     near, far = (found - wanted).abs().max(), (found - bare).abs().max()
     assert near < (0.02 if precision == "bf16" else 0.5) * wanted.abs().max() < far
     assert len(greedy_ids(engine.model, prompts_of(9, 5), {0}, 3)) == 2
-
-
-@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Gemma 3"])
-def test_every_family_reads_prompts_as_its_own_generate_does(family, tiny, tmp_path) -> None:
-    """Prompts longer and shorter than Gemma's window of 48 tokens, padded on the left by generate and behind by us."""
-    place = family_model(family, tiny, tmp_path)
-    engine = GpuModel(place, None, device="cpu")
-    engine.model.float()
-    prompts = prompts_of(5, 90, 33, 300, 41)
-    plain = [greedy_ids(engine.model, [prompt], engine.stops, 10) for prompt in prompts]
-    found = dict(engine.generate(prompts, 10))
-    assert [[list(found[index].ids)] for index in range(5)] == plain
