@@ -1,6 +1,7 @@
 """Calls with a real model: every form of a request, the user's memory, failures with names, the command line."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -35,22 +36,10 @@ def caller(tmp_path_factory):
 
 
 @pytest.fixture
-def store(tmp_path) -> StateStore:
-    return StateStore(tmp_path / "users")
-
-
-@pytest.fixture
-def fresh(store):
+def fresh(tmp_path):
     """A caller in which nothing has been read yet."""
-    callers = []
-
-    def make(**changes) -> ToolCaller:
-        callers.append(ToolCaller(embedded_gguf(), **{"n_ctx": 2048, "store": store, **changes}))
-        return callers[-1]
-
-    yield make
-    for caller in callers:
-        caller.close()
+    with ExitStack() as callers:
+        yield lambda n_ctx=2048: callers.enter_context(ToolCaller(embedded_gguf(), n_ctx, store=StateStore(tmp_path)))
 
 
 @pytest.fixture
