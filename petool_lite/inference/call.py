@@ -154,15 +154,14 @@ class ToolCaller(ExitStack):
         self._constrainer = Constrainer.of_file(self.path, lambda: self._model)
         self._chat = self._model.chat()
         self._model.n_ctx = n_ctx or min(self._model.train_ctx or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-        metadata = self._model.metadata
-        own = (metadata.get("petool_lite.prompt_style"), metadata.get("petool_lite.prompt_layout"))
-        recorded = render.recorded_style(*own)
+        own = {key.removeprefix("petool_lite."): value for key, value in self._model.metadata.items()}
+        recorded = render.recorded_style(own.get("prompt_style"), own.get("prompt_layout"))
         self.style = style or recorded or "petool"
         # A model that this package did not train has not learned to say that no tool fits: it always calls one.
         self.may_decline = self.style == "petool" and recorded == "petool"
         # None: the file does not say, or the model learned all settings; then a request's own history tells.
-        self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
-        temperature = metadata.get("petool_lite.temperature", "")
+        self.trained_setting = trained if (trained := own.get("setting")) in SETTINGS else None
+        temperature = own.get("temperature", "")
         self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
         self._store = store or StateStore()
         self._memory: Any = None  # see `answer`

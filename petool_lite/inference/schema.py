@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from petool_lite.data.entries import Tool
 from petool_lite.data.schema import normal_schema, value_faults
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.inference import bare
 
 Schema = dict[str, Any]
@@ -59,10 +59,8 @@ def _built(name: str, text: str) -> Built:
     reader = _Reader(name, json.loads(text, object_hook=_never_null))
     if joined:
         reader.notes.append(f"the tool {name}: patterns are not held: more than {_JOINED} of them beside allOf")
-    try:
+    with in_words(f"the tool {name}: its references lead on too far", "mend the tool's declaration", RecursionError):
         return Built(reader.root(), tuple(dict.fromkeys(reader.notes)))
-    except RecursionError as error:
-        raise PetoolError(f"the tool {name}: its references lead on too far", "mend the tool's declaration") from error
 
 
 def _never_null(schema: Schema) -> Schema:
