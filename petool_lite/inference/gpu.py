@@ -207,23 +207,18 @@ class _Steps:
         if not self._constraints:
             return logits
         allowed = np.zeros(tuple(logits.shape), dtype=bool)
-        for row, own in enumerate(logits):
-            self._allow(row, own, allowed[row])
+        for row, constraint in enumerate(self._constraints):
+            if not constraint.finished and not self._forced[row]:
+                self._forced[row] = constraint.forced()
+            if constraint.finished:
+                allowed[row] = True
+            elif self._forced[row]:
+                allowed[row, self._forced[row][0]] = True
+            else:
+                allowed[row] = constraint.allowed(allowed.shape[1])  # none beyond the tokenizer's ids
+                if constraint.choosing:
+                    constraint.weigh(logits[row].float().cpu().numpy(), allowed[row])
         return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
-
-    def _allow(self, row: int, logits: Any, found: Any) -> None:
-        """Set in `found`, bool of shape (vocabulary,), which ids may come next in a row."""
-        constraint = self._constraints[row]
-        if constraint.finished:
-            found[:] = True
-            return
-        self._forced[row] = self._forced[row] or constraint.forced()
-        if self._forced[row]:
-            found[self._forced[row][0]] = True
-            return
-        found[:] = constraint.allowed(len(found))  # none beyond the tokenizer's ids
-        if constraint.choosing:
-            constraint.weigh(logits.float().cpu().numpy(), found)
 
 
 class GpuModel:

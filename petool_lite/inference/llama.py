@@ -218,10 +218,15 @@ class LlamaModel(ExitStack):
         """Read `ids` so that the next token can be chosen; returns how many of them the memory held already. As much of
         `guess` as the last batch has room for is read with it, see `_eval`. With `exact_reuse` set, the logits are
         those of a reading from the start, to the bit: matrix products of few rows round otherwise than those of many,
-        so no part is shorter than it would be there, or than _TILE."""
+        so what is read again has the parts and tiles that it would have there."""
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
         shared = min(common_length(self.held, ids), len(ids) - 1) if reuse else 0
-        shared = _exact_start(shared, len(ids) + len(guess), step) if self.exact_reuse else shared
+        if (
+            self.exact_reuse
+        ):  # the part up to the next multiple of `step` begins with a tile, and has all rows or a tile
+            start = shared // step * step
+            rows = min(step, len(ids) + len(guess) - start)
+            shared = max(start, min(shared, start + rows - _TILE) // _TILE * _TILE)
         origin = 0 if self.exact_reuse else shared
         self._keep(shared)
         while (offset := len(self.held)) < len(ids):
@@ -300,15 +305,6 @@ class LlamaModel(ExitStack):
         self._reserve(len(self.held) + len(ids) + len(guess))
         self._first = len(self.held) + len(ids) - 1
         self._rows = self.context.read(self, [*ids, *guess], len(ids) - 1)
-
-
-def _exact_start(shared: int, length: int, step: int) -> int:
-    """The most of `shared` ids to keep so that the rest of `length` is read as a reading from the start reads it. That
-    one reads parts of `step` ids and a last one, each in tiles of _TILE rows. The part from here to the next multiple
-    of `step` must begin with a tile and have as many rows as there, or at least one tile."""
-    start = shared // step * step
-    rows = min(start + step, length) - start
-    return max(start, min(shared, start + rows - _TILE) // _TILE * _TILE)
 
 
 class _Writing:

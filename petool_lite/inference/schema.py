@@ -89,7 +89,8 @@ class _Reader:
         self.notes.append(f"the tool {self.tool}: {path}: {message}")
 
     def root(self) -> Schema:
-        """The whole: an object's schema, or a choice of objects'."""
+        """The whole: an object's schema, or a choice of objects', that llguidance builds; else raises PetoolError. Each
+        oneOf that it cannot tell apart is noted."""
         source = self._source if isinstance(self._source, Mapping) else {}
         loose = "object" in source["type"] if isinstance(source.get("type"), list) else not set(source) & _SHAPES
         found = self.node({**source, "type": "object"} if loose else source, "parameters")
@@ -99,15 +100,6 @@ class _Reader:
         if any(self._meant(item).get("type", "object") != "object" for item in found.get("anyOf", [found])):
             raise self._fault("parameters", "expected the schema of an object")
         found = {"type": "object", **found} | ({"$defs": self._definitions} if self._definitions else {})
-        self._try(found)
-        return found
-
-    def _meant(self, found: Schema) -> Schema:
-        name = found["$ref"].rpartition("/")[2] if set(found) == {"$ref"} else None
-        return self._definitions[name] if name else found
-
-    def _try(self, found: Schema) -> None:
-        """Let llguidance build it, and note each oneOf that it cannot tell apart."""
         for path, choice in self._either:
             if _refusal({**choice, "$defs": self._definitions}, coerce=False):
                 self._odd(path, "oneOf is read as anyOf: its choices overlap, or may")
@@ -116,6 +108,11 @@ class _Reader:
                 if value is not True and (why := _refusal({**value, "$defs": self._definitions})):
                     raise self._fault(f"parameters.properties.{key}", f"no grammar can be built: {why}")
             raise self._fault("parameters", f"no grammar can be built: {reason}")
+        return found
+
+    def _meant(self, found: Schema) -> Schema:
+        name = found["$ref"].rpartition("/")[2] if set(found) == {"$ref"} else None
+        return self._definitions[name] if name else found
 
     def node(self, value: Any, path: str, closed: bool = True) -> Any:
         """The normal schema `value` at `path` for llguidance, or False where no value fits it. A `closed` object takes

@@ -157,15 +157,11 @@ def _choice(value: Any, entry: Entry) -> tuple[str, tuple[str, ...] | None]:
     if not isinstance(listed, list) or not listed:
         wanted = f'{", ".join(CHOICES)}, one function, or allowed_tools with a mode of "auto" or "required" and tools'
         raise _wrong("tool_choice", wanted, value)
-    return str(found["mode"]), tuple(_named(item, entry) for item in listed)
-
-
-def _named(value: Any, entry: Entry) -> str:
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if name not in {tool.name for tool in entry.tools}:
-        raise _wrong("tool_choice", "the name of an offered tool", name)
-    return str(name)
+    functions = [item.get("function", item) if isinstance(item, Mapping) else None for item in listed]
+    names = [item.get("name") if isinstance(item, Mapping) else None for item in functions]
+    if unknown := [name for name in names if name not in [tool.name for tool in entry.tools]]:
+        raise _wrong("tool_choice", "the name of an offered tool", unknown[0])
+    return str(found["mode"]), tuple(map(str, names))
 
 
 def _wrong(field: str, expected: str, found: Any) -> Fault:

@@ -212,9 +212,8 @@ class Responses(Form):
         return {"type": "message", "id": f"msg_{self.identity}", "status": status, **said}
 
     def _place(self) -> dict[str, Any]:
-        if self.name is not None:
-            return {"output_index": 0, "item_id": f"fc_{self.identity}"}
-        return {"output_index": 0, "item_id": f"msg_{self.identity}", "content_index": 0}
+        kind, more = ("fc", {}) if self.name is not None else ("msg", {"content_index": 0})
+        return {"output_index": 0, "item_id": f"{kind}_{self.identity}"} | more
 
     def _part(self, text: str) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

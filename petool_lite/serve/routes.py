@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -173,13 +173,11 @@ class _Routes:
         return JSONResponse(facts, 200 if kind == "done" else 500)
 
     def _events(self, request: Request, asked: EngineRequest) -> AsyncIterator[Event]:
-        return self._queue.events(asked, partial(_left, request))
+        async def left() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
 
-
-async def _left(request: Any) -> None:
-    """Return when a request's client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        return self._queue.events(asked, left)
 
 
 @lru_cache(maxsize=1)
