@@ -40,11 +40,24 @@ class StateStore:
     def read(self, user: str, key: Mapping[str, Any]) -> tuple[list[int], memoryview] | None:
         """The ids that were read for the user and the engine's state after them, in mapped memory; None where there is
         no sound file with this key."""
-        found = None
+        path = self.path(user)
         with contextlib.suppress(OSError, ValueError):
-            found = _read(self.path(user), key)
-            os.utime(self.path(user))  # least recently used goes first
-        return found
+            with path.open("rb") as file:
+                owned = os.fstat(file.fileno())
+                if owned.st_uid != os.getuid() or owned.st_mode & 0o077:
+                    return None  # another user's, or one that others may have written to
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            view = memoryview(mapped)  # which lives as long as its parts
+            body = mapped.find(b"\n", len(_MAGIC)) + 1
+            if view[: len(_MAGIC)] != _MAGIC or not 0 < body <= len(view) - _CHECK:
+                return None
+            facts = json.loads(bytes(view[len(_MAGIC) : body]))
+            ids = facts.pop("ids", [])
+            if facts == key and xxhash.xxh3_128(view[:-_CHECK]).digest() == bytes(view[-_CHECK:]):
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # least recently used goes first
+                return ids, view[body:-_CHECK]
+        return None
 
     def save(self, user: str, key: Mapping[str, Any], ids: Sequence[int], data: memoryview) -> int:
         """Write the user's file in one step and make room for it; returns its bytes, 0 if it alone exceeds the limit. A
@@ -78,19 +91,3 @@ class StateStore:
             if stale or (path.suffix == ".state" and total > self.limit):
                 path.unlink(missing_ok=True)
                 total -= freed
-
-
-def _read(path: Path, key: Mapping[str, Any]) -> tuple[list[int], memoryview] | None:
-    with path.open("rb") as file:
-        owned = os.fstat(file.fileno())
-        if owned.st_uid != os.getuid() or owned.st_mode & 0o077:
-            return None  # another user's, or one that others may have written to
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    view = memoryview(mapped)  # which lives as long as its parts
-    body = mapped.find(b"\n", len(_MAGIC)) + 1
-    if view[: len(_MAGIC)] != _MAGIC or not 0 < body <= len(view) - _CHECK:
-        return None
-    facts = json.loads(bytes(view[len(_MAGIC) : body]))
-    ids = facts.pop("ids", [])
-    whole = facts == key and xxhash.xxh3_128(view[:-_CHECK]).digest() == bytes(view[-_CHECK:])
-    return (ids, view[body:-_CHECK]) if whole else None

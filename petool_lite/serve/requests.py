@@ -16,9 +16,7 @@ from petool_lite.data.openai import conversation, read_tools
 from petool_lite.data.petoolbench import read_interaction
 from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions, Request
 
-_TEXT = {"const": "text"}
-_FLAG = {"type": "boolean"}, "true or false"
-_NONE = False, "nothing, since this server has none"
+_TEXT, _NONE = {"const": "text"}, (False, "nothing, since this server has none")
 _LIMIT = {"type": "integer", "minimum": -1, "maximum": (1 << 31) - 1, "not": {"const": 0}}, "a whole number or -1"
 # What each field may hold, as JSON Schema and in words; the first ones would change the answer's form.
 _FIELDS: dict[str, tuple[Any, str]] = {
@@ -32,7 +30,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "text": ({"type": "object", "properties": {"format": {"properties": {"type": _TEXT}}}}, "the type text"),
     "background": ({"const": False}, "false"),
     **dict.fromkeys(("audio", "previous_response_id", "conversation", "prompt"), _NONE),
-    **dict.fromkeys(("stream", "explain", "store"), _FLAG),
+    **dict.fromkeys(("stream", "explain", "store"), ({"type": "boolean"}, "true or false")),
     **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), _LIMIT),
     "at_least": ({"type": "number", "minimum": 0, "maximum": 1}, "a number from 0 to 1"),
     "stream_options": ({"type": "object"}, "an object"),
