@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.inference.llama_open import first_error, held_signals
-from petool_lite.inference.settings import EngineSettings, default_threads
+from petool_lite.inference.llama_open import EngineSettings, default_threads, first_error, held_signals
 from petool_lite.prompt.render import common_length
 
 if TYPE_CHECKING:

@@ -23,11 +23,10 @@ from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Tool,
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.constrain import Constrainer, heated
 from petool_lite.inference.llama import LlamaModel, Reply
-from petool_lite.inference.llama_open import preload
+from petool_lite.inference.llama_open import library_stamp, model_sha256, preload
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
 from petool_lite.inference.request import request_entry, row_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
-from petool_lite.inference.settings import library_stamp, model_sha256
 from petool_lite.inference.states import StateStore
 from petool_lite.places import user_path
 from petool_lite.prompt import render
@@ -153,7 +152,7 @@ class ToolCaller(ExitStack):
             import_module(name)
         self._constrainer = Constrainer.of_file(self.path, lambda: self._model)
         self._chat = self._model.chat()
-        self._model.n_ctx = n_ctx or min(self._model.train_ctx or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+        self.n_ctx = self._model.n_ctx = n_ctx or min(self._model.train_ctx or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         own = {key.removeprefix("petool_lite."): value for key, value in self._model.metadata.items()}
         recorded = render.recorded_style(own.get("prompt_style"), own.get("prompt_layout"))
         self.style = style or recorded or "petool"
@@ -171,11 +170,6 @@ class ToolCaller(ExitStack):
     @cached_property
     def _model(self) -> LlamaModel:
         return self.enter_context(LlamaModel(self.path, settings=self._settings))
-
-    @property
-    def n_ctx(self) -> int:
-        """The context's size in tokens: prompt and reply together."""
-        return self._model.n_ctx
 
     def slots(self, count: int) -> list["ToolCaller"]:
         """Callers that share this one's context, each for a thread of its own; they end with this one, which is not to

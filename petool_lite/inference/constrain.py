@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from petool_lite.data.entries import Call, Tool
 from petool_lite.errors import PetoolError
+from petool_lite.inference.llama_open import model_sha256
 from petool_lite.inference.parse import check_names
 from petool_lite.inference.schema import ANY_NUMBER, Schema, buildable, guidance, options
-from petool_lite.inference.settings import model_sha256
 from petool_lite.places import own_folder
 from petool_lite.prompt.render import CALL_END, CALL_START, answer_text
 from petool_lite.runs import draft

@@ -66,7 +66,7 @@ def four_bits(**more: Any) -> Any:
 
 
 def load_causal_model(directory: Path, adapter: Path | None, precision: str, device: str) -> Any:
-    """A transformers model in bfloat16 with its adapter merged ("bf16"), or in 4 bits with the adapter on it ("nf4"), as
+    """A transformers model in bfloat16 with its adapter merged ("bf16"), or in 4 bits with its adapter ("nf4"), as
     training sees it. Its head is in float32: rounded to bfloat16, two tokens often have the same logit."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig

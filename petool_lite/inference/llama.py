@@ -17,8 +17,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.families import known_template
 from petool_lite.inference.batch import Context, Slots
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.llama_open import open_model
-from petool_lite.inference.settings import EngineSettings
+from petool_lite.inference.llama_open import EngineSettings, open_model
 from petool_lite.prompt.render import Chat, common_length
 
 # Rows that llama.cpp's flash attention takes at a time; products of a few rows round otherwise than larger ones, too.
