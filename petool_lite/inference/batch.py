@@ -117,8 +117,7 @@ class Context:
                     job.error = PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
 
     def _fill(self, jobs: Sequence[_Job]) -> list[tuple[_Job, int, int]]:
-        """Put tokens into the batch; for each job of which there is one, up to which, and their places beyond their
-        indices."""
+        """Fill the batch; for each job in it, up to which of its tokens, and their places beyond their indices."""
         batch, place, parts = self._batch, 0, list[tuple[_Job, int, int]]()
         for job in jobs:
             end = min(len(job.ids), job.taken + self._settings.ubatch - place)

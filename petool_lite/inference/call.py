@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,9 @@ class ToolCaller(ExitStack):
         # None: the file does not say, or the model learned all settings; then a request's own history tells.
         self.trained_setting = trained if (trained := own.get("setting")) in SETTINGS else None
         temperature = own.get("temperature", "")
-        self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
+        heat = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
+        # A probability as bench found that this model's are right; see `petool-lite bench report --calibrate`.
+        self._calibrated = float if heat in (0.0, 1.0) else partial(heated, temperature=heat)
         self._store = store or StateStore()
         self._memory: Any = None  # see `answer`
         self._rendering = threading.Lock()  # a template renders one prompt at a time
@@ -287,10 +289,6 @@ class ToolCaller(ExitStack):
             told = tuple({"query": item.query, "name": item.call.name, "verdict": item.verdict} for item in made)
             found.append(Candidate(name, sure if name == first else every[name] * rest, liked, disliked, used, told))
         return tuple(found)
-
-    def _calibrated(self, share: float) -> float:
-        """A probability as bench found that this model's are right; see `petool-lite bench report --calibrate`."""
-        return share if self._temperature in (0.0, 1.0) else heated(share, self._temperature)
 
     @cached_property
     def _key(self) -> dict[str, Any]:

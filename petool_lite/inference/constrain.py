@@ -204,8 +204,7 @@ class Constrainer:
 
     @classmethod
     def of_llama(cls, pieces: list[bytes], end: int, loaded: "Callable[[], LlamaModel]") -> "Constrainer":
-        """For a GGUF file's tokenizer: `pieces` are its tokens, special ones after a byte 0xFF, `end` is the end token.
-        Only `start` asks for the model, for its tokenizer."""
+        """For a GGUF file with `pieces` of `LlamaModel.token_bytes` and the end token; `loaded` is for `start` only."""
 
         def tokenize(vocab: Any, text: int, size: int, ids: Any, room: int, add: bool, special: bool) -> int:
             raw, model = ctypes.string_at(text, size), loaded()
@@ -240,6 +239,5 @@ class Constrainer:
         return cls(guidance().LLTokenizer(text, n_vocab=size, eos_token=eos_id))
 
     def start(self, tools: Sequence[Tool], style: str, text: bool | str = False) -> Constraint:
-        """The constraint of one reply: a call of one of `tools` in the prompt style's form, or a text if `text`. A
-        `text` that is a string is the only one. Raises PetoolError if it cannot be built."""
+        """The constraint of one reply; see `grammar`. Raises PetoolError if it cannot be built."""
         return Constraint(self._tokenizer, tools, style, text)

@@ -105,9 +105,8 @@ def greedy_ids(
     steps: Any = None,
     cache: Any = None,
 ) -> list[list[int]]:
-    """The likeliest ids after each prompt, one batch of them, up to one of `stops` or `most` new ones. `steps` is a
-    logits processor, `cache` what `_read` has read. A reply of less than `most` ids has met one of `stops`, which is
-    left out."""
+    """The likeliest ids after each prompt, one batch of them, up to one of `stops`, which is left out, or `most` ids.
+    `steps` is a logits processor, `cache` what `_read` has read, for a model of transformers' own layers."""
     import torch
 
     longest = max(map(len, prompts))
@@ -129,9 +128,8 @@ def greedy_ids(
 
 
 def _read(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
-    """Keys and values of all ids of each prompt but the last, as a cache padded on the left; None where no prompt has
-    two. Prompts are read some at a time by transformers' own layers, and padded behind, where nothing that counts sees
-    it: so no mask of every token with every token is needed."""
+    """Keys and values of all ids of each prompt but the last, as a cache padded on the left; None for single ids. They
+    are read some at a time and padded behind, where nothing that counts sees it: so without a mask of all with all."""
     import torch
     from transformers import DynamicCache
 

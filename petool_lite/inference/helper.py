@@ -23,8 +23,7 @@ OPTIONS = ("user", "store", "required", *_SAME)  # of the command line, beside t
 
 
 def answer(model: Path, n_ctx: int, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a call: what `call --json` prints, and a `warning`. `asked` holds `request` and the OPTIONS.
-    Raises PetoolError as `ToolCaller.call_entry` does."""
+    """What `call --json` prints of a call. `asked` holds `request` and the OPTIONS. Raises like `ToolCaller.call`."""
     if (found := _helped(_place(model, n_ctx), asked)) is not None:
         return found
     from petool_lite.inference.llama_open import preload

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from petool_lite.errors import PetoolError
@@ -27,11 +26,11 @@ from petool_lite.runs import write_json
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Speed settings of one context. Threads of 0 mean every core that this process may use. `ubatch` is the number of
-    prompt tokens in one matrix product. Flash attention reads new prompts up to an eighth faster, and a returning
-    user's few tokens behind 3,000 others in twice the time; it rounds otherwise. The KV type q8_0 needs it, and halves
-    the memory of a prompt. With extra buffers weights are repacked at loading for kernels of this CPU, AMX among them,
-    which crash in builds by some compilers: `doctor --tune` tries them in another process."""
+    """Speed settings of one context. Threads of 0 are all cores of this process, `ubatch` is how many prompt tokens are
+    in one matrix product. Flash attention reads new prompts up to an eighth faster, and a returning user's few tokens
+    behind 3,000 others in twice the time; it rounds otherwise. The KV type q8_0 needs it, and halves a prompt's memory.
+    Extra buffers hold weights repacked for kernels of this CPU, AMX among them, which crash in builds by some
+    compilers: `doctor --tune` tries them in another process."""
 
     threads_decode: int = 0
     threads_prefill: int = 0
@@ -99,7 +98,7 @@ def remember_settings(model: Path, settings: EngineSettings) -> Path:
 
 _ERROR = 4  # ggml's level of a message
 _errors: list[str] = []  # that llama.cpp logged since the last `quiet`
-_loading: dict[tuple[Path, EngineSettings], tuple[Thread, list[Any]]] = {}  # models that are on their way
+_loading: dict[tuple[Path, EngineSettings], tuple[threading.Thread, list[Any]]] = {}  # models that are on their way
 
 
 def quiet(lib: Any) -> None:
@@ -159,8 +158,7 @@ def library() -> Any:
 
 
 def preload(path: Path) -> EngineSettings:
-    """Begin to load a model on a thread, with the settings that tuning found here, which are returned. `open_model`
-    takes it from there. Raises PetoolError for what is no GGUF file."""
+    """Begin to load a model, for `open_model`, with what tuning found here (returned). Raises PetoolError."""
     check_gguf(path)
     settings = tuned_settings(path)
     if (path, settings) in _loading:
@@ -168,7 +166,7 @@ def preload(path: Path) -> EngineSettings:
     lib = library()
     lib.llama_log_set(ctypes.cast(ctypes.CDLL(None).abs, lib.llama_log_callback), None)  # see `_load`
     found: list[Any] = []
-    thread = Thread(target=lambda: found.append(_load(lib, path, settings)))
+    thread = threading.Thread(target=lambda: found.append(_load(lib, path, settings)))
     _loading[path, settings] = thread, found
     thread.start()
     return settings

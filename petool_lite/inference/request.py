@@ -71,9 +71,8 @@ def _published_row(row: Mapping[str, Any], setting: str | None) -> Entry:
 
 
 def with_published_prompt(entry: Entry, wording: str | None, setting: str | None) -> Entry:
-    """The entry with the published prompt that its model was trained on. Its system message where that is a whole one;
-    else one in `wording`, the model's own record (JSON: for each setting the text around the two arrays). Raises
-    PetoolError where there is neither."""
+    """The entry with a published prompt: its system message where that is one; else one in `wording`, the model's own
+    record (JSON: for each setting the text around the two arrays). Raises PetoolError where there is neither."""
     system = entry.turns[0].get("content") if entry.turns and entry.turns[0].get("role") == "system" else None
     if isinstance(system, str) and "required_parameters" in system:
         return _published_row({"instruction": system, "query": entry.query}, setting)

@@ -89,8 +89,7 @@ class _Reader:
         self.notes.append(f"the tool {self.tool}: {path}: {message}")
 
     def root(self) -> Schema:
-        """The whole: an object's schema, or a choice of objects', that llguidance builds; else raises PetoolError. Each
-        oneOf that it cannot tell apart is noted."""
+        """An object's schema, or a choice of objects'. Raises PetoolError where llguidance cannot build it."""
         source = self._source if isinstance(self._source, Mapping) else {}
         loose = "object" in source["type"] if isinstance(source.get("type"), list) else not set(source) & _SHAPES
         found = self.node({**source, "type": "object"} if loose else source, "parameters")

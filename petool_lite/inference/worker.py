@@ -120,10 +120,9 @@ class Engine:
 
 
 def _work(pipe: Connection, model: Path, n_ctx: int, slots: int) -> None:
-    """What runs in the process: slots that answer one request at a time, each request on a thread. It goes to the slot
-    that served its user last, else to the one that rested for longest."""
+    """What runs in the process: a thread a request, on the slot that served its user last, or rested for longest."""
     try:
-        free = ToolCaller(model, n_ctx).slots(slots)  # the one that is free for longest first
+        free = ToolCaller(model, n_ctx).slots(slots)  # the one that rests for longest first
     except PetoolError as error:
         pipe.send((-1, ("broken", {"message": error.message, "hint": error.hint})))
         return

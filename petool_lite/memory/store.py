@@ -145,8 +145,7 @@ class Store:
         return with_earlier(entry, [Interaction(*item) for item in calls])  # type: ignore[arg-type]  # no texts
 
     def find(self, identity: str | None, user: str | None = None, verdict: str | None = None) -> Record:
-        """One interaction, the newest where `identity` is None, with the verdict, if any, that it gets. Raises
-        PetoolError where it is unknown or another user's."""
+        """One interaction, the newest for None, with the verdict that it gets, if any. Raises PetoolError for none."""
         plain = identity and identity.removeprefix("chatcmpl-").removeprefix("resp_")
 
         def work(db: sqlite3.Connection) -> Record:
