@@ -63,8 +63,7 @@ class Context:
         options.n_seq_max, options.kv_unified = sequences, True
         options.n_threads = settings.threads_decode or default_threads()
         options.n_threads_batch = settings.threads_prefill or default_threads()
-        on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        options.flash_attn_type = on if settings.flash_attention else off
+        options.flash_attn_type = int(settings.flash_attention)  # 0 is disabled, 1 enabled, -1 as llama.cpp likes
         options.type_k = options.type_v = _KV_TYPES[settings.kv_type]
         with held_signals():
             self.pointer = lib.llama_init_from_model(self._model, options)

@@ -91,9 +91,8 @@ class CallReply:
 
     def facts(self) -> dict[str, Any]:
         """What programs are told of it, beside the answer itself."""
-        told = ("status", "confidence", "timings", "history_dropped", "saved_bytes", "warning")
-        candidates = [asdict(candidate) for candidate in self.candidates]
-        return {name: getattr(self, name) for name in told} | {"notes": list(self.notes), "candidates": candidates}
+        told = ("status", "confidence", "timings", "history_dropped", "saved_bytes", "warning", "notes")
+        return {name: getattr(self, name) for name in told} | {"candidates": [asdict(one) for one in self.candidates]}
 
     @property
     def timings(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import MACHINE, PetoolError, in_words
 from petool_lite.families import end_tokens
 from petool_lite.inference.constrain import Constraint
 from petool_lite.inference.llama import Reply
@@ -235,11 +235,10 @@ class GpuModel:
         device = device or own_gpu()
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
-        try:
+        full, hint = f"{directory} does not fit the GPU's memory", "bench the NF4 variant"
+        with in_words(full, hint, torch.OutOfMemoryError, exit_code=MACHINE):
             self.model = load_causal_model(directory, adapter, precision, device)
             self.model.set_attn_implementation(_grouped())
-        except torch.OutOfMemoryError as error:
-            raise PetoolError(f"{directory} does not fit the GPU's memory", "bench the NF4 variant", MACHINE) from error
 
     def generate(
         self, prompts: Sequence[Sequence[int]], most: int, constrain: Constrain = None, batch: int = BATCH
@@ -249,13 +248,11 @@ class GpuModel:
         length. Raises PetoolError where the GPU's memory is full."""
         import torch
 
-        try:
+        hint = "give a smaller --batch, or bench the NF4 variant"
+        with in_words("the GPU's memory is full", hint, torch.OutOfMemoryError, exit_code=MACHINE):
             for group in batches([len(prompt) + most for prompt in prompts], self._room(prompts), batch):
                 made = map(constrain, group) if constrain else ()
                 yield from zip(group, self._batch([prompts[index] for index in group], most, made), strict=True)
-        except torch.OutOfMemoryError as error:
-            hint = "give a smaller --batch, or bench the NF4 variant"
-            raise PetoolError("the GPU's memory is full", hint, MACHINE) from error
 
     def _room(self, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens of a batch that half of the free GPU memory holds, by what reading the longest prompt alone takes."""

@@ -69,8 +69,7 @@ def _helped(place: Path | None, asked: Mapping[str, Any]) -> dict[str, Any] | No
         found = b"".join(iter(lambda: line.recv(1 << 16), b""))
         status, _, text = found.partition(b"\r\n\r\n")
         if status.startswith(b"HTTP/1.1 200 "):
-            answered: dict[str, Any] = json.loads(text)
-            return answered
+            return dict(json.loads(text))
     return None
 
 

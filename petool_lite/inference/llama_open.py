@@ -96,7 +96,6 @@ def remember_settings(model: Path, settings: EngineSettings) -> Path:
     return target
 
 
-_ERROR = 4  # ggml's level of a message
 _errors: list[str] = []  # that llama.cpp logged since the last `quiet`
 _loading: dict[tuple[Path, EngineSettings], tuple[threading.Thread, list[Any]]] = {}  # models that are on their way
 
@@ -110,7 +109,7 @@ def quiet(lib: Any) -> None:
 @lru_cache(maxsize=1)  # ctypes callbacks must outlive their use
 def _log(lib: Any) -> Any:
     def keep(level: int, text: bytes, data: Any) -> None:
-        if level == _ERROR and (line := text.decode("utf-8", "replace").strip()):
+        if level == 4 and (line := text.decode("utf-8", "replace").strip()):  # ggml's number of errors
             _errors.append(line)
 
     return lib.llama_log_callback(keep)

@@ -87,8 +87,7 @@ class Form:
 
     def _usage(self, read: str, written: str) -> dict[str, Any] | None:
         """Tokens read and written, under names with these words; None where the call failed."""
-        timings = self.facts.get("timings")
-        if not timings:
+        if not (timings := self.facts.get("timings")):
             return None
         prompt, reply = timings["prompt_tokens"], timings["reply_tokens"]
         total = {f"{read}_tokens": prompt, f"{written}_tokens": reply, "total_tokens": prompt + reply}
