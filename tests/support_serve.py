@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 from support import wait_until
 
 from petool_lite.models import embedded_gguf
@@ -73,9 +74,8 @@ class Server:
 
     def engine(self) -> int:
         """The process id of the engine's worker."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        pids = [int(pid) for file in tasks for pid in file.read_text().split()]
-        (found,) = [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        started = psutil.Process(self.process.pid).children()
+        (found,) = [child.pid for child in started if "spawn_main" in str(child.cmdline())]
         return found
 
     def has(self, requests: int, seconds: float = 250.0) -> None:

@@ -155,6 +155,6 @@ def test_call_on_the_command_line(command, tmp_path) -> None:
     whole = command(*ask, cwd=tmp_path, input=request, inline=True)
     document = json.loads(whole.stdout.splitlines()[-1])
     assert (document["status"], document["call"]) == ("call", json.loads(plain.stdout))
-    assert (document["timings"]["prompt_tokens"] > 150, 0 < document["confidence"] <= 1) == (True, True)
+    assert document["timings"]["prompt_tokens"] > 150
     free = command(*line, "--decoding", "free", "--reply-tokens", "20", "--json", cwd=tmp_path, inline=True)
     assert (free.returncode, "failure" in json.loads(free.stdout)) == (1, True)

@@ -76,21 +76,12 @@ def test_who_was_served_least_goes_next() -> None:
 
 
 def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_after_its_time() -> None:
-    class Deaf:
-        """An engine that hears nothing; `asked` are those who wait for its events."""
-
-        def __init__(self) -> None:
-            self.asked = list[Callable[..., object]]()
-
-        def send(self, number: int, request: Request, take: Callable[..., object]) -> None:
-            self.asked.append(take)
-
-        def cancel(self, number: int) -> None:
-            pass
-
     async def scene() -> None:
-        queue, deaf, leaving = RequestQueue(SETTINGS), Deaf(), asyncio.Event()
-        queue.engine = deaf
+        queue, leaving, asked = RequestQueue(SETTINGS), asyncio.Event(), list[Callable[..., object]]()
+        # an engine that hears nothing; `asked` are those who wait for its events
+        queue.engine = SimpleNamespace(
+            send=lambda number, request, take: asked.append(take), cancel=lambda number: None
+        )
 
         async def ask(leaves: asyncio.Event) -> None:
             async for _ in queue.events(Request({}, CallOptions()), leaves.wait):
@@ -101,11 +92,11 @@ def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_a
         leaving.set()
         second = asyncio.create_task(ask(asyncio.Event()))
         await asyncio.sleep(0.05)
-        assert (len(deaf.asked), queue.present) == (1, 2)
-        deaf.asked[0](("failed", {"kind": "cancelled", "message": ""}))
+        assert (len(asked), queue.present) == (1, 2)
+        asked[0](("failed", {"kind": "cancelled", "message": ""}))
         await asyncio.sleep(0.05)
-        assert (len(deaf.asked), queue.present) == (2, 1)
-        deaf.asked[1](("done", {}))
+        assert (len(asked), queue.present) == (2, 1)
+        asked[1](("done", {}))
         await asyncio.gather(first, second)
         assert queue.present == 0
 
