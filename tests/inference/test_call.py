@@ -29,12 +29,6 @@ USED = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "sk
 TURNS = [{"role": "user", "content": "Rain?"}, USED, {"role": "tool", "tool_call_id": "1", "content": "disliked"}]
 
 
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory):
-    with ToolCaller(embedded_gguf(), n_ctx=2048, store=StateStore(tmp_path_factory.mktemp("users"))) as loaded:
-        yield loaded
-
-
 @pytest.fixture
 def fresh(tmp_path):
     """A caller in which nothing has been read yet."""
@@ -51,8 +45,8 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("tools", [OPENAI, MCP, {"result": MCP}], ids=["openai", "mcp", "mcp result"])
-def test_tools_and_history_in_anybodys_form(caller, tools) -> None:
-    reply = caller.call("How is the weather in Oslo?", tools, TURNS, options=CallOptions(explain=True))
+def test_tools_and_history_in_anybodys_form(fresh, tools) -> None:
+    reply = fresh().call("How is the weather in Oslo?", tools, TURNS, options=CallOptions(explain=True))
     assert (reply.answer.name, list(reply.answer.arguments)) == ("sky.now", ["city"])
     assert (reply.candidates[0].disliked, reply.candidates[0].calls[0]["query"]) == (1, "Rain?")
     assert reply.notes == ('the tool sky.now: parameters.properties.city.type: "str" is read as string',)
@@ -82,7 +76,9 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_or_trimmed
     assert reply.reply.prompt_tokens <= 512 - 64
 
 
-def test_an_unsure_call_becomes_a_question_that_names_the_candidates(caller) -> None:
+def test_an_unsure_call_becomes_a_question_that_names_the_candidates(fresh) -> None:
+    caller = fresh()
+
     def ask(**options):
         return caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(**options))
 
@@ -106,9 +102,9 @@ def test_a_temperature_in_the_file_calibrates_what_is_told(fresh, recorded) -> N
     assert sum(item.probability for item in mild.candidates) == pytest.approx(1)
 
 
-def test_an_engine_that_fails_is_no_answer(caller, monkeypatch) -> None:
-    with monkeypatch.context() as broken, pytest.raises(CallFailure) as engine:
-        broken.setattr(caller._model._lib, "llama_decode", lambda *_: -3)
+def test_an_engine_that_fails_is_no_answer(fresh, monkeypatch) -> None:
+    monkeypatch.setattr((caller := fresh())._model._lib, "llama_decode", lambda *_: -3)
+    with pytest.raises(CallFailure) as engine:
         caller.call(QUERY, TOOLS, HISTORY)
     assert engine.value.kind == "engine_error"
 

@@ -6,13 +6,12 @@ import socket
 import stat
 
 import pytest
-from support_serve import Server
+from support_serve import SCHEMA, Server
 
 from petool_lite.inference.helper import _place
 from petool_lite.models import embedded_gguf
 
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOLS = [{"name": name, "description": name, "parameters": CITY} for name in ("sky.now", "map.find", "bus.next")]
+TOOLS = [{"name": name, "description": name, "parameters": SCHEMA} for name in ("sky.now", "map.find", "bus.next")]
 MODEL = ("--model", str(embedded_gguf()), "--context", "2048")
 
 

@@ -77,7 +77,8 @@ def test_who_was_served_least_goes_next() -> None:
 
 def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_after_its_time() -> None:
     async def scene() -> None:
-        queue, leaving, asked = RequestQueue(SETTINGS), asyncio.Event(), list[Callable[..., object]]()
+        settings = SimpleNamespace(model=Path(), n_ctx=0, slots=1, queue=1, timeout_s=0.15)
+        queue, leaving, asked = RequestQueue(settings), asyncio.Event(), list[Callable[..., object]]()
         # an engine that hears nothing; `asked` are those who wait for its events
         queue.engine = SimpleNamespace(
             send=lambda number, request, take: asked.append(take), cancel=lambda number: None
@@ -101,9 +102,6 @@ def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_a
         assert queue.present == 0
 
     asyncio.run(scene())
-
-
-SETTINGS = SimpleNamespace(model=Path(), n_ctx=0, slots=1, queue=1, timeout_s=0.15)
 
 
 @pytest.fixture(scope="module")
