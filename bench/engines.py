@@ -157,7 +157,7 @@ def _llama_rows(work: Work, report: Report) -> Rows:
 
 def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
     """Replies of a model directory, in batches, which may change the rounding; raises PetoolError without a GPU."""
-    from petool_lite.inference.gpu import GpuModel, Job, stop_ids
+    from petool_lite.inference.gpu import GpuModel
 
     variant, folder = work.variant, work.variant.model
     chat = render.chat_from_directory(folder)
@@ -171,12 +171,10 @@ def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
         def constrain(place: int) -> Constraint:
             return work.start(constrainer, indices[place])
 
-    assert chat.decode is not None  # a chat from a directory has one
-    job = Job(work.task.max_reply_tokens, stop_ids(folder, chat), chat.decode, constrain)
     model = GpuModel(folder, variant.adapter, variant.precision, variant.device)
     texts = [work.prompts[index].ids for index in indices]
     told["batch"], first = variant.batch, True
-    for place, reply in model.generate(texts, job, variant.batch):
+    for place, reply in model.generate(texts, work.task.max_reply_tokens, constrain, variant.batch):
         yield indices[place], work.answered(indices[place], reply) | {"cold": first, "batch": variant.batch}
         first = False
         told["memory_gb"] = round(model.peak_memory_gb(), 3)

@@ -86,7 +86,7 @@ class Variant:
 
     def sha256(self) -> str | None:
         """SHA-256 of a model file, or of its files', remembered while they stay; or of an endpoint and its model."""
-        from petool_lite.inference.settings import model_sha256
+        from petool_lite.inference.llama_open import model_sha256
 
         facts = [self.place] if self.url else [model_sha256(file) for file in self._files()]
         if self.url or len(facts) > 1:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from petool_lite.inference.settings import default_threads
+from petool_lite.inference.llama_open import default_threads
 
 
 class OtherServer:

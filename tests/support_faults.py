@@ -15,7 +15,6 @@ from petool_lite.gguf_header import check_gguf
 from petool_lite.models import file_sha256
 
 KILLS = int(os.environ.get("PETOOL_LITE_KILLS", "20"))
-LOGS = ("metrics.jsonl", "eval.jsonl")  # written a line at a time: a kill may cut the last line, --resume repairs it
 
 
 def begin(root: Path, *arguments: object, **options) -> subprocess.Popen:
@@ -79,7 +78,8 @@ def check_whole(path: Path, running: bool) -> None:
             assert file_sha256(path.parent / item["file"]) == item["sha256"], item["file"]
     elif kind == ".jsonl":
         lines = path.read_text().splitlines()
-        log = path.name in LOGS or path.name.startswith("results-")
+        # written a line at a time: a kill may cut the last one, which the next command repairs
+        log = path.name in ("metrics.jsonl", "eval.jsonl") or path.name.startswith("results-")
         for line in lines[:-1] if running and log else lines:
             json.loads(line)
     elif kind == ".gguf":

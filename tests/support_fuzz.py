@@ -27,6 +27,11 @@ value = st.recursive(
 )
 
 
+def some(**optional: st.SearchStrategy) -> st.SearchStrategy[dict]:
+    """Objects that have some of these keys."""
+    return st.fixed_dictionaries({}, optional=optional)
+
+
 def deep(levels: int) -> Any:
     """Lists and objects around each other."""
     found: Any = 1

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+import psutil
 from support import wait_until
 
 from petool_lite.models import embedded_gguf
@@ -63,34 +63,19 @@ class Server:
     def said(self) -> str:
         return self.log.read_text()
 
-    def post(self, body: object, key: str = "", path: str = "/chat/completions", **headers: str) -> tuple[int, dict]:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.send(urllib.request.Request(self.url + path, raw, _headers(key) | headers))
+    def post(self, body: object, key: str = "", path: str = "/v1/chat/completions", **headers: str) -> tuple[int, dict]:
+        return self.get(path, key, body if isinstance(body, bytes) else json.dumps(body).encode(), **headers)
 
-    def get(self, path: str, key: str = "", **headers: str) -> tuple[int, dict]:
-        return self.send(urllib.request.Request(self.url.removesuffix("/v1") + path, headers=_headers(key) | headers))
-
-    def send(self, request: urllib.request.Request) -> tuple[int, dict]:
-        try:
-            with urllib.request.urlopen(request, timeout=250) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            text = error.read()
-            return error.code, json.loads(text) if text.startswith(b"{") else {}
-
-    def stream(self, body: object, most: int | None = None) -> str:
-        """What it streams, or its first `most` bytes."""
-        raw = json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/chat/completions", raw, _headers(""))
-        with urllib.request.urlopen(request, timeout=100) as answer:
-            assert answer.headers["content-type"].startswith("text/event-stream")
-            return answer.read(most).decode()
+    def get(self, path: str, key: str = "", raw: bytes | None = None, **headers: str) -> tuple[int, dict]:
+        own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}) | headers
+        url, method = self.url.removesuffix("/v1") + path, "GET" if raw is None else "POST"
+        answer = httpx.request(method, url, content=raw, headers=own, timeout=250)
+        return answer.status_code, answer.json() if answer.content.startswith(b"{") else {}
 
     def engine(self) -> int:
         """The process id of the engine's worker."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        pids = [int(pid) for file in tasks for pid in file.read_text().split()]
-        (found,) = [pid for pid in pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        started = psutil.Process(self.process.pid).children()
+        (found,) = [child.pid for child in started if "spawn_main" in str(child.cmdline())]
         return found
 
     def has(self, requests: int, seconds: float = 250.0) -> None:
@@ -116,7 +101,3 @@ def asking(server: Server, *bodies: object) -> Iterator[list[tuple[int, dict]]]:
         asked = [pool.submit(server.post, body) for body in bodies]
         yield answers
     answers += [item.result() for item in asked if not item.exception()]
-
-
-def _headers(key: str) -> dict[str, str]:
-    return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})

@@ -9,7 +9,7 @@ from petool_lite import doctor as verb
 from petool_lite.cli.options import as_json, chosen_model, model_option
 from petool_lite.console import emit, plain, progress, say
 from petool_lite.errors import USAGE, PetoolError
-from petool_lite.inference.settings import EngineSettings
+from petool_lite.inference.llama_open import EngineSettings
 
 
 @click.command()

@@ -1,9 +1,7 @@
 """A llama.cpp context, and the one place that fills its batches: for one sequence, or several that are read together.
-
 Each slot of `serve --slots` has a thread that reads and writes as if it were alone; where it would decode, it hands its
 tokens over and waits. One thread puts what is waiting into one batch (continuous batching): the weights are read once
-for all. What several slots hold of the same prompt is held once: a token looks at the cells of all slots.
-"""
+for all. What several slots hold of the same prompt is held once: a token looks at the cells of all slots."""
 
 import threading
 from collections.abc import Sequence
@@ -11,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.inference.llama_open import first_error, held_signals
-from petool_lite.inference.settings import EngineSettings, default_threads
+from petool_lite.inference.llama_open import EngineSettings, default_threads, first_error, held_signals
 from petool_lite.prompt.render import common_length
 
 if TYPE_CHECKING:
@@ -40,10 +37,6 @@ class _Job:
     def over(self) -> bool:
         return self.error is not None or self.taken == len(self.ids)
 
-    @property
-    def long(self) -> bool:
-        return len(self.ids) >= _SHORT
-
     def ahead(self) -> list[int]:
         """All that the model holds when the first row is had."""
         return [*self.model.held, *self.ids[self.taken : self.first]]
@@ -64,15 +57,13 @@ class Context:
         self._abort, self._no_abort = lib.ggml_abort_callback(self._unwanted), lib.ggml_abort_callback()
 
     def open(self, size: int, sequences: int = 1) -> None:
-        """Have room for `size` tokens in all, which the sequences share. Raises PetoolError where there is no memory
-        for them."""
+        """Have room for `size` tokens, which the sequences share. Raises PetoolError where there is no memory."""
         lib, settings, options = self._lib, self._settings, self._lib.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = size, _BATCH, settings.ubatch
         options.n_seq_max, options.kv_unified = sequences, True
         options.n_threads = settings.threads_decode or default_threads()
         options.n_threads_batch = settings.threads_prefill or default_threads()
-        on, off = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED, lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        options.flash_attn_type = on if settings.flash_attention else off
+        options.flash_attn_type = int(settings.flash_attention)  # 0 is disabled, 1 enabled, -1 as llama.cpp likes
         options.type_k = options.type_v = _KV_TYPES[settings.kv_type]
         with held_signals():
             self.pointer = lib.llama_init_from_model(self._model, options)
@@ -125,8 +116,7 @@ class Context:
                     job.error = PetoolError(f"llama.cpp failed to decode (code {code}): {first_error()}")
 
     def _fill(self, jobs: Sequence[_Job]) -> list[tuple[_Job, int, int]]:
-        """Put tokens into the batch; for each job of which there is one, up to which, and their places beyond their
-        indices."""
+        """Fill the batch; for each job in it, up to which of its tokens, and their places beyond their indices."""
         batch, place, parts = self._batch, 0, list[tuple[_Job, int, int]]()
         for job in jobs:
             end = min(len(job.ids), job.taken + self._settings.ubatch - place)
@@ -163,8 +153,7 @@ class Slots(Context):
     """A context for several models, and the thread that decodes for them."""
 
     def __init__(self, lib: Any, model: Any, settings: EngineSettings, models: "Sequence[LlamaModel]") -> None:
-        """`models` have a sequence each, of as many tokens as their `n_ctx`. Raises PetoolError where there is no
-        memory for them."""
+        """`models` have a sequence each, of `n_ctx` tokens. Raises PetoolError where there is no memory for them."""
         super().__init__(lib, model, settings)
         self.open(sum(model.n_ctx for model in models), len(models))
         self.models = models
@@ -222,14 +211,11 @@ class Slots(Context):
 
     def _next(self, jobs: Sequence[_Job]) -> list[_Job]:
         """The jobs of the next batch, the short ones first. What one slot has read or is reading no other one reads."""
-        chosen: list[_Job] = []
-        for job in sorted(jobs, key=lambda job: job.long):
-            if job.long:
-                held = len(job.model.held)
-                self.share(job.model, job.ahead())
-                job.taken += len(job.model.held) - held
-                ahead = [other.ahead() for other in chosen if other.long]
-                if any(common_length(job.ahead(), other) > len(job.model.held) for other in ahead):
-                    continue
-            chosen.append(job)
-        return chosen
+        long = list[_Job]()
+        for job in (job for job in jobs if len(job.ids) >= _SHORT):
+            held = len(job.model.held)
+            self.share(job.model, job.ahead())
+            job.taken += len(job.model.held) - held
+            if not any(common_length(job.ahead(), other.ahead()) > len(job.model.held) for other in long):
+                long.append(job)
+        return [job for job in jobs if len(job.ids) < _SHORT] + long

@@ -8,13 +8,12 @@ with ToolCaller("model.q4_k_m.gguf") as caller:
 """
 
 import copy
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,11 @@ from petool_lite.data.entries import DISLIKED, LIKED, Answer, Call, Entry, Tool,
 from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.constrain import Constrainer, heated
 from petool_lite.inference.llama import LlamaModel, Reply
-from petool_lite.inference.llama_open import preload
+from petool_lite.inference.llama_open import library_stamp, model_sha256, preload
 from petool_lite.inference.parse import ENGINE, CallFailure, check_names, parse_call
 from petool_lite.inference.request import request_entry, row_entry, with_published_prompt
 from petool_lite.inference.schema import buildable
-from petool_lite.inference.settings import EngineSettings, library_stamp, model_sha256
-from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.inference.states import StateStore
 from petool_lite.places import user_path
 from petool_lite.prompt import render
 
@@ -58,8 +56,7 @@ class CallReply:
     """One answer, a call or a text, with what it took. Times in seconds; `first_token_s` runs from the request on.
     `confidence` is the calibrated probability of the chosen tool, or of none, see `Constraint`; None where decoding was
     free. `saved_bytes` were written to the user's memory; `warning` says why it could not be. `notes` say what of the
-    tools' schemas the reply was not held to. `prompt` is the prompt's text, a piece a token, where that was asked
-    for."""
+    tools' schemas the reply was not held to. `prompt` is the prompt's text, a piece a token, where it was explained."""
 
     answer: Answer
     reply: Reply
@@ -88,16 +85,14 @@ class CallReply:
 
     def document(self, kept: str | None) -> dict[str, Any]:
         """What `call --json` prints: the answer, the id under which it is `kept`, and the facts."""
-        made = isinstance(self.answer, Call) and not self.unsure
-        call = json.loads(self.answer.to_json()) if isinstance(self.answer, Call) and made else None
-        text = {} if made else {"text": self.question if self.unsure else self.answer}
+        call = asdict(self.answer) if isinstance(self.answer, Call) and not self.unsure else None
+        text = {} if call else {"text": self.question if self.unsure else self.answer}
         return {"id": kept, "status": self.status, "call": call} | text | self.facts()
 
     def facts(self) -> dict[str, Any]:
         """What programs are told of it, beside the answer itself."""
-        told = ("status", "confidence", "timings", "history_dropped", "saved_bytes", "warning")
-        candidates = [asdict(candidate) for candidate in self.candidates]
-        return {name: getattr(self, name) for name in told} | {"notes": list(self.notes), "candidates": candidates}
+        told = ("status", "confidence", "timings", "history_dropped", "saved_bytes", "warning", "notes")
+        return {name: getattr(self, name) for name in told} | {"candidates": [asdict(one) for one in self.candidates]}
 
     @property
     def timings(self) -> dict[str, float]:
@@ -116,10 +111,9 @@ class CallReply:
 class CallOptions:
     """How a call is made: `decoding` is one of DECODINGS, `choice` one of CHOICES; `only` names the tools that may be
     called (all stay in the prompt). A call whose confidence is under `at_least` comes back with the status "ask" and
-    the candidates. `trim_history` lets old history go where the prompt exceeds the context, instead of refusing it.
-    `reply_tokens` None is as many as the context has room for. `watch` gets the reply's text as it grows; `check` is
-    called before every batch, and what either raises ends the call. `setting` is of PEToolBench's prompts, None for the
-    model's own."""
+    the candidates. `trim_history` lets old history go where the prompt exceeds the context. `reply_tokens` None is as
+    many as there is room for. `watch` gets the reply's text as it grows; `check` is called before every batch, and what
+    either raises ends the call. `setting` is of PEToolBench's prompts, None for the model's own."""
 
     decoding: str = "constrained"
     choice: str = AUTO
@@ -145,49 +139,38 @@ class Request:
 
 
 class ToolCaller(ExitStack):
-    """A loaded model that answers with calls. Use as a context manager, or `close` it; not safe to share between
-    threads."""
+    """A loaded model that answers with calls. Use as a context manager, or `close` it; only one thread may use it."""
 
-    def __init__(
-        self,
-        model: str | Path,
-        n_ctx: int = 0,
-        settings: EngineSettings | None = None,
-        style: str | None = None,
-        store: StateStore | None = None,
-    ) -> None:
-        """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own), `settings` None: what tuning found here.
-        `style` overrides the prompt style that the file names ("petool" where it names none). Raises PetoolError."""
+    def __init__(self, model: str | Path, n_ctx: int = 0, style: str | None = None, store: StateStore | None = None):
+        """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own); `style` overrides the prompt style that
+        the file names ("petool" where it names none). Raises PetoolError."""
         super().__init__()
         self.path = user_path(model)
-        self._settings = preload(self.path, settings)  # and meanwhile:
+        self._settings = preload(self.path)  # and meanwhile:
         for name in ("jinja2.sandbox", "numpy"):
             import_module(name)
         self._constrainer = Constrainer.of_file(self.path, lambda: self._model)
         self._chat = self._model.chat()
-        self._model.n_ctx = n_ctx or min(self._model.train_ctx or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-        metadata = self._model.metadata
-        own = (metadata.get("petool_lite.prompt_style"), metadata.get("petool_lite.prompt_layout"))
-        recorded = render.recorded_style(*own)
+        self.n_ctx = self._model.n_ctx = n_ctx or min(self._model.train_ctx or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+        own = {key.removeprefix("petool_lite."): value for key, value in self._model.metadata.items()}
+        recorded = render.recorded_style(own.get("prompt_style"), own.get("prompt_layout"))
         self.style = style or recorded or "petool"
         # A model that this package did not train has not learned to say that no tool fits: it always calls one.
         self.may_decline = self.style == "petool" and recorded == "petool"
         # None: the file does not say, or the model learned all settings; then a request's own history tells.
-        self.trained_setting = trained if (trained := metadata.get("petool_lite.setting")) in SETTINGS else None
-        temperature = metadata.get("petool_lite.temperature", "")
-        self._temperature = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
+        self.trained_setting = trained if (trained := own.get("setting")) in SETTINGS else None
+        temperature = own.get("temperature", "")
+        heat = float(temperature) if temperature.replace(".", "", 1).isdecimal() else 1.0
+        # A probability as bench found that this model's are right; see `petool-lite bench report --calibrate`.
+        self._calibrated = float if heat in (0.0, 1.0) else partial(heated, temperature=heat)
         self._store = store or StateStore()
+        self._memory: Any = None  # see `answer`
         self._rendering = threading.Lock()  # a template renders one prompt at a time
         self._saved: dict[str, list[int]] = {}  # what the users' files hold, as far as they were read or written
 
     @cached_property
     def _model(self) -> LlamaModel:
         return self.enter_context(LlamaModel(self.path, settings=self._settings))
-
-    @property
-    def n_ctx(self) -> int:
-        """The context's size in tokens: prompt and reply together."""
-        return self._model.n_ctx
 
     def slots(self, count: int) -> list["ToolCaller"]:
         """Callers that share this one's context, each for a thread of its own; they end with this one, which is not to
@@ -201,9 +184,8 @@ class ToolCaller(ExitStack):
         self, query: str, tools: Any, history: Any = (), user: str | None = None, options: CallOptions | None = None
     ) -> CallReply:
         """The answer to `query`. `tools` is a list in OpenAI's, MCP's or PEToolBench's form, `history` a list of OpenAI
-        messages or of PEToolBench's earlier calls. With `user` (any text), what was read for that user is kept on disk
-        for the next time. Raises CallFailure for a reply that is no valid answer or a failing engine, PetoolError for a
-        request that cannot be served."""
+        messages or of PEToolBench's earlier calls. With `user` (any text), what was read is kept on disk for the next
+        time. Raises CallFailure for a reply that is no answer or a failing engine, PetoolError for a bad request."""
         return self.call_entry(request_entry(query, tools, history), user, options)
 
     def answer(self, request: Request) -> tuple[CallReply, str | None]:
@@ -213,21 +195,16 @@ class ToolCaller(ExitStack):
             told = row_entry(told, options.setting or self.trained_setting)
         if request.kept is None or user is None:
             return self.call_entry(told, user, options), None
-        from petool_lite.memory.store import record_of
+        from petool_lite.memory.store import Memory, record_of
 
-        entry = self._memory.recalled(user, told)
+        self._memory = self._memory or Memory()
+        entry = self._memory.use(lambda store: store.recalled(user, told)) or told
         # What is recalled never makes a prompt too long.
         trims = options.trim_history or len(entry.history) > len(told.history)
         reply = self.call_entry(entry, user, replace(options, trim_history=trims))
         record = record_of(request.kept, user, told, reply.answer, reply.confidence)
         kept = not reply.unsure and self._memory.use(lambda store: store.add([record]))
         return reply, request.kept if kept else None
-
-    @cached_property
-    def _memory(self) -> Any:
-        from petool_lite.memory.store import Memory
-
-        return Memory()
 
     def call_entry(self, entry: Entry, user: str | None = None, options: CallOptions | None = None) -> CallReply:
         """Like `call`, for an entry."""
@@ -245,11 +222,9 @@ class ToolCaller(ExitStack):
             entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
         with self._rendering:
             prompt = self._prompt(entry, options)
+        if lost := {*(options.only or ())} - {tool.name for tool in entry.tools}:
+            raise PetoolError(f"a tool to call was not offered: {', '.join(lost)}", "name one of the tools")
         tools = tuple(tool for tool in entry.tools if options.only is None or tool.name in options.only)
-        if not tools or (options.only and len(tools) < len(set(options.only))):
-            raise PetoolError(
-                f"a tool to call was not offered: {', '.join(options.only or ())}", "name one of the tools"
-            )
         text = options.choice != REQUIRED and self.may_decline
         offered = () if options.choice == NONE else tools
         constraint = None if free else self._constrainer.start(offered, self.style, text)
@@ -314,24 +289,19 @@ class ToolCaller(ExitStack):
             found.append(Candidate(name, sure if name == first else every[name] * rest, liked, disliked, used, told))
         return tuple(found)
 
-    def _calibrated(self, share: float) -> float:
-        """A probability as bench found that this model's are right; see `petool-lite bench report --calibrate`."""
-        return share if self._temperature in (0.0, 1.0) else heated(share, self._temperature)
-
     @cached_property
-    def _key(self) -> StateKey:
+    def _key(self) -> dict[str, Any]:
         settings = self._model.settings
-        return StateKey(model_sha256(self.path), settings.kv_type, settings.flash_attention, library_stamp())
+        engine = {"kv_type": settings.kv_type, "flash_attention": settings.flash_attention}
+        return {"model_sha256": model_sha256(self.path), **engine, "library": library_stamp()}
 
     def _recall(self, user: str, ids: Sequence[int]) -> None:
         """Put the user's state into the engine's memory where that saves more reading than what is held."""
-        with self._store.open(user, self._key) as state:
-            self._saved.pop(user, None)
-            if state is None:
-                return
-            self._saved[user] = state.ids
-            if render.common_length(state.ids, ids) > render.common_length(self._model.held, ids):
-                self._model.restore(state.ids, state.data)
+        self._saved.pop(user, None)
+        if found := self._store.read(user, self._key):
+            self._saved[user], data = found
+            if render.common_length(self._saved[user], ids) > render.common_length(self._model.held, ids):
+                self._model.restore(self._saved[user], data)
 
     def _remember(self, user: str, prefix: list[int]) -> tuple[int, str]:
         """Keep the state after `prefix` for the user, unless that is what the file holds; bytes written, a warning."""

@@ -1,10 +1,8 @@
 """Constrained decoding: a reply can only be a call of an offered tool in the form that training uses, or a plain text.
-
 Each tool's own JSON Schema becomes a grammar by llguidance: exactly the tool's name, then its parameters in any order
 (right answers do not keep the declared one), each at most once and every required one, in the spacing of json.dumps,
 then the end token. A text is let through where no tool may fit. A grammar that cannot be built, or a token that it
-refuses, raises PetoolError; nothing falls back to a free reply.
-"""
+refuses, raises PetoolError; nothing falls back to a free reply."""
 
 import contextlib
 import ctypes
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from petool_lite.data.entries import Call, Tool
 from petool_lite.errors import PetoolError
+from petool_lite.inference.llama_open import model_sha256
 from petool_lite.inference.parse import check_names
 from petool_lite.inference.schema import ANY_NUMBER, Schema, buildable, guidance, options
-from petool_lite.inference.settings import model_sha256
 from petool_lite.places import own_folder
 from petool_lite.prompt.render import CALL_END, CALL_START, answer_text
 from petool_lite.runs import draft
@@ -48,10 +46,6 @@ def grammar(tools: Sequence[Tool], style: str, text: bool | str = False, marks: 
         head, _, tail = answer_text(Call(tool.name, {}), style).rpartition("{}")
         start, end = (_literal(part, marks or {}) for part in (head, tail))
         rules += [f"tool{index}: {start} arguments{index} {end}", *_arguments(index, buildable(tool).schema)]
-    try:
-        "\n".join(rules).encode()
-    except UnicodeEncodeError as error:
-        raise PetoolError("a name or value of a tool is not valid Unicode", "half of a surrogate pair") from error
     return "\n".join(rules)
 
 
@@ -103,10 +97,9 @@ def heated(share: float, temperature: float) -> float:
 
 class Constraint:
     """What may come next in one reply: append `forced()` where there is any, else `choose`; `accept` either. Once the
-    end token is accepted it is `finished`. `confidence` is the probability of the tool that was chosen, or of no tool,
-    among what could have been: the product of the chosen ids' probabilities, renormalised over the allowed ones, up to
-    the end of the tool's name. `choosing` tells whether that is still to come; `call_share` is the probability of a
-    call of any tool."""
+    end token is accepted it is `finished`. `confidence` is the probability of the tool that was chosen, or of no tool:
+    the product of the chosen ids' probabilities, renormalised over the allowed ones, up to the end of the tool's name.
+    `choosing` tells whether that is still to come; `call_share` is the probability of a call of any tool."""
 
     def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool | str = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""
@@ -137,13 +130,12 @@ class Constraint:
         if self.finished or self._matcher.is_stopped():
             return [] if self.finished else [self._end]
         found: list[int] = self._matcher.compute_ff_tokens()
-        odd = [place for place, token in enumerate(found) if self._odd(token)]
-        if odd and odd[0]:
-            return found[: odd[0]]
-        if odd:  # a name that spells a special token, such as "<|im_end|>", is written as plain text
+        special = (place for place, token in enumerate(found) if self._tokenizer.is_special_token(token))
+        odd = next((place for place in special if found[place] not in self._marks), None)
+        if odd == 0:  # a name that spells a special token, such as "<|im_end|>", is written as plain text
             plain = self._matcher.compute_ff_bytes().partition(b"\xff")[0].decode("utf-8", "ignore")
             found = self._tokenizer.greedy_tokenize(plain)
-        return found
+        return found if odd == 0 else found[:odd]
 
     def opening(self) -> list[int]:
         """How a call begins, as a guess of how the reply begins: up to where the tools' names differ."""
@@ -154,9 +146,6 @@ class Constraint:
     def possible(self, ids: list[int]) -> list[int]:
         """As many of `ids` as may come next."""
         return ids[: self._matcher.validate_tokens(ids)] if ids else []
-
-    def _odd(self, token: int) -> bool:
-        return bool(self._tokenizer.is_special_token(token)) and token not in self._marks
 
     def allowed(self, size: int) -> Any:
         """Which of the first `size` ids may come next, as numpy bool."""
@@ -208,15 +197,14 @@ class Constraint:
 class Constrainer:
     """Makes the constraints of one model; holds what llguidance keeps of its tokenizer (0.1 s to build)."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer` is an llguidance.LLTokenizer whose end token is the one that training ends answers with."""
-        self._tokenizer = tokenizer
-        self._tokenize: Any = None
+    def __init__(self, tokenizer: Any, function: Any = None) -> None:
+        """`tokenizer` is an llguidance.LLTokenizer whose end token is the one that training ends answers with, and
+        `function` one that it calls, kept alive as long."""
+        self._tokenizer, self._function = tokenizer, function
 
     @classmethod
     def of_llama(cls, pieces: list[bytes], end: int, loaded: "Callable[[], LlamaModel]") -> "Constrainer":
-        """For a GGUF file's tokenizer: `pieces` are its tokens, special ones after a byte 0xFF, `end` is the end token.
-        Only `start` asks for the model, for its tokenizer."""
+        """For a GGUF file with `pieces` of `LlamaModel.token_bytes` and the end token; `loaded` is for `start` only."""
 
         def tokenize(vocab: Any, text: int, size: int, ids: Any, room: int, add: bool, special: bool) -> int:
             raw, model = ctypes.string_at(text, size), loaded()
@@ -225,12 +213,10 @@ class Constrainer:
         number, address, flag = ctypes.c_int32, ctypes.c_void_p, ctypes.c_bool
         kind = ctypes.CFUNCTYPE(number, address, address, number, ctypes.POINTER(number), number, flag, flag)
         function = kind(tokenize)  # one like llama_tokenize
-        place = ctypes.cast(function, ctypes.c_void_p).value
+        place = ctypes.cast(function, address).value
         # Without slices masks take 0.9 ms instead of 0.4, and building it half the time.
         settings: dict[str, Any] = {"vocab_ptr": 1, "tokenize_fptr": place, "eos_token": end, "slices": []}
-        found = cls(guidance().LLTokenizer.from_llamacpp(tokens=pieces, **settings))
-        found._tokenize = function  # kept alive as long
-        return found
+        return cls(guidance().LLTokenizer.from_llamacpp(tokens=pieces, **settings), function)
 
     @classmethod
     def of_file(cls, path: Path, loaded: "Callable[[], LlamaModel]") -> "Constrainer":
@@ -253,6 +239,5 @@ class Constrainer:
         return cls(guidance().LLTokenizer(text, n_vocab=size, eos_token=eos_id))
 
     def start(self, tools: Sequence[Tool], style: str, text: bool | str = False) -> Constraint:
-        """The constraint of one reply: a call of one of `tools` in the prompt style's form, or a text if `text`. A
-        `text` that is a string is the only one. Raises PetoolError if it cannot be built."""
+        """The constraint of one reply; see `grammar`. Raises PetoolError if it cannot be built."""
         return Constraint(self._tokenizer, tools, style, text)

@@ -1,8 +1,6 @@
-"""Chat completions of whatever speaks OpenAI's API: GPT-4o, vLLM, Ollama, llama-server, our own server.
-
-The key comes from the environment and goes into one header: no file, message or URL holds it. A failure that may pass
-is tried again, later each time, or when the server says; one that cannot pass ends with one line.
-"""
+"""Chat completions of whatever speaks OpenAI's API: GPT-4o, vLLM, Ollama, llama-server, our own server. The key comes
+from the environment and goes into one header: no file, message or URL holds it. A failure that may pass is tried again,
+later each time, or when the server says; one that cannot pass ends with one line."""
 
 import email.utils
 import json
@@ -82,24 +80,19 @@ class Endpoint:
         self.url, self.model, self.made, self._most = base_url(url), model, 0, most
         theirs = self.url.startswith("https://api.openai.com/")
         self._key = (os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if theirs else "") or "").strip()
-        self._without: set[str] = set()
+        self.without: list[str] = []  # what requests are made without, since the server did not take it
         self._there = False  # whether it has ever answered
         self._lock = threading.Lock()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # A redirection, which could take the key to another host, is not followed.
         self._client = httpx.Client(headers=headers, timeout=_TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0))
 
-    @property
-    def without(self) -> list[str]:
-        """What requests are made without, since the server did not take it."""
-        return sorted(self._without)
-
     def ask(self, messages: Sequence[Any], tools: Sequence[Any], limit: int) -> Answer:
         """The answer to OpenAI messages and tools, of at most `limit` tokens, chosen greedily. Raises TooLong, Gone
         where it is useless to ask for anything else, and PetoolError where this request failed."""
         failed = 0
         while True:
-            without = set(self._without)
+            without = self.without
             names = plain_names(tools, messages) if "free names" in without else {}
             try:
                 return _answer(self._post(self._body(messages, tools, limit, without, names)), names)
@@ -113,7 +106,7 @@ class Endpoint:
                 self._give_way(refused, without, bool(tools))
 
     def _body(
-        self, messages: Sequence[Any], tools: Sequence[Any], limit: int, without: set[str], names: Mapping[str, str]
+        self, messages: Sequence[Any], tools: Sequence[Any], limit: int, without: list[str], names: Mapping[str, str]
     ) -> dict[str, Any]:
         """The request, without what the server did not take."""
         messages = one_turn(messages) if "a system message" in without else list(messages)
@@ -126,16 +119,16 @@ class Endpoint:
         body |= {"max_completion_tokens": limit} if "max_tokens" in without else {}
         return {key: value for key, value in body.items() if key not in without}
 
-    def _give_way(self, refused: _Refused, without: set[str], tools: bool) -> None:
+    def _give_way(self, refused: _Refused, without: list[str], tools: bool) -> None:
         """Leave out from now on what the refusal names; raises where there is nothing left to leave out."""
         if _TOO_LONG.search(refused.text):
             raise TooLong(f"{self.url}: {refused}")
         with self._lock:
-            if self._without - without:  # another thread has learned something meanwhile
+            if self.without != without:  # another thread has learned something meanwhile
                 return
             for name, words in _WITHOUT.items():
                 if name not in without and words.search(refused.text) and (tools or name != "free names"):
-                    self._without.add(name)
+                    self.without = sorted([*without, name])
                     return
         raise PetoolError(f"{self.url}: {refused}", "it does not take this request; another --style may help")
 
@@ -200,8 +193,7 @@ def one_turn(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plain_names(tools: Iterable[Mapping[str, Any]], messages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The name of each tool and each called one -> one of up to 64 letters, digits, _ and -, which is all that some
-    services take."""
+    """The name of each tool and each called one -> one of up to 64 letters, digits, _ and -: some take no others."""
     found: dict[str, str] = {}
     for item in (*tools, *(call for message in messages for call in message.get("tool_calls", ()))):
         name, number = str(item["function"]["name"]), 1

@@ -1,26 +1,24 @@
-"""A base model with its adapter through transformers' generate: token ids in, greedy replies out, in batches.
-
-Prompts of like lengths are decoded together. Every family that transformers loads runs as its own code has it, but
-for how prompts are read (a few at a time, without a mask) and how one token attends (heads that share keys at once).
-In 16 bits a reply may differ with its batch, since products of other shapes round otherwise.
-"""
+"""A base model with its adapter through transformers' generate: token ids in, greedy replies out, in batches. Prompts
+of like lengths are decoded together. Every family that transformers loads runs as its own code has it, but for how
+prompts are read (a few at a time, without a mask) and how one token attends (heads that share keys at once). In 16 bits
+a reply may differ with its batch, since products of other shapes round otherwise."""
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import MACHINE, PetoolError
+from petool_lite.errors import MACHINE, PetoolError, in_words
 from petool_lite.families import end_tokens
 from petool_lite.inference.constrain import Constraint
 from petool_lite.inference.llama import Reply
-from petool_lite.prompt.render import Chat
+from petool_lite.prompt.render import chat_from_directory
 
+Constrain = Callable[[int], Constraint] | None  # the constraint of a prompt's reply, by the prompt's index
 BATCH = 64  # replies decoded together, at most
 _BATCH_TOKENS = 262_144  # prompt and reply tokens of a batch, at most
 _READ_TOKENS = 16_384  # of prompts that are read at once, at most, or one prompt
@@ -56,11 +54,6 @@ def own_gpu() -> str:
     return f"cuda:{place}"
 
 
-def stop_ids(directory: Path, chat: Chat) -> frozenset[int]:
-    """The ids that end a reply: the same ones as llama.cpp's for the GGUF file of the same model."""
-    return frozenset({chat.eos_id, *end_tokens(directory).values()})
-
-
 def four_bits(**more: Any) -> Any:
     """NF4 with double quantization and arithmetic in bfloat16, as transformers takes it."""
     import torch
@@ -73,9 +66,8 @@ def four_bits(**more: Any) -> Any:
 
 
 def load_causal_model(directory: Path, adapter: Path | None, precision: str, device: str) -> Any:
-    """A transformers model in bfloat16 with its adapter merged ("bf16"), or in 4 bits with the adapter on it ("nf4").
-    The 4-bit form is the one that training sees: NF4 with double quantization, adapter and arithmetic in bfloat16. Its
-    head is in float32: rounded to bfloat16, two tokens often have the same logit."""
+    """A transformers model in bfloat16 with its adapter merged ("bf16"), or in 4 bits with its adapter ("nf4"), as
+    training sees it. Its head is in float32: rounded to bfloat16, two tokens often have the same logit."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -109,13 +101,12 @@ def greedy_ids(
     model: Any,
     prompts: Sequence[Sequence[int]],
     stops: Collection[int],
-    max_tokens: int,
+    most: int,
     steps: Any = None,
-    read_first: bool = False,
+    cache: Any = None,
 ) -> list[list[int]]:
-    """The likeliest ids after each prompt, one batch of them, up to one of `stops` or `max_tokens` new ones. `steps` is
-    a logits processor. Prompts are padded on the left. A reply of less than `max_tokens` ids has met one of `stops`,
-    which is left out. With `read_first` prompts are read by `_read`, for a model of transformers' own layers."""
+    """The likeliest ids after each prompt, one batch of them, up to one of `stops`, which is left out, or `most` ids.
+    `steps` is a logits processor, `cache` what `_read` has read, for a model of transformers' own layers."""
     import torch
 
     longest = max(map(len, prompts))
@@ -125,8 +116,8 @@ def greedy_ids(
     output = model.generate(
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
-        past_key_values=_read(model, prompts) if read_first and longest > 1 else None,
-        max_new_tokens=max_tokens,
+        past_key_values=cache,
+        max_new_tokens=most,
         do_sample=False,
         repetition_penalty=1.0,  # some bases' own settings have one, which a greedy choice would obey
         eos_token_id=sorted(stops),
@@ -137,13 +128,15 @@ def greedy_ids(
 
 
 def _read(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
-    """Keys and values of all ids of each prompt but the last, as a cache padded on the left. Prompts are read some at a
-    time and padded behind, where nothing that counts sees it: so no mask of every token with every token is needed."""
+    """Keys and values of all ids of each prompt but the last, as a cache padded on the left; None for single ids. They
+    are read some at a time and padded behind, where nothing that counts sees it: so without a mask of all with all."""
     import torch
     from transformers import DynamicCache
 
     lengths = [len(prompt) - 1 for prompt in prompts]
     longest, layers = max(lengths), list[tuple[Any, Any]]()
+    if not longest:
+        return None
     for part in batches([max(1, length) for length in lengths], _READ_TOKENS):
         size = max(1, *(lengths[row] for row in part))
         ids = [[*prompts[row][:-1], *[0] * (size - lengths[row])] for row in part]
@@ -211,70 +204,57 @@ class _Steps:
         if not self._constraints:
             return logits
         allowed = np.zeros(tuple(logits.shape), dtype=bool)
-        for row, own in enumerate(logits):
-            self._allow(row, own, allowed[row])
+        for row, constraint in enumerate(self._constraints):
+            if not constraint.finished and not self._forced[row]:
+                self._forced[row] = constraint.forced()
+            if constraint.finished:
+                allowed[row] = True
+            elif self._forced[row]:
+                allowed[row, self._forced[row][0]] = True
+            else:
+                allowed[row] = constraint.allowed(allowed.shape[1])  # none beyond the tokenizer's ids
+                if constraint.choosing:
+                    constraint.weigh(logits[row].float().cpu().numpy(), allowed[row])
         return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
-
-    def _allow(self, row: int, logits: Any, found: Any) -> None:
-        """Set in `found`, bool of shape (vocabulary,), which ids may come next in a row."""
-        constraint = self._constraints[row]
-        if constraint.finished:
-            found[:] = True
-            return
-        self._forced[row] = self._forced[row] or constraint.forced()
-        if self._forced[row]:
-            found[self._forced[row][0]] = True
-            return
-        found[:] = constraint.allowed(len(found))  # none beyond the tokenizer's ids
-        if constraint.choosing:
-            constraint.weigh(logits.float().cpu().numpy(), found)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is asked of every prompt: the longest reply, its end tokens, ids to text, and the constraint by index."""
-
-    max_tokens: int
-    stops: frozenset[int]
-    decode: Callable[[list[int]], str]
-    constrain: Callable[[int], Constraint] | None = None
 
 
 class GpuModel:
-    """A loaded model. Raises PetoolError where there is no GPU, or the model does not fit it."""
+    """A loaded model; `stops` are the ids that end its replies, llama.cpp's for the GGUF file of the same model."""
 
     def __init__(
         self, directory: Path, adapter: Path | None, precision: str = "bf16", device: str | None = None
     ) -> None:
-        """`precision` is "bf16" or "nf4"; `device` None is this process's GPU (LOCAL_RANK's under torchrun)."""
+        """`precision` is "bf16" or "nf4"; `device` None is this process's GPU (LOCAL_RANK's under torchrun). Raises
+        PetoolError where there is no GPU, or the model does not fit it."""
         import torch
 
-        if device is None and not torch.cuda.is_available():
+        self._chat = chat_from_directory(directory)
+        self.stops = frozenset({self._chat.eos_id, *end_tokens(directory).values()})
+        if device is None and not gpu_available():
             raise PetoolError("the GPU variants need a GPU, and torch finds none", "bench the GGUF variants", MACHINE)
         device = device or own_gpu()
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
-        try:
+        full, hint = f"{directory} does not fit the GPU's memory", "bench the NF4 variant"
+        with in_words(full, hint, torch.OutOfMemoryError, exit_code=MACHINE):
             self.model = load_causal_model(directory, adapter, precision, device)
             self.model.set_attn_implementation(_grouped())
-        except torch.OutOfMemoryError as error:
-            raise PetoolError(f"{directory} does not fit the GPU's memory", "bench the NF4 variant", MACHINE) from error
 
-    def generate(self, prompts: Sequence[Sequence[int]], job: Job, batch: int = BATCH) -> Iterator[tuple[int, Reply]]:
-        """Yield (index, reply) for every prompt, the longest first; at most `batch` replies are decoded together. The
-        time of a batch is shared by its entries: reading by prompt length, decoding by reply length. Raises PetoolError
-        where the GPU's memory is full."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], most: int, constrain: Constrain = None, batch: int = BATCH
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield (index, reply) for every prompt, the longest first; at most `batch` replies of up to `most` tokens are
+        decoded together. The time of a batch is shared by its entries: reading by prompt length, decoding by reply
+        length. Raises PetoolError where the GPU's memory is full."""
         import torch
 
-        lengths = [len(prompt) + job.max_tokens for prompt in prompts]
-        try:
-            for group in batches(lengths, self._room(prompts, job), batch):
-                yield from self._batch(prompts, group, job)
-        except torch.OutOfMemoryError as error:
-            hint = "give a smaller --batch, or bench the NF4 variant"
-            raise PetoolError("the GPU's memory is full", hint, MACHINE) from error
+        hint = "give a smaller --batch, or bench the NF4 variant"
+        with in_words("the GPU's memory is full", hint, torch.OutOfMemoryError, exit_code=MACHINE):
+            for group in batches([len(prompt) + most for prompt in prompts], self._room(prompts), batch):
+                made = map(constrain, group) if constrain else ()
+                yield from zip(group, self._batch([prompts[index] for index in group], most, made), strict=True)
 
-    def _room(self, prompts: Sequence[Sequence[int]], job: Job) -> int:
+    def _room(self, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens of a batch that half of the free GPU memory holds, by what reading the longest prompt alone takes."""
         import torch
 
@@ -284,23 +264,22 @@ class GpuModel:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
-        greedy_ids(self.model, [longest], job.stops, 1, read_first=True)
+        greedy_ids(self.model, [longest], self.stops, 1, cache=_read(self.model, [longest]))
         taken = torch.cuda.max_memory_allocated() - held
         return min(_BATCH_TOKENS, int(free / 2 / taken * len(longest)))
 
-    def _batch(self, prompts: Sequence[Sequence[int]], group: Sequence[int], job: Job) -> Iterator[tuple[int, Reply]]:
-        started = time.perf_counter()
-        constraints = [job.constrain(index) for index in group] if job.constrain else []
+    def _batch(self, prompts: Sequence[Sequence[int]], most: int, made: Iterable[Constraint]) -> Iterator[Reply]:
+        started, constraints = time.perf_counter(), [*made]
         steps = _Steps(constraints)
-        replies = greedy_ids(self.model, [prompts[index] for index in group], job.stops, job.max_tokens, steps, True)
+        replies = greedy_ids(self.model, prompts, self.stops, most, steps, _read(self.model, prompts))
         prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
-        read, written = sum(len(prompts[index]) for index in group), sum(len(ids) + 1 for ids in replies)
-        sure: list[Any] = [one.confidence for one in constraints] or [None] * len(group)
-        for index, ids, confidence in zip(group, replies, sure, strict=True):
-            finish = "stop" if len(ids) < job.max_tokens else "length"
-            count = len(prompts[index])
-            times = prefill * count / read, decode * (len(ids) + 1) / written
-            yield index, Reply(job.decode(ids), tuple(ids), finish, count, *times, confidence=confidence)
+        read, written = sum(map(len, prompts)), sum(len(ids) + 1 for ids in replies)
+        sure: list[Any] = [one.confidence for one in constraints] or [None] * len(prompts)
+        assert self._chat.decode is not None  # a chat from a directory has one
+        for prompt, ids, confidence in zip(prompts, replies, sure, strict=True):
+            finish = "stop" if len(ids) < most else "length"
+            times = prefill * len(prompt) / read, decode * (len(ids) + 1) / written
+            yield Reply(self._chat.decode(ids), tuple(ids), finish, len(prompt), *times, confidence=confidence)
 
     def peak_memory_gb(self) -> float:
         """The most GPU memory that tensors took since the last `generate` began, in GiB; 0 on a CPU."""

@@ -1,8 +1,6 @@
-"""`petool-lite call`, by a model loaded here or by a `serve` of the same file that runs already: the same reply.
-
-Such a server listens on a socket in a folder that only its user can enter. Its name tells the model file, the context,
-this installation and where the users' memory lies: a socket of that name answers as this process would.
-"""
+"""`petool-lite call`, by a model loaded here or by a `serve` of the same file that runs already: the same reply. Such a
+server listens on a socket in a folder that only its user can enter. Its name tells the model file, the context, this
+installation and where the users' memory lies: a socket of that name answers as this process would."""
 
 import json
 import os
@@ -20,13 +18,12 @@ if TYPE_CHECKING:
     from petool_lite.inference.call import Request
 
 ROUTE = "/helper"
-# What of the command line's options a call consists of, beside the request itself.
-OPTIONS = ("user", "store", "setting", "decoding", "required", "trim_history", "reply_tokens", "explain", "at_least")
+_SAME = ("setting", "decoding", "trim_history", "reply_tokens", "explain", "at_least")  # as CallOptions calls them
+OPTIONS = ("user", "store", "required", *_SAME)  # of the command line, beside the request itself
 
 
 def answer(model: Path, n_ctx: int, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a call: what `call --json` prints, and a `warning`. `asked` holds `request` and the OPTIONS.
-    Raises PetoolError as `ToolCaller.call_entry` does."""
+    """What `call --json` prints of a call. `asked` holds `request` and the OPTIONS. Raises like `ToolCaller.call`."""
     if (found := _helped(_place(model, n_ctx), asked)) is not None:
         return found
     from petool_lite.inference.llama_open import preload
@@ -42,10 +39,7 @@ def asked_request(asked: Mapping[str, Any]) -> "Request":
     """The request that `asked` is."""
     from petool_lite.inference.call import AUTO, REQUIRED, CallOptions, Request
 
-    same = {
-        name: asked[name] for name in ("decoding", "setting", "trim_history", "explain", "at_least", "reply_tokens")
-    }
-    options = CallOptions(choice=REQUIRED if asked["required"] else AUTO, **same)
+    options = CallOptions(choice=REQUIRED if asked["required"] else AUTO, **{name: asked[name] for name in _SAME})
     return Request(asked["request"], options, asked["user"], os.urandom(6).hex() if asked["store"] else None)
 
 
@@ -75,8 +69,7 @@ def _helped(place: Path | None, asked: Mapping[str, Any]) -> dict[str, Any] | No
         found = b"".join(iter(lambda: line.recv(1 << 16), b""))
         status, _, text = found.partition(b"\r\n\r\n")
         if status.startswith(b"HTTP/1.1 200 "):
-            answered: dict[str, Any] = json.loads(text)
-            return answered
+            return dict(json.loads(text))
     return None
 
 

@@ -1,9 +1,6 @@
-"""A GGUF model on the CPU through llama.cpp's C interface: tokenize, greedy decode, timings.
-
-A batch of a few tokens takes little longer than one token. So ids of a reply that are settled wait until a choice needs
-the logits after them, and a guess of what follows goes along, whose logits choose as well as any as long as the choices
-are as guessed.
-"""
+"""A GGUF model on the CPU through llama.cpp's C interface: tokenize, greedy decode, timings. A batch of a few tokens
+takes little longer than one token. So ids of a reply that are settled wait until a choice needs the logits after them,
+and a guess of what follows goes along, whose logits choose as well as any as long as the choices are as guessed."""
 
 import codecs
 import copy
@@ -20,8 +17,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.families import known_template
 from petool_lite.inference.batch import Context, Slots
 from petool_lite.inference.constrain import Constrainer, Constraint
-from petool_lite.inference.llama_open import open_model
-from petool_lite.inference.settings import EngineSettings
+from petool_lite.inference.llama_open import EngineSettings, open_model
 from petool_lite.prompt.render import Chat, common_length
 
 # Rows that llama.cpp's flash attention takes at a time; products of a few rows round otherwise than larger ones, too.
@@ -55,8 +51,7 @@ class Reply:
 
 
 class LlamaModel(ExitStack):
-    """One loaded GGUF file with one context. Use as a context manager, or `close` it, which frees both; not safe to
-    share between threads."""
+    """A loaded GGUF file with one context. Use as a context manager, or `close` it; only one thread may use it."""
 
     sequence = 0  # of the context that is this model's
 
@@ -80,8 +75,7 @@ class LlamaModel(ExitStack):
         self.callback(lambda: self.context.close())
 
     def _reserve(self, length: int) -> None:
-        """Have room for `length` ids. A context is opened as large as needed, since clearing 8,192 places takes 0.1 s.
-        Raises PetoolError if there is no memory for it."""
+        """Have room for `length` ids, or raise PetoolError: not for 8,192 at once, since clearing them takes 0.1 s."""
         if length > self.n_ctx:
             raise PetoolError(f"{length} tokens exceed the context of {self.n_ctx}", "open a larger context")
         if length <= (size := self.context.size):
@@ -95,8 +89,7 @@ class LlamaModel(ExitStack):
 
     def slots(self, count: int) -> list["LlamaModel"]:
         """Models that share this one's file and one context, each for a thread of its own and with room for `n_ctx`
-        tokens; they end with this one, which is not to be used beside them. Raises PetoolError where there is no memory
-        for them."""
+        tokens; see `ToolCaller.slots`. Raises PetoolError where there is no memory for them."""
         self.context.close()
         models = [copy.copy(self) for _ in range(count)]
         self.context = Slots(self._lib, self._model, self.settings, models)
@@ -224,10 +217,15 @@ class LlamaModel(ExitStack):
         """Read `ids` so that the next token can be chosen; returns how many of them the memory held already. As much of
         `guess` as the last batch has room for is read with it, see `_eval`. With `exact_reuse` set, the logits are
         those of a reading from the start, to the bit: matrix products of few rows round otherwise than those of many,
-        so no part is shorter than it would be there, or than _TILE."""
+        so what is read again has the parts and tiles that it would have there."""
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
         shared = min(common_length(self.held, ids), len(ids) - 1) if reuse else 0
-        shared = _exact_start(shared, len(ids) + len(guess), step) if self.exact_reuse else shared
+        if (
+            self.exact_reuse
+        ):  # the part up to the next multiple of `step` begins with a tile, and has all rows or a tile
+            start = shared // step * step
+            rows = min(step, len(ids) + len(guess) - start)
+            shared = max(start, min(shared, start + rows - _TILE) // _TILE * _TILE)
         origin = 0 if self.exact_reuse else shared
         self._keep(shared)
         while (offset := len(self.held)) < len(ids):
@@ -280,13 +278,12 @@ class LlamaModel(ExitStack):
 
     def shares(self, ids: Sequence[int], choices: Sequence[Sequence[int]]) -> list[float]:
         """Each choice's probability among them as the continuation of `ids`: the product of those of its ids, each
-        renormalised over the ids that a choice can go on with (see `Constraint`). None of the choices is kept. Choices
-        that share a beginning share its reading; none is the beginning of another. Raises PetoolError if the engine
-        fails."""
+        renormalised over the ids that a choice can go on with (see `Constraint`). Choices that share a beginning share
+        its reading; none is the beginning of another, and none is kept. Raises PetoolError if the engine fails."""
         import numpy as np
 
         self.read(ids)
-        found, path, rows = {}, list[int](), [self._logits(-1).astype(np.float64)]
+        found, path, rows = {}, list[int](), [self._logits().astype(np.float64)]
         for choice in sorted({tuple(choice) for choice in choices}):
             shared = min(common_length(path, choice), len(choice) - 1, len(rows) - 1)
             self._keep(len(ids) + shared)
@@ -307,15 +304,6 @@ class LlamaModel(ExitStack):
         self._reserve(len(self.held) + len(ids) + len(guess))
         self._first = len(self.held) + len(ids) - 1
         self._rows = self.context.read(self, [*ids, *guess], len(ids) - 1)
-
-
-def _exact_start(shared: int, length: int, step: int) -> int:
-    """The most of `shared` ids to keep so that the rest of `length` is read as a reading from the start reads it. That
-    one reads parts of `step` ids and a last one, each in tiles of _TILE rows. The part from here to the next multiple
-    of `step` must begin with a tile and have as many rows as there, or at least one tile."""
-    start = shared // step * step
-    rows = min(start + step, length) - start
-    return max(start, min(shared, start + rows - _TILE) // _TILE * _TILE)
 
 
 class _Writing:

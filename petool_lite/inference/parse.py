@@ -1,8 +1,6 @@
 """The strict reading of a reply: a call of an offered tool with its declared parameters, a plain text, or a failure.
-
 Both forms of a call are read: petool's, {"name": ..., "arguments": {...}} between <tool_call> and </tool_call>, and the
-published line {"tool_name": ..., "parameters": {...}}. The published scorer has rules of its own (bench).
-"""
+published line {"tool_name": ..., "parameters": {...}}. The published scorer has rules of its own (bench)."""
 
 import json
 from collections import Counter

@@ -71,9 +71,8 @@ def _published_row(row: Mapping[str, Any], setting: str | None) -> Entry:
 
 
 def with_published_prompt(entry: Entry, wording: str | None, setting: str | None) -> Entry:
-    """The entry with the published prompt that its model was trained on. Its system message where that is a whole one;
-    else one in `wording`, the model's own record (JSON: for each setting the text around the two arrays). Raises
-    PetoolError where there is neither."""
+    """The entry with a published prompt: its system message where that is one; else one in `wording`, the model's own
+    record (JSON: for each setting the text around the two arrays). Raises PetoolError where there is neither."""
     system = entry.turns[0].get("content") if entry.turns and entry.turns[0].get("role") == "system" else None
     if isinstance(system, str) and "required_parameters" in system:
         return _published_row({"instruction": system, "query": entry.query}, setting)
@@ -81,8 +80,6 @@ def with_published_prompt(entry: Entry, wording: str | None, setting: str | None
     rated = any(item.verdict for item in entry.history) or not entry.history
     chosen = next((name for name in (setting, "rating" if rated else "preferred", *texts) if name in texts), None)
     if chosen is None:
-        raise PetoolError(
-            "this model was trained on the published prompt, and its file does not record the wording",
-            "export it again with this version, or give a whole entry (--request)",
-        )
+        what = "this model was trained on the published prompt, and its file does not record the wording"
+        raise PetoolError(what, "export it again with this version, or give a whole entry (--request)")
     return petoolbench.published_entry(entry, texts[chosen], chosen)

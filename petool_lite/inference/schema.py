@@ -1,11 +1,9 @@
-"""A tool's parameters, a JSON Schema as people write them, made into what llguidance builds a grammar of.
-
-llguidance reads types, bounds, patterns, `allOf` and references itself. Before that, names and shapes of the wild
-become JSON Schema (`data.schema`), and objects take only the parameters that they declare unless they say otherwise.
-What a reply cannot be held to (`not`, `uniqueItems`, a pattern with look-ahead, an overlapping `oneOf`) is left out or
-widened and said in a note; what makes no sense is refused. Both name the tool and the place.
-https://json-schema.org/draft/2020-12
-"""
+"""A tool's parameters, a JSON Schema as people write them, made into what llguidance builds a grammar of. llguidance
+reads types, bounds, patterns, `allOf` and references itself. Before that, names and shapes of the wild become JSON
+Schema (`data.schema`), and objects take only the parameters that they declare unless they say otherwise. What a reply
+cannot be held to (`not`, `uniqueItems`, a pattern with look-ahead, an overlapping `oneOf`) is left out or widened and
+said in a note; what makes no sense is refused. Both name the tool and the place.
+https://json-schema.org/draft/2020-12"""
 
 import json
 import re
@@ -17,7 +15,7 @@ from urllib.parse import unquote
 
 from petool_lite.data.entries import Tool
 from petool_lite.data.schema import normal_schema, value_faults
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.inference import bare
 
 Schema = dict[str, Any]
@@ -61,10 +59,8 @@ def _built(name: str, text: str) -> Built:
     reader = _Reader(name, json.loads(text, object_hook=_never_null))
     if joined:
         reader.notes.append(f"the tool {name}: patterns are not held: more than {_JOINED} of them beside allOf")
-    try:
+    with in_words(f"the tool {name}: its references lead on too far", "mend the tool's declaration", RecursionError):
         return Built(reader.root(), tuple(dict.fromkeys(reader.notes)))
-    except RecursionError as error:
-        raise PetoolError(f"the tool {name}: its references lead on too far", "mend the tool's declaration") from error
 
 
 def _never_null(schema: Schema) -> Schema:
@@ -93,7 +89,7 @@ class _Reader:
         self.notes.append(f"the tool {self.tool}: {path}: {message}")
 
     def root(self) -> Schema:
-        """The whole: an object's schema, or a choice of objects'."""
+        """An object's schema, or a choice of objects'. Raises PetoolError where llguidance cannot build it."""
         source = self._source if isinstance(self._source, Mapping) else {}
         loose = "object" in source["type"] if isinstance(source.get("type"), list) else not set(source) & _SHAPES
         found = self.node({**source, "type": "object"} if loose else source, "parameters")
@@ -103,15 +99,6 @@ class _Reader:
         if any(self._meant(item).get("type", "object") != "object" for item in found.get("anyOf", [found])):
             raise self._fault("parameters", "expected the schema of an object")
         found = {"type": "object", **found} | ({"$defs": self._definitions} if self._definitions else {})
-        self._try(found)
-        return found
-
-    def _meant(self, found: Schema) -> Schema:
-        name = found["$ref"].rpartition("/")[2] if set(found) == {"$ref"} else None
-        return self._definitions[name] if name else found
-
-    def _try(self, found: Schema) -> None:
-        """Let llguidance build it, and note each oneOf that it cannot tell apart."""
         for path, choice in self._either:
             if _refusal({**choice, "$defs": self._definitions}, coerce=False):
                 self._odd(path, "oneOf is read as anyOf: its choices overlap, or may")
@@ -120,6 +107,11 @@ class _Reader:
                 if value is not True and (why := _refusal({**value, "$defs": self._definitions})):
                     raise self._fault(f"parameters.properties.{key}", f"no grammar can be built: {why}")
             raise self._fault("parameters", f"no grammar can be built: {reason}")
+        return found
+
+    def _meant(self, found: Schema) -> Schema:
+        name = found["$ref"].rpartition("/")[2] if set(found) == {"$ref"} else None
+        return self._definitions[name] if name else found
 
     def node(self, value: Any, path: str, closed: bool = True) -> Any:
         """The normal schema `value` at `path` for llguidance, or False where no value fits it. A `closed` object takes

@@ -1,9 +1,7 @@
-"""What the engine has read for a user, kept on disk, so that a returning user's prompt is not read again.
-
-There is one file a user. It holds a key (model hash, context size, KV type, library version), the token ids that were
-read, the engine's state after them and a checksum. A file that is damaged, foreign or of another key is ignored and
-written anew. Files are readable by their owner only; the least recently used go first when all exceed a limit.
-"""
+"""What the engine has read for a user, kept on disk, so that a returning user's prompt is not read again. There is one
+file a user. It holds a key (facts of model, settings and library that must be equal for a state to be of use), the
+token ids that were read, the engine's state after them and a checksum. A file that is damaged, foreign or of another
+key is ignored and written anew. Only its owner may read it; the least recently used go first at a limit."""
 
 import contextlib
 import hashlib
@@ -11,10 +9,10 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import xxhash  # 10 GB/s: a 3B model's state of 3,000 tokens has 340 MB
 
@@ -25,24 +23,6 @@ _MAGIC = b"petool-lite state 2\n"  # then a line of JSON, the key and the ids; t
 _CHECK = 16  # bytes of the checksum
 DEFAULT_LIMIT = 4 * 2**30  # bytes of all files together
 _STALE = 3600  # seconds after which a half-written file of a killed process is removed
-
-
-@dataclass(frozen=True)
-class StateKey:
-    """What must be equal for a state to be of use."""
-
-    model_sha256: str
-    kv_type: str
-    flash_attention: bool
-    library: str
-
-
-@dataclass(frozen=True)
-class State:
-    """The ids that were read and the engine's state after them, in mapped memory."""
-
-    ids: list[int]
-    data: memoryview
 
 
 class StateStore:
@@ -57,19 +37,32 @@ class StateStore:
         """The file of a user; its name tells nothing of the user's."""
         return self.root / f"{hashlib.sha256(user.encode()).hexdigest()[:40]}.state"
 
-    @contextlib.contextmanager
-    def open(self, user: str, key: StateKey) -> Iterator[State | None]:
-        """Yield the user's state if a sound one with this key is there, else None."""
-        found = None
+    def read(self, user: str, key: Mapping[str, Any]) -> tuple[list[int], memoryview] | None:
+        """The ids that were read for the user and the engine's state after them, in mapped memory; None where there is
+        no sound file with this key."""
+        path = self.path(user)
         with contextlib.suppress(OSError, ValueError):
-            found = _read(self.path(user), key)
-            os.utime(self.path(user))  # least recently used goes first
-        yield found
+            with path.open("rb") as file:
+                owned = os.fstat(file.fileno())
+                if owned.st_uid != os.getuid() or owned.st_mode & 0o077:
+                    return None  # another user's, or one that others may have written to
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            view = memoryview(mapped)  # which lives as long as its parts
+            body = mapped.find(b"\n", len(_MAGIC)) + 1
+            if view[: len(_MAGIC)] != _MAGIC or not 0 < body <= len(view) - _CHECK:
+                return None
+            facts = json.loads(bytes(view[len(_MAGIC) : body]))
+            ids = facts.pop("ids", [])
+            if facts == key and xxhash.xxh3_128(view[:-_CHECK]).digest() == bytes(view[-_CHECK:]):
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # least recently used goes first
+                return ids, view[body:-_CHECK]
+        return None
 
-    def save(self, user: str, key: StateKey, ids: Sequence[int], data: memoryview) -> int:
+    def save(self, user: str, key: Mapping[str, Any], ids: Sequence[int], data: memoryview) -> int:
         """Write the user's file in one step and make room for it; returns its bytes, 0 if it alone exceeds the limit. A
         reader sees the old file or the new one; so does the next start after a crash. Raises OSError."""
-        head = _MAGIC + json.dumps({**asdict(key), "ids": list(ids)}).encode() + b"\n"
+        head = _MAGIC + json.dumps({**key, "ids": list(ids)}).encode() + b"\n"
         size = len(head) + data.nbytes + _CHECK
         if size > self.limit:
             return 0
@@ -98,19 +91,3 @@ class StateStore:
             if stale or (path.suffix == ".state" and total > self.limit):
                 path.unlink(missing_ok=True)
                 total -= freed
-
-
-def _read(path: Path, key: StateKey) -> State | None:
-    with path.open("rb") as file:
-        owned = os.fstat(file.fileno())
-        if owned.st_uid != os.getuid() or owned.st_mode & 0o077:
-            return None  # another user's, or one that others may have written to
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    view = memoryview(mapped)  # which lives as long as its parts
-    body = mapped.find(b"\n", len(_MAGIC)) + 1
-    if view[: len(_MAGIC)] != _MAGIC or not 0 < body <= len(view) - _CHECK:
-        return None
-    facts = json.loads(bytes(view[len(_MAGIC) : body]))
-    ids = facts.pop("ids", [])
-    whole = facts == asdict(key) and xxhash.xxh3_128(view[:-_CHECK]).digest() == bytes(view[-_CHECK:])
-    return State(ids, view[body:-_CHECK]) if whole else None

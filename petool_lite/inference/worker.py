@@ -6,7 +6,7 @@ import multiprocessing
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -119,59 +119,44 @@ class Engine:
         return self._process is not None and bool(self._process.is_alive())
 
 
-class _Worker:
-    """What runs in the process: slots that answer one request at a time, each request on a thread."""
-
-    def __init__(self, pipe: Connection, callers: Sequence[ToolCaller]) -> None:
-        self._pipe, self._lock = pipe, threading.Lock()
-        self._free = list(callers)  # the one that is free for longest first
-        self._users: dict[ToolCaller, str | None] = {}  # whom each slot served last
-        self._unwanted: dict[int, threading.Event] = {}
-
-    def send(self, number: int, event: Event) -> None:
-        """Answer; every thread may."""
-        with self._lock, contextlib.suppress(OSError):  # the server is gone, and soon this process
-            self._pipe.send((number, event))
-
-    def take(self, number: int, request: Request | None) -> None:
-        """Give a request to the slot that served its user last, else to the one that rested for longest; None is for a
-        request that nobody wants any more."""
-        if request is None:
-            if unwanted := self._unwanted.get(number):
-                unwanted.set()
-            return
-        with self._lock:
-            known = [slot for slot in self._free if request.user and self._users.get(slot) == request.user]
-            slot = (known or self._free)[0]
-            self._free.remove(slot)
-        self._users[slot], self._unwanted[number] = request.user, threading.Event()
-        threading.Thread(target=self._serve, args=(slot, number, request), daemon=True).start()
-
-    def _serve(self, slot: ToolCaller, number: int, request: Request) -> None:
-        unwanted = self._unwanted[number]
-
-        def check() -> None:
-            if unwanted.is_set():
-                raise _Cancelled
-
-        event = _answer(slot, request, partial(self.send, number), check)
-        del self._unwanted[number]
-        with self._lock:
-            self._free.append(slot)
-        self.send(number, event)
-
-
 def _work(pipe: Connection, model: Path, n_ctx: int, slots: int) -> None:
+    """What runs in the process: a thread a request, on the slot that served its user last, or rested for longest."""
     try:
-        caller = ToolCaller(model, n_ctx)
-        worker = _Worker(pipe, caller.slots(slots))
+        free = ToolCaller(model, n_ctx).slots(slots)  # the one that rests for longest first
     except PetoolError as error:
         pipe.send((-1, ("broken", {"message": error.message, "hint": error.hint})))
         return
-    worker.send(-1, ("ready", {}))
+    lock, users, wanted = threading.Lock(), dict[ToolCaller, str | None](), set[int]()
+
+    def send(number: int, event: Event) -> None:
+        with lock, contextlib.suppress(OSError):  # the server is gone, and soon this process
+            pipe.send((number, event))
+
+    def serve(slot: ToolCaller, number: int, request: Request) -> None:
+        def check() -> None:
+            if number not in wanted:
+                raise _Cancelled
+
+        event = _answer(slot, request, partial(send, number), check)
+        wanted.discard(number)
+        with lock:
+            free.append(slot)
+        send(number, event)
+
+    send(-1, ("ready", {}))
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         while True:
-            worker.take(*pipe.recv())
+            number, request = pipe.recv()
+            if request is None:  # nobody wants it any more
+                wanted.discard(number)
+                continue
+            with lock:
+                known = [slot for slot in free if request.user and users.get(slot) == request.user]
+                slot = (known or free)[0]
+                free.remove(slot)
+            users[slot] = request.user
+            wanted.add(number)
+            threading.Thread(target=serve, args=(slot, number, request), daemon=True).start()
 
 
 def _answer(caller: ToolCaller, request: Request, send: Callable[[Event], None], check: Callable[[], None]) -> Event:
@@ -213,8 +198,7 @@ class Pieces:
         self._sent: dict[str, int] = {}  # characters of each part
 
     def grown(self, text: str, whole: bool = False) -> Iterator[dict[str, str]]:
-        """What can be sent of `text`, the reply so far, or the `whole`: {"name"} once, then {"arguments"}; or
-        {"content"}."""
+        """What can be sent of `text`, the reply so far or the `whole`: {"name"}, then {"arguments"}; or {"content"}."""
         for part, found in _parts(text.rstrip("�"), whole).items():  # half a character comes with the next token
             if len(found) > (sent := self._sent.get(part, 0)):
                 yield {part: found[sent:]}

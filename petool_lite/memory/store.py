@@ -145,8 +145,7 @@ class Store:
         return with_earlier(entry, [Interaction(*item) for item in calls])  # type: ignore[arg-type]  # no texts
 
     def find(self, identity: str | None, user: str | None = None, verdict: str | None = None) -> Record:
-        """One interaction, the newest where `identity` is None, with the verdict, if any, that it gets. Raises
-        PetoolError where it is unknown or another user's."""
+        """One interaction, the newest for None, with the verdict that it gets, if any. Raises PetoolError for none."""
         plain = identity and identity.removeprefix("chatcmpl-").removeprefix("resp_")
 
         def work(db: sqlite3.Connection) -> Record:
@@ -199,10 +198,6 @@ class Memory:
     def use(self, work: Callable[[Store], T]) -> T | None:
         """What `work` returns of the store; None where it cannot be used."""
         return self._tried(partial(work, self.store)) if self.store else None
-
-    def recalled(self, user: str, entry: Entry) -> Entry:
-        """See Store; the entry as it is where the store cannot be used."""
-        return self.use(lambda store: store.recalled(user, entry)) or entry
 
     def _tried(self, work: Callable[[], T]) -> T | None:
         try:

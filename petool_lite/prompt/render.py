@@ -17,7 +17,7 @@ from typing import Any
 from petool_lite.data.entries import Answer, Call, Entry, bearing, properties
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.data.petoolbench import prompt_of, published_call
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 
 # Llama-3.x templates print today's date unless told otherwise; a fixed one keeps prompts the same every day.
 _DATE = "26 Jul 2024"
@@ -289,12 +289,11 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
         return
     # a compiled template cannot be sent, but forked
     pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _as_worker, (chat, layout, pairs))
+    ended = in_words("a process that renders rows was ended from outside", "free memory, try again", BrokenProcessPool)
     try:
-        for rows in pool.map(_rendered, batches):
-            yield from rows
-    except BrokenProcessPool as error:
-        what = "a process that renders rows was ended from outside"
-        raise PetoolError(what, "free some memory, try again") from error
+        with ended:
+            for rows in pool.map(_rendered, batches):
+                yield from rows
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # at once, also where nobody wants the rest
 

@@ -1,9 +1,6 @@
-"""`serve`: an OpenAI-compatible server for tool calls, on this machine's loopback unless told otherwise.
-
-POST /v1/chat/completions, /v1/responses, /v1/feedback; GET /v1/models, /v1/tools, /v1/history, /health; a page at /.
-A request goes one way: `routes` lets it in, `requests` reads it, `queue` takes it to the engine and hears
-when its client leaves, `respond` writes the answer; what a user did is kept by `memory`.
-"""
+"""`serve`: an OpenAI-compatible server for tool calls, on this machine's loopback unless told otherwise. A request
+goes one way: `routes`, which lists the addresses, lets it in, `requests` reads it, `queue` takes it to the engine and
+hears when its client leaves, `respond` writes the answer; what a user did is kept by `memory`."""
 
 import ipaddress
 import secrets
@@ -17,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from petool_lite.console import say
-from petool_lite.errors import USAGE, PetoolError
+from petool_lite.errors import USAGE, PetoolError, in_words
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.helper import listening
 
@@ -67,11 +64,8 @@ def run(settings: ServeSettings) -> None:
     store = Memory().store if settings.store else None
     offered = OfferedTools(settings.mcp) if settings.mcp else None
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
+    with in_words(f"cannot listen on {settings.host}:{settings.port}", "choose another --port", OSError):
         listener = socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        what = f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        raise PetoolError(what, "choose another --port") from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # while it loads; later uvicorn hears it first
     with listener, listening(settings.model, settings.n_ctx) as helping:
         queue = RequestQueue(settings)

@@ -21,7 +21,7 @@ class Turns:
     first. So a user with many requests keeps no other one waiting; requests without a user are one user's."""
 
     def __init__(self, slots: int) -> None:
-        self._free, self._running = slots, Counter[str | None]()
+        self._slots, self._running = slots, Counter[str | None]()
         self._waiting: dict[asyncio.Future[None], tuple[str | None, int]] = {}  # user and number of each request
         self._served: dict[str | None, int] = {}  # of those who run or wait: which request of all was their last
         self._numbers = itertools.count(1)
@@ -41,7 +41,6 @@ class Turns:
     def give_back(self, user: str | None) -> None:
         """The slot is free again."""
         self._running[user] -= 1
-        self._free += 1
         self._next()
 
     def _next(self) -> None:
@@ -49,10 +48,11 @@ class Turns:
             user, number = self._waiting[turn]
             return self._running[user], self._served.get(user, 0), number
 
-        while self._free and (wanted := [turn for turn in self._waiting if not turn.cancelled()]):
+        while self._running.total() < self._slots and (
+            wanted := [turn for turn in self._waiting if not turn.cancelled()]
+        ):
             turn = min(wanted, key=rank)
             user, _ = self._waiting.pop(turn)
-            self._free -= 1
             self._running[user] += 1
             self._served[user] = next(self._numbers)
             turn.set_result(None)
@@ -73,9 +73,8 @@ class RequestQueue:
         self.present = 0  # requests that run or wait
 
     async def events(self, request: Request, left: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
-        """Events of one request, the last one not a "delta"; `left` returns when its client has gone, which ends it. A
-        client that reads slowly keeps nobody waiting: the events are kept for it. Raises Refusal where the queue is
-        full."""
+        """Events of one request, the last one not a "delta"; `left` returns when its client has gone, which ends it.
+        Events are kept for a client that reads slowly. Raises Refusal where the queue is full."""
         if self.present >= self.settings.queue + self.settings.slots:
             raise Refusal(429, "the queue is full; try again later", kind="rate_limit_error")
         self.present += 1

@@ -1,8 +1,6 @@
-"""OpenAI's requests, of chat completions and of responses, as one `Request` for the engine.
-
-Null means absent. What this server does not do is refused by the field's name; what changes nothing, since decoding is
-greedy, is accepted and named in the answer.
-"""
+"""OpenAI's requests, of chat completions and of responses, as one `Request` for the engine. Null means absent. What
+this server does not do is refused by the field's name; what changes nothing, since decoding is greedy, is accepted and
+named in the answer."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,9 +16,7 @@ from petool_lite.data.openai import conversation, read_tools
 from petool_lite.data.petoolbench import read_interaction
 from petool_lite.inference.call import AUTO, CHOICES, REPLY_TOKENS, REQUIRED, CallOptions, Request
 
-_TEXT = {"const": "text"}
-_FLAG = {"type": "boolean"}, "true or false"
-_NONE = False, "nothing, since this server has none"
+_TEXT, _NONE = {"const": "text"}, (False, "nothing, since this server has none")
 _LIMIT = {"type": "integer", "minimum": -1, "maximum": (1 << 31) - 1, "not": {"const": 0}}, "a whole number or -1"
 # What each field may hold, as JSON Schema and in words; the first ones would change the answer's form.
 _FIELDS: dict[str, tuple[Any, str]] = {
@@ -34,7 +30,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "text": ({"type": "object", "properties": {"format": {"properties": {"type": _TEXT}}}}, "the type text"),
     "background": ({"const": False}, "false"),
     **dict.fromkeys(("audio", "previous_response_id", "conversation", "prompt"), _NONE),
-    **dict.fromkeys(("stream", "explain", "store"), _FLAG),
+    **dict.fromkeys(("stream", "explain", "store"), ({"type": "boolean"}, "true or false")),
     **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), _LIMIT),
     "at_least": ({"type": "number", "minimum": 0, "maximum": 1}, "a number from 0 to 1"),
     "stream_options": ({"type": "object"}, "an object"),
@@ -159,15 +155,11 @@ def _choice(value: Any, entry: Entry) -> tuple[str, tuple[str, ...] | None]:
     if not isinstance(listed, list) or not listed:
         wanted = f'{", ".join(CHOICES)}, one function, or allowed_tools with a mode of "auto" or "required" and tools'
         raise _wrong("tool_choice", wanted, value)
-    return str(found["mode"]), tuple(_named(item, entry) for item in listed)
-
-
-def _named(value: Any, entry: Entry) -> str:
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if name not in {tool.name for tool in entry.tools}:
-        raise _wrong("tool_choice", "the name of an offered tool", name)
-    return str(name)
+    functions = [item.get("function", item) if isinstance(item, Mapping) else None for item in listed]
+    names = [item.get("name") if isinstance(item, Mapping) else None for item in functions]
+    if unknown := [name for name in names if name not in [tool.name for tool in entry.tools]]:
+        raise _wrong("tool_choice", "the name of an offered tool", unknown[0])
+    return str(found["mode"]), tuple(map(str, names))
 
 
 def _wrong(field: str, expected: str, found: Any) -> Fault:

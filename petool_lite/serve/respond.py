@@ -1,7 +1,5 @@
-"""Answers in OpenAI's two forms, whole or as server-sent events; both are made from the same events of the engine.
-
-The forms are those of https://platform.openai.com/docs/api-reference (chat completions and responses).
-"""
+"""Answers in OpenAI's two forms, whole or as server-sent events; both are made from the same events of the engine. The
+forms are those of https://platform.openai.com/docs/api-reference (chat completions and responses)."""
 
 import json
 import time
@@ -17,8 +15,7 @@ _STATUS = {ENGINE: 500, "timeout": 504, "cancelled": 499}
 
 
 async def respond(events: AsyncIterator[Event], form: "Form") -> Any:
-    """The response to one request; a refusal or a failing engine before the first piece gets a status of its own.
-    Raises Refusal."""
+    """The response to one request. Raises Refusal for what fails before the first piece, with a status of its own."""
     from starlette.responses import JSONResponse, StreamingResponse
 
     first = await anext(events, failed("cancelled", "the client has gone"))
@@ -90,8 +87,7 @@ class Form:
 
     def _usage(self, read: str, written: str) -> dict[str, Any] | None:
         """Tokens read and written, under names with these words; None where the call failed."""
-        timings = self.facts.get("timings")
-        if not timings:
+        if not (timings := self.facts.get("timings")):
             return None
         prompt, reply = timings["prompt_tokens"], timings["reply_tokens"]
         total = {f"{read}_tokens": prompt, f"{written}_tokens": reply, "total_tokens": prompt + reply}
@@ -215,9 +211,8 @@ class Responses(Form):
         return {"type": "message", "id": f"msg_{self.identity}", "status": status, **said}
 
     def _place(self) -> dict[str, Any]:
-        if self.name is not None:
-            return {"output_index": 0, "item_id": f"fc_{self.identity}"}
-        return {"output_index": 0, "item_id": f"msg_{self.identity}", "content_index": 0}
+        kind, more = ("fc", {}) if self.name is not None else ("msg", {"content_index": 0})
+        return {"output_index": 0, "item_id": f"{kind}_{self.identity}"} | more
 
     def _part(self, text: str) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -73,8 +73,7 @@ class OfferedTools:
 
 
 def application(queue: RequestQueue, store: Store | None = None, offered: OfferedTools | None = None) -> Starlette:
-    """The application over `queue`; without a `store` no user's calls are kept or read. `offered` are the tools where a
-    request brings none."""
+    """The application over `queue`. Without `store` no calls are kept; `offered` are for requests without tools."""
     own, settings = _Routes(queue, store, offered), queue.settings
     # Without a key, a web page in the user's browser must not get in under another name for this machine.
     hosts = ["*"] if settings.api_key else ["localhost", "127.0.0.1", "[::1]", "::1", settings.host]
@@ -174,13 +173,11 @@ class _Routes:
         return JSONResponse(facts, 200 if kind == "done" else 500)
 
     def _events(self, request: Request, asked: EngineRequest) -> AsyncIterator[Event]:
-        return self._queue.events(asked, partial(_left, request))
+        async def left() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
 
-
-async def _left(request: Any) -> None:
-    """Return when a request's client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        return self._queue.events(asked, left)
 
 
 @lru_cache(maxsize=1)

@@ -148,14 +148,13 @@ def test_results_of_other_work_are_refused_by_name_before_any_reply(tiny_files, 
 
 def test_both_engines_read_the_same_tokens_and_stop_at_the_same_ones(tiny_files, tmp_path) -> None:
     """The CPU stands in for the GPU: same code, prompts, end tokens, limit; one beyond the context keeps its row."""
-    from petool_lite.inference.gpu import stop_ids
+    from petool_lite.inference.gpu import GpuModel
     from petool_lite.inference.llama import LlamaModel
-    from petool_lite.prompt.render import chat_from_directory
 
     folder = tiny_files["folder"]
     with LlamaModel(tiny_files["f16"], vocab_only=True) as vocabulary:
         ends = {token for token in range(len(vocabulary.token_bytes())) if vocabulary.ends(token)}
-        assert ends == stop_ids(folder, chat_from_directory(folder))
+        assert ends == GpuModel(folder, None, device="cpu").stops
     cpu = Variant("a", tiny_files["f16"], "petool", decoding="free")
     gpu = Variant("b", folder, "petool", GPU, decoding="free", batch=2, device="cpu")
     dataset = load_dataset(DATA)

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support_fuzz import cases, deep, scalar, text, value
+from support_fuzz import cases, deep, scalar, some, text, value
 
 from petool_lite.data.mcp import Servers
 from petool_lite.errors import PetoolError
@@ -37,10 +37,6 @@ class Process:
 
     async def aclose(self) -> None:
         self.returncode = 0
-
-
-def some(**optional) -> st.SearchStrategy[dict]:
-    return st.fixed_dictionaries({}, optional=optional)
 
 
 def answered(*results: st.SearchStrategy) -> st.SearchStrategy:

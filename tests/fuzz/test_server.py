@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
-from support_fuzz import cases, deep, scalar, text, value
+from support_fuzz import cases, deep, scalar, some, text, value
 from support_memory import made
 from support_serve import Server
 
@@ -19,17 +19,14 @@ from petool_lite.serve.routes import application
 TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {"properties": {"a": {"type": "string"}}}}}]
 ASK = [{"role": "user", "content": "secretwordofthequery"}]
 message = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]), "content": value})
-schema = st.fixed_dictionaries({}, optional={"properties": value, "required": value, "type": value})
+schema = some(properties=value, required=value, type=value)
 tool = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": text, "parameters": schema})})
-body = st.fixed_dictionaries(
-    {},
-    optional={
-        "messages": st.one_of(value, st.just(ASK), st.lists(st.one_of(value, message), max_size=3)),
-        "tools": st.one_of(value, st.just(TOOLS), st.lists(st.one_of(value, tool), max_size=2)),
-        "tool_choice": st.one_of(value, st.fixed_dictionaries({"function": value})),
-        **dict.fromkeys(("max_tokens", "n", "stream"), scalar),
-        **dict.fromkeys(("user", "history", "stream_options"), value),
-    },
+body = some(
+    messages=st.one_of(value, st.just(ASK), st.lists(st.one_of(value, message), max_size=3)),
+    tools=st.one_of(value, st.just(TOOLS), st.lists(st.one_of(value, tool), max_size=2)),
+    tool_choice=st.one_of(value, st.fixed_dictionaries({"function": value})),
+    **dict.fromkeys(("max_tokens", "n", "stream"), scalar),
+    **dict.fromkeys(("user", "history", "stream_options"), value),
 )
 SMALL = {"max_tokens": 2}
 
@@ -61,10 +58,8 @@ def test_a_hostile_body_is_refused_and_the_log_tells_nothing_of_requests(server)
 
 
 identity = st.one_of(scalar, st.sampled_from(["ann-1", "chatcmpl-ann-1", "resp_ann-1", "ann-1' OR '1'='1"]))
-rating = st.fixed_dictionaries({}, optional={
-    "id": identity, "verdict": st.one_of(value, st.sampled_from(["liked", "disliked"])),
-    "user": st.one_of(value, st.sampled_from(["ann", "bob", "../ann", "ann' --", "%"])),
-})  # fmt: skip
+verdict = st.one_of(value, st.sampled_from(["liked", "disliked"]))
+rating = some(id=identity, verdict=verdict, user=st.one_of(value, st.sampled_from(["ann", "bob", "../ann", "ann' --"])))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +75,7 @@ def rater(tmp_path_factory):
 
 @cases(60)
 @given(
-    found=st.one_of(rating, value, st.binary(max_size=40)),
-    kind=st.sampled_from(["application/json"] * 9 + ["text/plain"]),
+    found=st.one_of(rating, value, st.binary(max_size=40)), kind=st.sampled_from(["application/json"] * 9 + ["text/x"])
 )
 def test_any_feedback_is_taken_for_its_own_user_or_refused(rater, found, kind) -> None:
     client, store = rater

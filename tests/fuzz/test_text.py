@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support_fuzz import cases, deep, scalar, text, value
+from support_fuzz import cases, deep, scalar, some, text, value
 
 from petool_lite.data.answers import answer_faults
 from petool_lite.data.entries import Entry, Tool
@@ -57,11 +57,6 @@ def test_any_recipe_is_read_or_refused(data_file, raw) -> None:
         return
     data_file.write_text(to_toml(recipe))
     assert load_recipe(str(data_file))[1] == recipe, "what is written into the run reads back as it was"
-
-
-def some(**optional) -> st.SearchStrategy[dict]:
-    """Objects that have some of these keys."""
-    return st.fixed_dictionaries({}, optional=optional)
 
 
 def lists(size: int, *items: st.SearchStrategy) -> st.SearchStrategy[list]:

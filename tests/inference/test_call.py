@@ -1,6 +1,7 @@
 """Calls with a real model: every form of a request, the user's memory, failures with names, the command line."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -28,29 +29,11 @@ USED = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "sk
 TURNS = [{"role": "user", "content": "Rain?"}, USED, {"role": "tool", "tool_call_id": "1", "content": "disliked"}]
 
 
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory):
-    with ToolCaller(embedded_gguf(), n_ctx=2048, store=StateStore(tmp_path_factory.mktemp("users"))) as loaded:
-        yield loaded
-
-
 @pytest.fixture
-def store(tmp_path) -> StateStore:
-    return StateStore(tmp_path / "users")
-
-
-@pytest.fixture
-def fresh(store):
+def fresh(tmp_path):
     """A caller in which nothing has been read yet."""
-    callers = []
-
-    def make(**changes) -> ToolCaller:
-        callers.append(ToolCaller(embedded_gguf(), **{"n_ctx": 2048, "store": store, **changes}))
-        return callers[-1]
-
-    yield make
-    for caller in callers:
-        caller.close()
+    with ExitStack() as callers:
+        yield lambda n_ctx=2048: callers.enter_context(ToolCaller(embedded_gguf(), n_ctx, store=StateStore(tmp_path)))
 
 
 @pytest.fixture
@@ -62,8 +45,8 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("tools", [OPENAI, MCP, {"result": MCP}], ids=["openai", "mcp", "mcp result"])
-def test_tools_and_history_in_anybodys_form(caller, tools) -> None:
-    reply = caller.call("How is the weather in Oslo?", tools, TURNS, options=CallOptions(explain=True))
+def test_tools_and_history_in_anybodys_form(fresh, tools) -> None:
+    reply = fresh().call("How is the weather in Oslo?", tools, TURNS, options=CallOptions(explain=True))
     assert (reply.answer.name, list(reply.answer.arguments)) == ("sky.now", ["city"])
     assert (reply.candidates[0].disliked, reply.candidates[0].calls[0]["query"]) == (1, "Rain?")
     assert reply.notes == ('the tool sky.now: parameters.properties.city.type: "str" is read as string',)
@@ -93,7 +76,9 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_or_trimmed
     assert reply.reply.prompt_tokens <= 512 - 64
 
 
-def test_an_unsure_call_becomes_a_question_that_names_the_candidates(caller) -> None:
+def test_an_unsure_call_becomes_a_question_that_names_the_candidates(fresh) -> None:
+    caller = fresh()
+
     def ask(**options):
         return caller.call(QUERY, TOOLS, HISTORY, options=CallOptions(**options))
 
@@ -117,9 +102,9 @@ def test_a_temperature_in_the_file_calibrates_what_is_told(fresh, recorded) -> N
     assert sum(item.probability for item in mild.candidates) == pytest.approx(1)
 
 
-def test_an_engine_that_fails_is_no_answer(caller, monkeypatch) -> None:
-    with monkeypatch.context() as broken, pytest.raises(CallFailure) as engine:
-        broken.setattr(caller._model._lib, "llama_decode", lambda *_: -3)
+def test_an_engine_that_fails_is_no_answer(fresh, monkeypatch) -> None:
+    monkeypatch.setattr((caller := fresh())._model._lib, "llama_decode", lambda *_: -3)
+    with pytest.raises(CallFailure) as engine:
         caller.call(QUERY, TOOLS, HISTORY)
     assert engine.value.kind == "engine_error"
 
@@ -166,6 +151,6 @@ def test_call_on_the_command_line(command, tmp_path) -> None:
     whole = command(*ask, cwd=tmp_path, input=request, inline=True)
     document = json.loads(whole.stdout.splitlines()[-1])
     assert (document["status"], document["call"]) == ("call", json.loads(plain.stdout))
-    assert (document["timings"]["prompt_tokens"] > 150, 0 < document["confidence"] <= 1) == (True, True)
+    assert document["timings"]["prompt_tokens"] > 150
     free = command(*line, "--decoding", "free", "--reply-tokens", "20", "--json", cwd=tmp_path, inline=True)
     assert (free.returncode, "failure" in json.loads(free.stdout)) == (1, True)

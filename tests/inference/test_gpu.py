@@ -7,15 +7,14 @@ from support_families import family_model
 
 from petool_lite.data.entries import Tool
 from petool_lite.inference.constrain import Constrainer
-from petool_lite.inference.gpu import GpuModel, Job, greedy_ids, stop_ids
+from petool_lite.inference.gpu import GpuModel
 from petool_lite.inference.parse import parse_call
 from petool_lite.prompt.render import chat_from_directory
 
 
-@pytest.fixture(scope="module")
-def model(tiny) -> GpuModel:
+def exact(folder: Path) -> GpuModel:
     """In float32: with random weights in 16 bits, rounding alone decides between tokens."""
-    engine = GpuModel(tiny, None, device="cpu")
+    engine = GpuModel(folder, None, device="cpu")
     engine.model.float()
     return engine
 
@@ -24,17 +23,15 @@ def prompts_of(*lengths: int) -> list[list[int]]:
     return [[(31 * place * place + 7 * length) % 40_000 + 10 for place in range(length)] for length in lengths]
 
 
-def job_of(folder: Path, tokens: int, **more) -> Job:
-    chat = chat_from_directory(folder)
-    return Job(tokens, stop_ids(folder, chat), chat.decode, **more)
-
-
-def test_replies_are_those_of_a_plain_loop_in_any_batch(model, tiny) -> None:
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma 3"])
+def test_replies_are_those_of_a_plain_loop_in_any_batch(family, tiny, tmp_path) -> None:
+    """Prompts longer and shorter than Gemma's window of 48 tokens, padded on the left by generate and behind by us."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    prompts, job = prompts_of(5, 90, 33, 300, 41), job_of(tiny, 10)
-    plain, wanted = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), []
+    folder = tiny if family == "Llama" else family_model(family, tiny, tmp_path)
+    model, prompts = exact(folder), prompts_of(5, 90, 33, 300, 41)
+    plain, wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
     for prompt in prompts:
         ids = list(prompt)
         for _ in range(10):
@@ -42,29 +39,27 @@ def test_replies_are_those_of_a_plain_loop_in_any_batch(model, tiny) -> None:
         wanted.append(tuple(ids[-10:]))
     assert len(set(wanted)) > 1
     for batch in (1, 2, 5):
-        found = dict(model.generate(prompts, job, batch))
+        found = dict(model.generate(prompts, 10, batch=batch))
         assert [found[index].ids for index in range(5)] == wanted
         assert {reply.finish for reply in found.values()} == {"length"}
         assert (found[3].prompt_tokens, found[3].prefill_s > 0, found[3].decode_s > 0) == (300, True, True)
-    assert list(model.generate([], job)) == []
+    assert list(model.generate([], 10)) == []
 
 
 def tool(name: str, *required: str) -> Tool:
     return Tool(name, "", {"properties": {key: {"type": "boolean"} for key in required}, "required": list(required)})
 
 
-def test_each_reply_keeps_to_its_own_tools_in_any_batch(model, tiny) -> None:
+def test_each_reply_keeps_to_its_own_tools_in_any_batch(tiny) -> None:
     constrainer = Constrainer.from_directory(tiny, chat_from_directory(tiny).eos_id)
     offered = [[tool("first", "a")], [tool("second")], [tool("third"), tool("fourth", "a", "b")]]
-    job = job_of(tiny, 60, constrain=lambda index: constrainer.start(offered[index], "petool"))
-    prompts = prompts_of(30, 9, 20)
-    found = dict(model.generate(prompts, job, 3))
+    model, asked = exact(tiny), (prompts_of(30, 9, 20), 60, lambda index: constrainer.start(offered[index], "petool"))
+    found, alone = (dict(model.generate(*asked, batch)) for batch in (3, 1))
     for index, reply in found.items():
         assert parse_call(reply.text, offered[index]).name in {item.name for item in offered[index]}
         assert reply.finish == "stop"
     assert found[1].text == '<tool_call>\n{"name": "second", "arguments": {}}\n</tool_call>'
     assert found[1].ids == tuple(chat_from_directory(tiny).encode_batch([found[1].text])[0]), "as training has it"
-    alone = dict(model.generate(prompts, job, 1))
     for index in range(3):
         assert 0 < found[index].confidence <= 1
         assert found[index].confidence == pytest.approx(alone[index].confidence, rel=1e-3)
@@ -90,16 +85,3 @@ def test_an_adapter_counts_merged_or_on_a_4_bit_base(tiny, tmp_path, precision) 
     assert found.dtype == torch.float32, "not rounded to 16 bits"
     near, far = (found - wanted).abs().max(), (found - bare).abs().max()
     assert near < (0.02 if precision == "bf16" else 0.5) * wanted.abs().max() < far
-    assert len(greedy_ids(engine.model, prompts_of(9, 5), {0}, 3)) == 2
-
-
-@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Gemma 3"])
-def test_every_family_reads_prompts_as_its_own_generate_does(family, tiny, tmp_path) -> None:
-    """Prompts longer and shorter than Gemma's window of 48 tokens, padded on the left by generate and behind by us."""
-    place = family_model(family, tiny, tmp_path)
-    engine = GpuModel(place, None, device="cpu")
-    engine.model.float()
-    prompts = prompts_of(5, 90, 33, 300, 41)
-    plain = [greedy_ids(engine.model, [prompt], {0}, 10) for prompt in prompts]
-    found = dict(engine.generate(prompts, Job(10, frozenset({0}), str)))
-    assert [[list(found[index].ids)] for index in range(5)] == plain

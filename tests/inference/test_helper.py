@@ -4,16 +4,14 @@ import json
 import re
 import socket
 import stat
-import urllib.request
 
 import pytest
-from support_serve import Server
+from support_serve import SCHEMA, Server
 
 from petool_lite.inference.helper import _place
 from petool_lite.models import embedded_gguf
 
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOLS = [{"name": name, "description": name, "parameters": CITY} for name in ("sky.now", "map.find", "bus.next")]
+TOOLS = [{"name": name, "description": name, "parameters": SCHEMA} for name in ("sky.now", "map.find", "bus.next")]
 MODEL = ("--model", str(embedded_gguf()), "--context", "2048")
 
 
@@ -46,8 +44,7 @@ def test_the_reply_is_the_same_with_and_without_a_helper(place, ask) -> None:
         assert [answer["timings"]["reused_tokens"] > 0 for answer in helped] == [False, True], (
             "one process answers both"
         )
-        asked = urllib.request.Request(f"{server.url[:-3]}/helper", b"{}", {"Content-Type": "application/json"})
-        assert server.send(asked)[0] == 404, "over a port nobody is helped"
+        assert server.post({}, path="/helper")[0] == 404, "over a port nobody is helped"
         assert server.end() == 0
     assert not place.exists()
     for one, other in zip(alone, helped, strict=True):

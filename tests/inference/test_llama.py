@@ -8,7 +8,7 @@ from cpu_speed import plain_reply
 from petool_lite import ToolCaller
 from petool_lite.data.entries import Tool
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.settings import EngineSettings, model_sha256, remember_settings, tuned_settings
+from petool_lite.inference.llama_open import EngineSettings, model_sha256, remember_settings, tuned_settings
 from petool_lite.models import embedded_gguf
 
 

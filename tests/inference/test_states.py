@@ -9,26 +9,20 @@ import numpy as np
 
 from petool_lite.export import export_base
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.inference.states import StateStore
 
-KEY = StateKey("0" * 64, "f16", False, "1")
+KEY = {"model_sha256": "0" * 64, "flash_attention": False}
 IDS = np.random.default_rng(0).integers(1000, 20000, 530).tolist()
 
 
 def test_only_a_whole_file_of_ones_own_is_read(tmp_path) -> None:
     """Cut and changed files: tests/fuzz/test_files.py."""
     store = StateStore(tmp_path)
-    for change in (
-        lambda path: path.write_text("something else entirely" * 9),
-        lambda path: path.chmod(0o666),  # anyone may have written to it
-        lambda path: path.write_bytes(path.read_bytes() + b"x"),
-    ):
-        store.save("ann", KEY, [1, 2, 3], memoryview(bytes(5000)))
-        with store.open("ann", KEY) as state:
-            assert state is not None
-        change(store.path("ann"))
-        with store.open("ann", KEY) as state:
-            assert state is None
+    store.save("ann", KEY, [1, 2, 3], memoryview(bytes(5000)))
+    assert store.read("ann", KEY)
+    assert store.read("ann", KEY | {"flash_attention": True}) is None
+    store.path("ann").chmod(0o666)  # anyone may have written to it
+    assert store.read("ann", KEY) is None
 
 
 def test_the_least_recently_used_files_go_first(tmp_path) -> None:
@@ -37,9 +31,8 @@ def test_the_least_recently_used_files_go_first(tmp_path) -> None:
     for age, user in ((30, "a"), (20, "b"), (10, "c")):
         store.save(user, KEY, [1, 2], data)
         os.utime(store.path(user), (time.time() - age,) * 2)
-    with store.open("a", KEY) as state:
-        assert state is not None
-        assert (state.ids, bytes(state.data)) == ([1, 2], bytes(1000))
+    ids, kept = store.read("a", KEY)
+    assert (ids, bytes(kept)) == ([1, 2], bytes(1000))
     store.save("d", KEY, [3], data)
     assert [store.path(user).exists() for user in "abcd"] == [True, False, True, True]
     assert StateStore(tmp_path, limit=500).save("e", KEY, [1], data) == 0  # larger than all the room there is
@@ -48,18 +41,16 @@ def test_the_least_recently_used_files_go_first(tmp_path) -> None:
 def logits(file: Path, store: StateStore | None, prefix: int, exact: bool) -> Any:
     """After IDS: read at once, or the first `prefix` before; with a store that part comes from its file."""
     with LlamaModel(file, 1024) as model:
-        known = prefix
         if store:
-            with store.open("ann", KEY) as state:
-                assert state is not None
-                assert model.restore(state.ids, state.data)
-                known = len(state.ids)
+            ids, state = store.read("ann", KEY)
+            assert model.restore(ids, state)
+            prefix = len(ids)
         elif prefix:
             model.read(IDS[:prefix])
         model.exact_reuse = exact
         reused = model.read(IDS)
-        assert known - 512 * exact <= reused <= known
-        return model._logits(-1).copy()
+        assert prefix - 512 * exact <= reused <= prefix
+        return model._logits().copy()
 
 
 def test_what_is_read_from_disk_gives_the_logits_of_memory_and_of_a_fresh_reading(tiny, tmp_path) -> None:

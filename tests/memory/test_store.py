@@ -16,7 +16,7 @@ from support_memory import ENTRY, TOOLS, WORD, made
 
 from petool_lite.data.entries import Call, Interaction, Tool
 from petool_lite.errors import PetoolError
-from petool_lite.inference.states import StateKey, StateStore
+from petool_lite.inference.states import StateStore
 from petool_lite.memory.store import _MIGRATIONS, Store, record_of
 
 WRITER = """
@@ -127,7 +127,7 @@ def test_who_is_forgotten_is_in_no_file(tmp_path, command) -> None:
     for number in range(50):
         store.add([made(number, secret, query=f"{secret} {number}", tools=(secret_tool,)), made(number, "bob")])
     states = StateStore(tmp_path / "users")
-    states.save(secret, StateKey("0", "f16", False, "1"), [1], memoryview(b"x"))
+    states.save(secret, {}, [1], memoryview(b"x"))
     (folder / "memory.sqlite.damaged-1").touch()
 
     def holds() -> bool:
@@ -164,8 +164,6 @@ def test_a_damaged_store_is_kept_aside_and_a_newer_one_refused(tmp_path, command
     env = os.environ | {"XDG_DATA_HOME": str(tmp_path)}
     result = command("rate", "last", "liked", env=env)
     assert (result.returncode, "is of version 99" in result.stderr, "Traceback" in result.stderr) == (1, True, False)
-    with pytest.raises(PetoolError, match="of version 99"):
-        Store(path)
 
 
 def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path) -> None:

@@ -51,7 +51,7 @@ def test_a_call_that_was_rated_bears_on_the_next(place, tmp_path, command) -> No
 
 def test_a_server_keeps_tells_and_rates(place) -> None:
     def post(path: str, key: str = "secret", **body) -> tuple[int, dict]:
-        return server.post(body, key, f"/{path}")
+        return server.post(body, key, f"/v1/{path}")
 
     def tokens(user: str | None, **more) -> int:
         return post("chat/completions", **ASK, user=user, **more)[1]["usage"]["prompt_tokens"]
@@ -72,14 +72,6 @@ def test_a_server_keeps_tells_and_rates(place) -> None:
         assert 0 < first.confidence <= 1
         assert (first.verdict, first.id) == ("liked", reply["id"].removeprefix("chatcmpl-"))
         assert first.called == reply["choices"][0]["message"]["tool_calls"][0]["function"]["name"]
-        for body, status in (
-            ({"id": "chatcmpl-0", "verdict": "liked"}, 404),
-            ({"id": reply["id"], "verdict": "liked", "user": "bob"}, 404),
-            ({"id": reply["id"], "verdict": "superb"}, 400),
-            ({"verdict": "liked"}, 400),
-        ):
-            code, answer = post("feedback", **body)
-            assert (code, "\n" in answer["error"]["message"]) == (status, False)
         assert post("feedback", key="wrong", id=reply["id"], verdict="liked")[0] == 401
 
 

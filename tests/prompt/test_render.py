@@ -18,7 +18,7 @@ from petool_lite.data.petoolbench import parse
 from petool_lite.errors import PetoolError
 from petool_lite.export.other_server import OtherServer
 from petool_lite.prompt import render
-from petool_lite.prompt.render import Layout, chat_from_directory, example, prompt_ids, prompt_text
+from petool_lite.prompt.render import Chat, Layout, chat_from_directory, example, prompt_ids, prompt_text
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
@@ -68,22 +68,23 @@ def smol(smollm2):
     return chat_from_directory(smollm2.directory)
 
 
-@pytest.mark.parametrize("model", ["smollm2", "llama3"])
-def test_token_ids_are_the_golden_ones(smollm2, llama3_tokenizer, model) -> None:
+@pytest.fixture(params=["smollm2", "llama3"])
+def chat(request, smollm2, llama3_tokenizer) -> Chat:
+    return chat_from_directory({"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[request.param])
+
+
+def test_token_ids_are_the_golden_ones(chat, request) -> None:
     """Fails when a prompt changes in any way: models that are out there were trained on these ids. Whoever changes one
     on purpose raises its number in render.LAYOUTS and in tests/golden/layouts.json."""
-    chat = chat_from_directory({"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[model])
     rows = {"published": example(chat, published(), PUBLISHED), "petool": example(chat, CHAT, PETOOL)}
-    golden = json.loads((GOLDEN / f"{model}.json").read_text())
+    golden = json.loads((GOLDEN / f"{request.node.callspec.params['chat']}.json").read_text())
     assert {style: [row.answer_start, row.ids] for style, row in rows.items()} == golden
     assert json.loads((GOLDEN / "layouts.json").read_text()) == render.LAYOUTS
     assert "\nmixed +1-1 last disliked | Post a message | slack.post | channel!" in prompt_text(chat, CHAT, PETOOL)
     assert render.cut_descriptions(CHAT) == 1
 
 
-@pytest.mark.parametrize("model", ["smollm2", "llama3"])
-def test_earlier_answers_that_are_marked_are_learned_too(smollm2, llama3_tokenizer, model) -> None:
-    chat = chat_from_directory({"smollm2": smollm2.directory, "llama3": llama3_tokenizer}[model])
+def test_earlier_answers_that_are_marked_are_learned_too(chat) -> None:
     asked = [("Which channels?", Call("slack.channels", {})), ("Sing.", NO_TOOL), ("Sing again.", NO_TOOL)]
     marked = [turn for query, answer in asked for turn in learned_turns(replace(CHAT, query=query, answer=answer))]
     bare = [{key: value for key, value in turn.items() if key != "weight"} for turn in marked]

@@ -1,6 +1,7 @@
 """Templates that would never end, or take all memory, are refused in words; sound ones render as before."""
 
 import time
+from unittest.mock import Mock
 
 import numpy
 import pytest
@@ -50,9 +51,8 @@ def test_loops_calls_arithmetic_and_the_tag_that_marks_what_is_learned_work() ->
     assert len(numpy.zeros(3 << 30, numpy.uint8)) == 3 << 30
 
     template = "{% for m in messages %}a{% generation %}{{ m }}{% if m %}!{% endif %}{% endgeneration %}b{% endfor %}"
-    spaced = "{%- generation -%} x {%- endgeneration -%} "
     assert render_template(template, str, messages=["1", ""]) == "a1!bab"
-    assert render_template(spaced, str) == "x"
+    assert render_template("{%- generation -%} x {%- endgeneration -%} ", str) == "x"
     with pytest.raises(PetoolError, match="does not work"):
         render_template("{% generation %}", str)
 
@@ -84,8 +84,5 @@ def test_thoughts_are_off_and_vicunas_template_is_known(tmp_path) -> None:
 
 
 def test_a_full_disk_costs_no_rendering(monkeypatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("jinja2.FileSystemBytecodeCache.dump_bytecode", full)
+    monkeypatch.setattr("jinja2.FileSystemBytecodeCache.dump_bytecode", Mock(side_effect=OSError(28, "No space left")))
     assert render_template("{{ 6 * 7 }} of a full disk", str) == "42 of a full disk"

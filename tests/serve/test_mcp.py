@@ -114,7 +114,7 @@ def test_a_call_is_run_when_the_user_says_so_and_its_result_remembered(program, 
     assert [tool["function"]["name"] for tool in shown["tools"]] == ["web__echo", "my-files__echo"]
 
 
-def test_what_a_tool_may_do(program) -> None:
+def test_what_a_tool_may_do(program, monkeypatch) -> None:
     """Over HTTP, where it can change its tools amid; what stdio shows is below."""
     program.offer("echo fail hang die flood forget")
     with program.http() as url:
@@ -130,15 +130,12 @@ def test_what_a_tool_may_do(program) -> None:
             servers.run("my-files__hang", {"word": ""})
         servers.run("my-files__forget", {"word": ""})
         assert servers.run("my-files__echo", {"word": "oak"}).failed, "the tool is gone"
+        with monkeypatch.context() as short, pytest.raises(PetoolError, match="more than 100 bytes"):
+            short.setattr("petool_lite.data.mcp._ANSWER", 100)
+            Servers([url]).tools()
         with pytest.raises(PetoolError) as died:
             servers.run("my-files__die", {"word": ""})
         assert "\n" not in died.value.message
-
-
-def test_an_answer_without_an_end_is_not_taken_into_memory(program, monkeypatch) -> None:
-    monkeypatch.setattr("petool_lite.data.mcp._ANSWER", 100)
-    with program.http() as url, pytest.raises(PetoolError, match="more than 100 bytes"):
-        Servers([url]).tools()
 
 
 def test_a_server_does_not_get_our_keys(monkeypatch) -> None:

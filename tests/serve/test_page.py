@@ -2,8 +2,8 @@
 
 import json
 import re
-import urllib.request
 
+import httpx
 import pytest
 from support_memory import made
 from support_serve import ASK, SCHEMA, SLOW, TOOLS, Server
@@ -106,8 +106,8 @@ def test_nobody_reads_what_is_remembered_without_the_servers_key(server) -> None
     assert (code, [item["query"] for item in body["data"]]) == (200, ["A secret."])
     assert server.post(explained, key=server.key)[0] == 200
     assert server.post(explained | {"store": False})[0] == 200, "what the request itself brings is no secret"
-    with urllib.request.urlopen(server.page.partition("#")[0]) as page:
-        policy, text = page.headers["content-security-policy"], page.read().decode()
+    page = httpx.get(server.page.partition("#")[0])
+    policy, text = page.headers["content-security-policy"], page.text
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy
     assert not re.search(r"<[^>]*\s(?:src|href)\s*=", text)

@@ -3,13 +3,12 @@
 import json
 
 import pytest
+from support_serve import ASK, SCHEMA
 
 from petool_lite.inference.worker import Pieces
 from petool_lite.serve.requests import Refusal, read_chat, read_responses
 
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
-TOOLS = [{"type": "function", "function": {"name": name, "parameters": CITY}} for name in ("weather", "hotel", "car")]
-ASK = [{"role": "user", "content": "How is the weather in Oslo?"}]
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("weather", "hotel", "car")]
 NAMED = {"type": "function", "function": {"name": "car"}}
 CHOICES = [
     (None, ("auto", None)),
@@ -27,7 +26,8 @@ NO_CHOICES = [
 ]  # fmt: skip
 REFUSED = [
     ("max_tokens", 0), ("max_tokens", "64"), ("max_tokens", True), ("max_completion_tokens", -2), ("n", 2),
-    ("stream", "yes"), ("stream_options", []), ("user", ["a"]), ("history", [{}]), ("logprobs", True),
+    ("at_least", 2), ("stream", "yes"), ("stream_options", []), ("user", ["a"]), ("history", [{}]),
+    ("logprobs", True),
     ("response_format", {"type": "json_object"}), ("functions", [{}]), ("modalities", ["audio"]), ("messages", []),
     ("tools", []), ("tools", {"a": 1}), ("tools", [{"type": "web_search"}]), ("tools", [TOOLS[0], TOOLS[0]]),
 ]  # fmt: skip

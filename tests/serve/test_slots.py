@@ -1,17 +1,16 @@
 """Many at once: slots of one context answer as one alone would, in turn, and those who leave cost nobody anything."""
 
 import asyncio
-import json
-import socket
 import time
-import urllib.error
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from support_gguf import write_gguf
 from support_serve import ASK, SLOW, TOOLS, Server
@@ -23,17 +22,12 @@ from petool_lite.inference.parse import CallFailure
 from petool_lite.serve.queue import RequestQueue, Turns
 
 ENTRIES = load_dataset("demo:test:12").entries
-LEAVES = json.dumps(SLOW).encode()
-HEAD = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-)
 
 
-def together(*work: Callable[[], Any]) -> list[Any]:
-    """What each returns, or raises, all run at once."""
-    with ThreadPoolExecutor(len(work)) as pool:
-        done = [pool.submit(item) for item in work]
-    return [item.exception() or item.result() for item in done]
+def together(work: Callable[[int], Any], count: int) -> list[Any]:
+    """What `work` returns for each number, all at once."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
 
 
 @pytest.fixture
@@ -57,7 +51,8 @@ def test_replies_are_those_of_one_alone(exact) -> None:
     with ToolCaller(exact, 2048) as caller:
         alone = answers(caller, range(12))
     with ToolCaller(exact, 2048) as caller:
-        mine = together(*(lambda n=n, one=one: answers(one, range(n, 12, 4)) for n, one in enumerate(caller.slots(4))))
+        slots = caller.slots(4)
+        mine = together(lambda slot: answers(slots[slot], range(slot, 12, 4)), 4)
     assert [mine[number % 4][number // 4] for number in range(12)] == alone
     assert len(set(map(str, alone))) > 6
 
@@ -81,21 +76,13 @@ def test_who_was_served_least_goes_next() -> None:
 
 
 def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_after_its_time() -> None:
-    class Deaf:
-        """An engine that hears nothing; `asked` are those who wait for its events."""
-
-        def __init__(self) -> None:
-            self.asked = list[Callable[..., object]]()
-
-        def send(self, number: int, request: Request, take: Callable[..., object]) -> None:
-            self.asked.append(take)
-
-        def cancel(self, number: int) -> None:
-            pass
-
     async def scene() -> None:
-        queue, deaf, leaving = RequestQueue(SETTINGS), Deaf(), asyncio.Event()
-        queue.engine = deaf
+        settings = SimpleNamespace(model=Path(), n_ctx=0, slots=1, queue=1, timeout_s=0.15)
+        queue, leaving, asked = RequestQueue(settings), asyncio.Event(), list[Callable[..., object]]()
+        # an engine that hears nothing; `asked` are those who wait for its events
+        queue.engine = SimpleNamespace(
+            send=lambda number, request, take: asked.append(take), cancel=lambda number: None
+        )
 
         async def ask(leaves: asyncio.Event) -> None:
             async for _ in queue.events(Request({}, CallOptions()), leaves.wait):
@@ -106,18 +93,15 @@ def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_a
         leaving.set()
         second = asyncio.create_task(ask(asyncio.Event()))
         await asyncio.sleep(0.05)
-        assert (len(deaf.asked), queue.present) == (1, 2)
-        deaf.asked[0](("failed", {"kind": "cancelled", "message": ""}))
+        assert (len(asked), queue.present) == (1, 2)
+        asked[0](("failed", {"kind": "cancelled", "message": ""}))
         await asyncio.sleep(0.05)
-        assert (len(deaf.asked), queue.present) == (2, 1)
-        deaf.asked[1](("done", {}))
+        assert (len(asked), queue.present) == (2, 1)
+        asked[1](("done", {}))
         await asyncio.gather(first, second)
         assert queue.present == 0
 
     asyncio.run(scene())
-
-
-SETTINGS = SimpleNamespace(model=Path(), n_ctx=0, slots=1, queue=1, timeout_s=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +116,10 @@ def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anythin
     statuses, names, patience = Counter[int](), Counter[str](), time.monotonic() + 400
 
     def client(number: int) -> None:
-        if number % 10 == 0:  # leaves before anything came back, while it is read or waits
-            with socket.create_connection(("127.0.0.1", server.port)) as one:
-                one.sendall(HEAD % (len(LEAVES), LEAVES))
-                time.sleep(number / 30)
-            return
-        if number % 5 == 0:  # leaves amid the reply
-            try:
-                assert server.stream(SLOW | {"tools": SLOW["tools"][:1]}, 10)
-            except urllib.error.HTTPError as error:
-                assert error.code == 429
+        if number % 5 == 0:  # leaves amid the reply, or before anything came back, while it is read or waits
+            seconds, url = (100, number / 30 + 0.05)[number % 10 == 0], f"{server.url}/chat/completions"
+            with suppress(httpx.TimeoutException), httpx.stream("POST", url, json=SLOW, timeout=seconds) as answer:
+                assert answer.status_code == 429 or next(answer.iter_raw())
             return
         while time.monotonic() < patience:
             status, answer = server.post(body | {"user": f"user{number % 3}", "store": False})
@@ -151,7 +129,7 @@ def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anythin
                 return
             time.sleep(0.5)
 
-    together(*(lambda number=number: client(number) for number in range(50)))
+    together(client, 50)
     assert set(statuses) <= {200, 429}
     assert (statuses[200], names) == (40, {one: 40})
     server.has(0, 10)  # nothing is left of those who went
