@@ -85,18 +85,6 @@ def test_without_arguments_it_says_what_to_do_next(command, tmp_path) -> None:
         assert not [text for text in (wanted, "petool-lite --help") if text not in result.stdout]
 
 
-def test_a_module_of_our_own_that_is_missing_is_a_fault_with_a_traceback(monkeypatch) -> None:
-    from petool_lite.errors import missing_package
-
-    lost = ModuleNotFoundError("No module named 'petool_lite.gone'", name="petool_lite.gone")
-    with pytest.raises(ModuleNotFoundError):
-        missing_package(lost)
-    assert "torch is not installed" in missing_package(ModuleNotFoundError(name="torch._C")).message
-    monkeypatch.setattr(sys, "platform", "win32")
-    for lost in (ModuleNotFoundError(name="fcntl"), AttributeError("module 'os' has no attribute 'getuid'")):
-        assert "Linux and macOS only" in missing_package(lost).message
-
-
 def test_a_file_of_python_that_a_full_disk_cut_is_no_bare_aborted(command, monkeypatch) -> None:
     def cut(_: str) -> None:
         raise EOFError("EOF read where object expected")

@@ -86,9 +86,8 @@ def test_providers_of_one_thing_describe_it_and_name_its_parameters_each_in_its_
             said["all"] += 1
             said["descriptions"] += len({item.description for item in offered}) > 1
             said["parameters"] += len({name for item in offered for name in item.parameters["properties"]}) > 1
-        for item in entry.history:
-            if item.call.name in [tool.name for tool in offered]:
-                assert item.query.startswith("Play")
+        calls = [item for item in entry.history if item.call.name in [tool.name for tool in offered]]
+        assert all(item.query.startswith("Play") for item in calls)
     assert said["all"] > 200
     assert min(said["descriptions"], said["parameters"]) > 0.4 * said["all"], said
 

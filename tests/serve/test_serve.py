@@ -47,19 +47,6 @@ def test_the_official_client_gets_a_tool_call_for_a_whole_conversation(client) -
     assert again.choices[0].message.tool_calls[0].function == call
 
 
-def test_a_named_tool_choice_is_kept_and_streams_to_the_same_call(client) -> None:
-    name = 'odd "name" {}'
-    choice = {"type": "function", "function": {"name": name}}
-    options = {"model": "any", "messages": ASK, "tools": TOOLS, "tool_choice": choice}
-    whole = client.chat.completions.create(**options).choices[0].message.tool_calls[0].function
-    assert whole.name == name
-    with client.chat.completions.stream(stream_options={"include_usage": True}, **options) as stream:
-        final = stream.get_final_completion()
-    call = final.choices[0].message.tool_calls[0].function
-    assert (call.name, call.arguments, final.choices[0].finish_reason) == (name, whole.arguments, "tool_calls")
-    assert final.usage.completion_tokens > 5
-
-
 def test_responses_are_the_same_call_whole_and_streamed(client) -> None:
     flat = [{"type": "function", **tool["function"], "strict": False} for tool in TOOLS]
     before = [{"type": "function_call", "call_id": "1", "name": "get_weather", "arguments": '{"city": "Rome"}'},

@@ -51,7 +51,7 @@ def test_lean_fits_eight_gigabytes_and_auto_keeps_all_where_it_can() -> None:
     assert all(way.peak_gb <= 0.9 * gib for gib, way in ways.items())
 
 
-def test_the_published_8b_recipe_fits_24_48_and_80_gigabytes() -> None:
+def test_the_published_8b_recipe_fits_24_48_and_80_gigabytes_and_70b_two_of_48(monkeypatch) -> None:
     recipe, rows = load_recipe("petoolllama")[1], Load((*(4096, 4096, 4096, 2500) * 500,), 0.015)
     model = shape(4096, 14336, 32, 32, 8, 128, 128256)
     ways = {gib: choose(model, recipe, rows, (gib - 0.9) * GIB) for gib in (24, 48, 80)}
@@ -59,6 +59,10 @@ def test_the_published_8b_recipe_fits_24_48_and_80_gigabytes() -> None:
     assert found == [("nf4", False, 4096), ("bf16", False, 7168), ("bf16", False, 15360)]
     lean = choose(model, replace(recipe, train=replace(recipe.train, memory="lean")), rows, 23 * GIB)
     assert (lean.precision, lean.peak_gb < 20) == ("bf16", True), "as published"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    part = choose(shape(8192, 28672, 80, 64, 8, 128, 128256), rating(), ROWS, 47 * GIB)
+    assert (part.precision, part.checkpointing, part.token_budget) == ("nf4", True, 7231)
 
 
 def test_too_little_memory_is_refused_with_what_would_fit() -> None:
