@@ -310,4 +310,4 @@ class ToolCaller(ExitStack):
         try:
             return self._store.save(user, self._key, prefix, self._model.state(len(prefix))), ""
         except OSError as error:
-            return 0, f"not remembered for the next time: {error.strerror or error}"
+            return 0, f"what was read is not kept for the next call: {error.strerror or error}"

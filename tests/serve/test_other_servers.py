@@ -1,4 +1,4 @@
-"""The exported file in programs that are not ours: llama.cpp's own server and llama-cpp-python's chat handler."""
+"""The exported file in a program that is not ours: llama.cpp's own server, asked by the official client."""
 
 import json
 import os
