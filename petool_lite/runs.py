@@ -65,8 +65,8 @@ def write_json(target: Path, value: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other commands that write to it; under torchrun the first process holds it for all. Raises
-    PetoolError that names the holder by the lock file's text; the kernel lets go when a process ends, in any way."""
+    """Hold `folder` against other commands that write to it, drafts of killed ones removed; under torchrun the first
+    process holds it for all. Raises PetoolError that names the holder; the kernel lets go when a process ends."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return
@@ -81,6 +81,8 @@ def locked(folder: Path) -> Iterator[None]:
             other = writer(lock) or "another process"
             raise PetoolError(f"{other} is writing to {folder}", "wait for it to end, or stop it") from error
     with held:
+        for path in folder.glob(".*.draft"):  # of one that was killed
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         name = Path(sys.argv[0]).name
         line = shlex.join(["petool-lite" if name == "__main__.py" else name, *sys.argv[1:]])
         lock.write_text(f"{os.getpid()} {line[:400]}\n")

@@ -80,6 +80,7 @@ def test_the_other_process_is_named_and_a_killed_one_does_not_block(holder, tmp_
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (tmp_path / "run" / ".lock").exists(), "what a kill leaves"
+    (tmp_path / "run" / ".rows.json.1234.draft").write_text("half")
     assert state(tmp_path / "run") == "unfinished"
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text().startswith(f"{os.getpid()} ")
