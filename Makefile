@@ -39,7 +39,7 @@ personal: .venv/ready
 
 test: .venv/ready
 	@# two at a time, of one thread each: on two cores about a third less time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 KILLS ?= 20
 test-faults: .venv/ready
