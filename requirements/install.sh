@@ -30,7 +30,7 @@ step() { # step TITLE COMMAND...: run quietly, show the seconds that pass, and t
 echo "Installing into .venv (once; log in $log)" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 : >"$log"
-# modules are compiled when they are first imported, which most never are: that takes half a minute here
+# of the modules that pip would compile, most are never imported: that would take half a minute here
 pip=".venv/bin/python -m pip --disable-pip-version-check install --no-compile"
 # Of llama.cpp only the libraries that Python loads: no programs, no images and sound, no HTTP client. scikit-build-core
 # reads both variables, and brings cmake and ninja along where the machine has none.
@@ -44,6 +44,9 @@ compile() { # beside what is fetched and unpacked meanwhile, which keeps one cor
   echo $code >$built/code
 }
 compiled() {
+  # what training imports; many containers set PYTHONDONTWRITEBYTECODE, where each process would compile it anew
+  (cd .venv/lib/python3*/site-packages && ../../../bin/python -m compileall -q -j 2 accelerate datasets numpy pandas peft \
+    pyarrow sympy torch torchao transformers trl unsloth unsloth_zoo) || true
   until [ -s $built/code ]; do sleep 0.5; done
   cat $built/log
   [ "$(cat $built/code)" = 0 ] && $pip --no-deps --no-index $built/*.whl && rm -rf $built
