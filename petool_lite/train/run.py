@@ -238,7 +238,7 @@ def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> 
 
 def _continued(job: Job) -> Path | None:
     """The checkpoint to go on from; what metrics.jsonl and eval.jsonl hold up to there is kept and taken in."""
-    for path in (path for place in ("checkpoints/", "", "best/") for path in job.run.glob(f"{place}.*.draft")):
+    for path in (path for place in ("checkpoints", "best") for path in job.run.glob(f"{place}/.*.draft")):
         job.report(f"removing the half-written {path.name.removeprefix('.').split('.')[0]}", 0, 0, "")
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     checkpoint = records.newest_checkpoint(job.run)
