@@ -222,7 +222,7 @@ class ToolCaller(ExitStack):
             entry = with_published_prompt(entry, wording, options.setting or self.trained_setting)
         with self._rendering:
             prompt = self._prompt(entry, options)
-        if lost := {*(options.only or ())} - {tool.name for tool in entry.tools}:
+        if lost := sorted({*(options.only or ())} - {tool.name for tool in entry.tools}):
             raise PetoolError(f"a tool to call was not offered: {', '.join(lost)}", "name one of the tools")
         tools = tuple(tool for tool in entry.tools if options.only is None or tool.name in options.only)
         text = options.choice != REQUIRED and self.may_decline
