@@ -21,7 +21,7 @@ help:
 	@echo "make bench-export  one export of a 3B model against PEFT, llama.cpp's converter and quantizer (30 GB of disk)"
 	@echo "make clean   remove what was installed and built (runs are kept)"
 
-.venv/ready: pyproject.toml $(addprefix requirements/,install.sh torch.txt lock.txt test.txt llama.txt llama.cmake)
+.venv/ready: pyproject.toml $(addprefix requirements/,install.sh torch.txt lock.txt test.txt llama.txt llama.cmake amx.h)
 	@bash requirements/install.sh
 
 demo: .venv/ready

@@ -29,8 +29,8 @@ class EngineSettings:
     """Speed settings of one context. Threads of 0 are all cores of this process, `ubatch` is how many prompt tokens are
     in one matrix product. Flash attention reads new prompts up to an eighth faster, and a returning user's few tokens
     behind 3,000 others in twice the time; it rounds otherwise. The KV type q8_0 needs it, and halves a prompt's memory.
-    Extra buffers hold weights repacked for kernels of this CPU, AMX among them, which crash in builds by some
-    compilers: `doctor --tune` tries them in another process."""
+    Extra buffers hold weights repacked for kernels of this CPU, AMX among them, which crash in builds by older GCC
+    (see requirements/amx.h): `doctor --tune` tries them in another process."""
 
     threads_decode: int = 0
     threads_prefill: int = 0
