@@ -238,8 +238,7 @@ def _cost_table(models: Sequence[Mapping[str, Any]]) -> Table:
         rows.append((item["name"], *times, *rates, _figure(peak, 1), _figure(size, 0)))
         parts = [item["engine"], machine.get("device"), machine.get("cpu"), f"{machine.get('cores')} cores"]
         notes.append(f"{item['name']}: {', '.join(dict.fromkeys(str(part) for part in parts if part))}")
-    columns = ("variant", "s cold", "s warm", "read", "write", "peak GB", "file MB")
-    return Table("cost", "Cost", columns, rows, notes)
+    return Table("cost", "Cost", ("variant", "s cold", "s warm", "read", "write", "peak GB", "file MB"), rows, notes)
 
 
 def _published_table(variants: Sequence[Mapping[str, Any]]) -> Table:

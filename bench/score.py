@@ -17,7 +17,7 @@ from petool_lite.data.entries import Call
 from petool_lite.inference.constrain import heated
 from petool_lite.inference.parse import CallFailure, read_answer
 from petool_lite.prompt.render import CALL_START
-from petool_lite.scorer import published_form, read_published, score_reply
+from petool_lite.scorer import Pair, published_form, read_published, score_reply
 
 SCORERS = ("published", "spanning", "strict", "as_asked", "ast")
 METRICS = ("tool", "param", "joint")
@@ -43,14 +43,11 @@ CLASSES = {
 _TEMPERATURES = [10 ** (step / 40) for step in range(-40, 41)]
 _Z = 1.959964  # 97.5 % point of the normal distribution
 
-Pair = tuple[bool, bool]  # tool right, parameters right
-
 
 @dataclass(frozen=True)
 class Score:
-    """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts. `call` is
-    the call that was read, if any, `call_text` its canonical text. `function` groups entries that stand or fall
-    together; `confidence` is the probability of what was chosen."""
+    """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts; the call
+    that was read, if any, and its canonical text; what groups entries; the probability of what was chosen."""
 
     pairs: Mapping[str, Pair]
     scorer: str
@@ -165,10 +162,8 @@ def summary(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> dict[
     others = [name for name in SCORERS if name != scorer and all(name in score.pairs for score in scored)]
     cases: dict[str, list[Score]] = {}
     for row, score in good:
-        for case in [
-            "none fits" if score.scorer == "no_call" else "a tool fits",
-            *([row["kind"]] if "kind" in row else []),
-        ]:
+        fits = "none fits" if score.scorer == "no_call" else "a tool fits"
+        for case in (fits, row["kind"]) if "kind" in row else (fits,):
             cases.setdefault(case, []).append(score)
 
     def counted(found: Sequence[Score]) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""What a model's GGUF file says of it: keys, tokenizer and tensors, as llama.cpp's converter writes them, in the order
-of llama.cpp's quantizer, so that whole files can be compared."""
+"""What a model's GGUF file says of it: keys, tokenizer, tensors, to the byte as llama.cpp's converter and quantizer."""
 
 import logging
 import re
@@ -34,8 +33,7 @@ def permute(weight: Any, heads: int) -> Any:
 
 
 def write_header(path: Path, source: Source, file_type: str, shapes: Shapes) -> tuple[Places, int]:
-    """Write everything but the data of the tensors in `shapes`, which are in the order of the file; return their types
-    and places, and how long the whole file will be."""
+    """Write all but the data of the tensors in `shapes`, in that order; return types, places and the file's length."""
     import gguf
     import numpy as np
 

@@ -40,8 +40,7 @@ class Options:
     def __post_init__(self) -> None:
         unknown = [name for name in self.types if name not in TYPES]
         if unknown or not self.types:
-            what = f"unknown GGUF type: {', '.join(unknown) or 'none given'}"
-            raise PetoolError(what, f"one of: {', '.join(TYPES)}")
+            raise PetoolError(f"unknown GGUF type: {', '.join(unknown) or 'none given'}", f"one of: {', '.join(TYPES)}")
 
 
 def export_run(run: Path, options: Options, report: Report = silent) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def export_run(run: Path, options: Options, report: Report = silent) -> dict[str
     first and comes last; return its content. A check that fails raises PetoolError; no new file is left then."""
     library_places()
     quiet_threads()  # before torch loads OpenMP
-    with _only_writer(run / "export"):
+    with locked(run / "export"):
         return _export(run, options, report)
 
 
@@ -155,14 +154,5 @@ def written(source: Source, targets: Mapping[str, Path], report: Report) -> Iter
 
 def write_targets(source: Source, targets: Mapping[str, Path], report: Report = silent) -> Changes:
     """Write a GGUF file for each type in `targets`, unchecked; return how each trained tensor changed."""
-    with _only_writer(next(iter(targets.values())).parent), written(source, targets, report) as (_, changes):
+    with locked(next(iter(targets.values())).parent), written(source, targets, report) as (_, changes):
         return changes
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder against other exports, and remove what a killed one left in it."""
-    with locked(folder):
-        for leftover in folder.glob(".*.draft"):
-            leftover.unlink()
-        yield

@@ -1,6 +1,5 @@
 """What is exported: the tensors of a base with an adapter on it, or of a model of its own, all checked beforehand. A
-file is mapped to read some rows only, so that its pages never add up in this process and several threads read at
-once."""
+file is mapped for some rows only: its pages never add up in this process, and several threads read at once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,8 +97,7 @@ def load_source(base: Base, adapter: Adapter | None = None, nf4: bool = False, r
 
 
 def load_whole(base: Base, folder: Path) -> Source:
-    """The tensors of a model that training made of `base`, checked to be whole and of its shapes. Everything else of a
-    file (tokenizer, name, licence) still comes from the base."""
+    """The tensors of a model that training made of `base`, checked against it; all else of a file is the base's."""
     _, before = find_tensors(base.directory)
     try:
         config, tensors = find_tensors(folder)
@@ -171,8 +169,7 @@ def load_adapter(folder: Path) -> Adapter:
             raise PetoolError(f"damaged adapter: {module} holds values that are not finite", "train the run again")
         if not all(bool(matrix.any()) for matrix in pair.values()):
             raise PetoolError(f"the adapter does not change {module}", "the adapter is untrained; train the run again")
-    modules = {f"{module}.weight": (pair["A"], pair["B"]) for module, pair in pairs.items()}
-    return Adapter(modules, config)
+    return Adapter({f"{module}.weight": (pair["A"], pair["B"]) for module, pair in pairs.items()}, config)
 
 
 def nf4_round_trip(weight: Any) -> Any:
@@ -181,7 +178,6 @@ def nf4_round_trip(weight: Any) -> Any:
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    weight = weight.to(device, torch.bfloat16)
+    weight = weight.to("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
     packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     return dequantize_4bit(packed, state).to("cpu", torch.bfloat16)

@@ -87,8 +87,7 @@ class Reference:
         return found
 
     def mean_squares(self, rows: Sequence[Sequence[int]], report: Report) -> dict[str, Any]:
-        """GGUF name of each layer matrix -> mean over all tokens of its squared inputs, a float32 numpy array of length
-        columns: an importance matrix as llama.cpp defines it."""
+        """An importance matrix as llama.cpp defines it: GGUF name -> mean squared inputs, float32 numpy (columns,)."""
         import torch
 
         sums: dict[str, Any] = {}
@@ -141,8 +140,7 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
 def check_files(
     paths: Mapping[str, Path], source: Source, tried_on: Trial, max_reply: int | None, report: Report
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each file of `source`, by type; the model is run, too, unless `max_reply`, the most tokens of a
-    reply, is None. Raises PetoolError naming each fault."""
+    """The figures of each file, by type; `max_reply` None runs no model. Raises PetoolError that names each fault."""
     requests, texts, rows, _ = tried_on
     figures: dict[str, dict[str, Any]] = {}
     smallest = min(paths, key=lambda name: paths[name].stat().st_size)  # all have the same template
@@ -188,15 +186,12 @@ def check_ids(
             others = {"training": trained.encode(text)}
             others["transformers"] = tokenizer.encode(text, add_special_tokens=False)
             others |= {"llama.cpp's server": server.ids(request)} if server else {}
-            for name, other in others.items():
-                _check_equal(ids, other, model.decode, f"{path.name}: llama.cpp and {name} disagree on a prompt")
-
-
-def _check_equal(ids: Sequence[int], other: Sequence[int], decode: Any, what: str) -> None:
-    if ids != other:
-        at = render.common_length(ids, other)
-        shown = [f"{side[at]} {decode([side[at]])!r}" if at < len(side) else "nothing" for side in (ids, other)]
-        raise PetoolError(f"{what}: token {at} of {len(ids)} and {len(other)} is {shown[0]} and {shown[1]}")
+            if name := next((name for name, other in others.items() if other != ids), None):
+                sides = ids, others[name]
+                at, (one, two) = render.common_length(*sides), map(len, sides)
+                shown = [f"{side[at]} {model.decode([side[at]])!r}" if at < len(side) else "nothing" for side in sides]
+                what = f"{path.name}: llama.cpp and {name} disagree on a prompt: token {at} of {one} and {two}"
+                raise PetoolError(f"{what} is {shown[0]} and {shown[1]}")
 
 
 class Evaluator(LlamaModel):

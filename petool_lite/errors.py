@@ -29,9 +29,8 @@ def in_words(what: str, hint: str, *kinds: type[Exception], exit_code: int = FAI
     except PetoolError:
         raise
     except kinds as error:
-        raise PetoolError(
-            f"{what} ({getattr(error, 'strerror', None) or first_line(error)})", hint, exit_code
-        ) from error
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise PetoolError(f"{what} ({why})", hint, exit_code) from error
 
 
 def missing_package(error: ModuleNotFoundError | AttributeError) -> PetoolError:

@@ -12,6 +12,7 @@ from typing import Any
 from petool_lite.data.petoolbench import published_call
 from petool_lite.inference.parse import CallFailure, read_answer
 
+Pair = tuple[bool, bool]  # tool right, parameters right
 _PATTERN = r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\}'
 _CALL = re.compile(_PATTERN)
 _SPANNING = re.compile(_PATTERN, re.DOTALL)
@@ -48,9 +49,7 @@ def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
     return None
 
 
-def score_reply(
-    reply: str, gold: Mapping[str, Any], spanning: bool = False, request: str | None = None
-) -> tuple[bool, bool]:
+def score_reply(reply: str, gold: Mapping[str, Any], spanning: bool = False, request: str | None = None) -> Pair:
     """Published scorer: (tool right, parameters right), each by itself; 1, 1.0 and true are equal. Where `gold` is
     {"no_call": ...}, any text without a call is right on both. `as_asked` compares where there is a `request`."""
     call = read_published(reply, spanning)

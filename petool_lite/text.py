@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 
 
 def decode_text(raw: bytes, name: str) -> str:
@@ -19,12 +19,8 @@ def decode_text(raw: bytes, name: str) -> str:
 
 def read_text(path: Path, most: int = 1 << 28) -> str:
     """The text of a file or pipe of at most `most` bytes; raises PetoolError for one that cannot be read."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(most + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PetoolError(f"cannot read {path}: {reason}", "check the path and its rights") from error
+    with in_words(f"cannot read {path}", "check the path and its rights", OSError, ValueError), path.open("rb") as file:
+        raw = file.read(most + 1)
     if len(raw) > most:
         raise PetoolError(f"{path} has more than {most:,} bytes", "give the right file")
     return decode_text(raw, str(path))

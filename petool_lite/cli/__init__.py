@@ -124,7 +124,6 @@ def main(context: click.Context) -> None:
     petool-lite bench                        base against tuned
     petool-lite call "..." --tools T.json    one tool call
     petool-lite rate last liked              what the user thought of it; the next call knows
-    petool-lite serve                        an OpenAI-compatible server
-    """
+    petool-lite serve                        an OpenAI-compatible server"""
     if context.invoked_subcommand is None:
         click.echo("\n".join(first_steps()))

@@ -54,8 +54,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 def bench(context: click.Context, /, **options: Any) -> None:
     """Score models and rules on labelled entries: GGUF files on this CPU, bases and adapters on a GPU, endpoints.
 
-    A stopped bench goes on where it was when its command is given again.
-    """
+    A stopped bench goes on where it was when its command is given again."""
     if context.invoked_subcommand is not None:
         return
     with progress() as report:
@@ -127,8 +126,7 @@ def bench_score(results: str, as_json: bool) -> None:
 def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | None, as_json: bool) -> None:
     """Write report.json, report.md and report.html anew from the results files in DIR, a bench folder or a run.
 
-    Several folders, such as one a setting, make one report in --out.
-    """
+    Several folders, such as one a setting, make one report in --out."""
     if len(folders) > 1 and out is None:
         raise PetoolError("several folders make one report", "say where it goes: --out DIR", USAGE)
     places = [results_folder(folder) for folder in folders]

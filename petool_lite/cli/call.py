@@ -35,8 +35,7 @@ def call(**options: Any) -> None:
     """Print the tool call for QUERY as JSON, or a text where no tool fits.
 
     \b
-    petool-lite call "Show past rates of EUR." --tools tools.json --history history.json --user ann
-    """
+    petool-lite call "Show past rates of EUR." --tools tools.json --history history.json --user ann"""
     from petool_lite.inference.helper import OPTIONS, answer
 
     if (options["run"] and not options["mcp"]) or (options["yes"] and not options["run"]):

@@ -32,8 +32,7 @@ def fetch(repo: str, names: tuple[str, ...], revision: str | None, as_json: bool
     """Download data files into the Hub's cache, once, and print their paths.
 
     PEToolBench's if no --repo is given. Public sets of tool calls that can be read, too:
-    Salesforce/xlam-function-calling-60k, Team-ACE/ToolACE, NousResearch/hermes-function-calling-v1.
-    """
+    Salesforce/xlam-function-calling-60k, Team-ACE/ToolACE, NousResearch/hermes-function-calling-v1."""
     with progress() as report:
         chosen = names or (sources.FILES if repo == sources.REPO else tuple(sources.data_files(repo)))
         files = sources.fetch(repo, chosen, revision, report)
@@ -61,8 +60,7 @@ def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> 
 def check(source: str, other: str | None, setting: str, strict: bool, as_json: bool) -> None:
     """Check every entry of SOURCE, and with OTHER that nothing of one file leaks into the other.
 
-    Exit code 1 if a fault or a leak was found.
-    """
+    Exit code 1 if a fault or a leak was found."""
     sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name is not None]
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e)]
     odd += [message for dataset in sets for message in dataset.bad]
@@ -144,8 +142,7 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, as_json: bool)
 def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as_json: bool, **options: Any) -> None:
     """Make entries of simulated users from the calls in SOURCE...: whose tool is right follows from their history.
 
-    SOURCE is a log of calls in any form that `data check` reads; your own, or public ones.
-    """
+    SOURCE is a log of calls in any form that `data check` reads; your own, or public ones."""
     from petool_lite.data.simulate import simulate as verb
 
     path = new_file(target, "FILE")

@@ -83,8 +83,7 @@ def history_export(form: str, user: str | None, target: str | None, as_json: boo
 def history_import(source: str, user: str | None, as_json: bool) -> None:
     """Add the calls of FILE: what `history export` wrote, or conversations in OpenAI's form, one a line.
 
-    A call that is there already is left as it is.
-    """
+    A call that is there already is left as it is."""
     found = []
     for number, row in enumerate(raw_rows(source)):
         try:

@@ -13,16 +13,12 @@ from petool_lite.places import user_path
 as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with one JSON document on one line.")
 SETTING = click.Choice(SETTINGS)
 setting_option = click.option("--setting", type=SETTING, default=SETTINGS[0], help="PEToolBench: which prompt.")
-skip_option = click.option(
-    "--strict/--skip-bad", "strict", default=True, help="Refuse a file with a broken entry, or count it."
-)
+skip_option = click.option("--strict/--skip-bad", "strict", default=True, help="Refuse broken entries, or count them.")
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; can be repeated."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable."
 )
 run_option = click.option("--run", metavar="RUN", help="A run's folder or name; the newest complete one if not given.")
-model_option = click.option(
-    "--model", metavar="FILE", help="A GGUF file; if not given the newest run's smallest export."
-)
+model_option = click.option("--model", metavar="FILE", help="A GGUF file; else the newest run's smallest export.")
 DECODINGS = ("constrained", "free")
 _DECODING = "Only calls of the offered tools, by their schemas; or anything."
 decoding_option = partial(click.option, "--decoding", default=DECODINGS[0], help=_DECODING)

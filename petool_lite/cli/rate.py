@@ -16,7 +16,6 @@ def rate(which: str, verdict: str, user: str | None, as_json: bool) -> None:
     """Say what the user thinks of a call that `call --user` or `serve` kept; the next call knows.
 
     \b
-    petool-lite rate last disliked --user ann
-    """
+    petool-lite rate last disliked --user ann"""
     found = Store().find(None if which == "last" else which, user, verdict)
     emit(found.facts(), as_json, lines=[f"{verdict}: {found.called}, for {found.user}: {found.query}"])

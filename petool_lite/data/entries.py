@@ -125,8 +125,7 @@ def namespace(name: str, shared: Iterable[str] = ()) -> str:
 
 
 def providers(entry: Entry) -> dict[str, str]:
-    """The provider of every tool in an entry, offered or called. What two or more offered ones have before their first
-    `_` is one, where no other form of name tells."""
+    """The provider of every tool in an entry. What several offered ones have before `_` is one, if no name tells."""
     plain = {tool.name for tool in entry.tools if "_" in tool.name and namespace(tool.name) == tool.name}
     shared = {prefix for prefix, count in Counter(name.split("_")[0] for name in plain).items() if count > 1}
     found = {item.call.name: namespace(item.call.name, shared) for item in entry.history}

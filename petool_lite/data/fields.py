@@ -96,5 +96,4 @@ def arguments(value: Any, where: str) -> Mapping[str, Any]:
 
 def call(value: Any, where: str, name: str = "name", given: str = "arguments") -> Call:
     """A call from an object with the keys `name` and `given`."""
-    called = get(value, name, str, where, "a tool name")
-    return Call(called, arguments(value.get(given), f"{where}.{given}"))
+    return Call(get(value, name, str, where, "a tool name"), arguments(value.get(given), f"{where}.{given}"))

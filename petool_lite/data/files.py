@@ -195,8 +195,7 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) -> dict[Path, int]:
-    """Write `folder`/foldN-test.jsonl and -train.jsonl for the folds of a source (see `splits`), its rows as they are.
-    Returns the number of entries in each file."""
+    """Write `folder`/foldN-test.jsonl and -train.jsonl of a source's folds (see `splits`); returns entries in each."""
     parts = folds(load_dataset(source, setting).entries, count, seed)
     rows, written = raw_rows(source), {}
     for number, part in enumerate(parts):
@@ -291,9 +290,7 @@ def _hub_file(source: str) -> Path:
     return fetch(repo, names)[0].path
 
 
-def fetch(
-    repo: str = REPO, names: Sequence[str] = FILES, revision: str | None = None, report: Report = silent
-) -> list[Fetched]:
+def fetch(repo: str, names: Sequence[str], revision: str | None = None, report: Report = silent) -> list[Fetched]:
     """Download the files `names` of the Hub data set `repo` where they are not there. `revision` is a commit, branch or
     tag; None the newest commit, without a network the newest that is there. Raises PetoolError."""
     library_places()

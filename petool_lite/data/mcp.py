@@ -46,8 +46,7 @@ class Servers:
         self._owners: dict[str, tuple[_Server, str]] = {}  # by the full name: the server, and what it calls the tool
 
     def tools(self) -> list[dict[str, Any]]:
-        """The tools of all servers, asked at once, in OpenAI's form and named `server__tool`. Raises PetoolError where
-        a server does not answer, or two have the same name."""
+        """All servers' tools, OpenAI's form, named `server__tool`. Raises PetoolError for no answer, or equal names."""
 
         async def every() -> list[Any]:
             return list(await asyncio.gather(*(server.listed() for server in self._servers), return_exceptions=True))

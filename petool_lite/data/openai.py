@@ -116,8 +116,7 @@ def entry_line(entry: Entry) -> dict[str, Any]:
 
 
 def conversation(messages: Sequence[Any], tools: Sequence[Tool], identity: str = "") -> Entry:
-    """The entry that messages ask for: earlier calls with their verdicts, turns, and last the query where it is the
-    user's. petool.jinja parts them in the same way. Raises Fault."""
+    """The entry that messages ask for, parted as petool.jinja does; the query is last, if a user's. Raises Fault."""
     plain = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
     history: list[Interaction] = []
     gone: set[int] = set()

@@ -1,6 +1,5 @@
 """PEToolBench's published forms: prompts with two JSON arrays in them, found by decoding, so that a reworded one parses
-as well; all bytes around them are kept. A published type such as STRING becomes JSON Schema; what that cannot say stays
-beside it under `x-published`."""
+as well. A published type such as STRING becomes JSON Schema; what that cannot say stays under `x-published`."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,8 +173,7 @@ def read_interaction(row: Any, where: str, setting: str = "rating") -> Interacti
     rating = get(row, "rating", int, where, "0 or 1") if "rating" in row else None
     if rating not in (0, 1, None):
         raise Fault(f"{where}.rating", f"0 or 1, found {rating}")
-    unrated = LIKED if setting == "preferred" else None
-    verdict = {1: LIKED, 0: DISLIKED, None: unrated}[rating]
+    verdict = {1: LIKED, 0: DISLIKED, None: LIKED if setting == "preferred" else None}[rating]
     return Interaction(get(row, "instruction", str, where, "a text"), made, verdict)
 
 

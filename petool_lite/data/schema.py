@@ -48,8 +48,7 @@ def parameters_schema(value: Any) -> dict[str, Any]:
 
 
 def normal_schema(schema: Any, path: str = "", odd: Odd = lambda *_: None) -> Any:
-    """A copy of a schema with JSON's type names and without shapes that say nothing. `odd` hears of what is not JSON
-    Schema: where, what, and whether it is known what is meant."""
+    """A copy of a schema in JSON Schema's words. `odd` hears of others: where, what, whether what is meant is known."""
     if not isinstance(schema, Mapping):
         if not isinstance(schema, bool | None):
             odd(path, f"expected a schema, an object, found {json.dumps(schema, ensure_ascii=False)[:60]}", False)

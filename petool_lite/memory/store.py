@@ -168,8 +168,7 @@ class Store:
         return _run(self.path, lambda db: _select(db, None, user, limit))[::-1]
 
     def forget(self, user: str) -> int:
-        """Remove a user with all interactions; returns how many these were. Nothing of them is left in the file or its
-        log; raises PetoolError where another process reads that."""
+        """Remove a user with all interactions, returned as a count, from file and log; PetoolError if that is read."""
         own = "DELETE FROM interactions WHERE user = (SELECT id FROM users WHERE name = ?)"
 
         def work(db: sqlite3.Connection) -> int:

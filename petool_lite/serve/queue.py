@@ -104,8 +104,7 @@ class RequestQueue:
             found.put_nowait(None)
 
     async def _run(self, request: Request, deadline: float, found: asyncio.Queue[Event | None]) -> None:
-        """Have the engine answer. Cancelled or late, wait until it has heard that nobody wants the answer; where it
-        does not hear it soon, it is replaced."""
+        """Have the engine answer. Cancelled or late, wait until it has heard so; one that does not is replaced."""
         loop, number, over = asyncio.get_running_loop(), next(self._numbers), asyncio.Event()
 
         def take(event: Event) -> None:

@@ -1,6 +1,5 @@
 """OpenAI's requests, of chat completions and of responses, as one `Request` for the engine. Null means absent. What
-this server does not do is refused by the field's name; what changes nothing, since decoding is greedy, is accepted and
-named in the answer."""
+is not done here is refused by the field's name; what changes nothing (decoding is greedy) is named in the answer."""
 
 import re
 from collections.abc import Iterator, Mapping

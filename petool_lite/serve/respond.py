@@ -80,8 +80,7 @@ class Form:
                 "prompt")  # fmt: skip
         found = {key: self.facts[key] for key in told if self.facts.get(key)}
         if "candidates" in found and not self.asked.request.options.explain:  # then it tells nothing of earlier calls
-            plain = ("name", "probability")
-            found["candidates"] = [{key: item[key] for key in plain} for item in found["candidates"]]
+            found["candidates"] = [{key: item[key] for key in ("name", "probability")} for item in found["candidates"]]
         found |= {"unused": list(self.asked.unused)} if self.asked.unused else {}
         return {"petool_lite": found} if found else {}
 
