@@ -10,7 +10,7 @@ from petool_lite.bench.engines import UNREAD, Rows, Work
 from petool_lite.console import Report
 from petool_lite.data.entries import Entry, properties
 from petool_lite.errors import PetoolError
-from petool_lite.inference.endpoint import Answer, Endpoint, Gone, TooLong
+from petool_lite.inference.endpoint import Endpoint, Gone, TooLong
 from petool_lite.inference.parse import failure
 from petool_lite.prompt.render import CALL_END, CALL_START, Chat, drop_order, entry_request, without_history
 
@@ -77,7 +77,10 @@ def _row(work: Work, endpoint: Endpoint, index: int) -> dict[str, Any]:
         why = "its template leaves out the tools, or it" if request.get("tools") else "it"
         what = f"{endpoint.url} read {read:,} tokens where {least:,} characters are no less than told"
         raise PetoolError(f"{what}: {why} cuts prompts", "give its model a larger context, or a template with tools")
-    text = reply_text(answer)
+    # A call as a model of the petool style writes it, so that one parser reads all. Arguments that are no JSON object
+    # stay as they were written: the model's fault, not the endpoint's.
+    calls = (f'{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}' for name, arguments in answer.calls)
+    text = "\n".join(f"{CALL_START}{call}{CALL_END}" for call in calls) or answer.text
     seconds = round(time.perf_counter() - started, 4)
     return UNREAD | sent | {
         "status": "ok", "reply": text, "finish": answer.finish, "reply_tokens": answer.reply_tokens,
@@ -93,10 +96,3 @@ def _least_letters(entry: Entry, request: dict[str, Any]) -> int:
         return sum(len(str(message["content"])) for message in request["messages"])
     told = ((tool.name, tool.description[:400], *properties(tool)) for tool in entry.tools)
     return sum(len(text) for texts in told for text in texts)
-
-
-def reply_text(answer: Answer) -> str:
-    """The reply as a model of the petool style writes it, so that one parser reads all; its text without a call.
-    Arguments that are no JSON object stay as they were written: the model's fault, not the endpoint's."""
-    calls = (f'{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}' for name, arguments in answer.calls)
-    return "\n".join(f"{CALL_START}{call}{CALL_END}" for call in calls) or answer.text

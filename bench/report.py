@@ -12,8 +12,7 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from petool_lite.bench.results import SCHEMA as ROWS_SCHEMA
-from petool_lite.bench.results import Results, load_folder
+from petool_lite.bench.results import ROWS_SCHEMA, Results, load_folder
 from petool_lite.bench.score import CLASSES, METRICS, paired, quantile, summary
 from petool_lite.console import print_table, terminal
 from petool_lite.errors import PetoolError

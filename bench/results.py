@@ -16,7 +16,7 @@ from petool_lite.console import Report
 from petool_lite.errors import USAGE, PetoolError, in_words
 from petool_lite.runs import write_json, write_text
 
-SCHEMA = 3
+ROWS_SCHEMA = 3
 _ALIKE = ("variant", "setting", "engine", "decoding", "style")  # one value in a whole file
 _AGAIN = "run bench again with --fresh, or take the line or the file away"
 _LONGEST = 160  # characters of what is wrong with a row
@@ -63,9 +63,9 @@ def _checked(text: bytes, kind: str, place: str) -> dict[str, Any]:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise PetoolError(f"{place}: not JSON in UTF-8", _AGAIN) from None
-    schema = value.get("schema", 1) if isinstance(value, dict) else SCHEMA
-    if schema != SCHEMA:
-        what = f"{place}: made by another version of petool-lite (schema {schema}, this one reads {SCHEMA})"
+    schema = value.get("schema", 1) if isinstance(value, dict) else ROWS_SCHEMA
+    if schema != ROWS_SCHEMA:
+        what = f"{place}: made by another version of petool-lite (schema {schema}, this one reads {ROWS_SCHEMA})"
         raise PetoolError(what, _AGAIN)
     fault = next(_validator(kind).iter_errors(value), None)
     if fault is not None:

@@ -96,7 +96,7 @@ def entry_row(index: int, entry: Entry) -> dict[str, Any]:
     answer, accepted = entry.answer, entry.accepted
     function = entry.function or (function_words(answer.name) if isinstance(answer, Call) else entry.id)
     row: dict[str, Any] = {
-        **{"schema": results.SCHEMA, "index": index, "entry_id": entry.id, "query": entry.query},
+        **{"schema": results.ROWS_SCHEMA, "index": index, "entry_id": entry.id, "query": entry.query},
         "gold": published_call(answer) or {"no_call": str(answer)},
         "facts": {
             "offered": [tool.name for tool in entry.tools],
@@ -113,7 +113,7 @@ def entry_row(index: int, entry: Entry) -> dict[str, Any]:
 def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
     """The meta before the first row: what is asked of which model, where and with which versions."""
     return {
-        **{"schema": results.SCHEMA, "variant": variant.name, **task.facts},
+        **{"schema": results.ROWS_SCHEMA, "variant": variant.name, **task.facts},
         **{key: getattr(variant, key) for key in ("engine", "decoding", "style", "about")},
         **{"model": variant.place, "model_sha256": variant.sha256(), "model_bytes": variant.bytes},
         "limit": task.limit if task.limit and task.limit < len(task.dataset.entries) else None,

@@ -50,12 +50,9 @@ def _wanted(name: str, width: int, file_type: str, default: str, model: Shape, h
     early = layer < eighth
     more = early or layer >= 7 * model.layers // 8 or (layer - eighth) % 3 == 2  # first, last, every third between
     raised = {  # what gets more bits than the rest of its file, where it does, and how many
-        ("attn_v", "q4_k_m"): (more, "Q6_K"),
-        ("attn_v", "q5_k_m"): (more, "Q6_K"),
+        **{(part, mixed): (more, "Q6_K") for part in ("attn_v", "ffn_down") for mixed in ("q4_k_m", "q5_k_m")},
         ("attn_v", "q4_k_s"): (layer < 4, "Q5_K"),
         ("attn_v", "iq4_xs"): (model.heads // model.key_value_heads >= 4, "Q5_K"),
-        ("ffn_down", "q4_k_m"): (more, "Q6_K"),
-        ("ffn_down", "q5_k_m"): (more, "Q6_K"),
         ("ffn_down", "q4_k_s"): (early, "Q5_K"),
         ("ffn_down", "iq4_xs"): (early and not has_imatrix, "Q5_K"),
         ("ffn_down", "q4_0"): (early and has_imatrix, "Q4_1"),

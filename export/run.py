@@ -82,7 +82,7 @@ def _export(run: Path, options: Options, report: Report) -> dict[str, Any]:
                 {"type": name.split(".")[-2], "file": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
                 for name, path in paths.items()
             ],
-            **{"checks": figures, "checked_on": tried_on[3], "versions": versions()},
+            **{"checks": figures, "checked_on": tried_on[2], "versions": versions()},
             **({"merge_base": merge_base} if merge_base else {}),
             "imatrix": options.imatrix,
             "seconds": round(time.time() - started, 2),

@@ -1,6 +1,5 @@
 """The one pass: each tensor is read once, merged in float32, and written in every target type, by bands of rows."""
 
-import errno
 import math
 import os
 import shutil
@@ -13,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from petool_lite.console import Report
-from petool_lite.errors import PetoolError
+from petool_lite.errors import PetoolError, in_words
 from petool_lite.export.gguf import ROPE, Places, file_order, permute, write_header
 from petool_lite.export.quantize import quantize_rows, tensor_bytes
 from petool_lite.export.source import Source, Tensor, nf4_round_trip
@@ -41,13 +40,9 @@ Target = tuple[int, Places]  # handle of a file that is written, and where each 
 
 def write_files(source: Source, paths: Mapping[str, Path], report: Report) -> Changes:
     """Write one GGUF file for each type in `paths`; raises PetoolError for a full disk, and weights not to be read."""
-    try:
-        with ExitStack() as held:
-            return _run(source, _targets(source, paths, held), report)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PetoolError("the disk is full; what was written is removed", "free some space") from error
-        raise PetoolError(f"cannot write the export: {error}", "check the folder and the disk") from error
+    failing = in_words("cannot write the export; nothing of it is left", "make room, or check the disk", OSError)
+    with failing, ExitStack() as held:
+        return _run(source, _targets(source, paths, held), report)
 
 
 def _targets(source: Source, paths: Mapping[str, Path], held: ExitStack) -> list[Target]:

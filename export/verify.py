@@ -26,7 +26,7 @@ from petool_lite.prompt.prepare import prepare
 from petool_lite.prompt.render import Example, Layout, chat_from_directory
 from petool_lite.recipe import Recipe
 
-Trial = tuple[list[dict[str, Any]], list[str], list[Example], str]
+Trial = tuple[list[tuple[dict[str, Any], str]], list[Example], str]
 PROMPTS, REPLIES = 50, 20
 _CONSIDERED = 200  # held-out entries among which the shortest are taken
 STOPPED = 0.9  # share of greedy replies that must end by themselves
@@ -114,7 +114,7 @@ def importance(source: Source, recipe: Recipe, report: Report) -> dict[str, Any]
 
 
 def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], report: Report) -> Trial:
-    """Requests and their texts for token ids, the shortest rows with answers, and the data's name: of the recipe's own
+    """Requests with their texts for token ids, the shortest rows with answers, and the data's name: of the recipe's own
     held-out entries, filled up with generated ones. `wording` is that of the run's published prompts, by setting."""
     chat = chat_from_directory(base.directory)
     data, name, setting = recipe.data, recipe.bench.data, recipe.data.one_setting
@@ -131,24 +131,24 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
 
     layout = Layout(data.style, recipe.model.max_tokens)
     requests = [render.entry_request(chat, asked(entry), data.style) for entry in [*entries, *made][:PROMPTS]]
-    texts = [render.render_messages(chat, **request) for request in requests]
+    texts = [(request, render.render_messages(chat, **request)) for request in requests]
     usable = [entry for entry in entries if isinstance(entry.answer, Call)] or made
     rows = [row for row in render.examples(chat, [*map(asked, usable)], layout) if row is not None]
-    return requests, texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
+    return texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
 
 
 def check_files(
     paths: Mapping[str, Path], source: Source, tried_on: Trial, max_reply: int | None, report: Report
 ) -> dict[str, dict[str, Any]]:
     """The figures of each file, by type; `max_reply` None runs no model. Raises PetoolError that names each fault."""
-    requests, texts, rows, _ = tried_on
+    asked, rows, _ = tried_on
     figures: dict[str, dict[str, Any]] = {}
     smallest = min(paths, key=lambda name: paths[name].stat().st_size)  # all have the same template
     for number, (name, path) in enumerate(paths.items(), 1):
         server = OtherServer(path) if name == smallest and OtherServer.installed() else None
-        check_ids(path, source, requests, texts, server)
-        figures[name] = {"prompts_with_equal_ids": len(texts)}
-        figures[name] |= {"prompts_llama_cpp_renders_alike": len(texts)} if server else {}
+        check_ids(path, source, asked, server)
+        figures[name] = {"prompts_with_equal_ids": len(asked)}
+        figures[name] |= {"prompts_llama_cpp_renders_alike": len(asked)} if server else {}
         report("checking token ids", number, len(paths), name)
     if max_reply is None:
         return figures
@@ -168,9 +168,7 @@ def check_files(
     return figures
 
 
-def check_ids(
-    path: Path, source: Source, requests: Sequence[Any], texts: Sequence[str], server: OtherServer | None = None
-) -> None:
+def check_ids(path: Path, source: Source, asked: Sequence[tuple[Any, str]], server: OtherServer | None = None) -> None:
     """Raise PetoolError, with the first differing token, for a text that has other ids in llama.cpp than in training or
     transformers, or is not what `server` makes of its request; and for another chat template or end token."""
     from transformers import AutoTokenizer
@@ -181,7 +179,7 @@ def check_ids(
     with LlamaModel(path, vocab_only=True) as model:
         if (model.chat().template, model.chat().eos_id) != (template, trained.eos_id):
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
-        for request, text in zip(requests, texts, strict=True):
+        for request, text in asked:
             ids = model.encode(text)
             others = {"training": trained.encode(text)}
             others["transformers"] = tokenizer.encode(text, add_special_tokens=False)

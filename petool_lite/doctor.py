@@ -34,15 +34,9 @@ def examine() -> dict[str, Any]:
         decoded: dict[str, Any] = {"works": True, **speed}
     except (PetoolError, ImportError, OSError) as error:
         decoded = {"works": False, "why": str(error)}
-    return {
-        "python": sys.version.split()[0],
-        "machine": platform.machine(),
-        "cpu": cpu | tried,
-        "gpu": gpu_facts(),
-        "llama_cpp": decoded,
-        "disk_free_gb": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
-        "versions": versions(),
-    }
+    found = {"python": sys.version.split()[0], "machine": platform.machine(), "cpu": cpu | tried, "gpu": gpu_facts()}
+    free = round(shutil.disk_usage(Path.cwd()).free / 2**30, 1)
+    return found | {"llama_cpp": decoded, "disk_free_gb": free, "versions": versions()}
 
 
 _PROMPT, _QUERY, _REPLY = 768, 40, 24  # tokens of the probe

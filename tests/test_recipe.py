@@ -34,16 +34,7 @@ def test_rating_is_the_published_recipe() -> None:
 
 def test_all_problems_are_reported_together_and_an_empty_file_is_no_recipe(tmp_path) -> None:
     path = tmp_path / "bad.toml"
-    lines = (
-        "stray = 1",
-        "[train]",
-        "learning_rat = 1",
-        'epochs = "two"',
-        "[lora]",
-        "r = 0",
-        '[model]\nprecision = "x"',
-    )
-    path.write_text("\n".join(lines))
+    path.write_text('stray = 1\n[train]\nlearning_rat = 1\nepochs = "two"\n[lora]\nr = 0\n[model]\nprecision = "x"')
     told = ("stray", "did you mean train.learning_rate", "train.epochs", "lora.r", "precision: 'x' is not one of")
     apart = ("train.epochs: ", "model.precision: full trains the weights", "model.adapter: ", "train.objective: ")
     other = ["model.precision=nf4", "model.adapter=runs/a", "train.objective=dpo"]

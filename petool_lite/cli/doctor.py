@@ -31,8 +31,7 @@ def doctor(tune: bool, model: str | None, as_json: bool) -> None:
     for trial in found["trials"]:
         changed = plain({name: trial[name] for name, usual in asdict(EngineSettings()).items() if trial[name] != usual})
         speed = {f"{kind}/s": trial[f"{kind}_tokens_per_s"] for kind in ("prefill", "decode")}
-        rows.append(
-            {"settings": changed or "as they are", **speed, "load s": trial["load_s"], "call s": trial["call_s"]}
-        )
+        seconds = {f"{kind} s": trial[f"{kind}_s"] for kind in ("load", "call")}
+        rows.append({"settings": changed or "as they are", **speed, **seconds})
     emit(found if as_json else rows, as_json, f"trials with {found['model']}")
     say("best: " + plain(found["settings"]))

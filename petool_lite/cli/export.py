@@ -6,9 +6,7 @@ import click
 
 from petool_lite.cli.options import as_json, run_option
 from petool_lite.console import print_json, progress, say
-from petool_lite.export import Options, export_run
-from petool_lite.export.hub import check_push, figures
-from petool_lite.export.hub import push as send
+from petool_lite.export import Options, export_run, hub
 from petool_lite.runs import find_run
 
 
@@ -28,15 +26,15 @@ def export(run: str | None, types: str, push: str | None, as_json: bool, **optio
     names = tuple(dict.fromkeys(name.strip().lower() for name in types.split(",") if name.strip()))
     folder = find_run(run) / "export"
     if push is not None:
-        check_push(push)
+        hub.check_push(push)
     with progress() as report:
         document = export_run(folder.parent, Options(types=names, **options), report)
-        address = {} if push is None else {"pushed": send(folder, folder.parent, push, report)}
+        address = {} if push is None else {"pushed": hub.push(folder, folder.parent, push, report)}
     if as_json:
         print_json({**document, **address, "paths": [str(folder / item["file"]) for item in document["files"]]})
         return
     for item in document["files"]:
-        found = figures(document["checks"].get(item["type"], {}))
+        found = hub.figures(document["checks"].get(item["type"], {}))
         say(", ".join([f"{item['type']}: {item['bytes'] / 1e6:.0f} MB", *found]))
         click.echo(folder / item["file"])
     for place in address.values():

@@ -17,9 +17,7 @@ def stats(dataset: Dataset, chat: Chat) -> dict[str, Any]:
     verdicts = Counter(item.verdict for entry in entries for item in entry.history)
     rated = verdicts[LIKED] + verdicts[DISLIKED]
     found = {
-        "entries": len(entries),
-        "of": dataset.total,
-        "bad": len(dataset.bad),
+        **{"entries": len(entries), "of": dataset.total, "bad": len(dataset.bad)},
         "with_answer": sum(entry.answer is not None for entry in entries),
         "without_call": sum(isinstance(entry.answer, str) for entry in entries),
         "functions": len({key for keys in function_keys(entries, entries) for key in keys}),

@@ -91,12 +91,10 @@ def _compiled(template: str) -> Any:
     name = hashlib.sha256(Path(__file__).read_bytes() + template.encode()).hexdigest()
     folder = own_folder("templates")
     environment = _Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _GenerationTag],
-        loader=DictLoader({name: template}),
-        bytecode_cache=FileSystemBytecodeCache(str(folder)) if folder else None,
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
     )
+    environment.loader = DictLoader({name: template})
+    environment.bytecode_cache = FileSystemBytecodeCache(str(folder)) if folder else None
     environment.filters["counted"] = lambda items: (item for item in items if environment.step())
     # as transformers and llama.cpp do it: no escapes for HTML, which jinja's own filter writes
     environment.filters["tojson"] = lambda value, indent=None, **_: json.dumps(value, ensure_ascii=False, indent=indent)

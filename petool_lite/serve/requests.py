@@ -43,12 +43,10 @@ _READ = {*_FIELDS, "model", "messages", "input", "tools", "tool_choice"}
 class Refusal(Exception):
     """A request that gets an error status; in OpenAI's form."""
 
-    def __init__(
-        self, status: int, message: str, field: str | None = None, kind: str = "invalid_request_error"
-    ) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, what: str, field: str | None = None, kind: str = "invalid_request_error") -> None:
+        super().__init__(what)
         self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": field, "code": None}}
+        self.body = {"error": {"message": what, "type": kind, "param": field, "code": None}}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from petool_lite.inference.worker import Event
 from petool_lite.memory.store import VERDICTS, Store, Unwritable
 from petool_lite.serve.queue import RequestQueue
 from petool_lite.serve.requests import Asked, Refusal, read_chat, read_responses
-from petool_lite.serve.respond import Chat, Form, Responses, respond
+from petool_lite.serve.respond import Chat, Responses, respond
 
 _BODY_S = 60  # seconds in which a request's body arrives
 _CALL = 1 << 28  # bytes of what a `petool-lite call` of this user asks, which may be a file
@@ -39,10 +39,7 @@ _PRIVATE = "what is remembered of users is told with the server's key only; it s
 _SHOWN = 20  # calls of a user on the page
 _DEEPEST = 64  # levels of nesting in a request
 _FRESH_S = 30.0  # after which MCP servers are asked again, when a request wants their tools
-_FORMS: dict[str, tuple[Any, type[Form]]] = {
-    "/v1/chat/completions": (read_chat, Chat),
-    "/v1/responses": (read_responses, Responses),
-}
+_FORMS = {"/v1/chat/completions": (read_chat, Chat), "/v1/responses": (read_responses, Responses)}
 
 
 class OfferedTools:

@@ -170,4 +170,4 @@ def test_a_full_disk_is_said_before_and_one_that_fills_up_is_cleaned_up(small, t
         return real(*arguments)
 
     monkeypatch.setattr(os, "pwrite", full)
-    assert "the disk is full" in not_written(small, None, tmp_path).message
+    assert "nothing of it is left (No space left on device)" in not_written(small, None, tmp_path).message

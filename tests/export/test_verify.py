@@ -77,17 +77,17 @@ def test_files_agree_with_transformers_and_a_wrong_one_does_not(tuned, source, t
 def test_other_token_ids_are_refused(tuned, source, smollm2, tmp_path) -> None:
     write_targets(source, {"q8_0": tmp_path / "a.gguf"})
     texts = ["12345 café's\n\n  x", "<|start_header_id|>user<|end_header_id|>\n\nhi", "日本 👋 {}}"]
-    check_ids(tmp_path / "a.gguf", source, [{}] * 3, texts)
+    check_ids(tmp_path / "a.gguf", source, [({}, text) for text in texts])
     with pytest.raises(PetoolError, match="chat template or end token"):
-        check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), [{}], ["one"])
+        check_ids(tmp_path / "a.gguf", replace(source, base=smollm2), [({}, "one")])
     with pytest.raises(PetoolError, match="chat template or end token"):
-        check_ids(tmp_path / "a.gguf", replace(source, template="another"), [{}], ["one"])
+        check_ids(tmp_path / "a.gguf", replace(source, template="another"), [({}, "one")])
     base = shutil.copytree(source.base.directory, tmp_path / "base")
     text = json.loads((base / "tokenizer.json").read_text())
     text["model"]["merges"] = text["model"]["merges"][:5]
     (base / "tokenizer.json").write_text(json.dumps(text))
     with pytest.raises(PetoolError, match=r"llama.cpp and training disagree on a prompt: token \d+ of"):
-        check_ids(tmp_path / "a.gguf", replace(source, base=replace(source.base, directory=base)), [{}], ["one two"])
+        check_ids(tmp_path / "a.gguf", replace(source, base=replace(source.base, directory=base)), [({}, "one two")])
 
 
 def test_a_template_that_llama_cpp_reads_otherwise_is_refused_with_the_first_token(smollm2) -> None:
@@ -95,10 +95,10 @@ def test_a_template_that_llama_cpp_reads_otherwise_is_refused_with_the_first_tok
     source, server = load_source(smollm2), OtherServer(smollm2.gguf)
     request = {"messages": [{"role": "user", "content": "How is the weather in Oslo?"}]}
     text = render_messages(chat_from_directory(smollm2.directory), **request)
-    check_ids(smollm2.gguf, source, [request], [text], server)
+    check_ids(smollm2.gguf, source, [(request, text)], server)
     wrong = r"llama.cpp's server disagree on a prompt: token \d+ of \d+ and \d+ is \d+ ' Rome' and \d+ ' Oslo'"
     with pytest.raises(PetoolError, match=wrong):
-        check_ids(smollm2.gguf, source, [request], [text.replace("Oslo", "Rome")], server)
+        check_ids(smollm2.gguf, source, [(request, text.replace("Oslo", "Rome"))], server)
 
 
 def test_a_template_replaces_all_of_a_gguf_bases(tmp_path) -> None:
