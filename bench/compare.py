@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.report import WORDS, Table, accuracies_cells, p_text, show
+from petool_lite.bench.report import WORDS, Table, accuracies_cells, p_text
 from petool_lite.bench.results import Results, check_same_data, load_folder
 from petool_lite.bench.score import METRICS, accuracies, paired
+from petool_lite.console import print_table
 from petool_lite.errors import USAGE, PetoolError
 
 
@@ -51,8 +52,8 @@ def _compared(old: Results, new: Results) -> dict[str, Any]:
 
 def print_comparison(found: Mapping[str, Any]) -> None:
     """What `bench compare` found, on stdout."""
-    for item in found["variants"]:
-        show(_comparison(item))
+    for table in map(_comparison, found["variants"]):
+        print_table(table.title, table.columns, table.rows, "\n".join(table.notes))
 
 
 def _comparison(item: Mapping[str, Any]) -> Table:

@@ -1,7 +1,6 @@
 """Replies from llama.cpp on a CPU, from transformers on a GPU, from an endpoint or a rule: (index, row) by entry."""
 
 import hashlib
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from petool_lite.console import Report
 from petool_lite.data.entries import NO_TOOL, Entry
 from petool_lite.data.files import Dataset
 from petool_lite.errors import USAGE, PetoolError
+from petool_lite.families import read_json
 from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.llama import LlamaModel, Reply
 from petool_lite.inference.parse import failure
@@ -161,16 +161,10 @@ def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
 
     variant, folder = work.variant, work.variant.model
     chat = render.chat_from_directory(folder)
-    config = json.loads((folder / "config.json").read_text())
-    yield from work.render(chat, config["max_position_embeddings"], report)
-    indices = list(work.prompts)
-    constrain = None
-    if variant.decoding == "constrained":
-        constrainer = Constrainer.from_directory(folder, chat.eos_id)
-
-        def constrain(place: int) -> Constraint:
-            return work.start(constrainer, indices[place])
-
+    yield from work.render(chat, read_json(folder / "config.json")["max_position_embeddings"], report)
+    indices, constrained = list(work.prompts), variant.decoding == "constrained"
+    constrainer: Any = Constrainer.from_directory(folder, chat.eos_id) if constrained else None
+    constrain = (lambda place: work.start(constrainer, indices[place])) if constrained else None
     model = GpuModel(folder, variant.adapter, variant.precision, variant.device)
     texts = [work.prompts[index].ids for index in indices]
     told["batch"], first = variant.batch, True

@@ -289,12 +289,7 @@ def print_report(document: Mapping[str, Any]) -> None:
             about = [f"{row[0]}: {row[1]}" for row in table.rows if row[1] and table.key == "scores"]
             columns, *rows = ((row[0], *row[2:]) for row in (table.columns, *table.rows))
             table = replace(table, columns=columns, rows=rows, notes=[*about, *table.notes])
-        show(table)
-
-
-def show(table: Table) -> None:
-    """One table with its notes on stdout."""
-    print_table(table.title, list(table.columns), [list(row) for row in table.rows], "\n".join(table.notes))
+        print_table(table.title, table.columns, table.rows, "\n".join(table.notes))
 
 
 def html_report(document: Mapping[str, Any], scored: Sequence[Results]) -> str:

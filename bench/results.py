@@ -1,5 +1,4 @@
-"""Results: one JSON line a reply, and a meta file beside them, as report.schema.json says and docs/bench.md describes.
-Nothing is repaired in silence, and rows of different work never mix."""
+"""Results: a JSON line a reply and a meta file, as report.schema.json says; rows of different work never mix."""
 
 import json
 import os
@@ -120,8 +119,7 @@ def results_files(folder: Path) -> list[Path]:
 
 
 def load_folder(*folders: Path) -> list[Results]:
-    """All results that have a row, of each folder in the order in which they were started, under names of their own.
-    Raises PetoolError where data (see `check_same_data`) or names clash."""
+    """All results that have a row, by folder and start, under names of their own; PetoolError where these clash."""
     loaded = (map(load_results, results_files(folder)) for folder in folders)
     found = [item for items in loaded for item in sorted(items, key=lambda item: str(item.meta.get("started") or ""))]
     check_same_data({item.path: item.meta for item in found})
@@ -228,8 +226,7 @@ def _write_rows(path: Path, rows: Any) -> None:
 
 
 def merge_shards(folders: Sequence[Path], target: Path) -> None:
-    """Write each results file of the shards in `folders` as one into `target`. Raises PetoolError, and writes nothing,
-    for a shard that is absent, double, unfinished or of other work."""
+    """Merge the shards' results into `target`. PetoolError, before any writing, for one absent, double or unlike."""
     if target.resolve() in [folder.resolve() for folder in folders]:
         raise PetoolError(f"{target} is one of the shards", "give another --out", USAGE)
     names = sorted({path.name for folder in folders for path in folder.glob("results-*.jsonl")})

@@ -1,8 +1,7 @@
 """Scores: pure functions over results rows, their statistics and classes of error; imports no model library.
-`published` is the paper's scorer, `spanning` the same with a match over several lines (the published 3B result used
-it), `strict` petool-lite's own: the whole reply is one JSON call, compared as JSON. `as_asked` is the published one,
-but a number that the data cut to a whole one may stand as the request says it. Where a test lists what it accepts,
-`ast`, BFCL's scorer, counts; where no tool fits, a text without a call is right by every scorer."""
+`published` is the paper's scorer, `spanning` lets its match span lines (as for the published 3B result), `strict` wants
+one JSON call and nothing else, `as_asked` takes a number that the data cut to a whole one as the request says it, `ast`
+is BFCL's, for tests that list what they accept; where no tool fits, a text without a call is right by every scorer."""
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
@@ -261,8 +260,7 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Two-sided p of the exact McNemar test: is a coin fair that fell this way in the discordant pairs? (McNemar 1947).
-    Twice the smaller binomial tail, at most 1; 1 without discordant pairs."""
+    """Two-sided p of the exact McNemar test (1947): twice the smaller binomial tail of discordant pairs, at most 1."""
     n = first_only + second_only
     tail = sum(comb(n, index) for index in range(min(first_only, second_only) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**n)))

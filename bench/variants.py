@@ -1,6 +1,5 @@
-"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule without a model. Rules
-say what chance, the first place or the likes alone reach. They call a candidate with its required parameters, each with
-its declared default, so their parameter accuracy says how often that is the answer."""
+"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule: what chance, the first
+place or the likes alone reach. A rule calls a candidate with its required parameters and declared defaults."""
 
 import hashlib
 import random
@@ -51,10 +50,9 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, a rule, which has no file, or the
-    model of an endpoint at `url`, asked at most `requests` times (0: about three an entry). `style` overrides that of a
-    GGUF file's metadata (None: as there). `decoding` is "constrained" to calls of the offered tools, "free", or "none"
-    for a rule. `precision` is "bf16" or "nf4", `batch` the most replies made side by side; `device` is for tests."""
+    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, a rule without a file, or the
+    model of an endpoint at `url`, asked at most `requests` times (0: about three an entry). `style` None is the file's
+    own. `decoding` is "constrained", "free" or "none", `precision` "bf16" or "nf4", `batch` replies side by side."""
 
     name: str
     model: Path
@@ -109,8 +107,7 @@ def model_variant(model: str, report: Report) -> Variant:
     from petool_lite.models import resolve_base
 
     path = Path(model).expanduser()
-    whole = (path / "config.json").is_file()
-    if not whole and (path.exists() or path.suffix == ".gguf" or "/" not in model):
+    if not (path / "config.json").is_file() and (path.exists() or path.suffix == ".gguf" or "/" not in model):
         check_gguf(path)
         return Variant(path.stem, path, about="the given GGUF file, on the CPU")
     if not gpu_available():
@@ -167,7 +164,7 @@ def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report
 
 def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[str]:
     """Names with groups spelled out as far as this run and machine have them, base-gpu and tuned-gpu in `precision`."""
-    from petool_lite.export import TYPES
+    from petool_lite.export.quantize import TYPES
 
     single = (*_SIDES, *_ON_GPU, *RULES, *(f"{side}-{kind}" for side in _SIDES for kind in TYPES))
     cpu = [f"{side}-{kind}" for kind in (_exported(run) if run else ()) for side in _SIDES]

@@ -133,5 +133,4 @@ def licence(base: Base) -> str:
 def modelfile(gguf: str, directory: Path, max_tokens: int) -> str:
     """The Modelfile of `gguf`: greedy, ending as the base does, `max_tokens` of context; the template is the file's."""
     stops = [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in end_tokens(directory)]
-    lines = [f"FROM ./{gguf}", *stops, "PARAMETER temperature 0", f"PARAMETER num_ctx {max_tokens}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([f"FROM ./{gguf}", *stops, "PARAMETER temperature 0", f"PARAMETER num_ctx {max_tokens}", ""])

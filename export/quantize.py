@@ -1,6 +1,5 @@
-"""Which GGUF type each tensor gets, and the C functions of llama.cpp that make its bytes. The one import of those. The
-rule for types is that of `llama_tensor_get_type` in llama.cpp (src/llama-quant.cpp, the version inside llama-cpp-python
-0.3.36), for the Llama architecture without experts. Tests compare whole files with that quantizer's."""
+"""Which GGUF type each tensor gets, and the C functions of llama.cpp that make its bytes. The rule for types is that of
+`llama_tensor_get_type` (src/llama-quant.cpp in llama-cpp-python 0.3.36), for the Llama architecture without experts."""
 
 import ctypes
 import math

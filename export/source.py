@@ -53,10 +53,9 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export: its base, config.json, tensors by name, and the adapter and importance, if any. They are the
-    base's, or those of a model of its own that training made of it: then `before` has the base's. `importance` maps
-    GGUF tensor names to float32 arrays (columns,). `nf4` takes the weights of adapted matrices as 4-bit training saw
-    them. `template` goes into the file in place of the base's chat template, `keys` beside the base's own."""
+    """A model to export: its base, config.json and tensors by name, the base's or those of a model that training made
+    of it (then `before` has the base's). `importance` maps GGUF names to float32 arrays (columns,); `nf4` merges into
+    weights as 4-bit training saw them; `template` and `keys` go into the file."""
 
     base: Base
     config: dict[str, Any]

@@ -196,8 +196,7 @@ class Evaluator(LlamaModel):
     """One GGUF file: logits of every token of given answers, which scoring does not need, and greedy replies."""
 
     def run(self, prompt: Sequence[int], answer: Sequence[int], max_reply: int) -> tuple[Any, bool]:
-        """Logits for each token of `answer` after `prompt`, float32 numpy (answer tokens, vocabulary), and whether the
-        greedy reply to `prompt` ends by itself within `max_reply` tokens."""
+        """Float32 numpy logits (answer tokens, vocabulary), and whether the greedy reply ends within `max_reply`."""
         import numpy as np
 
         self.read(prompt, reuse=False)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import cycle
@@ -40,8 +40,7 @@ def say(text: str) -> None:
 
 
 def say_at_once(text: str) -> None:
-    """One line of talk from a signal handler: past every buffer that the handler may have interrupted. A terminal gets
-    its cursor back, which a bar hides: the process may be gone at any moment."""
+    """One line of talk from a signal handler, past buffers it may have interrupted; a terminal gets its cursor back."""
     cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
     os.write(2, f"\n{cursor}{text}\n".encode())
 
@@ -59,7 +58,7 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False), flush=True)
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]], caption: str = "") -> None:
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """A table on stdout; columns of numbers are right-aligned, a head without any name is left out."""
     from rich.table import Table
     from rich.text import Text

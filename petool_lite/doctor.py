@@ -27,8 +27,7 @@ def examine() -> dict[str, Any]:
     tried = {"amx_kernels_work": kernels_work(embedded_gguf())} if cpu["amx"] else {}
     try:
         with LlamaModel(embedded_gguf(), n_ctx=512) as model:
-            ids = model.encode("The quick brown fox jumps over the lazy dog. " * 30)[:256]
-            reply = model.generate(ids, 16)
+            reply = model.generate(model.encode("The quick brown fox jumps over the lazy dog. " * 30)[:256], 16)
         decode = round(len(reply.ids) / reply.decode_s) if reply.decode_s and reply.ids else 0
         speed = {"prefill_tokens_per_s": round(reply.prompt_tokens / reply.prefill_s), "decode_tokens_per_s": decode}
         decoded: dict[str, Any] = {"works": True, **speed}

@@ -34,8 +34,7 @@ def cache_place(*parts: str) -> Path:
 
 
 def own_folder(name: str, root: Path | None = None, rights: int = 0o022) -> Path | None:
-    """A folder in `root`, the cache if None, that is this user's, no link, and in which nobody else has any of these
-    rights, for what is trusted as it is read. None where there is none."""
+    """A folder in `root` (None: the cache) that is this user's, no link, with none of `rights` for others; or None."""
     with suppress(OSError, PetoolError):
         folder = (root or cache_root()) / name
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -14,8 +14,7 @@ from petool_lite.inference.parse import CallFailure, read_answer
 
 Pair = tuple[bool, bool]  # tool right, parameters right
 _PATTERN = r'\{.*"tool_name":\s*".*?",\s*"parameters":\s*\{.*?\}\}'
-_CALL = re.compile(_PATTERN)
-_SPANNING = re.compile(_PATTERN, re.DOTALL)
+_CALL = {False: re.compile(_PATTERN), True: re.compile(_PATTERN, re.DOTALL)}  # whether a match may span lines
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
 _WRAPPED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
@@ -38,7 +37,7 @@ def read_published(reply: str, spanning: bool = False) -> dict[str, Any] | None:
     parameters = reply.find('"parameters":', name)
     start = reply.find("{") if name >= 0 and 0 <= parameters < reply.rfind("}}") else -1
     while start >= 0:
-        match = (_SPANNING if spanning else _CALL).match(reply, start)
+        match = _CALL[spanning].match(reply, start)
         if match is not None:
             with suppress(ValueError, RecursionError):
                 call: dict[str, Any] = json.loads(match.group())

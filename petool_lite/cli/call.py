@@ -21,8 +21,7 @@ from petool_lite.text import decode_text, parse_json, read_text
 @click.option("--run", is_flag=True, help="Ask whether to run the call on its MCP server, run it, print the result.")
 @click.option("--yes", is_flag=True, help="Run it without asking.")
 @click.option("--history", metavar="FILE", help="Messages, or PEToolBench's calls; - reads stdin.")
-@click.option("--request", metavar="FILE",
-              help="One object with query, tools, history; with messages, tools; or a published entry.")  # fmt: skip
+@click.option("--request", metavar="FILE", help="An object: query, tools, history; messages, tools; or a whole entry.")
 @click.option("--user", metavar="NAME", help="Whose call it is: kept, read for the next one, and rated with `rate`.")
 @click.option("--setting", type=SETTING, help="PEToolBench: which prompt; the model's own if not given.")
 @click.option("--required", is_flag=True, help="Call a tool even where none may fit.")

@@ -58,9 +58,7 @@ def stats(source: str, setting: str, base: str, strict: bool, as_json: bool) -> 
 @skip_option
 @as_json
 def check(source: str, other: str | None, setting: str, strict: bool, as_json: bool) -> None:
-    """Check every entry of SOURCE, and with OTHER that nothing of one file leaks into the other.
-
-    Exit code 1 if a fault or a leak was found."""
+    """Check every entry of SOURCE, and that nothing of it leaks into OTHER. Exit code 1 for a fault or a leak."""
     sets = [load_dataset(name, setting, skip_bad=not strict) for name in (source, other) if name is not None]
     odd = [f"{s.source}, entry {e.id}: {fault}" for s in sets for e in s.entries for fault in answer_faults(e)]
     odd += [message for dataset in sets for message in dataset.bad]

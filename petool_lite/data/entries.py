@@ -1,5 +1,4 @@
-"""The types that everything speaks: tools with JSON Schema, calls, what a user thought of them, and entries. Every form
-is read into these (`petoolbench`, `openai`); nothing here touches a file."""
+"""The types that everything speaks and every form is read into (`petoolbench`, `openai`); no file is touched here."""
 
 import json
 import re
@@ -62,8 +61,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Published:
-    """A published PEToolBench prompt byte for byte, cut around its two JSON arrays, whose items are kept as texts.
-    `history` is parallel to the entry's history, `tools` to its tools."""
+    """A published PEToolBench prompt, cut around its two arrays; their items are texts, in the entry's own order."""
 
     head: str
     history: tuple[str, ...]
@@ -74,10 +72,9 @@ class Published:
 
 @dataclass(frozen=True)
 class Entry:
-    """One request of a user: the query, the offered tools, earlier calls, and the right answer where it is known.
-    `turns` are messages before the query that are no earlier calls with a verdict. `equal_tools` names the other tools
-    that do what the right one does; None where the data does not tell. `rejected` is a preference row's wrong answer.
-    `published` and `setting` are of PEToolBench, `accepted` and `kind` (a word of its own) of tests."""
+    """One request of a user. `turns` are messages before the query that are no earlier calls with a verdict,
+    `equal_tools` the other tools that do what the right one does (None: not told), `rejected` is a preference row's
+    wrong answer; `published` and `setting` are of PEToolBench, `accepted` and `kind` (a word of its own) of tests."""
 
     id: str
     query: str

@@ -217,8 +217,7 @@ def parse(row: Mapping[str, Any], identity: str) -> Entry:
 
 
 def _accepted(value: Any, tools: Sequence[Tool]) -> Accepted | None:
-    """The one right call of a line's `accept`; None where no call is right. A tool may be offered with underscores for
-    the dots of its name, since some services take no dots. Raises Fault."""
+    """The one right call of `accept`, None for none; the offered name may have _ for its dots. Raises Fault."""
     if value is None or value == []:
         return None
     if not isinstance(value, list) or len(value) != 1:

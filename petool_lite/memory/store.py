@@ -65,9 +65,8 @@ class Unwritable(PetoolError):
 
 @dataclass(frozen=True)
 class Record:
-    """One answer that a user got. `time` is in seconds since 1970; `turns` (the conversation before the query, None
-    where it was too long to keep), `tools` and `answer` are JSON. `confidence` is the calibrated probability of the
-    chosen tool, or of none, where it is known; `result` what the tool answered where it was run."""
+    """One answer that a user got. `time` is in seconds since 1970; `turns` (None if too long to keep), `tools` and
+    `answer` are JSON; `confidence` is the calibrated probability of the choice, `result` what a tool said."""
 
     id: str
     user: str

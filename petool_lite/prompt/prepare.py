@@ -36,8 +36,7 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, base: Base, chat: Chat, report: Report = silent) -> Prepared:
-    """Read, fit and tokenize the recipe's training data, or map what an earlier call left in the cache. Raises
-    PetoolError for bad data, or if no row fits `model.max_tokens`."""
+    """The recipe's training data, fitted and tokenized once. Raises PetoolError for bad data, or where no row fits."""
     digest = source_sha256(recipe.data.train)
     folder = cache_place("prepared", _key(recipe, base, chat, digest))
     if not (folder / "summary.json").is_file():

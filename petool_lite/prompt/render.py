@@ -352,8 +352,7 @@ def _with_earlier(chat: Chat, entry: Entry, text: str, ids: list[int], room: int
     whole = [one for piece in pieces for one in piece]
     if len(whole) > room:
         return ids, []
-    bounds = [sum(map(len, pieces[: number + 1])) for number in range(len(rest))]
-    return whole, bounds
+    return whole, [sum(map(len, pieces[: number + 1])) for number in range(len(rest))]
 
 
 def example(chat: Chat, entry: Entry, layout: Layout) -> Example | None:

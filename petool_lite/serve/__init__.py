@@ -1,6 +1,5 @@
-"""`serve`: an OpenAI-compatible server for tool calls, on this machine's loopback unless told otherwise. A request
-goes one way: `routes`, which lists the addresses, lets it in, `requests` reads it, `queue` takes it to the engine and
-hears when its client leaves, `respond` writes the answer; what a user did is kept by `memory`."""
+"""`serve`: an OpenAI-compatible server for tool calls. `routes` lets a request in, `requests` reads it, `queue` takes
+it to the engine and hears when its client leaves, `respond` writes the answer; `memory` keeps what a user did."""
 
 import ipaddress
 import secrets
