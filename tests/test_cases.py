@@ -92,9 +92,8 @@ SLOW = {
 def test_what_a_case_ends_with(case, tmp_path_factory) -> None:
     state = tmp_path_factory.getbasetemp() / "state"
     own = {"BIN": str(Path(sys.executable).parent), "STATE": str(state), "SHOW": "300000"}
-    done = subprocess.run(
-        ["bash", CASES / "run.sh", case], capture_output=True, text=True, cwd=HERE, env=os.environ | own
-    )
+    line = ["bash", CASES / "run.sh", case]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=HERE, env=os.environ | own)
     print(done.stdout)
     right = (RUN | SLOW)[case]
     assert "".join(re.findall(r"rc=(\d+)", done.stdout)) == right if right.isdigit() else right in done.stdout

@@ -48,9 +48,8 @@ def fault(line: str) -> str:
     """What the program would not understand in a quoted command line, or nothing."""
     words = shlex.split(re.sub(r"\[.*?\]|\.\.\.$", "", line), comments=True)[1:]
     command: click.Command = main
-    while (
-        isinstance(command, click.Group) and words and (child := command.get_command(click.Context(command), words[0]))
-    ):
+    here = click.Context(main)
+    while isinstance(command, click.Group) and words and (child := command.get_command(here, words[0])):
         command, words = child, words[1:]
     if isinstance(command, click.Group) and words and not words[0].startswith("-"):
         return f"no command {words[0]}"

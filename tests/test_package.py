@@ -58,10 +58,8 @@ def built(tmp_path_factory) -> Path:
 
 
 def needs(lines: list[str]) -> set[str]:
-    found = map(Requirement, lines)
-    return {
-        canonicalize_name(need.name) for need in found if need.marker is None or need.marker.evaluate({"extra": ""})
-    }
+    wanted = [need for need in map(Requirement, lines) if not need.marker or need.marker.evaluate({"extra": ""})]
+    return {canonicalize_name(need.name) for need in wanted}
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +80,8 @@ def plain(built, tmp_path_factory):
     variables["XDG_DATA_HOME"] = str(folder)
 
     def run(*words: str) -> subprocess.Popen:
-        line = [built / "venv" / "bin" / "petool-lite", *map(str, words)]
-        return subprocess.Popen(
-            line, cwd=folder, env=variables, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-        )
+        line, quiet = [built / "venv" / "bin" / "petool-lite", *map(str, words)], subprocess.DEVNULL
+        return subprocess.Popen(line, cwd=folder, env=variables, text=True, stderr=subprocess.PIPE, stdout=quiet)
 
     return run
 

@@ -222,11 +222,7 @@ def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> No
 
 def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu) -> None:
     said: list[str] = []
-    for trained_on, here, on in (
-        ("CPU, 2 threads", True, ""),
-        ("NVIDIA H200", False, ""),
-        ("NVIDIA H200", True, "-gpu"),
-    ):
+    for trained_on, here, on in (("CPU, 2 threads", True, ""), ("NVIDIA", False, ""), ("NVIDIA", True, "-gpu")):
         gpu(here)
         (run[0] / "manifest.json").write_text(json.dumps({"device": trained_on}))
         assert said == []

@@ -89,10 +89,8 @@ def test_rewording_a_prompt_does_not_break_it() -> None:
     entry = parse({**row, "instruction_ratings": text}, "rating", "0")
     assert prompt_of(entry.published) == text
     assert len(entry.tools) == 4
-    pieces = entry.published  # any entry gets a published prompt by its wording
-    made = petoolbench.published_entry(
-        replace(entry, published=None), [pieces.head, pieces.middle, pieces.tail], "rating"
-    )
+    wording = entry.published.head, entry.published.middle, entry.published.tail  # by which any entry gets a prompt
+    made = petoolbench.published_entry(replace(entry, published=None), wording, "rating")
     assert prompt_of(made.published) == text
 
 

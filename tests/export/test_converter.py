@@ -73,12 +73,8 @@ def listing(path) -> dict:
         return value if len(text) < 200 else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     reader = open_gguf(path)
-    return {
-        "keys": {key: short(value) for key, value in gguf_fields(reader).items()},
-        "tensors": {
-            tensor.name: [tensor.tensor_type.name, [int(size) for size in tensor.shape]] for tensor in reader.tensors
-        },
-    }
+    tensors = {tensor.name: [tensor.tensor_type.name, [*map(int, tensor.shape)]] for tensor in reader.tensors}
+    return {"keys": {key: short(value) for key, value in gguf_fields(reader).items()}, "tensors": tensors}
 
 
 @pytest.fixture

@@ -39,9 +39,7 @@ ROPES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "rope"), [*((name, "") for name in CHANGES), ("Llama", "llama3"), ("Llama", "linear")]
-)
+@pytest.mark.parametrize(("name", "rope"), [*((name, "") for name in CHANGES), *(("Llama", rope) for rope in ROPES)])
 def test_its_file_computes_and_reads_as_transformers_does(make_adapter, tmp_path, name, rope) -> None:
     import numpy as np
     import torch

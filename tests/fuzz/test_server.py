@@ -74,9 +74,7 @@ def rater(tmp_path_factory):
 
 
 @cases(60)
-@given(
-    found=st.one_of(rating, value, st.binary(max_size=40)), kind=st.sampled_from(["application/json"] * 9 + ["text/x"])
-)
+@given(found=st.one_of(rating, value, st.binary(max_size=40)), kind=st.sampled_from(["application/json"] * 9 + ["t/x"]))
 def test_any_feedback_is_taken_for_its_own_user_or_refused(rater, found, kind) -> None:
     client, store = rater
     before = store.records()[0]

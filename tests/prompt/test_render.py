@@ -93,9 +93,8 @@ def test_earlier_answers_that_are_marked_are_learned_too(chat) -> None:
     row, plain = example(chat, entry, PETOOL), example(chat, replace(entry, turns=tuple(bare)), PETOOL)
     assert (row.ids, row.answer_start) == (plain.ids, plain.answer_start), "the same conversation"
     spans = [*zip(row.earlier[::2], row.earlier[1::2], strict=True), (row.answer_start, len(row.ids))]
-    learned = [
-        render.answer_text(answer, "petool") + chat.eos_token for answer in (asked[0][1], asked[2][1], CHAT.answer)
-    ]
+    answers = (asked[0][1], asked[2][1], CHAT.answer)
+    learned = [render.answer_text(answer, "petool") + chat.eos_token for answer in answers]
     assert [chat.decode(row.ids[start:end]) for start, end in spans] == learned
     assert row.learned == sum(end - start for start, end in spans)
     assert (plain.earlier, plain.learned) == ((), len(plain.ids) - plain.answer_start)

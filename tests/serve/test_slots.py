@@ -80,9 +80,7 @@ def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_a
         settings = SimpleNamespace(model=Path(), n_ctx=0, slots=1, queue=1, timeout_s=0.15)
         queue, leaving, asked = RequestQueue(settings), asyncio.Event(), list[Callable[..., object]]()
         # an engine that hears nothing; `asked` are those who wait for its events
-        queue.engine = SimpleNamespace(
-            send=lambda number, request, take: asked.append(take), cancel=lambda number: None
-        )
+        queue.engine = SimpleNamespace(send=lambda _, request, take: asked.append(take), cancel=lambda number: None)
 
         async def ask(leaves: asyncio.Event) -> None:
             async for _ in queue.events(Request({}, CallOptions()), leaves.wait):
