@@ -11,22 +11,20 @@ from petool_lite.console import print_table
 from petool_lite.errors import USAGE, PetoolError
 
 
-def compare_folders(
-    first: Path, second: Path, variant: str | None = None, against: str | None = None
-) -> dict[str, Any]:
+def compare_folders(old: Path, new: Path, variant: str | None = None, against: str | None = None) -> dict[str, Any]:
     """Scores of two folders on the entries that both scored, paired tests, and ids of entries that flipped: of variants
     of equal names, or of `variant` and `against`. Raises PetoolError where nothing compares."""
-    one, two = ({item.name: item for item in load_folder(folder)} for folder in (first, second))
+    one, two = ({item.name: item for item in load_folder(folder)} for folder in (old, new))
     if against is not None and variant is None:
         raise PetoolError("--against needs --variant", "name the variant of the first folder too", USAGE)
     pairs = [(name, name) for name in one if name in two] if variant is None else [(variant, against or variant)]
     if not pairs and len(one) == len(two) == 1:
         pairs = list(zip(one, two, strict=True))
-    if not pairs or not all(old in one and new in two for old, new in pairs):
-        what = f"no variant to compare: {first} has {', '.join(one)}, {second} has {', '.join(two)}"
+    if not pairs or not all(name in one and other in two for name, other in pairs):
+        what = f"no variant to compare: {old} has {', '.join(one)}, {new} has {', '.join(two)}"
         raise PetoolError(what, "name two: --variant NAME --against NAME")
-    found = [_compared(one[old], two[new]) for old, new in pairs]
-    return {"schema": 3, "first": str(first), "second": str(second), "variants": found}
+    found = [_compared(one[name], two[other]) for name, other in pairs]
+    return {"schema": 3, "first": str(old), "second": str(new), "variants": found}
 
 
 def _compared(old: Results, new: Results) -> dict[str, Any]:

@@ -150,6 +150,5 @@ def commit() -> str:
 def peak_gb() -> float:
     """The most memory that this process held, in GiB; 0 where the kernel does not tell."""
     with suppress(OSError):
-        told = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
-        return round(int(told.split()[0]) / 2**20, 3)
+        return round(int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**20, 3)
     return 0.0

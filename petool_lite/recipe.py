@@ -81,7 +81,7 @@ class TrainSettings:
         ("lora", "full"),
     )
     objective: str = _setting(
-        "sft", "sft: the right call; dpo: rather than a wrong one, from model.adapter on", ("sft", "dpo")
+        "sft", "sft: write the right call; dpo: prefer it to a wrong one, from model.adapter on", ("sft", "dpo")
     )
     beta: float = _setting(0.1, "dpo: how strongly the model is held to the adapter it starts from", least=0)
     epochs: float = _setting(1.0, "passes over the data", least=0)

@@ -17,8 +17,7 @@ from petool_lite.runs import find_run
 @click.option("--merge-base", type=click.Choice(["bf16", "nf4"]),
               help="Merge into the base as it is, or as 4-bit training saw it; else what trained.")  # fmt: skip
 @click.option("--imatrix", is_flag=True, help="Quantize by what matters on the recipe's own training rows.")
-@click.option("--verify", "level", type=click.Choice(["full", "quick"]), default="full",
-              help="quick leaves out the checks that run the model.")  # fmt: skip
+@click.option("--verify", "level", type=click.Choice(["full", "quick"]), default="full", help="quick runs no model.")
 @click.option("--push", metavar="OWNER/NAME", help="Send the export to the Hub, to a private model if new.")
 @as_json
 def export(run: str | None, types: str, push: str | None, as_json: bool, **options: Any) -> None:

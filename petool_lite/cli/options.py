@@ -14,9 +14,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="End stdout with 
 SETTING = click.Choice(SETTINGS)
 setting_option = click.option("--setting", type=SETTING, default=SETTINGS[0], help="PEToolBench: which prompt.")
 skip_option = click.option("--strict/--skip-bad", "strict", default=True, help="Refuse broken entries, or count them.")
-set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeatable."
-)
+set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; can be repeated.")
 run_option = click.option("--run", metavar="RUN", help="A run's folder or name; the newest complete one if not given.")
 model_option = click.option("--model", metavar="FILE", help="A GGUF file; else the newest run's smallest export.")
 DECODINGS = ("constrained", "free")

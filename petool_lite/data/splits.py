@@ -51,8 +51,7 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
 def leaks(train: Sequence[Entry], test: Sequence[Entry]) -> dict[str, list[str]]:
     """What `test` shares with `train`: functions (by their words where they have no number), tools that are a right
     answer in both, and queries apart from space and case. Kinds that are not shared are left out."""
-    both = [*train, *test]
-    asked = [{key for keys in function_keys(side, both) for key in keys} for side in (train, test)]
+    asked = [{key for keys in function_keys(side, [*train, *test]) for key in keys} for side in (train, test)]
     right = [{name for entry in side for name in _called(entry)} for side in (train, test)]
     queries = {_plain(entry.query) for entry in train}
     again = {entry.query for entry in test if _plain(entry.query) in queries}

@@ -59,9 +59,7 @@ def _key(recipe: Recipe, base: Base, chat: Chat, digest: str) -> str:
         "code": [file_sha256(file) for pattern in _RENDERERS for file in sorted(package.glob(pattern))],
         "data": digest,
         "settings": asdict(recipe.data) | {"train": ""},  # the bytes matter, not where they lie
-        "max_tokens": recipe.model.max_tokens,
-        "seed": recipe.train.seed,
-        "objective": recipe.train.objective,
+        **{"max_tokens": recipe.model.max_tokens, "seed": recipe.train.seed, "objective": recipe.train.objective},
         "tokenizer": file_sha256(base.directory / "tokenizer.json"),
         "template": chat.template_sha256,
         "tokens": [chat.bos_token, chat.eos_token],

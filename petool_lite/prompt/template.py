@@ -90,9 +90,8 @@ def _compiled(template: str) -> Any:
         raise PetoolError(f"the chat template has {len(template):,} characters, more than {_LONGEST:,}")
     name = hashlib.sha256(Path(__file__).read_bytes() + template.encode()).hexdigest()
     folder = own_folder("templates")
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
-    )
+    tags = ["jinja2.ext.loopcontrols", _GenerationTag]
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=tags)
     environment.loader = DictLoader({name: template})
     environment.bytecode_cache = FileSystemBytecodeCache(str(folder)) if folder else None
     environment.filters["counted"] = lambda items: (item for item in items if environment.step())

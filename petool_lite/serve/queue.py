@@ -48,9 +48,7 @@ class Turns:
             user, number = self._waiting[turn]
             return self._running[user], self._served.get(user, 0), number
 
-        while self._running.total() < self._slots and (
-            wanted := [turn for turn in self._waiting if not turn.cancelled()]
-        ):
+        while self._running.total() < self._slots and (wanted := [one for one in self._waiting if not one.cancelled()]):
             turn = min(wanted, key=rank)
             user, _ = self._waiting.pop(turn)
             self._running[user] += 1
