@@ -124,7 +124,7 @@ def bench_score(results: str, as_json: bool) -> None:
 @click.option("--calibrate", metavar="VARIANT", help="Keep the temperature that suits its confidence, for export.")
 @as_json
 def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | None, as_json: bool) -> None:
-    """Write report.json, .md and .html anew from the results in DIR, a bench folder or a run; several need --out."""
+    """Write report.json, .md and .html anew from the results in DIR, bench folder or run; several make one in --out."""
     if len(folders) > 1 and out is None:
         raise PetoolError("several folders make one report", "say where it goes: --out DIR", USAGE)
     places = [results_folder(folder) for folder in folders]

@@ -81,7 +81,7 @@ def history_export(form: str, user: str | None, target: str | None, as_json: boo
 @click.option("--user", metavar="NAME", help="Whose calls they are where a line does not say.")
 @as_json
 def history_import(source: str, user: str | None, as_json: bool) -> None:
-    """Add the calls of FILE, from `history export` or as OpenAI conversations, one a line. Known ones stay."""
+    """Add the calls of FILE, `history export`'s or OpenAI conversations, one a line; a known call stays as it is."""
     found = []
     for number, row in enumerate(raw_rows(source)):
         try:

@@ -167,7 +167,7 @@ class Store:
         return _run(self.path, lambda db: _select(db, None, user, limit))[::-1]
 
     def forget(self, user: str) -> int:
-        """Remove a user with all interactions, returned as a count, from file and log; PetoolError if that is read."""
+        """Remove a user's interactions from file and log; returns how many. PetoolError where others read the log."""
         own = "DELETE FROM interactions WHERE user = (SELECT id FROM users WHERE name = ?)"
 
         def work(db: sqlite3.Connection) -> int:
