@@ -5,6 +5,7 @@ is BFCL's, for tests that list what they accept; where no tool fits, a text with
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, comb, log, sqrt
@@ -74,14 +75,12 @@ def score_row(row: Mapping[str, Any]) -> Score:
     """Score one row; one without a reply (too long, engine error) is wrong by every scorer."""
     reply, gold = row.get("reply", "") if row["status"] == "ok" else "", row["gold"]
     call, strict = None, (False, False)
-    try:
+    with suppress(CallFailure, RecursionError):
         answer = read_answer(reply, row.get("finish", "stop"))
         if isinstance(answer, Call):
             call = {"tool_name": answer.name, "parameters": dict(answer.arguments)}
             same = canonical(call["parameters"]) == canonical(gold.get("parameters"))
             strict = (answer.name == gold.get("tool_name"), same)
-    except (CallFailure, RecursionError):
-        pass
     text = reply if row["style"] == "published" else published_form(reply)
     found = read_published(text, spanning=True) if call is None else None
     if found and isinstance(found["tool_name"], str) and isinstance(found["parameters"], dict):

@@ -104,8 +104,7 @@ def load_whole(base: Base, folder: Path) -> Source:
         raise PetoolError(error.message, "train the run again") from error
     mine, theirs = ({(name, tensor.shape) for name, tensor in found.items()} for found in (tensors, before))
     if odd := mine ^ theirs:
-        what = f"{folder} is not of the base {base.name}: {min(odd)[0]} differs"
-        raise PetoolError(what, "give the run its own base")
+        raise PetoolError(f"{folder} is not of the base {base.name}: {min(odd)[0]} differs", "give the run its base")
     return Source(base, config, tensors, before=before)
 
 

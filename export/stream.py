@@ -121,8 +121,7 @@ class _Bands:
             weight = weight + self.source.shape.family.shift
         # a sum shows any NaN or infinity in one pass; the quantizer itself would hide some
         if not math.isfinite(float(weight.sum())):
-            what = f"{self.tensor.name} holds values that are not finite"
-            raise PetoolError(what, "what was trained is damaged, or the base")
+            raise PetoolError(f"{self.tensor.name} holds values that are not finite", "a damaged model or base")
         name = gguf_name(self.tensor.name, self.source.shape)
         _write(self.targets, name, weight.contiguous(), first, (self.source.importance or {}).get(name))
         return change

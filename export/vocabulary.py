@@ -126,9 +126,8 @@ def _spaces(tokenizer: Mapping[str, Any]) -> bool | None:
     if steps == ["Prepend", "Replace"] and not stage:
         return None
     if not steps and stage.get("type") == "Metaspace" and not stage.get("split", True):
-        if stage.get("prepend_scheme") == "always":
-            return None
-        return False  # before the very first text only: a chat begins with a control token
+        # else before the very first text only: a chat begins with a control token
+        return None if stage.get("prepend_scheme") == "always" else False
     if steps == ["Replace"] and stage.get("type") in (None, "Split"):
         return False
     raise PetoolError(f"a tokenizer that treats spaces by {[*steps, stage.get('type')]} cannot be exported", _KINDS)

@@ -113,9 +113,7 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
     scaling = {"rope_type": kind, "factor": fields["llama.rope.scaling.factor"]} if kind == "linear" else None
     heads, roles = fields["llama.attention.head_count"], fields.roles()
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": "bfloat16",
+        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"},
         "vocab_size": len(fields["tokenizer.ggml.tokens"]),
         "hidden_size": fields["llama.embedding_length"],
         "intermediate_size": fields["llama.feed_forward_length"],
@@ -126,9 +124,7 @@ def _config(fields: _Fields, tied: bool) -> dict[str, Any]:
         "max_position_embeddings": fields["llama.context_length"],
         "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
         "rope_theta": float(fields.get("llama.rope.freq_base", 10000.0)),
-        "rope_scaling": scaling,
-        "tie_word_embeddings": tied,
-        "hidden_act": "silu",
+        **{"rope_scaling": scaling, "tie_word_embeddings": tied, "hidden_act": "silu"},
         **{f"{role}_token_id": roles.get(role) for role in ("bos", "eos", "pad")},
     }
 

@@ -135,8 +135,7 @@ def bench_report(folders: tuple[str, ...], out: str | None, calibrate: str | Non
         return
     found = next((item["calibration"] for item in document["variants"] if item["name"] == calibrate), None)
     if found is None:
-        what = f"no replies of {calibrate} with probabilities"
-        raise PetoolError(what, "name a variant of the report, constrained", USAGE)
+        raise PetoolError(f"no replies of {calibrate} with probabilities", "name a constrained variant", USAGE)
     run = find_run(str(places[0].parent))  # which refuses what is no run
     write_json(run / "manifest.json", read_manifest(run) | {"temperature": found["temperature"]})
     say(f"temperature {found['temperature']:.2f} is kept in {run}; petool-lite export writes it into the GGUF file")

@@ -102,8 +102,7 @@ def _parsed(source: str, parts: Iterable[_Part], setting: str, skip_bad: bool, o
                 named = f" (entry_id {str(row['entry_id'])[:40]!a})" if known else ""
                 bad.append(f"{part}, entry {index}{named}, {fault}")
                 if not skip_bad:
-                    hint = "mend it, or leave such entries out: --skip-bad, data.skip_bad=true"
-                    raise PetoolError(bad[-1], hint) from fault
+                    raise PetoolError(bad[-1], "mend it, or leave such out: --skip-bad, data.skip_bad=true") from fault
         total += times * len(chosen)
         digests.append((times, digest))
         for copy in range(times):
@@ -177,8 +176,7 @@ def load_tools(source: str) -> tuple[Tool, ...]:
     try:
         return openai.read_tools(_value(_text(source)[0], source))
     except Fault as fault:
-        hint = "expected OpenAI functions, an MCP tools/list result, or such a list"
-        raise PetoolError(f"{source}: {fault}", hint) from fault
+        raise PetoolError(f"{source}: {fault}", "expected OpenAI functions, or an MCP tools/list result") from fault
 
 
 def raw_rows(source: str) -> list[Any]:

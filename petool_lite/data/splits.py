@@ -36,8 +36,7 @@ def folds(entries: Sequence[Entry], count: int, seed: int) -> list[list[int]]:
     for index, number in enumerate(numbers):
         dealt[number].append(index)
     if not 1 <= count <= len(dealt):
-        what = f"cannot make {count} folds of {len(dealt)} functions"
-        raise PetoolError(what, "every fold needs a function of its own", USAGE)
+        raise PetoolError(f"cannot make {count} folds of {len(dealt)} functions", "make fewer: --folds N", USAGE)
     rng = random.Random(f"folds-{seed}")
     rng.shuffle(dealt)
     dealt.sort(key=len, reverse=True)

@@ -206,8 +206,7 @@ def entry_request(chat: Chat, entry: Entry, style: str) -> dict[str, Any]:
         messages = [{key: turn[key] for key in turn if key != "weight"} for turn in entry_messages(entry)]
         return {"messages": _inert(messages, chat)} | ({"tools": _inert(tools, chat)} if tools else {})
     if entry.published is None:
-        what = f"entry {entry.id} has no published prompt"
-        raise PetoolError(what, "only PEToolBench's have one: set data.style = petool")
+        raise PetoolError(f"entry {entry.id} has no published prompt", "only PEToolBench's do: set data.style = petool")
     system = {"role": "system", "content": prompt_of(entry.published)}
     return {"messages": _inert([system, {"role": "user", "content": entry.query}], chat)}
 
