@@ -307,10 +307,6 @@ def html_report(document: Mapping[str, Any], scored: Sequence[Results]) -> str:
     return Environment(autoescape=True).from_string(page).render(
         json=partial(json.dumps, ensure_ascii=False),
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        lines=[*heading(document), version],
-        tables=list(tables(document)),
-        variants=document["variants"],
-        metrics=dict(zip(METRICS, METRIC_WORDS, strict=True)),
-        entries=list(entries.values()),
-        classes=CLASSES,
+        lines=[*heading(document), version], variants=document["variants"], tables=list(tables(document)),
+        metrics=dict(zip(METRICS, METRIC_WORDS, strict=True)), entries=list(entries.values()), classes=CLASSES,
     )  # fmt: skip

@@ -95,14 +95,11 @@ def entry_row(index: int, entry: Entry) -> dict[str, Any]:
     lists the offered tools that do the right one's job, itself included, and is empty where nothing tells."""
     answer, accepted = entry.answer, entry.accepted
     function = entry.function or (function_words(answer.name) if isinstance(answer, Call) else entry.id)
+    facts = {"offered": [tool.name for tool in entry.tools], "same_job": list(equal_tools(entry) or ())}
     row: dict[str, Any] = {
         **{"schema": results.ROWS_SCHEMA, "index": index, "entry_id": entry.id, "query": entry.query},
         "gold": published_call(answer) or {"no_call": str(answer)},
-        "facts": {
-            "offered": [tool.name for tool in entry.tools],
-            "same_job": list(equal_tools(entry) or ()),
-            **{"history_length": len(entry.history), "function": function},
-        },
+        "facts": facts | {"history_length": len(entry.history), "function": function},
     }
     if accepted is not None:
         schema = next(tool.parameters for tool in entry.tools if tool.name == accepted.name)

@@ -224,12 +224,9 @@ def paired(first: Mapping[Any, Score], second: Mapping[Any, Score]) -> dict[str,
             continue
         gains = [second[key].right(metric, scorer) - first[key].right(metric, scorer) for key in common]
         lost, won, effect = gains.count(-1), gains.count(1), design_effect(gains, functions)
-        found[name] = {
-            **{"first_only": lost, "second_only": won},
-            "difference": _percent(won - lost, len(common)),
-            "ci": list(paired_interval(lost / effect, won / effect, len(common) / effect)),
-            "p": mcnemar(lost, won),
-        }
+        interval = list(paired_interval(lost / effect, won / effect, len(common) / effect))
+        counts = {"first_only": lost, "second_only": won, "difference": _percent(won - lost, len(common))}
+        found[name] = counts | {"ci": interval, "p": mcnemar(lost, won)}
     return found
 
 

@@ -55,18 +55,11 @@ def parse(row: Mapping[str, Any], setting: str, identity: str) -> Entry:
         rejected = str(get(row, "rejected", str, "", "the wrong answer, a text")).strip()
         with suppress(Fault):  # a text that is no call
             rejected = call(json_text(rejected, "rejected", ""), "rejected", "tool_name", "parameters")
-    return Entry(
-        id=str(sound(row.get("entry_id", identity), "entry_id")),
-        query=get(row, asked, str, "", "a text"),
-        tools=tools,
-        history=history,
-        answer=answer,
-        function=None if function is None else str(sound(function, "func")),
-        equal_tools=_equal_tools(row, tools, answer),
-        rejected=rejected,
-        published=Published(prompt[:start], texts[0], prompt[end:first], texts[1], prompt[last:]),
-        setting=setting,
-    )
+    name, query = str(sound(row.get("entry_id", identity), "entry_id")), get(row, asked, str, "", "a text")
+    function = None if function is None else str(sound(function, "func"))
+    known: dict[str, Any] = {"equal_tools": _equal_tools(row, tools, answer), "rejected": rejected}
+    pieces = Published(prompt[:start], texts[0], prompt[end:first], texts[1], prompt[last:])
+    return Entry(name, query, tools, history, answer, function=function, **known, published=pieces, setting=setting)
 
 
 def prompt_of(pieces: Published) -> str:
