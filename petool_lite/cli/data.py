@@ -134,7 +134,7 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, as_json: bool)
 @click.option("--count", default=1000, type=click.IntRange(1, 10**7), help="How many entries.")
 @click.option("--seed", default=0, help="The same seed makes the same entries.")
 @click.option("--out", "target", required=True, metavar="FILE", help="Where the OpenAI lines go.")
-@click.option("--without-call", default=0.1, type=click.FloatRange(0, 1), help="Share in which no tool fits.")
+@click.option("--without-call", default=0.12, type=click.FloatRange(0, 1), help="Share in which no tool fits.")
 @skip_option
 @as_json
 def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as_json: bool, **options: Any) -> None:

@@ -154,6 +154,12 @@ def name_words(tool_name: str) -> frozenset[str]:
     return words(api) or frozenset([api])
 
 
+def word_list(name: str) -> list[str]:
+    """The lower-case words of what a tool or a parameter is called, in their order."""
+    found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+", api_name(name))
+    return [word.lower() for word in found] or ["tool"]
+
+
 def words(text: str) -> frozenset[str]:
     """The words of a text in lower case, also those inside names such as getWeather_today."""
     return frozenset(re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()))

@@ -17,9 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petool_lite.console import Report, silent
-from petool_lite.data import openai, petoolbench
+from petool_lite.data import demo, openai, petoolbench, values
 from petool_lite.data.answers import answer_faults
-from petool_lite.data.demo import generate
 from petool_lite.data.entries import Entry, Tool, check_setting
 from petool_lite.data.fields import Fault, is_unicode
 from petool_lite.data.openai import entry_line
@@ -31,7 +30,8 @@ from petool_lite.runs import draft
 from petool_lite.text import decode_text, parse_json
 
 FORMS = (
-    "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, hub:OWNER/NAME[/FILE], "
+    "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, values:COUNT (calls of 137 "
+    "functions, so many of each), hub:OWNER/NAME[/FILE], "
     "simulated:COUNT:FILES (calls and tool lists, such as logs/*.jsonl); history:USER, history:* (what was liked); "
     "several with their copies: A + 4 * B"
 )
@@ -132,7 +132,9 @@ def _corpus(source: str) -> tuple[int, list[str]]:
     found = re.fullmatch(r"simulated:([1-9][0-9]{0,6}):(.+)", source, re.DOTALL)
     paths: list[str] = []
     for name in map(str.strip, found[2].split(",") if found else ()):
-        paths += [name] if name.startswith(("history:", "demo:")) else sorted(glob(str(Path(name).expanduser())))
+        paths += (
+            [name] if name.startswith(("history:", "demo:", "values:")) else sorted(glob(str(Path(name).expanduser())))
+        )
     if not found or not paths:
         what = f"no file matches {found[2]}" if found else f"unknown simulated data: {source}"
         raise PetoolError(what, "write simulated:COUNT:FILES, such as logs/*.jsonl")
@@ -149,7 +151,7 @@ def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[lis
         if keys & {"name", "function", "tool_name", "tools", "result"}:
             tools += load_tools(path)
         else:
-            calls += examples_of(load_dataset(path, skip_bad=skip_bad).entries)
+            calls += examples_of(load_dataset(path, skip_bad=skip_bad).entries, made=path.startswith("values:"))
     return calls, tools
 
 
@@ -207,10 +209,12 @@ def write_folds(source: str, setting: str, count: int, seed: int, folder: Path) 
 
 def _bytes(source: str) -> tuple[bytes, Path]:
     """What a source holds, packed as it is, and its path."""
-    if source.startswith("demo:"):
-        if not (found := re.fullmatch(r"demo:(train|test):([1-9][0-9]{0,5})", source)):
-            raise PetoolError(f"unknown demo data: {source}", "write demo:train:COUNT or demo:test:COUNT")
-        return json.dumps(generate(found[1], int(found[2]))).encode(), Path(source)
+    if source.startswith(("demo:", "values:")):
+        if not (found := re.fullmatch(r"(?:demo:(train|test)|values):([1-9][0-9]{0,5})", source)):
+            raise PetoolError(f"unknown made data: {source}", "write demo:train:COUNT, demo:test:COUNT or values:COUNT")
+        count = int(found[2])
+        rows = demo.generate(found[1], count) if found[1] else list(values.generate(count))
+        return json.dumps(rows).encode(), Path(source)
     path = _hub_file(source) if source.startswith("hub:") else Path(source).expanduser()
     if not path.is_file():
         told = f"{source} is a folder, not a data file" if path.is_dir() else f"no such data file: {source}"

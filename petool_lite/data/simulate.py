@@ -19,15 +19,16 @@ from petool_lite.data import entries
 from petool_lite.data.answers import answer_faults
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool, properties, required
 from petool_lite.data.openai import learned_turns
+from petool_lite.data.values import stated_texts, with_other_values
 from petool_lite.errors import PetoolError
 
 _PUBLISHED = "<{area}>.<{owner}>.<{name}>"
 _FORMS = ("{owner}.{name}", "{owner}__{name}", "{owner}/{name}", "{owner}_{name}", "mcp__{owner}__{name}", _PUBLISHED)
-_NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
 _A_PASS = 12  # calls of one tool
 _LONGEST = 1500  # characters of a request; longer ones are documents
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _OFFERED, _ASKED = 16, 11  # tools of an entry, at most, and of these such as do what is asked for
+_ALONE = 0.08  # share of entries with one request and few tools, which four times as often do something else
 
 # What the user thought of a provider, in order of time: verdicts, None for plain use.
 _UP, _DOWN, _USED = (LIKED,), (DISLIKED,), (None,)
@@ -50,9 +51,9 @@ class Example:
     others: tuple[Tool, ...]
 
 
-def examples_of(entries: Sequence[Entry]) -> list[Example]:
+def examples_of(entries: Sequence[Entry], made: bool = False) -> list[Example]:
     """The entries' calls, and earlier ones of tools that any of them offers, each once: none with a very long request,
-    disliked or against its declaration. A value that nothing tells (see `_told`) goes, and a call that needs it."""
+    disliked or against its declaration. Unless `made`, a value that nothing tells goes, and a call that needs it."""
     offers = {tool.name: entry for entry in reversed(entries) for tool in entry.tools}
     found: dict[str, Example] = {}
     for entry in entries:
@@ -63,7 +64,7 @@ def examples_of(entries: Sequence[Entry]) -> list[Example]:
             tools = [tool for tool in offer.tools if tool.name == call.name]
             if len(tools) != 1 or not 0 < len(query) <= _LONGEST:
                 continue
-            given = {name: call.arguments[name] for name in call.arguments if _told(name, call, query, tools[0])}
+            given = {key: one for key, one in call.arguments.items() if made or _told(key, call, query, tools[0])}
             call = Call(call.name, given)
             if not answer_faults(Entry("", query, (tools[0],), (), call)):
                 others = tuple(tool for tool in offer.tools if tool is not tools[0])
@@ -108,12 +109,6 @@ def _synonyms() -> dict[str, list[str]]:
     return {word: words.split() for words in _words("same") for word in words.split()}
 
 
-def _split(name: str) -> list[str]:
-    """The lower-case words of what a tool or a parameter is called, in their order."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+", entries.api_name(name))
-    return [word.lower() for word in words] or ["tool"]
-
-
 def _small_talk(rng: Random) -> str:
     """Something that a user says and no tool is for."""
     if rng.random() < 0.3:
@@ -131,7 +126,9 @@ class _Owner:
     def named(self, tool: Tool, rng: Random) -> str:
         """This provider's name for a tool of the corpus: other words of the same meaning, joined in its own style."""
         same = _synonyms()
-        words = [rng.choice(same.get(word, [word])) if rng.random() < 0.5 else word for word in _split(tool.name)]
+        words = [
+            rng.choice(same.get(word, [word])) if rng.random() < 0.5 else word for word in entries.word_list(tool.name)
+        ]
         return self.form.format(name=_joined([part for word in words for part in word.split("_")], self.style))
 
 
@@ -156,7 +153,7 @@ def _owners(count: int, rng: Random) -> list[_Owner]:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Calls, also by tool, the texts they state by `_values`, tools to offer beside, how many requests none fits."""
+    """Calls, also by tool, the texts they state (see `values`), tools to offer beside, how many requests none fits."""
 
     examples: Sequence[Example]
     calls: Mapping[str, Sequence[Example]]
@@ -166,7 +163,7 @@ class _Corpus:
 
 
 def simulate(
-    examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without: float = 0.1, requests: int = 6
+    examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without: float = 0.12, requests: int = 6
 ) -> Iterator[Entry]:
     """`count` entries, one at a time, the same for a seed. A pass over the corpus takes every tool, and of the calls of
     one at most `_A_PASS`, others each time, or a few would drown the rest. An entry asks for up to `requests` things of
@@ -180,7 +177,8 @@ def simulate(
     named_calls = defaultdict[str, list[Example]](list)
     for example in examples:
         named_calls[example.tool.name].append(example)
-    corpus = _Corpus(examples, named_calls, beside, _values(examples), without)
+    stated = stated_texts((one.query, one.arguments) for one in examples)
+    corpus = _Corpus(examples, named_calls, beside, stated, without)
     order: list[int] = []
     for number in range(count):
         wanted = list[Example]()
@@ -219,21 +217,24 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     owners = _owners(rng.randint(4, 8), rng)
     thought = _RATED if rng.random() < 0.75 else _PLAIN
     opinions = {owner: rng.choice(thought) for owner in owners}
-    events = _merged(opinions, rng) if rng.random() < 0.92 else []
+    alone = rng.random() < _ALONE
+    events = _merged(opinions, rng) if rng.random() < (0.5 if alone else 0.92) else []
     offers, asked = list[_Offer](), list[_Asked]()
     taken, near = list[frozenset[str]](), list[Tool]()
-    for example in wanted:
+    for example in wanted[:1] if alone else wanted:
         own = entries.name_words(example.tool.name) - frozenset(_synonyms())
         if own in taken or any(own & other for other in taken):  # two tools of like names may do the same
             continue
-        example, fits = _with_other_values(example, corpus.values, rng), rng.random() >= corpus.without
+        query, arguments = with_other_values(example.query, example.arguments, example.tool, corpus.values, rng)
+        example = replace(example, query=query, arguments=arguments)
+        fits = rng.random() >= corpus.without * (4 if alone else 1)
         rivals = _rivals(owners, events, rng)
         if fits and len(offers) + len(rivals) > _ASKED:
             continue
         taken.append(own)
         near += rng.sample(example.others, min(len(example.others), rng.randint(0, 6 if len(wanted) == 1 else 3)))
         if not fits:
-            asked.append((example.query if rng.random() < 0.6 else _small_talk(rng), NO_TOOL, ()))
+            asked.append((example.query if rng.random() < 0.7 else _small_talk(rng), NO_TOOL, ()))
             continue
         equal = list[_Offer]()
         for owner in rivals:
@@ -242,8 +243,9 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
         asked.append((example.query, equal[0].call(example), tuple(offer.tool.name for offer in equal)))
         offers += equal
     tools = [offer.tool for offer in offers]
-    room = _OFFERED - len(tools)
-    count, others = rng.randint(rng.choice((int(not tools), room // 2)), room), list[Tool]()
+    room, others = _OFFERED - len(tools), list[Tool]()
+    count = rng.choice((0, 0, 1, 2)) if alone else rng.randint(rng.choice((0, room // 2)), room)
+    count = count or int(not tools)
     for tool in _distractors(near, taken, corpus.beside, count, rng):  # now and then two providers offer the same
         others += [_offered(owner, tool, {}, rng) for owner in rng.sample(owners, 2 if rng.random() < 0.15 else 1)]
     tools += others[:count]
@@ -301,43 +303,6 @@ def follows(entry: Entry, equal: Sequence[str]) -> bool:
     return apart and all(standing[right] > other for owner, other in standing.items() if owner != right)
 
 
-def _stated(value: Any, query: str) -> bool:
-    """Whether a request states a value once, as it is written in the call, so that it can be another one."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return False
-    text = str(value)
-    return len(re.findall(rf"(?<![\w.]){re.escape(text)}(?![\w]|\.\d)", query)) == 1 == query.count(text)
-
-
-def _values(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """The texts that the corpus's requests state, by the parameter's last word: cities, names, titles."""
-    found = defaultdict[str, dict[str, None]](dict)
-    for example in examples:
-        for name, value in example.arguments.items():
-            if isinstance(value, str) and 0 < len(value) <= 40 and _stated(value, example.query):
-                found[_split(name)[-1]][value] = None
-    return {word: list(values) for word, values in found.items()}
-
-
-def _with_other_values(example: Example, values: Mapping[str, Sequence[str]], rng: Random) -> Example:
-    """The example with some of the values that its request states drawn anew, in both: digits for digits, a text for
-    one that another request states for a parameter of the same last word; none with choices or a form of its own."""
-    query, arguments, declared = example.query, dict(example.arguments), properties(example.tool)
-    for name, value in example.arguments.items():
-        schema = declared.get(name)
-        free = isinstance(schema, Mapping) and not _NOT_FREE & schema.keys()
-        if not free or rng.random() < 0.5 or not _stated(value, query):
-            continue
-        if isinstance(value, str):
-            texts = values.get(_split(name)[-1]) or [value]
-            new: Any = value if any(map(str.isdigit, value)) else rng.choice(texts)
-        else:
-            new = type(value)(re.sub(r"\d", lambda _: rng.choice("123456789"), str(value)))
-        if str(new) not in query and len(str(new)) <= 60:
-            query, arguments[name] = query.replace(str(value), str(new)), new
-    return Example(query, example.tool, arguments, example.others)
-
-
 def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
     """Other names for a tool's parameters, now and then ones that say nothing, so that declarations have to be read."""
     names = list(properties(tool))
@@ -345,7 +310,7 @@ def _renaming(tool: Tool, rng: Random) -> dict[str, str]:
         return {}
     style, made = rng.randrange(4), {}
     for number, name in enumerate(names, 1):
-        made[name] = _joined(_split(name), style) if rng.random() < 0.8 else f"arg{number}"
+        made[name] = _joined(entries.word_list(name), style) if rng.random() < 0.8 else f"arg{number}"
     return made if len(set(made.values())) == len(names) else {}
 
 
@@ -367,7 +332,7 @@ def _offered(owner: _Owner, tool: Tool, renaming: Mapping[str, str], rng: Random
     for name, schema in properties(tool).items():
         new = renaming.get(name, name)
         silent = new.startswith("arg") and new != name and isinstance(schema, Mapping) and not schema.get("description")
-        described[new] = {**schema, "description": " ".join(_split(name))} if silent else schema
+        described[new] = {**schema, "description": " ".join(entries.word_list(name))} if silent else schema
     needed = {"required": [renaming.get(name, name) for name in required(tool)]} if required(tool) else {}
     schema = {**tool.parameters, "properties": described, **needed}
     return Tool(owner.named(tool, rng), _described(tool, rng), schema)

@@ -1,0 +1,40 @@
+"""Made calls: what is given is what was said, in the form that the declaration asks for."""
+
+import re
+from datetime import datetime
+
+from petool_lite.data.answers import answer_faults
+from petool_lite.data.entries import Call, properties
+from petool_lite.data.files import load_corpus, load_dataset
+
+COUNTED = ["", "", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+DAYS = {"YYYY-MM-DD": "%Y-%m-%d", "MM/DD/YYYY": "%m/%d/%Y", "DD.MM.YYYY": "%d.%m.%Y", "DD/MM/YYYY": "%d/%m/%Y"}
+
+
+def test_every_value_is_what_the_request_says_in_the_declared_form() -> None:
+    entries, seen = load_dataset("values:6").entries, dict.fromkeys(("day", "rate", "counted", "left out", "switch"), 0)
+    for entry in entries:
+        assert isinstance(entry.answer, Call)
+        assert not answer_faults(entry)
+        declared, query = properties(entry.tools[0]), entry.query.replace(",", "")
+        rates = [float(said) for said in re.findall(r"([\d.]+)(?:%| %| percent)", query)]
+        seen["left out"] += len(declared) > len(entry.answer.arguments)
+        for name, value in entry.answer.arguments.items():
+            form = next((form for mark, form in DAYS.items() if mark in declared[name]["description"].upper()), None)
+            if form:
+                day = datetime.strptime(value, form)
+                assert re.search(rf"\b0?{day.day}(st|nd|rd|th)?\b", query), (entry.query, value)
+                assert day.strftime("%b") in query or f"{day:%Y-%m-%d}" in query, (entry.query, value)
+                seen["day"] += 1
+            elif isinstance(value, float) and value < 1 and rates:
+                assert any(abs(rate - 100 * value) < 1e-9 for rate in rates), (entry.query, value)
+                seen["rate"] += 1
+            elif isinstance(value, int) and not isinstance(value, bool):
+                word = 1 < value < 13 and COUNTED[value] in query.lower()
+                assert word or re.search(rf"(?<!\d){value}(?!\d|\.\d)", query), (entry.query, value)
+                seen["counted"] += word
+            seen["switch"] += value is True
+    assert all(count > 40 for count in seen.values()), seen
+    calls, tools = load_corpus(["values:6"])
+    assert (len({call.tool.name for call in calls}), tools) == (len(entries) // 6, [])
+    assert load_dataset("values:6").entries == entries
