@@ -129,15 +129,15 @@ def _hashed(lines: Iterable[Any]) -> str:
 
 def _corpus(source: str) -> tuple[int, list[str]]:
     """How many entries `simulated:COUNT:FILES` has, and its files."""
-    found = re.fullmatch(r"simulated:([1-9][0-9]{0,6}):(.+)", source, re.DOTALL)
+    hint = "write simulated:COUNT:FILES, such as logs/*.jsonl"
+    if not (found := re.fullmatch(r"simulated:([1-9][0-9]{0,6}):(.+)", source, re.DOTALL)):
+        raise PetoolError(f"unknown simulated data: {source}", hint)
     paths: list[str] = []
-    for name in map(str.strip, found[2].split(",") if found else ()):
-        paths += (
-            [name] if name.startswith(("history:", "demo:", "values:")) else sorted(glob(str(Path(name).expanduser())))
-        )
-    if not found or not paths:
-        what = f"no file matches {found[2]}" if found else f"unknown simulated data: {source}"
-        raise PetoolError(what, "write simulated:COUNT:FILES, such as logs/*.jsonl")
+    for name in map(str.strip, found[2].split(",")):
+        made = name.startswith(("history:", "demo:", "values:"))
+        if not (files := [name] if made else sorted(glob(str(Path(name).expanduser())))):
+            raise PetoolError(f"no file matches {name}", hint)
+        paths += files
     return int(found[1]), paths
 
 
