@@ -19,7 +19,6 @@ from petool_lite.data.openai import entry_line
 
 _CLOSED = ("currency", "unit_mass", "unit_length")  # lists of words of which a declaration names all
 _NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
-_OTHERS = 4  # functions of the same field that are offered beside
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def _tool(function: _Function, values: dict[str, _Value], rng: Random) -> Tool:
 
 
 def _entry(identity: str, function: _Function, rng: Random) -> Entry:
-    """A request for a function and the call that it means; the answer gives what is said and what is required."""
+    """A request for a function, the call that it means, and tools of the same field beside."""
     values, given = _values(function, rng), dict[str, Any]()
     ask = re.sub(r"\[(.*?)\]", lambda part: part[1] if rng.random() < 0.55 else "", rng.choice(function.asks))
 
@@ -162,13 +161,11 @@ def _entry(identity: str, function: _Function, rng: Random) -> Entry:
         return part[2] or values[part[1]].said
 
     query = re.sub(r"\{(\w+)(?::([^}]*))?\}", said, ask)
-    required = [name for name, need, _, _ in function.parameters if need == "!"]
     arguments = {name: given[name] for name in values if name in given}
-    assert set(required) <= set(given), f"{function.name}: a request does not say what is required"
-    fields = [other for other in _functions() if other.field == function.field and other is not function]
-    others = [_tool(one, _values(one, rng), rng) for one in rng.sample(fields, _OTHERS)]
-    tool = _tool(function, values, rng)
-    return Entry(identity, query[:1].upper() + query[1:], (tool, *others), (), Call(tool.name, arguments))
+    beside = [one for one in _functions() if one.field == function.field and one is not function]
+    others = [_tool(one, _values(one, rng), rng) for one in rng.sample(beside, 4)]
+    tools = _tool(function, values, rng), *others
+    return Entry(identity, query[:1].upper() + query[1:], tools, (), Call(function.name, arguments))
 
 
 def generate(count: int) -> Iterator[dict[str, Any]]:
@@ -204,7 +201,7 @@ def with_other_values(
     for one of `texts` of the same last word; none with choices, or with a form of its own."""
     given, declared = dict(arguments), properties(tool)
     for name, value in arguments.items():
-        schema = declared.get(name)
+        schema: Any = declared.get(name)
         free = isinstance(schema, Mapping) and not _NOT_FREE & schema.keys()
         if not free or rng.random() < 0.5 or not _stated(value, query) or str(value) in str(schema.get("description")):
             continue
