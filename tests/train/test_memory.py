@@ -37,6 +37,10 @@ def test_predicted_memory_is_within_a_tenth_of_the_measured() -> None:
     ):  # fmt: skip
         found = peak_bytes(LLAMA_3B, rating(f"lora.dropout={dropout}"), way, tokens, Load((3000,), 0.011))
         assert found / GIB == pytest.approx(gib, rel=0.1)
+    for compiled, answers, gib in ((False, 0.05, 57.53), (True, 0.098, 35.33)):  # SmolLM2, all weights, the dry step
+        load, smol = Load((1000,), answers), load_recipe("personal")[1]
+        found = peak_bytes(SMOLLM2, smol, ("bf16", False), 65_520, load, optimizer=False, compiled=compiled)
+        assert found / GIB == pytest.approx(gib, rel=0.05)
 
 
 def test_lean_fits_eight_gigabytes_and_auto_keeps_all_where_it_can() -> None:
