@@ -191,7 +191,7 @@ def opened(browser):
     trouble, contexts = [], []
 
     def message(said) -> None:
-        if said.type == "error" and "the server responded with a status" not in said.text:
+        if said.type == "error" and not {"status", "net::ERR_FAILED"} & set(said.text.split()):
             trouble.append(said.text)
 
     def open_page(url: str, width: int = 1280, scheme: str = "light"):

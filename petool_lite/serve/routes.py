@@ -35,7 +35,7 @@ from petool_lite.serve.respond import Chat, Responses, respond
 
 _BODY_S = 60  # seconds in which a request's body arrives
 _CALL = 1 << 28  # bytes of what a `petool-lite call` of this user asks, which may be a file
-_PRIVATE = "what is remembered of users is told with the server's key only; it said one where it was started"
+_PRIVATE = "what is remembered of users is told with the server's key only: in the address that serve printed, after #"
 _SHOWN = 20  # calls of a user on the page
 _DEEPEST = 64  # levels of nesting in a request
 _FRESH_S = 30.0  # after which MCP servers are asked again, when a request wants their tools
