@@ -131,6 +131,7 @@ def licence(base: Base) -> str:
 
 
 def modelfile(gguf: str, directory: Path, max_tokens: int) -> str:
-    """The Modelfile of `gguf`: greedy, ending as the base does, `max_tokens` of context; the template is the file's."""
-    stops = [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in end_tokens(directory)]
-    return "\n".join([f"FROM ./{gguf}", *stops, "PARAMETER temperature 0", f"PARAMETER num_ctx {max_tokens}", ""])
+    """The Modelfile of `gguf`: greedy, ending as the base does, `max_tokens` of context, and what Ollama cannot do."""
+    stops = "".join(f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}\n" for token in end_tokens(directory))
+    limits = '# Ollama does not run the chat template of the file: it takes whole prompts ("raw": true) and no tools\n'
+    return f"FROM ./{gguf}\n{stops}PARAMETER temperature 0\nPARAMETER num_ctx {max_tokens}\n{limits}"
