@@ -19,21 +19,23 @@ from petool_lite.models import embedded_gguf
 from petool_lite.runs import versions
 
 
-def examine() -> dict[str, Any]:
-    """Facts of this machine: Python, CPU, GPU, llama.cpp's health by a real decode, disk. Sizes in GiB."""
+def examine(model: Path | None = None) -> dict[str, Any]:
+    """Facts of this machine: Python, CPU, GPU, llama.cpp's health by a real decode (of the embedded base, where no GGUF
+    file is given), disk. Sizes in GiB."""
     info = Path("/proc/cpuinfo")
     flags = info.read_text().partition("flags")[2].partition("\n")[0].split() if info.is_file() else []
     cpu = {"cores": default_threads(), "avx512": "avx512f" in flags, "amx": "amx_tile" in flags}
-    tried = {"amx_kernels_work": kernels_work(embedded_gguf())} if cpu["amx"] else {}
     try:
-        with LlamaModel(embedded_gguf(), n_ctx=512) as model:
-            reply = model.generate(model.encode("The quick brown fox jumps over the lazy dog. " * 30)[:256], 16)
+        model = model or embedded_gguf()
+        cpu |= {"amx_kernels_work": kernels_work(model)} if cpu["amx"] else {}
+        with LlamaModel(model, n_ctx=512) as loaded:
+            reply = loaded.generate(loaded.encode("The quick brown fox jumps over the lazy dog. " * 30)[:256], 16)
         decode = round(len(reply.ids) / reply.decode_s) if reply.decode_s and reply.ids else 0
         speed = {"prefill_tokens_per_s": round(reply.prompt_tokens / reply.prefill_s), "decode_tokens_per_s": decode}
         decoded: dict[str, Any] = {"works": True, **speed}
     except (PetoolError, ImportError, OSError) as error:
-        decoded = {"works": False, "why": str(error)}
-    found = {"python": sys.version.split()[0], "machine": platform.machine(), "cpu": cpu | tried, "gpu": gpu_facts()}
+        decoded = {"works": False, "why": str(error)} if model else {"not tried": f"as {error}; --model names a file"}
+    found = {"python": sys.version.split()[0], "machine": platform.machine(), "cpu": cpu, "gpu": gpu_facts()}
     free = round(shutil.disk_usage(Path.cwd()).free / 2**30, 1)
     return found | {"llama_cpp": decoded, "disk_free_gb": free, "versions": versions()}
 

@@ -8,7 +8,6 @@ import click
 from petool_lite import doctor as verb
 from petool_lite.cli.options import as_json, chosen_model, model_option
 from petool_lite.console import emit, plain, progress, say
-from petool_lite.errors import USAGE, PetoolError
 from petool_lite.inference.llama_open import EngineSettings
 
 
@@ -18,10 +17,8 @@ from petool_lite.inference.llama_open import EngineSettings
 @as_json
 def doctor(tune: bool, model: str | None, as_json: bool) -> None:
     """Show what this machine can do: GPU, llama.cpp's health, disk. With --tune, make `call` and `serve` faster."""
-    if model and not tune:
-        raise PetoolError("--model says what --tune tunes for", f"petool-lite doctor --tune --model {model}", USAGE)
     if not tune:
-        emit(verb.examine(), as_json, "this machine")
+        emit(verb.examine(chosen_model(model) if model else None), as_json, "this machine")
         return
     if (load := os.getloadavg()[0]) > 1:
         say(f"note: a load of {load:.1f}: other programs may decide what is fastest; tune while nothing else runs")
