@@ -44,7 +44,7 @@ def read_answer(reply: str, finish: str = "stop") -> Answer:
     if not text.startswith(("{", _OPEN)) and _OPEN not in text and text:
         return text
     if finish == "length":
-        hint = "allow a longer one, --reply-tokens; one that repeats itself shows that the model has not learned such tools"
+        hint = "allow a longer one, --reply-tokens; one that repeats itself is of a model that never learned such tools"
         raise CallFailure(CUT_OFF, f"the reply reached its limit: ...{reply[-60:]}", reply, hint)
     if text.startswith(_OPEN):
         text, closed, after = text.removeprefix(_OPEN).strip().rpartition(_CLOSE)
