@@ -14,7 +14,7 @@ def add_item(item: str) -> str:
     """Put an item on the shopping list"""
     with file.open("a") as stream:
         stream.write(f"{item}\n")
-    return f"{file.name} has {len(file.read_text().splitlines())} items"
+    return f"{file.name}: {', '.join(file.read_text().splitlines())}"
 
 
 @server.tool()

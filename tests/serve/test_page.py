@@ -43,8 +43,7 @@ def test_a_call_is_made_explained_and_rated_by_keyboard_alone(opened, server, wi
     assert shares == sorted(shares, reverse=True)
     assert abs(sum(shares) - 100) < 0.2
     assert "Who plays jazz tonight?" in page.inner_text("#bars .disliked")
-    name = page.inner_text("#title")
-    assert name in ("kestrel.quotes", "nectar.find_quotes")
+    assert (name := page.inner_text("#title")) in ("kestrel.quotes", "nectar.find_quotes")
     assert json.loads(page.inner_text("#answer")).keys() == {"topic"}
     assert "Find quotes on comets." in "".join(page.locator("#prompt span").all_text_contents())
     assert page.locator("#times dt").count() == 10
