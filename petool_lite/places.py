@@ -52,7 +52,10 @@ def data_root() -> Path:
 
 
 def library_places() -> None:
-    """Give the libraries that train and export what they stop without: a writable cache, and the user's name."""
+    """Give the libraries that train and export what they stop without: a writable cache, and the user's name. They tell
+    their makers nothing: TRL's report looks a name up in a thread, and the environment changed meanwhile (SIGSEGV)."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a user ID without a name, as containers have it

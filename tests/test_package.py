@@ -164,6 +164,13 @@ def test_each_model_library_has_one_owner_and_scoring_has_none() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
+def test_the_libraries_of_training_report_to_nobody() -> None:
+    """TRL's report looks a name up in a thread; beside a changing environment that ended one training with SIGSEGV."""
+    start = "from petool_lite.places import library_places as first; first(); import huggingface_hub.constants as hub"
+    line = [sys.executable, "-c", f"{start}; print(hub.HF_HUB_DISABLE_TELEMETRY)"]
+    assert subprocess.check_output(line, text=True, env={"HOME": "/"}) == "True\n"
+
+
 def own_lines(function: ast.AST) -> int:
     """Lines of a function without those of the functions and classes inside it, at any depth."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -53,7 +53,6 @@ def load_model(recipe: Recipe, base: Base, checkpointing: bool, plain: bool = Fa
 
 
 def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     # compiled anew for micro-batches of ever other lengths, layers took longer and kept more for the backward pass
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
     from unsloth import FastLanguageModel  # must come before transformers and trl
