@@ -20,8 +20,7 @@ from petool_lite.runs import versions
 
 
 def examine(model: Path | None = None) -> dict[str, Any]:
-    """Facts of this machine: Python, CPU, GPU, llama.cpp's health by a real decode (of the embedded base, where no GGUF
-    file is given), disk. Sizes in GiB."""
+    """Facts of this machine, llama.cpp's health by a real decode of `model`, else the embedded base; sizes in GiB."""
     info = Path("/proc/cpuinfo")
     flags = info.read_text().partition("flags")[2].partition("\n")[0].split() if info.is_file() else []
     cpu = {"cores": default_threads(), "avx512": "avx512f" in flags, "amx": "amx_tile" in flags}
