@@ -195,7 +195,7 @@ def check_ids(path: Path, source: Source, asked: Sequence[tuple[Any, str]], serv
 class Evaluator(LlamaModel):
     """One GGUF file: logits of every token of given answers, which scoring does not need, and greedy replies."""
 
-    def run(self, prompt: Sequence[int], answer: Sequence[int], max_reply: int) -> tuple[Any, bool]:
+    def run(self, prompt: list[int], answer: Sequence[int], max_reply: int) -> tuple[Any, bool]:
         """Float32 numpy logits (answer tokens, vocabulary), and whether the greedy reply ends within `max_reply`."""
         import numpy as np
 

@@ -69,8 +69,7 @@ class Context:
             self.pointer = lib.llama_init_from_model(self._model, options)
         if not self.pointer:
             raise PetoolError(f"llama.cpp cannot open a context of {size} tokens: {first_error()}", "use less")
-        self._batch = self._lib.llama_batch_init(self._settings.ubatch, 0, 1)
-        self.size = size
+        self._batch, self.size = lib.llama_batch_init(settings.ubatch, 0, 1), size
 
     def close(self) -> None:
         """Free it; calling it again does nothing."""
@@ -138,8 +137,7 @@ class Context:
         return np.ctypeslib.as_array(found, shape=(self._vocabulary,)).copy()
 
     def _unwanted(self, data: Any = None) -> bool:
-        """Whether somebody does not want the batch any more; called by llama.cpp amid a large one, which takes seconds.
-        The others of the batch are read again."""
+        """Whether a job of the batch is no longer wanted: llama.cpp asks amid a large one. Others are read again."""
         for job in self._running:
             try:
                 if job.model.check and not job.error:
@@ -156,9 +154,8 @@ class Slots(Context):
         """`models` have a sequence each, of `n_ctx` tokens. Raises PetoolError where there is no memory for them."""
         super().__init__(lib, model, settings)
         self.open(sum(model.n_ctx for model in models), len(models))
-        self.models = models
+        self.models, self._closed = models, False
         self._ready, self._waiting = threading.Condition(), list[_Job]()
-        self._closed = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 

@@ -142,8 +142,7 @@ class ToolCaller(ExitStack):
     """A loaded model that answers with calls. Use as a context manager, or `close` it; only one thread may use it."""
 
     def __init__(self, model: str | Path, n_ctx: int = 0, style: str | None = None, store: StateStore | None = None):
-        """Load a GGUF file. `n_ctx` in tokens (0: 8,192 or the model's own); `style` overrides the prompt style that
-        the file names ("petool" where it names none). Raises PetoolError."""
+        """Load a GGUF file; `n_ctx` tokens (0: 8,192 or its own), `style` instead of the file's. Raises PetoolError."""
         super().__init__()
         self.path = user_path(model)
         self._settings = preload(self.path)  # and meanwhile:
@@ -239,9 +238,8 @@ class ToolCaller(ExitStack):
             reply = self._model.generate(prompt.ids, limit, constraint, True, options.watch)
             sure = None if reply.confidence is None else self._calibrated(reply.confidence)
             unsure = sure is not None and sure < options.at_least
-            candidates: tuple[Candidate, ...] = ()
-            if unsure or options.explain:
-                candidates = self._candidates(entry, prompt.ids, tools, constraint.call_share if constraint else 1.0)
+            called = constraint.call_share if constraint else 1.0
+            candidates = self._candidates(entry, prompt.ids, tools, called) if unsure or options.explain else ()
         except PetoolError as error:
             raise CallFailure(ENGINE, error.message, hint=error.hint) from error
         finally:
@@ -263,21 +261,18 @@ class ToolCaller(ExitStack):
             length = len(self._chat.encode(render.prompt_text(self._chat, entry, layout)))
             what = f"{length:,} prompt tokens and {reserve} for the reply exceed the context of {self.n_ctx:,}"
             if fitted is None:
-                hint = "offer fewer tools, or open a larger context (--context)"
-                raise PetoolError(f"{what} even without any history", hint)
+                raise PetoolError(f"{what} even without history", "offer fewer tools, or a larger context (--context)")
             raise PetoolError(what, "allow old history to go (--trim-history), or open a larger context (--context)")
         return fitted
 
-    def _candidates(
-        self, entry: Entry, ids: Sequence[int], tools: Sequence[Tool], call_share: float
-    ) -> tuple[Candidate, ...]:
-        """Every tool, and no tool where a text may be the answer, with its probability, the likeliest first."""
+    def _candidates(self, entry: Entry, ids: list[int], tools: Sequence[Tool], called: float) -> tuple[Candidate, ...]:
+        """Every tool and, where a text may be the answer, no tool, likeliest first; `called`: the share of calls."""
         names = [tool.name for tool in tools]
         calls = [render.answer_text(Call(name, {}), self.style) for name in names]
         heads = [self._chat.encode(text.rpartition("{}")[0]) for text in calls]
         # The last token may join with what follows in a real answer, and the name has ended before it.
-        shares = [share * call_share for share in self._model.shares(ids, [head[:-1] for head in heads])]
-        every = dict(zip(names, shares, strict=True)) | ({None: 1 - call_share} if call_share < 1 else {})
+        shares = [share * called for share in self._model.shares(ids, [head[:-1] for head in heads])]
+        every = dict(zip(names, shares, strict=True)) | ({None: 1 - called} if called < 1 else {})
         first, *others = sorted(every, key=lambda name: -every[name])
         sure = self._calibrated(every[first])
         rest = (1 - sure) / (1 - every[first]) if every[first] < 1 else 0.0

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 from petool_lite.data.entries import Call, Tool
 from petool_lite.errors import PetoolError
 from petool_lite.inference.llama_open import model_sha256
-from petool_lite.inference.parse import check_names
+from petool_lite.inference.parse import CLOSE, OPEN, check_names
 from petool_lite.inference.schema import ANY_NUMBER, Schema, buildable, guidance, options
 from petool_lite.places import own_folder
-from petool_lite.prompt.render import CALL_END, CALL_START, answer_text
+from petool_lite.prompt.render import answer_text
 from petool_lite.runs import draft
 
 if TYPE_CHECKING:
     from petool_lite.inference.llama import LlamaModel
 
-_MARKS = (CALL_START.strip(), CALL_END.strip())  # <tool_call> and its end: one token each in some vocabularies
 _ANY_ORDER = 64  # parameters: the grammar keeps those that are written in a 64-bit set; more keep the declared order
 _TEXT = r"TEXT: /[^<{\s](.|\n)*/"
 _NAMED = re.compile(rb'name": "(?:[^"\\]|\\.)*"')  # what a reply holds as soon as its tool is chosen
@@ -33,9 +32,8 @@ _NUMBER = r"NUMBER: /-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?(e[+-][0-9]{2})?/"
 
 
 def grammar(tools: Sequence[Tool], style: str, text: bool | str = False, marks: dict[str, int] | None = None) -> str:
-    """The grammar of all calls of `tools`, and of a plain text if `text`, in llguidance's Lark dialect. A `text` that
-    is a string is the only text that is let through. `marks` are the words that are one special token, with its id.
-    Raises PetoolError that names the tool and the place."""
+    """The grammar of all calls of `tools`, in llguidance's Lark dialect, and of a plain text if `text`: of one only if
+    it is a string. `marks` are words that are one special token, with its id. Raises PetoolError for bad tools."""
     if tools or not text:
         check_names(tools)
     choices = [f"tool{index}" for index in range(len(tools))] + (["text"] if text else [])
@@ -104,7 +102,7 @@ class Constraint:
     def __init__(self, tokenizer: Any, tools: Sequence[Tool], style: str, text: bool | str = False) -> None:
         """`tokenizer` is an llguidance.LLTokenizer; see `Constrainer`."""
         self._tokenizer = tokenizer
-        found = {mark: tokenizer.tokenize_str(mark, parse_special=True) for mark in _MARKS}
+        found = {mark: tokenizer.tokenize_str(mark, parse_special=True) for mark in (OPEN, CLOSE)}
         marks = {mark: ids[0] for mark, ids in found.items() if len(ids) == 1 and tokenizer.is_special_token(ids[0])}
         self._marks = frozenset(marks.values())
         matcher = guidance().LLMatcher
@@ -125,8 +123,7 @@ class Constraint:
             raise PetoolError(f"{what}: {reason}", "check the tools' names and parameters, or use free decoding")
 
     def forced(self) -> list[int]:
-        """The token ids that must come next, as training tokenizes them; the last one may be the end token. They can be
-        appended in one batch. Empty where there is a choice."""
+        """The ids that must come next as training has them, maybe with the end token; none where there is a choice."""
         if self.finished or self._matcher.is_stopped():
             return [] if self.finished else [self._end]
         found: list[int] = self._matcher.compute_ff_tokens()
@@ -198,8 +195,7 @@ class Constrainer:
     """Makes the constraints of one model; holds what llguidance keeps of its tokenizer (0.1 s to build)."""
 
     def __init__(self, tokenizer: Any, function: Any = None) -> None:
-        """`tokenizer` is an llguidance.LLTokenizer whose end token is the one that training ends answers with, and
-        `function` one that it calls, kept alive as long."""
+        """For an llguidance.LLTokenizer with training's end token; a `function` that it calls is kept alive as long."""
         self._tokenizer, self._function = tokenizer, function
 
     @classmethod

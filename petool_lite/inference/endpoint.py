@@ -60,8 +60,7 @@ class _Refused(_Failure):
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered: its text, calls as (name, arguments as they were written), "stop" or "length", and counts of
-    tokens, 0 where they are not told."""
+    """An answer: text, calls as (name, arguments as written), "stop" or "length", and counts of tokens, 0 if untold."""
 
     text: str
     calls: tuple[tuple[str, str], ...]
@@ -75,8 +74,7 @@ class Endpoint:
     """One model of one server; any number of threads may ask it."""
 
     def __init__(self, url: str, model: str, most: int) -> None:
-        """`url` ends before /chat/completions; at most `most` requests are made, tries that failed included. Raises
-        PetoolError for an address that is none, or that holds a key."""
+        """`url` ends before /chat/completions; at most `most` requests are made, tries included. Raises PetoolError."""
         self.url, self.model, self.made, self._most = base_url(url), model, 0, most
         theirs = self.url.startswith("https://api.openai.com/")
         self._key = (os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if theirs else "") or "").strip()

@@ -35,9 +35,8 @@ _AGAIN = "export it again from an instruct model"
 @dataclass(frozen=True)
 class Reply:
     """A greedy reply: its text and ids without the end token; `finish` is "stop" or "length"; times in seconds.
-    `forced_tokens` of the ids were the only ones that a constraint left and were not sampled. `reused_tokens` of the
-    prompt were in the engine's memory already. `prefill_s` is the time to the first choice of a token. `confidence` is
-    that of the constraint, None without one."""
+    `forced_tokens` of the ids were the only ones that a constraint left. `reused_tokens` of the prompt were in the
+    engine's memory already. `prefill_s` is the time to the first choice. `confidence` is the constraint's, or None."""
 
     text: str
     ids: tuple[int, ...]
@@ -55,9 +54,7 @@ class LlamaModel(ExitStack):
 
     sequence = 0  # of the context that is this model's
 
-    def __init__(
-        self, path: Path, n_ctx: int = 0, settings: EngineSettings | None = None, vocab_only: bool = False
-    ) -> None:
+    def __init__(self, path: Path, n_ctx: int = 0, settings: EngineSettings | None = None, vocab_only: bool = False):
         """Load `path`, memory-mapped; `n_ctx` in tokens, 0: the model's own length. Raises PetoolError if it cannot."""
         super().__init__()
         self.held: list[int] = []  # ids whose keys and values are in the engine's memory
@@ -115,8 +112,7 @@ class LlamaModel(ExitStack):
 
     def chat(self) -> Chat:
         """How this model talks, from the file's own metadata."""
-        name = self.metadata.get("general.name", "")
-        template = self.metadata.get("tokenizer.chat_template") or known_template(name)
+        template = self.metadata.get("tokenizer.chat_template") or known_template(self.metadata.get("general.name", ""))
         if not template:
             raise PetoolError("the GGUF file lacks the key tokenizer.chat_template", _AGAIN)
         begin, end = self._token_text(self._special("bos")), self._token_text(self._end)
@@ -134,8 +130,7 @@ class LlamaModel(ExitStack):
     def _special(self, name: str) -> int:
         """A special token that the file names; -1 for none or one beyond the vocabulary, where llama.cpp guesses."""
         found = self.metadata.get(f"tokenizer.ggml.{name}_token_id", "")
-        known = found.isdecimal() and int(found) < self._lib.llama_vocab_n_tokens(self._vocab)
-        return int(found) if known else -1
+        return int(found) if found.isdecimal() and int(found) < self._lib.llama_vocab_n_tokens(self._vocab) else -1
 
     def _token_text(self, token: int) -> str:
         text = self._lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
@@ -185,12 +180,7 @@ class LlamaModel(ExitStack):
         return Constrainer.of_llama(self.token_bytes(), self._end, lambda: self)
 
     def generate(
-        self,
-        ids: Sequence[int],
-        most: int,
-        constraint: Constraint | None = None,
-        reuse: bool = False,
-        watch: Sink = None,
+        self, ids: list[int], most: int, constraint: Constraint | None = None, reuse: bool = False, watch: Sink = None
     ) -> Reply:
         """Decode greedily from `ids` until an end token or `most` new tokens, under `constraint` if given. With
         `reuse`, what the memory shares with `ids` is not read again. `watch` gets the reply's text as it grows. Raises
@@ -220,9 +210,7 @@ class LlamaModel(ExitStack):
         so what is read again has the parts and tiles that it would have there."""
         step = self.settings.ubatch  # one matrix product a call, so that Ctrl-C is heard in between
         shared = min(common_length(self.held, ids), len(ids) - 1) if reuse else 0
-        if (
-            self.exact_reuse
-        ):  # the part up to the next multiple of `step` begins with a tile, and has all rows or a tile
+        if self.exact_reuse:  # the part up to the next multiple of `step` begins with a tile and has all rows or a tile
             start = shared // step * step
             rows = min(step, len(ids) + len(guess) - start)
             shared = max(start, min(shared, start + rows - _TILE) // _TILE * _TILE)
@@ -309,15 +297,12 @@ class LlamaModel(ExitStack):
 class _Writing:
     """A reply in the making: ids that are settled, whether or not the engine has read them, and what may follow."""
 
-    def __init__(
-        self, model: LlamaModel, prompt: Sequence[int], constraint: Constraint | None, most: int, watch: Sink
-    ) -> None:
+    def __init__(self, model: LlamaModel, prompt: list[int], constraint: Constraint | None, most: int, watch: Sink):
         """See `LlamaModel.generate`."""
-        self._model, self._prompt, self._constraint = model, list(prompt), constraint
+        self._model, self._prompt, self._constraint = model, prompt, constraint
         self._most, self._watch = most, watch
         self.ids: list[int] = []
-        self.forced = 0
-        self._chosen = 0  # ids since the last forced one
+        self.forced, self._chosen = 0, 0  # ids that were forced, and those that were chosen since
         self.finish = ""  # "stop" or "length" in the end
 
     def choose(self, logits: Any) -> None:
@@ -358,5 +343,5 @@ class _Writing:
             tail, prompt = self.ids[-length:], self._prompt
             for place in range(len(prompt) - 1, length - 1, -1) if length <= self._chosen else ():
                 if prompt[place - length : place] == tail:
-                    return list(prompt[place : place + most])
+                    return prompt[place : place + most]
         return []

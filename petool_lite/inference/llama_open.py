@@ -1,6 +1,5 @@
-"""Opening a GGUF file in llama.cpp, the one place that loads the library for running models: with which settings, where
-`doctor --tune` keeps the best ones, and what they are kept for. It uses the C interface because the high-level class
-cannot turn off `use_extra_bufts`, see EngineSettings."""
+"""Opening a GGUF file in llama.cpp, the one place that loads it for running models: with which settings, and where
+`doctor --tune` keeps the best. In C, for the high-level class cannot turn off `use_extra_bufts`: see EngineSettings."""
 
 import contextlib
 import ctypes
@@ -172,13 +171,10 @@ def preload(path: Path) -> EngineSettings:
 
 
 def _load(lib: Any, path: Path, settings: EngineSettings, vocab_only: bool = False) -> Any:
-    """The loaded model, None if it does not load. Beside other Python code it is run with a log in C that does nothing:
-    each of 2,000 lines would wait for its turn."""
+    """The loaded model, or None. Beside Python code its log is C code that does nothing: 2,000 lines would wait."""
     lib.llama_backend_init()
     options = lib.llama_model_default_params()
-    options.use_extra_bufts = settings.extra_buffers
-    options.n_gpu_layers = 0
-    options.vocab_only = vocab_only
+    options.use_extra_bufts, options.n_gpu_layers, options.vocab_only = settings.extra_buffers, 0, vocab_only
     return lib.llama_model_load_from_file(str(path).encode(), options)
 
 

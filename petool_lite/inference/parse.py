@@ -16,7 +16,7 @@ NO_CALL, BAD_JSON, UNKNOWN_TOOL = "no_call", "bad_json", "unknown_tool"
 MISSING_PARAMETER, EXTRA_PARAMETER, CUT_OFF = "missing_parameter", "extra_parameter", "cut_off"
 ENGINE = "engine_error"
 _FORMS = ({"name", "arguments"}, {"tool_name", "parameters"}, {"name", "parameters"})
-_OPEN, _CLOSE = CALL_START.strip(), CALL_END.strip()
+OPEN, CLOSE = CALL_START.strip(), CALL_END.strip()  # one token each in some vocabularies
 _BY_SCHEMA = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
 
 
@@ -25,8 +25,7 @@ class CallFailure(PetoolError):
 
     def __init__(self, kind: str, message: str, reply: str = "", hint: str = "") -> None:
         super().__init__(message, hint)
-        self.kind = kind
-        self.reply = reply
+        self.kind, self.reply = kind, reply
 
 
 def check_names(tools: Sequence[Tool]) -> None:
@@ -41,15 +40,15 @@ def check_names(tools: Sequence[Tool]) -> None:
 def read_answer(reply: str, finish: str = "stop") -> Answer:
     """The answer that the whole of `reply` is: a call of whatever tool, or a plain text; raises CallFailure."""
     text = reply.strip()
-    if not text.startswith(("{", _OPEN)) and _OPEN not in text and text:
+    if not text.startswith(("{", OPEN)) and OPEN not in text and text:
         return text
     if finish == "length":
         hint = "allow a longer one, --reply-tokens; one that repeats itself is of a model that never learned such tools"
         raise CallFailure(CUT_OFF, f"the reply reached its limit: ...{reply[-60:]}", reply, hint)
-    if text.startswith(_OPEN):
-        text, closed, after = text.removeprefix(_OPEN).strip().rpartition(_CLOSE)
+    if text.startswith(OPEN):
+        text, closed, after = text.removeprefix(OPEN).strip().rpartition(CLOSE)
         if not closed or after:
-            raise CallFailure(BAD_JSON, f"the reply's call does not end with {_CLOSE}", reply)
+            raise CallFailure(BAD_JSON, f"the reply's call does not end with {CLOSE}", reply)
     text, value = text.strip(), None
     if text.startswith("{"):
         try:

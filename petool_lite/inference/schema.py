@@ -2,8 +2,7 @@
 reads types, bounds, patterns, `allOf` and references itself. Before that, names and shapes of the wild become JSON
 Schema (`data.schema`), and objects take only the parameters that they declare unless they say otherwise. What a reply
 cannot be held to (`not`, `uniqueItems`, a pattern with look-ahead, an overlapping `oneOf`) is left out or widened and
-said in a note; what makes no sense is refused. Both name the tool and the place.
-https://json-schema.org/draft/2020-12"""
+said in a note; what makes no sense is refused. Both name tool and place. https://json-schema.org/draft/2020-12"""
 
 import json
 import re
@@ -159,8 +158,7 @@ class _Reader:
         return False if False in made else {"allOf": made, **closing}
 
     def _declared(self, value: Any, seen: set[Any]) -> dict[str, bool] | None:
-        """The parameters that any part of a schema declares; None where a part takes others, too. `seen` grows with the
-        references that were followed, each once."""
+        """The parameters that parts of a schema declare; None where one takes others. `seen`: references followed."""
         if not isinstance(value, Mapping):
             return {}
         if value.get("additionalProperties") or value.get("patternProperties"):
@@ -261,9 +259,8 @@ class _Reader:
         more = made.get("additionalProperties", not declared and path != "parameters")
         if closed or "additionalProperties" in made:
             made["additionalProperties"] = self.node(more, f"{path}.additionalProperties") if more else False
-        patterns = made.get("patternProperties", {}).items()
-        if patterns:
-            made["patternProperties"] = {key: self.node(item, f"{path}.patternProperties") for key, item in patterns}
+        if kept := made.get("patternProperties"):
+            made["patternProperties"] = {key: self.node(kept[key], f"{path}.patternProperties") for key in kept}
         for name in required if closed else ():
             if name not in places:
                 self._odd(f"{path}.required", f"{name} is required and not declared: any value will do")

@@ -30,16 +30,14 @@ class StateStore:
 
     def __init__(self, root: Path | None = None, limit: int = DEFAULT_LIMIT) -> None:
         """`root` is made if absent (the cache's `users` if None); `limit` in bytes for all files together."""
-        self.root = root or cache_root() / "users"
-        self.limit = limit
+        self.root, self.limit = root or cache_root() / "users", limit
 
     def path(self, user: str) -> Path:
         """The file of a user; its name tells nothing of the user's."""
         return self.root / f"{hashlib.sha256(user.encode()).hexdigest()[:40]}.state"
 
     def read(self, user: str, key: Mapping[str, Any]) -> tuple[list[int], memoryview] | None:
-        """The ids that were read for the user and the engine's state after them, in mapped memory; None where there is
-        no sound file with this key."""
+        """The ids read for the user and the engine's state after them, in mapped memory; None without a sound file."""
         path = self.path(user)
         with contextlib.suppress(OSError, ValueError):
             with path.open("rb") as file:

@@ -16,8 +16,7 @@ from typing import Any
 from petool_lite.console import say
 from petool_lite.errors import PetoolError
 from petool_lite.inference.call import Request, ToolCaller
-from petool_lite.inference.parse import ENGINE, CallFailure
-from petool_lite.prompt.render import CALL_START
+from petool_lite.inference.parse import ENGINE, OPEN, CallFailure
 
 _LOAD_S = 600  # seconds that loading may take
 
@@ -188,7 +187,6 @@ def _answer(caller: ToolCaller, request: Request, send: Callable[[Event], None],
 _HEAD = re.compile(
     r'\s*(?:<tool_call>\s*)?\{"(?:tool_)?name": ?("(?:[^"\\]|\\.)*"), ?"(?:arguments|parameters)": ?(?=\{)', re.DOTALL
 )
-_MARK = CALL_START.strip()
 
 
 class Pieces:
@@ -213,5 +211,5 @@ def _parts(text: str, whole: bool) -> dict[str, str]:
             given = given[: json.JSONDecoder().raw_decode(given)[1]]  # up to the object's end
         return {"name": json.loads(head[1]), "arguments": given}
     begun = text.lstrip()
-    maybe = begun.startswith(("{", _MARK)) or _MARK.startswith(begun)
+    maybe = begun.startswith(("{", OPEN)) or OPEN.startswith(begun)
     return {} if maybe and not whole else {"content": text}
