@@ -1,8 +1,6 @@
-"""Exact causal attention of rows that are packed side by side: no row sees another, and nothing is padded.
-
-On a GPU torch's own variable-length flash kernel, on a CPU scaled_dot_product_attention row by row. transformers finds
-it as the attention implementation PACKED; Unsloth's layers have a dispatch of their own, which `teach` it.
-"""
+"""Exact causal attention of rows that are packed side by side: no row sees another, and nothing is padded. On a GPU by
+torch's own variable-length flash kernel, on a CPU by scaled_dot_product_attention row by row. transformers finds it as
+the attention implementation PACKED; Unsloth's layers have a dispatch of their own, which `teach` it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,9 +69,8 @@ def _alone(q: Any, k: Any, v: Any, scaling: float, window: int) -> Any:
 
     length, grouped = q.shape[2], q.shape[1] != k.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - window) if 0 < window < length else None
-    return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, enable_gqa=grouped
-    )
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, enable_gqa=grouped)
 
 
 @cache

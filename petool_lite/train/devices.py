@@ -1,8 +1,6 @@
-"""What trains: the machine's arithmetic, and the processes of one run, one for each GPU, as torchrun starts them.
-
-The first process makes the run directory, reads the data first, writes and reports; the others follow it. After Ctrl-C
-or SIGTERM all finish their step and save; a second one ends a process at once.
-"""
+"""What trains: the machine's arithmetic, and the processes of one run, one for each GPU, as torchrun starts them. The
+first makes the run directory, reads the data first, writes and reports; the others follow it. After Ctrl-C or SIGTERM
+all finish their step and save; a second one ends a process at once."""
 
 import os
 import platform

@@ -86,11 +86,6 @@ def load_evaluation_set(recipe: Recipe, chat: Chat, report: Report) -> Evaluatio
     return EvaluationSet(tuple(found), too_long, chat, most, reply)
 
 
-def score_answer(reply: str, right: Answer) -> tuple[bool, bool]:
-    """Tool right, and arguments right whatever the tool, by the published scorer; for a text both mean: no call."""
-    return score_reply(published_form(reply), published_call(right) or {"no_call": right})
-
-
 def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> Score:
     """Greedy replies of `model`, scored; the model, its modes and all random numbers stay as they were."""
     import torch
@@ -105,7 +100,7 @@ def evaluate(held_out: EvaluationSet, model: Any, step: int, report: Report) -> 
             prompts, answers = zip(*(held_out.rows[index] for index in batch), strict=True)
             replies = greedy_ids(model, prompts, {held_out.chat.eos_id}, held_out.reply_tokens)
             for ids, right in zip(replies, answers, strict=True):
-                tool, parameters = score_answer(decode(ids), right)
+                tool, parameters = score_reply(published_form(decode(ids)), published_call(right) or {"no_call": right})
                 scores.append((tool, parameters, tool and parameters))
             joint = 100 * sum(both for *_, both in scores) / len(scores)
             report("evaluating", len(scores), total, f"step {step}, joint {joint:.1f} %")
@@ -127,9 +122,7 @@ def best_score(run: Path) -> Score | None:
     return max(scores, key=lambda score: (score.rank, score.step), default=None)
 
 
-def evaluate_and_keep(
-    run: Path, base: Base, held_out: EvaluationSet, model: Any, step: int, report: Report
-) -> dict[str, Any]:
+def keep_best(run: Path, base: Base, held_out: EvaluationSet, model: Any, step: int, report: Report) -> dict[str, Any]:
     """Evaluate `model`, keep its weights in `run`/best/step-N if none were better; returns the row of eval.jsonl."""
     score = evaluate(held_out, model, step, report)
     append_row(run / "eval.jsonl", asdict(score))

@@ -1,8 +1,6 @@
-"""The model that is trained: a base with a LoRA adapter through Unsloth, or all of a base through transformers.
-
-The only module that imports unsloth. Full fine-tuning does without: there Unsloth keeps the weights themselves in
-bfloat16, in which small updates are lost, and was no faster (docs/training.md).
-"""
+"""The model that is trained: a base with a LoRA adapter through Unsloth, or all of a base through transformers. The
+only module that imports unsloth. Full fine-tuning does without: there Unsloth keeps the weights themselves in bfloat16,
+in which small updates are lost, and was no faster (docs/training.md)."""
 
 import json
 import os
@@ -15,7 +13,7 @@ from typing import Any
 
 from petool_lite.adapters import CONFIG, WEIGHTS, read_adapter_config, start_adapter
 from petool_lite.console import Report
-from petool_lite.errors import PetoolError, first_line
+from petool_lite.errors import PetoolError, first_line, in_words
 from petool_lite.families import chat_template
 from petool_lite.inference.gpu import four_bits, gpu_available, own_gpu
 from petool_lite.models import Base, resolve_base
@@ -74,8 +72,7 @@ def _load_adapted(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any,
 
 
 def _load_plain(recipe: Recipe, base: Base, checkpointing: bool) -> tuple[Any, Any]:
-    """Weights that learn are in float32, of which forward and backward passes make bfloat16 copies: see `computing`. A
-    model that is to be parted waits on the CPU."""
+    """Weights that learn are in float32, copied to bfloat16 by `computing`; a model to be parted waits on the CPU."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -133,21 +130,20 @@ def _load_adapter(model: Any, folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    what, hint = f"the adapter {folder} does not fit the base", "give the base it was trained on"
+    with in_words(what, hint, RuntimeError, SafetensorError, OSError):
         found: Any = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
         if odd := [*(name for name in found.missing_keys if "lora_" in name), *found.unexpected_keys]:
             raise RuntimeError(odd[0])
-    except (RuntimeError, SafetensorError, OSError) as error:
-        what = f"the adapter {folder} does not fit the base: {first_line(error)}"
-        raise PetoolError(what, "give the base it was trained on") from error
 
 
 def check_start(recipe: Recipe, report: Report) -> None:
     """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd."""
     if recipe.train.objective == "dpo":
         if not recipe.model.adapter:
-            what = "dpo is the second stage: it needs the adapter of a first one"
-            raise PetoolError(what, "--set model.adapter=RUN_OR_FOLDER")
+            raise PetoolError(
+                "dpo, a second stage, needs the adapter of a first one", "--set model.adapter=RUN_OR_FOLDER"
+            )
         if recipe.lora.dropout:
             raise PetoolError("dpo compares two models, both without dropout", "--set lora.dropout=0.0")
     folder = start_adapter(recipe.model.adapter)
@@ -184,8 +180,7 @@ def computing(model: Any) -> Any:
     """The arithmetic of forward passes: bfloat16 where the machine has it, the loss and norms in float32 anyway."""
     import torch
 
-    kind = next(model.parameters()).device.type
-    return torch.autocast(kind, torch.bfloat16, arithmetic() == torch.bfloat16)
+    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, arithmetic() == torch.bfloat16)
 
 
 def save_trained(model: Any, folder: Path, base: Base, tuned: Mapping[str, Any] | None = None) -> None:
@@ -206,18 +201,15 @@ def save_trained(model: Any, folder: Path, base: Base, tuned: Mapping[str, Any] 
     config = json.loads((base.directory / "config.json").read_text())
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    _copy_tokenizer(folder, base)
+    save_tokenizer(folder, base)
 
 
-def save_tokenizer(folder: Path, base: Base, style: str) -> None:
-    """Write the base's tokenizer to an adapter's `folder`, with the chat template of the prompts it was trained on."""
-    _copy_tokenizer(folder, base)
-    (folder / "chat_template.jinja").write_text(exported_template(chat_template(base.directory), style))
-
-
-def _copy_tokenizer(folder: Path, base: Base) -> None:
+def save_tokenizer(folder: Path, base: Base, style: str = "") -> None:
+    """Write the base's tokenizer to `folder`, with the chat template of the `style` that an adapter was trained on."""
     for path in {path for pattern in _TOKENIZER for path in base.directory.glob(pattern)}:
         shutil.copy(path, folder / path.name)
+    if style:
+        (folder / "chat_template.jinja").write_text(exported_template(chat_template(base.directory), style))
 
 
 @contextmanager

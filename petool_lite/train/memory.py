@@ -1,8 +1,6 @@
 """Everything that is checked, counted and chosen before a model is loaded, above all how many tokens fit the memory.
-
 Predictions follow from what a layer keeps of a token for its backward pass; tests compare them with peaks of the 3B
-shape on one H200, with and without checkpointing, from 4 to 104 GiB: all within 5 % of this. A dry step proves them.
-"""
+shape on one H200, with and without checkpointing, from 4 to 104 GiB: all within 5 % of this. A dry step proves them."""
 
 import math
 import shutil
@@ -59,14 +57,6 @@ class Way:
     peak_gb: float
 
 
-def load_of(prepared: Prepared) -> Load:
-    """Lengths of the prepared rows."""
-    import pyarrow.compute
-
-    lengths = pyarrow.compute.list_value_length(prepared.table.data.column("input_ids")).to_pylist()
-    return Load(tuple(lengths), prepared.summary["loss_tokens"] / prepared.summary["tokens"])
-
-
 @dataclass(frozen=True)
 class Plan:
     """A run before its model is loaded: the recipe with what was chosen written into it, and how memory is used on the
@@ -97,10 +87,8 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
         check_cpu_memory(recipe, counted.base)
     if recipe.train.objective == "dpo":  # one pair after the other
         return counted
-    way, precision, budget = None, recipe.model.precision, CPU_BUDGET
-    if gpu:
-        way = choose(shape, recipe, load, gpu["free_gb"] * 2**30)
-        precision, budget = way.precision, way.token_budget
+    way = choose(shape, recipe, load, gpu["free_gb"] * 2**30) if gpu else None
+    precision, budget = (way.precision, way.token_budget) if way else (recipe.model.precision, CPU_BUDGET)
     tokens_to_go = recipe.train.rows * (rows["steps"] - done) * rows["tokens"] / rows["kept"]
     compiled = pays_to_compile(recipe, shape, way, tokens_to_go)
     if way:
@@ -118,8 +106,7 @@ def plan(recipe: Recipe, report: Report = silent, done: int = 0) -> Plan:
 
 def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float) -> bool:
     """Whether decoder layers are compiled, with `tokens` to go: where all weights learn on one GPU that keeps all, and
-    triton finds a compiler of C. Layers with windows of their own would be compiled apart, for longer than a minute, as
-    layers with an adapter are."""
+    triton finds a compiler of C. Layers with windows or an adapter would take longer than a minute to compile."""
     able = recipe.train.method == "full" and count() == 1 and not shape.family.local
     able = able and way is not None and not way.checkpointing
     return able and tokens >= _COMPILED_FROM and any(map(shutil.which, ("gcc", "clang")))
@@ -144,6 +131,8 @@ def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
 
 
 def _counted(recipe: Recipe, report: Report) -> Plan:
+    import pyarrow.compute
+
     check_reporters(recipe.train.report_to)
     check_evaluation(recipe)
     check_start(recipe, report)
@@ -155,12 +144,12 @@ def _counted(recipe: Recipe, report: Report) -> Plan:
         what = f"{base.name} is quantized, and full fine-tuning changes the weights themselves"
         raise PetoolError(what, "give the model in 16 bits, or --set train.method=lora")
     if recipe.train.method == "lora" and recipe.lora.r > shape.width:
-        what = f"lora.r = {recipe.lora.r} is more than {base.name} is wide ({shape.width})"
-        raise PetoolError(what, "--set lora.r=32 is usual")
+        raise PetoolError(f"lora.r = {recipe.lora.r} is more than {base.name}'s width {shape.width}", "--set lora.r=32")
     chat = chat_from_directory(base.directory)
     prepared = prepare(recipe, base, chat, report)
-    load = load_of(prepared)
-    longest = max(load.lengths)
+    lengths = pyarrow.compute.list_value_length(prepared.table.data.column("input_ids")).to_pylist()
+    load = Load(tuple(lengths), prepared.summary["loss_tokens"] / prepared.summary["tokens"])
+    longest = max(lengths)
     if shape.window and longest > shape.window and not shape.family.local:  # llama.cpp does not apply Mistral's
         what = f"{base.name} sees the last {shape.window} tokens only (sliding_window), the longest row has {longest}"
         raise PetoolError(what, f"--set model.max_tokens={shape.window}")
@@ -207,8 +196,7 @@ def check_gpu() -> None:
 def peak_bytes(
     model: Shape, recipe: Recipe, way: Kind, tokens: int, load: Load, optimizer: bool = True, compiled: bool = False
 ) -> float:
-    """Predicted peak of allocated GPU memory with micro-batches of `tokens` of the rows `load`; without the state of
-    the `optimizer` where no update has been taken yet."""
+    """Predicted peak of GPU memory, in bytes, with micro-batches of `tokens` of `load` and the `optimizer`'s state."""
     precision, checkpointing = way
     full = recipe.train.method == "full"
     resident = resident_bytes(model, recipe, precision, optimizer=optimizer)

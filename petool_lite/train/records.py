@@ -231,16 +231,8 @@ def log_to(path: Path) -> Iterator[Any]:
         yield log
 
 
-def device_name() -> str:
-    """The GPU's name, or the CPU with its threads."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-
-
 def peak_memory_gb() -> tuple[float, float | None]:
-    """Peak memory of this process in GiB: what tensors took on the GPU, and what torch held for them; or what was
-    resident on a CPU, and None."""
+    """Peak memory of this process in GiB: of tensors on the GPU, and what torch held for them; on a CPU, and None."""
     import resource
 
     import torch

@@ -118,8 +118,7 @@ def _train_into(job: Job) -> None:
         raise stop.error(when, f"continue: petool-lite train --resume {job.run}")
     tuned = None
     if devices.sharded():  # the adapter's weights, of which every process holds a part
-        parts = trainer.model.named_parameters()
-        tuned = {name: weight.full_tensor() for name, weight in parts if weight.requires_grad}
+        tuned = {name: part.full_tensor() for name, part in trainer.model.named_parameters() if part.requires_grad}
     if devices.is_first():
         _complete(job, model, state.global_step, tuned)
 
@@ -205,6 +204,8 @@ def fullest(planned: Plan, budget: int) -> MicroBatch:
 
 def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> None:
     """Write what was trained, the best evaluated weights or the last ones, then the manifest."""
+    import torch
+
     planned, progress, method = job.planned, job.progress, job.planned.recipe.train.method
     base, data, name = planned.base, planned.recipe.data, TRAINED[method]
     best = evaluate.best_score(job.run) if job.held_out else None
@@ -212,8 +213,7 @@ def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> 
         if best is None:
             load.save_trained(model, folder, base, tuned)
         else:
-            kept = job.run / "best" / f"step-{best.step}"
-            shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("eval.json"))
+            shutil.copytree(job.run / "best" / f"step-{best.step}", folder, ignore=shutil.ignore_patterns("eval.json"))
         if method == "lora":  # a whole model may be a base again, with its own template
             load.save_tokenizer(folder, base, data.style)
     seconds = {"train": progress.seconds, "evaluation": progress.evaluation_seconds, "all": time.time() - job.started}
@@ -223,7 +223,8 @@ def _complete(job: Job, model: Any, step: int, tuned: dict[str, Any] | None) -> 
         "data": {"source": data.train, "sha256": planned.prepared.data_sha256, **planned.prepared.summary},
         "template_sha256": planned.chat.template_sha256,
         "prompt_style": data.style, "prompt_layout": LAYOUTS[data.style], "setting": data.setting,
-        "device": records.device_name(), "arithmetic": devices.arithmetic_name(), "versions": versions(),
+        "device": torch.cuda.get_device_name() if gpu_available() else f"CPU, {torch.get_num_threads()} threads",
+        "arithmetic": devices.arithmetic_name(), "versions": versions(),
         "steps": step, f"{name}_step": best.step if best else step,
         "evaluation": best and {"best": asdict(best), "stopped_early": progress.stopped_early},
         "seconds": {part: round(value, 2) for part, value in seconds.items()},
@@ -279,27 +280,22 @@ def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
             told = f"{settings.rows} rows an update cannot be shared by {devices.count()} devices"
             raise PetoolError(told, "choose train.rows as a multiple of the devices")
         return DPOConfig(**common, beta=settings.beta, per_device_train_batch_size=1, gradient_accumulation_steps=each)
-    return SFTConfig(
-        **common,
-        # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-batches
-        per_device_train_batch_size=settings.rows,
-        gradient_accumulation_steps=1,
-        **({"use_cpu": not gpu_available()} if settings.method == "full" else {}),
-        gradient_checkpointing=False,  # `load` sees to it
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
+    # a batch is a whole update; AnswerTrainer parts it among the devices and cuts it into micro-batches
+    common |= {"per_device_train_batch_size": settings.rows, "gradient_accumulation_steps": 1}
+    common |= {"use_cpu": not gpu_available()} if settings.method == "full" else {}
+    # `load` sees to checkpointing
+    return SFTConfig(**common, gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True})
 
 
 def _trainer(job: Job, model: Any, tokenizer: Any) -> Any:
     """The trainer of a job, which records its updates, evaluates after some, and ends after a signal."""
     recipe, total = job.planned.recipe, job.planned.prepared.summary["steps"]
-    kind = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer()
+    kind: Any = preference_trainer() if recipe.train.objective == "dpo" else answer_trainer()
     arguments = _arguments(recipe, job.run, total, job.planned.compiled)
     arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one, whatever else the machine has
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.run / "tensorboard"))
-    trainer: Any = type("Trainer", (Guarded, kind), {})(
-        model=model, processing_class=tokenizer, train_dataset=job.planned.prepared.table, args=arguments
-    )
+    kind, table = type("Trainer", (Guarded, kind), {}), job.planned.prepared.table
+    trainer = kind(model=model, processing_class=tokenizer, train_dataset=table, args=arguments)
     trainer.token_budget, trainer.compiled = recipe.train.token_budget, job.planned.compiled
     trainer.schedule = recipe.train.schedule, recipe.train.warmup_ratio, total
     for parameter in model.parameters():
@@ -330,7 +326,7 @@ def _evaluate(job: Job, held_out: EvaluationSet, trainer: Any) -> None:
     step, patience = trainer.state.global_step, job.planned.recipe.train.early_stop
     progress, scores = job.progress, job.progress.scores
     if devices.is_first():  # the other processes wait
-        scores.append(evaluate.evaluate_and_keep(job.run, job.planned.base, held_out, trainer.model, step, job.report))
+        scores.append(evaluate.keep_best(job.run, job.planned.base, held_out, trainer.model, step, job.report))
         progress.evaluation_seconds += scores[-1]["seconds"]
         progress.clock = time.time()
         trainer.log({f"eval_{key}": scores[-1][key] for key in ("tool_acc", "param_acc", "joint_acc")})

@@ -1,9 +1,7 @@
-"""One update in micro-batches: rows packed side by side up to a token budget, and only answers reach the output head.
-Or, for DPO, one pair after the other.
-
-A micro-batch costs a fixed time for its thousands of kernel launches, so short rows are put into one. The loss is a sum
-over answer tokens divided by their number in the whole update: how rows are grouped changes nothing but rounding.
-"""
+"""One update in micro-batches: rows packed side by side up to a token budget, and only answers reach the output head;
+or, for DPO, one pair after the other. A micro-batch costs a fixed time for its thousands of kernel launches, so short
+rows are put into one. The loss is a sum over answer tokens divided by their number in the whole update: how rows are
+grouped changes nothing but rounding."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +20,7 @@ Row = Mapping[str, Any]
 class MicroBatch:
     """Packed rows: `ids` and `positions` (tokens), `lengths`, `answers` (1-d), `where` they are predicted from, as
     indices into the tokens, and `entries`. A row's last token predicts nothing and is not read. Up to seven tokens of
-    no entry fill up the end, as a row of their own: a GPU's matrix products are slow where 8 does not divide the
-    tokens."""
+    no entry fill up the end, as a row of their own: a GPU's matrix products are slow where 8 does not divide them."""
 
     ids: Any
     positions: Any
@@ -65,16 +62,12 @@ def micro_batches(rows: Sequence[Row], budget: int) -> list[MicroBatch]:
         starts = list(zip(members, numpy.cumsum((0, *lengths)), strict=False))
         spare = -sum(lengths) % 8
         lengths += [spare] if spare else []
-        batches.append(
-            MicroBatch(
-                ids=joined([*(whole[index][:-1] for index in members), numpy.zeros(spare, numpy.int64)]),
-                positions=joined([numpy.arange(length) for length in lengths]),
-                lengths=tuple(lengths),
-                where=joined([start + learned[index] - 1 for index, start in starts]),
-                answers=joined([whole[index][learned[index]] for index in members]),
-                entries=tuple(str(rows[index].get("entry_id", index)) for index in members),
-            )
-        )
+        ids = joined([*(whole[index][:-1] for index in members), numpy.zeros(spare, numpy.int64)])
+        positions = joined([numpy.arange(length) for length in lengths])
+        where = joined([start + learned[index] - 1 for index, start in starts])
+        answers = joined([whole[index][learned[index]] for index in members])
+        entries = tuple(str(rows[index].get("entry_id", index)) for index in members)
+        batches.append(MicroBatch(ids, positions, tuple(lengths), where, answers, entries))
     return batches
 
 
@@ -85,8 +78,7 @@ def learned_spans(row: Row) -> list[tuple[int, int]]:
 
 
 def shares(lengths: Sequence[int], devices: int) -> list[list[int]]:
-    """Indices of an update's rows for each device, so that their tokens are about the same: the longest row first,
-    each to the device with the fewest tokens so far."""
+    """Each device's rows of an update, by index: the longest first, each to that with the fewest tokens so far."""
     found: list[list[int]] = [[] for _ in range(devices)]
     tokens = [0] * devices
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -102,9 +94,8 @@ def answer_loss(model: Any, batch: MicroBatch) -> Any:
     import torch
 
     device = next(model.parameters()).device
-    ids, positions, where, answers = (
-        item.to(device, non_blocking=True) for item in (batch.ids, batch.positions, batch.where, batch.answers)
-    )
+    parts = batch.ids, batch.positions, batch.where, batch.answers
+    ids, positions, where, answers = (part.to(device, non_blocking=True) for part in parts)
     causal = causal_of(model)
     if causal.config._attn_implementation == PACKED:
         packed: dict[str, Any] = {"bounds": bounds_of(batch.lengths, device)}

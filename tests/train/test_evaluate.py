@@ -1,6 +1,7 @@
 """Evaluation by generation: what is read, how replies are scored, which adapter stays, when it stops."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -12,7 +13,7 @@ from petool_lite.errors import PetoolError
 from petool_lite.prompt.render import Layout, chat_from_directory, prompt_ids
 from petool_lite.recipe import load_recipe
 from petool_lite.train import evaluate
-from petool_lite.train.evaluate import Score, best_score, check_evaluation, load_evaluation_set
+from petool_lite.train.evaluate import EvaluationSet, Score, best_score, check_evaluation, load_evaluation_set
 
 HELD_OUT = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_tokens=2000", "bench.max_reply_tokens=8"]
 
@@ -31,13 +32,22 @@ def test_the_prompts_are_those_of_bench(smollm2) -> None:
     assert (len(short.rows), short.too_long) == (0, 5), "too long is wrong, not left out"
 
 
-def test_a_reply_is_scored_by_its_tool_and_its_arguments() -> None:
-    right, said = Call("a", {"q": 1}), '{"name": "%s", "arguments": {"q": %s}}'
-    found = [evaluate.score_answer(said % given, right) for given in (("a", 1), ("b", 1), ("a", 2))]
-    assert found == [(True, True), (False, True), (True, False)]
-    assert evaluate.score_answer('{"name": "a", "argum', right) == (False, False)
-    answers = [evaluate.score_answer(text, "No tool fits.") for text in ("None of them.", said % ("a", 1))]
-    assert answers == [(True, True), (False, False)]
+def test_a_reply_is_scored_by_its_tool_and_its_arguments(smollm2, monkeypatch) -> None:
+    chat, said, right = (
+        chat_from_directory(smollm2.directory),
+        '{"name": "%s", "arguments": {"q": %s}}',
+        Call("a", {"q": 1}),
+    )
+    replies = [*(said % given for given in (("a", 1), ("b", 1), ("a", 2), ("a", 3))), '{"name": "a", "argum']
+    cases = [(reply, right) for reply in replies] + [(reply, "No tool fits.") for reply in ("None does.", replies[0])]
+    held_out = EvaluationSet(tuple(([n], answer) for n, (_, answer) in enumerate(cases)), 3, chat, 100, 8)
+    monkeypatch.setattr(
+        evaluate, "greedy_ids", lambda _, prompts, *more: [chat.encode(cases[n][0]) for (n,) in prompts]
+    )
+    for name in ("generating", "computing"):
+        monkeypatch.setattr(evaluate, name, nullcontext)
+    found = evaluate.evaluate(held_out, None, 1, silent)
+    assert (found.n, found.tool_acc, found.param_acc, found.joint_acc) == (10, 40, 30, 20)
 
 
 def test_the_best_is_the_highest_joint_then_tool_then_latest(tmp_path) -> None:
