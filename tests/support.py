@@ -25,8 +25,6 @@ def append_row(path, row):
 records.append_row = append_row
 main(sys.argv[2:])
 """
-
-
 LIGHT = ("data", "recipes", "runs", "rate", "history")  # verbs that load no model: no process of their own is started
 
 

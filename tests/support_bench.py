@@ -74,8 +74,7 @@ def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @contextmanager
 def answering(answer: Callable[[str, Mapping[str, str], bytes], tuple[int, dict[str, str], bytes]]) -> Iterator[str]:
-    """A server whose `answer` to "METHOD PATH", headers and body is a status (0: it hangs up), headers and body; its
-    address."""
+    """A server whose `answer` to "METHOD PATH", headers, body is a status (0: it hangs up), headers, body; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

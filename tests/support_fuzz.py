@@ -21,9 +21,7 @@ nasty = st.sampled_from(
 text = st.one_of(st.text(max_size=30), nasty)
 scalar = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), text)
 value = st.recursive(
-    scalar,
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(text, inner, max_size=4)),
-    max_leaves=12,
+    scalar, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12
 )
 
 
@@ -41,10 +39,7 @@ def deep(levels: int) -> Any:
 
 
 def cases(quick: int) -> Callable[[Any], Any]:
-    """Run a @given test on `quick` cases, or FACTOR times as many.
-
-    The suite tries the same cases every time; the long run tries others each time.
-    """
+    """Run a @given test on `quick` cases, the same every time, or on FACTOR times as many, others each time."""
 
     def decorate(test: Any) -> Any:
         inner = test.hypothesis.inner_test

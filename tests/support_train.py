@@ -84,8 +84,7 @@ def gradients(model: Any) -> dict[str, Any]:
 def an_update(
     model: Any, budget: int, between: Callable[[], None] = lambda: None, given: Sequence[dict[str, Any]] = ()
 ) -> tuple[float, dict[str, Any]]:
-    """Loss and gradients of all rows, or of those `given`, in micro-batches of `budget` tokens; `between` is called
-    after each of them."""
+    """Loss and gradients of all or the `given` rows in micro-batches of `budget` tokens; `between` runs after each."""
     total = 0.0
     for batch in micro_batches([*given] or rows(), budget):
         loss = answer_loss(model, batch)
@@ -106,8 +105,7 @@ def updates(places: Sequence[Path], sizes: Sequence[tuple[int, int]], again: boo
     name, the losses of rows alone and packed, the largest relative distance of their gradients, the sum of the packed
     ones' norms and their number, and whether weights are in 4 bits; `again`: with checkpointing."""
     given = json.dumps([[str(place) for place in places], sizes, again])
-    result = subprocess.run(
-        [sys.executable, "-c", UPDATES, given], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    line = [sys.executable, "-c", UPDATES, given]
+    result = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads(line[7:]) for line in result.stdout.splitlines() if line.startswith("UPDATE ")]

@@ -141,9 +141,7 @@ def check_start(recipe: Recipe, report: Report) -> None:
     """Refuse a start that cannot be right for the recipe's objective, base or LoRA shape; tell what looks odd."""
     if recipe.train.objective == "dpo":
         if not recipe.model.adapter:
-            raise PetoolError(
-                "dpo, a second stage, needs the adapter of a first one", "--set model.adapter=RUN_OR_FOLDER"
-            )
+            raise PetoolError("dpo needs the adapter that a first stage left", "--set model.adapter=RUN_OR_FOLDER")
         if recipe.lora.dropout:
             raise PetoolError("dpo compares two models, both without dropout", "--set lora.dropout=0.0")
     folder = start_adapter(recipe.model.adapter)

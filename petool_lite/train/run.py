@@ -258,18 +258,15 @@ def _arguments(recipe: Recipe, run: Path, total: int, compiled: bool) -> Any:
 
     settings = recipe.train
     common = {
-        "output_dir": str(run / "checkpoints"),
-        "max_steps": total,  # the one count; epochs follow from it
+        "output_dir": str(run / "checkpoints"), "max_steps": total,  # the one count; epochs follow from it
         "optim": settings.optimizer + ("_fused" if compiled and settings.optimizer == "adamw_torch" else ""),
         "learning_rate": settings.learning_rate,  # the highest; over time it is as `Guarded` has it
         "weight_decay": settings.weight_decay, "max_grad_norm": settings.clip_norm,
         # of a parted model accelerate would make float32 copies; answer_loss computes in bfloat16 anyway
         "bf16": devices.arithmetic_name() == "bfloat16" and not devices.sharded(),
-        "seed": settings.seed, "data_seed": settings.seed,
-        "logging_steps": 1,
+        "seed": settings.seed, "data_seed": settings.seed, "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide such a loss; Guarded looks once an update
-        "save_steps": settings.save_every or total,
-        "report_to": check_reporters(settings.report_to) or "none",
+        "save_steps": settings.save_every or total, "report_to": check_reporters(settings.report_to) or "none",
         "disable_tqdm": True,  # it prints to train.log instead
         "max_length": None, "remove_unused_columns": False,
         "ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False,

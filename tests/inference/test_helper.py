@@ -41,9 +41,7 @@ def test_the_reply_is_the_same_with_and_without_a_helper(place, ask) -> None:
     with Server() as server:
         assert [stat.S_IMODE(path.stat().st_mode) for path in (place, place.parent)] == [0o600, 0o700]
         helped = [ask(query) for query in queries]
-        assert [answer["timings"]["reused_tokens"] > 0 for answer in helped] == [False, True], (
-            "one process answers both"
-        )
+        assert [one["timings"]["reused_tokens"] > 0 for one in helped] == [False, True], "one process answers both"
         assert server.post({}, path="/helper")[0] == 404, "over a port nobody is helped"
         assert server.end() == 0
     assert not place.exists()

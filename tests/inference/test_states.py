@@ -55,8 +55,7 @@ def logits(file: Path, store: StateStore | None, prefix: int, exact: bool) -> An
 
 def test_what_is_read_from_disk_gives_the_logits_of_memory_and_of_a_fresh_reading(tiny, tmp_path) -> None:
     """To the bit where reuse is exact, as `bench` has it. `call` and `serve` read the rest in one short part, whose
-    products round otherwise: with the embedded model's quantized weights logits moved by up to 0.34 of a spread of
-    22."""
+    products round otherwise: with the embedded model's quantized weights logits moved by up to 0.34 of 22."""
     store, file = StateStore(tmp_path), export_base(str(tiny), "q4_k_m")
     fresh, moved = logits(file, None, 0, False), []
     for shared in (20, 511, 528):  # around the end of a batch of 512

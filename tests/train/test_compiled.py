@@ -1,8 +1,6 @@
-"""Compiled decoder layers on a CPU: what they learn is what plain ones learn.
-
-The operator that attends has a kernel for GPUs only; here it gets one by the formula. Nothing is generated for the
-processor: torch's aot_eager backend runs the same graphs.
-"""
+"""Compiled decoder layers on a CPU: what they learn is what plain ones learn. The operator that attends has a kernel
+for GPUs only; here it gets one by the formula. Nothing is generated for the processor: torch's aot_eager backend runs
+the same graphs."""
 
 import copy
 from dataclasses import replace
@@ -97,10 +95,8 @@ def test_layers_that_do_not_compile_run_as_they_are_and_it_is_told(float32, monk
     compile_layers(model, broken)
     (batch,) = micro_batches(rows(), 1000)
     assert not compiles(model, batch, lambda text, *_: said.append(text))
-    assert said == [
-        "compiling the layers, about half a minute",
-        "the layers do not compile and run as they are: Failed to find C compiler",
-    ]
+    told = "the layers do not compile and run as they are: Failed to find C compiler"
+    assert said == ["compiling the layers, about half a minute", told]
     assert an_update(model, 50)[0] == an_update(plain, 50)[0]
     compile_layers(model, "aot_eager")
     assert compiles(model, batch, lambda *_: None)
@@ -116,10 +112,9 @@ def test_it_is_compiled_only_where_it_was_measured_and_pays(monkeypatch) -> None
 
     monkeypatch.setattr(memory.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
     assert decided()
-    assert not any(
-        (decided("lora"), decided(way=None), decided(way=replace(kept, checkpointing=True)), decided(local=6))
-    )
-    assert not decided(tokens=9.9e6)
+    again = replace(kept, checkpointing=True)
+    others = decided("lora"), decided(way=None), decided(way=again), decided(local=6), decided(tokens=9.9e6)
+    assert not any(others)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not decided()
     monkeypatch.delenv("WORLD_SIZE")

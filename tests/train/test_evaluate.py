@@ -33,17 +33,12 @@ def test_the_prompts_are_those_of_bench(smollm2) -> None:
 
 
 def test_a_reply_is_scored_by_its_tool_and_its_arguments(smollm2, monkeypatch) -> None:
-    chat, said, right = (
-        chat_from_directory(smollm2.directory),
-        '{"name": "%s", "arguments": {"q": %s}}',
-        Call("a", {"q": 1}),
-    )
-    replies = [*(said % given for given in (("a", 1), ("b", 1), ("a", 2), ("a", 3))), '{"name": "a", "argum']
-    cases = [(reply, right) for reply in replies] + [(reply, "No tool fits.") for reply in ("None does.", replies[0])]
-    held_out = EvaluationSet(tuple(([n], answer) for n, (_, answer) in enumerate(cases)), 3, chat, 100, 8)
-    monkeypatch.setattr(
-        evaluate, "greedy_ids", lambda _, prompts, *more: [chat.encode(cases[n][0]) for (n,) in prompts]
-    )
+    chat, said = chat_from_directory(smollm2.directory), '{"name": "%s", "arguments": {"q": %s}}'
+    replies = [said % given for given in (("a", 1), ("b", 1), ("a", 2), ("a", 3))] + ['{"name": "a", "argum']
+    written = [chat.encode(reply) for reply in (*replies, "None of them.", replies[0])]
+    rights = [Call("a", {"q": 1})] * 5 + ["No tool fits."] * 2
+    held_out = EvaluationSet(tuple(([n], right) for n, right in enumerate(rights)), 3, chat, 100, 8)
+    monkeypatch.setattr(evaluate, "greedy_ids", lambda _, prompts, *more: [written[n] for (n,) in prompts])
     for name in ("generating", "computing"):
         monkeypatch.setattr(evaluate, name, nullcontext)
     found = evaluate.evaluate(held_out, None, 1, silent)

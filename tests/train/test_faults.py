@@ -32,10 +32,7 @@ with stop_signals() as stop:
 
 @pytest.fixture(scope="module")
 def interrupted(tiny, command, tmp_path_factory) -> tuple[Path, dict[str, str]]:
-    """Stopped by SIGTERM, continued and killed after step 5, continued to the end.
-
-    It is evaluated on the way, too. Returns the run and what each process said.
-    """
+    """Stopped by SIGTERM, killed after step 5, continued to the end, evaluated on the way; and what each said."""
     root = tmp_path_factory.mktemp("interrupted")
     called = [row for row in generate("test", 20) if "tool_calls" in row["messages"][-1]]
     write_lines(root / "held.jsonl", called[:2])
@@ -166,8 +163,7 @@ def test_only_the_rows_of_the_bad_micro_batch_are_named() -> None:
 
 
 def test_the_first_signal_waits_and_the_second_ends_at_once() -> None:
-    number = signal.SIGINT
-    line = [sys.executable, "-c", STUBBORN]
+    number, line = signal.SIGINT, [sys.executable, "-c", STUBBORN]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)

@@ -34,9 +34,8 @@ def test_packed_attention_is_that_of_the_rows_alone(heads, keys, size, window) -
     kernels()
     found = packed_attention(None, *ours, None, bounds=bounds_of(LENGTHS, "cuda"), **options)[0]
     found.backward(gradient.to("cuda", torch.bfloat16))
-    for mine, right in zip(
-        (found, *(item.grad for item in ours)), (wanted, *(item.grad for item in exact)), strict=True
-    ):
+    sides = [found, *(item.grad for item in ours)], [wanted, *(item.grad for item in exact)]
+    for mine, right in zip(*sides, strict=True):
         assert float((mine.cpu().double() - right).norm() / right.norm()) < 1e-2
 
 

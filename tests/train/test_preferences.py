@@ -54,7 +54,7 @@ def test_it_starts_level_with_its_own_start_and_then_prefers_the_right_calls(sec
 
 def test_a_start_that_cannot_be_right_is_refused_before_loading(trained, tiny) -> None:
     for override, message in (
-        ("model.adapter=", "needs the adapter of a first one"),
+        ("model.adapter=", "needs the adapter that a first stage left"),
         ("lora.r=16", "another shape than the recipe"),
         ("lora.dropout=0.1", "without dropout"),
         ("model.base=smollm2-135m", "was trained on"),

@@ -51,7 +51,7 @@ def test_a_plain_adapter_and_its_scale_and_no_pickled_one(adapter, tmp_path) -> 
 
 def test_an_adapter_that_is_more_than_two_matrices_is_refused(adapter) -> None:
     for changes in (
-{"peft_type": "IA3"}, {"use_dora": True}, {"bias": "lora_only"}, {"lora_bias": True}, {"fan_in_fan_out": True},
+     {"peft_type": "IA3"}, {"use_dora": True}, {"bias": "lora_only"}, {"lora_bias": True}, {"fan_in_fan_out": True},
      {"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 64}}, {"modules_to_save": ["lm_head"]},
      {"trainable_token_indices": [1, 2]}, {"layer_replication": [[0, 2]]}, {"init_lora_weights": "pissa_niter_4"},
      {"r": 0}, {"lora_alpha": "NaN"}, {"lora_alpha": 1e999}, {"names": ("base_model.model.lm_head.lora_A.weight",)},
@@ -61,15 +61,12 @@ def test_an_adapter_that_is_more_than_two_matrices_is_refused(adapter) -> None:
             read_adapter_config(adapter(**changes))
 
 
-@pytest.mark.parametrize(
-    ("setting", "changes", "told"),
-    [
-        ("lora.r=100000", {}, "lora.r = 100000 is more than "),
-        ("train.method=full", {"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantized, and full"),
-        ("lora.r=4", {"vocab_size": 1000}, "by config.json it has [1000, 256]"),
-        ("lora.r=4", MISTRAL | {"sliding_window": 64}, "sees the last 64 tokens only (sliding_window)"),
-    ],
-)
+@pytest.mark.parametrize(("setting", "changes", "told"), [
+    ("lora.r=100000", {}, "lora.r = 100000 is more than "),
+    ("train.method=full", {"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantized, and full"),
+    ("lora.r=4", {"vocab_size": 1000}, "by config.json it has [1000, 256]"),
+    ("lora.r=4", MISTRAL | {"sliding_window": 64}, "sees the last 64 tokens only (sliding_window)"),
+])  # fmt: skip
 def test_what_does_not_go_with_the_base_is_refused(tiny, tmp_path, setting, changes, told) -> None:
     base = shutil.copytree(tiny, tmp_path / "base")
     (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | changes))
