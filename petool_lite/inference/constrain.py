@@ -217,9 +217,8 @@ class Constrainer:
     @classmethod
     def of_file(cls, path: Path, loaded: "Callable[[], LlamaModel]") -> "Constrainer":
         """For a GGUF file, while `loaded` still loads it where its tokens are kept from an earlier time."""
-        folder = own_folder("tokens")
-        kept = folder and folder / f"{model_sha256(path)[:32]}.bin"
-        if kept:
+        if folder := own_folder("tokens"):
+            kept = folder / f"{model_sha256(path)[:32]}.bin"
             with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
                 pieces, end = marshal.loads(kept.read_bytes())
                 return cls.of_llama(pieces, end, loaded)

@@ -42,20 +42,16 @@ class Gone(PetoolError):
     """No further request can go well."""
 
 
-class _Failure(Exception):
-    """What went wrong; `wait` is how long the server asks for, in seconds, and `text` all that it said."""
+class _Passing(Exception):
+    """A failure that may pass; `wait` is how long the server asks for, in seconds."""
 
-    def __init__(self, what: str, wait: float = 0.0, text: str = "") -> None:
+    def __init__(self, what: str, wait: float = 0.0) -> None:
         super().__init__(what)
-        self.wait, self.text = wait, text
+        self.wait = wait
 
 
-class _Passing(_Failure):
-    """A failure that may pass."""
-
-
-class _Refused(_Failure):
-    """The server does not take this request as it is."""
+class _Refused(Exception):
+    """The server does not take this request as it is: what it said in short, and all of it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,8 @@ class Endpoint:
                     raise PetoolError(f"{self.url}: {error}{later}", "try again later") from None
                 time.sleep(max(error.wait, min(2.0 ** (failed - 1), _PATIENCE)))
             except _Refused as refused:
-                self._give_way(refused, without, bool(tools))
+                short, text = refused.args
+                self._give_way(short, text, without, bool(tools))
 
     def _body(
         self, messages: Sequence[Any], tools: Sequence[Any], limit: int, without: list[str], names: Mapping[str, str]
@@ -117,18 +114,18 @@ class Endpoint:
         body |= {"max_completion_tokens": limit} if "max_tokens" in without else {}
         return {key: value for key, value in body.items() if key not in without}
 
-    def _give_way(self, refused: _Refused, without: list[str], tools: bool) -> None:
-        """Leave out from now on what the refusal names; raises where there is nothing left to leave out."""
-        if _TOO_LONG.search(refused.text):
-            raise TooLong(f"{self.url}: {refused}")
+    def _give_way(self, short: str, text: str, without: list[str], tools: bool) -> None:
+        """Leave out from now on what a refusal's `text` names; raises where there is nothing left to leave out."""
+        if _TOO_LONG.search(text):
+            raise TooLong(f"{self.url}: {short}")
         with self._lock:
             if self.without != without:  # another thread has learned something meanwhile
                 return
             for name, words in _WITHOUT.items():
-                if name not in without and words.search(refused.text) and (tools or name != "free names"):
+                if name not in without and words.search(text) and (tools or name != "free names"):
                     self.without = sorted([*without, name])
                     return
-        raise PetoolError(f"{self.url}: {refused}", "it does not take this request; another --style may help")
+        raise PetoolError(f"{self.url}: {short}", "it does not take this request; another --style may help")
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         with self._lock:
@@ -158,7 +155,7 @@ class Endpoint:
         page = text.lstrip()[:1] == "<"
         what = f"status {status}" + (" and a web page" if page else f": {_said(text)}" if text.strip() else "")
         if status in (400, 413, 422) or (status == 500 and not page and _WITHOUT["a system message"].search(text)):
-            return _Refused(what, text=text)
+            return _Refused(what, text)
         if status in (401, 403):
             return Gone(f"{self.url}: {what}", f"put the key into {KEY}, or for api.openai.com into {OPENAI_KEY}")
         if "insufficient_quota" in text or (status < 500 and status not in _PASSING):

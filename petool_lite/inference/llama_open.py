@@ -141,9 +141,8 @@ def held_signals() -> Iterator[list[int]]:
 
 
 def quiet_threads() -> None:
-    """Let waiting threads spin for a moment and then sleep; OpenMP reads this when it is loaded. Threads that spin at
-    every barrier make llama.cpp up to a hundred times slower where another program keeps one core busy, and threads
-    that sleep at once nearly three times slower on a quiet machine."""
+    """Let waiting threads spin a moment, then sleep; OpenMP reads this when loaded. If they spin on, llama.cpp is up to
+    a hundred times slower beside a busy program; if they sleep at once, nearly three times on a quiet machine."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -46,9 +46,10 @@ def row_entry(row: Mapping[str, Any], setting: str | None = None) -> Entry:
         messages = row["messages"]
         if not isinstance(messages, list) or not messages:
             raise Fault("messages", "a list of messages")
-        last = messages[-1]
-        before = messages[:-1] if isinstance(last, Mapping) and last.get("role") == "assistant" else messages
-        return openai.conversation(before, openai.read_tools(row.get("tools") or []), _ID)
+        answered = isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant"
+        return openai.conversation(
+            messages[:-1] if answered else messages, openai.read_tools(row.get("tools") or []), _ID
+        )
     if "instruction" in row or petoolbench.settings_of(row):
         return replace(_published_row(row, setting), id=_ID, answer=None)
     if not isinstance(row.get("query"), str):

@@ -113,8 +113,7 @@ class _Reader:
         return self._definitions[name] if name else found
 
     def node(self, value: Any, path: str, closed: bool = True) -> Any:
-        """The normal schema `value` at `path` for llguidance, or False where no value fits it. A `closed` object takes
-        only what it declares, unless it says otherwise."""
+        """The schema `value` at `path` for llguidance, False if none fits. `closed`: objects take what they declare."""
         if value is False or (isinstance(value, Mapping) and value.get("not") in (True, {})):
             return False
         value = value if isinstance(value, Mapping) else {}

@@ -113,8 +113,7 @@ def pays_to_compile(recipe: Recipe, shape: Shape, way: Way | None, tokens: float
 
 
 def dry_run(recipe: Recipe, report: Report = silent) -> dict[str, Any]:
-    """The rows' counts, and where there is a GPU how train.memory = lean and auto would use it (`ways`: a Way each, or
-    its name alone where it does not fit; nothing is predicted for dpo)."""
+    """The rows' counts, and the `ways` to use a GPU with train.memory = lean and auto, by name alone if none fits."""
     gpu = gpu_facts()
     if gpu:
         check_gpu()
