@@ -18,10 +18,6 @@ from petool_lite.train.evaluate import EvaluationSet, Score, best_score, check_e
 HELD_OUT = ["train.eval_every=1", "train.eval_data=demo:test:5", "model.max_tokens=2000", "bench.max_reply_tokens=8"]
 
 
-def score(step: int, joint: float, tool: float = 0.0) -> Score:
-    return Score(step, 100, tool, 0.0, joint, 1.0)
-
-
 def test_the_prompts_are_those_of_bench(smollm2) -> None:
     chat = chat_from_directory(smollm2.directory)
     held_out = load_evaluation_set(load_recipe("demo", HELD_OUT)[1], chat, silent)
@@ -47,9 +43,9 @@ def test_a_reply_is_scored_by_its_tool_and_its_arguments(smollm2, monkeypatch) -
 
 def test_the_best_is_the_highest_joint_then_tool_then_latest(tmp_path) -> None:
     assert best_score(tmp_path) is None
-    for each in (score(2, 50.0), score(4, 60.0, 70.0), score(6, 60.0, 70.0), score(8, 60.0, 65.0)):
-        (tmp_path / "best" / f"step-{each.step}").mkdir(parents=True)
-        (tmp_path / "best" / f"step-{each.step}" / "eval.json").write_text(json.dumps(asdict(each)))
+    for step, joint, tool in ((2, 50.0, 0.0), (4, 60.0, 70.0), (6, 60.0, 70.0), (8, 60.0, 65.0)):
+        (folder := tmp_path / "best" / f"step-{step}").mkdir(parents=True)
+        (folder / "eval.json").write_text(json.dumps(asdict(Score(step, 100, tool, 0.0, joint, 1.0))))
     assert best_score(tmp_path).step == 6
 
 
