@@ -47,9 +47,8 @@ def row_entry(row: Mapping[str, Any], setting: str | None = None) -> Entry:
         if not isinstance(messages, list) or not messages:
             raise Fault("messages", "a list of messages")
         answered = isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant"
-        return openai.conversation(
-            messages[:-1] if answered else messages, openai.read_tools(row.get("tools") or []), _ID
-        )
+        tools = openai.read_tools(row.get("tools") or [])
+        return openai.conversation(messages[:-1] if answered else messages, tools, _ID)
     if "instruction" in row or petoolbench.settings_of(row):
         return replace(_published_row(row, setting), id=_ID, answer=None)
     if not isinstance(row.get("query"), str):

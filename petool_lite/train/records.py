@@ -30,8 +30,7 @@ _KEPT = 2
 # Settings that change nothing in what is trained, so they may differ when a run is continued, and such packages.
 _FREE = ("train.save_every", "train.report_to", "bench.")
 _OTHER_PACKAGES = ("llama-cpp-python", "gguf")
-# The trainer's names of trackers, which are those of their packages (TensorBoard has two). Asking transformers would
-# import it before unsloth, which has to come first.
+# Trackers, as trainer and packages call them (TensorBoard has two). Asking transformers would import it before unsloth.
 _TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab", "dvclive")
 _Trainer: Any = object  # the class that `Guarded` is mixed into
 

@@ -1,7 +1,6 @@
-"""One update in micro-batches: rows packed side by side up to a token budget, and only answers reach the output head;
-or, for DPO, one pair after the other. A micro-batch costs a fixed time for its thousands of kernel launches, so short
-rows are put into one. The loss is a sum over answer tokens divided by their number in the whole update: how rows are
-grouped changes nothing but rounding."""
+"""One update in micro-batches: rows packed up to a token budget, and only answers reach the output head; or, for DPO,
+one pair after the other. A micro-batch costs a fixed time for thousands of kernel launches, so short rows share one.
+The loss is a sum over answer tokens divided by their number in the update: grouping changes nothing but rounding."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
