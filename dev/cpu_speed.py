@@ -53,11 +53,12 @@ def nearest(chat: Chat, entries: Sequence[Entry], length: int, style: str = "pet
     return min(entries, key=lambda entry: abs(len(chat.encode(prompt_text(chat, entry, whole))) - length))
 
 
-def bounded(entry: Entry) -> Entry:
-    """The entry with values from lists only, so that a model of random weights ends its reply, too."""
+def bounded(entries: Sequence[Entry]) -> Entry:
+    """The first with the tools of all, and values from lists only, so that a model of random weights ends its reply."""
     value = {"enum": ["first", "second", "third"]}
     schema = {"type": "object", "properties": {"item": value, "order": value}, "required": ["item", "order"]}
-    return replace(entry, tools=tuple(replace(tool, parameters=schema) for tool in entry.tools))
+    tools = {tool.name: replace(tool, parameters=schema) for entry in entries for tool in entry.tools}
+    return replace(entries[0], tools=tuple(tools.values()))
 
 
 def scene(model: Path, chat: Chat, entry: Entry, style: str, count: int, folder: Path, required: bool = False) -> Row:
@@ -255,7 +256,7 @@ def main() -> None:
         with LlamaModel(model, vocab_only=True) as vocabulary, tempfile.TemporaryDirectory() as place:
             chat, folder, random = vocabulary.chat(), Path(place), model == options.shape
             for length in options.lengths:
-                some = [bounded(item) for item in entries[:FREE]] if random else entries[:FREE]
+                some = [bounded(entries[:count]) for count in range(1, 9)] if random else entries[:FREE]
                 entry = nearest(chat, some, length)
                 told = scene(model, chat, entry, "petool", options.repeats + 1, folder, random)
                 results[f"{model.name}, {length}"] = table(f"{model.name}, {length:,}", told)
