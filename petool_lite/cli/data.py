@@ -14,6 +14,8 @@ from petool_lite.data import inspect
 from petool_lite.data.answers import answer_faults, schema_faults
 from petool_lite.data.files import load_corpus, load_dataset, load_tools, write_folds, write_lines
 from petool_lite.data.openai import entry_line
+from petool_lite.data.simulate import WITHOUT
+from petool_lite.data.simulate import simulate as simulated
 from petool_lite.data.splits import leaks
 from petool_lite.errors import PetoolError
 from petool_lite.models import resolve_base
@@ -134,20 +136,18 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, as_json: bool)
 @click.option("--count", default=1000, type=click.IntRange(1, 10**7), help="How many entries.")
 @click.option("--seed", default=0, help="The same seed makes the same entries.")
 @click.option("--out", "target", required=True, metavar="FILE", help="Where the OpenAI lines go.")
-@click.option("--without-call", default=0.12, type=click.FloatRange(0, 1), help="Share in which no tool fits.")
+@click.option("--without-call", default=WITHOUT, type=click.FloatRange(0, 1), help="Share in which no tool fits.")
 @skip_option
 @as_json
 def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as_json: bool, **options: Any) -> None:
     """Make entries of simulated users from the calls in SOURCE...: whose tool is right follows from their history.
 
     SOURCE is a log of calls in any form that `data check` reads; your own, or public ones."""
-    from petool_lite.data.simulate import simulate as verb
-
     path = new_file(target, "FILE")
     with progress() as report:
         examples, tools = load_corpus(sources, skip_bad=not strict)
         tools += [tool for name in options["lists"] for tool in load_tools(name)]
-        made = verb(examples, tools, count, options["seed"], options["without_call"])
+        made = simulated(examples, tools, count, options["seed"], options["without_call"])
 
         def lines() -> Iterator[Any]:
             for number, entry in enumerate(made, 1):

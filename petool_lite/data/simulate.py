@@ -1,7 +1,7 @@
 """Simulated users over any corpus of calls: entries whose right provider follows from what the user did before. A call
 is offered by one to four made-up providers under names of their own, among other tools. What the user thought of them
 is drawn first and written into the history; so the answer follows from it, by likes and dislikes, by the latest use
-where nothing was rated, or because one provider alone does it. In a tenth of the entries nobody does."""
+where nothing was rated, or because one provider alone does it. In an eighth of the requests nobody does."""
 
 import json
 import re
@@ -19,14 +19,14 @@ from petool_lite.data import entries
 from petool_lite.data.answers import answer_faults
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool, properties, required
 from petool_lite.data.openai import learned_turns
-from petool_lite.data.values import stated_texts, with_other_values
+from petool_lite.data.values import COUNTED, stated_texts, with_other_values
 from petool_lite.errors import PetoolError
 
 _PUBLISHED = "<{area}>.<{owner}>.<{name}>"
 _FORMS = ("{owner}.{name}", "{owner}__{name}", "{owner}/{name}", "{owner}_{name}", "mcp__{owner}__{name}", _PUBLISHED)
 _A_PASS = 12  # calls of one tool
 _LONGEST = 1500  # characters of a request; longer ones are documents
-_COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WITHOUT = 0.12  # share of the requests that no offered tool fits
 _OFFERED, _ASKED = 16, 11  # tools of an entry, at most, and of these such as do what is asked for
 _ALONE = 0.08  # share of entries with one request and few tools, which four times as often do something else
 
@@ -86,7 +86,7 @@ def _told(name: str, call: Call, query: str, tool: Tool) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return True
         number = str(value).removesuffix(".0")
-        if number in list("0123456789") and f" {_COUNTED[int(number)]} " in plain:
+        if number in list("0123456789") and f" {COUNTED[int(number)]} " in plain:
             return True
         return re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", digits) is not None
 
@@ -163,12 +163,18 @@ class _Corpus:
 
 
 def simulate(
-    examples: Sequence[Example], pool: Sequence[Tool], count: int, seed: int, without: float = 0.12, requests: int = 6
+    examples: Sequence[Example],
+    pool: Sequence[Tool],
+    count: int,
+    seed: int,
+    without: float = WITHOUT,
+    requests: int = 6,
 ) -> Iterator[Entry]:
     """`count` entries, one at a time, the same for a seed. A pass over the corpus takes every tool, and of the calls of
     one at most `_A_PASS`, others each time, or a few would drown the rest. An entry asks for up to `requests` things of
     the same tools; all but the last are among its `turns`, their answers marked to be learned. `pool` are more tools to
-    offer; for the share `without` of requests no tool fits. Raises PetoolError for fewer than two functions."""
+    offer; the share `without` of requests fits none, four times as many where a tool or two are offered alone. Raises
+    PetoolError for fewer than two functions."""
     if len({example.tool.name for example in examples}) < 2:
         raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
     named = {tool.name: tool for tool in [*pool, *(tool for one in examples for tool in (one.tool, *one.others))]}

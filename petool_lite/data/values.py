@@ -18,6 +18,7 @@ from petool_lite.data.entries import Call, Entry, Tool, properties, word_list
 from petool_lite.data.openai import entry_line
 
 _CLOSED = ("currency", "unit_mass", "unit_length")  # lists of words of which a declaration names all
+COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _NOT_FREE = {"enum", "const", "pattern", "format", "minimum", "maximum", "multipleOf"}  # of a parameter's schema
 
 
@@ -80,8 +81,8 @@ def _value(kind: str, rng: Random) -> _Value:
         hint = rng.choice(forms["choice_hint"]).format(", ".join(names)) if closed and 0.4 < way < 0.85 else ""
         return _Value(chosen[0], rng.choice(chosen), schema, hint, names[0])
     if bounds := re.fullmatch(r"(\d+)-(\d+)", kind):
-        number, named = rng.randint(int(bounds[1]), int(bounds[2])), forms["numbers"]
-        said = named[number] if number < len(named) and rng.random() < 0.5 else str(number)
+        number = rng.randint(int(bounds[1]), int(bounds[2]))
+        said = COUNTED[number] if number < len(COUNTED) and rng.random() < 0.5 else str(number)
         return _Value(number, said, {"type": "integer"}, default=rng.choice(("1", "5", "10")))
     return _measured(kind, rng)
 

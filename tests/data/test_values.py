@@ -2,10 +2,15 @@
 
 import re
 from datetime import datetime
+from random import Random
+
+import pytest
 
 from petool_lite.data.answers import answer_faults
-from petool_lite.data.entries import Call, properties
-from petool_lite.data.files import load_corpus, load_dataset
+from petool_lite.data.entries import Call, Tool, properties
+from petool_lite.data.files import FORMS, load_corpus, load_dataset
+from petool_lite.data.values import with_other_values
+from petool_lite.errors import PetoolError
 
 COUNTED = ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 DAYS = {"YYYY-MM-DD": "%Y-%m-%d", "MM/DD/YYYY": "%m/%d/%Y", "DD.MM.YYYY": "%d.%m.%Y", "DD/MM/YYYY": "%d/%m/%Y"}
@@ -37,4 +42,16 @@ def test_every_value_is_what_the_request_says_in_the_declared_form() -> None:
     assert all(count > 25 for count in seen.values()), seen
     calls, tools = load_corpus(["values:6"])
     assert (len({call.tool.name for call in calls}), tools) == (len(entries) // 6, [])
+    assert f"values:COUNT (calls of {len(entries) // 6} functions" in FORMS
     assert load_dataset("values:6").entries == entries
+
+
+def test_a_choice_that_a_description_lists_is_not_drawn_anew_and_an_absent_corpus_is_named() -> None:
+    for described, seen in (("Mode. Can be day, night", {"day"}), ("Mode", {"day", "away"})):
+        tool = Tool("arm", "Arm", {"properties": {"mode": {"type": "string", "description": described}}})
+        texts, draws = {"mode": ["away"]}, [Random(number) for number in range(40)]
+        found = [with_other_values("Arm for day", {"mode": "day"}, tool, texts, draw) for draw in draws]
+        assert {arguments["mode"] for _, arguments in found} == seen
+        assert all(query == f"Arm for {arguments['mode']}" for query, arguments in found)
+    with pytest.raises(PetoolError, match=r"no file matches none/\*\.gz"):
+        load_dataset("simulated:5:none/*.gz,values:2")
