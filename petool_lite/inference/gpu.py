@@ -6,7 +6,9 @@ a reply may differ with its batch, since products of other shapes round otherwis
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -22,6 +24,7 @@ Constrain = Callable[[int], Constraint] | None  # the constraint of a prompt's r
 BATCH = 64  # replies decoded together, at most
 _BATCH_TOKENS = 262_144  # prompt and reply tokens of a batch, at most
 _READ_TOKENS = 16_384  # of prompts that are read at once, at most, or one prompt
+_JUMP = 32  # ids of a reply that are read in one step, at most: the chosen one and what is forced behind it
 
 
 def gpu_available() -> bool:
@@ -97,16 +100,9 @@ def batches(lengths: Sequence[int], tokens: int, most: int = BATCH) -> Iterator[
         del order[:size]
 
 
-def greedy_ids(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    stops: Collection[int],
-    most: int,
-    steps: Any = None,
-    cache: Any = None,
-) -> list[list[int]]:
-    """The likeliest ids after each prompt, one batch of them, up to one of `stops`, which is left out, or `most` ids.
-    `steps` is a logits processor, `cache` what `_read` has read, for a model of transformers' own layers."""
+def greedy_ids(model: Any, prompts: Sequence[Sequence[int]], stops: Collection[int], most: int) -> list[list[int]]:
+    """The likeliest ids after each prompt, a batch of them, up to one of `stops`, which is left out, or `most` ids: by the
+    model's own generate, as layers of Unsloth and parted ones need it."""
     import torch
 
     longest = max(map(len, prompts))
@@ -116,62 +112,90 @@ def greedy_ids(
     output = model.generate(
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
-        past_key_values=cache,
         max_new_tokens=most,
         do_sample=False,
         repetition_penalty=1.0,  # some bases' own settings have one, which a greedy choice would obey
         eos_token_id=sorted(stops),
         pad_token_id=min(stops),
-        logits_processor=[steps] if steps else [],
     )
     return [list(takewhile(lambda token: token not in stops, reply)) for reply in output[:, longest:].tolist()]
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
-    """Keys and values of all ids of each prompt but the last, as a cache padded on the left; None for single ids. They
-    are read some at a time and padded behind, where nothing that counts sees it: so without a mask of all with all."""
-    import torch
-    from transformers import DynamicCache
+class _Cache:
+    """Keys and values of a batch, as transformers' layers ask for them. Each row's lie side by side from its first
+    place on, so rows go on by any number of ids, and a window is measured in tokens; nothing behind them is seen."""
 
-    lengths = [len(prompt) - 1 for prompt in prompts]
-    longest, layers = max(lengths), list[tuple[Any, Any]]()
-    if not longest:
-        return None
-    for part in batches([max(1, length) for length in lengths], _READ_TOKENS):
-        size = max(1, *(lengths[row] for row in part))
-        ids = [[*prompts[row][:-1], *[0] * (size - lengths[row])] for row in part]
-        found = DynamicCache()
-        with torch.inference_mode():
-            model.get_decoder()(torch.tensor(ids, device=model.device), past_key_values=found, use_cache=True)
-        for number, layer in enumerate(found.layers):
-            if number == len(layers):
-                shape = len(prompts), layer.keys.shape[1], longest, layer.keys.shape[3]
-                layers.append((layer.keys.new_zeros(shape), layer.values.new_zeros(shape)))
-            for place, row in enumerate(part):
-                for target, source in zip(layers[number], (layer.keys, layer.values), strict=True):
-                    target[row, :, longest - lengths[row] :] = source[place, :, : lengths[row]]
-    filled = DynamicCache()
-    for number, (keys, values) in enumerate(layers):
-        filled.update(keys, values, number)
-    return filled
+    def __init__(self, rows: int, room: int) -> None:
+        """`room` is for the ids of a row, and for the padding behind them."""
+        self._room, self._layers = (rows, room), list[tuple[Any, Any]]()  # keys and values (rows, room, heads, size)
+        self.rows: Any = None  # of the ids that are read next: (rows, 1), and their places (rows, ids) in `places`
+        self.places: Any = None
+        self.seen = 0  # places that those ids look at; 0 for a prompt, which sees itself
+
+    def update(self, keys: Any, values: Any, layer: int, *_: Any) -> Any:
+        """Keep a layer's (rows, heads, ids, size); returns what they attend to, in the same order."""
+        if layer == len(self._layers):
+            keep = (part.new_zeros(*self._room, part.shape[1], part.shape[3]) for part in (keys, values))
+            self._layers.append((next(keep), next(keep)))
+        for target, source in zip(self._layers[layer], (keys, values), strict=True):
+            target[self.rows, self.places] = source.transpose(1, 2)
+        if not self.seen:
+            return keys, values
+        return [part[:, : self.seen].transpose(1, 2) for part in self._layers[layer]]
+
+    def keep(self, rows: list[int]) -> None:
+        """Leave all but these rows out."""
+        for number, (keys, values) in enumerate(self._layers):
+            self._layers[number] = keys[rows], values[rows]
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Where a prompt begins."""
+        return 0
+
+    get_query_offset = get_seq_length
+
+    def get_mask_sizes(self, length: int, *_: Any) -> tuple[int, int]:
+        """Keys of a prompt, and where they begin."""
+        return length, 0
+
+
+def _read(model: Any, prompts: Sequence[Sequence[int]], more: int) -> _Cache:
+    """Keys and values of all ids of each prompt but the last, with room for `more`. They are read some at a time and
+    padded behind, where nothing that counts sees it: so without a mask of all with all."""
+    import torch
+
+    lengths = [max(1, len(prompt) - 1) for prompt in prompts]
+    cache = _Cache(len(prompts), max(lengths) + more)
+    for part in batches(lengths, _READ_TOKENS):
+        size = lengths[part[0]]
+        ids = [[*prompts[row][:-1], *[0] * (size + 1 - len(prompts[row]))] for row in part]
+        cache.rows = torch.tensor(part, device=model.device)[:, None]
+        cache.places = torch.arange(size, device=model.device)[None]
+        model.get_decoder()(torch.tensor(ids, device=model.device), past_key_values=cache, use_cache=True)
+    return cache
 
 
 @cache
 def _grouped() -> str:
-    """Name of an attention for transformers' layers in which one token's heads that share keys are rows of one product:
-    transformers repeats the keys of all tokens for each of them, wherever prompts are padded."""
+    """Name of an attention for transformers' layers in which the heads that share keys are rows of one product while a
+    reply is decoded: transformers repeats the keys of all tokens for each of them. `near` is the mask of a layer with a
+    window, None for prompts."""
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **more: Any) -> Any:
-        batch, heads, length, size = query.shape
-        if length > 1:
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, near: Any = None, **more: Any
+    ) -> Any:
+        if near is None:
             return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
-        rows = query.view(batch, key.shape[1], heads // key.shape[1], size)
+        rows, mask = (
+            query.reshape(len(query), key.shape[1], -1, query.shape[3]),
+            near if more.get("sliding_window") else mask,
+        )
         found = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
-        return found.view(batch, 1, heads, size), None
+        return found.view(query.shape).transpose(1, 2), None
 
     name = "petool_lite_grouped"
     AttentionInterface.register(name, attend)
@@ -179,43 +203,72 @@ def _grouped() -> str:
     return name
 
 
-class _Steps:
-    """What generate calls with the logits of every step: notes when the prompts are read, and masks each row."""
+@dataclass
+class _Row:
+    """A reply as it grows: the model has read `read` ids, `queue` comes next."""
 
-    def __init__(self, constraints: Sequence[Constraint]) -> None:
-        """One constraint for each row of the batch, or none at all."""
-        self._constraints, self.prefilled = constraints, 0.0
-        self._forced: list[list[int]] = [[] for _ in constraints]  # the only way on, which comes one id a step
+    queue: list[int]
+    read: int
+    rule: Constraint | None
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False
 
-    def __call__(self, ids: Any, logits: Any) -> Any:
-        """Logits (rows, vocabulary) with what a row's constraint forbids at minus infinity; `ids` (rows, tokens)."""
-        import numpy as np
-        import torch
+    def take(self, made: list[int], stops: Collection[int], most: int) -> None:
+        """Go on by the chosen ids, and by those that the constraint forces behind them, up to a stop or `most`."""
+        if self.rule:
+            self.rule.accept(made)
+            while forced := self.rule.forced():
+                self.rule.accept(forced)
+                made = made + forced
+        kept = [*takewhile(lambda token: token not in stops, made)][: most - len(self.ids)]
+        self.ids += kept
+        self.ended = len(kept) < len(made) or len(self.ids) == most
+        self.queue = [] if self.ended else self.queue + kept
 
-        if not self.prefilled:
-            if logits.is_cuda:
-                torch.cuda.synchronize()
-            self.prefilled = time.perf_counter()
-        elif self._constraints:
-            for row, token in enumerate(ids[:, -1].tolist()):
-                if not self._constraints[row].finished:  # what follows then is padding
-                    self._constraints[row].accept([token])
-                    self._forced[row] = self._forced[row][1:]
-        if not self._constraints:
-            return logits
-        allowed = np.zeros(tuple(logits.shape), dtype=bool)
-        for row, constraint in enumerate(self._constraints):
-            if not constraint.finished and not self._forced[row]:
-                self._forced[row] = constraint.forced()
-            if constraint.finished:
-                allowed[row] = True
-            elif self._forced[row]:
-                allowed[row, self._forced[row][0]] = True
-            else:
-                allowed[row] = constraint.allowed(allowed.shape[1])  # none beyond the tokenizer's ids
-                if constraint.choosing:
-                    constraint.weigh(logits[row].float().cpu().numpy(), allowed[row])
-        return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
+
+def _step(model: Any, cache: _Cache, rows: Sequence[_Row]) -> tuple[list[_Row], Any]:
+    """Have the model read up to _JUMP ids of each queue; returns the rows that a choice is due for, and their logits
+    (rows, vocabulary)."""
+    import torch
+
+    width = min(_JUMP, max(len(row.queue) for row in rows))
+    seen = -(-(max(row.read for row in rows) + width) // 8) * 8  # of another width, a GPU copies the mask in each layer
+    table = [[row.read, *row.queue[:width], *[0] * (width - len(row.queue))] for row in rows]
+    ends = [(place, len(row.queue) - 1) for place, row in enumerate(rows) if 0 < len(row.queue) <= width]
+    for row in rows:
+        row.read += len(row.queue[:width])
+        del row.queue[:width]
+    ids = torch.tensor(table, device=model.device)
+    cache.rows, cache.seen = torch.arange(len(rows), device=model.device)[:, None], seen
+    cache.places = ids[:, :1] + torch.arange(width, device=model.device)
+    decoder = model.get_decoder()
+    behind = cache.places[..., None] - torch.arange(seen, device=model.device)  # (rows, ids, places)
+    full, window = behind >= 0, getattr(decoder.config, "sliding_window", None)
+    group = decoder.config.num_attention_heads // decoder.config.num_key_value_heads
+    masks = full, full & (behind < window) if window else full
+    full, near = (mask[:, None].repeat(1, 1, group, 1) for mask in masks)
+    hidden = decoder(
+        ids[:, 1:], attention_mask=full, near=near, position_ids=cache.places, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    places, last = zip(*ends, strict=True) if ends else ([], [])
+    return [rows[place] for place in places], model.get_output_embeddings()(hidden[list(places), list(last)])
+
+
+def _choose(rows: Sequence[_Row], logits: Any) -> list[int]:
+    """The likeliest id for each row, of those that its constraint allows; `logits` is (rows, vocabulary)."""
+    import numpy as np
+    import torch
+
+    rules, size = [row.rule for row in rows if row.rule], logits.shape[1]
+    if rules:  # which is worked out while the GPU still computes
+        bits = torch.from_numpy(np.stack([rule.packed() for rule in rules])).to(logits.device, non_blocking=True)
+        allowed = (bits[..., None] & 2 ** torch.arange(8, dtype=torch.uint8, device=logits.device)).flatten(1)[:, :size]
+        choosing = [place for place, rule in enumerate(rules) if rule.choosing]
+        for place, line in zip(choosing, logits[choosing].float().cpu().numpy() if choosing else (), strict=True):
+            rules[place].weigh(line, rules[place].allowed(size))
+        logits = logits.masked_fill(allowed == 0, float("-inf"))
+    chosen: list[int] = logits.argmax(-1).tolist()
+    return chosen
 
 
 class GpuModel:
@@ -264,22 +317,45 @@ class GpuModel:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
-        greedy_ids(self.model, [longest], self.stops, 1, cache=_read(self.model, [longest]))
+        self._decode([longest], 1)
         taken = torch.cuda.max_memory_allocated() - held
         return min(_BATCH_TOKENS, int(free / 2 / taken * len(longest)))
 
     def _batch(self, prompts: Sequence[Sequence[int]], most: int, made: Iterable[Constraint]) -> Iterator[Reply]:
-        started, constraints = time.perf_counter(), [*made]
-        steps = _Steps(constraints)
-        replies = greedy_ids(self.model, prompts, self.stops, most, steps, _read(self.model, prompts))
-        prefill, decode = steps.prefilled - started, time.perf_counter() - steps.prefilled
-        read, written = sum(map(len, prompts)), sum(len(ids) + 1 for ids in replies)
-        sure: list[Any] = [one.confidence for one in constraints] or [None] * len(prompts)
+        started = time.perf_counter()
+        rows, prefilled = self._decode(prompts, most, made)
+        prefill, decode = prefilled - started, time.perf_counter() - prefilled
+        read, written = sum(map(len, prompts)), sum(len(row.ids) + 1 for row in rows)
         assert self._chat.decode is not None  # a chat from a directory has one
-        for prompt, ids, confidence in zip(prompts, replies, sure, strict=True):
-            finish = "stop" if len(ids) < most else "length"
-            times = prefill * len(prompt) / read, decode * (len(ids) + 1) / written
-            yield Reply(self._chat.decode(ids), tuple(ids), finish, len(prompt), *times, confidence=confidence)
+        for prompt, row in zip(prompts, rows, strict=True):
+            finish = "stop" if len(row.ids) < most else "length"
+            times = prefill * len(prompt) / read, decode * (len(row.ids) + 1) / written
+            sure, text = row.rule and row.rule.confidence, self._chat.decode(row.ids)
+            yield Reply(text, tuple(row.ids), finish, len(prompt), *times, confidence=sure)
+
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], most: int, made: Iterable[Constraint] = ()
+    ) -> tuple[list[_Row], float]:
+        """The replies of a batch, and when (perf_counter) their prompts were read."""
+        import torch
+
+        with ThreadPoolExecutor(1) as other, torch.inference_mode():
+            making = other.submit(list, made)  # while the GPU reads
+            cache = _read(self.model, prompts, most + _JUMP + 8)
+            rules = making.result() or [None] * len(prompts)
+            rows = [_Row([prompt[-1]], len(prompt) - 1, rule) for prompt, rule in zip(prompts, rules, strict=True)]
+            for row in rows:
+                row.take([], self.stops, most)
+            batch, prefilled = rows, 0.0
+            while live := [place for place, row in enumerate(batch) if not row.ended]:
+                if 2 * len(live) <= len(batch):
+                    cache.keep(live)
+                    batch = [batch[place] for place in live]
+                due, logits = _step(self.model, cache, batch)
+                for row, token in zip(due, _choose(due, logits), strict=True):
+                    row.take([token], self.stops, most)
+                prefilled = prefilled or time.perf_counter()
+        return rows, prefilled or time.perf_counter()
 
     def peak_memory_gb(self) -> float:
         """The most GPU memory that tensors took since the last `generate` began, in GiB; 0 on a CPU."""

@@ -1,4 +1,4 @@
-"""transformers' generate on a CPU: batches answer as each prompt alone, free or constrained."""
+"""The GPU's replies on a CPU: batches answer as each prompt alone, free or constrained."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from support_families import family_model
 
 from petool_lite.data.entries import Tool
-from petool_lite.inference.constrain import Constrainer
+from petool_lite.inference.constrain import Constrainer, Constraint
 from petool_lite.inference.gpu import GpuModel
 from petool_lite.inference.parse import parse_call
 from petool_lite.prompt.render import chat_from_directory
@@ -23,20 +23,27 @@ def prompts_of(*lengths: int) -> list[list[int]]:
     return [[(31 * place * place + 7 * length) % 40_000 + 10 for place in range(length)] for length in lengths]
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma 3"])
-def test_replies_are_those_of_a_plain_loop_in_any_batch(family, tiny, tmp_path) -> None:
-    """Prompts longer and shorter than Gemma's window of 48 tokens, padded on the left by generate and behind by us."""
+def plain(folder: Path, prompt: list[int], most: int, rule: Constraint | None = None) -> list[int]:
+    """A reply by transformers' own code, one id a step; all that comes before it is read again for each."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder = tiny if family == "Llama" else family_model(family, tiny, tmp_path)
-    model, prompts = exact(folder), prompts_of(5, 90, 33, 300, 41)
-    plain, wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
-    for prompt in prompts:
-        ids = list(prompt)
-        for _ in range(10):
-            ids.append(int(plain(torch.tensor([ids])).logits[0, -1].argmax()))
-        wanted.append(tuple(ids[-10:]))
+    model, ids = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), list(prompt)
+    while len(ids) < len(prompt) + most and not (rule and rule.finished):
+        logits = model(torch.tensor([ids])).logits[0, -1].detach().numpy()
+        ids.append((rule.forced() or [rule.choose(logits)])[0] if rule else int(logits.argmax()))
+        if rule:
+            rule.accept(ids[-1:])
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3"])
+def test_replies_are_those_of_a_plain_loop_in_any_batch(family, tiny, tmp_path) -> None:
+    """Prompts longer and shorter than Mistral's and Gemma's window of 48 tokens, and one of a single id."""
+    window = {"sliding_window": 48} if family == "Mistral" else {}
+    folder = tiny if family == "Llama" else family_model(family, tiny, tmp_path, **window)
+    model, prompts = exact(folder), prompts_of(5, 90, 1, 300, 41)
+    wanted = [tuple(plain(folder, prompt, 10)) for prompt in prompts]
     assert len(set(wanted)) > 1
     for batch in (1, 2, 5):
         found = dict(model.generate(prompts, 10, batch=batch))
@@ -50,20 +57,29 @@ def tool(name: str, *required: str) -> Tool:
     return Tool(name, "", {"properties": {key: {"type": "boolean"} for key in required}, "required": list(required)})
 
 
-def test_each_reply_keeps_to_its_own_tools_in_any_batch(tiny) -> None:
+@pytest.mark.parametrize(("family", "jump"), [("Llama", 32), ("Llama", 3), ("Mistral", 5), ("Gemma 3", 32)])
+def test_a_constrained_reply_is_that_of_a_plain_loop_in_any_batch(family, jump, tiny, tmp_path, monkeypatch) -> None:
+    """Forced ids are read several at once, and rows end at different steps."""
+    monkeypatch.setattr("petool_lite.inference.gpu._JUMP", jump)
+    window = {"sliding_window": 24} if family != "Llama" else {}
+    folder = tiny if family == "Llama" else family_model(family, tiny, tmp_path, **window)
     constrainer = Constrainer.from_directory(tiny, chat_from_directory(tiny).eos_id)
     offered = [[tool("first", "a")], [tool("second")], [tool("third"), tool("fourth", "a", "b")]]
-    model, asked = exact(tiny), (prompts_of(30, 9, 20), 60, lambda index: constrainer.start(offered[index], "petool"))
-    found, alone = (dict(model.generate(*asked, batch)) for batch in (3, 1))
+    rules = [constrainer.start(tools, "petool") for tools in offered]
+    model, prompts = exact(folder), prompts_of(30, 9, 20)
+    wanted = [plain(folder, prompt, 60, rule)[:-1] for prompt, rule in zip(prompts, rules, strict=True)]
+    for batch in (1, 3):
+        asked = prompts, 60, lambda index: constrainer.start(offered[index], "petool"), batch
+        found = dict(model.generate(*asked))
+        assert [list(found[index].ids) for index in range(3)] == wanted
+        assert [found[index].confidence for index in range(3)] == [pytest.approx(r.confidence, rel=1e-3) for r in rules]
     for index, reply in found.items():
         assert parse_call(reply.text, offered[index]).name in {item.name for item in offered[index]}
-        assert reply.finish == "stop"
+        assert (reply.finish, 0 < reply.confidence <= 1) == ("stop", True)
     assert found[1].text == '<tool_call>\n{"name": "second", "arguments": {}}\n</tool_call>'
     assert found[1].ids == tuple(chat_from_directory(tiny).encode_batch([found[1].text])[0]), "as training has it"
-    for index in range(3):
-        assert 0 < found[index].confidence <= 1
-        assert found[index].confidence == pytest.approx(alone[index].confidence, rel=1e-3)
-    assert [alone[index].ids for index in range(3)] == [found[index].ids for index in range(3)]
+    (cut,) = (reply for _, reply in model.generate(prompts[:1], 7, asked[2]))
+    assert (list(cut.ids), cut.finish) == (wanted[0][:7], "length")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
