@@ -101,24 +101,22 @@ def batches(lengths: Sequence[int], tokens: int, most: int = BATCH) -> Iterator[
 
 
 def greedy_ids(model: Any, prompts: Sequence[Sequence[int]], stops: Collection[int], most: int) -> list[list[int]]:
-    """The likeliest ids after each prompt, a batch of them, up to one of `stops`, which is left out, or `most` ids: by the
-    model's own generate, as layers of Unsloth and parted ones need it."""
+    """The likeliest ids after each prompt, one batch of them, up to one of `stops`, which is left out, or `most` ids, by
+    generate: a model that learns has Unsloth's layers or parted ones, which know no other cache."""
+    ids = _padded(prompts, -1, "left").to(model.device)
+    output = model.generate(
+        **{"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long(), "max_new_tokens": most},
+        **{"do_sample": False, "eos_token_id": sorted(stops), "pad_token_id": min(stops)},
+        repetition_penalty=1.0,  # some bases' own settings have one, which a greedy choice would obey
+    )
+    return [list(takewhile(lambda token: token not in stops, reply)) for reply in output[:, ids.shape[1] :].tolist()]
+
+
+def _padded(rows: Iterable[Sequence[int]], value: int, side: str = "right") -> Any:
+    """Numbers as a tensor (rows, the longest row's)."""
     import torch
 
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    ids = [[min(stops)] * count + list(prompt) for count, prompt in zip(padding, prompts, strict=True)]
-    mask = [[0] * count + [1] * (longest - count) for count in padding]
-    output = model.generate(
-        input_ids=torch.tensor(ids, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        max_new_tokens=most,
-        do_sample=False,
-        repetition_penalty=1.0,  # some bases' own settings have one, which a greedy choice would obey
-        eos_token_id=sorted(stops),
-        pad_token_id=min(stops),
-    )
-    return [list(takewhile(lambda token: token not in stops, reply)) for reply in output[:, longest:].tolist()]
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value, side)
 
 
 class _Cache:
@@ -126,37 +124,38 @@ class _Cache:
     place on, so rows go on by any number of ids, and a window is measured in tokens; nothing behind them is seen."""
 
     def __init__(self, rows: int, room: int) -> None:
-        """`room` is for the ids of a row, and for the padding behind them."""
-        self._room, self._layers = (rows, room), list[tuple[Any, Any]]()  # keys and values (rows, room, heads, size)
-        self.rows: Any = None  # of the ids that are read next: (rows, 1), and their places (rows, ids) in `places`
-        self.places: Any = None
-        self.seen = 0  # places that those ids look at; 0 for a prompt, which sees itself
+        """`room` is for a row's ids and the padding behind them."""
+        self._room, self._layers = (rows, room), list[list[Any]]()  # keys and values (rows, room, heads, size)
+        self._at, self._seen = (Any, Any), 0
+
+    def read(self, model: Any, ids: Any, rows: Any, places: Any, seen: int = 0, **more: Any) -> Any:
+        """What the model's layers make of `ids` (rows, ids) at those `places` of `rows`, by number: hidden states. They
+        look at the first `seen` places with a mask in `more`, at 0 each row at itself."""
+        self._at, self._seen, decoder = (rows[:, None], places), seen, model.get_decoder()
+        return decoder(ids, position_ids=places, past_key_values=self, use_cache=True, **more).last_hidden_state
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any) -> Any:
         """Keep a layer's (rows, heads, ids, size); returns what they attend to, in the same order."""
         if layer == len(self._layers):
-            keep = (part.new_zeros(*self._room, part.shape[1], part.shape[3]) for part in (keys, values))
-            self._layers.append((next(keep), next(keep)))
+            self._layers.append([part.new_zeros(*self._room, *part.shape[1::2]) for part in (keys, values)])
         for target, source in zip(self._layers[layer], (keys, values), strict=True):
-            target[self.rows, self.places] = source.transpose(1, 2)
-        if not self.seen:
+            target[self._at] = source.transpose(1, 2)
+        if not self._seen:
             return keys, values
-        return [part[:, : self.seen].transpose(1, 2) for part in self._layers[layer]]
+        return [part[:, : self._seen].transpose(1, 2) for part in self._layers[layer]]
 
     def keep(self, rows: list[int]) -> None:
         """Leave all but these rows out."""
-        for number, (keys, values) in enumerate(self._layers):
-            self._layers[number] = keys[rows], values[rows]
-
-    def get_seq_length(self, *_: Any) -> int:
-        """Where a prompt begins."""
-        return 0
-
-    get_query_offset = get_seq_length
+        for number, parts in enumerate(self._layers):
+            self._layers[number] = [part[rows] for part in parts]
 
     def get_mask_sizes(self, length: int, *_: Any) -> tuple[int, int]:
-        """Keys of a prompt, and where they begin."""
+        """How many keys a prompt has, and where they begin."""
         return length, 0
+
+    def get_query_offset(self, *_: Any) -> int:
+        """Where a prompt begins."""
+        return 0
 
 
 def _read(model: Any, prompts: Sequence[Sequence[int]], more: int) -> _Cache:
@@ -167,11 +166,9 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], more: int) -> _Cache:
     lengths = [max(1, len(prompt) - 1) for prompt in prompts]
     cache = _Cache(len(prompts), max(lengths) + more)
     for part in batches(lengths, _READ_TOKENS):
-        size = lengths[part[0]]
-        ids = [[*prompts[row][:-1], *[0] * (size + 1 - len(prompts[row]))] for row in part]
-        cache.rows = torch.tensor(part, device=model.device)[:, None]
-        cache.places = torch.arange(size, device=model.device)[None]
-        model.get_decoder()(torch.tensor(ids, device=model.device), past_key_values=cache, use_cache=True)
+        ids = _padded((prompts[row][:-1] or [0] for row in part), 0).to(model.device)
+        places = torch.arange(ids.shape[1], device=ids.device)[None]
+        cache.read(model, ids, torch.tensor(part, device=ids.device), places)
     return cache
 
 
@@ -190,11 +187,11 @@ def _grouped() -> str:
     ) -> Any:
         if near is None:
             return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
-        rows, mask = (
+        rows, seen = (
             query.reshape(len(query), key.shape[1], -1, query.shape[3]),
             near if more.get("sliding_window") else mask,
         )
-        found = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+        found = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=seen, scale=scaling)
         return found.view(query.shape).transpose(1, 2), None
 
     name = "petool_lite_grouped"
@@ -232,26 +229,21 @@ def _step(model: Any, cache: _Cache, rows: Sequence[_Row]) -> tuple[list[_Row], 
     import torch
 
     width = min(_JUMP, max(len(row.queue) for row in rows))
-    seen = -(-(max(row.read for row in rows) + width) // 8) * 8  # of another width, a GPU copies the mask in each layer
-    table = [[row.read, *row.queue[:width], *[0] * (width - len(row.queue))] for row in rows]
+    seen = -(-(max(row.read for row in rows) + width) // 8) * 8  # of another width, masks would be copied in each layer
     ends = [(place, len(row.queue) - 1) for place, row in enumerate(rows) if 0 < len(row.queue) <= width]
+    table = _padded([[row.read, *row.queue[:width]] for row in rows], 0).to(model.device)
     for row in rows:
-        row.read += len(row.queue[:width])
-        del row.queue[:width]
-    ids = torch.tensor(table, device=model.device)
-    cache.rows, cache.seen = torch.arange(len(rows), device=model.device)[:, None], seen
-    cache.places = ids[:, :1] + torch.arange(width, device=model.device)
-    decoder = model.get_decoder()
-    behind = cache.places[..., None] - torch.arange(seen, device=model.device)  # (rows, ids, places)
-    full, window = behind >= 0, getattr(decoder.config, "sliding_window", None)
+        row.read, row.queue = row.read + len(row.queue[:width]), row.queue[width:]
+    places = table[:, :1] + torch.arange(width, device=table.device)
+    behind = places[..., None] - torch.arange(seen, device=table.device)  # (rows, ids, places)
+    decoder, masks = model.get_decoder(), [behind >= 0]
+    masks.append(masks[0] & (behind < (getattr(decoder.config, "sliding_window", None) or seen)))
     group = decoder.config.num_attention_heads // decoder.config.num_key_value_heads
-    masks = full, full & (behind < window) if window else full
-    full, near = (mask[:, None].repeat(1, 1, group, 1) for mask in masks)
-    hidden = decoder(
-        ids[:, 1:], attention_mask=full, near=near, position_ids=cache.places, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    places, last = zip(*ends, strict=True) if ends else ([], [])
-    return [rows[place] for place in places], model.get_output_embeddings()(hidden[list(places), list(last)])
+    masks = [torch.where(mask, 0.0, -torch.inf).to(decoder.dtype)[:, None].repeat(1, 1, group, 1) for mask in masks]
+    every = torch.arange(len(rows), device=table.device)
+    hidden = cache.read(model, table[:, 1:], every, places, seen, attention_mask=masks[0], near=masks[1])
+    due, last = zip(*ends, strict=True) if ends else ([], [])
+    return [rows[place] for place in due], model.get_output_embeddings()(hidden[[*due], [*last]])
 
 
 def _choose(rows: Sequence[_Row], logits: Any) -> list[int]:
@@ -266,7 +258,7 @@ def _choose(rows: Sequence[_Row], logits: Any) -> list[int]:
         choosing = [place for place, rule in enumerate(rules) if rule.choosing]
         for place, line in zip(choosing, logits[choosing].float().cpu().numpy() if choosing else (), strict=True):
             rules[place].weigh(line, rules[place].allowed(size))
-        logits = logits.masked_fill(allowed == 0, float("-inf"))
+        logits.masked_fill_(allowed == 0, float("-inf"))
     chosen: list[int] = logits.argmax(-1).tolist()
     return chosen
 
