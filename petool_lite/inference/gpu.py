@@ -101,7 +101,7 @@ def batches(lengths: Sequence[int], tokens: int, most: int = BATCH) -> Iterator[
 
 
 def greedy_ids(model: Any, prompts: Sequence[Sequence[int]], stops: Collection[int], most: int) -> list[list[int]]:
-    """The likeliest ids after each prompt, one batch of them, up to one of `stops`, which is left out, or `most` ids, by
+    """The likeliest ids after each prompt, one batch, up to one of `stops`, which is left out, or `most` ids. It is by
     generate: a model that learns has Unsloth's layers or parted ones, which know no other cache."""
     ids = _padded(prompts, -1, "left").to(model.device)
     output = model.generate(
