@@ -148,15 +148,9 @@ class Constraint:
         """Which of the first `size` ids may come next, as numpy bool."""
         import numpy as np
 
-        return np.unpackbits(self.packed(), count=size, bitorder="little").view(bool)
-
-    def packed(self) -> Any:
-        """Which ids may come next, a bit for each from the low ones on, as numpy uint8."""
-        import numpy as np
-
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check("the constraint cannot go on")
-        return bits
+        return np.unpackbits(bits, count=size, bitorder="little").view(bool)
 
     def choose(self, logits: Any) -> int:
         """The likeliest allowed id; `logits` is a numpy array of shape (vocabulary,) and is left as it is."""

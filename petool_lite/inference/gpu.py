@@ -144,17 +144,10 @@ class _Cache:
             return keys, values
         return [part[:, : self._seen].transpose(1, 2) for part in self._layers[layer]]
 
-    def keep(self, rows: list[int]) -> None:
-        """Leave all but these rows out."""
-        for number, parts in enumerate(self._layers):
-            self._layers[number] = [part[rows] for part in parts]
-
     def get_mask_sizes(self, length: int, *_: Any) -> tuple[int, int]:
-        """How many keys a prompt has, and where they begin."""
-        return length, 0
+        return length, 0  # of a prompt: its keys, and where they begin
 
     def get_query_offset(self, *_: Any) -> int:
-        """Where a prompt begins."""
         return 0
 
 
@@ -251,14 +244,13 @@ def _choose(rows: Sequence[_Row], logits: Any) -> list[int]:
     import numpy as np
     import torch
 
-    rules, size = [row.rule for row in rows if row.rule], logits.shape[1]
-    if rules:  # which is worked out while the GPU still computes
-        bits = torch.from_numpy(np.stack([rule.packed() for rule in rules])).to(logits.device, non_blocking=True)
-        allowed = (bits[..., None] & 2 ** torch.arange(8, dtype=torch.uint8, device=logits.device)).flatten(1)[:, :size]
+    rules = [row.rule for row in rows if row.rule]
+    if rules:  # their masks are made while the GPU still computes
+        allowed = np.stack([rule.allowed(logits.shape[1]) for rule in rules])  # none beyond the tokenizer's ids
         choosing = [place for place, rule in enumerate(rules) if rule.choosing]
-        for place, line in zip(choosing, logits[choosing].float().cpu().numpy() if choosing else (), strict=True):
-            rules[place].weigh(line, rules[place].allowed(size))
-        logits.masked_fill_(allowed == 0, float("-inf"))
+        for place, line in zip(choosing, logits[choosing].float().cpu().numpy(), strict=True):
+            rules[place].weigh(line, allowed[place])
+        logits.masked_fill_(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
     chosen: list[int] = logits.argmax(-1).tolist()
     return chosen
 
@@ -309,28 +301,15 @@ class GpuModel:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
-        self._decode([longest], 1)
+        with torch.inference_mode():
+            _read(self.model, [longest], 1)
         taken = torch.cuda.max_memory_allocated() - held
         return min(_BATCH_TOKENS, int(free / 2 / taken * len(longest)))
 
     def _batch(self, prompts: Sequence[Sequence[int]], most: int, made: Iterable[Constraint]) -> Iterator[Reply]:
-        started = time.perf_counter()
-        rows, prefilled = self._decode(prompts, most, made)
-        prefill, decode = prefilled - started, time.perf_counter() - prefilled
-        read, written = sum(map(len, prompts)), sum(len(row.ids) + 1 for row in rows)
-        assert self._chat.decode is not None  # a chat from a directory has one
-        for prompt, row in zip(prompts, rows, strict=True):
-            finish = "stop" if len(row.ids) < most else "length"
-            times = prefill * len(prompt) / read, decode * (len(row.ids) + 1) / written
-            sure, text = row.rule and row.rule.confidence, self._chat.decode(row.ids)
-            yield Reply(text, tuple(row.ids), finish, len(prompt), *times, confidence=sure)
-
-    def _decode(
-        self, prompts: Sequence[Sequence[int]], most: int, made: Iterable[Constraint] = ()
-    ) -> tuple[list[_Row], float]:
-        """The replies of a batch, and when (perf_counter) their prompts were read."""
         import torch
 
+        started, prefilled = time.perf_counter(), 0.0
         with ThreadPoolExecutor(1) as other, torch.inference_mode():
             making = other.submit(list, made)  # while the GPU reads
             cache = _read(self.model, prompts, most + _JUMP + 8)
@@ -338,16 +317,20 @@ class GpuModel:
             rows = [_Row([prompt[-1]], len(prompt) - 1, rule) for prompt, rule in zip(prompts, rules, strict=True)]
             for row in rows:
                 row.take([], self.stops, most)
-            batch, prefilled = rows, 0.0
-            while live := [place for place, row in enumerate(batch) if not row.ended]:
-                if 2 * len(live) <= len(batch):
-                    cache.keep(live)
-                    batch = [batch[place] for place in live]
-                due, logits = _step(self.model, cache, batch)
+            while not all(row.ended for row in rows):
+                due, logits = _step(self.model, cache, rows)
                 for row, token in zip(due, _choose(due, logits), strict=True):
                     row.take([token], self.stops, most)
                 prefilled = prefilled or time.perf_counter()
-        return rows, prefilled or time.perf_counter()
+        ended = time.perf_counter()
+        prefill, decode = (prefilled or ended) - started, ended - (prefilled or ended)
+        read, written = sum(map(len, prompts)), sum(len(row.ids) + 1 for row in rows)
+        assert self._chat.decode is not None  # a chat from a directory has one
+        for prompt, row in zip(prompts, rows, strict=True):
+            finish = "stop" if len(row.ids) < most else "length"
+            times = prefill * len(prompt) / read, decode * (len(row.ids) + 1) / written
+            sure, text = row.rule and row.rule.confidence, self._chat.decode(row.ids)
+            yield Reply(text, tuple(row.ids), finish, len(prompt), *times, confidence=sure)
 
     def peak_memory_gb(self) -> float:
         """The most GPU memory that tensors took since the last `generate` began, in GiB; 0 on a CPU."""
