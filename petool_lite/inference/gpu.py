@@ -313,7 +313,7 @@ class GpuModel:
         with ThreadPoolExecutor(1) as other, torch.inference_mode():
             making = other.submit(list, made)  # while the GPU reads
             cache = _read(self.model, prompts, most + _JUMP + 8)
-            rules = making.result() or [None] * len(prompts)
+            rules: Sequence[Constraint | None] = making.result() or [None] * len(prompts)
             rows = [_Row([prompt[-1]], len(prompt) - 1, rule) for prompt, rule in zip(prompts, rules, strict=True)]
             for row in rows:
                 row.take([], self.stops, most)
@@ -329,7 +329,7 @@ class GpuModel:
         for prompt, row in zip(prompts, rows, strict=True):
             finish = "stop" if len(row.ids) < most else "length"
             times = prefill * len(prompt) / read, decode * (len(row.ids) + 1) / written
-            sure, text = row.rule and row.rule.confidence, self._chat.decode(row.ids)
+            sure, text = row.rule.confidence if row.rule else None, self._chat.decode(row.ids)
             yield Reply(text, tuple(row.ids), finish, len(prompt), *times, confidence=sure)
 
     def peak_memory_gb(self) -> float:
