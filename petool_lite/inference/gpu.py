@@ -272,6 +272,7 @@ class GpuModel:
         device = device or own_gpu()
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it would make a plan for every length, 0.1 to 0.4 s each
         full, hint = f"{directory} does not fit the GPU's memory", "bench the NF4 variant"
         with in_words(full, hint, torch.OutOfMemoryError, exit_code=MACHINE):
             self.model = load_causal_model(directory, adapter, precision, device)
