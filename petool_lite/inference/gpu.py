@@ -1,7 +1,7 @@
-"""A base model with its adapter through transformers' generate: token ids in, greedy replies out, in batches. Prompts
-of like lengths are decoded together. Every family that transformers loads runs as its own code has it, but for how
-prompts are read (a few at a time, without a mask) and how one token attends (heads that share keys at once). In 16 bits
-a reply may differ with its batch, since products of other shapes round otherwise."""
+"""A base model with its adapter through transformers: token ids in, greedy replies out, in batches. Prompts of like
+lengths are read and decoded together, and what a constraint forces is read at once. Every family that transformers
+loads runs as its own code has it, but for how keys are kept, and how heads that share them attend. In 16 bits a reply
+may differ with its batch, since products of other shapes round otherwise."""
 
 import os
 import time
@@ -167,24 +167,18 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], more: int) -> _Cache:
 
 @cache
 def _grouped() -> str:
-    """Name of an attention for transformers' layers in which the heads that share keys are rows of one product while a
-    reply is decoded: transformers repeats the keys of all tokens for each of them. `near` is the mask of a layer with a
-    window, None for prompts."""
+    """Name of an attention for transformers' layers in which a reply's heads that share keys are rows of one product:
+    transformers repeats the keys for each of them. `near` is the mask of a layer with a window, None for prompts."""
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    def attend(
-        module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, near: Any = None, **more: Any
-    ) -> Any:
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, near: Any = None, **more: Any) -> Any:
         if near is None:
-            return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
-        rows, seen = (
-            query.reshape(len(query), key.shape[1], -1, query.shape[3]),
-            near if more.get("sliding_window") else mask,
-        )
-        found = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=seen, scale=scaling)
+            return sdpa_attention_forward(module, query, key, value, mask, **more)
+        rows, seen = query.reshape(*key.shape[:2], -1, key.shape[3]), near if more.get("sliding_window") else mask
+        found = torch.nn.functional.scaled_dot_product_attention(rows, key, value, seen, scale=more["scaling"])
         return found.view(query.shape).transpose(1, 2), None
 
     name = "petool_lite_grouped"
@@ -217,8 +211,7 @@ class _Row:
 
 
 def _step(model: Any, cache: _Cache, rows: Sequence[_Row]) -> tuple[list[_Row], Any]:
-    """Have the model read up to _JUMP ids of each queue; returns the rows that a choice is due for, and their logits
-    (rows, vocabulary)."""
+    """Read up to _JUMP ids of each queue; the rows that a choice is due for, and their logits (rows, vocabulary)."""
     import torch
 
     width = min(_JUMP, max(len(row.queue) for row in rows))
@@ -251,8 +244,7 @@ def _choose(rows: Sequence[_Row], logits: Any) -> list[int]:
         for place, line in zip(choosing, logits[choosing].float().cpu().numpy(), strict=True):
             rules[place].weigh(line, allowed[place])
         logits.masked_fill_(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
-    chosen: list[int] = logits.argmax(-1).tolist()
-    return chosen
+    return [*logits.argmax(-1).tolist()]
 
 
 class GpuModel:

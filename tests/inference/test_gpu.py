@@ -37,49 +37,42 @@ def plain(folder: Path, prompt: list[int], most: int, rule: Constraint | None = 
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3"])
-def test_replies_are_those_of_a_plain_loop_in_any_batch(family, tiny, tmp_path) -> None:
-    """Prompts longer and shorter than Mistral's and Gemma's window of 48 tokens, and one of a single id."""
-    window = {"sliding_window": 48} if family == "Mistral" else {}
-    folder = tiny if family == "Llama" else family_model(family, tiny, tmp_path, **window)
-    model, prompts = exact(folder), prompts_of(5, 90, 1, 300, 41)
-    wanted = [tuple(plain(folder, prompt, 10)) for prompt in prompts]
-    assert len(set(wanted)) > 1
-    for batch in (1, 2, 5):
-        found = dict(model.generate(prompts, 10, batch=batch))
-        assert [found[index].ids for index in range(5)] == wanted
-        assert {reply.finish for reply in found.values()} == {"length"}
-        assert (found[3].prompt_tokens, found[3].prefill_s > 0, found[3].decode_s > 0) == (300, True, True)
-    assert list(model.generate([], 10)) == []
-
-
 def tool(name: str, *required: str) -> Tool:
     return Tool(name, "", {"properties": {key: {"type": "boolean"} for key in required}, "required": list(required)})
 
 
-@pytest.mark.parametrize(("family", "jump"), [("Llama", 32), ("Llama", 3), ("Mistral", 5), ("Gemma 3", 32)])
-def test_a_constrained_reply_is_that_of_a_plain_loop_in_any_batch(family, jump, tiny, tmp_path, monkeypatch) -> None:
-    """Forced ids are read several at once, and rows end at different steps."""
+@pytest.mark.parametrize(
+    ("family", "jump"), [("Llama", 32), ("Mistral", 5), ("Qwen2", 3), ("Qwen3", 32), ("Gemma 3", 32)]
+)
+def test_replies_are_those_of_a_plain_loop_in_any_batch(family, jump, tiny, tmp_path, monkeypatch) -> None:
+    """Prompts longer and shorter than Mistral's and Gemma's window (48); forced ids are read `jump` at once, and
+    rows end at different steps."""
     monkeypatch.setattr("petool_lite.inference.gpu._JUMP", jump)
-    window = {"sliding_window": 24} if family != "Llama" else {}
+    window = {"sliding_window": 48} if family == "Mistral" else {}
     folder = tiny if family == "Llama" else family_model(family, tiny, tmp_path, **window)
+    model, prompts = exact(folder), prompts_of(50, 9, 1, 300)
+    wanted = [tuple(plain(folder, prompt, 10)) for prompt in prompts]
+    assert len(set(wanted)) > 1
     constrainer = Constrainer.from_directory(tiny, chat_from_directory(tiny).eos_id)
-    offered = [[tool("first", "a")], [tool("second")], [tool("third"), tool("fourth", "a", "b")]]
+    offered = [[tool("first", "a")], [tool("second")], [tool("third"), tool("fourth", "a", "b")], [tool("fifth", "a")]]
     rules = [constrainer.start(tools, "petool") for tools in offered]
-    model, prompts = exact(folder), prompts_of(30, 9, 20)
-    wanted = [plain(folder, prompt, 60, rule)[:-1] for prompt, rule in zip(prompts, rules, strict=True)]
-    for batch in (1, 3):
+    called = [plain(folder, prompt, 60, rule)[:-1] for prompt, rule in zip(prompts, rules, strict=True)]
+    for batch in (1, 2, 4):
+        found = dict(model.generate(prompts, 10, batch=batch))
+        assert [found[index].ids for index in range(4)] == wanted
+        assert {reply.finish for reply in found.values()} == {"length"}
+        assert (found[3].prompt_tokens, found[3].prefill_s > 0, found[3].decode_s > 0) == (300, True, True)
         asked = prompts, 60, lambda index: constrainer.start(offered[index], "petool"), batch
         found = dict(model.generate(*asked))
-        assert [list(found[index].ids) for index in range(3)] == wanted
-        assert [found[index].confidence for index in range(3)] == [pytest.approx(r.confidence, rel=1e-3) for r in rules]
+        assert [list(found[index].ids) for index in range(4)] == called
+        assert [found[index].confidence for index in range(4)] == [pytest.approx(r.confidence, rel=1e-3) for r in rules]
     for index, reply in found.items():
         assert parse_call(reply.text, offered[index]).name in {item.name for item in offered[index]}
         assert (reply.finish, 0 < reply.confidence <= 1) == ("stop", True)
     assert found[1].text == '<tool_call>\n{"name": "second", "arguments": {}}\n</tool_call>'
     assert found[1].ids == tuple(chat_from_directory(tiny).encode_batch([found[1].text])[0]), "as training has it"
-    (cut,) = (reply for _, reply in model.generate(prompts[:1], 7, asked[2]))
-    assert (list(cut.ids), cut.finish) == (wanted[0][:7], "length")
+    ((_, cut),) = model.generate(prompts[:1], 7, asked[2])
+    assert (list(cut.ids), cut.finish, list(model.generate([], 10))) == (called[0][:7], "length", [])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
