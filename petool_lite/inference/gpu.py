@@ -179,7 +179,7 @@ def _grouped() -> str:
             return sdpa_attention_forward(module, query, key, value, mask, **more)
         rows, seen = query.reshape(*key.shape[:2], -1, key.shape[3]), near if more.get("sliding_window") else mask
         found = torch.nn.functional.scaled_dot_product_attention(rows, key, value, seen, scale=more["scaling"])
-        return found.view(query.shape).transpose(1, 2), None
+        return found.reshape(query.shape).transpose(1, 2), None
 
     name = "petool_lite_grouped"
     AttentionInterface.register(name, attend)
