@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from petool_lite.errors import PetoolError
-from petool_lite.families import shape_of
+from petool_lite.families import family_of, shape_of
 from petool_lite.recipe import load_recipe
 from petool_lite.train import memory, plan
 from petool_lite.train.memory import Load, choose, peak_bytes
@@ -41,6 +41,10 @@ def test_predicted_memory_is_within_a_tenth_of_the_measured() -> None:
         load, smol = Load((1000,), answers), load_recipe("personal")[1]
         found = peak_bytes(SMOLLM2, smol, ("bf16", False), 65_520, load, optimizer=False, compiled=compiled)
         assert found / GIB == pytest.approx(gib, rel=0.05)
+    local = family_of({"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"})
+    gemma = replace(shape(640, 2048, 18, 4, 1, 256, 262144), family=local)
+    found = peak_bytes(gemma, smol, ("bf16", False), 65_224, Load((1000,), 0.055), optimizer=False, compiled=True)
+    assert found / GIB == pytest.approx(36.42, rel=0.05)
 
 
 def test_lean_fits_eight_gigabytes_and_auto_keeps_all_where_it_can() -> None:
