@@ -214,8 +214,21 @@ class _Offer:
     renaming: Mapping[str, str]
 
     def call(self, example: Example) -> Call:
-        """The call that this provider takes for an example of the same tool."""
-        return Call(self.tool.name, {self.renaming.get(name, name): value for name, value in example.arguments.items()})
+        """The call that this provider takes for an example of the same tool, in its declaration's order."""
+        named = {self.renaming.get(name, name): value for name, value in example.arguments.items()}
+        return Call(self.tool.name, _in_order(named, self.tool.parameters))
+
+
+def _in_order(value: Any, schema: Any) -> Any:
+    """Arguments, and the objects in them, with their members as a JSON Schema lists them, others last: where a server
+    holds a reply to the schema they come in this order, and one that is passed over cannot follow."""
+    if not isinstance(schema, Mapping) or not isinstance(value, Mapping | list):
+        return value
+    if isinstance(value, list):
+        return [_in_order(item, schema.get("items")) for item in value]
+    declared = schema.get("properties")
+    declared = declared if isinstance(declared, Mapping) else {}
+    return {name: _in_order(value[name], declared.get(name)) for name in [*declared, *value] if name in value}
 
 
 def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Random) -> Entry | None:

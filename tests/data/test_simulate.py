@@ -23,7 +23,7 @@ EXAMPLES = [
     Example("Rain in Bern?", tool("get_forecast", city="string"), {"city": "Bern"}, (tool("send_mail", to="string"),)),
     Example("Mail Ann.", tool("send_mail", to="string"), {"to": "Ann"}, ()),
     Example("Play So What.", tool("playSong", songTitle="string"), {"songTitle": "So What"}, ()),
-    Example("Compute 3 + 4.", tool("calculator", a="integer", b="integer"), {"a": 3, "b": 4}, ()),
+    Example("Compute 3 + 4.", tool("calculator", a="integer", b="integer"), {"b": 4, "a": 3}, ()),
     Example("Book 4 at Luigi's.", tool("reserve_table", people="integer"), {"people": 4}, ()),
 ]
 
@@ -49,6 +49,7 @@ def test_the_answer_follows_from_what_is_written(entries) -> None:
         elif rivals:
             assert calls[-1][0] == known[right.name]
         assert answer_faults(entry) == []
+        assert [*entry.answer.arguments] == [*right.parameters["properties"]], "in the declaration's order"
     assert all(item.provider == "" for entry in entries for item in entry.tools)
 
 
