@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from petool_lite.average import average
 from petool_lite.bench.report import METRIC_WORDS
 from petool_lite.bench.score import METRICS
 from petool_lite.cli.options import as_json
@@ -39,6 +40,15 @@ def runs_show(run: str | None, as_json: bool) -> None:
 def runs_path(run: str | None) -> None:
     """The folder of a run, the newest complete one if not named."""
     click.echo(find_run(run))
+
+
+@runs.command("average")
+@click.argument("names", nargs=-1, required=True, metavar="RUN RUN...")
+@as_json
+def runs_average(names: tuple[str, ...], as_json: bool) -> None:
+    """A new run whose weights are the mean of several runs' of one recipe, trained with other seeds."""
+    made = average([find_run(name) for name in names])
+    emit({"run": str(made)}, as_json, lines=[made])
 
 
 def _scores(run: Path) -> dict[str, float]:

@@ -53,10 +53,13 @@ class Example:
 
 def examples_of(entries: Sequence[Entry], made: bool = False) -> list[Example]:
     """The entries' calls, and earlier ones of tools that any of them offers, each once: none with a very long request,
-    disliked or against its declaration. Unless `made`, a value that nothing tells goes, and a call that needs it."""
+    disliked, against its declaration, or of a test (a line that says what it accepts). Unless `made`, a value that
+    nothing tells goes, and a call that needs it."""
     offers = {tool.name: entry for entry in reversed(entries) for tool in entry.tools}
     found: dict[str, Example] = {}
     for entry in entries:
+        if entry.accepted:
+            continue
         calls = [(entry.query, entry.answer, entry)] if isinstance(entry.answer, Call) else []
         calls += [(one.query, one.call, offers[one.call.name]) for one in entry.history
                   if one.verdict != DISLIKED and one.call.name in offers]  # fmt: skip

@@ -28,8 +28,8 @@ CPU_BUDGET = 2048  # tokens of a micro-batch on a CPU, where longer ones gain no
 _MOST = 65536  # tokens of a micro-batch: from 16,000 on more gain little
 _FEWEST = 4096  # in a shorter one on a GPU the fixed time of a micro-batch decides
 _FIXED = 0.25 * 2**30  # bytes of rotary tables, staging buffers and the like
-# Of what layers keep, where they are compiled: eleven runs of SmolLM2-135M on H200s, to 3 %; with windows one of Gemma's
-# 270M shape, whose many norms are computed again.
+# Of what layers keep, where they are compiled: eleven runs of SmolLM2-135M on H200s, to 3 %; with windows one run of
+# Gemma's 270M shape, whose many norms are computed again.
 _COMPILED, _COMPILED_LOCAL = 0.56, 0.37
 # Bytes that an optimizer holds of a weight; paged states lie in the machine's memory.
 _STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}
