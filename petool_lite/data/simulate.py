@@ -179,7 +179,7 @@ def simulate(
     offer; the share `without` of requests fits none, four times as many where a tool or two are offered alone. Raises
     PetoolError for fewer than two functions."""
     if len({example.tool.name for example in examples}) < 2:
-        raise PetoolError("the corpus has calls of fewer than two tools", "give calls of several tools")
+        raise PetoolError("the corpus has calls of fewer than two tools", "give several; a test's do not count")
     named = {tool.name: tool for tool in [*pool, *(tool for one in examples for tool in (one.tool, *one.others))]}
     # each description once: some public lists have hundreds that say the same of themselves
     beside = list({tool.description or tool.name: tool for tool in named.values()}.values())
