@@ -23,7 +23,7 @@ def average(runs: Sequence[Path]) -> Path:
             if mine != first:
                 raise PetoolError(f"{key} is {mine} in {run} and {first} in {runs[0]}", "give runs of one recipe")
     if manifests[0]["method"] != "full":
-        raise PetoolError("adapters have no mean: each is a product of two matrices", "train with --set train.method=full")
+        raise PetoolError("adapters have no mean: each is a product of two", "train with --set train.method=full")
     made, name = create_run(f"{manifests[0]['name']}-mean"), TRAINED["full"]
     try:
         with in_words(f"cannot write to {made}", "make room, try again", OSError), draft(made) as folder:
