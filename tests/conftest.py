@@ -75,6 +75,14 @@ def smollm2(made_once):
 
 
 @pytest.fixture(scope="session")
+def constrainer(smollm2):
+    """Holds replies of the embedded base to calls of the tools that are offered."""
+    from petool_lite.inference.constrain import Constrainer
+
+    return Constrainer.from_directory(smollm2.directory, 2)
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a tiny random Llama with the tokenizer of `tokenizer_from`; keyword arguments change its config."""
 

@@ -99,11 +99,3 @@ def check_whole(path: Path, running: bool) -> None:
         assert ipc.open_stream(path.open("rb")).read_all().num_rows
     elif kind == ".html":
         assert "</html>" in path.read_text()
-
-
-def one_line(said: str) -> str:
-    """The error's line, of which there is one, without a traceback."""
-    assert "Traceback" not in said, said[-3000:]
-    errors = [line for line in said.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1, said[-2000:]
-    return errors[0]

@@ -21,12 +21,6 @@ with locked(Path(sys.argv[1])):
 """
 
 
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
 def test_a_failed_write_leaves_the_old_file_and_no_draft_and_a_folder_is_replaced_whole(tmp_path) -> None:
     for content in ("one", "two"):
         with draft(tmp_path / "adapter") as folder:
@@ -39,7 +33,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft_and_a_folder_is_replace
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_the_newest_complete_run_is_found_and_what_is_not_there_is_said(root) -> None:
+def test_the_newest_complete_run_is_found_and_what_is_not_there_is_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PETOOL_LITE_RUNS", str(tmp_path / "runs"))
     with pytest.raises(PetoolError) as error:
         find_run(None)
     assert "petool-lite train" in error.value.hint

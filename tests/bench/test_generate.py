@@ -184,19 +184,9 @@ def run(tmp_path, tiny, monkeypatch) -> tuple[Path, object]:
     return folder, load_recipe("demo", [f"model.base={tiny}"])[1]
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    """A switch for whether torch finds a GPU."""
-
-    def switch(there: bool) -> None:
-        monkeypatch.setattr("petool_lite.bench.variants.gpu_available", lambda: there)
-
-    switch(True)
-    return switch
-
-
-def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> None:
+def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, monkeypatch) -> None:
     folder, recipe = run
+    monkeypatch.setattr(kinds, "gpu_available", lambda: True)
     on_cpu = ["base-f16", "tuned-f16", "base-q8_0", "tuned-q8_0"]
     on_gpu = ["base-nf4-gpu", "base-bf16-gpu", "tuned-nf4-gpu", "tuned-bf16-gpu"]
     whole = {item.name: item for item in run_variants(folder, recipe, ["all"], silent)}
@@ -207,7 +197,7 @@ def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> No
     full = replace(recipe, train=replace(recipe.train, method="full"))
     models = {item.name: (item.model, item.adapter) for item in run_variants(folder, full, ["gpu"], silent)}
     assert [models[name] for name in on_gpu] == [(Path(recipe.model.base), None)] * 2 + [(folder / "model", None)] * 2
-    gpu(False)
+    monkeypatch.setattr(kinds, "gpu_available", lambda: False)
     assert [item.name for item in run_variants(folder, recipe, ["all"], silent)] == [*kinds.RULES, *on_cpu]
     for name, said, code in (("q4_k_m", "has no q4_k_m file", 1), ("nf4-gpu", "tuned-nf4-gpu needs a GPU", 3)):
         with pytest.raises(PetoolError, match=said) as caught:
@@ -220,10 +210,10 @@ def test_the_variants_of_a_run_are_what_it_and_this_machine_have(run, gpu) -> No
     assert both["base-q8_0-free"] == "the base before training, as a q8_0 GGUF file on the CPU, writing anything"
 
 
-def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, gpu) -> None:
+def test_a_model_is_scored_where_it_was_trained_and_the_rest_is_said(run, monkeypatch) -> None:
     said: list[str] = []
     for trained_on, here, on in (("CPU, 2 threads", True, ""), ("NVIDIA", False, ""), ("NVIDIA", True, "-gpu")):
-        gpu(here)
+        monkeypatch.setattr(kinds, "gpu_available", lambda here=here: here)
         (run[0] / "manifest.json").write_text(json.dumps({"device": trained_on}))
         assert said == []
         assert default_names(run[0], lambda stage, *rest: said.append(stage)) == [f"base{on}", f"tuned{on}", "rules"]

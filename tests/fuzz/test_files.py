@@ -53,14 +53,9 @@ ACCEPTED: list[Path] = []
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("files")
-
-
-@pytest.fixture(scope="module")
-def sound(folder) -> bytes:
+def sound(tmp_path_factory) -> bytes:
     """A whole Llama of 60 KB in GGUF that llama.cpp loads and runs."""
-    return write_gguf(folder / "sound.gguf").read_bytes()
+    return write_gguf(tmp_path_factory.mktemp("sound") / "sound.gguf").read_bytes()
 
 
 def damaged(raw: bytes, changes: list[tuple[str, int, int]]) -> bytes:
@@ -83,8 +78,8 @@ def damaged(raw: bytes, changes: list[tuple[str, int, int]]) -> bytes:
 
 @cases(700)
 @given(changes=st.lists(change, min_size=1, max_size=3))
-def test_any_gguf_is_read_or_refused(folder, sound, changes) -> None:
-    path = folder / "any.gguf"
+def test_any_gguf_is_read_or_refused(tmp_path, sound, changes) -> None:
+    path = tmp_path / "any.gguf"
     path.unlink(missing_ok=True)  # a file of its own each time: what was found of one is remembered
     path.write_bytes(damaged(sound, changes))
     try:
@@ -92,7 +87,7 @@ def test_any_gguf_is_read_or_refused(folder, sound, changes) -> None:
     except PetoolError:
         return
     if len(ACCEPTED) < 60 * FACTOR:
-        ACCEPTED.append(path.rename(folder / f"accepted{len(ACCEPTED)}.gguf"))
+        ACCEPTED.append(path.rename(tmp_path / f"accepted{len(ACCEPTED)}.gguf"))
 
 
 def test_what_is_accepted_does_not_crash_llama_cpp() -> None:
@@ -114,8 +109,8 @@ def test_what_is_accepted_does_not_crash_llama_cpp() -> None:
 
 @cases(200)
 @given(changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3), cut=st.integers(0, 300))
-def test_any_state_file_is_used_whole_or_not_at_all(folder, changes, cut) -> None:
-    store, key = StateStore(folder / "users"), {"model": "a" * 64}
+def test_any_state_file_is_used_whole_or_not_at_all(tmp_path, changes, cut) -> None:
+    store, key = StateStore(tmp_path), {"model": "a" * 64}
     path = store.path("ann")
     path.unlink(missing_ok=True)
     store.save("ann", key, [1, 2, 3], memoryview(bytes(range(64))))
@@ -130,9 +125,9 @@ def test_any_state_file_is_used_whole_or_not_at_all(folder, changes, cut) -> Non
 
 
 @pytest.fixture(scope="module")
-def remembered(folder) -> Path:
+def remembered(tmp_path_factory) -> Path:
     """A whole store of 60 interactions, all of it in its one file."""
-    path = folder / "sound" / "memory.sqlite"
+    path = tmp_path_factory.mktemp("store") / "memory.sqlite"
     Store(path).add([made(n, verdict=(None, "liked")[n % 2], query=f"Find {'oak ' * 20}") for n in range(60)])
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -145,8 +140,8 @@ spot = st.one_of(st.integers(0, 120), st.integers(0, 1 << 16), st.integers(0, 15
 @cases(40)
 @given(changes=st.lists(st.tuples(spot, st.binary(min_size=1, max_size=8)), max_size=4), cut=st.integers(0, 90_000),
        kind=st.sampled_from(["byte", "byte", "text", "wal"]))  # fmt: skip
-def test_any_store_is_used_or_kept_aside(folder, remembered, changes, cut, kind) -> None:
-    path = folder / "store" / "memory.sqlite"
+def test_any_store_is_used_or_kept_aside(tmp_path, remembered, changes, cut, kind) -> None:
+    path = tmp_path / "store" / "memory.sqlite"
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir()
     raw = bytearray(remembered.read_bytes())

@@ -3,9 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support_fuzz import cases, deep, scalar, some, text, value
@@ -16,7 +14,6 @@ from petool_lite.data.fields import Fault
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_line, parse, read_tools
 from petool_lite.errors import PetoolError
-from petool_lite.inference.constrain import Constrainer
 from petool_lite.inference.parse import CallFailure, parse_call
 from petool_lite.prompt.render import Chat, Layout, prompt_ids, render_messages
 from petool_lite.recipe import load_recipe, settings, to_toml
@@ -42,22 +39,18 @@ BLOCKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("data") / "any.json"
-
-
 @cases(300)
 @given(raw=st.one_of(st.binary(max_size=200), recipes.map(lambda lines: "\n".join(lines).encode("utf-8", "replace"))))
 @example(raw=b"a = " + b"[" * 5000)
-def test_any_recipe_is_read_or_refused(data_file, raw) -> None:
-    data_file.write_bytes(raw)
+def test_any_recipe_is_read_or_refused(tmp_path, raw) -> None:
+    file = tmp_path / "any.toml"
+    file.write_bytes(raw)
     try:
-        recipe = load_recipe(str(data_file))[1]
+        recipe = load_recipe(str(file))[1]
     except PetoolError:
         return
-    data_file.write_text(to_toml(recipe))
-    assert load_recipe(str(data_file))[1] == recipe, "what is written into the run reads back as it was"
+    file.write_text(to_toml(recipe))
+    assert load_recipe(str(file))[1] == recipe, "what is written into the run reads back as it was"
 
 
 def lists(size: int, *items: st.SearchStrategy) -> st.SearchStrategy[list]:
@@ -138,10 +131,11 @@ def spoken(text: str) -> dict:
 @example(found={"query": "q", "instruction_ratings": "[" * 20000})
 @example(found={"query": "q", "instruction_ratings": "[1," * 20000})
 @example(found={"query": "q", "instruction_ratings": "[] []", "api_call_ground_truth": deep(400)})
-def test_any_entry_is_read_and_rendered_or_refused(data_file, found) -> None:
-    data_file.write_text(json.dumps([found]))
+def test_any_entry_is_read_and_rendered_or_refused(tmp_path, found) -> None:
+    file = tmp_path / "any.json"
+    file.write_text(json.dumps([found]))
     with suppress(PetoolError):
-        for entry in load_dataset(str(data_file)).entries:
+        for entry in load_dataset(str(file)).entries:
             answer_faults(entry)
             use(entry)
 
@@ -156,11 +150,6 @@ def test_any_reply_is_a_call_no_call_or_a_named_failure(said, finish, style) -> 
     except CallFailure as failure:
         assert failure.kind
         assert failure.reply == said
-
-
-@pytest.fixture(scope="module")
-def constrainer(smollm2) -> Constrainer:
-    return Constrainer.from_directory(smollm2.directory, 2)
 
 
 def doubling(word: str, levels: int = 40) -> dict:

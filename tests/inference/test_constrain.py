@@ -28,11 +28,6 @@ def chat(smollm2) -> Chat:
     return chat_from_directory(smollm2.directory)
 
 
-@pytest.fixture(scope="module")
-def constrainer(smollm2, chat) -> Constrainer:
-    return Constrainer.from_directory(smollm2.directory, chat.eos_id)
-
-
 def walk(constraint: Constraint, ids: list[int]) -> str | None:
     """Feed `ids` as decoding would; None if all are accepted, forced ones exactly as they are, else what failed."""
     place = 0

@@ -60,9 +60,8 @@ class Chance:
 
 
 @pytest.fixture(scope="module")
-def chance(smollm2) -> Chance:
-    chat = chat_from_directory(smollm2.directory)
-    return Chance(Constrainer.from_directory(smollm2.directory, chat.eos_id), chat)
+def chance(smollm2, constrainer) -> Chance:
+    return Chance(constrainer, chat_from_directory(smollm2.directory))
 
 
 def of(*required: str, **places) -> dict:

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import numpy
 import pytest
+from support_families import TEMPLATE
 
 from petool_lite.errors import PetoolError
 from petool_lite.families import chat_template
@@ -12,10 +13,6 @@ from petool_lite.prompt.render import Chat, exported_template, petool_template, 
 from petool_lite.prompt.template import render_template
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-ALTERNATE = (
-    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}{{ '[INST]' ~ m.content ~ '[/INST]' }}{% endfor %}"
-)
 NO_SYSTEM = "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' ~ m.content }}{% endif %}{% endfor %}"
 THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think></think>' if enable_thinking is false }}"
 
@@ -57,15 +54,16 @@ def test_loops_calls_arithmetic_and_the_tag_that_marks_what_is_learned_work() ->
         render_template("{% generation %}", str)
 
 
-@pytest.mark.parametrize("base", [ALTERNATE, NO_SYSTEM])
+@pytest.mark.parametrize("base", [TEMPLATE, NO_SYSTEM])
 def test_a_template_without_a_system_gets_its_message_before_the_users(base) -> None:
     chat = Chat(lambda texts: [[0] for _ in texts], base, "<s>", "</s>", 2)
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert "Be brief.\n\nHi" in render_messages(chat, said)
-    assert "[INST]Hi" in render_messages(chat, said[1:]) or "USER: Hi" in render_messages(chat, said[1:])
+    assert ("[user]\nHi" if base == TEMPLATE else "USER: Hi") in render_messages(chat, said[1:])
     petool = exported_template(base, "petool")
     assert petool_template(petool) == petool, "around its own result it changes nothing"
-    assert render_template(petool, str, messages=said, bos_token="<s>").endswith(render_messages(chat, said)[3:])
+    fixed = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+    assert render_template(petool, str, messages=said, **fixed).endswith(render_messages(chat, said)[3:])
 
 
 def test_thoughts_are_off_and_vicunas_template_is_known(tmp_path) -> None:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import pytest
 from support_gguf import write_gguf
 from support_serve import ASK, SLOW, TOOLS, Server
 
@@ -30,13 +29,9 @@ def together(work: Callable[[int], Any], count: int) -> list[Any]:
         return list(pool.map(work, range(count)))
 
 
-@pytest.fixture
-def exact(tmp_path) -> Path:
-    """A Llama in float32, where rounding moves no choice: products of few rows round otherwise than those of many."""
-    return write_gguf(tmp_path / "exact.gguf", llama__context_length=4096)
-
-
-def test_replies_are_those_of_one_alone(exact) -> None:
+def test_replies_are_those_of_one_alone(tmp_path) -> None:
+    """With a Llama in float32, where rounding moves no choice: products of few rows round otherwise than of many."""
+    exact = write_gguf(tmp_path / "exact.gguf", llama__context_length=4096)
     chosen = CallOptions(choice="required", reply_tokens=24)
 
     def answers(caller: ToolCaller, numbers: range) -> list[Any]:
@@ -102,15 +97,8 @@ def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_a
     asyncio.run(scene())
 
 
-@pytest.fixture(scope="module")
-def server():
-    with Server("--slots", 4, "--queue", 6) as running:
-        yield running
-
-
-def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anything(server) -> None:
-    pid, body = server.engine(), {"messages": ASK, "tools": TOOLS, "max_tokens": 32, "tool_choice": "required"}
-    one = server.post(body)[1]["choices"][0]["message"]["tool_calls"][0]["function"]["name"]
+def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anything() -> None:
+    body = {"messages": ASK, "tools": TOOLS, "max_tokens": 32, "tool_choice": "required"}
     statuses, names, patience = Counter[int](), Counter[str](), time.monotonic() + 400
 
     def client(number: int) -> None:
@@ -127,8 +115,11 @@ def test_50_clients_get_an_answer_or_429_and_those_who_leave_cost_nobody_anythin
                 return
             time.sleep(0.5)
 
-    together(client, 50)
-    assert set(statuses) <= {200, 429}
-    assert (statuses[200], names) == (40, {one: 40})
-    server.has(0, 10)  # nothing is left of those who went
-    assert server.engine() == pid, "nobody's leaving ended the engine"
+    with Server("--slots", 4, "--queue", 6) as server:
+        pid, alone = server.engine(), server.post(body)[1]
+        together(client, 50)
+        assert set(statuses) <= {200, 429}
+        one = alone["choices"][0]["message"]["tool_calls"][0]["function"]["name"]
+        assert (statuses[200], names) == (40, {one: 40})
+        server.has(0, 10)  # nothing is left of those who went
+        assert server.engine() == pid, "nobody's leaving ended the engine"
