@@ -92,15 +92,14 @@ def test_an_index_of_anything_but_safetensors_files_beside_it(model) -> None:
     assert f"incomplete weights: {model / 'model-2.safetensors'} is missing" in refused(model)
 
 
-def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
+def test_the_parts_of_a_split_file_are_joined_and_one_alone_is_refused_by_name(tmp_path) -> None:
     from safetensors.torch import load_file
 
     whole = resolve_base(str(write_gguf(tmp_path / "m.gguf")))
     write_gguf(tmp_path / "s.gguf", split=5)
-    parts = sorted(tmp_path.glob("s-*.gguf"))
-    assert check_gguf(parts[0]) == parts
-    assert len(parts) == 3
-    joined = resolve_base(str(parts[0]))
+    first, second, third = sorted(tmp_path.glob("s-*.gguf"))
+    assert check_gguf(first) == [first, second, third]
+    joined = resolve_base(str(first))
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (joined.directory / name).read_text() == (whole.directory / name).read_text()
     one, other = (load_file(base.directory / "model.safetensors") for base in (whole, joined))
@@ -109,10 +108,6 @@ def test_the_parts_of_a_split_file_are_joined(tmp_path) -> None:
     write_targets(load_source(joined), {"f16": tmp_path / "out.gguf"})  # a whole file again
     assert check_gguf(tmp_path / "out.gguf") == [tmp_path / "out.gguf"]
 
-
-def test_a_part_is_refused_by_name(tmp_path) -> None:
-    write_gguf(tmp_path / "s.gguf", split=5)
-    first, second, third = sorted(tmp_path.glob("s-*.gguf"))
     assert f"{second} is part 2 of 3 of a split model | give the first one: {first}" in refused(second)
     lost = f"no such file: {tmp_path}/s.gguf | give the first part of the split model: {first}"
     assert lost in refused(tmp_path / "s.gguf")

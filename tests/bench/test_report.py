@@ -124,7 +124,7 @@ def test_a_narrow_terminal_shows_all_and_no_cell_breaks_markdown(folder, monkeyp
     assert "a\\|b\\`\\<img\\>.json" in markdown_report(document)
 
 
-def test_compare_tests_the_common_entries_and_lists_those_that_flipped(tmp_path, command) -> None:
+def test_compare_tests_common_entries_lists_the_flipped_and_refuses_what_does_not_compare(tmp_path, command) -> None:
     old, new = tmp_path / "old", tmp_path / "new" / "bench"
     write_results(old, rows(20))
     random.Random(0).shuffle(made := rows(32, count=36, variant="tuned"))
@@ -138,6 +138,18 @@ def test_compare_tests_the_common_entries_and_lists_those_that_flipped(tmp_path,
     assert shown.returncode == 0, shown.stderr
     assert "12 entries flipped" in shown.stdout
     assert json.loads(command("bench", "compare", old, new, "--json").stdout)["variants"][0] == found
+
+    write_results(tmp_path / "data", rows(20), data={"source": "x.json", "sha256": "00" * 32, "total": 40})
+    for name in ("base", "other"):
+        write_results(tmp_path / "names", rows(20, variant=name))
+    write_results(tmp_path / "few", rows(20, count=10))
+    write_results(tmp_path / "apart", rows(40)[31:])
+    refused = {"old data": "other data", "old names": "no variant to compare", "few apart": "no scored entry in common"}
+    for folders, said in refused.items():
+        with pytest.raises(PetoolError, match=said):
+            compare_folders(*(tmp_path / name for name in folders.split()))
+    found = compare_folders(tmp_path / "old", tmp_path / "names", "tuned", "base")
+    assert found["variants"][0]["agreement"] == 100.0
 
 
 def test_figures_as_asked_stand_beside_the_published_ones_where_they_differ(tmp_path, command) -> None:
@@ -158,21 +170,6 @@ def test_figures_as_asked_stand_beside_the_published_ones_where_they_differ(tmp_
     assert "asked" in command("bench", "compare", tmp_path / "old", tmp_path / "new").stdout
 
 
-def test_compare_refuses_what_does_not_compare(tmp_path) -> None:
-    write_results(tmp_path / "old", rows(20))
-    write_results(tmp_path / "data", rows(20), data={"source": "x.json", "sha256": "00" * 32, "total": 40})
-    for name in ("base", "other"):
-        write_results(tmp_path / "names", rows(20, variant=name))
-    write_results(tmp_path / "few", rows(20, count=10))
-    write_results(tmp_path / "apart", rows(40)[31:])
-    refused = {"old data": "other data", "old names": "no variant to compare", "few apart": "no scored entry in common"}
-    for folders, said in refused.items():
-        with pytest.raises(PetoolError, match=said):
-            compare_folders(*(tmp_path / name for name in folders.split()))
-    found = compare_folders(tmp_path / "old", tmp_path / "names", "tuned", "base")
-    assert found["variants"][0]["agreement"] == 100.0
-
-
 def test_a_temperature_goes_from_the_replies_into_the_next_export(tmp_path, command) -> None:
     from petool_lite.export.run import _own_keys
 
@@ -189,22 +186,16 @@ def test_a_temperature_goes_from_the_replies_into_the_next_export(tmp_path, comm
     assert keys["petool_lite.temperature"] == str(found["temperature"])
 
 
-@pytest.fixture(scope="module")
-def page_file(tmp_path_factory):
+def test_hostile_replies_are_text_entries_are_filtered_and_it_fits_a_phone_and_a_desk(opened, tmp_path) -> None:
     """Two variants, 40 entries each; the replies of one are hostile where they are wrong."""
-    folder = tmp_path_factory.mktemp("html")
     replies = [answer(entry) if index % 2 else HOSTILE[index % 6] for index, entry in enumerate(ENTRIES)]
     made = [row(entry, index, reply) for index, (entry, reply) in enumerate(zip(ENTRIES, replies, strict=True))]
     data = {"source": "<img src=x onerror=window.pwned=1>", "sha256": "ab" * 32, "total": 40}
-    write_results(folder, made, started="1", data=data)
+    write_results(tmp_path, made, started="1", data=data)
     base = [row(entry, index, answer(entry), variant="base<i onclick=x>") for index, entry in enumerate(ENTRIES)]
-    write_results(folder, base, started="2", model_bytes=270_000_000, data=data)
-    write_report(folder)
-    return folder / "report.html"
-
-
-def test_hostile_replies_are_text_entries_are_filtered_and_it_fits_a_phone_and_a_desk(opened, page_file) -> None:
-    page = opened(page_file.as_uri())
+    write_results(tmp_path, base, started="2", model_bytes=270_000_000, data=data)
+    write_report(tmp_path)
+    page = opened((tmp_path / "report.html").as_uri())
     count, shown = page.locator("#count"), page.locator(".entry:visible")
     assert count.inner_text() == "40 of 40 entries"
     page.check("#wrong")

@@ -69,7 +69,7 @@ def test_null_is_nothing_and_never_a_word(kind, smollm2) -> None:
             assert not [word for word in ("None", '"null"') if word in shown]
 
 
-def test_a_training_row_and_a_preference_row_are_read() -> None:
+def test_a_training_row_and_a_preference_row_are_read_and_rewording_a_prompt_does_not_break_it() -> None:
     row = published_rows("train", 1)[0]
     answer = json.dumps(row["api_call_ground_truth"])
     sft = parse(training_row(row), "rating", "0")
@@ -81,10 +81,6 @@ def test_a_training_row_and_a_preference_row_are_read() -> None:
     assert [item.verdict for item in test.history] == [DISLIKED, DISLIKED, LIKED]
     assert [item.verdict for item in parse(row, "preferred", "0").history] == [LIKED]
     assert {item.verdict for item in parse(row, "chronological", "0").history} == {None}
-
-
-def test_rewording_a_prompt_does_not_break_it() -> None:
-    row = published_rows("train", 1)[0]
     text = row["instruction_ratings"].replace("Tools:", "You may call [one] of {these}:").replace("Choose", "[] Pick")
     entry = parse({**row, "instruction_ratings": text}, "rating", "0")
     assert prompt_of(entry.published) == text

@@ -82,24 +82,21 @@ def test_a_tokenizer_that_llama_cpp_would_read_otherwise(model, change, told) ->
     assert told in refused(model)
 
 
-def test_what_has_no_template_or_no_end(model) -> None:
+def test_of_a_list_of_templates_the_default_one_is_taken_and_none_or_no_end_is_refused(model) -> None:
     config = model / "tokenizer_config.json"
-    for template in ([{"name": "rag", "template": "x"}], 7, None):
-        change(config, chat_template=template)
-        assert "no chat template" in refused(model)
-    change(config, chat_template="{{ messages }}", eos_token=None)
-    assert "no end token" in refused(model)
-
-
-def test_of_a_list_of_templates_the_default_one_is_taken(model) -> None:
-    template = json.loads((model / "tokenizer_config.json").read_text())["chat_template"]
+    template = json.loads(config.read_text())["chat_template"]
     named = [{"name": "tool_use", "template": f"{template} tools"}, {"name": "default", "template": template}]
-    change(model / "tokenizer_config.json", chat_template=named)
+    change(config, chat_template=named)
     assert chat_template(model) == template
     write_targets(load_source(resolve_base(str(model))), {"bf16": model / "out.gguf"})
     fields = gguf_fields(open_gguf(model / "out.gguf"))
     found = [fields[f"tokenizer.chat_template{name}"] for name in ("", ".tool_use")]
     assert found == [template, f"{template} tools"]
+    for none in (named[:1], 7, None):
+        change(config, chat_template=none)
+        assert "no chat template" in refused(model)
+    change(config, chat_template="{{ messages }}", eos_token=None)
+    assert "no end token" in refused(model)
     (model / "chat_template.jinja").write_text("from the file")  # as transformers 5 saves it
     assert chat_template(model) == "from the file"
 

@@ -227,24 +227,23 @@ def test_no_file_gets_its_name_before_the_last_check(run, monkeypatch, fault) ->
     assert list((run / "export").iterdir()) == []
 
 
-def test_its_gguf_is_that_of_the_folder_itself(tiny, trained_full, tmp_path) -> None:
+def test_a_whole_models_gguf_is_that_of_its_folder_and_an_untrained_or_foreign_one_is_refused(
+    tiny, trained_full, tiny_model, llama3_tokenizer, tmp_path
+) -> None:
     """Byte for byte, the folder taken as a base under the name of its own."""
-    copy = shutil.copytree(trained_full / "model", tmp_path / tiny.name)
-    for kind in ("q4_k_m", "bf16"):
-        changes = write_targets(load_whole(resolve_base(str(tiny)), trained_full / "model"), {kind: tmp_path / "a"})
-        write_targets(load_source(resolve_base(str(copy))), {kind: tmp_path / "b"})
-        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert len(changes) == 2 * 9 + 2
-    assert all(change.changed and change.delta > 0 for change in changes.values())
-
-
-def test_an_untrained_or_foreign_model_is_refused(tiny, trained_full, tiny_model, llama3_tokenizer, tmp_path) -> None:
     base, other = (resolve_base(str(each)) for each in (tiny, tiny_model(llama3_tokenizer, head_dim=32)))
     with pytest.raises(PetoolError, match="changed no weight"):
         write_targets(load_whole(base, tiny), {"f16": tmp_path / "f16.gguf"})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(PetoolError, match="is not of the base"):
         load_whole(other, trained_full / "model")
+    copy = shutil.copytree(trained_full / "model", tmp_path / tiny.name)
+    for kind in ("q4_k_m", "bf16"):
+        changes = write_targets(load_whole(base, trained_full / "model"), {kind: tmp_path / "a"})
+        write_targets(load_source(resolve_base(str(copy))), {kind: tmp_path / "b"})
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert len(changes) == 2 * 9 + 2
+    assert all(change.changed and change.delta > 0 for change in changes.values())
 
 
 def test_a_run_of_it_becomes_files_that_say_so(tiny, trained_full, make_run) -> None:

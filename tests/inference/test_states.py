@@ -15,19 +15,9 @@ KEY = {"model_sha256": "0" * 64, "flash_attention": False}
 IDS = np.random.default_rng(0).integers(1000, 20000, 530).tolist()
 
 
-def test_only_a_whole_file_of_ones_own_is_read(tmp_path) -> None:
+def test_a_file_of_ones_own_is_read_and_the_least_recently_used_go_first(tmp_path) -> None:
     """Cut and changed files: tests/fuzz/test_files.py."""
-    store = StateStore(tmp_path)
-    store.save("ann", KEY, [1, 2, 3], memoryview(bytes(5000)))
-    assert store.read("ann", KEY)
-    assert store.read("ann", KEY | {"flash_attention": True}) is None
-    store.path("ann").chmod(0o666)  # anyone may have written to it
-    assert store.read("ann", KEY) is None
-
-
-def test_the_least_recently_used_files_go_first(tmp_path) -> None:
-    store = StateStore(tmp_path, limit=4000)
-    data = memoryview(bytes(1000))
+    store, data = StateStore(tmp_path, limit=4000), memoryview(bytes(1000))
     for age, user in ((30, "a"), (20, "b"), (10, "c")):
         store.save(user, KEY, [1, 2], data)
         os.utime(store.path(user), (time.time() - age,) * 2)
@@ -35,6 +25,9 @@ def test_the_least_recently_used_files_go_first(tmp_path) -> None:
     assert (ids, bytes(kept)) == ([1, 2], bytes(1000))
     store.save("d", KEY, [3], data)
     assert [store.path(user).exists() for user in "abcd"] == [True, False, True, True]
+    assert store.read("a", KEY | {"flash_attention": True}) is None
+    store.path("a").chmod(0o666)  # anyone may have written to it
+    assert store.read("a", KEY) is None
     assert StateStore(tmp_path, limit=500).save("e", KEY, [1], data) == 0  # larger than all the room there is
 
 
