@@ -32,7 +32,7 @@ prompt.prepare data.inspect
 recipe
 prompt
 data memory
-models gguf_base families adapters base
+models gguf_base families adapters average base
 runs places console gguf_header text
 errors recipes
 """  # a part imports itself and the rows below its own; single files their own row, too
