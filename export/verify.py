@@ -1,5 +1,4 @@
-"""Checks of a finished GGUF: same token ids as in training, same answers as the merged model, replies that end. The
-merged model runs in transformers; an importance matrix is measured on it, too."""
+"""Checks of a finished GGUF: ids as in training, answers as the merged model's in transformers, replies that end."""
 
 import io
 import logging
@@ -7,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from petool_lite.data.entries import Call, Entry
 from petool_lite.data.files import load_dataset
 from petool_lite.data.petoolbench import published_entry
 from petool_lite.errors import PetoolError
-from petool_lite.export.other_server import OtherServer
 from petool_lite.export.source import Source, nf4_round_trip
 from petool_lite.families import gguf_name
 from petool_lite.inference.llama import LlamaModel
+from petool_lite.inference.llama_open import default_threads
 from petool_lite.models import Base
 from petool_lite.prompt import render
 from petool_lite.prompt.prepare import prepare
@@ -137,6 +137,41 @@ def trial(base: Base, recipe: Recipe, wording: Mapping[str, Sequence[str]], repo
     return texts, sorted(rows, key=lambda row: len(row.ids))[:REPLIES], name
 
 
+class OtherServer:
+    """llama.cpp's own HTTP server over one GGUF file, where xllamacpp is installed; it ends when the object goes."""
+
+    def __init__(self, file: Path, n_ctx: int = 512, template: str = "") -> None:
+        """Load `file`; `template` replaces the file's own chat template."""
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path, params.n_ctx, params.n_parallel, params.offline = str(file), n_ctx, 1, True
+        params.cpuparams.n_threads, params.warmup, params.use_jinja = default_threads(), False, True
+        params.chat_template, params.verbosity = template, 0
+        self._server = xllamacpp.Server(params)
+        self.url: str = self._server.listening_address
+
+    @staticmethod
+    def installed() -> bool:
+        """Whether xllamacpp is there."""
+        return find_spec("xllamacpp") is not None
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> Any:
+        """What it answers to a request at `path`, as a JSON value."""
+        import httpx
+
+        return httpx.post(f"{self.url}{path}", json=body, timeout=300).raise_for_status().json()
+
+    def text(self, body: Mapping[str, Any]) -> str:
+        """The prompt that it makes of messages and tools."""
+        return str(self.ask("/apply-template", body)["prompt"])
+
+    def ids(self, body: Mapping[str, Any]) -> list[int]:
+        """The token ids of that prompt."""
+        asked = {"content": self.text(body), "add_special": True, "parse_special": True}
+        return [int(token) for token in self.ask("/tokenize", asked)["tokens"]]
+
+
 def check_files(
     paths: Mapping[str, Path], source: Source, tried_on: Trial, max_reply: int | None, report: Report
 ) -> dict[str, dict[str, Any]]:
@@ -181,8 +216,10 @@ def check_ids(path: Path, source: Source, asked: Sequence[tuple[Any, str]], serv
             raise PetoolError(f"{path.name}: chat template or end token differ from the base's")
         for request, text in asked:
             ids = model.encode(text)
-            others = {"training": trained.encode(text)}
-            others["transformers"] = tokenizer.encode(text, add_special_tokens=False)
+            others = {
+                "training": trained.encode(text),
+                "transformers": tokenizer.encode(text, add_special_tokens=False),
+            }
             others |= {"llama.cpp's server": server.ids(request)} if server else {}
             if name := next((name for name, other in others.items() if other != ids), None):
                 sides = ids, others[name]
@@ -220,13 +257,12 @@ def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:
 
 def shortfalls(name: str, figures: dict[str, Any]) -> list[str]:
     """What of a file's figures lies below its threshold, in words."""
-    faults, against = [], figures["against_transformers"]
-    stopped, count = figures["replies_stopped"], figures["replies"]
-    if stopped < STOPPED * count:
-        faults.append(f"{stopped} of {count} greedy replies stop at the end token, fewer than {STOPPED:.0%}")
+    stopped, count, against = figures["replies_stopped"], figures["replies"], figures["against_transformers"]
     least, most = _LIMITS.get(name, _LOW_BITS)
-    if against["top1"] < least:
-        faults.append(f"top-1 agreement with transformers {against['top1']}, below {least}")
-    if not against["kl"] <= most:
-        faults.append(f"KL divergence from transformers {against['kl']}, above {most}")
-    return [f"{name}: {fault}" for fault in faults]
+    faults = {
+        f"{stopped} of {count} greedy replies stop at the end token, fewer than {STOPPED:.0%}": stopped
+        < STOPPED * count,
+        f"top-1 agreement with transformers {against['top1']}, below {least}": against["top1"] < least,
+        f"KL divergence from transformers {against['kl']}, above {most}": not against["kl"] <= most,
+    }
+    return [f"{name}: {fault}" for fault, holds in faults.items() if holds]

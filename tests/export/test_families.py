@@ -15,8 +15,8 @@ from petool_lite.bench.run import bench
 from petool_lite.bench.variants import Variant, endpoint_variant
 from petool_lite.data.files import load_dataset
 from petool_lite.export import check_exportable, load_source, write_targets
-from petool_lite.export.other_server import OtherServer
 from petool_lite.export.source import load_adapter
+from petool_lite.export.verify import OtherServer
 from petool_lite.families import chat_template
 from petool_lite.inference.call import CallOptions
 from petool_lite.inference.constrain import Constrainer

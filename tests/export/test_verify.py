@@ -13,9 +13,8 @@ from petool_lite.errors import PetoolError
 from petool_lite.export import Options, export_run, load_source, load_whole, write_targets
 from petool_lite.export import run as run_module
 from petool_lite.export.gguf import write_lora
-from petool_lite.export.other_server import OtherServer
 from petool_lite.export.source import load_adapter
-from petool_lite.export.verify import Evaluator, Reference, agreement, check_ids, shortfalls
+from petool_lite.export.verify import Evaluator, OtherServer, Reference, agreement, check_ids, shortfalls
 from petool_lite.families import chat_template
 from petool_lite.gguf_base import gguf_fields, open_gguf
 from petool_lite.inference.gpu import four_bits

@@ -16,7 +16,7 @@ from petool_lite.data.openai import entry_line, entry_messages, learned_turns, t
 from petool_lite.data.openai import parse as parse_line
 from petool_lite.data.petoolbench import parse
 from petool_lite.errors import PetoolError
-from petool_lite.export.other_server import OtherServer
+from petool_lite.export.verify import OtherServer
 from petool_lite.prompt import render
 from petool_lite.prompt.render import Chat, Layout, chat_from_directory, example, prompt_ids, prompt_text
 

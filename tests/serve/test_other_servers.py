@@ -11,7 +11,7 @@ from petool_lite import ToolCaller
 from petool_lite.data.entries import Call
 from petool_lite.data.files import load_dataset
 from petool_lite.data.openai import entry_messages, tool_json
-from petool_lite.export.other_server import OtherServer
+from petool_lite.export.verify import OtherServer
 
 pytest.importorskip("xllamacpp")
 EVERYDAY = Path(__file__).parents[3] / "shared" / "everyday.jsonl"
