@@ -80,9 +80,8 @@ def push(folder: Path, run: Path, repo: str, report: Report) -> str:
     them are one commit: a transfer that breaks off leaves the Hub as it was. Raises PetoolError."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    listed = [item["file"] for item in json.loads((folder / "export.json").read_text())["files"]]
-    files = [*listed, "Modelfile", "README.md", "export.json"]
-    parts = [CommitOperationAdd(name, str(folder / name)) for name in files]
+    files = [item["file"] for item in json.loads((folder / "export.json").read_text())["files"]]
+    parts = [CommitOperationAdd(name, str(folder / name)) for name in [*files, "Modelfile", "README.md", "export.json"]]
     parts += [CommitOperationAdd(f".eval_results/{name}", text.encode()) for name, text in eval_results(run).items()]
     report(f"sending {len(parts)} files to {repo}", 0, 0, "")
     hint = f"the files are in {folder}; the same command sends them again"

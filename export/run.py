@@ -28,14 +28,13 @@ from petool_lite.runs import TRAINED, draft, locked, read_manifest, versions, wr
 
 @dataclass(frozen=True)
 class Options:
-    """What to export: GGUF types, the base weights to merge into ("bf16", "nf4", None: those that training used), an
-    importance matrix, a LoRA file; `level` "quick" leaves out the checks that run the model."""
+    """What to export."""
 
-    types: tuple[str, ...]
-    merge_base: str | None = None
-    imatrix: bool = False
-    lora: bool = False
-    level: str = "full"
+    types: tuple[str, ...]  # of GGUF
+    merge_base: str | None = None  # which weights of the base: "bf16", "nf4"; None: those that training used
+    imatrix: bool = False  # quantize by an importance matrix
+    lora: bool = False  # a LoRA file, too
+    level: str = "full"  # "quick" leaves out the checks that run the model
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.types if name not in TYPES]

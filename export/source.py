@@ -53,17 +53,15 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export: its base, config.json and tensors by name, the base's or those of a model that training made
-    of it (then `before` has the base's). `importance` maps GGUF names to float32 arrays (columns,); `nf4` merges into
-    weights as 4-bit training saw them; `template` and `keys` go into the file."""
+    """A model to export: the tensors of a base, or of a model that training made of it; `template` and `keys` go in."""
 
     base: Base
-    config: dict[str, Any]
+    config: dict[str, Any]  # config.json
     tensors: Mapping[str, Tensor]
     adapter: Adapter | None = None
-    importance: dict[str, Any] | None = None
-    nf4: bool = False
-    before: Mapping[str, Tensor] = field(default_factory=dict)
+    importance: dict[str, Any] | None = None  # GGUF name -> float32 array (columns,)
+    nf4: bool = False  # merge into weights as 4-bit training saw them
+    before: Mapping[str, Tensor] = field(default_factory=dict)  # the base's, where the tensors are not
     template: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
 

@@ -71,7 +71,7 @@ def _targets(source: Source, paths: Mapping[str, Path], held: ExitStack) -> list
 def _run(source: Source, targets: list[Target], report: Report) -> Changes:
     import torch
 
-    changes = {name: Change() for name in (source.adapter.modules if source.adapter else source.before)}
+    changes = dict[str, Change]()
     divisors = rope_divisors(rope_of(source.config), source.shape.head_size)
     if divisors is not None:
         _write(targets, ROPE, divisors.reshape(1, -1), 0, None)
@@ -85,14 +85,12 @@ def _run(source: Source, targets: list[Target], report: Report) -> Changes:
                 bands = _Bands(source, targets, tensor)
                 work.append((tensor.name, [pool.submit(bands.work, *rows) for rows in bands.all_rows()]))
             for done, (name, futures) in enumerate(work, 1):
-                moved = sum((future.result() for future in futures), Change())
-                if name in changes:
-                    changes[name] = moved
+                changes[name] = sum((future.result() for future in futures), Change())
                 report(stage, done, len(work), name.removeprefix("model."))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(before)
-    return changes
+    return {name: changes[name] for name in (source.adapter.modules if source.adapter else source.before)}
 
 
 class _Bands:

@@ -23,14 +23,13 @@ _KINDS = "those of Llama, Mistral, Qwen, Gemma and SmolLM2 can"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer: llama.cpp's names of its `model` ("gpt2", "llama") and pre-tokenizer, and (text, kind) by ID. Of
-    SentencePiece also the score of each token, and whether a space is put before a text (None: as llama.cpp does)."""
+    """A tokenizer, in llama.cpp's words."""
 
-    model: str
-    splitter: str
-    tokens: list[tuple[str, int]]
-    scores: list[float] | None = None
-    space: bool | None = None
+    model: str  # "gpt2" for byte-level BPE, "llama" for SentencePiece's
+    splitter: str  # the pre-tokenizer's name
+    tokens: list[tuple[str, int]]  # text and kind by ID
+    scores: list[float] | None = None  # SentencePiece's, of each token
+    space: bool | None = None  # whether one is put before a text; None: as llama.cpp does
 
 
 def read_vocabulary(directory: Path, size: int) -> Vocabulary:
