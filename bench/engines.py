@@ -38,11 +38,6 @@ class Task:
     fresh: bool = False
 
     @property
-    def setting(self) -> str:
-        """PEToolBench's setting that the entries were loaded with, "none" for other data."""
-        return self.dataset.entries[0].setting or "none"
-
-    @property
     def text(self) -> bool | str:
         """The answer without a call that is allowed: the data's own sentence, any text if it has several, or none. A
         test that lists what it accepts allows one in all its parts, as BFCL does."""
@@ -52,9 +47,9 @@ class Task:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Where the entries came from, as results record it."""
+        """PEToolBench's setting, "none" for other data, and where the entries came from, as results record it."""
         data = {key: getattr(self.dataset, key) for key in ("source", "sha256", "total")}
-        return {"setting": self.setting, "data": data}
+        return {"setting": self.dataset.entries[0].setting or "none", "data": data}
 
     def entries(self) -> dict[int, Entry]:
         """This task's entries by their place in the data; raises PetoolError where one has no right answer."""
@@ -167,8 +162,8 @@ def _gpu_rows(work: Work, told: dict[str, Any], report: Report) -> Rows:
     constrain = (lambda place: work.start(constrainer, indices[place])) if constrained else None
     model = GpuModel(folder, variant.adapter, variant.precision, variant.device)
     texts = [work.prompts[index].ids for index in indices]
-    told["batch"], first = variant.batch, True
-    for place, reply in model.generate(texts, work.task.max_reply_tokens, constrain, variant.batch):
-        yield indices[place], work.answered(indices[place], reply) | {"cold": first, "batch": variant.batch}
-        first = False
+    told["batch"] = variant.batch
+    replies = model.generate(texts, work.task.max_reply_tokens, constrain, variant.batch)
+    for number, (place, reply) in enumerate(replies):
+        yield indices[place], work.answered(indices[place], reply) | {"cold": number == 0, "batch": variant.batch}
         told["memory_gb"] = round(model.peak_memory_gb(), 3)

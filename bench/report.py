@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petool_lite.bench.results import ROWS_SCHEMA, Results, load_folder
-from petool_lite.bench.score import CLASSES, METRICS, paired, quantile, summary
+from petool_lite.bench.score import CLASSES, METRIC_WORDS, METRICS, paired, quantile, summary
 from petool_lite.console import print_table, terminal
 from petool_lite.errors import PetoolError
 from petool_lite.models import file_sha256
@@ -21,7 +21,6 @@ from petool_lite.runs import write_json, write_text
 
 SCHEMA = 4
 _PUBLISHED = ("user_entries_test.json", "user_entries_test_r.json")
-METRIC_WORDS = ("tool", "parameters", "both")
 WORDS = dict(zip(METRICS, METRIC_WORDS, strict=True))  # of every figure, those as asked last
 WORDS |= {f"{metric}_as_asked": f"{WORDS[metric]} as asked" for metric in METRICS[1:]}
 _SCORER_WORDS = {
@@ -113,7 +112,6 @@ def is_published_data(meta: Mapping[str, Any]) -> bool:
 def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds a call (median and 95th percentile, cold and warm apart), tokens/s, GB and bytes; None where unknown. A
     call is cold if nothing of its prompt was in the engine's memory; what was reused is not counted as read."""
-    gpu = meta.get("gpu") or {}
     runs = [row for row in rows if row["status"] == "ok"] if meta["engine"] != "none" else []
 
     def times(cold: bool) -> dict[str, Any]:
@@ -131,7 +129,7 @@ def cost(rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str
         "decode_tokens_per_s": rate(sum(row["reply_tokens"] for row in runs), "decode_s"),
         "peak_memory_gb": meta.get("peak_memory_gb") if runs else None,
         **{"model_bytes": meta.get("model_bytes") or None, "wall_seconds": meta.get("seconds")},
-        "gpu": {key: gpu.get(key) for key in ("batch", "memory_gb")},
+        "gpu": {key: (meta.get("gpu") or {}).get(key) for key in ("batch", "memory_gb")},
     }
 
 
@@ -170,8 +168,7 @@ def _scores_table(document: Mapping[str, Any]) -> Table:
     columns = ("variant", "what it is", "n", *(WORDS[name] for name in names))
     rows = [(label(item), item["about"], f"{item['n']:,}", *accuracies_cells(item, *names)) for item in variants]
     notes = ["in percent, with 95 % intervals by function; decoded greedily"]
-    if asked:
-        notes.append("as asked: a number that the data cut to a whole one may stand as the request says it")
+    notes += ["as asked: a number that the data cut to a whole one may stand as the request says it"] if asked else []
     scorers = [_SCORER_WORDS[name] for name in dict.fromkeys(item["scorer"] for item in variants)]
     for item in variants:
         notes += [f"{item['name']}: {note}" for note in _notes(item)]
@@ -185,8 +182,7 @@ def _notes(item: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{item[key]:,} {words}" for key, words in _COUNTED.items() if item[key])
     if item["cut_line"]:
         yield f"the last line of {item['results']} was cut and is left out"
-    sure = item["calibration"]
-    if sure and item["n"] >= 100:  # of fewer a calibration error says nothing
+    if (sure := item["calibration"]) and item["n"] >= 100:  # of fewer a calibration error says nothing
         yield (
             f"its confidence is off by {100 * sure['ece']:.0f} points (expected calibration error), on half of the "
             f"functions by {100 * sure['ece_fitted']:.0f} with the other half's temperature, {sure['temperature']:.2f}"
@@ -276,8 +272,7 @@ def markdown_report(document: Mapping[str, Any]) -> str:
 
 def _markdown(value: str) -> str:
     """Text that Markdown shows as it stands."""
-    escaped = "".join(f"\\{char}" if char in "\\`*_[]<>|#~&" else char for char in value)
-    return " ".join(escaped.split())
+    return " ".join("".join(f"\\{char}" if char in "\\`*_[]<>|#~&" else char for char in value).split())
 
 
 def print_report(document: Mapping[str, Any]) -> None:

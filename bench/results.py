@@ -12,8 +12,9 @@ from typing import Any
 
 from petool_lite.bench.score import Score, error_class, score_row
 from petool_lite.console import Report
+from petool_lite.data.files import write_lines
 from petool_lite.errors import USAGE, PetoolError, in_words
-from petool_lite.runs import write_json, write_text
+from petool_lite.runs import write_json
 
 ROWS_SCHEMA = 3
 _ALIKE = ("variant", "setting", "engine", "decoding", "style")  # one value in a whole file
@@ -217,12 +218,8 @@ def _held(path: Path, report: Report) -> dict[int, dict[str, Any]]:
     if failed:
         report(f"{path.name}: {failed} failures of the engine are tried again", 0, 0, "")
     if failed or found.cut_line:
-        _write_rows(path, good.values())
+        write_lines(path, good.values())
     return good
-
-
-def _write_rows(path: Path, rows: Any) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def merge_shards(folders: Sequence[Path], target: Path) -> None:
@@ -236,7 +233,7 @@ def merge_shards(folders: Sequence[Path], target: Path) -> None:
         metas = [part.meta for part in parts]
         meta = metas[0] | {key: round(sum(meta[key] for meta in metas), 2) for key in ("entries", "seconds")}
         meta |= {"shard": None, "peak_memory_gb": max(meta["peak_memory_gb"] or 0.0 for meta in metas)}
-        _write_rows(target / name, sorted((row for part in parts for row in part.rows), key=lambda row: row["index"]))
+        write_lines(target / name, sorted((row for part in parts for row in part.rows), key=lambda row: row["index"]))
         write_json(meta_path(target / name), meta)
 
 

@@ -1,7 +1,6 @@
-"""Scores: pure functions over results rows, their statistics and classes of error; imports no model library.
-`published` is the paper's scorer, `spanning` lets its match span lines (as for the published 3B result), `strict` wants
-one JSON call and nothing else, `as_asked` takes a number that the data cut to a whole one as the request says it, `ast`
-is BFCL's, for tests that list what they accept; where no tool fits, a text without a call is right by every scorer."""
+"""Scores: pure functions over results rows; imports no model library. `published` is the paper's scorer, `spanning` has
+its match span lines (as for the published 3B result), `strict` wants one JSON call alone, `as_asked` takes a number
+that the data cut to a whole one as the request says it, `ast` is BFCL's; where no tool fits, a text is right by all."""
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,7 +19,7 @@ from petool_lite.prompt.render import CALL_START
 from petool_lite.scorer import Pair, published_form, read_published, score_reply
 
 SCORERS = ("published", "spanning", "strict", "as_asked", "ast")
-METRICS = ("tool", "param", "joint")
+METRICS, METRIC_WORDS = ("tool", "param", "joint"), ("tool", "parameters", "both")
 _FIGURES = {metric: (metric, "") for metric in METRICS}  # name: the metric, and its scorer if not the one that counts
 _FIGURES |= {f"{metric}_as_asked": (metric, "as_asked") for metric in METRICS[1:]}
 # Every row has exactly one class; "right" are those that count as right in joint_acc.
@@ -46,15 +45,14 @@ _Z = 1.959964  # 97.5 % point of the normal distribution
 
 @dataclass(frozen=True)
 class Score:
-    """One reply, scored: a pair by each scorer that can say something, and the name of the one that counts; the call
-    that was read, if any, and its canonical text; what groups entries; the probability of what was chosen."""
+    """One reply, scored."""
 
-    pairs: Mapping[str, Pair]
-    scorer: str
-    call: Mapping[str, Any] | None
-    call_text: str
-    function: str
-    confidence: float | None = None
+    pairs: Mapping[str, Pair]  # by each scorer that can say something
+    scorer: str  # the one that counts
+    call: Mapping[str, Any] | None  # that was read
+    call_text: str  # canonical, or the text without a call
+    function: str  # what groups entries
+    confidence: float | None = None  # the probability of what was chosen
 
     def right(self, metric: str, scorer: str = "") -> bool:
         """Whether `metric` (tool, param, joint) is right, by the scorer that counts unless another is named."""
@@ -64,11 +62,8 @@ class Score:
 
 def canonical(value: Any) -> str:
     """JSON text that is equal for equal JSON values: keys in order, 1.0 and 1 the same number, true no number."""
-
-    def number(text: str) -> float | int:
-        return int(value) if (value := float(text)).is_integer() else value
-
-    return json.dumps(json.loads(json.dumps(value), parse_float=number), sort_keys=True)
+    plain = json.loads(json.dumps(value), parse_float=lambda text: int(n) if (n := float(text)).is_integer() else n)
+    return json.dumps(plain, sort_keys=True)
 
 
 def score_row(row: Mapping[str, Any]) -> Score:

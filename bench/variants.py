@@ -1,5 +1,4 @@
-"""What can be benched: a model file, a base or a run's model on a GPU, an endpoint, or a rule: what chance, the first
-place or the likes alone reach. A rule calls a candidate with its required parameters and declared defaults."""
+"""What can be benched: a file, a base or a run's model on a GPU, an endpoint, or a rule: what chance alone reaches."""
 
 import hashlib
 import random
@@ -11,7 +10,10 @@ from pathlib import Path
 from petool_lite.console import Report
 from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required, words
 from petool_lite.errors import MACHINE, USAGE, PetoolError
+from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.gpu import BATCH, gpu_available
+from petool_lite.inference.llama_open import model_sha256
+from petool_lite.models import files_sha256, resolve_base
 from petool_lite.prompt.render import recorded_style
 from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, read_manifest
@@ -50,22 +52,20 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A GGUF file on llama.cpp, a model directory, perhaps with an adapter, on a GPU, a rule without a file, or the
-    model of an endpoint at `url`, asked at most `requests` times (0: about three an entry). `style` None is the file's
-    own. `decoding` is "constrained", "free" or "none", `precision` "bf16" or "nf4", `batch` replies side by side."""
+    """A GGUF file on llama.cpp, a model directory (perhaps with an adapter) on a GPU, an endpoint's model, a rule."""
 
     name: str
-    model: Path
-    style: str | None = None
+    model: Path  # a rule's and an endpoint's model is a mere name
+    style: str | None = None  # None: the file's own
     engine: str = LLAMA
     adapter: Path | None = None
-    decoding: str = "constrained"
-    precision: str = "bf16"
-    batch: int = BATCH
+    decoding: str = "constrained"  # or "free", "none"
+    precision: str = "bf16"  # or "nf4"
+    batch: int = BATCH  # replies side by side
     about: str = ""
     device: str | None = None
-    url: str = ""
-    requests: int = 0
+    url: str = ""  # of an endpoint
+    requests: int = 0  # that it gets at most; 0: about three an entry
 
     @property
     def place(self) -> str:
@@ -84,12 +84,9 @@ class Variant:
 
     def sha256(self) -> str | None:
         """SHA-256 of a model file, or of its files', remembered while they stay; or of an endpoint and its model."""
-        from petool_lite.inference.llama_open import model_sha256
-
-        facts = [self.place] if self.url else [model_sha256(file) for file in self._files()]
-        if self.url or len(facts) > 1:
-            return hashlib.sha256(" ".join(facts).encode()).hexdigest()
-        return facts[0] if facts else None
+        if self.url:
+            return hashlib.sha256(self.place.encode()).hexdigest()
+        return files_sha256(files, model_sha256) if (files := self._files()) else None
 
 
 def endpoint_variant(url: str, model: str, requests: int) -> Variant:
@@ -103,9 +100,6 @@ def endpoint_variant(url: str, model: str, requests: int) -> Variant:
 
 def model_variant(model: str, report: Report) -> Variant:
     """A GGUF file on the CPU, or a model directory or hub id on the GPU; raises PetoolError where it cannot be run."""
-    from petool_lite.gguf_header import check_gguf
-    from petool_lite.models import resolve_base
-
     path = Path(model).expanduser()
     if not (path / "config.json").is_file() and (path.exists() or path.suffix == ".gguf" or "/" not in model):
         check_gguf(path)
@@ -136,7 +130,7 @@ def rule_variant(name: str) -> Variant:
 
 
 def rule_call(name: str, entry: Entry) -> Call:
-    """What the baseline of that name answers."""
+    """What the rule of that name answers: a call with the required parameters at their declared defaults."""
     tool = RULES[name][0](entry)
     schemas = properties(tool)
     return Call(tool.name, {key: schemas[key].get("default", "") for key in required(tool) if key in schemas})
@@ -155,11 +149,9 @@ def run_variants(run: Path, recipe: Recipe, names: Sequence[str], report: Report
     """The variants of a run by name, see KNOWN; raises PetoolError for one unknown, without a file or its GPU."""
     manifest = read_manifest(run)
     recorded_style(manifest.get("prompt_style"), manifest.get("prompt_layout"))
-    found = {}
-    for name in _expanded(names, run, recipe.model.precision):
-        variant = rule_variant(name) if name in RULES else _of_run(name, run, recipe, report)
-        found[variant.name] = variant
-    return list(found.values())
+    names = _expanded(names, run, recipe.model.precision)
+    found = [rule_variant(name) if name in RULES else _of_run(name, run, recipe, report) for name in names]
+    return list({variant.name: variant for variant in found}.values())
 
 
 def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[str]:
@@ -184,7 +176,6 @@ def _exported(run: Path) -> list[str]:
 def _of_run(name: str, run: Path, recipe: Recipe, report: Report) -> Variant:
     """A side of a run in a GGUF type, its smallest if none is named, or in a precision on the GPU."""
     from petool_lite.export import export_base
-    from petool_lite.models import resolve_base
 
     side, *rest = name.split("-")
     style, trained = recipe.data.style, run / TRAINED[recipe.train.method]

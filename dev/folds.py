@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petool_lite.bench.report import METRIC_WORDS, accuracies_cells
+from petool_lite.bench.report import accuracies_cells
 from petool_lite.bench.results import Results, load_folder
 from petool_lite.bench.run import commit, machine
-from petool_lite.bench.score import accuracies
+from petool_lite.bench.score import METRIC_WORDS, accuracies
 from petool_lite.console import print_json, print_table, progress, say
 from petool_lite.data import SETTINGS
 from petool_lite.data.files import source_sha256, write_folds

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from petool_lite.average import average
-from petool_lite.bench.report import METRIC_WORDS
-from petool_lite.bench.score import METRICS
+from petool_lite.bench.score import METRIC_WORDS, METRICS
 from petool_lite.cli.options import as_json
 from petool_lite.console import emit, plain
 from petool_lite.errors import PetoolError
