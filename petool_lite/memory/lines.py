@@ -19,8 +19,7 @@ ENOUGH = 10  # liked calls that training takes: fewer are learned by heart
 
 
 def openai_line(item: Record) -> dict[str, Any]:
-    """An interaction as a conversation in OpenAI's form, which ends with the verdict where a tool was called. Beside it
-    stands what OpenAI has no field for: `id`, `user`, `time`, `verdict`, `confidence` and `result` (see Record)."""
+    """An interaction as a conversation in OpenAI's form, a call's verdict at its end; beside it its other facts."""
     if isinstance(item.made, Call):
         told = Entry("", "", (), (Interaction(item.query, item.made, item.verdict),))
         messages = entry_messages(told)[:-1]  # without the query that would follow

@@ -65,19 +65,18 @@ class Unwritable(PetoolError):
 
 @dataclass(frozen=True)
 class Record:
-    """One answer that a user got. `time` is in seconds since 1970; `turns` (None if too long to keep), `tools` and
-    `answer` are JSON; `confidence` is the calibrated probability of the choice, `result` what a tool said."""
+    """One answer that a user got."""
 
     id: str
     user: str
-    time: float
+    time: float  # seconds since 1970
     query: str
-    turns: str | None
+    turns: str | None  # JSON, as tools and answer are; None if too long to keep
     tools: str
     answer: str
     verdict: str | None = None
-    confidence: float | None = None
-    result: str | None = None
+    confidence: float | None = None  # the calibrated probability of the choice
+    result: str | None = None  # what a tool said
 
     @property
     def made(self) -> Answer:
@@ -175,12 +174,9 @@ class Store:
             db.execute("DELETE FROM users WHERE name = ?", (user,))
             return gone
 
-        def still_read(db: sqlite3.Connection) -> bool:
-            db.execute("VACUUM")
-            return bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
-
         count = _run(self.path, work, write=True)
-        if _run(self.path, still_read):
+        _run(self.path, lambda db: db.execute("VACUUM"))
+        if _run(self.path, lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]):
             raise PetoolError(f"another program is reading {self.path}: its log still holds the texts", "try again")
         return count
 

@@ -12,10 +12,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from petool_lite.console import say
 from petool_lite.errors import USAGE, PetoolError, in_words
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference.helper import listening
+from petool_lite.memory.store import Memory
+from petool_lite.serve.queue import RequestQueue
+from petool_lite.serve.routes import OfferedTools, application
 
 _HEAD_S = 10  # seconds in which the head of a connection's first request arrives
 _CONNECTIONS = 512  # at once; more are answered 503
@@ -23,18 +29,17 @@ _CONNECTIONS = 512  # at once; more are answered 503
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What is served, where and within which limits; `slots` requests run at once, `queue` more may wait. Each slot has
-    `n_ctx` tokens of context, 0 for the engine's default. The command line owns the defaults."""
+    """What is served, where and within which limits. The command line owns the defaults."""
 
     model: Path
     host: str
     port: int
     api_key: str | None
-    slots: int
-    queue: int
+    slots: int  # requests that run at once
+    queue: int  # more that may wait
     timeout_s: float
     max_mb: int  # MiB of one request
-    n_ctx: int
+    n_ctx: int  # tokens of context in each slot, 0 for the engine's default
     decoding: str
     trim_history: bool
     store: bool  # what users with a name did is kept and read for their next request
@@ -49,10 +54,6 @@ class ServeSettings:
 
 def run(settings: ServeSettings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises PetoolError for what cannot be served, or not without an API key."""
-    from petool_lite.memory.store import Memory
-    from petool_lite.serve.queue import RequestQueue
-    from petool_lite.serve.routes import OfferedTools, application
-
     check_gguf(settings.model)
     local = settings.host == "localhost"
     with suppress(ValueError):
@@ -82,10 +83,8 @@ def run(settings: ServeSettings) -> None:
     say("stopped")
 
 
-def _server(application: Any, queue: Any) -> Any:
+def _server(app: Any, queue: Any) -> Any:
     """uvicorn, but a signal ends the running request at once, and a connection that sends no whole head is closed."""
-    import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):  # type: ignore[misc]
         def connection_made(self, transport: Any) -> None:
@@ -98,4 +97,4 @@ def _server(application: Any, queue: Any) -> Any:
             super().handle_exit(sig, frame)
 
     most = {"timeout_graceful_shutdown": 1, "limit_concurrency": _CONNECTIONS}
-    return Server(uvicorn.Config(application, http=Protocol, log_level="critical", lifespan="off", **most))
+    return Server(uvicorn.Config(app, http=Protocol, log_level="critical", lifespan="off", **most))

@@ -51,35 +51,13 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it was read; `unused` names the fields that changed nothing. It `remembers` where it is of a user
-    with a name and does not say `store: false`: what was done earlier is read, and the answer kept."""
+    """A request as it was read."""
 
     request: Request
     stream: bool
     usage: bool
-    unused: tuple[str, ...]
-    remembers: bool = False
-
-
-def read_chat(body: Mapping[str, Any]) -> Asked:
-    """A request of POST /v1/chat/completions; raises Refusal."""
-    limit = next((name for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None), "max_tokens")
-    with _refusing():
-        return _read(body, body.get("messages"), limit)
-
-
-def read_responses(body: Mapping[str, Any]) -> Asked:
-    """A request of POST /v1/responses; raises Refusal."""
-    given = body.get("input")
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    with _refusing():
-        if not isinstance(items, list):
-            raise _wrong("input", "a text or a list of items", given)
-        instructions = body.get("instructions")
-        messages = [{"role": "system", "content": instructions}] if instructions else []
-        for index, item in enumerate(items):
-            messages += _message(item, f"input[{index}]")
-        return _read(body, messages, "max_output_tokens")
+    unused: tuple[str, ...]  # fields that changed nothing
+    remembers: bool = False  # reads what its user, who has a name, did earlier, and keeps the answer: no `store: false`
 
 
 @contextmanager
@@ -89,6 +67,27 @@ def _refusing() -> Iterator[None]:
         yield
     except Fault as fault:
         raise Refusal(400, str(fault), re.split(r"[:.[]", str(fault))[0]) from None
+
+
+@_refusing()
+def read_chat(body: Mapping[str, Any]) -> Asked:
+    """A request of POST /v1/chat/completions; raises Refusal."""
+    limit = next((name for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None), "max_tokens")
+    return _read(body, body.get("messages"), limit)
+
+
+@_refusing()
+def read_responses(body: Mapping[str, Any]) -> Asked:
+    """A request of POST /v1/responses; raises Refusal."""
+    given = body.get("input")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if not isinstance(items, list):
+        raise _wrong("input", "a text or a list of items", given)
+    instructions = body.get("instructions")
+    messages = [{"role": "system", "content": instructions}] if instructions else []
+    for index, item in enumerate(items):
+        messages += _message(item, f"input[{index}]")
+    return _read(body, messages, "max_output_tokens")
 
 
 def _message(item: Any, where: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from petool_lite.serve.requests import Asked, Refusal
 _STATUS = {ENGINE: 500, "timeout": 504, "cancelled": 499}
 
 
-async def respond(events: AsyncIterator[Event], form: "Form") -> Any:
+async def respond(events: AsyncIterator[Event], form: "Chat | Responses") -> Any:
     """The response to one request. Raises Refusal for what fails before the first piece, with a status of its own."""
     from starlette.responses import JSONResponse, StreamingResponse
 
@@ -37,7 +37,7 @@ def _check(event: Event) -> None:
         raise Refusal(_STATUS[facts["kind"]], facts["message"], kind=facts["kind"])
 
 
-async def _stream(first: Event, events: AsyncIterator[Event], form: "Form") -> AsyncIterator[str]:
+async def _stream(first: Event, events: AsyncIterator[Event], form: "Chat | Responses") -> AsyncIterator[str]:
     yield "".join([*form.opening(), *form.take(first)])
     async for event in events:
         yield "".join(form.take(event))
@@ -92,8 +92,6 @@ class Form:
         total = {f"{read}_tokens": prompt, f"{written}_tokens": reply, "total_tokens": prompt + reply}
         return total | {f"{read}_tokens_details": {"cached_tokens": timings["reused_tokens"]}}
 
-    opening: Callable[[], Iterator[str]]  # what goes out first
-    whole: Callable[[], dict[str, Any]]  # the answer as one object
     _grown: Callable[[dict[str, str], bool], Iterator[str]]  # what goes out for a piece; true for the first one
     _closing: Callable[[], Iterator[str]]  # what goes out last
     _failed: Callable[[dict[str, Any]], Iterator[str]]  # the same where the answer cannot be ended well

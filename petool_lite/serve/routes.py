@@ -39,7 +39,7 @@ _PRIVATE = "what is remembered of users is told with the server's key only: in t
 _SHOWN = 20  # calls of a user on the page
 _DEEPEST = 64  # levels of nesting in a request
 _FRESH_S = 30.0  # after which MCP servers are asked again, when a request wants their tools
-_FORMS = {"/v1/chat/completions": (read_chat, Chat), "/v1/responses": (read_responses, Responses)}
+_FORMS: dict[str, Any] = {"/v1/chat/completions": (read_chat, Chat), "/v1/responses": (read_responses, Responses)}
 
 
 class OfferedTools:
@@ -90,8 +90,7 @@ def application(queue: RequestQueue, store: Store | None = None, offered: Offere
     )
 
 
-async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refusal)
+async def _refuse(request: Request, error: Any) -> JSONResponse:
     return JSONResponse(error.body, error.status, {"Retry-After": "5"} if error.status == 429 else None)
 
 
@@ -156,7 +155,7 @@ class _Routes:
             asked = replace(asked, remembers=False)
         elif asked.remembers and asked.request.options.explain:  # it tells earlier calls
             _authorize(request, self._settings.reading_key, _PRIVATE)
-        made = form(asked, self._name)
+        made: Chat | Responses = form(asked, self._name)
         own = {"decoding": self._settings.decoding, "trim_history": self._settings.trim_history}
         options = replace(asked.request.options, **own)
         kept = made.identity if asked.remembers else None
@@ -188,10 +187,8 @@ def _page() -> tuple[str, str]:
 
 
 def _authorize(request: Any, key: str | None, what: str = "wrong or missing API key") -> None:
-    if key is None:
-        return
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), key.encode()):
+    if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
         raise Refusal(401, what, kind="authentication_error")
 
 
