@@ -40,8 +40,7 @@ def examine(model: Path | None = None) -> dict[str, Any]:
 
 
 _PROMPT, _QUERY, _REPLY = 768, 40, 24  # tokens of the probe
-# A typical call, which is what is tuned: a new process, of four users one whose prompt was never read, a query and a
-# reply of ten batches of four tokens.
+# A typical call is tuned: a new process, of four users one whose prompt is new, a query, ten batches of four tokens.
 _NEW, _BATCHES, _TOKENS = 0.25, 10, 4
 _WORTH = 0.03  # a setting must save this share of the time to replace a plainer one
 

@@ -8,6 +8,7 @@ from typing import Any
 from petool_lite.errors import PetoolError, in_words
 from petool_lite.families import gguf_name, reordered_heads, shape_of, tensor_shapes
 from petool_lite.gguf_header import check_gguf
+from petool_lite.models import files_sha256
 from petool_lite.places import cache_place
 from petool_lite.runs import draft
 
@@ -19,8 +20,6 @@ _ELSEWHERE, _AGAIN = "train from the model's own directory", "get or export the 
 def unpacked(gguf: Path, report: Callable[[str], None]) -> Path:
     """The directory made of `gguf`, all parts, in the cache; raises PetoolError for what training cannot do with."""
     from filelock import FileLock
-
-    from petool_lite.models import files_sha256
 
     target = cache_place("bases", f"{gguf.stem}-{files_sha256(check_gguf(gguf))[:16]}-v{_VERSION}")
     if not (target / "config.json").is_file():
@@ -142,8 +141,7 @@ def _write_tokenizer(fields: _Fields, target: Path) -> None:
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
-    control = [token for token, kind in kinds if kind == 3]
+    control = [token for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True) if kind == 3]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(target / "tokenizer.json"))
     config = {

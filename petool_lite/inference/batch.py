@@ -1,7 +1,6 @@
-"""A llama.cpp context, and the one place that fills its batches: for one sequence, or several that are read together.
-Each slot of `serve --slots` has a thread that reads and writes as if it were alone; where it would decode, it hands its
-tokens over and waits. One thread puts what is waiting into one batch (continuous batching): the weights are read once
-for all. What several slots hold of the same prompt is held once: a token looks at the cells of all slots."""
+"""A llama.cpp context, and the one place that fills its batches. Each slot of `serve --slots` has a thread that works
+as if it were alone; one more puts the tokens that they decode next into one batch (continuous batching): weights are
+read once for all. What several slots hold of the same prompt is held once: a token looks at the cells of all slots."""
 
 import threading
 from collections.abc import Sequence

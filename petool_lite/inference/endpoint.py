@@ -43,11 +43,7 @@ class Gone(PetoolError):
 
 
 class _Passing(Exception):
-    """A failure that may pass; `wait` is how long the server asks for, in seconds."""
-
-    def __init__(self, what: str, wait: float = 0.0) -> None:
-        super().__init__(what)
-        self.wait = wait
+    """A failure that may pass: what it is, and for how many seconds the server asks to wait."""
 
 
 class _Refused(Exception):
@@ -91,11 +87,12 @@ class Endpoint:
             try:
                 return _answer(self._post(self._body(messages, tools, limit, without, names)), names)
             except _Passing as error:
+                what, wait = error.args
                 failed += 1
-                if failed == _TRIES or error.wait > _PATIENCE:
-                    later = f"; it asks to wait {error.wait:,.0f} s" if error.wait > _PATIENCE else ""
-                    raise PetoolError(f"{self.url}: {error}{later}", "try again later") from None
-                time.sleep(max(error.wait, min(2.0 ** (failed - 1), _PATIENCE)))
+                if failed == _TRIES or wait > _PATIENCE:
+                    later = f"; it asks to wait {wait:,.0f} s" if wait > _PATIENCE else ""
+                    raise PetoolError(f"{self.url}: {what}{later}", "try again later") from None
+                time.sleep(max(wait, min(2.0 ** (failed - 1), _PATIENCE)))
             except _Refused as refused:
                 short, text = refused.args
                 self._give_way(short, text, without, bool(tools))
@@ -138,7 +135,7 @@ class Endpoint:
         except httpx.HTTPError as error:
             if not self._there and isinstance(error, httpx.ConnectError):
                 raise Gone(f"{self.url}: nobody is there ({error})", "start the server, or mend the address") from None
-            raise _Passing(f"no answer ({str(error)[:100] or type(error).__name__})") from None
+            raise _Passing(f"no answer ({str(error)[:100] or type(error).__name__})", 0.0) from None
         self._there = True
         if not answer.is_success:
             raise self._failure(answer.status_code, answer.headers, answer.text)
@@ -147,7 +144,7 @@ class Endpoint:
         except (ValueError, RecursionError):
             if answer.content.lstrip()[:1] == b"<":
                 raise Gone(f"{self.url} answers with a web page", "give the address that ends in /v1") from None
-            raise _Passing(f"an answer that is cut off or no JSON, {len(answer.content):,} bytes") from None
+            raise _Passing(f"an answer that is cut off or no JSON, {len(answer.content):,} bytes", 0.0) from None
 
     def _failure(self, status: int, headers: Mapping[str, str], text: str) -> Exception:
         """What an error status means, without the key, which some servers repeat."""
@@ -243,4 +240,4 @@ def _answer(found: Any, names: Mapping[str, str]) -> Answer:
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         return Answer(text, calls, finish, *(int(count or 0) for count in (*counts, cached)))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise _Passing(f"an answer without a choice: {_said(json.dumps(found))}") from error
+        raise _Passing(f"an answer without a choice: {_said(json.dumps(found))}", 0.0) from error

@@ -1,8 +1,7 @@
-"""A tool's parameters, a JSON Schema as people write them, made into what llguidance builds a grammar of. llguidance
-reads types, bounds, patterns, `allOf` and references itself. Before that, names and shapes of the wild become JSON
-Schema (`data.schema`), and objects take only the parameters that they declare unless they say otherwise. What a reply
-cannot be held to (`not`, `uniqueItems`, a pattern with look-ahead, an overlapping `oneOf`) is left out or widened and
-said in a note; what makes no sense is refused. Both name tool and place. https://json-schema.org/draft/2020-12"""
+"""A tool's parameters, a JSON Schema as people write them, made into what llguidance builds a grammar of: words of the
+wild become JSON Schema's (`data.schema`; https://json-schema.org/draft/2020-12), and objects take only what they
+declare unless they say otherwise. What a reply cannot be held to (`not`, `uniqueItems`, a pattern with look-ahead, an
+overlapping `oneOf`) is left out or widened and noted, what makes no sense is refused; both name tool and place."""
 
 import json
 import re

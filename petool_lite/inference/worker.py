@@ -84,8 +84,7 @@ class Engine:
             take(failed(ENGINE, "the server is stopping" if self._ended else message))
 
     def send(self, number: int, request: Request, take: Callable[[Event], object]) -> None:
-        """Have a request answered under a number of its own; `take` gets its events from another thread, the last one
-        not a "delta". A process that died is started again first."""
+        """Have a request answered; `take` gets its events from another thread. A process that died is started again."""
         try:
             if not self.alive and not self._ended:
                 self.start()
@@ -150,8 +149,7 @@ def _work(pipe: Connection, model: Path, n_ctx: int, slots: int) -> None:
                 wanted.discard(number)
                 continue
             with lock:
-                known = [slot for slot in free if request.user and users.get(slot) == request.user]
-                slot = (known or free)[0]
+                slot = next((slot for slot in free if request.user and users.get(slot) == request.user), free[0])
                 free.remove(slot)
             users[slot] = request.user
             wanted.add(number)
