@@ -90,7 +90,7 @@ def _run(source: Source, targets: list[Target], report: Report) -> Changes:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(before)
-    return {name: changes[name] for name in (source.adapter.modules if source.adapter else source.before)}
+    return {name: changes.get(name, Change()) for name in (source.adapter.modules if source.adapter else source.before)}
 
 
 class _Bands:
