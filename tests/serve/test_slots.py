@@ -74,15 +74,16 @@ def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_a
     async def scene() -> None:
         settings = SimpleNamespace(model=Path(), n_ctx=0, slots=1, queue=1, timeout_s=0.15)
         queue, leaving, asked = RequestQueue(settings), asyncio.Event(), list[Callable[..., object]]()
+        nobody, told = Request({}, CallOptions()), list[tuple[str, str]]()
         # an engine that hears nothing; `asked` are those who wait for its events
         queue.engine = SimpleNamespace(send=lambda _, request, take: asked.append(take), cancel=lambda number: None)
 
         async def ask(leaves: asyncio.Event) -> None:
-            async for _ in queue.events(Request({}, CallOptions()), leaves.wait):
-                pass
+            told.extend([(kind, facts.get("kind", "")) async for kind, facts in queue.events(nobody, leaves.wait)])
 
         first = asyncio.create_task(ask(leaving))
         await asyncio.sleep(0.2)  # its time is over
+        assert (told, first.done()) == ([("failed", "timeout")], True), "told before the engine has heard"
         leaving.set()
         second = asyncio.create_task(ask(asyncio.Event()))
         await asyncio.sleep(0.05)
@@ -92,7 +93,7 @@ def test_a_slot_is_free_when_the_engine_has_heard_also_of_a_client_that_leaves_a
         assert (len(asked), queue.present) == (2, 1)
         asked[1](("done", {}))
         await asyncio.gather(first, second)
-        assert queue.present == 0
+        assert (queue.present, told[1:]) == (0, [("done", "")])
 
     asyncio.run(scene())
 
