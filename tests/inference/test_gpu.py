@@ -1,6 +1,7 @@
 """The GPU's replies on a CPU: batches answer as each prompt alone, free or constrained."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support_families import family_model
@@ -23,14 +24,13 @@ def prompts_of(*lengths: int) -> list[list[int]]:
     return [[(31 * place * place + 7 * length) % 40_000 + 10 for place in range(length)] for length in lengths]
 
 
-def plain(folder: Path, prompt: list[int], most: int, rule: Constraint | None = None) -> list[int]:
+def plain(model: Any, prompt: list[int], most: int, rule: Constraint | None = None) -> list[int]:
     """A reply by transformers' own code, one id a step; all that comes before it is read again for each."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model, ids = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), list(prompt)
+    ids = list(prompt)
     while len(ids) < len(prompt) + most and not (rule and rule.finished):
-        logits = model(torch.tensor([ids])).logits[0, -1].detach().numpy()
+        logits = model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].detach().numpy()
         ids.append((rule.forced() or [rule.choose(logits)])[0] if rule else int(logits.argmax()))
         if rule:
             rule.accept(ids[-1:])
@@ -47,16 +47,19 @@ def tool(name: str, *required: str) -> Tool:
 def test_replies_are_those_of_a_plain_loop_in_any_batch(family, jump, tiny, tmp_path, monkeypatch) -> None:
     """Prompts longer and shorter than Mistral's and Gemma's window (48); forced ids are read `jump` at once, and
     rows end at different steps."""
+    from transformers import AutoModelForCausalLM
+
     monkeypatch.setattr("petool_lite.inference.gpu._JUMP", jump)
     window = {"sliding_window": 48} if family == "Mistral" else {}
     folder = tiny if family == "Llama" else family_model(family, tiny, tmp_path, **window)
     model, prompts = exact(folder), prompts_of(50, 9, 1, 300)
-    wanted = [tuple(plain(folder, prompt, 10)) for prompt in prompts]
+    alone = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    wanted = [tuple(plain(alone, prompt, 10)) for prompt in prompts]
     assert len(set(wanted)) > 1
     constrainer = Constrainer.from_directory(tiny, chat_from_directory(tiny).eos_id)
     offered = [[tool("first", "a")], [tool("second")], [tool("third"), tool("fourth", "a", "b")], [tool("fifth", "a")]]
     rules = [constrainer.start(tools, "petool") for tools in offered]
-    called = [plain(folder, prompt, 60, rule)[:-1] for prompt, rule in zip(prompts, rules, strict=True)]
+    called = [plain(alone, prompt, 60, rule)[:-1] for prompt, rule in zip(prompts, rules, strict=True)]
     for batch in (1, 2, 4):
         found = dict(model.generate(prompts, 10, batch=batch))
         assert [found[index].ids for index in range(4)] == wanted
