@@ -191,9 +191,9 @@ def test_llama_cpp_and_transformers_render_the_template_alike(smollm2, smol, ope
     server = OtherServer(smollm2.gguf, template=tokenizer.chat_template)
     entries = [CHAT, *load_dataset("demo:test:20").entries, *(published(n, "chronological") for n in range(4))]
     for setting in ("rating", "preferred", "chronological"):
-        entries += load_dataset(str(open_entries), setting).entries[:15]
+        entries += load_dataset(str(open_entries), setting).entries[:6]
     for file in sorted(glob.glob(str(CORPORA / "*.jsonl.gz"))):
-        entries += load_dataset(file).entries[:8] if "tool_pool" not in file else ()
+        entries += load_dataset(file).entries[:5] if "tool_pool" not in file else ()
     assert len(entries) > 60
     for entry in entries:
         wanted = prompt_text(smol, entry, PETOOL)
