@@ -44,9 +44,11 @@ compile() { # beside what is fetched and unpacked meanwhile, which keeps one cor
   echo $code >$built/code
 }
 compiled() {
-  # what training imports; many containers set PYTHONDONTWRITEBYTECODE, where each process would compile it anew
-  (cd .venv/lib/python3*/site-packages && ../../../bin/python -m compileall -q -j 2 accelerate datasets numpy pandas peft \
-    pyarrow sympy torch torchao transformers trl unsloth unsloth_zoo) || true
+  # what is imported often; many containers set PYTHONDONTWRITEBYTECODE, where each process would compile it anew
+  (cd .venv/lib/python3*/site-packages && ../../../bin/python -m compileall -q -j 2 accelerate anyio click datasets gguf \
+    httpcore httpx huggingface_hub hypothesis jinja2 jsonschema llguidance mcp numpy openai pandas peft pyarrow pydantic \
+    rich starlette sympy tokenizers torch torchao transformers trl unsloth unsloth_zoo uvicorn) || true
+  .venv/bin/python -m compileall -q petool_lite export bench recipes || true
   until [ -s $built/code ]; do sleep 0.5; done
   cat $built/log
   [ "$(cat $built/code)" = 0 ] && $pip --no-deps --no-index $built/*.whl && rm -rf $built

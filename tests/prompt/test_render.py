@@ -10,7 +10,7 @@ import pytest
 from support_published import published_rows
 
 from petool_lite.data.entries import DISLIKED, LIKED, NO_TOOL, Call, Entry, Interaction, Tool
-from petool_lite.data.files import load_dataset
+from petool_lite.data.files import load_dataset, raw_rows
 from petool_lite.data.inspect import preview
 from petool_lite.data.openai import entry_line, entry_messages, learned_turns, tool_json
 from petool_lite.data.openai import parse as parse_line
@@ -189,11 +189,11 @@ def test_llama_cpp_and_transformers_render_the_template_alike(smollm2, smol, ope
     tokenizer = AutoTokenizer.from_pretrained(smollm2.directory)
     tokenizer.chat_template = render.petool_template(smol.template)
     server = OtherServer(smollm2.gguf, template=tokenizer.chat_template)
-    entries = [CHAT, *load_dataset("demo:test:20").entries, *(published(n, "chronological") for n in range(4))]
-    for setting in ("rating", "preferred", "chronological"):
-        entries += load_dataset(str(open_entries), setting).entries[:6]
+    entries = [CHAT, *load_dataset("demo:test:16").entries, *(published(n, "chronological") for n in range(2))]
+    rows = raw_rows(str(open_entries))[:9]
+    entries += [parse(row, setting, "") for setting in ("rating", "preferred", "chronological") for row in rows]
     for file in sorted(glob.glob(str(CORPORA / "*.jsonl.gz"))):
-        entries += load_dataset(file).entries[:5] if "tool_pool" not in file else ()
+        entries += [parse_line(row, "") for row in raw_rows(file)[:5]] if "tool_pool" not in file else ()
     assert len(entries) > 60
     for entry in entries:
         wanted = prompt_text(smol, entry, PETOOL)

@@ -65,7 +65,7 @@ def test_the_operator_is_one_that_torch_can_compile() -> None:
     torch.library.opcheck(torch.ops.petool_lite.packed.default, (*heads, ends, longest, 0.25, 5))
 
 
-@pytest.mark.parametrize(("family", "kinds"), [("Llama", 1), ("Qwen2", 1), ("Qwen3", 1), ("Gemma3Text", 2)])
+@pytest.mark.parametrize(("family", "kinds"), [("Llama", 1), ("Qwen3", 1), ("Gemma3Text", 2)])
 def test_compiled_layers_learn_the_same_with_a_graph_a_kind_for_all_lengths(float32, family, kinds) -> None:
     two = {"num_hidden_layers": 2, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
     plain = made(family, **(two if kinds == 2 else {}))
