@@ -46,7 +46,7 @@ compile() { # beside what is fetched and unpacked meanwhile, which keeps one cor
 compiled() {
   # what is imported often; many containers set PYTHONDONTWRITEBYTECODE, where each process would compile it anew
   (cd .venv/lib/python3*/site-packages && ../../../bin/python -m compileall -q -j 2 accelerate anyio click datasets gguf \
-    httpcore httpx huggingface_hub hypothesis jinja2 jsonschema llguidance mcp numpy openai pandas peft pyarrow pydantic \
+    httpcore httpx huggingface_hub jinja2 jsonschema llguidance mcp numpy pandas peft pyarrow pydantic \
     rich starlette sympy tokenizers torch torchao transformers trl unsloth unsloth_zoo uvicorn) || true
   .venv/bin/python -m compileall -q petool_lite export bench recipes || true
   until [ -s $built/code ]; do sleep 0.5; done

@@ -67,8 +67,8 @@ def test_the_operator_is_one_that_torch_can_compile() -> None:
 
 @pytest.mark.parametrize(("family", "kinds"), [("Llama", 1), ("Qwen3", 1), ("Gemma3Text", 2)])
 def test_compiled_layers_learn_the_same_with_a_graph_a_kind_for_all_lengths(float32, family, kinds) -> None:
-    two = {"num_hidden_layers": 2, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-    plain = made(family, **(two if kinds == 2 else {}))
+    local = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    plain = made(family, num_hidden_layers=2, **(local if kinds == 2 else {}))
     model = copy.deepcopy(plain)
     compile_layers(model, "aot_eager")
 
@@ -90,7 +90,7 @@ def test_layers_that_do_not_compile_run_as_they_are_and_it_is_told(float32, monk
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    plain, said = made(), []
+    plain, said = made(num_hidden_layers=1), []
     model = copy.deepcopy(plain)
     compile_layers(model, broken)
     (batch,) = micro_batches(rows(), 1000)
