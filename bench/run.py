@@ -20,7 +20,6 @@ from petool_lite.data.answers import equal_tools, function_words
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import PetoolError
-from petool_lite.inference.gpu import gpu_facts
 from petool_lite.inference.llama_open import cpu_name, default_threads
 from petool_lite.runs import locked, versions
 
@@ -125,7 +124,11 @@ def _meta(variant: Variant, task: Task, count: int) -> dict[str, Any]:
 
 def machine(gpu: bool) -> dict[str, Any]:
     """The machine as results record it; memory in GiB."""
-    device = (gpu_facts() or {"name": "cpu"})["name"] if gpu else "cpu"
+    device = "cpu"
+    if gpu:
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"device": device, "cpu": cpu_name(), "cores": default_threads(), "host_ram_gb": round(ram, 1)}
 

@@ -257,12 +257,13 @@ def agreement(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:
 
 def shortfalls(name: str, figures: dict[str, Any]) -> list[str]:
     """What of a file's figures lies below its threshold, in words."""
-    stopped, count, against = figures["replies_stopped"], figures["replies"], figures["against_transformers"]
+    faults, against = [], figures["against_transformers"]
+    stopped, count = figures["replies_stopped"], figures["replies"]
+    if stopped < STOPPED * count:
+        faults.append(f"{stopped} of {count} greedy replies stop at the end token, fewer than {STOPPED:.0%}")
     least, most = _LIMITS.get(name, _LOW_BITS)
-    faults = {
-        f"{stopped} of {count} greedy replies stop at the end token, fewer than {STOPPED:.0%}": stopped
-        < STOPPED * count,
-        f"top-1 agreement with transformers {against['top1']}, below {least}": against["top1"] < least,
-        f"KL divergence from transformers {against['kl']}, above {most}": not against["kl"] <= most,
-    }
-    return [f"{name}: {fault}" for fault, holds in faults.items() if holds]
+    if against["top1"] < least:
+        faults.append(f"top-1 agreement with transformers {against['top1']}, below {least}")
+    if not against["kl"] <= most:
+        faults.append(f"KL divergence from transformers {against['kl']}, above {most}")
+    return [f"{name}: {fault}" for fault in faults]

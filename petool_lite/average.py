@@ -24,13 +24,16 @@ def average(runs: Sequence[Path]) -> Path:
                 raise PetoolError(f"{key} is {mine} in {run} and {first} in {runs[0]}", "give runs of one recipe")
     if manifests[0]["method"] != "full":
         raise PetoolError("adapters have no mean: each is a product of two", "train with --set train.method=full")
+    from safetensors import SafetensorError  # also what a full disk raises
+
     made, name = create_run(f"{manifests[0]['name']}-mean"), TRAINED["full"]
+    full = f"cannot write to {made}", "make room, try again"
     try:
-        with in_words(f"cannot write to {made}", "make room, try again", OSError), draft(made) as folder:
-            shutil.copytree(runs[0] / name, folder / name)
+        with in_words(*full, OSError, SafetensorError), draft(made) as folder:
+            shutil.copytree(runs[0] / name, folder / name, ignore=shutil.ignore_patterns("*.safetensors"))
             shutil.copy(runs[0] / "recipe.toml", folder)
-            for file in (folder / name).glob("*.safetensors"):
-                _write_mean(file, [run / name / file.name for run in runs])
+            for file in (runs[0] / name).glob("*.safetensors"):
+                _write_mean(folder / name / file.name, [run / name / file.name for run in runs])
             write_json(folder / "manifest.json", manifests[0] | {"averaged": [str(run) for run in runs]})
     except BaseException:
         shutil.rmtree(made)

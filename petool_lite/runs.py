@@ -120,8 +120,9 @@ def is_complete(run: Path) -> bool:
 
 
 def list_runs() -> list[Path]:
-    """All run directories, the newest last."""
-    return [path.parent for path in sorted(runs_root().glob("*/recipe.toml"), key=lambda path: path.stat().st_mtime)]
+    """All run directories, the newest last; a draft (see `draft`) is none."""
+    found = sorted(runs_root().glob("[!.]*/recipe.toml"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in found]
 
 
 def state(run: Path) -> str:

@@ -19,6 +19,7 @@ def test_the_mean_of_two_runs_is_a_run_and_runs_that_differ_are_refused(trained_
     weights = load_file(one / "model/model.safetensors")
     noise = {name: (weight.float() + torch.randn(weight.shape)).bfloat16() for name, weight in weights.items()}
     save_file(noise, two / "model/model.safetensors", {"format": "pt"})
+    shutil.copytree(one, tmp_path / ".mean.0.draft")  # what a killed command leaves
     said = CliRunner().invoke(main, ["runs", "average", "one", "two", "--json"])
     made = find_run(None)
     assert json.loads(said.stdout.splitlines()[-1]) == {"run": str(made)}
@@ -33,5 +34,5 @@ def test_the_mean_of_two_runs_is_a_run_and_runs_that_differ_are_refused(trained_
                                  ("two", {"setting": "preferred"}, "setting is rating in")):  # fmt: skip
         (two / "manifest.json").write_text(json.dumps(manifest | change))
         refused = CliRunner().invoke(main, ["runs", "average", given, "one"])
-        assert (refused.exit_code, len(list_runs()), len([*tmp_path.iterdir()])) == (1, 3, 3)
+        assert (refused.exit_code, len(list_runs()), len([*tmp_path.iterdir()])) == (1, 3, 4)
         assert words in refused.stderr
