@@ -19,9 +19,20 @@ from petool_lite.recipe import Recipe
 from petool_lite.runs import TRAINED, read_manifest
 
 
-def _random(entry: Entry) -> Tool:
-    """A candidate drawn by the entry's id, so that every shard and every run draws the same."""
-    return random.Random(hashlib.sha256(entry.id.encode()).hexdigest()).choice(entry.tools)
+def _drawn(entry: Entry, tools: Sequence[Tool]) -> Tool:
+    """One of `tools` by the entry's id, so that every shard and every run draws the same."""
+    return random.Random(hashlib.sha256(entry.id.encode()).hexdigest()).choice(tools)
+
+
+def _able(entry: Entry) -> Sequence[Tool]:
+    """The tools that do what is asked, where the data tells them, else all."""
+    right = {entry.answer.name, *(entry.equal_tools or ())} if isinstance(entry.answer, Call) else set()
+    return [tool for tool in entry.tools if tool.name in right and entry.equal_tools] or entry.tools
+
+
+def _told(entry: Entry) -> Tool:
+    best = max(balance(entry, tool.name) for tool in _able(entry))
+    return _drawn(entry, [tool for tool in _able(entry) if balance(entry, tool.name) == best])
 
 
 def _words(entry: Entry) -> Tool:
@@ -35,11 +46,14 @@ def _liked(entry: Entry) -> Tool:
 
 
 RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
-    "rule-random": (_random, "a tool drawn by lot"),
+    "rule-random": (lambda entry: _drawn(entry, entry.tools), "a tool drawn by lot"),
     "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
     "rule-liked": (_liked, "the first tool of the provider with the most likes"),
     "rule-words": (_words, "the tool that shares most words with the request, of equals the better-liked provider's"),
+    "rule-job": (lambda entry: _drawn(entry, _able(entry)), "told which tools do what is asked, one of them by lot"),
+    "rule-told": (_told, "told which, too, the best-liked provider's, of equals one by lot: all that a history says"),
 }
+_TOLD = ("rule-job", "rule-told")  # told more than a model: in no group
 
 LLAMA, GPU, ENDPOINT, NONE = "llama.cpp", "transformers", "endpoint", "none"
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
@@ -162,7 +176,8 @@ def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[st
     cpu = [f"{side}-{kind}" for kind in (_exported(run) if run else ()) for side in _SIDES]
     gpu = _ON_GPU if "all" not in names or (run and gpu_available()) else ()
     spelled = {name: [name] for name in single} | {f"{side}-gpu": [f"{side}-{precision}-gpu"] for side in _SIDES}
-    spelled |= {"rules": [*RULES], "cpu": cpu, "gpu": [*_ON_GPU], "all": [*RULES, *cpu, *gpu]}
+    rules = [name for name in RULES if name not in _TOLD]
+    spelled |= {"rules": rules, "cpu": cpu, "gpu": [*_ON_GPU], "all": [*rules, *cpu, *gpu]}
     if unknown := [name for name in names if name not in spelled]:
         raise PetoolError(f"unknown variant in {','.join(names)}: {unknown[0]}", f"known: {KNOWN}", USAGE)
     return list(dict.fromkeys(one for name in names for one in spelled[name]))
