@@ -144,8 +144,10 @@ def quiet_threads() -> None:
     """Let waiting threads spin a moment, then sleep; OpenMP reads this when loaded. If they spin on, llama.cpp is up to
     a hundred times slower beside a busy program; if they sleep at once, nearly three times on a quiet machine."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        # "passive" would ignore the count where a process has had more threads than cores, as export has through torch
+        os.environ["OMP_WAIT_POLICY"] = "active"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("KMP_BLOCKTIME", "0")  # LLVM's and Intel's OpenMP, where "active" has no end
 
 
 def library() -> Any:
