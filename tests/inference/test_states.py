@@ -50,14 +50,12 @@ def test_what_is_read_from_disk_gives_the_logits_of_memory_and_of_a_fresh_readin
     """To the bit where reuse is exact, as `bench` has it. `call` and `serve` read the rest in one short part, whose
     products round otherwise: with the embedded model's quantized weights logits moved by up to 0.34 of 22."""
     store, file = StateStore(tmp_path), export_base(str(tiny), "q4_k_m")
-    fresh, moved = logits(file, None, 0, False), []
+    fresh = logits(file, None, 0, False)
     for shared in (20, 511, 528):  # around the end of a batch of 512
         with LlamaModel(file, 1024) as model:
             model.read(IDS[:shared])
             store.save("ann", KEY, IDS[:shared], model.state(shared))
         quick = logits(file, store, 0, False)
         assert np.array_equal(quick, logits(file, None, shared, False))
-        moved.append(not np.array_equal(quick, fresh))
         assert np.array_equal(logits(file, store, 0, True), fresh)
         assert np.corrcoef(quick, fresh)[0, 1] > 0.999
-    assert any(moved)
