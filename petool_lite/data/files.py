@@ -30,7 +30,7 @@ from petool_lite.runs import draft
 from petool_lite.text import decode_text, parse_json
 
 FORMS = (
-    "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, values:COUNT (calls of 137 "
+    "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, values:COUNT (calls of 169 "
     "functions, so many of each), hub:OWNER/NAME[/FILE], simulated:COUNT[/SEED]:FILES (calls and tool lists, such as "
     "logs/*.jsonl); history:USER, history:* (what was liked); "
     "several with their copies: A + 4 * B"

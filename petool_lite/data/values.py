@@ -90,8 +90,8 @@ def _value(kind: str, rng: Random) -> _Value:
 def _measured(kind: str, rng: Random) -> _Value:
     forms = _data()["forms"]
     match kind:
-        case "flag":
-            return _Value(True, "", {"type": "boolean"}, default="false")
+        case "flag" | "switch":
+            return _Value(kind == "flag" or rng.random() < 0.5, "", {"type": "boolean"}, default="false")
         case "date":
             day = date(2019, 1, 1) + timedelta(rng.randrange(3200))
             ending = {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10 if day.day // 10 != 1 else 0, "th")
@@ -136,7 +136,7 @@ def _values(function: _Function, rng: Random) -> dict[str, _Value]:
         said = [one.said for one in found.values() if one.said]
         given = [one.value for one in found.values()]
         new = (one for one in drawn if one.value not in given and not any(one.said in o or o in one.said for o in said))
-        found[name] = drawn[0] if kind == "flag" else next(new, drawn[0])
+        found[name] = drawn[0] if kind in ("flag", "switch") else next(new, drawn[0])
     return found
 
 
@@ -159,7 +159,7 @@ def _entry(identity: str, function: _Function, rng: Random) -> Entry:
 
     def said(part: re.Match[str]) -> str:
         given[part[1]] = values[part[1]].value
-        return part[2] or values[part[1]].said
+        return part[2].split("|")[given[part[1]] is False] if part[2] else values[part[1]].said
 
     query = re.sub(r"\{(\w+)(?::([^}]*))?\}", said, ask)
     arguments = {name: given[name] for name in values if name in given}

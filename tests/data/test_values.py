@@ -17,7 +17,8 @@ DAYS = {"YYYY-MM-DD": "%Y-%m-%d", "MM/DD/YYYY": "%m/%d/%Y", "DD.MM.YYYY": "%d.%m
 
 
 def test_every_value_is_what_the_request_says_in_the_declared_form() -> None:
-    entries, seen = load_dataset("values:6").entries, dict.fromkeys(("day", "rate", "counted", "left out", "switch"), 0)
+    seen = dict.fromkeys(("day", "rate", "counted", "left out", "switch", "off"), 0)
+    entries = load_dataset("values:6").entries
     for entry in entries:
         assert isinstance(entry.answer, Call)
         assert not answer_faults(entry)
@@ -39,6 +40,9 @@ def test_every_value_is_what_the_request_says_in_the_declared_form() -> None:
                 assert word or re.search(rf"(?<!\d){value}(?!\d|\.\d)", query), (entry.query, value)
                 seen["counted"] += word
             seen["switch"] += value is True
+            seen["off"] += value is False
+            away = re.search(r"\b(un\w+|off|stop|close|block|disable|deactivate|not)\b", query.lower())
+            assert value is not False or away or "microphone on" in query, query
     assert all(count > 25 for count in seen.values()), seen
     calls, tools = load_corpus(["values:6"])
     assert (len({call.tool.name for call in calls}), tools) == (len(entries) // 6, [])
