@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from petool_lite.cli.options import as_json, new_file, set_option, setting_option, skip_option
+from petool_lite.cli.options import SETTING, as_json, new_file, set_option, setting_option, skip_option
 from petool_lite.console import emit, print_json, print_loss_mask, progress, say
 from petool_lite.data import files as sources
 from petool_lite.data import inspect
@@ -136,6 +136,7 @@ def preview(recipe: str, overrides: tuple[str, ...], number: int, as_json: bool)
 @click.option("--count", default=1000, type=click.IntRange(1, 10**7), help="How many entries.")
 @click.option("--seed", default=0, help="The same seed makes the same entries.")
 @click.option("--out", "target", required=True, metavar="FILE", help="Where the OpenAI lines go.")
+@click.option("--setting", type=SETTING, default="rating", help="Users who rate; who do not; who leave what they used.")
 @click.option("--without-call", default=WITHOUT, type=click.FloatRange(0, 1), help="Share in which no tool fits.")
 @skip_option
 @as_json
@@ -147,7 +148,7 @@ def simulate(sources: tuple[str, ...], count: int, target: str, strict: bool, as
     with progress() as report:
         examples, tools = load_corpus(sources, skip_bad=not strict)
         tools += [tool for name in options["lists"] for tool in load_tools(name)]
-        made = simulated(examples, tools, count, options["seed"], options["without_call"])
+        made = simulated(examples, tools, count, options["seed"], options["setting"], options["without_call"])
 
         def lines() -> Iterator[Any]:
             for number, entry in enumerate(made, 1):

@@ -19,7 +19,7 @@ from typing import Any
 from petool_lite.console import Report, silent
 from petool_lite.data import demo, openai, petoolbench, values
 from petool_lite.data.answers import answer_faults
-from petool_lite.data.entries import Entry, Tool, check_setting
+from petool_lite.data.entries import SETTINGS, Entry, Tool, check_setting
 from petool_lite.data.fields import Fault, is_unicode
 from petool_lite.data.openai import entry_line
 from petool_lite.data.simulate import Example, examples_of, simulate
@@ -31,9 +31,8 @@ from petool_lite.text import decode_text, parse_json
 
 FORMS = (
     "a .json or .jsonl file, also zipped or .gz; demo:train:COUNT, demo:test:COUNT, values:COUNT (calls of 169 "
-    "functions, so many of each), hub:OWNER/NAME[/FILE], simulated:COUNT[/SEED]:FILES (calls and tool lists, such as "
-    "logs/*.jsonl); history:USER, history:* (what was liked); "
-    "several with their copies: A + 4 * B"
+    "functions, so many of each), hub:OWNER/NAME[/FILE], simulated:COUNT[/SEED][@SETTING]:FILES (calls and tool "
+    "lists, such as logs/*.jsonl); history:USER, history:* (what was liked); several with their copies: A + 4 * B"
 )
 KNOWN = "OpenAI messages with tools, Hermes or ShareGPT conversations, xLAM query/tools/answers, PEToolBench entries"
 REPO = "travisxu/PEToolBench"
@@ -127,18 +126,18 @@ def _hashed(lines: Iterable[Any]) -> str:
     return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()
 
 
-def _corpus(source: str) -> tuple[int, int, list[str]]:
-    """How many entries `simulated:COUNT:FILES` has, their seed (`COUNT/SEED`), and its files."""
+def _corpus(source: str) -> tuple[Any, ...]:
+    """How many entries `simulated:COUNT:FILES` has, their seed (`COUNT/SEED`), setting (`COUNT@SETTING`) and files."""
     hint = "write simulated:COUNT:FILES, such as logs/*.jsonl"
-    if not (found := re.fullmatch(r"simulated:([1-9][0-9]{0,6})(?:/([0-9]{1,9}))?:(.+)", source, re.DOTALL)):
+    form = rf"simulated:([1-9][0-9]{{0,6}})(?:/([0-9]{{1,9}}))?(?:@({'|'.join(SETTINGS)}))?:(.+)"
+    if not (found := re.fullmatch(form, source, re.DOTALL)):
         raise PetoolError(f"unknown simulated data: {source}", hint)
-    paths: list[str] = []
-    for name in map(str.strip, found[3].split(",")):
-        made = name.startswith(("history:", "demo:", "values:"))
-        if not (files := [name] if made else sorted(glob(str(Path(name).expanduser())))):
+    paths, made = list[str](), ("history:", "demo:", "values:")
+    for name in map(str.strip, found[4].split(",")):
+        if not (files := [name] if name.startswith(made) else sorted(glob(str(Path(name).expanduser())))):
             raise PetoolError(f"no file matches {name}", hint)
         paths += files
-    return int(found[1]), int(found[2] or 0), paths
+    return int(found[1]), int(found[2] or 0), found[3] or "rating", paths
 
 
 def load_corpus(paths: Iterable[Path | str], skip_bad: bool = True) -> tuple[list[Example], list[Tool]]:
@@ -225,16 +224,16 @@ def _bytes(source: str) -> tuple[bytes, Path]:
 
 def _part_sha256(source: str) -> str:
     if source.startswith("simulated:"):
-        count, seed, paths = _corpus(source)
-        return _hashed([count, seed, *map(source_sha256, paths)])
+        *asked, paths = _corpus(source)
+        return _hashed([*asked, *map(source_sha256, paths)])
     return _read(source)[1] if source.startswith("history:") else hashlib.sha256(_bytes(source)[0]).hexdigest()
 
 
 def _read(source: str) -> tuple[list[Any], str]:
     """The rows of one part of a source, and its SHA-256."""
     if source.startswith("simulated:"):
-        count, seed, paths = _corpus(source)
-        return [entry_line(entry) for entry in simulate(*load_corpus(paths), count, seed)], _part_sha256(source)
+        *asked, paths = _corpus(source)
+        return [entry_line(entry) for entry in simulate(*load_corpus(paths), *asked)], _part_sha256(source)
     if source.startswith("history:"):
         from petool_lite.memory.lines import training_rows
 

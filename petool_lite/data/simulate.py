@@ -1,7 +1,7 @@
 """Simulated users over any corpus of calls: entries whose right provider follows from what the user did before. A call
 is offered by one to four made-up providers under names of their own, among other tools. What the user thought of them
-is drawn first and written into the history; so the answer follows from it, by likes and dislikes, by the latest use
-where nothing was rated, or because one provider alone does it. In an eighth of the requests nobody does."""
+is drawn first and written into the history; so the answer follows from it: by likes and dislikes, by the latest use
+where nobody rates (settings but "rating"), or because one alone does it. In an eighth of the requests nobody does."""
 
 import json
 import re
@@ -156,13 +156,14 @@ def _owners(count: int, rng: Random) -> list[_Owner]:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Calls, also by tool, the texts they state (see `values`), tools to offer beside, how many requests none fits."""
+    """Calls, also by tool, the texts they state (see `values`), tools to offer beside, `simulate`'s last arguments."""
 
     examples: Sequence[Example]
     calls: Mapping[str, Sequence[Example]]
     beside: Sequence[Tool]
     values: Mapping[str, Sequence[str]]
     without: float
+    setting: str
 
 
 def simulate(
@@ -170,6 +171,7 @@ def simulate(
     pool: Sequence[Tool],
     count: int,
     seed: int,
+    setting: str = "rating",
     without: float = WITHOUT,
     requests: int = 6,
 ) -> Iterator[Entry]:
@@ -187,7 +189,7 @@ def simulate(
     for example in examples:
         named_calls[example.tool.name].append(example)
     stated = stated_texts((one.query, one.arguments) for one in examples)
-    corpus = _Corpus(examples, named_calls, beside, stated, without)
+    corpus = _Corpus(examples, named_calls, beside, stated, without, setting)
     order: list[int] = []
     for number in range(count):
         wanted = list[Example]()
@@ -237,10 +239,13 @@ def _in_order(value: Any, schema: Any) -> Any:
 def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Random) -> Entry | None:
     """One draw; None where names clash or no answer would follow from what is written."""
     owners = _owners(rng.randint(4, 8), rng)
-    thought = _RATED if rng.random() < 0.75 else _PLAIN
+    thought = _RATED if rng.random() < 0.75 and corpus.setting == "rating" else _PLAIN
     opinions = {owner: rng.choice(thought) for owner in owners}
     alone = rng.random() < _ALONE
     events = _merged(opinions, rng) if rng.random() < (0.5 if alone else 0.92) else []
+    if corpus.setting == "chronological" and rng.random() < 0.8:  # one provider was used before all others
+        first = rng.choice(owners)
+        events.sort(key=lambda event: event[0] != first)
     offers, asked = list[_Offer](), list[_Asked]()
     taken, near = list[frozenset[str]](), list[Tool]()
     for example in wanted[:1] if alone else wanted:
@@ -250,7 +255,7 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
         query, arguments = with_other_values(example.query, example.arguments, example.tool, corpus.values, rng)
         example = replace(example, query=query, arguments=arguments)
         fits = rng.random() >= corpus.without * (4 if alone else 1)
-        rivals = _rivals(owners, events, rng)
+        rivals = _rivals(owners, events, corpus.setting, rng)
         if fits and len(offers) + len(rivals) > _ASKED:
             continue
         taken.append(own)
@@ -278,7 +283,8 @@ def _entry(identity: str, wanted: Sequence[Example], corpus: _Corpus, rng: Rando
     history = tuple(_earlier(owner, said, [one for one in offers if one.owner == owner], corpus, rng)
                     for owner, said in events)  # fmt: skip
     made = [Entry(identity, query, tuple(tools), history, answer) for query, answer, _ in asked]
-    good = [entry for entry, (_, _, equal) in zip(made, asked, strict=True) if not equal or follows(entry, equal)]
+    pairs = zip(made, asked, strict=True)
+    good = [entry for entry, (_, _, equal) in pairs if not equal or follows(entry, equal, corpus.setting)]
     turns = tuple(turn for entry in good[:-1] for turn in learned_turns(entry))
     return replace(good[-1], turns=turns) if good else None
 
@@ -291,35 +297,37 @@ def _merged(opinions: Mapping[_Owner, _Verdicts], rng: Random) -> list[tuple[_Ow
     return [(owner, next(queues[owner])) for owner in turns]
 
 
-def _rivals(owners: Sequence[_Owner], events: Sequence[tuple[_Owner, str | None]], rng: Random) -> list[_Owner]:
+def _rivals(owners: Sequence[_Owner], events: Sequence[tuple[_Owner, Any]], setting: str, rng: Random) -> list[_Owner]:
     """One to four providers whom the user does not like alike, the preferred first."""
     chosen: list[_Owner] = []
     for _ in range(20):
         chosen = rng.sample(owners, min(len(owners), rng.choice((1, 1, 1, 2, 2, 2, 3, 3, 4))))
-        standing = _standings(events, chosen)
+        standing = _standings(events, chosen, setting)
         chosen.sort(key=lambda owner: standing[owner], reverse=True)
         if len(chosen) == 1 or standing[chosen[0]] > standing[chosen[1]]:
             return chosen
     return chosen[:1]
 
 
-def _standings(events: Sequence[tuple[Any, str | None]], shown: Sequence[Any]) -> dict[Any, tuple[int, int]]:
-    """For each provider shown: likes minus dislikes, and where none of them was rated, when it was last used."""
-    rated = any(verdict for owner, verdict in events if owner in shown)
-    found = dict.fromkeys(shown, (0, 0))
+def _standings(events: Sequence[tuple[Any, Any]], shown: Sequence[Any], setting: str) -> dict[Any, tuple[int, int]]:
+    """For each provider shown: likes minus dislikes, and where none was rated, when it was last used; chronological: in
+    the first half is worse than never, for the user has left it."""
+    rated, found = any(verdict for owner, verdict in events if owner in shown), dict.fromkeys(shown, (0, 0))
     for at, (owner, verdict) in enumerate(events, 1):
+        when = -1 if setting == "chronological" and 2 * at <= len(events) else at
         if owner in found:
-            found[owner] = found[owner][0] + {LIKED: 1, DISLIKED: -1}.get(verdict or "", 0), 0 if rated else at
+            found[owner] = found[owner][0] + {LIKED: 1, DISLIKED: -1}.get(verdict or "", 0), 0 if rated else when
     return found
 
 
-def follows(entry: Entry, equal: Sequence[str]) -> bool:
+def follows(entry: Entry, equal: Sequence[str], setting: str = "rating") -> bool:
     """Whether of the tools `equal` the user prefers the answer's: its provider has the best balance of verdicts, or,
     where none of them was rated, was used last. One tool alone needs no history."""
     if len(equal) == 1:
         return True
     known = entries.providers(entry)
-    standing = _standings([(known[item.call.name], item.verdict) for item in entry.history], [known[n] for n in equal])
+    events = [(known[item.call.name], item.verdict) for item in entry.history]
+    standing = _standings(events, [known[name] for name in equal], setting)
     right = known[entry.answer.name] if isinstance(entry.answer, Call) else ""
     apart = right in standing and len(standing) == len(equal)  # of a provider each
     return apart and all(standing[right] > other for owner, other in standing.items() if owner != right)

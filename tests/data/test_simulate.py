@@ -53,6 +53,28 @@ def test_the_answer_follows_from_what_is_written(entries) -> None:
     assert all(item.provider == "" for entry in entries for item in entry.tools)
 
 
+@pytest.mark.parametrize("setting", ["preferred", "chronological"])
+def test_users_who_do_not_rate(setting: str) -> None:
+    """The latest use counts; chronological: what was used in the first half alone is worse than what is unknown."""
+    entries, left = list(simulate(EXAMPLES, [], 600, 3, setting)), 0
+    for entry in (entry for entry in entries if isinstance(entry.answer, Call)):
+        known = providers(entry)
+        owners = [known[item.call.name] for item in entry.history]
+        assert {item.verdict for item in entry.history} <= {None}
+
+        def worth(item: Tool, owners: list[str] = owners, known: dict[str, str] = known) -> int:
+            last = max((at for at, owner in enumerate(owners, 1) if owner == known[item.name]), default=0)
+            return -1 if setting == "chronological" and 0 < 2 * last <= len(owners) else last
+
+        right = next(item for item in entry.tools if item.name == entry.answer.name)
+        rivals = [item for item in entry.tools if does(item) == does(right) and item is not right]
+        assert all(worth(right) > worth(rival) for rival in rivals)
+        left += any(worth(rival) == -1 for rival in rivals)
+    assert (left > 40) == (setting == "chronological")
+    again = load_dataset(f"simulated:600/3@{setting}:demo:train:40").entries
+    assert {item.verdict for entry in again for item in entry.history} == {None}
+
+
 def does(item: Tool) -> str:
     """What a tool of EXAMPLES is about, which every provider's name tells."""
     return next(
