@@ -128,7 +128,7 @@ def _hashed(lines: Iterable[Any]) -> str:
 
 def _corpus(source: str) -> tuple[Any, ...]:
     """How many entries `simulated:COUNT:FILES` has, their seed (`COUNT/SEED`), setting (`COUNT@SETTING`) and files."""
-    hint = "write simulated:COUNT:FILES, such as logs/*.jsonl"
+    hint = f"write simulated:COUNT:FILES, such as logs/*.jsonl, or COUNT/SEED@SETTING with one of {', '.join(SETTINGS)}"
     form = rf"simulated:([1-9][0-9]{{0,6}})(?:/([0-9]{{1,9}}))?(?:@({'|'.join(SETTINGS)}))?:(.+)"
     if not (found := re.fullmatch(form, source, re.DOTALL)):
         raise PetoolError(f"unknown simulated data: {source}", hint)
