@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from petool_lite.console import Report, silent
-from petool_lite.data import demo, openai, petoolbench, values
+from petool_lite.data import SETTINGS, demo, openai, petoolbench, values
 from petool_lite.data.answers import answer_faults
-from petool_lite.data.entries import SETTINGS, Entry, Tool, check_setting
+from petool_lite.data.entries import Entry, Tool, check_setting
 from petool_lite.data.fields import Fault, is_unicode
 from petool_lite.data.openai import entry_line
 from petool_lite.data.simulate import Example, examples_of, simulate
