@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from petool_lite.console import Report
+from petool_lite.data.answers import equal_tools
 from petool_lite.data.entries import Call, Entry, Tool, balance, properties, required, words
 from petool_lite.errors import MACHINE, USAGE, PetoolError
 from petool_lite.gguf_header import check_gguf
@@ -26,8 +27,8 @@ def _drawn(entry: Entry, tools: Sequence[Tool]) -> Tool:
 
 def _able(entry: Entry) -> Sequence[Tool]:
     """The tools that do what is asked, where the data tells them, else all."""
-    right = {entry.answer.name, *(entry.equal_tools or ())} if isinstance(entry.answer, Call) else set()
-    return [tool for tool in entry.tools if tool.name in right and entry.equal_tools] or entry.tools
+    able = equal_tools(entry) or ()
+    return [tool for tool in entry.tools if tool.name in able] or entry.tools
 
 
 def _told(entry: Entry) -> Tool:
@@ -53,7 +54,7 @@ RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
     "rule-job": (lambda entry: _drawn(entry, _able(entry)), "told which tools do what is asked, one of them by lot"),
     "rule-told": (_told, "told which, too, the best-liked provider's, of equals one by lot: all that a history says"),
 }
-_TOLD = ("rule-job", "rule-told")  # told more than a model: in no group
+_GROUP = [name for name in RULES if name not in ("rule-job", "rule-told")]  # these are told more than a model is
 
 LLAMA, GPU, ENDPOINT, NONE = "llama.cpp", "transformers", "endpoint", "none"
 _SIDES = {"base": "the base before training", "tuned": "what was trained"}
@@ -176,8 +177,7 @@ def _expanded(names: Sequence[str], run: Path | None, precision: str) -> list[st
     cpu = [f"{side}-{kind}" for kind in (_exported(run) if run else ()) for side in _SIDES]
     gpu = _ON_GPU if "all" not in names or (run and gpu_available()) else ()
     spelled = {name: [name] for name in single} | {f"{side}-gpu": [f"{side}-{precision}-gpu"] for side in _SIDES}
-    rules = [name for name in RULES if name not in _TOLD]
-    spelled |= {"rules": rules, "cpu": cpu, "gpu": [*_ON_GPU], "all": [*rules, *cpu, *gpu]}
+    spelled |= {"rules": _GROUP, "cpu": cpu, "gpu": [*_ON_GPU], "all": [*_GROUP, *cpu, *gpu]}
     if unknown := [name for name in names if name not in spelled]:
         raise PetoolError(f"unknown variant in {','.join(names)}: {unknown[0]}", f"known: {KNOWN}", USAGE)
     return list(dict.fromkeys(one for name in names for one in spelled[name]))

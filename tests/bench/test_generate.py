@@ -224,11 +224,11 @@ def test_what_baselines_score_on_the_published_entries(open_entries) -> None:
     """What docs/results.md says of them."""
     entries = load_dataset(str(open_entries)).entries
     wanted = {"rule-random": 11.2, "rule-first": 13.1, "rule-liked": 41.0, "rule-words": 39.8}
-    wanted |= {"rule-job": 44.5, "rule-told": 90.8}
+    wanted |= {"rule-job": 46.1, "rule-told": 90.8}
     for name in kinds.RULES:
         calls = [kinds.rule_call(name, entry) for entry in entries]
         right = sum(call.name == entry.answer.name for call, entry in zip(calls, entries, strict=True))
-        assert 100 * right / 753 == pytest.approx(wanted[name], abs=1.7)
+        assert 100 * right / 753 == pytest.approx(wanted[name], abs=1.5)
         for entry, call in zip(entries, calls, strict=True):
             (tool,) = (tool for tool in entry.tools if tool.name == call.name)
             assert set(call.arguments) == set(required(tool)), "a valid call"
