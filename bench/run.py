@@ -20,7 +20,8 @@ from petool_lite.data.answers import equal_tools, function_words
 from petool_lite.data.entries import Call, Entry
 from petool_lite.data.petoolbench import published_call
 from petool_lite.errors import PetoolError
-from petool_lite.inference.llama_open import cpu_name, default_threads
+from petool_lite.inference.llama_open import cpu_name
+from petool_lite.places import default_threads
 from petool_lite.runs import locked, versions
 
 

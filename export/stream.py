@@ -17,7 +17,7 @@ from petool_lite.export.gguf import ROPE, Places, file_order, permute, write_hea
 from petool_lite.export.quantize import quantize_rows, tensor_bytes
 from petool_lite.export.source import Source, Tensor, nf4_round_trip
 from petool_lite.families import gguf_name, reordered_heads, rope_divisors, rope_of
-from petool_lite.inference.llama_open import default_threads
+from petool_lite.places import default_threads
 
 _BAND = 1 << 19  # weights in a band: 2 MiB as float32, about what a core's cache holds
 

@@ -19,8 +19,8 @@ from petool_lite.errors import PetoolError
 from petool_lite.export.source import Source, nf4_round_trip
 from petool_lite.families import gguf_name
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.llama_open import default_threads
 from petool_lite.models import Base
+from petool_lite.places import default_threads
 from petool_lite.prompt import render
 from petool_lite.prompt.prepare import prepare
 from petool_lite.prompt.render import Example, Layout, chat_from_directory

@@ -14,8 +14,9 @@ from petool_lite.console import Report, silent
 from petool_lite.errors import PetoolError
 from petool_lite.inference.gpu import gpu_facts
 from petool_lite.inference.llama import LlamaModel
-from petool_lite.inference.llama_open import EngineSettings, default_threads, remember_settings
+from petool_lite.inference.llama_open import EngineSettings, remember_settings
 from petool_lite.models import embedded_gguf
+from petool_lite.places import default_threads
 from petool_lite.runs import versions
 
 

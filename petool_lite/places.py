@@ -1,5 +1,5 @@
-"""Folders that petool-lite writes to without being told. One that is missing or read-only costs speed or memory between
-calls, never the answer: a folder of this user's in the machine's temporary directory takes its part."""
+"""What a process may use without being told: cores, and folders to write to. One that is missing or read-only costs
+speed or memory between calls, never the answer: a folder of this user's in the temporary one takes its part."""
 
 import atexit
 import getpass
@@ -98,3 +98,8 @@ def _substitute(wanted: Path | None) -> Path:
     why = f"{wanted} cannot be written" if wanted else "there is no home folder"
     say(f"note: {why}; {folder} is the cache instead")
     return folder
+
+
+def default_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

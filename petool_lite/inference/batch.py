@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from petool_lite.errors import PetoolError
-from petool_lite.inference.llama_open import EngineSettings, default_threads, first_error, held_signals
+from petool_lite.inference.llama_open import EngineSettings, first_error, held_signals
+from petool_lite.places import default_threads
 from petool_lite.prompt.render import common_length
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any
 from petool_lite.errors import PetoolError
 from petool_lite.gguf_header import check_gguf
 from petool_lite.inference import bare
-from petool_lite.places import cache_place
+from petool_lite.places import cache_place, default_threads
 from petool_lite.runs import write_json
 
 
@@ -46,11 +46,6 @@ def library_stamp() -> str:
     folders = [Path(folder, "lib") for folder in (spec.submodule_search_locations or [] if spec else [])]
     facts = [file.stat() for folder in folders for file in sorted(folder.glob("lib*"))]
     return " ".join(f"{item.st_size}.{item.st_mtime_ns}" for item in facts)
-
-
-def default_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def model_sha256(path: Path) -> str:

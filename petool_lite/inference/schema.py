@@ -54,16 +54,13 @@ def buildable(tool: Tool) -> Built:
 def _built(name: str, text: str) -> Built:
     if joined := '"allOf"' in text and len(set(_PATTERNS.findall(text))) > _JOINED:
         text = _PATTERNS.sub('"title": ""', text)
-    reader = _Reader(name, json.loads(text, object_hook=_never_null))
+    # OpenAPI's `nullable` goes: a null is not valid by JSON Schema, and no reply needs one
+    plain = json.loads(text, object_hook=lambda one: {k: v for k, v in one.items() if k != "nullable" or v is not True})
+    reader = _Reader(name, plain)
     if joined:
         reader.notes.append(f"the tool {name}: patterns are not held: more than {_JOINED} of them beside allOf")
     with in_words(f"the tool {name}: its references lead on too far", "mend the tool's declaration", RecursionError):
         return Built(reader.root(), tuple(dict.fromkeys(reader.notes)))
-
-
-def _never_null(schema: Schema) -> Schema:
-    """A schema without OpenAPI's `nullable`: a null is not valid by JSON Schema, and no reply needs one."""
-    return {key: item for key, item in schema.items() if key != "nullable" or item is not True}
 
 
 class _Reader:

@@ -2,6 +2,7 @@
 The answer's ids follow the prompt's, so the loss mask is a position, never a search for marker text."""
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from petool_lite.data.entries import Answer, Call, Entry, bearing, properties
 from petool_lite.data.openai import entry_messages, tool_json
 from petool_lite.data.petoolbench import prompt_of, published_call
 from petool_lite.errors import PetoolError, in_words
+from petool_lite.places import default_threads
 
 # Llama-3.x templates print today's date unless told otherwise; a fixed one keeps prompts the same every day.
 _DATE = "26 Jul 2024"
@@ -280,24 +282,25 @@ def examples(chat: Chat, entries: Sequence[Entry], layout: Layout, pairs: bool =
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    batches = [entries[start : start + _BATCH] for start in range(0, len(entries), _BATCH)]
-    cores = min(len(batches) // 4, os.cpu_count() or 1)
+    starts, work = range(0, len(entries), _BATCH), (entries, chat, layout, pairs)
+    cores = min(len(starts) // 4, default_threads())
     if cores < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        for batch in batches:
-            yield from _rendered(batch, chat, layout, pairs)
+        yield from (row for start in starts for row in _rendered(start, *work))
         return
-    # a compiled template cannot be sent, but forked
-    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _as_worker, (chat, layout, pairs))
+    # a compiled template cannot be sent, but forked, and the entries need not be
+    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _as_worker, work)
     ended = in_words("a process that renders rows was ended from outside", "free memory, try again", BrokenProcessPool)
+    gc.freeze()  # a collector writes to all that it looks at: each process would copy every entry
     try:
         with ended:
-            for rows in pool.map(_rendered, batches):
+            for rows in pool.map(_rendered, starts):
                 yield from rows
     finally:
+        gc.unfreeze()
         pool.shutdown(wait=False, cancel_futures=True)  # at once, also where nobody wants the rest
 
 
-_work: Any = None  # of a process that renders: chat, layout, pairs
+_work: Any = None  # of a process that renders: entries, chat, layout, pairs
 
 
 def _as_worker(*work: Any) -> None:
@@ -308,8 +311,9 @@ def _as_worker(*work: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _rendered(batch: Sequence[Entry], *work: Any) -> list[Example | None]:
-    chat, layout, pairs = work or _work
+def _rendered(start: int, *work: Any) -> list[Example | None]:
+    entries, chat, layout, pairs = work or _work
+    batch = entries[start : start + _BATCH]
     rows = list[Example | None]()
     if lost := next((entry for entry in batch if entry.answer is None), None):
         raise PetoolError(f"entry {lost.id} has no answer to learn", "training needs the right calls")
