@@ -1,11 +1,11 @@
 """Accuracy on functions that training never saw: split, train and bench every fold, from entries to a table.
 
-    python dev/folds.py DATA [--recipe smol-rating] [--folds 5] [--only 0,3] [--seeds 0,1,2] [--jobs 15]
+    python dev/folds.py DATA [--recipe smol-rating] [--folds 5] [--only 0,3] [--seeds 0,1,2] [--copies 24]
         [--change "LABEL: KEY=VALUE KEY=VALUE"]... [--setting preferred]... [--export q4_k_m] [--out DIR] [--seconds N]
 
 Each --change is the recipe with these settings, in every fold and with every seed, {fold} and {seed} in a value
 replaced. A fold's entries take the place of the recipe's; those that it simulates from corpora/ stay. What is done is
-kept in DIR, in a folder for each recipe, --set, DATA and --folds: the same command goes on, a stopped training from its
+kept in DIR, in a folder for each recipe, --set, DATA, --folds, --copies: the same command goes on, a stopped training from its
 checkpoint; so does one with other changes, seeds, folds of --only or prompts. Runs side by side share the GPU best
 through CUDA's multi-process service (nvidia-cuda-mps-control -d). The table goes to stderr, JSON to stdout.
 """
@@ -89,7 +89,7 @@ def train_and_bench(study: Study, one: One) -> bool:
     if not any(map(is_complete, folder.glob("run/*"))):
         saved = sorted(folder.glob("run/*/checkpoints/checkpoint-*/trainer_state.json"))
         simulated, both, _ = load_recipe(study.recipe)[1].data.train.partition(" + ")
-        train = f"{simulated} + 12 * {data}-train.jsonl" if both else f"{data}-train.jsonl"
+        train = f"{simulated} + {study.copies} * {data}-train.jsonl" if both else f"{data}-train.jsonl"
         given = (f"data.train={train}", f"train.seed={one.seed}", *study.settings, *one.settings)
         filled = (item.replace("{fold}", str(one.fold)).replace("{seed}", str(one.seed)) for item in given)
         line = ["--resume", saved[-1].parents[2]] if saved else [study.recipe, *(f"--set={item}" for item in filled)]
@@ -151,6 +151,7 @@ def options(arguments: Sequence[str]) -> Study:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", default="", help="these folds only, such as 0,3")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--copies", type=int, default=24, help="of a fold's entries, beside simulated users; as recipes say")
     parser.add_argument("--change", action="append", default=[], metavar="LABEL: KEY=VALUE ...", type=change)
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--setting", action="append", default=[], help="prompt to score in; the recipe's own")
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str]) -> None:
         changes, recipe = dict(study.change) or {"as it is": ()}, load_recipe(study.recipe, study.settings)[1]
         usual = SETTINGS if recipe.data.setting == ALL else (recipe.data.setting,)
         study.scored, study.until, study.gpu = study.setting or usual, started + study.seconds, gpu_available()
-        shared = {"folds": study.folds, "sha256 of DATA": source_sha256(study.data), **flat(recipe)}
+        shared = {"folds": study.folds, "copies": study.copies, "sha256 of DATA": source_sha256(study.data), **flat(recipe)}
         study.out = study.out.absolute() / f"{Path(study.recipe).stem}-{digest(shared)}"
         write_json(study.out / "study.json", shared)
         only = study.only or ",".join(map(str, range(study.folds)))
