@@ -5,9 +5,9 @@
 
 Each --change is the recipe with these settings, in every fold and with every seed, {fold} and {seed} in a value
 replaced. A fold's entries take the place of the recipe's; those that it simulates from corpora/ stay. What is done is
-kept in DIR, in a folder for each recipe, --set, DATA, --folds, --copies: the same command goes on, a stopped training from its
-checkpoint; so does one with other changes, seeds, folds of --only or prompts. Runs side by side share the GPU best
-through CUDA's multi-process service (nvidia-cuda-mps-control -d). The table goes to stderr, JSON to stdout.
+kept in DIR, in a folder for each recipe, --set, DATA, --folds, --copies: the same command goes on, a stopped training
+from its checkpoint; so does one with other changes, seeds, folds of --only or prompts. Runs side by side share the GPU
+best through CUDA's multi-process service (nvidia-cuda-mps-control -d). The table goes to stderr, JSON to stdout.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def options(arguments: Sequence[str]) -> Study:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", default="", help="these folds only, such as 0,3")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--copies", type=int, default=24, help="of a fold's entries, beside simulated users; as recipes say")
+    parser.add_argument("--copies", type=int, default=24, help="of a fold's entries, as recipes say")
     parser.add_argument("--change", action="append", default=[], metavar="LABEL: KEY=VALUE ...", type=change)
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--setting", action="append", default=[], help="prompt to score in; the recipe's own")
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str]) -> None:
         changes, recipe = dict(study.change) or {"as it is": ()}, load_recipe(study.recipe, study.settings)[1]
         usual = SETTINGS if recipe.data.setting == ALL else (recipe.data.setting,)
         study.scored, study.until, study.gpu = study.setting or usual, started + study.seconds, gpu_available()
-        shared = {"folds": study.folds, "copies": study.copies, "sha256 of DATA": source_sha256(study.data), **flat(recipe)}
+        shared = {"folds": study.folds, "copies": study.copies, "sha256": source_sha256(study.data), **flat(recipe)}
         study.out = study.out.absolute() / f"{Path(study.recipe).stem}-{digest(shared)}"
         write_json(study.out / "study.json", shared)
         only = study.only or ",".join(map(str, range(study.folds)))

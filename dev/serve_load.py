@@ -91,7 +91,7 @@ def server(
     try:
         yield process, f"{address.group()}/chat/completions"
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGKILL if line else signal.SIGINT)  # the peer goes on for minutes where it is busy
         process.wait(30)
 
 
