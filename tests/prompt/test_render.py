@@ -1,5 +1,6 @@
 """The renderer: golden ids, one template for training and for every server, and answers that are never cut."""
 
+import gc
 import glob
 import json
 from dataclasses import replace
@@ -103,6 +104,22 @@ def test_earlier_answers_that_are_marked_are_learned_too(chat) -> None:
     assert "".join(piece["text"] for piece in shown) == chat.decode(row.ids)
     again = parse_line(entry_line(entry), entry.id)
     assert example(chat, again, PETOOL).earlier == row.earlier
+
+
+def frozen(start: int) -> list[int]:
+    return [gc.get_freeze_count()]
+
+
+def test_processes_render_the_same_rows_and_share_the_entries(smol, monkeypatch) -> None:
+    """The collector of a forked process copies all that it looks at, which once counted as the template's time."""
+    entries, layout = [replace(published(n % 3), id=str(n)) for n in range(256)], Layout("petool", 8192)
+    monkeypatch.setattr(render, "default_threads", lambda: 1)
+    alone = list(render.examples(smol, entries, layout))
+    monkeypatch.setattr(render, "default_threads", lambda: 2)
+    assert list(render.examples(smol, entries, layout)) == alone
+    monkeypatch.setattr(render, "_rendered", frozen)
+    assert min(render.examples(smol, entries, layout)) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_conversation_goes_on_with_calls_and_results_as_text(smol) -> None:
