@@ -45,7 +45,7 @@ def _words(entry: Entry) -> Tool:
 RULES: dict[str, tuple[Callable[[Entry], Tool], str]] = {
     "rule-random": (lambda entry: _drawn(entry, entry.tools), "a tool drawn by lot"),
     "rule-first": (lambda entry: entry.tools[0], "the first tool of the list"),
-    "rule-liked": (lambda e: max(e.tools, key=lambda tool: balance(e, tool.name)), "the best-liked provider's first"),
+    "rule-liked": (lambda e: max(e.tools, key=lambda tool: balance(e, tool.name)), "best-liked provider's first tool"),
     "rule-words": (_words, "the tool that shares most words with the request, of equals the better-liked provider's"),
     "rule-job": (lambda entry: _drawn(entry, _able(entry)), "told which tools do what is asked, one of them by lot"),
     "rule-told": (_told, "told which, too, the best-liked provider's, of equals one by lot: all that a history says"),
